@@ -1,0 +1,119 @@
+"""The demo dataset: two photographs cut up and damaged by known amounts. Its scores are not aesthetics."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image, ImageEnhance, ImageFilter
+from sklearn.datasets import load_sample_images
+from tqdm import tqdm
+
+from labels import AVA
+from option import InputError
+from util import atomic_write
+
+VERSION = "1"  # raise it when the recipe below changes, so that old copies are built anew
+COUNTS = {"train": 768, "val": 128, "test": 192}
+# Vertical bands of each 640-pixel photograph, disjoint: no pixel is in two splits.
+BANDS = {"train": ((0, 176), (304, 480)), "val": ((176, 304),), "test": ((480, 640),)}
+CROP = (96, 128)  # side of a crop, in pixels of the photograph
+MIN_CONTRAST = 25  # standard deviation of a crop's pixels: no bare sky
+SIDE = 160  # side of a saved picture, in pixels
+LEVELS = np.arange(1, 11)
+DAMAGES = ("blur", "noise", "exposure", "tilt", "colour")
+WEIGHTS = np.array([2.6, 2.2, 2.0, 1.6, 1.8])  # what full damage of each kind costs, in levels
+
+
+def build(folder: str | os.PathLike, images: str | os.PathLike, seed: int = 2023) -> bool:
+    """Write `train.csv`, `val.csv`, `test.csv` to `folder` and the pictures to `images`, as AVA would be.
+
+    Does nothing, and returns False, where this version is there already. An interrupted build is done again; two at
+    a time write the same files. Raises InputError rather than write over pictures or CSVs of other origin.
+    """
+    folder, images = Path(folder), Path(images)
+    stamp = folder / "demo_version.txt"
+    if stamp.is_file():
+        if stamp.read_text() == VERSION and images.is_dir():
+            return False
+    elif any((folder / f"{split}.csv").exists() for split in COUNTS) or (
+        images.is_dir() and any(images.iterdir())
+    ):
+        raise InputError(f"{folder}: holds files that are not the demo's; give --dataset, or another folder")
+    images.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    stamp.write_text("being built")
+    photographs = load_sample_images().images
+    number = 1
+    for split, count in COUNTS.items():
+        rng = np.random.default_rng([seed, number])
+        rows = []
+        for _ in tqdm(range(count), f"building the demo's {split} pictures", leave=False, disable=None):
+            amounts = draw_amounts(rng)
+            picture = damage(draw_crop(photographs, split, rng), amounts, rng)
+            with atomic_write(images / f"{number}.jpg", "wb") as file:
+                picture.save(file, "JPEG", quality=95)
+            rows.append([number, *draw_votes(amounts, rng)])
+            number += 1
+        with atomic_write(folder / f"{split}.csv") as file:
+            pd.DataFrame(rows, columns=[AVA.image_column, *AVA.vote_columns]).to_csv(file, index=False)
+    with atomic_write(stamp) as file:
+        file.write(VERSION)
+    return True
+
+
+def draw_crop(photographs: list[np.ndarray], split: str, rng: np.random.Generator) -> Image.Image:
+    """A random square from the split's bands of a random photograph, SIDE pixels wide, with something in it.
+
+    Mirrored and its colour channels exchanged at random, so that what is shown says nothing of the score.
+    """
+    photograph = photographs[rng.integers(len(photographs))]
+    left, right = BANDS[split][rng.integers(len(BANDS[split]))]
+    side = int(rng.integers(CROP[0], CROP[1] + 1))
+    while True:
+        x = int(rng.integers(left, right - side + 1))
+        y = int(rng.integers(0, photograph.shape[0] - side + 1))
+        pixels = photograph[y : y + side, x : x + side]
+        if pixels.std() >= MIN_CONTRAST:
+            break
+    pixels = pixels[:, :: rng.choice([-1, 1]), rng.permutation(3)]
+    return Image.fromarray(np.ascontiguousarray(pixels)).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+
+
+def draw_amounts(rng: np.random.Generator) -> np.ndarray:
+    """How much of each of DAMAGES, 0 to 1: they come together, around one severity, as in a bad photograph."""
+    severity = rng.random()
+    return (severity + rng.normal(0, 0.1, len(DAMAGES))).clip(0, 1)
+
+
+def damage(picture: Image.Image, amounts: np.ndarray, rng: np.random.Generator) -> Image.Image:
+    """Apply `amounts` of DAMAGES to an RGB picture."""
+    blur, noise, exposure, tilt, colour = amounts
+    if tilt:
+        angle = float(tilt) * 30 * rng.choice([-1, 1])
+        picture = picture.rotate(angle, Image.Resampling.BICUBIC, fillcolor=(128, 128, 128))
+    if blur:
+        picture = picture.filter(ImageFilter.GaussianBlur(0.5 + 4.5 * float(blur)))
+    if colour:
+        picture = ImageEnhance.Color(picture).enhance(1 - float(colour))
+    if exposure:
+        stops = float(exposure) * 1.3 * rng.choice([-1, 1])
+        picture = picture.point([min(255, round(value * 2**stops)) for value in range(256)] * 3)
+    if noise:
+        pixels = np.asarray(picture, np.float32)
+        pixels = pixels + rng.normal(0, 50 * float(noise), pixels.shape)
+        picture = Image.fromarray(pixels.clip(0, 255).round().astype(np.uint8))
+    return picture
+
+
+def mean_opinion(amounts: np.ndarray) -> float:
+    """The level, 1 to 10, that the votes of a picture are spread around: 9 less the cost of its damage."""
+    return float(np.clip(9.0 - amounts @ WEIGHTS, 1.0, 10.0))
+
+
+def draw_votes(amounts: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """(10,) counts of 200 votes, spread normally around `mean_opinion`."""
+    spread = np.exp(-0.5 * ((LEVELS - mean_opinion(amounts)) / 1.3) ** 2)
+    return rng.multinomial(200, spread / spread.sum())

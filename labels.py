@@ -1,0 +1,208 @@
+"""Label files: the CSVs of AVA, TAD66K, FLICKR-AES and others, read strictly into arrays."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+
+import numpy as np
+import pandas as pd
+
+from option import InputError
+
+VOTE_COLUMN = re.compile(r"(?:votes?|score|level)?_?(\d+)", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Format:
+    """How one dataset writes its labels."""
+
+    image_column: str = "image"
+    suffix: str = ""  # appended to the image column for the file name
+    vote_columns: tuple[str, ...] = ()  # counts of votes for the levels 1, 2, ...; none: one score
+    score_range: tuple[float, float] = (0.0, 1.0)  # of the column `score`; the target is its place in 0..1
+    threshold: float = 0.5  # on the score computed from the target: above it is high
+
+    @property
+    def outputs(self) -> int:
+        """How many outputs the network needs: one per vote level, or one."""
+        return len(self.vote_columns) or 1
+
+
+# score2..score11 are the counts of votes 1..10: off by one, but so are the files.
+AVA = Format("image_id", ".jpg", tuple(f"score{level}" for level in range(2, 12)), threshold=5.0)
+FORMATS = {
+    "demo": AVA,
+    "ava": AVA,
+    "tad66k": Format(score_range=(0.0, 10.0)),
+    "flickr_aes": Format(score_range=(0.0, 1.0)),
+}
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The images of one split, in the order of its CSV, and their targets."""
+
+    source: str  # the CSV, for messages
+    images: np.ndarray  # (N,) file names relative to the image folder, fixed-width so that workers share them
+    targets: np.ndarray  # (N, outputs) float32: vote distributions that sum to 1, or scores in 0..1
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def subset(self, rows: np.ndarray) -> Labels:
+        return replace(self, images=self.images[rows], targets=self.targets[rows])
+
+
+def csv_format(path: str | os.PathLike, score_range: tuple[float, float], threshold: float | None) -> Format:
+    """The format of `--dataset csv`: `image` with `score`, or with one column per vote level.
+
+    Vote columns are numbered, alone or behind `vote`, `votes`, `score` or `level` (`1, 2, ...`, `score_1, ...`);
+    their numbers, in order, are the levels 1, 2, ... The default threshold is the middle of the scale.
+    """
+    columns = list(_read_table(path).columns)
+    if "score" in columns:
+        low, high = score_range
+        middle = 0.5 if threshold is None else (threshold - low) / (high - low)
+        return Format(score_range=score_range, threshold=middle)
+    numbered = {int(m[1]): column for column in columns if (m := VOTE_COLUMN.fullmatch(column))}
+    if len(numbered) < 2:
+        raise InputError(
+            f"{path}: needs the column 'score', or one column per vote level (as in vote1, vote2); "
+            f"found {', '.join(columns)}"
+        )
+    votes = tuple(numbered[level] for level in sorted(numbered))
+    middle = (1 + len(votes)) / 2 if threshold is None else threshold
+    return Format(vote_columns=votes, threshold=middle)
+
+
+def read_labels(path: str | os.PathLike, form: Format, limit: int | None = None) -> Labels:
+    """Read one CSV. limit: the first rows only.
+
+    Raises InputError naming the file, the line and the value for anything that is not a label.
+    """
+    table = _read_table(path)
+    needed = [form.image_column, *(form.vote_columns or ("score",))]
+    if missing := [column for column in needed if column not in table.columns]:
+        raise InputError(f"{path}: no column {', '.join(missing)}; found {', '.join(table.columns)}")
+    if limit is not None:
+        table = table.head(limit)
+    names = [name.strip() for name in table[form.image_column]]
+    for line, name in zip(table.index, names, strict=True):
+        if problem := _name_problem(name):
+            raise InputError(f"{path}, line {line}: image name {name!r} {problem}")
+    images = np.array([name + form.suffix for name in names])
+    duplicated = pd.Series(images, index=table.index)[lambda s: s.duplicated()]
+    if len(duplicated):
+        raise InputError(
+            f"{path}, line {duplicated.index[0]}: image {duplicated.iloc[0]} stands there a second time "
+            f"({len(duplicated)} repeated in all); keep one row for each image"
+        )
+    targets = _votes(path, table, form) if form.vote_columns else _scores(path, table, form)
+    return Labels(str(path), images, targets)
+
+
+def _votes(path, table: pd.DataFrame, form: Format) -> np.ndarray:
+    votes = _numbers(path, table, form.vote_columns)
+    _refuse_where(path, table, votes < 0, form.vote_columns, "votes cannot be negative")
+    totals = votes.sum(1, keepdims=True)
+    if (totals == 0).any():
+        raise InputError(
+            f"{path}, line {table.index[np.argmax(totals == 0)]}: all votes are 0; remove the row"
+        )
+    return (votes / totals).astype(np.float32)
+
+
+def _scores(path, table: pd.DataFrame, form: Format) -> np.ndarray:
+    low, high = form.score_range
+    values = _numbers(path, table, ["score"])
+    _refuse_where(path, table, (values < low) | (values > high), ["score"], f"scores are {low:g} to {high:g}")
+    return ((values - low) / (high - low)).astype(np.float32)
+
+
+def _read_table(path: str | os.PathLike) -> pd.DataFrame:
+    """A CSV as text, indexed by its line numbers, blank lines left out."""
+    if not Path(path).is_file():
+        raise InputError(f"{path}: no such file; --path_to_save_csv names the folder of the CSVs")
+    try:
+        table = pd.read_csv(
+            path, dtype=str, na_filter=False, skip_blank_lines=False, encoding="utf-8-sig", index_col=False
+        )
+    except pd.errors.EmptyDataError:
+        raise InputError(f"{path}: empty; it needs a header and rows") from None
+    except (pd.errors.ParserError, UnicodeDecodeError, ValueError, OSError) as error:
+        raise InputError(f"{path}: not a readable CSV ({' '.join(str(error).split())})") from None
+    table.columns = [str(column).strip() for column in table.columns]
+    table.index = table.index + 2
+    table = table.fillna("")
+    table = table[(table != "").any(axis=1)]
+    if table.empty:
+        raise InputError(f"{path}: no rows under the header {', '.join(table.columns)}")
+    return table
+
+
+def _numbers(path, table: pd.DataFrame, columns: Sequence[str]) -> np.ndarray:
+    columns = list(columns)
+    numbers = table[columns].apply(pd.to_numeric, errors="coerce").to_numpy(np.float64)
+    _refuse_where(path, table, ~np.isfinite(numbers), columns, "not a number")
+    return numbers
+
+
+def _refuse_where(path, table: pd.DataFrame, bad: np.ndarray, columns: Sequence[str], problem: str) -> None:
+    if bad.any():
+        row, column = np.argwhere(bad)[0]
+        value = table[columns[column]].iloc[row]
+        more = f" ({bad.any(1).sum()} such rows)" if bad.any(1).sum() > 1 else ""
+        raise InputError(f"{path}, line {table.index[row]}: {columns[column]} = {value!r}: {problem}{more}")
+
+
+def _name_problem(name: str) -> str | None:
+    path = PurePosixPath(name.replace("\\", "/"))
+    if not name:
+        return "is empty"
+    if path.is_absolute() or ".." in path.parts or re.match(r"[A-Za-z]:", name):
+        return "leaves the image folder; names are relative to --path_to_images"
+    return None
+
+
+def hold_out(labels: Labels, share: float, seed: int) -> tuple[Labels, Labels]:
+    """Split off `share` of the rows at random: (the rest, the held-out), each in the CSV's order."""
+    order = np.random.default_rng(seed).permutation(len(labels))
+    count = max(1, round(share * len(labels)))
+    if count >= len(labels):
+        raise InputError(f"{labels.source}: {len(labels)} rows are too few to hold out a validation set")
+    return labels.subset(np.sort(order[count:])), labels.subset(np.sort(order[:count]))
+
+
+def find_images(labels: Labels, folder: str | os.PathLike, skip_missing: bool) -> tuple[Labels, int]:
+    """Check that every image is in `folder`, by one listing of each folder named; nothing is opened.
+
+    Returns the labels whose images are there, and how many were skipped (with skip_missing).
+    Raises InputError with the count and the first ten of the missing.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder; --path_to_images names the folder of the pictures")
+    parents = [os.path.dirname(name) for name in labels.images]
+    listings = {parent: _listing(folder / parent) for parent in set(parents)}
+    present = np.array(
+        [
+            os.path.basename(name) in listings[parent]
+            for name, parent in zip(labels.images, parents, strict=True)
+        ]
+    )
+    missing = labels.images[~present]
+    if len(missing) and not (skip_missing and present.any()):
+        hint = "none of them is there" if not present.any() else "--skip_missing goes on without them"
+        shown = ", ".join(missing[:10]) + (", ..." if len(missing) > 10 else "")
+        raise InputError(
+            f"{labels.source}: {len(missing)} of {len(labels)} images are not in {folder}: {shown}; {hint}"
+        )
+    return labels.subset(present), len(missing)
+
+
+def _listing(folder: Path) -> set[str]:
+    return set(os.listdir(folder)) if folder.is_dir() else set()

@@ -1,0 +1,259 @@
+"""EAT's entry point: train and evaluate on one dataset, alone or as a trial of `nnictl`. Try `--help`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+import time
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import demo
+import engine
+import option
+import record
+import search
+from dataset import Splits, Transform, make_loader, read_splits
+from labels import FORMATS, Format, csv_format
+from models import WeightsError, create_model, load_weights
+from option import InputError
+from util import make_loss, to_json, write_json
+
+log = logging.getLogger("eat")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run; returns the exit status: 0, 1 if training failed, 2 for a bad request, 130 if interrupted."""
+    logging.basicConfig(
+        stream=sys.stderr, level=logging.INFO, format="[%(asctime)s] %(message)s", datefmt="%H:%M:%S"
+    )
+    warnings.showwarning = lambda message, *_, **__: log.warning("warning: %s", message)
+    try:
+        print(to_json(run(option.parse(argv))), flush=True)
+    except (InputError, WeightsError) as error:
+        return _fail(error, 2)
+    except engine.TrainingError as error:
+        return _fail(error, 1)
+    except KeyboardInterrupt:
+        return _fail("interrupted; a run with a named folder goes on with --resume", 130)
+    return 0
+
+
+def _fail(reason: object, status: int) -> int:
+    print(f"main_nni.py: {' '.join(str(reason).split())}", file=sys.stderr)
+    return status
+
+
+def run(given: dict) -> dict:
+    """Train or evaluate as the options `given` ask. Returns the last line of output. Raises InputError."""
+    start = time.perf_counter()
+    options = gather_options(given)
+    device = pick_device(options.gpu_id)
+    if options.dataset == "demo" and demo.build(options.path_to_save_csv, options.path_to_images):
+        log.info("demo data built in %s; its scores are not aesthetics", options.path_to_save_csv)
+    form = pick_format(options)
+    options.loss = {"auto": "emd" if form.vote_columns else "mse"}.get(options.loss, options.loss)
+    if options.loss != "mse" and not form.vote_columns:
+        raise InputError(
+            f"--loss {options.loss} needs vote distributions; {options.dataset} has scores: use mse"
+        )
+    splits = read_splits(
+        options.path_to_save_csv,
+        options.path_to_images,
+        form,
+        train=not options.eval,
+        select_on_test=options.released_protocol,
+        skip_missing=options.skip_missing,
+        val_share=options.val_share,
+        seed=options.seed,
+        limit=options.limit,
+    )
+    for note in splits.notes:
+        log.info("%s", note)
+    torch.manual_seed(options.seed)
+    overrides = {} if options.drop_path_rate is None else {"drop_path_rate": options.drop_path_rate}
+    model = create_model(options.model, num_classes=form.outputs, **overrides)
+    if options.path_to_model_weight and not options.resume:
+        load_weights(model, options.path_to_model_weight)
+    elif options.model != "eat_nano" and not options.resume:
+        log.warning(
+            "warning: %s starts from random weights; --path_to_model_weight takes ImageNet's", options.model
+        )
+    elif options.head_init == "mean" and splits.train is not None:
+        start_head_at(model.get_classifier(), splits.train.targets.mean(0))
+    if not options.path_to_model_weight and options.model != "eat_nano":
+        log.warning(
+            "warning: %s starts from random weights; --path_to_model_weight takes ImageNet's", options.model
+        )
+    model.to(device)
+
+    folder = Path(options.experiment_dir_name)
+    if not options.resume:
+        weights = Path(options.path_to_model_weight) if options.path_to_model_weight else None
+        record.prepare_folder(folder, options.overwrite, keep=weights)
+        write_json(folder / "options.json", vars(options))
+    log.info("%s on %s, %s, in %s", options.model, options.dataset, device, folder)
+    work = evaluate_only if options.eval else train_and_test
+    result = work(options, form, splits, model, device, folder)
+    return result | {"seconds": round(time.perf_counter() - start, 1)}
+
+
+def start_head_at(head: torch.nn.Linear, target: np.ndarray) -> None:
+    """Let a fresh head predict `target`, (outputs,), for every image, so that training need not find it first."""
+    with torch.no_grad():
+        head.weight.zero_()
+        head.bias.copy_(torch.from_numpy(target))
+
+
+def gather_options(given: dict) -> argparse.Namespace:
+    """The command line's options, the tuner's over them, and a resumed run's under them, completed."""
+    given = dict(given)
+    given |= search.next_options()
+    if search.in_experiment():
+        given["experiment_dir_name"] = str(search.trial_folder(given.get("experiment_dir_name")))
+    if given.get("resume") and given.get("experiment_dir_name"):
+        path = Path(given["experiment_dir_name"]) / "options.json"
+        try:
+            saved = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path}: no run to resume ({error})") from None
+        given = option.resumed(given, saved)
+    options = option.complete(given)
+    if options.experiment_dir_name is None:
+        name = f"{options.dataset}-{'eval' if options.eval else options.model}"
+        options.experiment_dir_name = str(record.new_folder(Path("runs"), name))
+    return options
+
+
+def pick_device(gpu_id: str | None) -> torch.device:
+    """The GPU of `--gpu_id`, `cpu`, or by default the first GPU, else the CPU. Raises InputError."""
+    count = torch.cuda.device_count()
+    if gpu_id is None:
+        return torch.device("cuda:0" if count else "cpu")
+    if gpu_id == "cpu":
+        return torch.device("cpu")
+    if not gpu_id.isdecimal() or int(gpu_id) >= count:
+        found = f"GPUs 0 to {count - 1} are here" if count else "no GPU is here; use --gpu_id cpu"
+        raise InputError(f"--gpu_id {gpu_id}: no such GPU; {found}")
+    return torch.device(f"cuda:{gpu_id}")
+
+
+def pick_format(options: argparse.Namespace) -> Format:
+    """How the dataset's CSVs are written."""
+    if options.dataset != "csv":
+        return FORMATS[options.dataset]
+    path = Path(options.path_to_save_csv) / ("test.csv" if options.eval else "train.csv")
+    return csv_format(path, (options.score_min, options.score_max), options.threshold)
+
+
+def loaders(options: argparse.Namespace, splits: Splits, size: int, device: torch.device) -> dict:
+    """A loader for each split that is there, by its name."""
+    result = {}
+    for split in ("train", "val", "test"):
+        if (labels := getattr(splits, split)) is not None:
+            train = split == "train"
+            result[split] = make_loader(
+                labels,
+                options.path_to_images,
+                Transform(options.dataset, size, train),
+                options.batch_size if train else options.eval_batch_size,
+                options.num_workers,
+                options.seed,
+                pin_memory=device.type == "cuda",
+            )
+    return result
+
+
+def train_and_test(options, form: Format, splits: Splits, model, device, folder: Path) -> dict:
+    """Train, select on the validation set, and report the selected checkpoint's metrics on test.csv."""
+    data = loaders(options, splits, model.img_size, device)
+    optimizer = engine.make_optimizer(model, options.optimizer, options.weight_decay)
+    checkpoints = folder / "checkpoints"
+    checkpoints.mkdir(exist_ok=True)
+    progress = engine.Progress()
+    if options.resume:
+        progress = engine.restore(checkpoints / "last.pt", model, optimizer)
+        log.info("resumed after epoch %d of %d", progress.epoch, options.num_epoch)
+    curves = record.Curves(folder, progress.epoch)
+
+    def on_epoch(progress: engine.Progress) -> None:
+        row = progress.history[-1]
+        record.write_metrics(folder / "metrics.csv", progress.history)
+        curves.add(row)
+        search.report_epoch(row)
+        log.info(
+            "epoch %d/%d: train loss %.4f, val loss %.4f, SRCC %.4f, PLCC %.4f, accuracy %.4f (%.1f s)%s",
+            row["epoch"], options.num_epoch, row["train_loss"], row["val_loss"], row["val_srcc"], row["val_plcc"],
+            row["val_accuracy"], row["seconds"], ", best so far" if progress.best_epoch == row["epoch"] else "",
+        )  # fmt: skip
+
+    criterion = make_loss(options.loss)
+    engine.fit(
+        model,
+        data["train"],
+        data["val"],
+        criterion,
+        optimizer,
+        engine.Schedule(
+            options.init_lr,
+            options.num_epoch,
+            options.schedule,
+            options.decay_every,
+            options.decay_factor,
+            options.warmup_epochs,
+        ),
+        form.threshold,
+        device,
+        checkpoints,
+        progress,
+        options.select_by,
+        options.clip_grad,
+        on_epoch,
+    )
+    curves.close()
+    search.report_end(progress.history[progress.best_epoch - 1])
+    load_weights(model, checkpoints / "best.pth")
+    evaluation = engine.evaluate(model, data["test"], criterion, form.threshold, device, "test")
+    result = write_results(options, folder, evaluation, progress.history)
+    files = {"best": str(checkpoints / "best.pth"), "last": str(checkpoints / "last.pt")}
+    files["metrics"] = str(folder / "metrics.csv")
+    result["files"] |= files
+    selected_on = "test.csv" if options.released_protocol else "validation"
+    return result | {"best_epoch": progress.best_epoch, "selected_on": selected_on}
+
+
+def evaluate_only(options, form: Format, splits: Splits, model, device, folder: Path) -> dict:
+    """Evaluate the given weights on test.csv."""
+    data = loaders(options, splits, model.img_size, device)
+    evaluation = engine.evaluate(model, data["test"], make_loss(options.loss), form.threshold, device, "test")
+    return write_results(options, folder, evaluation, [])
+
+
+def write_results(options, folder: Path, evaluation: engine.Evaluation, history: list) -> dict:
+    """Write predictions.csv and report.png, log the metrics beside the published ones, and sum up."""
+    record.write_predictions(folder / "predictions.csv", evaluation)
+    title = f"{options.model} on {options.dataset}, test.csv ({len(evaluation.names)} images)"
+    record.draw_report(folder / "report.png", title, evaluation, history)
+    log.info("%s:\n%s", title, record.comparison(options.dataset, evaluation.metrics))
+    files = {name: str(folder / f"{name}.{end}") for name, end in (("predictions", "csv"), ("report", "png"))}
+    files["options"] = str(folder / "options.json")
+    return {
+        "dataset": options.dataset,
+        "model": options.model,
+        "split": "test",
+        "images": len(evaluation.names),
+        "loss": evaluation.loss,
+        **evaluation.metrics,
+        "folder": os.path.abspath(folder),
+        "files": files,
+    }
+
+
+if __name__ == "__main__":
+    sys.exit(main())

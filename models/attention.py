@@ -1,0 +1,223 @@
+"""The three attention kinds of EAT's backbone: window (L), shifted window (S) and deformable (D).
+
+All of them take and return maps of B x H x W x C (channels last): the linear layers, the norms and the fused
+attention kernels read that layout as it lies, so only windows are ever rearranged. Released weights keep the
+shapes of 1x1 convolutions where the release had them.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from .eat import in_float32, interest_points, refine_offsets
+
+
+class LayerNorm(nn.Module):
+    """LayerNorm over the last dimension; the extra level `norm` is in the released weight names."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x)
+
+
+class WindowAttention(nn.Module):
+    """Multi-head attention inside windows, with a relative position bias (Swin Transformer; letter L)."""
+
+    def __init__(self, dim: int, heads: int, window: int, attn_drop: float = 0.0, proj_drop: float = 0.0):
+        super().__init__()
+        self.heads, self.window, self.attn_drop = heads, window, attn_drop
+        self.relative_position_bias_table = nn.Parameter(torch.empty((2 * window - 1) ** 2, heads))
+        nn.init.trunc_normal_(self.relative_position_bias_table, std=0.01)
+        self.register_buffer("relative_position_index", relative_position_index(window))
+        self.proj_qkv = nn.Linear(dim, 3 * dim)
+        self.proj_out = nn.Linear(dim, dim)
+        self.proj_drop = nn.Dropout(proj_drop)
+
+    def position_bias(self) -> Tensor:
+        """(heads, window^2, window^2), added to the logits of every window."""
+        return self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """q, k, v: (B x windows, heads, window^2, C / heads). Returns the same shape."""
+        return attention(q, k, v, self.position_bias()[None], self.attn_drop if self.training else 0.0)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, None]:
+        """x: (B, H, W, C), H and W multiples of the window. Returns the same shape, and no points."""
+        batch, height, width, dim = x.shape
+        tokens = to_windows(x, self.window)
+        q, k, v = self.proj_qkv(tokens).unflatten(-1, (3, self.heads, -1)).transpose(1, 3).unbind(2)
+        x = self.attend(q, k, v).transpose(1, 2).reshape(tokens.shape)
+        x = self.proj_drop(self.proj_out(x))
+        return from_windows(x, self.window, (batch, height, width, dim)), None
+
+
+class ShiftedWindowAttention(WindowAttention):
+    """Window attention on windows shifted by half a window, so that neighbours meet (letter S)."""
+
+    def __init__(self, dim: int, heads: int, window: int, fmap_size: int, **drops: float):
+        super().__init__(dim, heads, window, **drops)
+        self.shift = math.ceil(window / 2)
+        self.register_buffer("attn_mask", shifted_window_mask(fmap_size, window, self.shift))
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        windows = self.attn_mask.shape[0]
+        bias = self.position_bias() + self.attn_mask[:, None]
+        bias = bias.expand(q.shape[0] // windows, *bias.shape).flatten(0, 1)
+        return attention(q, k, v, bias, self.attn_drop if self.training else 0.0)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, None]:
+        x, _ = super().forward(x.roll((-self.shift, -self.shift), dims=(1, 2)))
+        return x.roll((self.shift, self.shift), dims=(1, 2)), None
+
+
+class DeformableAttention(nn.Module):
+    """Every query attends to features sampled at interest points plus refined offsets (letter D)."""
+
+    def __init__(
+        self,
+        dim: int,
+        heads: int,
+        groups: int,
+        fmap_size: int,
+        kernel: int,
+        offset_range_factor: float = 2.0,
+        use_pe: bool = True,
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
+    ):
+        super().__init__()
+        self.heads, self.groups, self.attn_drop = heads, groups, attn_drop
+        self.offset_range_factor = offset_range_factor
+        if use_pe:
+            self.rpe_table = nn.Parameter(torch.empty(heads, 2 * fmap_size - 1, 2 * fmap_size - 1))
+            nn.init.trunc_normal_(self.rpe_table, std=0.01)
+        else:
+            self.rpe_table = None
+        group_dim = dim // groups
+        self.conv_offset = nn.Sequential(
+            nn.Conv2d(group_dim, group_dim, kernel, padding=kernel // 2, groups=group_dim),
+            LayerNorm(group_dim),
+            nn.GELU(),
+            nn.Conv2d(group_dim, 2, 1, bias=False),
+        )
+        self.proj_q = nn.Conv2d(dim, dim, 1)
+        self.proj_k = nn.Conv2d(dim, dim, 1)
+        self.proj_v = nn.Conv2d(dim, dim, 1)
+        self.proj_out = nn.Conv2d(dim, dim, 1)
+        self.proj_drop = nn.Dropout(proj_drop)
+        # The interest points; the odd name is the released checkpoints'.
+        self.ref_point14 = nn.Conv2d(dim, 2, 1)
+
+    def offsets(self, q: Tensor) -> Tensor:
+        """q: (B, H, W, C). Returns (B, H, W, groups, 2), float32, each within factor / (H, W)."""
+        depthwise, norm, act, project = self.conv_offset
+        # One depthwise convolution over all groups at once: they share its weights.
+        weight = depthwise.weight.repeat(self.groups, 1, 1, 1)
+        bias = depthwise.bias.repeat(self.groups)
+        x = F.conv2d(q.permute(0, 3, 1, 2), weight, bias, padding=depthwise.padding, groups=q.shape[-1])
+        x = act(norm(x.permute(0, 2, 3, 1).unflatten(-1, (self.groups, -1))))
+        with in_float32(x.device):
+            offsets = F.linear(x.float(), project.weight.flatten(1))
+            if self.offset_range_factor < 0:
+                return offsets
+            size = torch.tensor(q.shape[1:3], dtype=torch.float32, device=q.device)
+            return offsets.tanh() * (self.offset_range_factor / size)
+
+    def positions(self, x: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
+        """Where to sample x, and the interest points: (B, H, W, groups, 2) and (1, H, W, 1, 2)."""
+        points = interest_points(x, self.ref_point14.weight, self.ref_point14.bias)[..., None, :]
+        positions = points + refine_offsets(self.offsets(q), points)
+        return (positions.tanh() if self.offset_range_factor < 0 else positions), points
+
+    def forward(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """x: (B, H, W, C). Returns the same shape, and (positions, references), B x groups x H x W x 2 each."""
+        batch, _, _, dim = x.shape
+        q = pointwise(self.proj_q, x)
+        positions, references = self.positions(x, q)
+        sampled = bilinear_sample(x.unflatten(-1, (self.groups, -1)), positions).reshape(batch, -1, dim)
+        k, v = pointwise(self.proj_k, sampled), pointwise(self.proj_v, sampled)
+        bias = None if self.rpe_table is None else sampled_position_bias(self.rpe_table, positions)
+        q, k, v = (t.reshape(batch, -1, self.heads, dim // self.heads).transpose(1, 2) for t in (q, k, v))
+        out = attention(q, k, v, bias, self.attn_drop if self.training else 0.0)
+        out = self.proj_drop(pointwise(self.proj_out, out.transpose(1, 2).reshape(x.shape)))
+        positions = positions.permute(0, 3, 1, 2, 4)
+        return out, (positions, references.permute(0, 3, 1, 2, 4).expand_as(positions))
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, dropout: float) -> Tensor:
+    """softmax(q k^T / sqrt(d) + bias) v, fused. q, k, v: (B, heads, tokens, d); bias broadcasts to the logits."""
+    if bias is not None:
+        bias = bias.to(q.dtype)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
+
+
+def pointwise(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """A 1x1 convolution on channels-last x (..., C)."""
+    return F.linear(x, conv.weight.flatten(1), conv.bias)
+
+
+def bilinear_sample(features: Tensor, positions: Tensor) -> Tensor:
+    """Sample each group's map at its positions; what lies outside counts as zero.
+
+    features: (B, H, W, groups, C); positions: (B, Hk, Wk, groups, 2), -1 and 1 the centres of the border
+    cells (`align_corners=True`). Returns (B, Hk, Wk, groups, C).
+    """
+    batch, height, width, groups, dim = features.shape
+    maps = features.permute(0, 3, 4, 1, 2).reshape(batch * groups, dim, height, width)
+    grid = positions.transpose(2, 3).transpose(1, 2).flatten(0, 1).flip(-1)
+    out = F.grid_sample(maps, grid.to(maps.dtype), mode="bilinear", align_corners=True)
+    return out.unflatten(0, (batch, groups)).permute(0, 3, 4, 1, 2)
+
+
+def sampled_position_bias(table: Tensor, positions: Tensor) -> Tensor:
+    """The relative position bias between every query's pixel centre and every sampling position.
+
+    table: (heads, 2H-1, 2W-1); positions: (B, H, W, groups, 2). Returns (B, heads, HW, HW), queries then keys:
+    the table sampled bilinearly at (query - position) / 2, zeros outside.
+    """
+    batch, height, width, groups, _ = positions.shape
+    y = (torch.arange(height, device=positions.device) + 0.5) * (2 / height) - 1
+    x = (torch.arange(width, device=positions.device) + 0.5) * (2 / width) - 1
+    queries = torch.stack(torch.meshgrid(y, x, indexing="ij"), -1).reshape(-1, 1, 2)
+    keys = positions.flatten(1, 2).transpose(1, 2).flatten(0, 1)[:, None]
+    grid = (queries - keys) * 0.5
+    tables = table.unflatten(0, (groups, -1)).expand(batch, -1, -1, -1, -1).flatten(0, 1)
+    bias = F.grid_sample(tables, grid.flip(-1).to(tables.dtype), mode="bilinear", align_corners=True)
+    return bias.unflatten(0, (batch, groups)).flatten(1, 2)
+
+
+def to_windows(x: Tensor, window: int) -> Tensor:
+    """(B, H, W, C) to (B x windows, window^2, C), windows row by row."""
+    batch, height, width, dim = x.shape
+    x = x.view(batch, height // window, window, width // window, window, dim)
+    return x.transpose(2, 3).reshape(-1, window * window, dim)
+
+
+def from_windows(x: Tensor, window: int, shape: tuple[int, int, int, int]) -> Tensor:
+    """The inverse of `to_windows`, to `shape` (B, H, W, C)."""
+    batch, height, width, dim = shape
+    x = x.view(batch, height // window, width // window, window, window, dim)
+    return x.transpose(2, 3).reshape(shape)
+
+
+def relative_position_index(window: int) -> Tensor:
+    """(window^2, window^2) int64: the row of the bias table for each pair (query, key) in a window."""
+    cells = torch.cartesian_prod(torch.arange(window), torch.arange(window))
+    steps = cells[:, None] - cells[None] + window - 1
+    return steps[..., 0] * (2 * window - 1) + steps[..., 1]
+
+
+def shifted_window_mask(fmap_size: int, window: int, shift: int) -> Tensor:
+    """(windows, window^2, window^2): 0 between cells that were neighbours before the shift, -100 otherwise."""
+    cells = torch.arange(fmap_size)
+    part = (cells >= fmap_size - window).long() + (cells >= fmap_size - shift).long()
+    region = (3 * part[:, None] + part[None]).view(1, fmap_size, fmap_size, 1)
+    region = to_windows(region, window).squeeze(-1)
+    return torch.where(region[:, None] == region[:, :, None], 0.0, -100.0)

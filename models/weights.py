@@ -1,0 +1,114 @@
+"""Reading weights: released EAT, ImageNet DAT, our checkpoints, .pth or .safetensors, into a model."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+TABLES = ("relative_position_bias_table", "rpe_table")
+BUFFERS = ("relative_position_index", "attn_mask")
+
+
+class WeightsError(ValueError):
+    """A weights file that cannot be used; the message is one line that names the file and what is wrong."""
+
+
+def load_weights(model: nn.Module, path: str | os.PathLike) -> None:
+    """Load `path` into `model`, in place, or raise WeightsError and leave the model as it was.
+
+    path: a released-style state_dict (`.pth`), `{"model": state_dict}` (ImageNet DAT, our `last.pt`) or
+        `.safetensors`; names may begin with `module.`.
+    A file without any `ref_point14` is a plain DAT: its head is left out and `cls_head` and `ref_point14` keep
+    their fresh start. Position tables of another resolution are resized, and their index and mask rebuilt;
+    anything else that is missing, unexpected or misshapen is an error.
+    """
+    state = read_state(path)
+    own = model.state_dict()
+    fresh = set()
+    if not any("ref_point14" in name for name in state):
+        state = {name: value for name, value in state.items() if not name.startswith("cls_head.")}
+        fresh = {name for name in own if "ref_point14" in name or name.startswith("cls_head.")}
+    for name, value in list(state.items()):
+        if name not in own or value.shape == own[name].shape:
+            continue
+        if name.endswith(BUFFERS):
+            state[name] = own[name]
+        elif name.endswith(TABLES) and _same_heads(value, own[name]):
+            state[name] = resize_table(value, own[name].shape)
+    problems = []
+    for word, names in (
+        ("missing", [name for name in own if name not in state and name not in fresh]),
+        ("unexpected", [name for name in state if name not in own]),
+        (
+            "misshapen",
+            [_shapes(n, state[n], own[n]) for n in state if n in own and state[n].shape != own[n].shape],
+        ),
+    ):
+        if names:
+            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+            problems.append(f"{len(names)} {word}: {', '.join(names[:5])}{more}")
+    if problems:
+        raise WeightsError(f"{path} does not fit this network: {'; '.join(problems)}")
+    model.load_state_dict({name: state.get(name, value) for name, value in own.items()})
+
+
+def read_state(path: str | os.PathLike) -> dict[str, Tensor]:
+    """The tensors of a weights file by name, on the CPU. Executes nothing from the file.
+
+    Raises WeightsError for a file that is missing, damaged, or holds anything but tensors.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise WeightsError(f"{path}: no such weights file")
+    try:
+        if path.suffix == ".safetensors":
+            content = load_file(path)
+        else:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        reason = "it holds more than tensors" if "Unsupported" in str(error) else "it is not a weights file"
+        raise WeightsError(f"{path}: refused, {reason} (nothing in it was executed)") from error
+    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise WeightsError(f"{path}: not a readable weights file ({reason})") from error
+    if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
+        content = content["model"]
+    if not isinstance(content, Mapping) or not content:
+        raise WeightsError(f"{path}: expected named tensors, found {type(content).__name__}")
+    for name, value in content.items():
+        if not isinstance(value, Tensor):
+            raise WeightsError(f"{path}: refused, {name!r} is a {type(value).__name__}, not a tensor")
+    return {str(name).removeprefix("module."): value for name, value in content.items()}
+
+
+def resize_table(table: Tensor, shape: torch.Size) -> Tensor:
+    """Resize a position table bicubically to `shape`, heads unchanged.
+
+    table: `relative_position_bias_table`, ((2w-1)^2, heads), or `rpe_table`, (heads, 2H-1, 2W-1).
+    """
+    if table.ndim == 3:
+        return _resize(table, shape[1:])
+    side, new_side = round(table.shape[0] ** 0.5), round(shape[0] ** 0.5)
+    square = table.t().unflatten(1, (side, side))
+    return _resize(square, (new_side, new_side)).flatten(1).t().contiguous()
+
+
+def _resize(maps: Tensor, size) -> Tensor:
+    return F.interpolate(maps[None], size=tuple(size), mode="bicubic", align_corners=False)[0]
+
+
+def _same_heads(table: Tensor, own: Tensor) -> bool:
+    heads = 0 if table.ndim == 3 else 1
+    return table.ndim == own.ndim and table.shape[heads] == own.shape[heads]
+
+
+def _shapes(name: str, found: Tensor, own: Tensor) -> str:
+    return f"{name} ({tuple(found.shape)} in the file, {tuple(own.shape)} in the network)"

@@ -1,0 +1,277 @@
+"""Every option: its type, default per dataset, help and checks. No torch in here."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+class InputError(ValueError):
+    """A request that cannot be met; the message is one line: what is wrong, where, what to do. Exit status 2."""
+
+
+DATASETS = ("demo", "ava", "tad66k", "flickr_aes", "csv")
+MODELS = ("eat_nano", "eat_tiny", "eat_small", "eat_base", "eat_base_384")
+RELEASED_PROTOCOLS = ("ava", "tad66k")
+CPUS = os.cpu_count() or 1
+
+# The released recipes (AVA, TAD66K), ours for FLICKR-AES and other CSVs after TAD66K's, and the demo's own.
+_TAD66K = {
+    "model": "eat_base",
+    "loss": "mse",
+    "optimizer": "adam",
+    "init_lr": 1e-5,
+    "schedule": "constant",
+    "weight_decay": 0.0,
+    "warmup_epochs": 0.0,
+    "clip_grad": None,
+    "head_init": "default",
+    "num_epoch": 25,
+    "batch_size": 16,
+    "num_workers": min(CPUS, 8),
+}
+RECIPES: dict[str, dict[str, Any]] = {
+    "ava": _TAD66K | {"loss": "emd", "init_lr": 1e-6, "schedule": "step", "num_epoch": 20},
+    "tad66k": _TAD66K,
+    "flickr_aes": _TAD66K,
+    "csv": _TAD66K | {"loss": "auto"},
+    "demo": _TAD66K
+    | {
+        "model": "eat_nano",
+        "loss": "emd",
+        "optimizer": "adamw",
+        "init_lr": 1.5e-3,
+        "schedule": "cosine",
+        "weight_decay": 0.05,
+        "warmup_epochs": 1.0,
+        "clip_grad": 1.0,
+        "head_init": "mean",
+        "num_epoch": 10,
+        "num_workers": 0,
+    },
+}
+
+
+@dataclass(frozen=True)
+class Option:
+    """One row of the table. `default` None: by the dataset's recipe, or nothing. `low`, `high`: inclusive."""
+
+    name: str
+    type: type
+    default: Any
+    help: str
+    choices: Sequence[str] | None = None
+    low: float | None = None
+    high: float | None = None
+    positive: bool = False
+    tunable: bool = False
+
+    def check(self, value: Any, source: str) -> Any:
+        """`value` in this option's type, or InputError naming the option, the value and the remedy.
+
+        source: `--` for the command line, or who else gave the value.
+        """
+        where = f"--{self.name} {value}" if source == "--" else f"{source}: {self.name} = {value!r}"
+        if self.type is bool or isinstance(value, bool):
+            if not (self.type is bool and isinstance(value, bool)):
+                raise InputError(f"{where} is not {_ARTICLES[self.type]}")
+            return value
+        try:
+            if self.type is int and float(value) != int(float(value)):
+                raise ValueError
+            if self.type is str and not isinstance(value, str):
+                raise ValueError
+            value = int(float(value)) if self.type is int else self.type(value)
+        except (TypeError, ValueError, OverflowError):
+            raise InputError(f"{where} is not {_ARTICLES[self.type]}") from None
+        if self.type is float and not math.isfinite(value):
+            raise InputError(f"{where} is not a finite number")
+        if self.choices and value not in self.choices:
+            raise InputError(f"{where}: choose from {', '.join(self.choices)}")
+        if self.positive and not value > 0:
+            raise InputError(f"{where} must be greater than 0")
+        if (self.low is not None and value < self.low) or (self.high is not None and value > self.high):
+            limit = f"at least {self.low}" if self.high is None else f"between {self.low} and {self.high}"
+            raise InputError(f"{where} must be {limit}")
+        return value
+
+
+_ARTICLES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+
+
+def _tunable(name: str, type_: type, default: Any, help_: str, **limits: Any) -> Option:
+    return Option(name, type_, default, help_, tunable=True, **limits)
+
+
+GROUPS: dict[str, tuple[Option, ...]] = {
+    "data": (
+        Option("dataset", str, "demo", "which labels to read", choices=DATASETS),
+        Option("path_to_images", str, None, "folder of the images; demo: where to build it (data/demo/images)"),
+        Option("path_to_save_csv", str, None, "folder of train.csv, val.csv and test.csv; demo: data/demo"),
+        Option("val_share", float, 0.1, "share of train.csv held out where there is no val.csv", low=0.01, high=0.5),
+        Option("skip_missing", bool, False, "go on without the images that are not in the folder"),
+        Option("limit", int, None, "use the first N rows of each CSV only, for a quick try", low=2),
+        Option("score_min", float, 0.0, "--dataset csv: lowest possible score"),
+        Option("score_max", float, 1.0, "--dataset csv: highest possible score"),
+        Option("threshold", float, None, "--dataset csv: scores above it count as high (default: middle of scale)"),
+    ),
+    "run": (
+        Option("experiment_dir_name", str, None, "folder of this run (default: a new one under runs/)"),
+        Option("path_to_model_weight", str, None, "weights to start from, or to evaluate with --eval"),
+        Option("eval", bool, False, "evaluate --path_to_model_weight on test.csv, without training"),
+        Option("resume", bool, False, "go on from the last.pt of --experiment_dir_name, with its options"),
+        Option("overwrite", bool, False, "replace the run in --experiment_dir_name"),
+        Option("released_protocol", bool, False, "select the checkpoint on test.csv, as the release did"),
+        Option("gpu_id", str, None, "GPU to use, or cpu (default: the first GPU, else the CPU)"),
+        Option("num_workers", int, None, "processes that read images; 0: the training process", low=0),
+        Option("seed", int, 0, "seed of weights, order and augmentation", low=0, high=2**32 - 1),
+    ),
+    "model": (
+        _tunable("model", str, None, "the network", choices=MODELS),
+        _tunable("drop_path_rate", float, None, "drop path of the last block (default: the model's)", low=0, high=0.9),
+    ),
+    "training": (
+        _tunable("num_epoch", int, None, "epochs", low=1),
+        _tunable("batch_size", int, None, "images per step", low=1),
+        _tunable("eval_batch_size", int, None, "images per batch in evaluation (default: batch_size)", low=1),
+        _tunable("init_lr", float, None, "learning rate", positive=True),
+        _tunable("loss", str, None, "emd: released, one root per batch; nima_r1, nima_r2: per image; mse",
+                 choices=("emd", "nima_r1", "nima_r2", "mse", "auto")),
+        _tunable("optimizer", str, None, "the optimiser", choices=("adam", "adamw")),
+        _tunable("weight_decay", float, None, "weight decay", low=0),
+        _tunable("schedule", str, None, "learning rate over epochs", choices=("constant", "step", "cosine")),
+        _tunable("decay_every", int, 5, "--schedule step: epochs between two drops", low=1),
+        _tunable("decay_factor", float, 0.1, "--schedule step: factor of a drop", positive=True, high=1),
+        _tunable("warmup_epochs", float, None, "epochs of linear warm-up", low=0),
+        _tunable("clip_grad", float, None, "clip the gradient's norm to this", positive=True),
+        _tunable("head_init", str, None, "a fresh head: torch's default, as released, or at the mean training target",
+                 choices=("default", "mean")),
+        Option("select_by", str, "srcc", "metric on the selection set that picks best.pth",
+               choices=("srcc", "plcc", "accuracy", "loss")),
+    ),
+}  # fmt: skip
+
+OPTIONS: dict[str, Option] = {option.name: option for group in GROUPS.values() for option in group}
+
+# What a resumed run may change without becoming another run.
+RESUMABLE = {"num_workers", "gpu_id", "resume", "overwrite", "experiment_dir_name", "path_to_images"}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        self.exit(2, f"{self.prog}: {message} (see --help)\n")
+
+
+def parse(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """The options given on the command line, checked one by one; argparse exits with status 2 on others."""
+    parser = _Parser(
+        prog="main_nni.py",
+        description="Train and evaluate EAT for image aesthetics assessment. Without options: the demo.",
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    for title, options in GROUPS.items():
+        group = parser.add_argument_group(title)
+        for option in options:
+            flag = f"--{option.name}"
+            if option.type is bool:
+                group.add_argument(flag, action="store_true", help=option.help)
+            else:
+                kind = (
+                    option.type.__name__.upper()
+                    if not option.choices
+                    else "{" + ",".join(option.choices) + "}"
+                )
+                group.add_argument(flag, metavar=kind, help=f"{option.help}{_shown_default(option)}")
+    given = vars(parser.parse_args(argv))
+    return {name: OPTIONS[name].check(value, "--") for name, value in given.items()}
+
+
+def _shown_default(option: Option) -> str:
+    if option.default is not None:
+        return f" (default: {option.default})"
+    values = {
+        name: recipe[option.name] for name, recipe in RECIPES.items() if recipe.get(option.name) is not None
+    }
+    if not values or option.name == "num_workers":
+        return ""
+    shown = ", ".join(f"{value} for {name}" for name, value in values.items())
+    return f" (default: {shown})"
+
+
+def tuned(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """The tuner's parameters, checked. Raises InputError for unknown names and wrong types."""
+    tunable = [name for name, option in OPTIONS.items() if option.tunable]
+    for name in parameters:
+        if name not in tunable:
+            raise InputError(f"tuner: unknown parameter {name!r}; the search may set {', '.join(tunable)}")
+    return {name: OPTIONS[name].check(value, "tuner") for name, value in parameters.items()}
+
+
+def complete(given: Mapping[str, Any]) -> argparse.Namespace:
+    """All options: `given` over the dataset's recipe over the table's defaults, checked together.
+
+    Raises InputError for a combination that is impossible.
+    """
+    dataset = given.get("dataset", "demo")
+    defaults = {name: option.default for name, option in OPTIONS.items()}
+    options = argparse.Namespace(**(defaults | RECIPES[dataset] | dict(given)))
+    if options.eval_batch_size is None:
+        options.eval_batch_size = options.batch_size
+    if dataset == "demo":
+        options.path_to_save_csv = options.path_to_save_csv or os.path.join("data", "demo")
+        options.path_to_images = options.path_to_images or os.path.join(options.path_to_save_csv, "images")
+    check_together(options, given)
+    return options
+
+
+def check_together(options: argparse.Namespace, given: Mapping[str, Any]) -> None:
+    """Raises InputError for options that contradict each other."""
+    for name in ("path_to_images", "path_to_save_csv"):
+        if getattr(options, name) is None:
+            raise InputError(f"--dataset {options.dataset} needs --{name}")
+    if options.eval and not options.path_to_model_weight:
+        raise InputError("--eval needs --path_to_model_weight, the weights to evaluate")
+    if options.resume and not options.experiment_dir_name:
+        raise InputError("--resume needs --experiment_dir_name, the folder of the run to go on with")
+    for first, second in (("resume", "overwrite"), ("resume", "eval"), ("eval", "released_protocol")):
+        if getattr(options, first) and getattr(options, second):
+            raise InputError(f"--{first} and --{second} exclude each other; leave one out")
+    if options.released_protocol and options.dataset not in RELEASED_PROTOCOLS:
+        raise InputError(
+            f"--released_protocol: {options.dataset} has none; {' and '.join(RELEASED_PROTOCOLS)} have"
+        )
+    if options.dataset in ("tad66k", "flickr_aes") and options.loss not in ("mse", "auto"):
+        raise InputError(
+            f"--loss {options.loss} needs vote distributions; {options.dataset} has scores: use mse"
+        )
+    if options.warmup_epochs > options.num_epoch:
+        raise InputError(f"--warmup_epochs {options.warmup_epochs:g} exceeds --num_epoch {options.num_epoch}")
+    if options.dataset != "csv":
+        for name in ("score_min", "score_max", "threshold"):
+            if name in given and getattr(options, name) != OPTIONS[name].default:
+                raise InputError(f"--{name} belongs to --dataset csv; {options.dataset} has its own scale")
+    elif options.score_min >= options.score_max:
+        raise InputError(f"--score_min {options.score_min:g} is not below --score_max {options.score_max:g}")
+    if options.schedule != "step":
+        for name in ("decay_every", "decay_factor"):
+            if name in given and getattr(options, name) != OPTIONS[name].default:
+                raise InputError(f"--{name} belongs to --schedule step, not {options.schedule}")
+
+
+def resumed(given: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a resumed run: `saved` ones, with those of `given` that may change.
+
+    Raises InputError where `given` would make it another run.
+    """
+    saved = {name: value for name, value in saved.items() if name in OPTIONS and value is not None}
+    for name, value in given.items():
+        if name not in RESUMABLE and saved.get(name) != value:
+            raise InputError(
+                f"--resume: --{name} {value} differs from the run's {saved.get(name)}; start a new run"
+            )
+    return saved | dict(given)

@@ -1,0 +1,141 @@
+"""What a run leaves behind: its folder, tables, curves and report."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from tensorboardX import SummaryWriter
+
+from engine import Evaluation
+from option import InputError
+from util import atomic_write, scores
+
+# SRCC, PLCC, accuracy. AVA and TAD66K: from the names of the released checkpoints. FLICKR-AES: none that can be cited.
+PUBLISHED = {"ava": (0.7596, 0.7710, 0.8259), "tad66k": (0.5171, 0.5460, 0.6882)}
+
+_FILES = ("options.json", "metrics.csv", "predictions.csv", "report.png")
+_FOLDERS = ("checkpoints", "tensorboard")
+
+
+def new_folder(parent: Path, name: str) -> Path:
+    """A folder of `parent` that does not exist yet, named after `name` and the time."""
+    stem = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    candidates = [parent / stem, *(parent / f"{stem}-{i}" for i in range(2, 100))]
+    return next(folder for folder in candidates if not folder.exists())
+
+
+def holds_run(folder: Path) -> bool:
+    return any((folder / name).exists() for name in (*_FILES, *_FOLDERS))
+
+
+def prepare_folder(folder: Path, overwrite: bool, keep: Path | None = None) -> None:
+    """Make `folder` ready for a new run. keep: a file that must not be overwritten with it.
+
+    Raises InputError where a run is there already, unless `overwrite`, which removes that run's files only.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder}: --experiment_dir_name is a file, not a folder")
+    if folder.is_dir() and holds_run(folder):
+        if not overwrite:
+            raise InputError(
+                f"{folder}: holds a run; give --resume, --overwrite or another --experiment_dir_name"
+            )
+        if keep is not None and folder.resolve() in keep.resolve().parents:
+            raise InputError(f"{keep}: lies in the run that --overwrite would remove; use another folder")
+        for name in _FILES:
+            (folder / name).unlink(missing_ok=True)
+        for name in _FOLDERS:
+            shutil.rmtree(folder / name, ignore_errors=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be made ({error.strerror}); give another folder") from None
+
+
+def write_metrics(path: Path, history: list[dict[str, float]]) -> None:
+    """metrics.csv: a row per epoch."""
+    with atomic_write(path) as file:
+        pd.DataFrame(history).to_csv(file, index=False)
+
+
+def write_predictions(path: Path, evaluation: Evaluation) -> None:
+    """predictions.csv: image, true and predicted score, and the outputs level by level, `score` for one."""
+    table = {
+        "image": evaluation.names,
+        "true_score": scores(evaluation.targets),
+        "predicted_score": scores(evaluation.outputs),
+    }
+    levels = evaluation.outputs.shape[1]
+    if levels > 1:
+        table |= {f"output{i + 1}": evaluation.outputs[:, i] for i in range(levels)}
+    with atomic_write(path) as file:
+        pd.DataFrame(table).to_csv(file, index=False)
+
+
+class Curves:
+    """TensorBoard's files: losses, learning rate and metrics by epoch."""
+
+    def __init__(self, folder: Path, from_epoch: int = 0):
+        self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=from_epoch + 1)
+
+    def add(self, row: dict[str, float]) -> None:
+        for name, value in row.items():
+            if name not in ("epoch", "seconds") and math.isfinite(value):
+                self.writer.add_scalar(name.replace("val_", "val/", 1), value, row["epoch"])
+        self.writer.flush()
+
+    def close(self) -> None:
+        self.writer.close()
+
+
+def draw_report(path: Path, title: str, evaluation: Evaluation, history: list[dict[str, float]]) -> None:
+    """report.png: predicted against true scores; with a history the curves of training too."""
+    panels = 3 if history else 1
+    figure = Figure(figsize=(5.2 * panels, 4.8), layout="constrained")
+    axes = figure.subplots(1, panels, squeeze=False)[0]
+    true, predicted = scores(evaluation.targets), scores(evaluation.outputs)
+    axes[0].scatter(true, predicted, s=10, alpha=min(1.0, max(0.1, 200 / len(true))), linewidths=0)
+    finite = np.concatenate([true, predicted[np.isfinite(predicted)]])
+    limits = [finite.min(), finite.max()]
+    axes[0].plot(limits, limits, color="0.5", linewidth=1, linestyle="--", label="predicted = true")
+    m = evaluation.metrics
+    axes[0].set(
+        title=f"SRCC {m['srcc']:.4f}   PLCC {m['plcc']:.4f}   accuracy {m['accuracy']:.4f}",
+        xlabel="true score",
+        ylabel="predicted score",
+    )
+    axes[0].legend(frameon=False)
+    if history:
+        table = pd.DataFrame(history)
+        curves = [("train_loss", "training"), ("val_loss", "validation")]
+        _draw_curves(axes[1], table, curves, "loss")
+        curves = [("val_srcc", "SRCC"), ("val_plcc", "PLCC"), ("val_accuracy", "accuracy")]
+        _draw_curves(axes[2], table, curves, "validation metrics")
+    figure.suptitle(title)
+    with atomic_write(path, "wb") as file:
+        figure.savefig(file, format="png", dpi=110)
+
+
+def _draw_curves(axis, table: pd.DataFrame, curves: list[tuple[str, str]], title: str) -> None:
+    for column, label in curves:
+        axis.plot(table["epoch"], table[column], marker="o", markersize=3, label=label)
+    axis.set(title=title, xlabel="epoch")
+    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.grid(alpha=0.3)
+    axis.legend(frameon=False)
+
+
+def comparison(dataset: str, metrics: dict[str, float]) -> str:
+    """Three lines: this run's SRCC, PLCC and accuracy above the published ones, a dash where there are none."""
+    run = [metrics[name] for name in ("srcc", "plcc", "accuracy")]
+    published = PUBLISHED.get(dataset, (math.nan,) * 3)
+    rows = [("", "SRCC", "PLCC", "accuracy")]
+    for name, values in (("this run", run), ("published", published)):
+        rows.append((name, *(f"{value:.4f}" if math.isfinite(value) else "-" for value in values)))
+    return "\n".join(f"{name:<10}{srcc:>9}{plcc:>9}{accuracy:>10}" for name, srcc, plcc, accuracy in rows)

@@ -1,0 +1,120 @@
+"""What the tests share: the golden vectors, small made-up datasets, and a way to run main_nni.py in-process."""
+
+import json
+import logging
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+import main_nni
+import models
+
+GOLDEN = Path(__file__).parent / "golden"
+AVA_COLUMNS = ["image_id", *(f"score{i}" for i in range(2, 12))]
+
+
+@pytest.fixture(scope="session")
+def golden():
+    """The measured numbers of the released code, by name."""
+    return load_file(GOLDEN / "toy_expected.safetensors")
+
+
+@pytest.fixture(scope="session")
+def golden_images(golden):
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
+    return (golden["input/images"].float() / 255 - mean) / std
+
+
+@pytest.fixture
+def toy():
+    """The golden network, with its weights."""
+    return make_toy()
+
+
+def make_toy(**overrides):
+    config = json.loads((GOLDEN / "toy_config.json").read_text())
+    model = models.create_model("eat_nano", **(config | overrides))
+    if not overrides:
+        models.load_weights(model, GOLDEN / "toy_weights.safetensors")
+    return model.eval()
+
+
+def make_pictures(folder: Path, names, size=(48, 40), seed=0) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(folder / name)
+
+
+@pytest.fixture
+def ava(tmp_path):
+    """A small AVA: folder with train, val and test CSVs of 12, 6 and 6 rows, and its images."""
+    rng = np.random.default_rng(1)
+    start = 100
+    for split, count in (("train", 12), ("val", 6), ("test", 6)):
+        ids = range(start, start + count)
+        rows = [[i, *rng.integers(0, 30, 10)] for i in ids]
+        pd.DataFrame(rows, columns=AVA_COLUMNS).to_csv(tmp_path / f"{split}.csv", index=False)
+        make_pictures(tmp_path / "images", [f"{i}.jpg" for i in ids], seed=start)
+        start += count
+    return tmp_path
+
+
+@pytest.fixture
+def scored(tmp_path):
+    """A small TAD66K-style dataset: train.csv and test.csv with `image,score`, score 0 to 10."""
+    rng = np.random.default_rng(2)
+    for split, count in (("train", 12), ("test", 6)):
+        names = [f"{split}{i}.jpg" for i in range(count)]
+        table = pd.DataFrame({"image": names, "score": rng.uniform(1, 9, count).round(2)})
+        table.to_csv(tmp_path / f"{split}.csv", index=False)
+        make_pictures(tmp_path / "images", names)
+    return tmp_path
+
+
+def arguments(folder: Path, dataset: str = "ava", **options) -> list[str]:
+    """A command line for a short CPU run on `folder`. True stands for a flag, None leaves an option out."""
+    options = {
+        "dataset": dataset,
+        "path_to_images": folder / "images",
+        "path_to_save_csv": folder,
+        "experiment_dir_name": folder / "run",
+        "model": "eat_nano",
+        "num_epoch": 1,
+        "batch_size": 6,
+        "num_workers": 0,
+        "gpu_id": "cpu",
+    } | options
+    words = []
+    for name, value in options.items():
+        if value is not None:
+            words += [f"--{name}"] if value is True else [f"--{name}", str(value)]
+    return words
+
+
+@pytest.fixture
+def run(capsys, monkeypatch):
+    """Run main_nni in this process: run(argv) gives (exit status, last line's JSON or None, standard error)."""
+    monkeypatch.delenv("NNI_TRIAL_JOB_ID", raising=False)
+    monkeypatch.setattr(logging, "basicConfig", lambda **_: None)
+
+    def go(argv):
+        show = warnings.showwarning
+        try:
+            status = main_nni.main([str(word) for word in argv])
+        except SystemExit as stop:
+            status = stop.code
+        finally:
+            warnings.showwarning = show
+        out, err = capsys.readouterr()
+        return status, json.loads(out.strip().splitlines()[-1]) if status == 0 else None, err
+
+    return go

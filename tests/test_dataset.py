@@ -1,0 +1,198 @@
+"""Labels, transforms and the order of batches."""
+
+import random
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import make_pictures
+from PIL import Image
+from sklearn.datasets import load_sample_images
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
+import demo
+from dataset import Draws, Transform, batches, make_loader, read_splits
+from labels import FORMATS, csv_format, read_labels
+from option import InputError
+
+
+@pytest.fixture(scope="module")
+def photograph():
+    return Image.fromarray(load_sample_images().images[0])
+
+
+def as_tensor(image):
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255
+    return (pixels - torch.tensor(IMAGENET_DEFAULT_MEAN).view(3, 1, 1)) / torch.tensor(
+        IMAGENET_DEFAULT_STD
+    ).view(3, 1, 1)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "resample"), [("ava", Image.Resampling.BICUBIC), ("tad66k", Image.Resampling.BILINEAR)]
+)
+def test_evaluation_sees_pils_own_resize_to_the_pixel(photograph, dataset, resample):
+    tensor = Transform(dataset, 224, train=False)(photograph, random.Random(0))
+    torch.testing.assert_close(tensor, as_tensor(photograph.resize((224, 224), resample)), atol=1e-6, rtol=0)
+
+
+def test_ava_trains_on_the_bicubic_resize_flipped_half_of_the_time(photograph):
+    plain = photograph.resize((224, 224), Image.Resampling.BICUBIC)
+    flipped = plain.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    transform = Transform("ava", 224, train=True)
+    seen = [transform.picture(photograph, random.Random(seed)) for seed in range(40)]
+    assert all(picture in (plain, flipped) for picture in seen)
+    assert 10 < sum(picture == flipped for picture in seen) < 30
+
+
+def test_tad66k_trains_on_crops_of_the_bilinear_256_resize(photograph):
+    resized = np.array(photograph.resize((256, 256), Image.Resampling.BILINEAR))
+    transform = Transform("tad66k", 224, train=True)
+    corners = set()
+    for seed in range(20):
+        crop = np.array(transform.picture(photograph, random.Random(seed)))
+        assert crop.shape == (224, 224, 3)
+        found = [
+            (y, x, flip)
+            for flip in (False, True)
+            for y in range(33)
+            for x in range(33)
+            if np.array_equal(crop[0], (resized[:, ::-1] if flip else resized)[y, x : x + 224])
+            and np.array_equal(crop, (resized[:, ::-1] if flip else resized)[y : y + 224, x : x + 224])
+        ]
+        assert found
+        corners.add(found[0])
+    assert len(corners) > 15
+
+
+def test_ava_columns_are_votes_of_1_to_10(ava):
+    labels = read_labels(ava / "test.csv", FORMATS["ava"])
+    table = pd.read_csv(ava / "test.csv")
+    assert labels.images.tolist() == [f"{i}.jpg" for i in table["image_id"]]
+    votes = table[[f"score{i}" for i in range(2, 12)]].to_numpy()
+    np.testing.assert_allclose(labels.targets, votes / votes.sum(1, keepdims=True), rtol=1e-6)
+
+
+def test_tad66k_scores_are_tenths(scored):
+    labels = read_labels(scored / "test.csv", FORMATS["tad66k"])
+    np.testing.assert_allclose(
+        labels.targets[:, 0], pd.read_csv(scored / "test.csv")["score"] / 10, rtol=1e-6
+    )
+
+
+def test_any_csv_with_vote_columns(tmp_path):
+    (tmp_path / "a.csv").write_text("note,vote_3,vote_1,image,vote_2\nx,1,2,a.png,1\n")
+    form = csv_format(tmp_path / "a.csv", (0, 1), None)
+    assert form.vote_columns == ("vote_1", "vote_2", "vote_3")
+    assert form.threshold == 2.0
+    assert read_labels(tmp_path / "a.csv", form).targets.tolist() == [[0.5, 0.25, 0.25]]
+
+
+def test_any_csv_with_scores_on_a_scale(tmp_path):
+    (tmp_path / "a.csv").write_text("image,score\na.png,3\n")
+    form = csv_format(tmp_path / "a.csv", (1, 5), None)
+    assert read_labels(tmp_path / "a.csv", form).targets.tolist() == [[0.5]]
+    assert form.threshold == 0.5
+    assert csv_format(tmp_path / "a.csv", (1, 5), 4).threshold == 0.75
+
+
+def test_byte_order_mark_windows_lines_blanks_and_spaces_are_read(tmp_path):
+    (tmp_path / "a.csv").write_bytes(b"\xef\xbb\xbfimage, score\r\n a.jpg , 2.5\r\n\r\nb.jpg,5\r\n\r\n")
+    labels = read_labels(tmp_path / "a.csv", FORMATS["tad66k"])
+    assert labels.images.tolist() == ["a.jpg", "b.jpg"]
+    assert labels.targets.tolist() == [[0.25], [0.5]]
+
+
+def test_order_and_augmentation_do_not_depend_on_the_workers(ava):
+    labels = read_labels(ava / "train.csv", FORMATS["ava"])
+
+    def epoch(workers, number):
+        loader = make_loader(labels, ava / "images", Transform("ava", 32, True), 5, workers, seed=3)
+        return [(batch.names, batch.images) for batch in batches(loader, number)]
+
+    alone, pair = epoch(0, 4), epoch(2, 4)
+    assert len(alone) == 3
+    assert [names for names, _ in alone] == [names for names, _ in pair]
+    assert all(torch.equal(a, b) for (_, a), (_, b) in zip(alone, pair, strict=True))
+    assert [names for names, _ in alone] != [names for names, _ in epoch(0, 5)]
+
+
+def test_evaluation_keeps_the_csvs_order(ava):
+    labels = read_labels(ava / "test.csv", FORMATS["ava"])
+    loader = make_loader(labels, ava / "images", Transform("ava", 32, False), 4, 0)
+    assert [name for batch in batches(loader) for name in batch.names] == labels.images.tolist()
+
+
+def test_draws_cover_every_row_once():
+    draws = Draws(50, seed=0, shuffle=True)
+    rows = [row for row, _ in draws]
+    assert sorted(rows) == list(range(50))
+    assert rows != list(range(50))
+
+
+def test_validation_is_held_out_of_train_where_there_is_no_val_csv(scored):
+    splits = read_splits(scored, scored / "images", FORMATS["tad66k"], val_share=0.25, seed=1)
+    names = set(splits.train.images) | set(splits.val.images)
+    assert (len(splits.train), len(splits.val), len(names)) == (9, 3, 12)
+    again = read_splits(scored, scored / "images", FORMATS["tad66k"], val_share=0.25, seed=1)
+    assert again.val.images.tolist() == splits.val.images.tolist()
+
+
+def test_released_protocol_selects_on_test(ava):
+    splits = read_splits(ava, ava / "images", FORMATS["ava"], select_on_test=True)
+    assert splits.val is splits.test
+    assert any("selected on test.csv" in note for note in splits.notes)
+
+
+def test_an_image_in_two_splits_is_told(ava):
+    lines = (ava / "train.csv").read_text().splitlines()
+    with (ava / "val.csv").open("a") as file:
+        file.write(lines[1] + "\n")
+    splits = read_splits(ava, ava / "images", FORMATS["ava"])
+    assert any("1 images are in train and in val" in note for note in splits.notes)
+
+
+def test_grey_and_palette_pictures_become_rgb(tmp_path):
+    make_pictures(tmp_path, ["a.png"])
+    Image.new("L", (9, 9), 100).save(tmp_path / "grey.png")
+    Image.new("RGBA", (9, 9), (1, 2, 3, 128)).save(tmp_path / "alpha.png")
+    (tmp_path / "a.csv").write_text("image,score\ngrey.png,1\nalpha.png,1\n")
+    labels = read_labels(tmp_path / "a.csv", FORMATS["tad66k"])
+    loader = make_loader(labels, tmp_path, Transform("tad66k", 8, False), 2, 0)
+    assert next(batches(loader)).images.shape == (2, 3, 8, 8)
+
+
+def test_demo_is_ava_with_votes_that_follow_the_damage(tmp_path, monkeypatch):
+    monkeypatch.setattr(demo, "COUNTS", {"train": 30, "val": 10, "test": 10})
+    assert demo.build(tmp_path, tmp_path / "images")
+    splits = read_splits(tmp_path, tmp_path / "images", FORMATS["demo"])
+    assert [len(s) for s in (splits.train, splits.val, splits.test)] == [30, 10, 10]
+    assert not splits.notes
+    first = {p.name: p.read_bytes() for p in (tmp_path / "images").iterdir()}
+    assert not demo.build(tmp_path, tmp_path / "images")
+    (tmp_path / "demo_version.txt").write_text("older")
+    assert demo.build(tmp_path, tmp_path / "images")
+    assert {p.name: p.read_bytes() for p in (tmp_path / "images").iterdir()} == first
+    none, full = np.zeros(5), np.ones(5)
+    assert demo.mean_opinion(none) == 9
+    assert demo.mean_opinion(full) == 1
+    for kind in range(5):
+        some = none.copy()
+        some[kind] = 0.5
+        assert demo.mean_opinion(some) < 9
+
+
+def test_demo_splits_share_no_pixel():
+    bands = [(band, split) for split, bands in demo.BANDS.items() for band in bands]
+    for (left, right), split in bands:
+        assert right - left >= demo.CROP[1]
+        for (other_left, other_right), other in bands:
+            assert split == other or right <= other_left or other_right <= left
+
+
+def test_demo_never_writes_over_other_files(tmp_path):
+    (tmp_path / "train.csv").write_text("mine")
+    with pytest.raises(InputError, match="not the demo's"):
+        demo.build(tmp_path, tmp_path / "images")
+    assert (tmp_path / "train.csv").read_text() == "mine"

@@ -1,0 +1,257 @@
+"""Whole runs of main_nni.py on small data: files, selection, evaluation, resuming, the same result twice."""
+
+import json
+import logging
+import math
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from conftest import arguments
+from scipy import stats
+
+import engine
+from engine import Schedule
+
+ROOT = Path(__file__).parent.parent
+METRICS = ("srcc", "plcc", "krcc", "accuracy", "mae", "rmse", "emd_r1", "emd_r2", "loss")
+
+
+def metrics(result):
+    return {name: result[name] for name in METRICS}
+
+
+def test_a_run_writes_its_files_and_ends_with_json(ava, run):
+    status, result, _ = run(arguments(ava, num_epoch=2))
+    folder = ava / "run"
+    assert status == 0
+    assert json.loads((folder / "options.json").read_text())["loss"] == "emd"
+    history = pd.read_csv(folder / "metrics.csv")
+    assert history["epoch"].tolist() == [1, 2]
+    assert history["lr"].tolist() == [1e-6, 1e-6]
+    best = history["val_srcc"].idxmax() + 1
+    assert result["best_epoch"] == best
+    predictions = pd.read_csv(folder / "predictions.csv")
+    assert predictions["image"].tolist() == [f"{i}.jpg" for i in range(118, 124)]
+    levels = predictions[[f"output{i}" for i in range(1, 11)]].to_numpy()
+    assert (levels @ range(1, 11)) == pytest.approx(predictions["predicted_score"].to_numpy(), rel=1e-5)
+    srcc = stats.spearmanr(predictions["true_score"], predictions["predicted_score"]).statistic
+    assert result["srcc"] == pytest.approx(srcc)
+    assert (folder / "report.png").read_bytes().startswith(b"\x89PNG")
+    assert list((folder / "tensorboard").glob("events.out.tfevents*"))
+    assert all(Path(path).is_file() for path in result["files"].values())
+    state = torch.load(folder / "checkpoints" / "best.pth", weights_only=True)
+    assert all(isinstance(value, torch.Tensor) for value in state.values())
+
+
+def test_eval_of_best_gives_the_runs_own_metrics(ava, run):
+    _, trained, _ = run(arguments(ava))
+    weights = ava / "run" / "checkpoints" / "best.pth"
+    status, evaluated, _ = run(
+        arguments(ava, eval=True, path_to_model_weight=weights, experiment_dir_name=ava / "evaluated")
+    )
+    assert status == 0
+    assert metrics(evaluated) == metrics(trained)
+    assert not (ava / "evaluated" / "checkpoints").exists()
+    assert (ava / "evaluated" / "predictions.csv").read_bytes() == (
+        ava / "run" / "predictions.csv"
+    ).read_bytes()
+
+
+def test_eval_prints_the_published_figures(ava, run, caplog):
+    run(arguments(ava))
+    caplog.set_level(logging.INFO)
+    weights = ava / "run" / "checkpoints" / "best.pth"
+    run(arguments(ava, eval=True, path_to_model_weight=weights, experiment_dir_name=ava / "e"))
+    assert "published    0.7596   0.7710    0.8259" in caplog.text
+
+
+def test_eval_depends_on_the_batch_size_as_in_the_release(ava, run):
+    run(arguments(ava))
+    weights = ava / "run" / "checkpoints" / "best.pth"
+    predicted = []
+    for size in (6, 1):
+        folder = ava / f"batch{size}"
+        run(
+            arguments(
+                ava, eval=True, path_to_model_weight=weights, eval_batch_size=size, experiment_dir_name=folder
+            )
+        )
+        predicted.append(pd.read_csv(folder / "predictions.csv")["predicted_score"])
+    assert (predicted[0] - predicted[1]).abs().max() > 1e-6
+
+
+def test_two_runs_with_one_seed_are_identical(ava, run):
+    results = []
+    for name in ("a", "b"):
+        _, result, _ = run(arguments(ava, experiment_dir_name=ava / name, init_lr=1e-3, num_epoch=2))
+        results.append(metrics(result))
+    assert results[0] == results[1]
+    a, b = (torch.load(ava / n / "checkpoints" / "last.pt", weights_only=True)["model"] for n in "ab")
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    _, other, _ = run(arguments(ava, experiment_dir_name=ava / "c", init_lr=1e-3, num_epoch=2, seed=1))
+    assert metrics(other) != results[0]
+
+
+def test_resume_after_an_epoch_equals_an_uninterrupted_run(ava, run, monkeypatch):
+    given = {
+        "init_lr": 1e-3,
+        "num_epoch": 3,
+        "drop_path_rate": 0.3,
+        "optimizer": "adamw",
+        "schedule": "cosine",
+    }
+    _, whole, _ = run(arguments(ava, experiment_dir_name=ava / "whole", **given))
+    write = engine.save
+
+    def stop_after_first_epoch(path, content):
+        write(path, content)
+        if path.name == "last.pt":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(engine, "save", stop_after_first_epoch)
+    status, _, err = run(arguments(ava, experiment_dir_name=ava / "cut", **given))
+    assert status == 130
+    assert "--resume" in err
+    monkeypatch.setattr(engine, "save", write)
+    status, resumed, _ = run(["--resume", "--experiment_dir_name", ava / "cut"])
+    assert status == 0
+    assert metrics(resumed) == metrics(whole)
+    tables = [pd.read_csv(ava / name / "metrics.csv").drop(columns="seconds") for name in ("whole", "cut")]
+    pd.testing.assert_frame_equal(*tables, check_exact=True)
+    a, b = (
+        torch.load(ava / n / "checkpoints" / "last.pt", weights_only=True)["model"] for n in ("whole", "cut")
+    )
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_resume_refuses_another_recipe(ava, run):
+    run(arguments(ava))
+    status, _, err = run(["--resume", "--experiment_dir_name", ava / "run", "--init_lr", "0.1"])
+    assert status == 2
+    assert "--init_lr 0.1 differs from the run's 1e-06" in err
+
+
+@pytest.mark.parametrize("damage", [b"", b"half a checkpoint"])
+def test_resume_from_a_damaged_checkpoint_is_one_line(ava, run, damage):
+    run(arguments(ava))
+    (ava / "run" / "checkpoints" / "last.pt").write_bytes(damage)
+    status, _, err = run(["--resume", "--experiment_dir_name", ava / "run"])
+    assert status == 2
+    assert "last.pt: cannot be resumed from" in err
+
+
+def test_a_folder_that_holds_a_run_is_refused_and_overwrite_replaces_only_the_run(ava, run):
+    run(arguments(ava))
+    (ava / "run" / "notes.txt").write_text("mine")
+    before = (ava / "run" / "predictions.csv").read_bytes()
+    status, _, err = run(arguments(ava))
+    assert status == 2
+    assert "--overwrite" in err
+    assert (ava / "run" / "predictions.csv").read_bytes() == before
+    status, _, _ = run(arguments(ava, overwrite=True, num_epoch=2))
+    assert status == 0
+    assert len(pd.read_csv(ava / "run" / "metrics.csv")) == 2
+    assert (ava / "run" / "notes.txt").read_text() == "mine"
+
+
+def test_overwrite_never_removes_the_weights_it_reads(ava, run):
+    run(arguments(ava))
+    weights = ava / "run" / "checkpoints" / "best.pth"
+    status, _, err = run(arguments(ava, overwrite=True, eval=True, path_to_model_weight=weights))
+    assert status == 2
+    assert "best.pth" in err
+    assert weights.is_file()
+
+
+def test_released_protocol_selects_on_test_and_says_so(ava, run, caplog):
+    caplog.set_level(logging.INFO)
+    (ava / "val.csv").unlink()
+    status, result, _ = run(arguments(ava, released_protocol=True, num_epoch=2))
+    assert status == 0
+    assert result["selected_on"] == "test.csv"
+    assert "selected on test.csv" in caplog.text
+    history = pd.read_csv(ava / "run" / "metrics.csv")
+    assert result["srcc"] == pytest.approx(history["val_srcc"].max())
+
+
+def test_scores_train_on_mse(scored, run):
+    status, result, _ = run(arguments(scored, "tad66k"))
+    assert status == 0
+    predictions = pd.read_csv(scored / "run" / "predictions.csv")
+    assert predictions.columns.tolist() == ["image", "true_score", "predicted_score"]
+    error = (predictions["true_score"] - predictions["predicted_score"]) ** 2
+    assert result["loss"] == pytest.approx(error.mean(), rel=1e-4)
+    assert result["emd_r1"] is None
+
+
+@pytest.mark.parametrize("dataset", ["flickr_aes", "csv"])
+def test_scores_in_the_unit_range(scored, run, dataset):
+    for name in ("train.csv", "test.csv"):
+        table = pd.read_csv(scored / name)
+        table.assign(score=table["score"] / 10).to_csv(scored / name, index=False)
+    assert run(arguments(scored, dataset))[0] == 0
+
+
+def test_any_csv_of_votes_trains_on_emd(ava, run):
+    for name in ("train.csv", "val.csv", "test.csv"):
+        table = pd.read_csv(ava / name).iloc[:, :6]
+        table["image"] = table.pop("image_id").astype(str) + ".jpg"
+        table.to_csv(ava / name, index=False)
+    assert run(arguments(ava, "csv"))[0] == 0
+    assert json.loads((ava / "run" / "options.json").read_text())["loss"] == "emd"
+    predictions = pd.read_csv(ava / "run" / "predictions.csv")
+    assert predictions.columns.tolist()[3:] == [f"output{i}" for i in range(1, 6)]
+
+
+def test_skip_missing_goes_on_without_them(ava, run, caplog):
+    caplog.set_level(logging.INFO)
+    (ava / "images" / "100.jpg").unlink()
+    status, _, _ = run(arguments(ava, skip_missing=True))
+    assert status == 0
+    assert "train.csv: 1 rows skipped" in caplog.text
+
+
+def test_step_schedule_is_the_released_one():
+    rate = Schedule(1e-6, 20, "step")
+    assert [rate(e + 0.5) for e in (0, 4, 5, 9, 10, 19)] == pytest.approx(
+        [1e-6, 1e-6, 1e-7, 1e-7, 1e-8, 1e-9]
+    )
+
+
+def test_cosine_schedule_warms_up_and_falls_to_zero():
+    rate = Schedule(1.0, 10, "cosine", warmup_epochs=2)
+    assert [rate(1), rate(2), rate(6), rate(10)] == pytest.approx([0.5, 1.0, 0.5, 0.0])
+    assert math.isclose(Schedule(1.0, 10, "constant")(9.5), 1.0)
+
+
+def test_non_finite_loss_stops_with_epoch_step_and_images(ava, run):
+    status, _, err = run(arguments(ava, init_lr=1e30, batch_size=4, num_epoch=3, drop_path_rate=0.0))
+    assert status == 1
+    assert "the loss is" in err
+    assert "epoch 1, step 2" in err
+    assert err.count(".jpg") == 4
+
+
+def test_runs_without_nni_installed(ava):
+    """In a process where nni cannot be imported, as the same command line would run it."""
+    block = "import sys; sys.modules['nni'] = None; import main_nni; sys.exit(main_nni.main(sys.argv[1:]))"
+    done = subprocess.run(
+        [sys.executable, "-c", block, *arguments(ava)], cwd=ROOT, capture_output=True, text=True, timeout=300
+    )
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.splitlines()) == 1
+    assert json.loads(done.stdout)["model"] == "eat_nano"
+    assert "epoch 1/1" in done.stderr
+
+
+def test_each_unnamed_run_gets_a_new_folder(ava, run, monkeypatch):
+    monkeypatch.chdir(ava)
+    shutil.rmtree(ava / "runs", ignore_errors=True)
+    folders = {run(arguments(ava, experiment_dir_name=None))[1]["folder"] for _ in range(2)}
+    assert len(folders) == 2
+    assert all(Path(folder).parent == ava / "runs" for folder in folders)

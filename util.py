@@ -1,0 +1,136 @@
+"""Losses, metrics and atomic writes."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import warnings
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import torch
+from scipy import stats
+from sklearn.metrics import mean_absolute_error, root_mean_squared_error
+from torch import Tensor
+
+METRICS = ("srcc", "plcc", "krcc", "accuracy", "mae", "rmse", "emd_r1", "emd_r2")
+
+
+def cdf_difference(prediction: Tensor, target: Tensor) -> Tensor:
+    """(B, levels), the difference of the cumulative distributions of two vote distributions (B, levels)."""
+    return prediction.cumsum(-1) - target.cumsum(-1)
+
+
+def emd_loss(prediction: Tensor, target: Tensor) -> Tensor:
+    """EMD as EAT's release computes it: one square root for the whole batch. (B, levels) each; a scalar.
+
+    Its value is not the mean of the images' EMDs, and depends on which images share the batch.
+    """
+    return cdf_difference(prediction, target).square().mean().sqrt()
+
+
+def nima_loss(prediction: Tensor, target: Tensor, r: int) -> Tensor:
+    """EMD of each image, averaged over the batch: mean over levels of |CDF difference|^r, to the 1 / r.
+
+    (B, levels) each; r 1 or 2; a scalar. Source: NIMA, Talebi and Milanfar, 2018.
+    """
+    return image_emd(prediction, target, r).mean()
+
+
+def image_emd(prediction: Tensor, target: Tensor, r: int) -> Tensor:
+    """(B,), each image's EMD. Where r is 2 the root's gradient is kept finite at a perfect prediction."""
+    difference = cdf_difference(prediction, target)
+    if r == 1:
+        return difference.abs().mean(-1)
+    return difference.square().mean(-1).clamp_min(torch.finfo(difference.dtype).tiny).sqrt()
+
+
+def make_loss(name: str) -> Callable[[Tensor, Tensor], Tensor]:
+    """The loss of `--loss`: (prediction, target), each (B, outputs), to a scalar."""
+    return {
+        "emd": emd_loss,
+        "nima_r1": lambda prediction, target: nima_loss(prediction, target, 1),
+        "nima_r2": lambda prediction, target: nima_loss(prediction, target, 2),
+        "mse": torch.nn.functional.mse_loss,
+    }[name]
+
+
+def scores(outputs: np.ndarray) -> np.ndarray:
+    """Scores (N,) of outputs or targets (N, levels): the sum of level times output, or a single output as it is.
+
+    The outputs are used raw, without a softmax, as released.
+    """
+    if outputs.shape[1] == 1:
+        return outputs[:, 0]
+    return outputs @ np.arange(1, outputs.shape[1] + 1, dtype=outputs.dtype)
+
+
+def compute_metrics(predicted: np.ndarray, true: np.ndarray, threshold: float) -> dict[str, float]:
+    """All of METRICS from outputs and targets, (N, levels) or (N, 1).
+
+    threshold: scores above it are high, at it or below low; accuracy is the share on the same side.
+    Correlations of constant scores are nan, with a warning; the EMDs of single scores are nan.
+    """
+    predicted, true = predicted.astype(np.float64), true.astype(np.float64)
+    p, t = scores(predicted), scores(true)
+    constant = [name for name, side in (("predicted", p), ("true", t)) if np.ptp(side) == 0]
+    if constant:
+        warnings.warn(f"all {len(t)} {constant[0]} scores are equal: correlations are nan", stacklevel=2)
+    values = {
+        "srcc": math.nan if constant else float(stats.spearmanr(p, t).statistic),
+        "plcc": math.nan if constant else float(stats.pearsonr(p, t).statistic),
+        "krcc": math.nan if constant else float(stats.kendalltau(p, t).statistic),
+        "accuracy": float(np.mean((p > threshold) == (t > threshold))),
+        "mae": float(mean_absolute_error(t, p)),
+        "rmse": float(root_mean_squared_error(t, p)),
+        "emd_r1": math.nan,
+        "emd_r2": math.nan,
+    }
+    if predicted.shape[1] > 1:
+        for r in (1, 2):
+            distances = image_emd(torch.from_numpy(predicted), torch.from_numpy(true), r)
+            values[f"emd_r{r}"] = float(distances.mean())
+    return values
+
+
+@contextmanager
+def atomic_write(path: str | os.PathLike, mode: str = "w"):
+    """Open a temporary file beside `path`, and put it in its place if all went well."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, mode, **({} if "b" in mode else {"encoding": "utf-8", "newline": ""})) as file:
+            yield file
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: str | os.PathLike, content: dict) -> None:
+    """Write JSON, nan as null, atomically."""
+    with atomic_write(path) as file:
+        file.write(to_json(content, indent=2) + "\n")
+
+
+def to_json(content: dict, indent: int | None = None) -> str:
+    """Strict JSON: nan and infinities become null."""
+    return json.dumps(_finite(content), indent=indent, allow_nan=False)
+
+
+def _finite(value):
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def save_torch(path: str | os.PathLike, content: dict) -> None:
+    """torch.save, atomically."""
+    with atomic_write(path, "wb") as file:
+        torch.save(content, file)
