@@ -11,7 +11,6 @@ import time
 import warnings
 from pathlib import Path
 
-import numpy as np
 import torch
 
 import demo
@@ -85,8 +84,6 @@ def run(given: dict) -> dict:
         log.warning(
             "warning: %s starts from random weights; --path_to_model_weight takes ImageNet's", options.model
         )
-    elif options.head_init == "mean" and splits.train is not None:
-        start_head_at(model.get_classifier(), splits.train.targets.mean(0))
     if not options.path_to_model_weight and options.model != "eat_nano":
         log.warning(
             "warning: %s starts from random weights; --path_to_model_weight takes ImageNet's", options.model
@@ -102,13 +99,6 @@ def run(given: dict) -> dict:
     work = evaluate_only if options.eval else train_and_test
     result = work(options, form, splits, model, device, folder)
     return result | {"seconds": round(time.perf_counter() - start, 1)}
-
-
-def start_head_at(head: torch.nn.Linear, target: np.ndarray) -> None:
-    """Let a fresh head predict `target`, (outputs,), for every image, so that training need not find it first."""
-    with torch.no_grad():
-        head.weight.zero_()
-        head.bias.copy_(torch.from_numpy(target))
 
 
 def gather_options(given: dict) -> argparse.Namespace:

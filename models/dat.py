@@ -271,7 +271,6 @@ def _default_cfg(size: int = 224) -> dict:
         "std": IMAGENET_DEFAULT_STD,
         "first_conv": "patch_proj.0",
         "classifier": "cls_head",
-        "license": "mit",
     }
 
 
@@ -295,7 +294,7 @@ def eat_nano(pretrained: bool = False, **overrides) -> EAT:
     """Ours, for CPUs, the demo and the tests: every kind of layer, under 1.5 M parameters."""
     settings = {
         "dim_stem": 24, "dims": (24, 48, 96, 192), "depths": (2, 2, 2, 2), "heads": (1, 2, 4, 8),
-        "groups": (-1, -1, 2, 4), "drop_path_rate": 0.05,
+        "groups": (-1, -1, 2, 4), "drop_path_rate": 0.0,
     }  # fmt: skip
     return _create("eat_nano", pretrained, settings, overrides)
 
