@@ -84,10 +84,6 @@ def run(given: dict) -> dict:
         log.warning(
             "warning: %s starts from random weights; --path_to_model_weight takes ImageNet's", options.model
         )
-    if not options.path_to_model_weight and options.model != "eat_nano":
-        log.warning(
-            "warning: %s starts from random weights; --path_to_model_weight takes ImageNet's", options.model
-        )
     model.to(device)
 
     folder = Path(options.experiment_dir_name)
