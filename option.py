@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -67,6 +68,7 @@ class Option:
     high: float | None = None
     positive: bool = False
     tunable: bool = False
+    metavar: str | None = None  # what --help calls the value
 
     def check(self, value: Any, source: str) -> Any:
         """`value` in this option's type, or InputError naming the option, the value and the remedy.
@@ -108,8 +110,8 @@ def _tunable(name: str, type_: type, default: Any, help_: str, **limits: Any) ->
 GROUPS: dict[str, tuple[Option, ...]] = {
     "data": (
         Option("dataset", str, "demo", "which labels to read", choices=DATASETS),
-        Option("path_to_images", str, None, "folder of the images; demo: where to build it (data/demo/images)"),
-        Option("path_to_save_csv", str, None, "folder of train.csv, val.csv and test.csv; demo: data/demo"),
+        Option("path_to_images", str, None, "folder of the images; demo: where to build it (data/demo/images)", metavar="FOLDER"),
+        Option("path_to_save_csv", str, None, "folder of train.csv, val.csv and test.csv; demo: data/demo", metavar="FOLDER"),
         Option("val_share", float, 0.1, "share of train.csv held out where there is no val.csv", low=0.01, high=0.5),
         Option("skip_missing", bool, False, "go on without the images that are not in the folder"),
         Option("limit", int, None, "use the first N rows of each CSV only, for a quick try", low=2),
@@ -118,13 +120,13 @@ GROUPS: dict[str, tuple[Option, ...]] = {
         Option("threshold", float, None, "--dataset csv: scores above it count as high (default: middle of scale)"),
     ),
     "run": (
-        Option("experiment_dir_name", str, None, "folder of this run (default: a new one under runs/)"),
-        Option("path_to_model_weight", str, None, "weights to start from, or to evaluate with --eval"),
+        Option("experiment_dir_name", str, None, "folder of this run (default: a new one under runs/)", metavar="FOLDER"),
+        Option("path_to_model_weight", str, None, "weights to start from, or to evaluate with --eval", metavar="FILE"),
         Option("eval", bool, False, "evaluate --path_to_model_weight on test.csv, without training"),
         Option("resume", bool, False, "go on from the last.pt of --experiment_dir_name, with its options"),
         Option("overwrite", bool, False, "replace the run in --experiment_dir_name"),
         Option("released_protocol", bool, False, "select the checkpoint on test.csv, as the release did"),
-        Option("gpu_id", str, None, "GPU to use, or cpu (default: the first GPU, else the CPU)"),
+        Option("gpu_id", str, None, "GPU to use, or cpu (default: the first GPU, else the CPU)", metavar="ID"),
         Option("num_workers", int, None, "processes that read images; 0: the training process", low=0),
         Option("seed", int, 0, "seed of weights, order and augmentation", low=0, high=2**32 - 1),
     ),
@@ -137,7 +139,7 @@ GROUPS: dict[str, tuple[Option, ...]] = {
         _tunable("batch_size", int, None, "images per step", low=1),
         _tunable("eval_batch_size", int, None, "images per batch in evaluation (default: batch_size)", low=1),
         _tunable("init_lr", float, None, "learning rate", positive=True),
-        _tunable("loss", str, None, "emd: released, one root per batch; nima_r1, nima_r2: per image; mse",
+        _tunable("loss", str, None, "emd: released, one root per batch; nima_r1, nima_r2: per image; auto: emd for votes, mse for scores",
                  choices=("emd", "nima_r1", "nima_r2", "mse", "auto")),
         _tunable("optimizer", str, None, "the optimiser", choices=("adam", "adamw")),
         _tunable("weight_decay", float, None, "weight decay", low=0),
@@ -166,6 +168,7 @@ def parse(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """The options given on the command line, checked one by one; argparse exits with status 2 on others."""
     parser = _Parser(
         prog="main_nni.py",
+        usage="main_nni.py [OPTION ...]",
         description="Train and evaluate EAT for image aesthetics assessment. Without options: the demo.",
         argument_default=argparse.SUPPRESS,
         allow_abbrev=False,
@@ -177,12 +180,10 @@ def parse(argv: Sequence[str] | None = None) -> dict[str, Any]:
             if option.type is bool:
                 group.add_argument(flag, action="store_true", help=option.help)
             else:
-                kind = (
-                    option.type.__name__.upper()
-                    if not option.choices
-                    else "{" + ",".join(option.choices) + "}"
-                )
-                group.add_argument(flag, metavar=kind, help=f"{option.help}{_shown_default(option)}")
+                metavar = option.metavar or {int: "N", float: "X", str: "WORD"}[option.type]
+                if option.choices:
+                    metavar = "{" + ",".join(option.choices) + "}"
+                group.add_argument(flag, metavar=metavar, help=f"{option.help}{_shown_default(option)}")
     given = vars(parser.parse_args(argv))
     return {name: OPTIONS[name].check(value, "--") for name, value in given.items()}
 
@@ -195,8 +196,9 @@ def _shown_default(option: Option) -> str:
     }
     if not values or option.name == "num_workers":
         return ""
-    shown = ", ".join(f"{value} for {name}" for name, value in values.items())
-    return f" (default: {shown})"
+    usual = Counter(values.values()).most_common(1)[0][0] if len(values) == len(RECIPES) else None
+    shown = [f"{name}: {value}" for name, value in values.items() if value != usual]
+    return f" (default: {', '.join([str(usual)] * (usual is not None) + shown)})"
 
 
 def tuned(parameters: Mapping[str, Any]) -> dict[str, Any]:
