@@ -11,11 +11,11 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
-import resource
+import re
 import statistics
-import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from tqdm import tqdm
@@ -70,7 +70,7 @@ def measure(name: str, batch: int, training: bool, repeats: int, device: str) ->
 
 
 def peak_memory(name: str, batch: int, training: bool, plain: bool, device: str) -> float:
-    """MiB at the peak of two steps, in a new process: resident on the CPU, allocated on a GPU."""
+    """MiB at the peak of two steps, in a new process: resident on the CPU (Linux), allocated on a GPU."""
     context = multiprocessing.get_context("spawn")
     with context.Pool(1) as pool:
         return pool.apply(_peak_memory, (name, batch, training, plain, device))
@@ -82,7 +82,9 @@ def _peak_memory(name: str, batch: int, training: bool, plain: bool, device: str
     step()
     if device != "cpu":
         return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    # Not getrusage: its peak is inherited from the process that started this one.
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 2**10
 
 
 def main() -> None:

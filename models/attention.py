@@ -185,11 +185,12 @@ def sampled_position_bias(table: Tensor, positions: Tensor) -> Tensor:
     batch, height, width, groups, _ = positions.shape
     y = (torch.arange(height, device=positions.device) + 0.5) * (2 / height) - 1
     x = (torch.arange(width, device=positions.device) + 0.5) * (2 / width) - 1
-    queries = torch.stack(torch.meshgrid(y, x, indexing="ij"), -1).reshape(-1, 1, 2)
-    keys = positions.flatten(1, 2).transpose(1, 2).flatten(0, 1)[:, None]
-    grid = (queries - keys) * 0.5
+    # In (x, y) from here on, as grid_sample wants it: the grid is large, and flipping it later would copy it.
+    queries = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).reshape(-1, 1, 2) * 0.5
+    keys = positions.flatten(1, 2).transpose(1, 2).flatten(0, 1)[:, None].flip(-1) * 0.5
+    grid = queries - keys
     tables = table.unflatten(0, (groups, -1)).expand(batch, -1, -1, -1, -1).flatten(0, 1)
-    bias = F.grid_sample(tables, grid.flip(-1).to(tables.dtype), mode="bilinear", align_corners=True)
+    bias = F.grid_sample(tables, grid.to(tables.dtype), mode="bilinear", align_corners=True)
     return bias.unflatten(0, (batch, groups)).flatten(1, 2)
 
 
