@@ -173,8 +173,10 @@ def make_loader(
         sampler=Draws(len(labels), seed, shuffle=transform.train),
         num_workers=num_workers,
         collate_fn=_collate,
-        persistent_workers=num_workers > 0,
+        persistent_workers=num_workers > 0 and transform.train,
         pin_memory=pin_memory,
+        # Its own generator: starting workers must not advance the one that drop path draws from.
+        generator=torch.Generator().manual_seed(seed),
     )
 
 

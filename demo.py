@@ -35,17 +35,18 @@ def build(folder: str | os.PathLike, images: str | os.PathLike, seed: int = 2023
     a time write the same files. Raises InputError rather than write over pictures or CSVs of other origin.
     """
     folder, images = Path(folder), Path(images)
-    stamp = folder / "demo_version.txt"
-    if stamp.is_file():
-        if stamp.read_text() == VERSION and images.is_dir():
-            return False
-    elif any((folder / f"{split}.csv").exists() for split in COUNTS) or (
-        images.is_dir() and any(images.iterdir())
-    ):
-        raise InputError(f"{folder}: holds files that are not the demo's; give --dataset, or another folder")
-    images.mkdir(parents=True, exist_ok=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    stamp.write_text("being built")
+    stamps = [place / "demo_version.txt" for place in (folder, images)]
+    if all(stamp.is_file() and stamp.read_text() == VERSION for stamp in stamps):
+        return False
+    for stamp in stamps:
+        taken = stamp.parent.is_dir() and any(p.suffix in (".csv", ".jpg") for p in stamp.parent.iterdir())
+        if taken and not stamp.is_file():
+            raise InputError(
+                f"{stamp.parent}: holds files that are not the demo's; give --dataset or another folder"
+            )
+    for stamp in stamps:
+        stamp.parent.mkdir(parents=True, exist_ok=True)
+        stamp.write_text("being built")
     photographs = load_sample_images().images
     number = 1
     for split, count in COUNTS.items():
@@ -60,8 +61,9 @@ def build(folder: str | os.PathLike, images: str | os.PathLike, seed: int = 2023
             number += 1
         with atomic_write(folder / f"{split}.csv") as file:
             pd.DataFrame(rows, columns=[AVA.image_column, *AVA.vote_columns]).to_csv(file, index=False)
-    with atomic_write(stamp) as file:
-        file.write(VERSION)
+    for stamp in stamps:
+        with atomic_write(stamp) as file:
+            file.write(VERSION)
     return True
 
 

@@ -58,6 +58,7 @@ class Evaluation:
     names: list[str]
     outputs: np.ndarray  # (N, outputs), raw
     targets: np.ndarray  # (N, outputs)
+    opinions: np.ndarray  # (N,) the true scores
     loss: float  # mean over images of their batch's loss
     metrics: dict[str, float]
 
@@ -138,18 +139,26 @@ def evaluate(
     device: torch.device,
     title: str = "evaluate",
 ) -> Evaluation:
-    """Run the network over a split in order, and compute all metrics. threshold: see `compute_metrics`."""
+    """Run the network over a split in order, and compute all metrics. threshold: see `compute_metrics`.
+
+    Raises TrainingError where an output is not finite.
+    """
     model.eval()
-    outputs, losses, names, targets = [], [], [], []
+    outputs, losses, names = [], [], []
     for batch in _bar(batches(loader), len(loader), title):
         output = model(_to(batch.images, device)).float()
         outputs.append(output)
         losses.append(criterion(output, _to(batch.targets, device)) * len(batch.names))
         names += batch.names
-        targets.append(batch.targets)
-    outputs, targets = torch.cat(outputs).cpu().numpy(), torch.cat(targets).numpy()
-    loss = torch.stack(losses).sum().item() / len(names)
-    return Evaluation(names, outputs, targets, loss, compute_metrics(outputs, targets, threshold))
+    outputs, loss = torch.cat(outputs).cpu().numpy(), torch.stack(losses).sum().item() / len(names)
+    if not (finite := np.isfinite(outputs).all(1)).all():
+        raise TrainingError(
+            f"{title}: the outputs for {(~finite).sum()} of {len(names)} images are not finite, first "
+            f"{names[int(np.argmin(finite))]}; lower --init_lr, or look at the weights"
+        )
+    labels = loader.dataset.labels
+    metrics = compute_metrics(outputs, labels.targets, threshold, labels.opinions)
+    return Evaluation(names, outputs, labels.targets, labels.opinions, loss, metrics)
 
 
 def fit(

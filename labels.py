@@ -49,12 +49,15 @@ class Labels:
     source: str  # the CSV, for messages
     images: np.ndarray  # (N,) file names relative to the image folder, fixed-width so that workers share them
     targets: np.ndarray  # (N, outputs) float32: vote distributions that sum to 1, or scores in 0..1
+    opinions: np.ndarray  # (N,) float64: the true scores, exact where their CSV is: 5 is 5, not 5.0000002
 
     def __len__(self) -> int:
         return len(self.images)
 
     def subset(self, rows: np.ndarray) -> Labels:
-        return replace(self, images=self.images[rows], targets=self.targets[rows])
+        return replace(
+            self, images=self.images[rows], targets=self.targets[rows], opinions=self.opinions[rows]
+        )
 
 
 def csv_format(path: str | os.PathLike, score_range: tuple[float, float], threshold: float | None) -> Format:
@@ -66,17 +69,28 @@ def csv_format(path: str | os.PathLike, score_range: tuple[float, float], thresh
     columns = list(_read_table(path).columns)
     if "score" in columns:
         low, high = score_range
+        _check_threshold(path, threshold, low, high)
         middle = 0.5 if threshold is None else (threshold - low) / (high - low)
         return Format(score_range=score_range, threshold=middle)
-    numbered = {int(m[1]): column for column in columns if (m := VOTE_COLUMN.fullmatch(column))}
+    numbered = sorted((int(m[1]), column) for column in columns if (m := VOTE_COLUMN.fullmatch(column)))
     if len(numbered) < 2:
         raise InputError(
             f"{path}: needs the column 'score', or one column per vote level (as in vote1, vote2); "
             f"found {', '.join(columns)}"
         )
-    votes = tuple(numbered[level] for level in sorted(numbered))
+    numbers, votes = zip(*numbered, strict=True)
+    if numbers != tuple(range(numbers[0], numbers[0] + len(numbers))):
+        raise InputError(f"{path}: the vote columns {', '.join(votes)} are not numbered one after the other")
+    if score_range != (0.0, 1.0):
+        raise InputError(f"{path}: has vote columns; --score_min and --score_max belong to a column 'score'")
+    _check_threshold(path, threshold, 1, len(votes))
     middle = (1 + len(votes)) / 2 if threshold is None else threshold
     return Format(vote_columns=votes, threshold=middle)
+
+
+def _check_threshold(path, threshold: float | None, low: float, high: float) -> None:
+    if threshold is not None and not low <= threshold <= high:
+        raise InputError(f"--threshold {threshold:g} lies outside the scale of {path}, {low:g} to {high:g}")
 
 
 def read_labels(path: str | os.PathLike, form: Format, limit: int | None = None) -> Labels:
@@ -90,7 +104,7 @@ def read_labels(path: str | os.PathLike, form: Format, limit: int | None = None)
         raise InputError(f"{path}: no column {', '.join(missing)}; found {', '.join(table.columns)}")
     if limit is not None:
         table = table.head(limit)
-    names = [name.strip() for name in table[form.image_column]]
+    names = [_plain(name) for name in table[form.image_column]]
     for line, name in zip(table.index, names, strict=True):
         if problem := _name_problem(name):
             raise InputError(f"{path}, line {line}: image name {name!r} {problem}")
@@ -101,26 +115,29 @@ def read_labels(path: str | os.PathLike, form: Format, limit: int | None = None)
             f"{path}, line {duplicated.index[0]}: image {duplicated.iloc[0]} stands there a second time "
             f"({len(duplicated)} repeated in all); keep one row for each image"
         )
-    targets = _votes(path, table, form) if form.vote_columns else _scores(path, table, form)
-    return Labels(str(path), images, targets)
+    targets, opinions = _votes(path, table, form) if form.vote_columns else _scores(path, table, form)
+    return Labels(str(path), images, targets, opinions)
 
 
-def _votes(path, table: pd.DataFrame, form: Format) -> np.ndarray:
+def _votes(path, table: pd.DataFrame, form: Format) -> tuple[np.ndarray, np.ndarray]:
     votes = _numbers(path, table, form.vote_columns)
     _refuse_where(path, table, votes < 0, form.vote_columns, "votes cannot be negative")
-    totals = votes.sum(1, keepdims=True)
+    _refuse_where(path, table, votes > 1e12, form.vote_columns, "too many votes to be true")
+    totals = votes.sum(1)
     if (totals == 0).any():
         raise InputError(
             f"{path}, line {table.index[np.argmax(totals == 0)]}: all votes are 0; remove the row"
         )
-    return (votes / totals).astype(np.float32)
+    opinions = votes @ np.arange(1.0, votes.shape[1] + 1) / totals
+    return (votes / totals[:, None]).astype(np.float32), opinions
 
 
-def _scores(path, table: pd.DataFrame, form: Format) -> np.ndarray:
+def _scores(path, table: pd.DataFrame, form: Format) -> tuple[np.ndarray, np.ndarray]:
     low, high = form.score_range
     values = _numbers(path, table, ["score"])
     _refuse_where(path, table, (values < low) | (values > high), ["score"], f"scores are {low:g} to {high:g}")
-    return ((values - low) / (high - low)).astype(np.float32)
+    opinions = (values - low) / (high - low)
+    return opinions.astype(np.float32), opinions[:, 0]
 
 
 def _read_table(path: str | os.PathLike) -> pd.DataFrame:
@@ -128,19 +145,26 @@ def _read_table(path: str | os.PathLike) -> pd.DataFrame:
     if not Path(path).is_file():
         raise InputError(f"{path}: no such file; --path_to_save_csv names the folder of the CSVs")
     try:
+        # Without a header, so that pandas neither renames repeated columns nor takes a long row for an index.
         table = pd.read_csv(
-            path, dtype=str, na_filter=False, skip_blank_lines=False, encoding="utf-8-sig", index_col=False
+            path, dtype=str, na_filter=False, skip_blank_lines=False, encoding="utf-8-sig", header=None
         )
     except pd.errors.EmptyDataError:
         raise InputError(f"{path}: empty; it needs a header and rows") from None
-    except (pd.errors.ParserError, UnicodeDecodeError, ValueError, OSError) as error:
+    except (pd.errors.ParserError, UnicodeDecodeError, ValueError) as error:
         raise InputError(f"{path}: not a readable CSV ({' '.join(str(error).split())})") from None
-    table.columns = [str(column).strip() for column in table.columns]
-    table.index = table.index + 2
     table = table.fillna("")
+    table.index = table.index + 1
     table = table[(table != "").any(axis=1)]
     if table.empty:
-        raise InputError(f"{path}: no rows under the header {', '.join(table.columns)}")
+        raise InputError(f"{path}: empty; it needs a header and rows")
+    columns = [str(column).strip() for column in table.iloc[0]]
+    if repeated := sorted({column for column in columns if columns.count(column) > 1}):
+        raise InputError(f"{path}: column {', '.join(repeated)} stands there more than once")
+    table = table.iloc[1:]
+    if table.empty:
+        raise InputError(f"{path}: no rows under the header {', '.join(columns)}")
+    table.columns = columns
     return table
 
 
@@ -157,6 +181,12 @@ def _refuse_where(path, table: pd.DataFrame, bad: np.ndarray, columns: Sequence[
         value = table[columns[column]].iloc[row]
         more = f" ({bad.any(1).sum()} such rows)" if bad.any(1).sum() > 1 else ""
         raise InputError(f"{path}, line {table.index[row]}: {columns[column]} = {value!r}: {problem}{more}")
+
+
+def _plain(name: str) -> str:
+    """A file name without stray spaces, `./` and doubled slashes, so that one image has one name."""
+    name = name.strip()
+    return name if ".." in name or not name else PurePosixPath(name).as_posix()
 
 
 def _name_problem(name: str) -> str | None:

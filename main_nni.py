@@ -39,6 +39,10 @@ def main(argv: list[str] | None = None) -> int:
         return _fail(error, 2)
     except engine.TrainingError as error:
         return _fail(error, 1)
+    except OSError as error:
+        return _fail(
+            f"{error.filename or 'a file'}: {error.strerror or error}; check the path and its permissions", 2
+        )
     except KeyboardInterrupt:
         return _fail("interrupted; a run with a named folder goes on with --resume", 130)
     return 0
@@ -79,21 +83,35 @@ def run(given: dict) -> dict:
     overrides = {} if options.drop_path_rate is None else {"drop_path_rate": options.drop_path_rate}
     model = create_model(options.model, num_classes=form.outputs, **overrides)
     if options.path_to_model_weight and not options.resume:
-        load_weights(model, options.path_to_model_weight)
+        fresh = load_weights(model, options.path_to_model_weight)
+        if fresh and options.eval:
+            raise InputError(
+                f"{options.path_to_model_weight}: plain DAT, without EAT's head: train it before --eval"
+            )
+        if fresh:
+            log.info("plain DAT's weights: %s start fresh", ", ".join(fresh))
     elif options.model != "eat_nano" and not options.resume:
         log.warning(
             "warning: %s starts from random weights; --path_to_model_weight takes ImageNet's", options.model
         )
     model.to(device)
 
+    if options.experiment_dir_name is None:
+        name = f"{options.dataset}-{'eval' if options.eval else options.model}"
+        options.experiment_dir_name = str(record.new_folder(Path("runs"), name))
     folder = Path(options.experiment_dir_name)
     if not options.resume:
         weights = Path(options.path_to_model_weight) if options.path_to_model_weight else None
         record.prepare_folder(folder, options.overwrite, keep=weights)
-        write_json(folder / "options.json", vars(options))
     log.info("%s on %s, %s, in %s", options.model, options.dataset, device, folder)
     work = evaluate_only if options.eval else train_and_test
-    result = work(options, form, splits, model, device, folder)
+    try:
+        if not options.resume:
+            write_json(folder / "options.json", vars(options))
+        result = work(options, form, splits, model, device, folder)
+    except BaseException:
+        record.restore_previous(folder)
+        raise
     return result | {"seconds": round(time.perf_counter() - start, 1)}
 
 
@@ -109,12 +127,10 @@ def gather_options(given: dict) -> argparse.Namespace:
             saved = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise InputError(f"{path}: no run to resume ({error})") from None
-        given = option.resumed(given, saved)
-    options = option.complete(given)
-    if options.experiment_dir_name is None:
-        name = f"{options.dataset}-{'eval' if options.eval else options.model}"
-        options.experiment_dir_name = str(record.new_folder(Path("runs"), name))
-    return options
+        if not isinstance(saved, dict):
+            raise InputError(f"{path}: no run to resume (it does not hold options)")
+        given = option.resumed(given, saved, str(path))
+    return option.complete(given)
 
 
 def pick_device(gpu_id: str | None) -> torch.device:
@@ -134,8 +150,14 @@ def pick_format(options: argparse.Namespace) -> Format:
     """How the dataset's CSVs are written."""
     if options.dataset != "csv":
         return FORMATS[options.dataset]
-    path = Path(options.path_to_save_csv) / ("test.csv" if options.eval else "train.csv")
-    return csv_format(path, (options.score_min, options.score_max), options.threshold)
+    folder, scale = Path(options.path_to_save_csv), (options.score_min, options.score_max)
+    names = ["test.csv"] if options.eval else ["train.csv", "test.csv"]
+    names += ["val.csv"] * (not options.eval and (folder / "val.csv").is_file())
+    form, *others = (csv_format(folder / name, scale, options.threshold) for name in names)
+    for name, other in zip(names[1:], others, strict=True):
+        if other != form:
+            raise InputError(f"{folder / name}: its label columns differ from those of {names[0]}")
+    return form
 
 
 def loaders(options: argparse.Namespace, splits: Splits, size: int, device: torch.device) -> dict:
@@ -165,12 +187,14 @@ def train_and_test(options, form: Format, splits: Splits, model, device, folder:
     progress = engine.Progress()
     if options.resume:
         progress = engine.restore(checkpoints / "last.pt", model, optimizer)
+        record.write_metrics(folder / "metrics.csv", progress.history)
         log.info("resumed after epoch %d of %d", progress.epoch, options.num_epoch)
     curves = record.Curves(folder, progress.epoch)
 
     def on_epoch(progress: engine.Progress) -> None:
         row = progress.history[-1]
         record.write_metrics(folder / "metrics.csv", progress.history)
+        record.drop_previous(folder)
         curves.add(row)
         search.report_epoch(row)
         log.info(
@@ -208,7 +232,7 @@ def train_and_test(options, form: Format, splits: Splits, model, device, folder:
     evaluation = engine.evaluate(model, data["test"], criterion, form.threshold, device, "test")
     result = write_results(options, folder, evaluation, progress.history)
     files = {"best": str(checkpoints / "best.pth"), "last": str(checkpoints / "last.pt")}
-    files["metrics"] = str(folder / "metrics.csv")
+    files |= {"metrics": str(folder / "metrics.csv"), "tensorboard": str(folder / "tensorboard")}
     result["files"] |= files
     selected_on = "test.csv" if options.released_protocol else "validation"
     return result | {"best_epoch": progress.best_epoch, "selected_on": selected_on}
@@ -226,6 +250,7 @@ def write_results(options, folder: Path, evaluation: engine.Evaluation, history:
     record.write_predictions(folder / "predictions.csv", evaluation)
     title = f"{options.model} on {options.dataset}, test.csv ({len(evaluation.names)} images)"
     record.draw_report(folder / "report.png", title, evaluation, history)
+    record.drop_previous(folder)
     log.info("%s:\n%s", title, record.comparison(options.dataset, evaluation.metrics))
     files = {name: str(folder / f"{name}.{end}") for name, end in (("predictions", "csv"), ("report", "png"))}
     files["options"] = str(folder / "options.json")

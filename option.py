@@ -83,13 +83,15 @@ class Option:
         try:
             if self.type is int and float(value) != int(float(value)):
                 raise ValueError
-            if self.type is str and not isinstance(value, str):
+            if isinstance(value, str) != (self.type is str) and source != "--":
                 raise ValueError
             value = int(float(value)) if self.type is int else self.type(value)
         except (TypeError, ValueError, OverflowError):
             raise InputError(f"{where} is not {_ARTICLES[self.type]}") from None
         if self.type is float and not math.isfinite(value):
             raise InputError(f"{where} is not a finite number")
+        if self.type is str and not value.strip():
+            raise InputError(f"{where} is empty; give a value or leave the option out")
         if self.choices and value not in self.choices:
             raise InputError(f"{where}: choose from {', '.join(self.choices)}")
         if self.positive and not value > 0:
@@ -156,7 +158,15 @@ GROUPS: dict[str, tuple[Option, ...]] = {
 OPTIONS: dict[str, Option] = {option.name: option for group in GROUPS.values() for option in group}
 
 # What a resumed run may change without becoming another run.
-RESUMABLE = {"num_workers", "gpu_id", "resume", "overwrite", "experiment_dir_name", "path_to_images"}
+RESUMABLE = {
+    "num_workers",
+    "gpu_id",
+    "resume",
+    "overwrite",
+    "experiment_dir_name",
+    "path_to_images",
+    "path_to_save_csv",
+}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -261,12 +271,14 @@ def check_together(options: argparse.Namespace, given: Mapping[str, Any]) -> Non
                 raise InputError(f"--{name} belongs to --schedule step, not {options.schedule}")
 
 
-def resumed(given: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a resumed run: `saved` ones, with those of `given` that may change.
+def resumed(given: Mapping[str, Any], saved: Mapping[str, Any], source: str) -> dict[str, Any]:
+    """The options of a resumed run: `saved` ones, read from `source`, with those of `given` that may change.
 
-    Raises InputError where `given` would make it another run.
+    Raises InputError where `given` would make it another run, or `saved` are not options.
     """
     saved = {name: value for name, value in saved.items() if name in OPTIONS and value is not None}
+    for name, value in saved.items():
+        saved[name] = OPTIONS[name].check(value, source)
     for name, value in given.items():
         if name not in RESUMABLE and saved.get(name) != value:
             raise InputError(

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-import shutil
+import os
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -19,43 +21,88 @@ from util import atomic_write, scores
 # SRCC, PLCC, accuracy. AVA and TAD66K: from the names of the released checkpoints. FLICKR-AES: none that can be cited.
 PUBLISHED = {"ava": (0.7596, 0.7710, 0.8259), "tad66k": (0.5171, 0.5460, 0.6882)}
 
-_FILES = ("options.json", "metrics.csv", "predictions.csv", "report.png")
-_FOLDERS = ("checkpoints", "tensorboard")
+# Every file that a run writes, relative to its folder.
+_FILES = (
+    "options.json",
+    "metrics.csv",
+    "predictions.csv",
+    "report.png",
+    "checkpoints/best.pth",
+    "checkpoints/last.pt",
+    "tensorboard/events.out.tfevents*",
+)
+_PREVIOUS = ".previous_run"
 
 
 def new_folder(parent: Path, name: str) -> Path:
-    """A folder of `parent` that does not exist yet, named after `name` and the time."""
+    """Make a new folder in `parent`, named after `name` and the time."""
     stem = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    candidates = [parent / stem, *(parent / f"{stem}-{i}" for i in range(2, 100))]
-    return next(folder for folder in candidates if not folder.exists())
-
-
-def holds_run(folder: Path) -> bool:
-    return any((folder / name).exists() for name in (*_FILES, *_FOLDERS))
+    for count in itertools.count(1):
+        folder = parent / (stem if count == 1 else f"{stem}-{count}")
+        try:
+            folder.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        return folder
 
 
 def prepare_folder(folder: Path, overwrite: bool, keep: Path | None = None) -> None:
     """Make `folder` ready for a new run. keep: a file that must not be overwritten with it.
 
-    Raises InputError where a run is there already, unless `overwrite`, which removes that run's files only.
+    Raises InputError where a run is there already, unless `overwrite`, which sets that run's files aside until
+    `drop_previous` or `restore_previous`; other files in the folder are left alone.
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: --experiment_dir_name is a file, not a folder")
-    if folder.is_dir() and holds_run(folder):
-        if not overwrite:
-            raise InputError(
-                f"{folder}: holds a run; give --resume, --overwrite or another --experiment_dir_name"
-            )
-        if keep is not None and folder.resolve() in keep.resolve().parents:
-            raise InputError(f"{keep}: lies in the run that --overwrite would remove; use another folder")
-        for name in _FILES:
-            (folder / name).unlink(missing_ok=True)
-        for name in _FOLDERS:
-            shutil.rmtree(folder / name, ignore_errors=True)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{folder}: cannot be made ({error.strerror}); give another folder") from None
+    if not (folder / "options.json").exists():
+        return
+    if not overwrite:
+        raise InputError(
+            f"{folder}: holds a run; give --resume, --overwrite or another --experiment_dir_name"
+        )
+    if keep is not None and folder.resolve() in keep.resolve().parents:
+        raise InputError(f"{keep}: lies in the run that --overwrite would replace; use another folder")
+    if (folder / _PREVIOUS).exists():  # of a run that was killed before its first epoch
+        _remove_run(folder)
+    else:
+        _move_run(folder, folder / _PREVIOUS)
+
+
+def drop_previous(folder: Path) -> None:
+    """The new run has results: remove the one that it replaces."""
+    _remove_run(folder / _PREVIOUS)
+
+
+def restore_previous(folder: Path) -> None:
+    """The new run failed before it had results: put back the one that it would have replaced, if any."""
+    if (folder / _PREVIOUS).exists():
+        _remove_run(folder)
+        _move_run(folder / _PREVIOUS, folder)
+
+
+def _run_files(folder: Path) -> list[Path]:
+    return [path for pattern in _FILES for path in folder.glob(pattern)]
+
+
+def _move_run(source: Path, target: Path) -> None:
+    for path in _run_files(source):
+        place = target / path.relative_to(source)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        os.replace(path, place)
+    _remove_run(source)
+
+
+def _remove_run(folder: Path) -> None:
+    for path in _run_files(folder):
+        path.unlink()
+    folders = ("checkpoints", "tensorboard") + (("",) if folder.name == _PREVIOUS else ())
+    for name in folders:
+        with suppress(OSError):  # not there, or not empty: somebody else's files
+            (folder / name).rmdir()
 
 
 def write_metrics(path: Path, history: list[dict[str, float]]) -> None:
@@ -68,7 +115,7 @@ def write_predictions(path: Path, evaluation: Evaluation) -> None:
     """predictions.csv: image, true and predicted score, and the outputs level by level, `score` for one."""
     table = {
         "image": evaluation.names,
-        "true_score": scores(evaluation.targets),
+        "true_score": evaluation.opinions,
         "predicted_score": scores(evaluation.outputs),
     }
     levels = evaluation.outputs.shape[1]
@@ -99,10 +146,10 @@ def draw_report(path: Path, title: str, evaluation: Evaluation, history: list[di
     panels = 3 if history else 1
     figure = Figure(figsize=(5.2 * panels, 4.8), layout="constrained")
     axes = figure.subplots(1, panels, squeeze=False)[0]
-    true, predicted = scores(evaluation.targets), scores(evaluation.outputs)
+    true, predicted = evaluation.opinions, scores(evaluation.outputs)
     axes[0].scatter(true, predicted, s=10, alpha=min(1.0, max(0.1, 200 / len(true))), linewidths=0)
-    finite = np.concatenate([true, predicted[np.isfinite(predicted)]])
-    limits = [finite.min(), finite.max()]
+    both = np.concatenate([true, predicted])
+    limits = [both.min(), both.max()]
     axes[0].plot(limits, limits, color="0.5", linewidth=1, linestyle="--", label="predicted = true")
     m = evaluation.metrics
     axes[0].set(

@@ -68,14 +68,18 @@ def scores(outputs: np.ndarray) -> np.ndarray:
     return outputs @ np.arange(1, outputs.shape[1] + 1, dtype=outputs.dtype)
 
 
-def compute_metrics(predicted: np.ndarray, true: np.ndarray, threshold: float) -> dict[str, float]:
+def compute_metrics(
+    predicted: np.ndarray, true: np.ndarray, threshold: float, opinions: np.ndarray | None = None
+) -> dict[str, float]:
     """All of METRICS from outputs and targets, (N, levels) or (N, 1).
 
     threshold: scores above it are high, at it or below low; accuracy is the share on the same side.
+    opinions: (N,), the true scores where they are known more exactly than from `true`: a mean of exactly 5 is
+        low, and must not become 5.0000002.
     Correlations of constant scores are nan, with a warning; the EMDs of single scores are nan.
     """
     predicted, true = predicted.astype(np.float64), true.astype(np.float64)
-    p, t = scores(predicted), scores(true)
+    p, t = scores(predicted), scores(true) if opinions is None else opinions
     constant = [name for name, side in (("predicted", p), ("true", t)) if np.ptp(side) == 0]
     if constant:
         warnings.warn(f"all {len(t)} {constant[0]} scores are equal: correlations are nan", stacklevel=2)
@@ -128,9 +132,3 @@ def _finite(value):
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
-
-
-def save_torch(path: str | os.PathLike, content: dict) -> None:
-    """torch.save, atomically."""
-    with atomic_write(path, "wb") as file:
-        torch.save(content, file)

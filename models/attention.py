@@ -124,11 +124,10 @@ class DeformableAttention(nn.Module):
         x = F.conv2d(q.permute(0, 3, 1, 2), weight, bias, padding=depthwise.padding, groups=q.shape[-1])
         x = act(norm(x.permute(0, 2, 3, 1).unflatten(-1, (self.groups, -1))))
         with in_float32(x.device):
-            offsets = F.linear(x.float(), project.weight.flatten(1))
+            offsets = F.linear(x.float(), project.weight.flatten(1).float())
             if self.offset_range_factor < 0:
                 return offsets
-            size = torch.tensor(q.shape[1:3], dtype=torch.float32, device=q.device)
-            return offsets.tanh() * (self.offset_range_factor / size)
+            return offsets.tanh() * (self.offset_range_factor / q.shape[1])  # maps are square
 
     def positions(self, x: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
         """Where to sample x, and the interest points: (B, H, W, groups, 2) and (1, H, W, 1, 2)."""
@@ -172,7 +171,8 @@ def bilinear_sample(features: Tensor, positions: Tensor) -> Tensor:
     batch, height, width, groups, dim = features.shape
     maps = features.permute(0, 3, 4, 1, 2).reshape(batch * groups, dim, height, width)
     grid = positions.transpose(2, 3).transpose(1, 2).flatten(0, 1).flip(-1)
-    out = F.grid_sample(maps, grid.to(maps.dtype), mode="bilinear", align_corners=True)
+    with in_float32(features.device):
+        out = F.grid_sample(maps.float(), grid, mode="bilinear", align_corners=True).to(features.dtype)
     return out.unflatten(0, (batch, groups)).permute(0, 3, 4, 1, 2)
 
 
@@ -190,7 +190,8 @@ def sampled_position_bias(table: Tensor, positions: Tensor) -> Tensor:
     keys = positions.flatten(1, 2).transpose(1, 2).flatten(0, 1)[:, None].flip(-1) * 0.5
     grid = queries - keys
     tables = table.unflatten(0, (groups, -1)).expand(batch, -1, -1, -1, -1).flatten(0, 1)
-    bias = F.grid_sample(tables, grid.to(tables.dtype), mode="bilinear", align_corners=True)
+    with in_float32(positions.device):
+        bias = F.grid_sample(tables.float(), grid, mode="bilinear", align_corners=True)
     return bias.unflatten(0, (batch, groups)).flatten(1, 2)
 
 

@@ -109,8 +109,20 @@ class EAT(nn.Module):
     ):
         super().__init__()
         img_size, width = to_2tuple(img_size)
-        if img_size != width:
+        if not isinstance(img_size, int) or img_size != width:
             raise ValueError(f"img_size {img_size}x{width}: the network takes square images")
+        for name, values in (
+            ("dims", dims),
+            ("depths", depths),
+            ("heads", heads),
+            ("groups", groups),
+            ("window_sizes", window_sizes),
+            ("use_pes", use_pes),
+            ("strides", strides),
+            ("offset_range_factor", offset_range_factor),
+        ):
+            if len(values) != 4:
+                raise ValueError(f"{name} {values}: one value for each of the four stages")
         stage_spec = stage_spec or default_stage_spec(depths)
         check_configuration(img_size, patch_size, dim_stem, dims, depths, stage_spec, strides, fixed_settings)
         self.img_size = img_size
@@ -215,7 +227,7 @@ def make_attention(
     drops: dict[str, float],
 ) -> nn.Module:
     """The attention of one block, by its letter in `stage_spec`. Raises ValueError where sizes do not divide."""
-    if dim % heads:
+    if heads < 1 or dim % heads:
         raise ValueError(f"{dim} channels do not divide into {heads} heads")
     if kind == "D":
         if groups < 1 or heads % groups:

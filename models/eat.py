@@ -27,7 +27,7 @@ def interest_points(features: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     depend on its neighbours in the batch. Source: EAT's released deformable attention.
     """
     with in_float32(features.device):
-        points = F.linear(features.float(), weight.flatten(1), bias)
+        points = F.linear(features.float(), weight.flatten(1).float(), bias.float())
         return points.mean(0, keepdim=True).tanh()
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -21,8 +21,10 @@ class WeightsError(ValueError):
     """A weights file that cannot be used; the message is one line that names the file and what is wrong."""
 
 
-def load_weights(model: nn.Module, path: str | os.PathLike) -> None:
+def load_weights(model: nn.Module, path: str | os.PathLike) -> list[str]:
     """Load `path` into `model`, in place, or raise WeightsError and leave the model as it was.
+
+    Returns the names of the parameters that keep their fresh start: none but for a plain DAT.
 
     path: a released-style state_dict (`.pth`), `{"model": state_dict}` (ImageNet DAT, our `last.pt`) or
         `.safetensors`; names may begin with `module.`.
@@ -33,15 +35,18 @@ def load_weights(model: nn.Module, path: str | os.PathLike) -> None:
     state = read_state(path)
     own = model.state_dict()
     fresh = set()
-    if not any("ref_point14" in name for name in state):
+    model_has_points, file_has_points = (
+        any("ref_point14" in name for name in names) for names in (own, state)
+    )
+    if model_has_points and not file_has_points:
         state = {name: value for name, value in state.items() if not name.startswith("cls_head.")}
         fresh = {name for name in own if "ref_point14" in name or name.startswith("cls_head.")}
     for name, value in list(state.items()):
-        if name not in own or value.shape == own[name].shape:
+        if name in own and name.endswith(BUFFERS):
+            state[name] = own[name]  # they follow from the configuration
+        elif name not in own or value.shape == own[name].shape:
             continue
-        if name.endswith(BUFFERS):
-            state[name] = own[name]
-        elif name.endswith(TABLES) and _same_heads(value, own[name]):
+        elif name.endswith(TABLES) and _resizable(value, own[name]):
             state[name] = resize_table(value, own[name].shape)
     problems = []
     for word, names in (
@@ -58,6 +63,7 @@ def load_weights(model: nn.Module, path: str | os.PathLike) -> None:
     if problems:
         raise WeightsError(f"{path} does not fit this network: {'; '.join(problems)}")
     model.load_state_dict({name: state.get(name, value) for name, value in own.items()})
+    return sorted(fresh)
 
 
 def read_state(path: str | os.PathLike) -> dict[str, Tensor]:
@@ -74,19 +80,29 @@ def read_state(path: str | os.PathLike) -> dict[str, Tensor]:
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = "it holds more than tensors" if "Unsupported" in str(error) else "it is not a weights file"
+        refused = re.search(r"global|reduce|setstate|build", str(error), re.IGNORECASE)
+        reason = "it holds more than tensors" if refused else "it is not a weights file"
         raise WeightsError(f"{path}: refused, {reason} (nothing in it was executed)") from error
-    except (SafetensorError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # a damaged file fails in many ways
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise WeightsError(f"{path}: not a readable weights file ({reason})") from error
+        raise WeightsError(f"{path}: not a readable weights file ({reason[:200]})") from error
     if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
         content = content["model"]
     if not isinstance(content, Mapping) or not content:
         raise WeightsError(f"{path}: expected named tensors, found {type(content).__name__}")
+    state = {}
     for name, value in content.items():
         if not isinstance(value, Tensor):
             raise WeightsError(f"{path}: refused, {name!r} is a {type(value).__name__}, not a tensor")
-    return {str(name).removeprefix("module."): value for name, value in content.items()}
+        if value.layout != torch.strided or value.is_quantized or value.is_complex() or value.is_meta:
+            raise WeightsError(f"{path}: refused, {name!r} is not a plain tensor of real numbers")
+        if not torch.isfinite(value).all():
+            raise WeightsError(f"{path}: refused, {name!r} holds values that are not finite")
+        name = str(name).removeprefix("module.")
+        if name in state:
+            raise WeightsError(f"{path}: {name} stands there twice, with and without 'module.'")
+        state[name] = value
+    return state
 
 
 def resize_table(table: Tensor, shape: torch.Size) -> Tensor:
@@ -105,9 +121,13 @@ def _resize(maps: Tensor, size) -> Tensor:
     return F.interpolate(maps[None], size=tuple(size), mode="bicubic", align_corners=False)[0]
 
 
-def _same_heads(table: Tensor, own: Tensor) -> bool:
-    heads = 0 if table.ndim == 3 else 1
-    return table.ndim == own.ndim and table.shape[heads] == own.shape[heads]
+def _resizable(table: Tensor, own: Tensor) -> bool:
+    """Whether `table` is a position table of the same heads as `own`, of another resolution."""
+    if table.ndim != own.ndim or table.numel() == 0 or not table.is_floating_point():
+        return False
+    if table.ndim == 3:
+        return table.shape[0] == own.shape[0]
+    return table.shape[1] == own.shape[1] and round(table.shape[0] ** 0.5) ** 2 == table.shape[0]
 
 
 def _shapes(name: str, found: Tensor, own: Tensor) -> str:

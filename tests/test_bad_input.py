@@ -100,6 +100,13 @@ def test_score_out_of_range(run, scored, value):
     refused(run, scored, "train.csv, line 4", f"score = '{value}'", dataset="tad66k")
 
 
+def test_splits_with_different_votes(run, ava):
+    for name, count in (("train", 5), ("val", 5), ("test", 6)):
+        columns = ",".join(str(level) for level in range(1, count + 1))
+        (ava / f"{name}.csv").write_text(f"image,{columns}\n100.jpg{',1' * count}\n")
+    refused(run, ava, "test.csv: its label columns differ from those of train.csv", dataset="csv")
+
+
 def test_missing_images_are_counted_and_the_first_ten_named(run, ava):
     for number in range(100, 111):
         (ava / "images" / f"{number}.jpg").unlink()
@@ -149,6 +156,8 @@ def test_wrong_weights(run, ava):
         ({"init_lr": "nan"}, ("--init_lr nan is not a finite number",)),
         ({"num_epoch": 1.5}, ("--num_epoch 1.5 is not a whole number",)),
         ({"dataset": "imagenet"}, ("--dataset imagenet: choose from demo, ava",)),
+        ({"path_to_model_weight": ""}, ("--path_to_model_weight is empty",)),
+        ({"path_to_images": "x" * 300}, ("File name too long",)),
         ({"experiment_dir_name": __file__}, ("is a file, not a folder",)),
     ],
 )
@@ -183,6 +192,7 @@ def test_a_folder_that_cannot_be_made(run, ava):
         ({"learning_rate": 0.1}, "unknown parameter 'learning_rate'"),
         ({"path_to_images": "/"}, "unknown parameter 'path_to_images'"),
         ({"batch_size": "many"}, "batch_size = 'many' is not a whole number"),
+        ({"batch_size": "16"}, "batch_size = '16' is not a whole number"),
         ({"batch_size": 16.5}, "batch_size = 16.5 is not a whole number"),
         ({"init_lr": None}, "init_lr = None is not a number"),
         ({"init_lr": True}, "init_lr = True is not a number"),

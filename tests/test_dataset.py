@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import make_pictures
+from conftest import AVA_COLUMNS, make_pictures
 from PIL import Image
 from sklearn.datasets import load_sample_images
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -15,6 +15,7 @@ import demo
 from dataset import Draws, Transform, batches, make_loader, read_splits
 from labels import FORMATS, csv_format, read_labels
 from option import InputError
+from util import compute_metrics
 
 
 @pytest.fixture(scope="module")
@@ -169,11 +170,12 @@ def test_demo_is_ava_with_votes_that_follow_the_damage(tmp_path, monkeypatch):
     splits = read_splits(tmp_path, tmp_path / "images", FORMATS["demo"])
     assert [len(s) for s in (splits.train, splits.val, splits.test)] == [30, 10, 10]
     assert not splits.notes
-    first = {p.name: p.read_bytes() for p in (tmp_path / "images").iterdir()}
+    first = {p.name: p.read_bytes() for p in (tmp_path / "images").glob("*.jpg")}
     assert not demo.build(tmp_path, tmp_path / "images")
     (tmp_path / "demo_version.txt").write_text("older")
+    (tmp_path / "images" / "1.jpg").write_bytes(b"damaged")
     assert demo.build(tmp_path, tmp_path / "images")
-    assert {p.name: p.read_bytes() for p in (tmp_path / "images").iterdir()} == first
+    assert {p.name: p.read_bytes() for p in (tmp_path / "images").glob("*.jpg")} == first
     none, full = np.zeros(5), np.ones(5)
     assert demo.mean_opinion(none) == 9
     assert demo.mean_opinion(full) == 1
@@ -196,3 +198,64 @@ def test_demo_never_writes_over_other_files(tmp_path):
     with pytest.raises(InputError, match="not the demo's"):
         demo.build(tmp_path, tmp_path / "images")
     assert (tmp_path / "train.csv").read_text() == "mine"
+
+
+def test_demo_never_writes_over_other_pictures(tmp_path):
+    make_pictures(tmp_path / "mine", ["1.jpg"])
+    before = (tmp_path / "mine" / "1.jpg").read_bytes()
+    (tmp_path / "csv").mkdir()
+    (tmp_path / "csv" / "demo_version.txt").write_text("being built")
+    with pytest.raises(InputError, match="mine: holds files that are not the demo's"):
+        demo.build(tmp_path / "csv", tmp_path / "mine")
+    assert (tmp_path / "mine" / "1.jpg").read_bytes() == before
+
+
+def test_a_mean_opinion_of_exactly_5_is_low(tmp_path):
+    """Its distribution in float32 need not sum to exactly 5; the votes do."""
+    rows = [
+        [0, 0, 1, 0, 0, 0, 1, 0, 0, 0],
+        [0, 0, 1, 1, 1, 1, 1, 0, 0, 0],
+        [0, 3, 0, 7, 5, 7, 0, 3, 0, 0],
+        [0, 0, 0, 0, 3, 4, 0, 0, 0, 0],
+    ]
+    table = pd.DataFrame(rows, columns=AVA_COLUMNS[1:])
+    table.insert(0, "image_id", range(len(rows)))
+    table.to_csv(tmp_path / "a.csv", index=False)
+    labels = read_labels(tmp_path / "a.csv", FORMATS["ava"])
+    assert labels.opinions.tolist() == [5.0, 5.0, 5.0, pytest.approx(39 / 7)]
+    predicted = np.zeros((4, 10))
+    predicted[:, 4] = [0.9, 0.8, 0.7, 1.5]  # scores 4.5, 4, 3.5 and 7.5
+    assert compute_metrics(predicted, labels.targets, 5.0, labels.opinions)["accuracy"] == 1.0
+
+
+def test_a_score_at_a_given_threshold_is_low(tmp_path):
+    (tmp_path / "a.csv").write_text("image,score\na.png,0.6\nb.png,0.7\n")
+    form = csv_format(tmp_path / "a.csv", (0.0, 1.0), 0.6)
+    opinions = read_labels(tmp_path / "a.csv", form).opinions
+    assert (opinions > form.threshold).tolist() == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("image,score, score\na,1,2\n", "column score stands there more than once"),
+        ("image,image ,score\na,b,1\n", "column image stands there more than once"),
+        ("image,vote_1,vote_01\na,1,2\n", "not numbered one after the other"),
+        ("image,1,2,4\na,1,2,3\n", "not numbered one after the other"),
+        ("image,score\na.jpg,1,2\nb.jpg,0\n", "not a readable CSV"),
+        ("image,1,2\na,1e308,1e308\n", "too many votes"),
+        ("image,score\n./a.jpg,1\na.jpg,1\n", "a.jpg stands there a second time"),
+    ],
+)
+def test_ambiguous_csvs_are_refused(tmp_path, text, message):
+    (tmp_path / "a.csv").write_text(text)
+    with pytest.raises(InputError, match=message):
+        read_labels(tmp_path / "a.csv", csv_format(tmp_path / "a.csv", (0.0, 1.0), None))
+
+
+def test_a_scale_that_does_not_fit_the_columns_is_refused(tmp_path):
+    (tmp_path / "votes.csv").write_text("image,1,2\na,1,2\n")
+    with pytest.raises(InputError, match="--score_max belong"):
+        csv_format(tmp_path / "votes.csv", (0.0, 5.0), None)
+    with pytest.raises(InputError, match="--threshold 7 lies outside"):
+        csv_format(tmp_path / "votes.csv", (0.0, 1.0), 7)

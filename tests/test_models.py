@@ -61,6 +61,10 @@ def test_timm_interface():
         ({"no_such_setting": 1}, "no_such_setting"),
         ({"groups": (-1, -1, 3, 4)}, "3 groups"),
         ({"window_sizes": (6, 7, 7, 7)}, "windows of 6"),
+        ({"heads": (1, 2, 4)}, "heads"),
+        ({"dims": (24, 48, 96, 192, 384)}, "dims"),
+        ({"heads": (0, 2, 4, 8)}, "0 heads"),
+        ({"img_size": "224"}, "img_size"),
     ],
 )
 def test_settings_that_the_method_lacks_are_refused(overrides, message):
@@ -129,6 +133,14 @@ def test_bf16_stays_close_and_keeps_coordinates_in_float32(toy, golden, golden_i
     error = (prediction.float() - golden["eval/prediction"]).abs()
     spread = golden["eval/prediction"].std()
     assert error.mean() < 0.1 * spread
+
+
+def test_a_bf16_network_runs(toy, golden, golden_images):
+    prediction = toy.bfloat16()(golden_images.bfloat16())
+    assert prediction.dtype == torch.bfloat16
+    assert (prediction.float() - golden["eval/prediction"]).abs().mean() < 0.3 * golden[
+        "eval/prediction"
+    ].std()
 
 
 def test_bf16_trains_as_float32_does(toy, golden, golden_images):

@@ -43,7 +43,7 @@ def test_a_run_writes_its_files_and_ends_with_json(ava, run):
     assert result["srcc"] == pytest.approx(srcc)
     assert (folder / "report.png").read_bytes().startswith(b"\x89PNG")
     assert list((folder / "tensorboard").glob("events.out.tfevents*"))
-    assert all(Path(path).is_file() for path in result["files"].values())
+    assert all(Path(path).exists() for path in result["files"].values())
     state = torch.load(folder / "checkpoints" / "best.pth", weights_only=True)
     assert all(isinstance(value, torch.Tensor) for value in state.values())
 
@@ -82,7 +82,7 @@ def test_eval_depends_on_the_batch_size_as_in_the_release(ava, run):
             )
         )
         predicted.append(pd.read_csv(folder / "predictions.csv")["predicted_score"])
-    assert (predicted[0] - predicted[1]).abs().max() > 1e-6
+    assert (predicted[0] - predicted[1]).abs().max() > 0.01
 
 
 def test_two_runs_with_one_seed_are_identical(ava, run):
@@ -129,6 +129,27 @@ def test_resume_after_an_epoch_equals_an_uninterrupted_run(ava, run, monkeypatch
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
+@pytest.mark.parametrize("content", ["[]", "null", '{"dataset": "foo"}', '{"batch_size": "x"}', "{"])
+def test_resume_from_damaged_options_is_one_line(ava, run, content):
+    run(arguments(ava))
+    (ava / "run" / "options.json").write_text(content)
+    status, _, err = run(["--resume", "--experiment_dir_name", ava / "run"])
+    assert status == 2
+    assert "options.json" in err
+    assert len(err.splitlines()) == 1
+
+
+def test_eval_of_plain_dat_is_refused(ava, run):
+    run(arguments(ava))
+    state = torch.load(ava / "run" / "checkpoints" / "best.pth", weights_only=True)
+    torch.save({"model": {n: v for n, v in state.items() if "ref_point14" not in n}}, ava / "dat.pth")
+    given = {"path_to_model_weight": ava / "dat.pth", "experiment_dir_name": ava / "dat"}
+    status, _, err = run(arguments(ava, eval=True, **given))
+    assert status == 2
+    assert "dat.pth: plain DAT" in err
+    assert run(arguments(ava, **given))[0] == 0
+
+
 def test_resume_refuses_another_recipe(ava, run):
     run(arguments(ava))
     status, _, err = run(["--resume", "--experiment_dir_name", ava / "run", "--init_lr", "0.1"])
@@ -157,6 +178,16 @@ def test_a_folder_that_holds_a_run_is_refused_and_overwrite_replaces_only_the_ru
     assert status == 0
     assert len(pd.read_csv(ava / "run" / "metrics.csv")) == 2
     assert (ava / "run" / "notes.txt").read_text() == "mine"
+
+
+def test_a_run_that_fails_at_once_does_not_cost_the_one_it_would_replace(ava, run):
+    run(arguments(ava))
+    (ava / "run" / "checkpoints" / "mine.pth").write_text("mine")
+    before = {path: path.read_bytes() for path in (ava / "run").rglob("*") if path.is_file()}
+    (ava / "images" / "103.jpg").write_bytes(b"")
+    status, _, _ = run(arguments(ava, overwrite=True))
+    assert status == 2
+    assert {path: path.read_bytes() for path in (ava / "run").rglob("*") if path.is_file()} == before
 
 
 def test_overwrite_never_removes_the_weights_it_reads(ava, run):

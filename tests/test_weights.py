@@ -56,7 +56,7 @@ def test_imagenet_dat_leaves_head_and_interest_points_fresh(tmp_path):
     torch.save({"model": state}, tmp_path / "dat.pth")
     model = fresh()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    load_weights(model, tmp_path / "dat.pth")
+    assert "cls_head.weight" in load_weights(model, tmp_path / "dat.pth")
     for name, value in model.state_dict().items():
         kept = "ref_point14" in name or name.startswith("cls_head.")
         assert torch.equal(value, before[name] if kept else state[name]), name
@@ -134,6 +134,32 @@ def test_damaged_files_are_one_line(tmp_path, name, content):
         load_weights(fresh(), tmp_path / name)
     assert "\n" not in str(error.value)
     assert name in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("cls_head.bias", torch.full((10,), torch.nan), "not finite"),
+        ("cls_head.bias", torch.zeros(10, dtype=torch.complex64), "not a plain tensor"),
+        ("cls_head.bias", torch.zeros(10).to_sparse(), "not a plain tensor"),
+        ("module.cls_head.bias", torch.zeros(10), "twice"),
+        ("stages.0.attns.0.relative_position_bias_table", torch.zeros(50, 1), "misshapen"),
+        ("stages.0.attns.0.relative_position_bias_table", torch.zeros(0, 1), "misshapen"),
+        ("stages.2.attns.1.rpe_table", torch.zeros(4, 0, 0), "misshapen"),
+    ],
+)
+def test_odd_tensors_are_refused(tmp_path, name, value, message):
+    torch.save(load_file(TOY) | {name: value}, tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match=message):
+        load_weights(fresh(), tmp_path / "w.pth")
+
+
+def test_index_and_mask_are_the_networks_own(tmp_path):
+    name = "stages.0.attns.0.relative_position_index"
+    torch.save(load_file(TOY) | {name: torch.full((49, 49), 10**6)}, tmp_path / "w.pth")
+    model = fresh()
+    load_weights(model, tmp_path / "w.pth")
+    assert torch.equal(model.state_dict()[name], load_file(TOY)[name])
 
 
 def test_missing_file_is_named(tmp_path):
