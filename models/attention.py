@@ -152,9 +152,46 @@ class DeformableAttention(nn.Module):
 
 def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, dropout: float) -> Tensor:
     """softmax(q k^T / sqrt(d) + bias) v, fused. q, k, v: (B, heads, tokens, d); bias broadcasts to the logits."""
-    if bias is not None:
-        bias = bias.to(q.dtype)
+    if bias is None:
+        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+    bias = bias.to(q.dtype)
+    needs_gradient = bias.requires_grad and torch.is_grad_enabled() and not dropout
+    if (
+        needs_gradient
+        and q.device.type == "cpu"
+        and q.dtype == torch.float32
+        and not torch.compiler.is_compiling()
+    ):
+        return LeanAttention.apply(q, k, v, bias)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
+
+
+class LeanAttention(torch.autograd.Function):
+    """Attention whose bias needs a gradient, on a CPU: fused forward, and a backward that makes the weights again.
+
+    torch's own fused CPU kernel has no gradient for the bias and falls back on one that keeps all attention weights
+    from forward to backward. Same shapes and values as `scaled_dot_product_attention`.
+    """
+
+    @staticmethod
+    def forward(ctx, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+        bias = bias.contiguous()  # torch 2.6's kernel misreads any other
+        out, log_sum = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, attn_mask=bias)
+        ctx.save_for_backward(q, k, v, bias, out, log_sum)
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        q, k, v, bias, out, log_sum = ctx.saved_tensors
+        scale = q.shape[-1] ** -0.5
+        weights = (q * scale @ k.transpose(-2, -1)).add_(bias).sub_(log_sum[..., None]).exp_()
+        grad_v = weights.transpose(-2, -1) @ grad
+        grad_logits = (grad @ v.transpose(-2, -1)).sub_((grad * out).sum(-1, keepdim=True)).mul_(weights)
+        del weights
+        grad_q = (grad_logits @ k).mul_(scale)
+        grad_k = (grad_logits.transpose(-2, -1) @ q).mul_(scale)
+        return grad_q, grad_k, grad_v, grad_logits.sum_to_size(bias.shape)
 
 
 def pointwise(conv: nn.Conv2d, x: Tensor) -> Tensor:

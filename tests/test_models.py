@@ -3,10 +3,12 @@
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from conftest import make_toy
 
 import models
 from benchmarks.straightforward import straightforward_forward
+from models.attention import LeanAttention
 from util import emd_loss
 
 
@@ -91,6 +93,21 @@ def test_equals_the_straightforward_formulation(golden_images):
     with torch.no_grad():
         expected = straightforward_forward(model, golden_images)
         torch.testing.assert_close(model(golden_images), expected, atol=2e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("bias_batch", [1, 3])
+def test_lean_attention_equals_torchs_own(bias_batch):
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 10, 3, 2, 8).unbind(2)  # (B, tokens, heads, d), strided as in the network
+    tensors = [t.transpose(1, 2).detach().requires_grad_() for t in (q, k, v)]
+    tensors.append(torch.randn(bias_batch, 10, 10, 2).permute(0, 3, 1, 2).requires_grad_())
+    lean, own = LeanAttention.apply(*tensors), F.scaled_dot_product_attention(*tensors)
+    torch.testing.assert_close(lean, own)
+    weights = torch.randn_like(own)
+    for a, b in zip(
+        torch.autograd.grad(lean, tensors, weights), torch.autograd.grad(own, tensors, weights), strict=True
+    ):
+        torch.testing.assert_close(a, b)
 
 
 @pytest.mark.parametrize("train", [False, True])
