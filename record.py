@@ -58,7 +58,7 @@ def prepare_folder(folder: Path, overwrite: bool, keep: Path | None = None) -> N
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{folder}: cannot be made ({error.strerror}); give another folder") from None
-    if not (folder / "options.json").exists():
+    if not _run_files(folder):
         return
     if not overwrite:
         raise InputError(

@@ -190,6 +190,16 @@ def test_a_run_that_fails_at_once_does_not_cost_the_one_it_would_replace(ava, ru
     assert {path: path.read_bytes() for path in (ava / "run").rglob("*") if path.is_file()} == before
 
 
+def test_a_checkpoint_alone_is_a_run_that_is_not_overwritten(ava, run):
+    weights = ava / "run" / "checkpoints" / "best.pth"
+    weights.parent.mkdir(parents=True)
+    weights.write_bytes(b"mine")
+    status, _, err = run(arguments(ava))
+    assert status == 2
+    assert "holds a run" in err
+    assert weights.read_bytes() == b"mine"
+
+
 def test_overwrite_never_removes_the_weights_it_reads(ava, run):
     run(arguments(ava))
     weights = ava / "run" / "checkpoints" / "best.pth"
