@@ -116,6 +116,7 @@ def read_splits(
     form: Format,
     *,
     train: bool = True,
+    calibrate: bool = False,
     select_on_test: bool = False,
     skip_missing: bool = False,
     val_share: float = 0.1,
@@ -124,7 +125,7 @@ def read_splits(
 ) -> Splits:
     """Read `train.csv`, `val.csv` and `test.csv` of `folder` and find their images.
 
-    train: False reads test.csv only. select_on_test: test.csv serves as the validation set, as in the release.
+    train: False reads test.csv only, and with `calibrate` train.csv too. select_on_test: test.csv serves as the validation set, as in the release.
     Where there is no val.csv, `val_share` of train.csv is held out, by `seed`.
     """
     folder, notes = Path(folder), []
@@ -139,7 +140,7 @@ def read_splits(
 
     test = read("test.csv")
     if not train:
-        return Splits(None, None, test, tuple(notes))
+        return Splits(read("train.csv") if calibrate else None, None, test, tuple(notes))
     training = read("train.csv")
     if select_on_test:
         validation = test

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from dataset import Batch, batches
+from models import RefinementSchedule, calibrate_points, set_refinement
 from option import InputError
 from util import atomic_write, compute_metrics
 
@@ -94,23 +95,34 @@ def train_one_epoch(
     epoch: int,
     device: torch.device,
     clip_grad: float | None = None,
+    accumulate: int = 1,
+    refinement: RefinementSchedule | None = None,
 ) -> float:
     """One pass over the training images. Returns the mean loss per image.
 
+    accumulate: batches per step of the optimiser; their gradients are averaged. refinement: moves the network's
+    factors, batch by batch.
     Raises TrainingError with the epoch, the step and the images of the first batch whose loss is not finite.
     """
     model.train()
     total, unchecked = torch.zeros((), device=device), []
     bar = _bar(batches(loader, epoch), len(loader), f"epoch {epoch + 1}")
     for step, batch in enumerate(bar):
-        for group in optimizer.param_groups:
-            group["lr"] = schedule(epoch + (step + 0.5) / len(loader))
+        now = epoch + (step + 0.5) / len(loader)
+        if refinement is not None:
+            set_refinement(model, refinement(now / schedule.num_epoch))
         loss = criterion(model(_to(batch.images, device)), _to(batch.targets, device))
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        if clip_grad is not None:
-            nn.utils.clip_grad_norm_(model.parameters(), clip_grad)
-        optimizer.step()
+        place = step % accumulate
+        together = min(accumulate, len(loader) - step + place)
+        if place == 0:
+            optimizer.zero_grad(set_to_none=True)
+        (loss / together).backward()
+        if place == together - 1:
+            for group in optimizer.param_groups:
+                group["lr"] = schedule(now)
+            if clip_grad is not None:
+                nn.utils.clip_grad_norm_(model.parameters(), clip_grad)
+            optimizer.step()
         total += loss.detach() * len(batch.names)
         unchecked.append((step, loss.detach(), batch.names))
         if len(unchecked) == CHECK_EVERY or step == len(loader) - 1:
@@ -174,17 +186,28 @@ def fit(
     progress: Progress,
     select_by: str = "srcc",
     clip_grad: float | None = None,
+    accumulate: int = 1,
+    refinement: RefinementSchedule | None = None,
     on_epoch: Callable[[Progress], None] = lambda progress: None,
 ) -> None:
     """Train from where `progress` stands to `schedule.num_epoch`, writing best.pth and last.pt to `checkpoints`.
 
-    best.pth is a plain released-style state_dict of the epoch that is best on the validation set by `select_by`
+    best.pth is the plain state_dict of the epoch that is best on the validation set by `select_by`
     (`srcc`, `plcc`, `accuracy`, or `loss`, the lower the better). on_epoch is called after each epoch.
     """
     for epoch in range(progress.epoch, schedule.num_epoch):
         start = time.perf_counter()
         train_loss = train_one_epoch(
-            model, train_loader, criterion, optimizer, schedule, epoch, device, clip_grad
+            model,
+            train_loader,
+            criterion,
+            optimizer,
+            schedule,
+            epoch,
+            device,
+            clip_grad,
+            accumulate,
+            refinement,
         )
         validation = evaluate(model, val_loader, criterion, threshold, device, "validate")
         row = {
@@ -204,6 +227,12 @@ def fit(
         progress.history.append(row)
         save(checkpoints / "last.pt", _snapshot(model, optimizer, progress))
         on_epoch(progress)
+
+
+def calibrate(model: nn.Module, loader: DataLoader, device: torch.device) -> None:
+    """Estimate the network's running interest points from all images of a loader, in one pass."""
+    bar = _bar(batches(loader), len(loader), "calibrate")
+    calibrate_points(model, (_to(batch.images, device) for batch in bar))
 
 
 def save(path: Path, content: dict) -> None:

@@ -20,7 +20,8 @@ import record
 import search
 from dataset import Splits, Transform, make_loader, read_splits
 from labels import FORMATS, Format, csv_format
-from models import WeightsError, create_model, load_weights
+from models import RefinementSchedule, Weights, WeightsError, load_weights, read_weights, released_style
+from network import calibrate, make_model, network_notes
 from option import InputError
 from util import make_loss, to_json, write_json
 
@@ -56,7 +57,7 @@ def _fail(reason: object, status: int) -> int:
 def run(given: dict) -> dict:
     """Train or evaluate as the options `given` ask. Returns the last line of output. Raises InputError."""
     start = time.perf_counter()
-    options = gather_options(given)
+    options, weights = gather_options(given)
     device = pick_device(options.gpu_id)
     if options.dataset == "demo" and demo.build(options.path_to_save_csv, options.path_to_images):
         log.info("demo data built in %s; its scores are not aesthetics", options.path_to_save_csv)
@@ -71,6 +72,7 @@ def run(given: dict) -> dict:
         options.path_to_images,
         form,
         train=not options.eval,
+        calibrate=bool(options.calibrate_points),
         select_on_test=options.released_protocol,
         skip_missing=options.skip_missing,
         val_share=options.val_share,
@@ -80,20 +82,7 @@ def run(given: dict) -> dict:
     for note in splits.notes:
         log.info("%s", note)
     torch.manual_seed(options.seed)
-    overrides = {} if options.drop_path_rate is None else {"drop_path_rate": options.drop_path_rate}
-    model = create_model(options.model, num_classes=form.outputs, **overrides)
-    if options.path_to_model_weight and not options.resume:
-        fresh = load_weights(model, options.path_to_model_weight)
-        if fresh and options.eval:
-            raise InputError(
-                f"{options.path_to_model_weight}: plain DAT, without EAT's head: train it before --eval"
-            )
-        if fresh:
-            log.info("plain DAT's weights: %s start fresh", ", ".join(fresh))
-    elif options.model != "eat_nano" and not options.resume:
-        log.warning(
-            "warning: %s starts from random weights; --path_to_model_weight takes ImageNet's", options.model
-        )
+    model = make_model(options, weights, form.outputs)
     model.to(device)
 
     if options.experiment_dir_name is None:
@@ -101,13 +90,16 @@ def run(given: dict) -> dict:
         options.experiment_dir_name = str(record.new_folder(Path("runs"), name))
     folder = Path(options.experiment_dir_name)
     if not options.resume:
-        weights = Path(options.path_to_model_weight) if options.path_to_model_weight else None
-        record.prepare_folder(folder, options.overwrite, keep=weights)
+        record.prepare_folder(folder, options.overwrite, keep=weights and weights.path)
     log.info("%s on %s, %s, in %s", options.model, options.dataset, device, folder)
+    for note in network_notes(options, weights):
+        log.info("%s", note)
     work = evaluate_only if options.eval else train_and_test
     try:
         if not options.resume:
             write_json(folder / "options.json", vars(options))
+            if options.calibrate_points:
+                calibrate(options, splits.train, model, device, folder)
         result = work(options, form, splits, model, device, folder)
     except BaseException:
         record.restore_previous(folder)
@@ -115,8 +107,11 @@ def run(given: dict) -> dict:
     return result | {"seconds": round(time.perf_counter() - start, 1)}
 
 
-def gather_options(given: dict) -> argparse.Namespace:
-    """The command line's options, the tuner's over them, and a resumed run's under them, completed."""
+def gather_options(given: dict) -> tuple[argparse.Namespace, Weights | None]:
+    """The command line's options, the tuner's over them, and a resumed run's under them, completed; and the weights.
+
+    What is not given of the network's settings is as the weights say.
+    """
     given = dict(given)
     given |= search.next_options()
     if search.in_experiment():
@@ -130,7 +125,12 @@ def gather_options(given: dict) -> argparse.Namespace:
         if not isinstance(saved, dict):
             raise InputError(f"{path}: no run to resume (it does not hold options)")
         given = option.resumed(given, saved, str(path))
-    return option.complete(given)
+    options = option.complete(given)
+    weights = None
+    if options.path_to_model_weight and not options.resume:
+        weights = read_weights(options.path_to_model_weight)
+    option.complete_network(options, given, weights.settings if weights else {})
+    return options, weights
 
 
 def pick_device(gpu_id: str | None) -> torch.device:
@@ -151,7 +151,7 @@ def pick_format(options: argparse.Namespace) -> Format:
     if options.dataset != "csv":
         return FORMATS[options.dataset]
     folder, scale = Path(options.path_to_save_csv), (options.score_min, options.score_max)
-    names = ["test.csv"] if options.eval else ["train.csv", "test.csv"]
+    names = ["test.csv"] if options.eval and not options.calibrate_points else ["train.csv", "test.csv"]
     names += ["val.csv"] * (not options.eval and (folder / "val.csv").is_file())
     form, *others = (csv_format(folder / name, scale, options.threshold) for name in names)
     for name, other in zip(names[1:], others, strict=True):
@@ -164,8 +164,8 @@ def loaders(options: argparse.Namespace, splits: Splits, size: int, device: torc
     """A loader for each split that is there, by its name."""
     result = {}
     for split in ("train", "val", "test"):
-        if (labels := getattr(splits, split)) is not None:
-            train = split == "train"
+        train = split == "train"
+        if (labels := getattr(splits, split)) is not None and not (train and options.eval):
             result[split] = make_loader(
                 labels,
                 options.path_to_images,
@@ -203,6 +203,11 @@ def train_and_test(options, form: Format, splits: Splits, model, device, folder:
             row["val_accuracy"], row["seconds"], ", best so far" if progress.best_epoch == row["epoch"] else "",
         )  # fmt: skip
 
+    refinement = None
+    if options.refinement == "scheduled":
+        refinement = RefinementSchedule(
+            options.explore_share, options.explore_same, options.explore_other, options.handover
+        )
     criterion = make_loss(options.loss)
     engine.fit(
         model,
@@ -224,16 +229,16 @@ def train_and_test(options, form: Format, splits: Splits, model, device, folder:
         progress,
         options.select_by,
         options.clip_grad,
+        options.accumulate,
+        refinement,
         on_epoch,
     )
     curves.close()
     search.report_end(progress.history[progress.best_epoch - 1])
     load_weights(model, checkpoints / "best.pth")
     evaluation = engine.evaluate(model, data["test"], criterion, form.threshold, device, "test")
-    result = write_results(options, folder, evaluation, progress.history)
-    files = {"best": str(checkpoints / "best.pth"), "last": str(checkpoints / "last.pt")}
-    files |= {"metrics": str(folder / "metrics.csv"), "tensorboard": str(folder / "tensorboard")}
-    result["files"] |= files
+    result = write_results(options, folder, model, evaluation, progress.history)
+    result["files"] |= {"metrics": str(folder / "metrics.csv"), "tensorboard": str(folder / "tensorboard")}
     selected_on = "test.csv" if options.released_protocol else "validation"
     return result | {"best_epoch": progress.best_epoch, "selected_on": selected_on}
 
@@ -242,11 +247,11 @@ def evaluate_only(options, form: Format, splits: Splits, model, device, folder: 
     """Evaluate the given weights on test.csv."""
     data = loaders(options, splits, model.img_size, device)
     evaluation = engine.evaluate(model, data["test"], make_loss(options.loss), form.threshold, device, "test")
-    return write_results(options, folder, evaluation, [])
+    return write_results(options, folder, model, evaluation, [])
 
 
-def write_results(options, folder: Path, evaluation: engine.Evaluation, history: list) -> dict:
-    """Write predictions.csv and report.png, log the metrics beside the published ones, and sum up."""
+def write_results(options, folder: Path, model, evaluation: engine.Evaluation, history: list) -> dict:
+    """Write predictions.csv, report.png and what weights are asked for, log the metrics beside the published ones, and sum up."""
     record.write_predictions(folder / "predictions.csv", evaluation)
     title = f"{options.model} on {options.dataset}, test.csv ({len(evaluation.names)} images)"
     record.draw_report(folder / "report.png", title, evaluation, history)
@@ -254,6 +259,11 @@ def write_results(options, folder: Path, evaluation: engine.Evaluation, history:
     log.info("%s:\n%s", title, record.comparison(options.dataset, evaluation.metrics))
     files = {name: str(folder / f"{name}.{end}") for name, end in (("predictions", "csv"), ("report", "png"))}
     files["options"] = str(folder / "options.json")
+    if options.save_released_style:
+        (folder / "checkpoints").mkdir(exist_ok=True)
+        engine.save(folder / "checkpoints" / "released_style.pth", released_style(model))
+    for path in (folder / "checkpoints").glob("*.pt*"):
+        files[path.stem] = str(path)
     return {
         "dataset": options.dataset,
         "model": options.model,

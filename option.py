@@ -127,6 +127,7 @@ GROUPS: dict[str, tuple[Option, ...]] = {
         Option("eval", bool, False, "evaluate --path_to_model_weight on test.csv, without training"),
         Option("resume", bool, False, "go on from the last.pt of --experiment_dir_name, with its options"),
         Option("overwrite", bool, False, "replace the run in --experiment_dir_name"),
+        Option("save_released_style", bool, False, "also write checkpoints/released_style.pth, with the released tensors only"),
         Option("released_protocol", bool, False, "select the checkpoint on test.csv, as the release did"),
         Option("gpu_id", str, None, "GPU to use, or cpu (default: the first GPU, else the CPU)", metavar="ID"),
         Option("num_workers", int, None, "processes that read images; 0: the training process", low=0),
@@ -135,10 +136,25 @@ GROUPS: dict[str, tuple[Option, ...]] = {
     "model": (
         _tunable("model", str, None, "the network", choices=MODELS),
         _tunable("drop_path_rate", float, None, "drop path of the last block (default: the model's)", low=0, high=0.9),
+        _tunable("interest_points", str, None, "mean over the batch, as released; each image its own; or a running mean (default: as the weights were trained, else batch)",
+                 choices=("batch", "image", "running")),
+        Option("calibrate_points", int, None, "--interest_points running: first estimate them from N training images, and save them",
+               low=1),
+        Option("sync_interest_points", bool, False, "several processes: the batch's mean is over all of them"),
+        _tunable("refinement", str, None, "offsets: the released rule; left alone; or explored, then left alone (default: as the weights were trained, else released)",
+                 choices=("released", "off", "scheduled")),
+        _tunable("explore_share", float, 0.5, "--refinement scheduled: share of training after which nothing is constrained", low=0, high=1),
+        _tunable("explore_same", float, 0.25, "--refinement scheduled: first factor of offsets in their interest point's quadrant", low=0),
+        _tunable("explore_other", float, 1.0, "--refinement scheduled: first factor of the other offsets", low=0),
+        _tunable("handover", str, "linear", "--refinement scheduled: factors fade to 1 from the start, or step to 1 at explore_share",
+                 choices=("linear", "step")),
+        Option("eval_refinement", str, "checkpoint", "--refinement scheduled: evaluate with the checkpoint's factors, or with none",
+               choices=("checkpoint", "exploitation")),
     ),
     "training": (
         _tunable("num_epoch", int, None, "epochs", low=1),
-        _tunable("batch_size", int, None, "images per step", low=1),
+        _tunable("batch_size", int, None, "images per batch, and per step unless --accumulate", low=1),
+        _tunable("accumulate", int, 1, "batches per step, their gradients averaged", low=1),
         _tunable("eval_batch_size", int, None, "images per batch in evaluation (default: batch_size)", low=1),
         _tunable("init_lr", float, None, "learning rate", positive=True),
         _tunable("loss", str, None, "emd: released, one root per batch; nima_r1, nima_r2: per image; auto: emd for votes, mse for scores",
@@ -244,6 +260,8 @@ def check_together(options: argparse.Namespace, given: Mapping[str, Any]) -> Non
             raise InputError(f"--dataset {options.dataset} needs --{name}")
     if options.eval and not options.path_to_model_weight:
         raise InputError("--eval needs --path_to_model_weight, the weights to evaluate")
+    if options.calibrate_points and not options.path_to_model_weight:
+        raise InputError("--calibrate_points needs --path_to_model_weight, the weights to calibrate")
     if options.resume and not options.experiment_dir_name:
         raise InputError("--resume needs --experiment_dir_name, the folder of the run to go on with")
     for first, second in (("resume", "overwrite"), ("resume", "eval"), ("eval", "released_protocol")):
@@ -260,15 +278,36 @@ def check_together(options: argparse.Namespace, given: Mapping[str, Any]) -> Non
     if options.warmup_epochs > options.num_epoch:
         raise InputError(f"--warmup_epochs {options.warmup_epochs:g} exceeds --num_epoch {options.num_epoch}")
     if options.dataset != "csv":
-        for name in ("score_min", "score_max", "threshold"):
-            if name in given and getattr(options, name) != OPTIONS[name].default:
-                raise InputError(f"--{name} belongs to --dataset csv; {options.dataset} has its own scale")
+        _refuse(("score_min", "score_max", "threshold"), given, "dataset csv", options.dataset)
     elif options.score_min >= options.score_max:
         raise InputError(f"--score_min {options.score_min:g} is not below --score_max {options.score_max:g}")
     if options.schedule != "step":
-        for name in ("decay_every", "decay_factor"):
-            if name in given and getattr(options, name) != OPTIONS[name].default:
-                raise InputError(f"--{name} belongs to --schedule step, not {options.schedule}")
+        _refuse(("decay_every", "decay_factor"), given, "schedule step", options.schedule)
+
+
+def complete_network(
+    options: argparse.Namespace, given: Mapping[str, Any], settings: Mapping[str, str]
+) -> None:
+    """Fill in the network's settings, those of the weights (`settings`) where none is given, and check them together.
+
+    Raises InputError for options that belong to other settings.
+    """
+    for name, released in (("interest_points", "batch"), ("refinement", "released")):
+        if getattr(options, name) is None:
+            setattr(options, name, settings.get(name, released))
+    if options.interest_points != "running":
+        _refuse(("calibrate_points",), given, "interest_points running", options.interest_points)
+    if options.interest_points == "image":
+        _refuse(("sync_interest_points",), given, "interest_points batch or running", "image")
+    if options.refinement != "scheduled":
+        names = ("explore_share", "explore_same", "explore_other", "handover", "eval_refinement")
+        _refuse(names, given, "refinement scheduled", options.refinement)
+
+
+def _refuse(names: Sequence[str], given: Mapping[str, Any], owner: str, found: str) -> None:
+    for name in names:
+        if name in given and given[name] != OPTIONS[name].default:
+            raise InputError(f"--{name} belongs to --{owner}, not {found}")
 
 
 def resumed(given: Mapping[str, Any], saved: Mapping[str, Any], source: str) -> dict[str, Any]:
@@ -277,6 +316,7 @@ def resumed(given: Mapping[str, Any], saved: Mapping[str, Any], source: str) -> 
     Raises InputError where `given` would make it another run, or `saved` are not options.
     """
     saved = {name: value for name, value in saved.items() if name in OPTIONS and value is not None}
+    saved.pop("overwrite", None)  # it was for that run's start
     for name, value in saved.items():
         saved[name] = OPTIONS[name].check(value, source)
     for name, value in given.items():

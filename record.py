@@ -29,6 +29,8 @@ _FILES = (
     "report.png",
     "checkpoints/best.pth",
     "checkpoints/last.pt",
+    "checkpoints/calibrated.pth",
+    "checkpoints/released_style.pth",
     "tensorboard/events.out.tfevents*",
 )
 _PREVIOUS = ".previous_run"

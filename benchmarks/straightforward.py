@@ -2,7 +2,7 @@
 
 Maps are B x C x H x W throughout, projections are convolutions, every rearrangement is paid where it is needed, softmax
 is spelled out, and the offset rule makes its trip through numpy in every deformable layer. Same parameters, same
-outputs as `models.EAT`, which it borrows its modules from.
+outputs as `models.EAT` as released, which it borrows its modules from.
 """
 
 from __future__ import annotations
@@ -72,7 +72,8 @@ def deformable(attention: DeformableAttention, x: Tensor) -> Tensor:
     reach = torch.tensor([1 / height, 1 / width], device=x.device).view(1, 2, 1, 1)
     offsets = (offsets.tanh() * reach * attention.offset_range_factor).permute(0, 2, 3, 1)
 
-    points = attention.ref_point14(x).mean(0, keepdim=True).tanh().permute(0, 2, 3, 1)
+    points = F.conv2d(x, attention.ref_point14.weight, attention.ref_point14.bias)
+    points = points.mean(0, keepdim=True).tanh().permute(0, 2, 3, 1)
     same_quadrant = (offsets * points).detach().cpu().numpy() > 0
     factor = same_quadrant.all(-1, keepdims=True) * 0.75 + 0.25
     positions = points + offsets * torch.from_numpy(factor).to(offsets)

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .eat import in_float32, interest_points, refine_offsets
+from .eat import InterestPoints, OffsetRefinement, in_float32
 
 
 class LayerNorm(nn.Module):
@@ -91,6 +91,10 @@ class DeformableAttention(nn.Module):
         use_pe: bool = True,
         attn_drop: float = 0.0,
         proj_drop: float = 0.0,
+        interest_points: str = "batch",
+        refinement: str = "released",
+        sync_interest_points: bool = False,
+        exploit: bool = False,
     ):
         super().__init__()
         self.heads, self.groups, self.attn_drop = heads, groups, attn_drop
@@ -112,8 +116,9 @@ class DeformableAttention(nn.Module):
         self.proj_v = nn.Conv2d(dim, dim, 1)
         self.proj_out = nn.Conv2d(dim, dim, 1)
         self.proj_drop = nn.Dropout(proj_drop)
-        # The interest points; the odd name is the released checkpoints'.
-        self.ref_point14 = nn.Conv2d(dim, 2, 1)
+        # The odd name is the released checkpoints'.
+        self.ref_point14 = InterestPoints(dim, fmap_size, interest_points, sync_interest_points)
+        self.refinement = OffsetRefinement(refinement, exploit)
 
     def offsets(self, q: Tensor) -> Tensor:
         """q: (B, H, W, C). Returns (B, H, W, groups, 2), float32, each within factor / (H, W)."""
@@ -130,9 +135,9 @@ class DeformableAttention(nn.Module):
             return offsets.tanh() * (self.offset_range_factor / q.shape[1])  # maps are square
 
     def positions(self, x: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
-        """Where to sample x, and the interest points: (B, H, W, groups, 2) and (1, H, W, 1, 2)."""
-        points = interest_points(x, self.ref_point14.weight, self.ref_point14.bias)[..., None, :]
-        positions = points + refine_offsets(self.offsets(q), points)
+        """Where to sample x, (B, H, W, groups, 2), and the interest points, (1 or B, H, W, 1, 2)."""
+        points = self.ref_point14(x)[..., None, :]
+        positions = points + self.refinement(self.offsets(q), points)
         return (positions.tanh() if self.offset_range_factor < 0 else positions), points
 
     def forward(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:

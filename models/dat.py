@@ -12,6 +12,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import Tensor, nn
 
 from .attention import DeformableAttention, LayerNorm, ShiftedWindowAttention, WindowAttention
+from .eat import POINT_MODES, REFINEMENTS
 
 OFFSET_KERNELS = (9, 7, 5, 3)  # the offset network's depthwise kernel in stages 1 to 4
 
@@ -30,7 +31,7 @@ class AttentionPoints(NamedTuple):
     """Where a deformable layer looked: both B x groups x H x W x 2, (y, x), -1 and 1 the border cells' centres."""
 
     positions: Tensor  # the sampling positions, that is references plus refined offsets; may lie outside
-    references: Tensor  # the interest points, one set for the whole batch
+    references: Tensor  # the interest points, the same for all groups, and for the batch unless each image has its own
 
 
 class MLP(nn.Module):
@@ -80,6 +81,10 @@ class EAT(nn.Module):
         stage_spec: for each block `L` (window), `S` (shifted window) or `D` (deformable attention).
         groups, use_pes, offset_range_factor: read by deformable layers only; -1 elsewhere by custom.
         drop_path_rate: of the last block; it grows linearly from 0 over all blocks.
+        interest_points: `batch` (released), `image` or `running`; see `models.eat.InterestPoints`.
+        refinement: `released`, `off` or `scheduled`; see `models.eat.OffsetRefinement`.
+        sync_interest_points: the batch's mean is taken over all processes in training.
+        exploit: `scheduled` refinement is evaluated without any constraint, wherever its schedule stands.
     Raises: ValueError for a configuration that the method does not have.
     Source: EAT, ACM MM 2023; the backbone from "Vision Transformer with Deformable Attention", CVPR 2022.
     """
@@ -105,6 +110,10 @@ class EAT(nn.Module):
         drop_rate: float = 0.0,
         attn_drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
+        interest_points: str = "batch",
+        refinement: str = "released",
+        sync_interest_points: bool = False,
+        exploit: bool = False,
         **fixed_settings,
     ):
         super().__init__()
@@ -123,9 +132,16 @@ class EAT(nn.Module):
         ):
             if len(values) != 4:
                 raise ValueError(f"{name} {values}: one value for each of the four stages")
+        for name, value, known in (
+            ("interest_points", interest_points, POINT_MODES),
+            ("refinement", refinement, REFINEMENTS),
+        ):
+            if value not in known:
+                raise ValueError(f"{name} {value!r}: choose from {', '.join(known)}")
         stage_spec = stage_spec or default_stage_spec(depths)
         check_configuration(img_size, patch_size, dim_stem, dims, depths, stage_spec, strides, fixed_settings)
         self.img_size = img_size
+        self.settings = {"interest_points": interest_points, "refinement": refinement}
         self.num_classes = num_classes
         self.num_features = self.head_hidden_size = dims[-1]
         self.output_fmt = "NHWC"  # of forward_features, as timm's channels-last models say it
@@ -135,13 +151,14 @@ class EAT(nn.Module):
         blocks = sum(depths)
         drop_paths = [drop_path_rate * i / max(blocks - 1, 1) for i in range(blocks)]
         drops = {"attn_drop": attn_drop_rate, "proj_drop": drop_rate}
+        ours = self.settings | {"sync_interest_points": sync_interest_points, "exploit": exploit}
         self.stages = nn.ModuleList()
         for i, (dim, spec) in enumerate(zip(dims, stage_spec, strict=True)):
             fmap_size = img_size // patch_size // 2**i
             attentions = [
                 make_attention(
                     kind, dim, heads[i], window_sizes[i], fmap_size, groups[i], OFFSET_KERNELS[i],
-                    offset_range_factor[i], use_pes[i], drops,
+                    offset_range_factor[i], use_pes[i], drops, ours,
                 )
                 for kind in spec
             ]  # fmt: skip
@@ -202,6 +219,12 @@ class EAT(nn.Module):
         self.num_classes = num_classes
         self.cls_head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
 
+    def _save_to_state_dict(self, destination, prefix: str, keep_vars: bool) -> None:
+        """Settings that no tensor tells ride where PyTorch keeps a state_dict's versions: its names stay as released."""
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if hasattr(destination, "_metadata"):
+            destination._metadata[prefix[:-1]]["settings"] = dict(self.settings)
+
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
         """Names of the position tables; a small table decays to nothing."""
@@ -225,6 +248,7 @@ def make_attention(
     offset_range_factor: float,
     use_pe: bool,
     drops: dict[str, float],
+    ours: dict[str, str | bool],
 ) -> nn.Module:
     """The attention of one block, by its letter in `stage_spec`. Raises ValueError where sizes do not divide."""
     if heads < 1 or dim % heads:
@@ -233,7 +257,7 @@ def make_attention(
         if groups < 1 or heads % groups:
             raise ValueError(f"a deformable layer of {heads} heads cannot have {groups} groups")
         return DeformableAttention(
-            dim, heads, groups, fmap_size, kernel, offset_range_factor, use_pe, **drops
+            dim, heads, groups, fmap_size, kernel, offset_range_factor, use_pe, **drops, **ours
         )
     if fmap_size % window:
         raise ValueError(f"a map of {fmap_size} cells does not divide into windows of {window}")

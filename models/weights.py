@@ -5,34 +5,54 @@ from __future__ import annotations
 import os
 import pickle
 import re
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from .eat import POINT_MODES, REFINEMENTS
+
 TABLES = ("relative_position_bias_table", "rpe_table")
 BUFFERS = ("relative_position_index", "attn_mask")
+# Buffers that the release does not have, by the end of their names, and their values where there are none.
+OURS = {
+    "ref_point14.running_points": torch.nan,
+    "ref_point14.num_images_tracked": 0,
+    "refinement.factors": 1.0,
+}
 
 
 class WeightsError(ValueError):
     """A weights file that cannot be used; the message is one line that names the file and what is wrong."""
 
 
-def load_weights(model: nn.Module, path: str | os.PathLike) -> list[str]:
-    """Load `path` into `model`, in place, or raise WeightsError and leave the model as it was.
+class Weights(NamedTuple):
+    """A weights file, read. settings: the network's `interest_points` and `refinement`, as far as the file says."""
 
-    Returns the names of the parameters that keep their fresh start: none but for a plain DAT.
+    path: Path
+    state: dict[str, Tensor]
+    settings: dict[str, str]
 
-    path: a released-style state_dict (`.pth`), `{"model": state_dict}` (ImageNet DAT, our `last.pt`) or
-        `.safetensors`; names may begin with `module.`.
+
+def load_weights(model: nn.Module, source: str | os.PathLike | Weights) -> list[str]:
+    """Load a weights file into `model`, in place, or raise WeightsError and leave the model as it was.
+
+    Returns the names of the parameters and buffers that keep their fresh start: none, but for a plain DAT, and for
+    running interest points and scheduled factors that the file does not have.
+
+    source: the path of a released-style state_dict (`.pth`), `{"model": state_dict}` (ImageNet DAT, our `last.pt`) or
+        `.safetensors`, or what `read_weights` made of it; names may begin with `module.`.
     A file without any `ref_point14` is a plain DAT: its head is left out and `cls_head` and `ref_point14` keep
-    their fresh start. Position tables of another resolution are resized, and their index and mask rebuilt;
-    anything else that is missing, unexpected or misshapen is an error.
+    their fresh start. Position tables of another resolution are resized, and their index and mask rebuilt; running
+    points of another resolution are left out. The model keeps its own `interest_points` and `refinement`, whatever
+    the file says of its own. Anything else that is missing, unexpected or misshapen is an error.
     """
-    state = read_state(path)
+    path, state, _ = source if isinstance(source, Weights) else read_weights(source)
     own = model.state_dict()
     fresh = set()
     model_has_points, file_has_points = (
@@ -41,6 +61,8 @@ def load_weights(model: nn.Module, path: str | os.PathLike) -> list[str]:
     if model_has_points and not file_has_points:
         state = {name: value for name, value in state.items() if not name.startswith("cls_head.")}
         fresh = {name for name in own if "ref_point14" in name or name.startswith("cls_head.")}
+    state, absent = _fit_ours(own, state)
+    fresh |= absent
     for name, value in list(state.items()):
         if name in own and name.endswith(BUFFERS):
             state[name] = own[name]  # they follow from the configuration
@@ -66,8 +88,26 @@ def load_weights(model: nn.Module, path: str | os.PathLike) -> list[str]:
     return sorted(fresh)
 
 
-def read_state(path: str | os.PathLike) -> dict[str, Tensor]:
-    """The tensors of a weights file by name, on the CPU. Executes nothing from the file.
+def _fit_ours(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], set[str]]:
+    """`state` without those of OURS that the network has not, and with a start for those that it alone has.
+
+    Returns it and the names of the latter. A count of images without its running points counts nothing.
+    """
+
+    def given(name: str) -> bool:
+        points = name.replace("num_images_tracked", "running_points")
+        return name in state and points in state and state[points].shape == own[points].shape
+
+    absent = {name for name in own if name.endswith(tuple(OURS)) and not given(name)}
+    start = {
+        name: torch.full_like(own[name], OURS[".".join(name.rsplit(".", 2)[-2:])]) for name in sorted(absent)
+    }
+    kept = {name: value for name, value in state.items() if name in own or not name.endswith(tuple(OURS))}
+    return kept | start, absent
+
+
+def read_weights(path: str | os.PathLike) -> Weights:
+    """The tensors of a weights file by name, on the CPU, and its settings. Executes nothing from the file.
 
     Raises WeightsError for a file that is missing, damaged, or holds anything but tensors.
     """
@@ -96,13 +136,37 @@ def read_state(path: str | os.PathLike) -> dict[str, Tensor]:
             raise WeightsError(f"{path}: refused, {name!r} is a {type(value).__name__}, not a tensor")
         if value.layout != torch.strided or value.is_quantized or value.is_complex() or value.is_meta:
             raise WeightsError(f"{path}: refused, {name!r} is not a plain tensor of real numbers")
+        if str(name).endswith("running_points") and value.isnan().any():
+            continue  # of a network that was never trained: there are none
         if not torch.isfinite(value).all():
             raise WeightsError(f"{path}: refused, {name!r} holds values that are not finite")
         name = str(name).removeprefix("module.")
         if name in state:
             raise WeightsError(f"{path}: {name} stands there twice, with and without 'module.'")
         state[name] = value
-    return state
+    return Weights(path, state, _settings(path, content, state))
+
+
+def _settings(path: Path, content: Mapping, state: Mapping[str, Tensor]) -> dict[str, str]:
+    """What the file says of its network: in the state_dict's metadata, or by the buffers that it has."""
+    settings = {}
+    if any(name.endswith("running_points") for name in state):
+        settings["interest_points"] = "running"
+    if any(name.endswith("refinement.factors") for name in state):
+        settings["refinement"] = "scheduled"
+    for entry in getattr(content, "_metadata", {}).values():
+        if isinstance(entry, Mapping) and isinstance(entry.get("settings"), Mapping):
+            settings |= entry["settings"]
+    for name, known in (("interest_points", POINT_MODES), ("refinement", REFINEMENTS)):
+        if settings.get(name, known[0]) not in known:
+            raise WeightsError(f"{path}: {name} {settings[name]!r} is not one of {', '.join(known)}")
+    return settings
+
+
+def released_style(model: nn.Module) -> OrderedDict[str, Tensor]:
+    """The network's state_dict with the released names and nothing else: no running points, factors or settings."""
+    state = model.state_dict()
+    return OrderedDict((name, value) for name, value in state.items() if not name.endswith(tuple(OURS)))
 
 
 def resize_table(table: Tensor, shape: torch.Size) -> Tensor:

@@ -1,9 +1,11 @@
 """EAT's two ideas, on tensors small enough to check by hand."""
 
+import pytest
 import torch
+import torch.distributed as dist
 
 from models.attention import bilinear_sample, sampled_position_bias
-from models.eat import interest_points, refine_offsets
+from models.eat import InterestPoints, OffsetRefinement, RefinementSchedule, refine_offsets, set_refinement
 
 
 def test_offset_in_interest_points_quadrant_is_kept():
@@ -26,20 +28,126 @@ def test_the_choice_carries_no_gradient_and_the_offset_does():
     assert offsets.grad.tolist() == [[1.0, 1.0], [0.25, 0.25]]
 
 
+def make_points(mode="batch", weight=((0.5,), (-1.0,)), bias=(0.0, 1.0), **kwargs):
+    """Interest points on maps of one cell."""
+    points = InterestPoints(len(weight[0]), 1, mode, **kwargs)
+    with torch.no_grad():
+        points.weight.copy_(torch.tensor(weight)[..., None, None])
+        points.bias.copy_(torch.tensor(bias))
+    return points
+
+
+def features(*values):
+    """A batch of maps of one cell and one channel."""
+    return torch.tensor(values).view(-1, 1, 1, 1)
+
+
 def test_interest_points_are_the_tanh_of_the_mean_over_the_batch():
-    features = torch.tensor([1.0, 3.0]).view(2, 1, 1, 1)
-    points = interest_points(features, torch.tensor([0.5, -1.0]).view(2, 1, 1, 1), torch.tensor([0.0, 1.0]))
-    torch.testing.assert_close(points, torch.tensor([1.0, -1.0]).tanh().view(1, 1, 1, 2))
+    for points in (make_points(), make_points().eval()):
+        expected = torch.tensor([1.0, -1.0]).tanh().view(1, 1, 1, 2)
+        torch.testing.assert_close(points(features(1.0, 3.0)), expected)
 
 
-def test_interest_points_stay_float32_under_autocast():
-    features = torch.randn(2, 3, 3, 8)
-    weight, bias = torch.randn(2, 8, 1, 1), torch.randn(2)
-    expected = interest_points(features, weight, bias)
+def test_each_image_has_its_own_points():
+    points = make_points("image")(features(1.0, 3.0))
+    torch.testing.assert_close(points.view(2, 2), torch.tensor([[0.5, 0.0], [1.5, -2.0]]).tanh())
+
+
+def test_running_points_are_the_batch_means_in_training_and_their_own_mean_in_evaluation():
+    points = make_points("running")
+    torch.testing.assert_close(points(features(1.0, 3.0)), make_points()(features(1.0, 3.0)))
+    points(features(8.0, 0.0, 4.0))  # the mean of all five images is 16 / 5
+    points.eval()
+    torch.testing.assert_close(points(features(99.0)).flatten(), torch.tensor([1.6, -2.2]).tanh())
+
+
+def test_a_batchs_share_in_the_running_mean_is_never_below_the_momentum():
+    points = make_points("running")
+    for _ in range(20):
+        points(features(2.0))
+    points(features(4.0))
+    torch.testing.assert_close(points.running_points.flatten(), torch.tensor([1.1, -1.2]))
+
+
+def test_without_any_batch_running_points_are_no_number():
+    points = make_points("running").eval()
+    assert points(features(1.0)).isnan().all()
+
+
+def test_running_points_carry_no_gradient():
+    points = make_points("running")
+    points(features(1.0)).sum().backward()
+    assert not points.running_points.requires_grad
+    assert points.weight.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("mode", ["batch", "image", "running"])
+def test_interest_points_stay_float32_under_autocast(mode):
+    points = make_points(mode, weight=torch.randn(2, 8).tolist())
+    maps = torch.randn(2, 1, 1, 8)
+    expected = points(maps)
     with torch.autocast("cpu", torch.bfloat16):
-        points = interest_points(features, weight, bias)
-    assert points.dtype == torch.float32
-    assert torch.equal(points, expected)
+        found = points(maps)
+    assert found.dtype == torch.float32
+    assert torch.equal(found, expected)
+
+
+def test_exploration_damps_the_offsets_that_share_a_quadrant_and_strengthens_the_others():
+    points, offsets = torch.tensor([[0.3, -0.2]]), torch.tensor([[0.1, -0.1], [0.1, 0.1]])
+    refined = refine_offsets(offsets, points, same=0.5, other=2.0)
+    torch.testing.assert_close(refined, torch.tensor([[0.05, -0.05], [0.2, 0.2]]))
+
+
+def test_refinement_by_kind():
+    points, offsets = torch.tensor([[0.3, -0.2]]), torch.tensor([[0.1, -0.1], [0.1, 0.1]])
+    released, off, scheduled = (OffsetRefinement(kind) for kind in ("released", "off", "scheduled"))
+    assert torch.equal(released(offsets, points), refine_offsets(offsets, points))
+    assert torch.equal(off(offsets, points), offsets)
+    assert torch.equal(scheduled(offsets, points), offsets)
+    set_refinement(scheduled, (0.5, 2.0))
+    assert torch.equal(scheduled(offsets, points), refine_offsets(offsets, points, 0.5, 2.0))
+    assert torch.equal(scheduled.eval()(offsets, points), refine_offsets(offsets, points, 0.5, 2.0))
+    scheduled.exploit = True
+    assert torch.equal(scheduled(offsets, points), offsets)
+    assert torch.equal(scheduled.train()(offsets, points), refine_offsets(offsets, points, 0.5, 2.0))
+
+
+def test_schedule_explores_for_its_share_and_then_constrains_nothing():
+    step = RefinementSchedule(0.4, 0.25, 2.0, "step")
+    assert [step(p) for p in (0, 0.39, 0.4, 1)] == [(0.25, 2.0), (0.25, 2.0), (1, 1), (1, 1)]
+    linear = RefinementSchedule(0.4, 0.25, 2.0, "linear")
+    assert [linear(p) for p in (0, 0.2, 0.4, 1)] == [(0.25, 2.0), (0.625, 1.5), (1, 1), (1, 1)]
+    assert RefinementSchedule(0.0)(0) == (1, 1)
+
+
+@pytest.mark.parametrize("factors", [(-0.1, 1.0), (1.0, float("nan"))])
+def test_negative_factors_are_refused(factors):
+    with pytest.raises(ValueError, match="not negative"):
+        set_refinement(OffsetRefinement("scheduled"), factors)
+
+
+def share_points(rank, folder):
+    """One of two processes: its part of a batch of five, its points and gradients, to a file."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    points, compiled = (make_points("running", sync=True) for _ in range(2))
+    part = features(1.0, 3.0, 5.0) if rank == 0 else features(7.0, 9.0)
+    found = points(part)
+    in_one_graph = torch.compile(compiled, fullgraph=True, backend="aot_eager")(part)
+    torch.testing.assert_close(in_one_graph, found)
+    (found * (rank + 1)).sum().backward()
+    torch.save((found.detach(), points.running_points, points.weight.grad), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_synced_points_are_the_mean_over_all_processes_and_so_are_their_gradients(tmp_path):
+    torch.multiprocessing.spawn(share_points, (str(tmp_path),), nprocs=2)
+    (a, running_a, grad_a), (b, running_b, grad_b) = (torch.load(tmp_path / f"{r}.pt") for r in (0, 1))
+    alone = make_points()
+    expected = alone(features(1.0, 3.0, 5.0, 7.0, 9.0))
+    (expected * 3).sum().backward()  # the sum of both processes' losses
+    for found in (a, b, running_a.tanh(), running_b.tanh()):
+        torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(grad_a + grad_b, alone.weight.grad)
 
 
 def test_sampling_reads_cells_at_their_centres_and_zeros_outside():

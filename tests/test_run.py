@@ -129,6 +129,14 @@ def test_resume_after_an_epoch_equals_an_uninterrupted_run(ava, run, monkeypatch
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
+def test_a_run_started_with_overwrite_resumes(ava, run):
+    run(arguments(ava))
+    _, whole, _ = run(arguments(ava, overwrite=True))
+    status, resumed, err = run(["--resume", "--experiment_dir_name", ava / "run"])
+    assert status == 0, err
+    assert metrics(resumed) == metrics(whole)
+
+
 @pytest.mark.parametrize("content", ["[]", "null", '{"dataset": "foo"}', '{"batch_size": "x"}', "{"])
 def test_resume_from_damaged_options_is_one_line(ava, run, content):
     run(arguments(ava))

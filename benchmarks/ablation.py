@@ -1,0 +1,203 @@
+"""What interest points and offset refinement are worth: trains settings x seeds, and writes one table and figure.
+
+    python -m benchmarks.ablation --out runs/ablation
+    python -m benchmarks.ablation --settings batch image "interest_points=running,refinement=off" --seeds 0 1 \
+        --out runs/tad66k -- --dataset tad66k --path_to_images IMAGES --path_to_save_csv CSVS
+
+What follows `--` goes to main_nni.py, for every run. Interrupted, the same command goes on where it stopped. `--out`
+gets a folder for each run, runs.csv (a row per run), table.csv, table.md and ablation.png.
+
+The batch spread: every test image is scored in batches of 1, 4 and 16, in the CSV's order and in a shuffled one; its
+spread is its highest score less its lowest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from tqdm import tqdm
+
+import engine
+import option
+from dataset import Transform, make_loader, read_splits
+from main_nni import pick_device, pick_format
+from models import read_weights
+from network import make_model
+from option import InputError
+from util import atomic_write, make_loss, scores, write_json
+
+SETTINGS = {
+    "batch": {"interest_points": "batch", "refinement": "released"},
+    "image": {"interest_points": "image", "refinement": "released"},
+    "running": {"interest_points": "running", "refinement": "released"},
+    "off": {"interest_points": "batch", "refinement": "off"},
+    "scheduled": {"interest_points": "batch", "refinement": "scheduled"},
+}
+BATCH_SIZES = (1, 4, 16)
+METRICS = {"srcc": "SRCC", "plcc": "PLCC", "accuracy": "accuracy"}
+SPREADS = {"spread_mean": "batch spread, mean", "spread_max": "batch spread, largest"}
+ROOT = Path(__file__).parent.parent
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Train what is missing, measure, and write the tables. Returns the exit status, as main_nni.py's."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.ablation",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--settings", nargs="+", default=list(SETTINGS), metavar="SETTING",
+                        help=f"{', '.join(SETTINGS)}, or option=value,option=value (default: those five)")  # fmt: skip
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N")
+    parser.add_argument("--out", type=Path, default=Path("runs/ablation"), metavar="FOLDER")
+    parser.add_argument("common", nargs="*", metavar="-- OPTION ...", help="options of main_nni.py")
+    given = parser.parse_args(argv)
+    try:
+        rows = run_all([parse_setting(text) for text in given.settings], given.seeds, given.out, given.common)
+        write_tables(pd.DataFrame(rows), given.out)
+    except InputError as error:
+        print(f"ablation: {error}", file=sys.stderr)
+        return 2
+    except subprocess.CalledProcessError as error:
+        print(f"ablation: a run failed: {error.cmd}; {error.output}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("ablation: interrupted; the same command goes on", file=sys.stderr)
+        return 130
+    print((given.out / "table.md").read_text(encoding="utf-8"))
+    return 0
+
+
+def parse_setting(text: str) -> tuple[str, dict[str, str]]:
+    """A setting's name and options. Raises InputError."""
+    if text in SETTINGS:
+        return text, SETTINGS[text]
+    options = dict(part.split("=", 1) for part in text.split(",") if "=" in part)
+    if len(options) != len(text.split(",")) or not options.keys() <= option.OPTIONS.keys():
+        raise InputError(
+            f"--settings {text}: neither one of {', '.join(SETTINGS)} nor option=value,option=value"
+        )
+    return text.replace("/", "_"), options
+
+
+def run_all(settings: list, seeds: list[int], out: Path, common: list[str]) -> list[dict]:
+    """A row of results for each setting and seed. Raises InputError, CalledProcessError."""
+    rows = []
+    cases = [(name, options, seed) for name, options in settings for seed in seeds]
+    bar = tqdm(cases, "ablation", unit="run", disable=None)
+    for name, options, seed in bar:
+        bar.set_postfix_str(f"{name}, seed {seed}")
+        words = [*common, "--seed", str(seed)]
+        words += [word for key, value in options.items() for word in (f"--{key}", value)]
+        rows.append({"setting": name, **options, "seed": seed} | run_one(out / f"{name}-seed{seed}", words))
+    return rows
+
+
+def run_one(folder: Path, words: list[str]) -> dict[str, float]:
+    """Train with the options `words` in `folder`, or go on, or take what is there; and measure the batch spread."""
+    result_path, words_path = folder / "result.json", folder / "command.json"
+    if words_path.is_file():
+        before = json.loads(words_path.read_text(encoding="utf-8"))["options"]
+        if before != words:
+            raise InputError(
+                f"{folder}: a run with {' '.join(before)}, not {' '.join(words)}; give another --out"
+            )
+    if result_path.is_file():
+        return json.loads(result_path.read_text(encoding="utf-8"))
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(words_path, {"options": words})
+    last = folder / "checkpoints" / "last.pt"
+    how = ["--resume"] if last.is_file() else ["--overwrite", *words]
+    command = [sys.executable, str(ROOT / "main_nni.py"), "--experiment_dir_name", str(folder), *how]
+    with open(folder / "train.log", "a", encoding="utf-8") as log:
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=log, text=True)
+    if done.returncode == 130:
+        raise KeyboardInterrupt
+    if done.returncode:
+        last_line = (folder / "train.log").read_text(encoding="utf-8").strip().splitlines()[-1:]
+        raise subprocess.CalledProcessError(done.returncode, " ".join(command), " ".join(last_line))
+    result = json.loads(done.stdout.splitlines()[-1])
+    row = {name: result[name] for name in (*METRICS, "best_epoch", "seconds")} | batch_spread(folder)
+    write_json(result_path, row)
+    return row
+
+
+def batch_spread(folder: Path) -> dict[str, float]:
+    """How far the scores of the run in `folder` move between batches: mean and largest spread over its test images."""
+    saved = json.loads((folder / "options.json").read_text(encoding="utf-8"))
+    options = argparse.Namespace(**saved)
+    device, form = pick_device(options.gpu_id), pick_format(options)
+    model = make_model(options, read_weights(folder / "checkpoints" / "best.pth"), form.outputs).to(device)
+    labels = read_splits(
+        options.path_to_save_csv,
+        options.path_to_images,
+        form,
+        train=False,
+        skip_missing=options.skip_missing,
+        limit=options.limit,
+    ).test
+    transform = Transform(options.dataset, model.img_size, train=False)
+    predicted = []
+    for order in (np.arange(len(labels)), np.random.default_rng(0).permutation(len(labels))):
+        for size in BATCH_SIZES:
+            loader = make_loader(
+                labels.subset(order), options.path_to_images, transform, size, options.num_workers
+            )
+            evaluation = engine.evaluate(model, loader, make_loss(options.loss), form.threshold, device)
+            predicted.append(scores(evaluation.outputs)[np.argsort(order)])
+    spread = np.ptp(predicted, axis=0)
+    return {"spread_mean": float(spread.mean()), "spread_max": float(spread.max())}
+
+
+def write_tables(runs: pd.DataFrame, out: Path) -> None:
+    """runs.csv, table.csv (means and standard deviations over seeds), table.md and ablation.png."""
+    columns = [*METRICS, *SPREADS]
+    groups = runs.groupby("setting", sort=False)
+    table = groups[columns].agg(["mean", "std"])
+    table.columns = [f"{name}_{kind}" for name, kind in table.columns]
+    table.insert(0, "seeds", groups.size())
+    lines = ["| setting | " + " | ".join([*METRICS.values(), *SPREADS.values()]) + " |", "|---" * 6 + "|"]
+    for setting, row in table.iterrows():
+        cells = [f"{row[f'{name}_mean']:.4f} ± {row[f'{name}_std']:.4f}" for name in METRICS]
+        cells += [f"{row[f'{name}_mean']:.2g}" for name in SPREADS]
+        lines.append(f"| {setting} | {' | '.join(cells)} |")
+    for name, frame in (("runs.csv", runs), ("table.csv", table.reset_index())):
+        with atomic_write(out / name) as file:
+            frame.to_csv(file, index=False)
+    with atomic_write(out / "table.md") as file:
+        file.write("\n".join(lines) + "\n")
+    with atomic_write(out / "ablation.png", "wb") as file:
+        draw(runs).savefig(file, format="png", dpi=110)
+
+
+def draw(runs: pd.DataFrame) -> Figure:
+    """A panel for each metric and for the batch spread: a dot for each seed, a bar at their mean."""
+    settings = list(runs["setting"].unique())
+    panels = METRICS | {"spread_mean": "batch spread (mean, log scale)"}
+    figure = Figure(figsize=(3.4 * len(panels), 0.8 + 0.5 * len(settings)), layout="constrained")
+    for axis, (column, title) in zip(
+        figure.subplots(1, len(panels), sharey=True), panels.items(), strict=True
+    ):
+        for place, setting in enumerate(settings):
+            values = runs.loc[runs["setting"] == setting, column]
+            axis.plot(values, [place] * len(values), "o", color="C0", alpha=0.6, markersize=6)
+            axis.plot(values.mean(), place, "|", color="k", markersize=18)
+        if column == "spread_mean":
+            axis.set_xscale("log")
+        axis.set_title(title)
+        axis.set_yticks(range(len(settings)), settings)
+        axis.grid(axis="x", alpha=0.3)
+    axis.invert_yaxis()  # shared: the first setting on top
+    figure.suptitle("a dot: one seed; a bar: their mean", fontsize=9)
+    return figure
+
+
+if __name__ == "__main__":
+    sys.exit(main())

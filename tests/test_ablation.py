@@ -1,0 +1,56 @@
+"""The ablation: trains what is missing, measures the batch spread, writes its tables."""
+
+import json
+
+import pandas as pd
+import pytest
+from conftest import arguments
+
+from benchmarks import ablation
+
+
+def command(folder, *settings):
+    words = arguments(folder, experiment_dir_name=None, init_lr=1e-3)
+    return ["--settings", *settings, "--seeds", "0", "--out", str(folder / "out"), "--", *words]
+
+
+def test_one_command_trains_measures_and_goes_on_where_it_stopped(ava, capsys):
+    out = ava / "out"
+    assert ablation.main(command(ava, "batch")) == 0
+    first = (out / "batch-seed0" / "predictions.csv").stat().st_mtime_ns
+    # Killed after training, before its result was written: it goes on from last.pt, and so to the same result.
+    (out / "batch-seed0" / "result.json").rename(out / "saved.json")
+    capsys.readouterr()
+    assert ablation.main(command(ava, "batch", "interest_points=image,refinement=off")) == 0
+    again = (out / "batch-seed0" / "predictions.csv").stat().st_mtime_ns
+    assert again > first
+    rows = [
+        json.loads(path.read_text()) for path in (out / "saved.json", out / "batch-seed0" / "result.json")
+    ]
+    for row in rows:
+        assert row.pop("seconds") > 0
+    assert rows[0] == rows[1]
+    runs = pd.read_csv(out / "runs.csv").set_index("setting")
+    assert runs.loc["batch", "spread_mean"] > 0.01
+    assert runs.loc["interest_points=image,refinement=off", "spread_max"] < 1e-5
+    table = pd.read_csv(out / "table.csv")
+    assert table["srcc_mean"].tolist() == runs["srcc"].tolist()
+    assert "| batch |" in capsys.readouterr().out
+    assert (out / "ablation.png").read_bytes().startswith(b"\x89PNG")
+    assert ablation.main(command(ava, "batch")) == 0
+    assert (out / "batch-seed0" / "predictions.csv").stat().st_mtime_ns == again
+    assert ablation.main([*command(ava, "batch"), "--num_epoch", "2"]) == 2
+    assert "give another --out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("setting", ["median", "interest_points", "no_such_option=1"])
+def test_an_unknown_setting_is_refused(ava, capsys, setting):
+    assert ablation.main(command(ava, setting)) == 2
+    assert f"--settings {setting}: neither one of" in capsys.readouterr().err
+    assert not (ava / "out").exists()
+
+
+def test_a_run_that_fails_is_named(ava, capsys):
+    (ava / "train.csv").unlink()
+    assert ablation.main(command(ava, "batch")) == 1
+    assert "train.csv: no such file" in capsys.readouterr().err
