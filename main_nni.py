@@ -267,6 +267,8 @@ def write_results(options, folder: Path, model, evaluation: engine.Evaluation, h
     return {
         "dataset": options.dataset,
         "model": options.model,
+        "interest_points": options.interest_points,
+        "refinement": options.refinement,
         "split": "test",
         "images": len(evaluation.names),
         "loss": evaluation.loss,
