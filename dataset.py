@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import random
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
+from itertools import cycle, islice
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
-from torchvision.transforms import functional as TF
 
 from labels import Format, Labels, find_images, hold_out, read_labels
 from option import InputError
 
 
 class Batch(NamedTuple):
-    """images: (B, 3, H, W), normalised; targets: (B, outputs); names: B file names."""
+    """As it leaves the loader: a quarter of what the network's input takes, which `network_input` makes of it."""
 
-    images: Tensor
-    targets: Tensor
+    images: Tensor  # (B, 3, H, W) uint8, channels last in memory
+    flips: Tensor  # (B,) bool: images to be mirrored
+    targets: Tensor  # (B, outputs)
     names: list[str]
 
 
@@ -38,7 +42,7 @@ class Splits:
 
 
 class Transform:
-    """PIL image to normalised tensor, as released; a random flip and crop in training.
+    """PIL image to the pixels that the network sees, as released; a random flip and crop in training.
 
     size: of the square given to the network. AVA (and the demo): bicubic resize to it. The others: bilinear, in
     training to 256/224 of it and a random crop. The resize ignores the aspect ratio.
@@ -50,19 +54,33 @@ class Transform:
         self.resample = Image.Resampling.BICUBIC if like_ava else Image.Resampling.BILINEAR
         self.resize = round(size * 256 / 224) if train and not like_ava else size
 
-    def picture(self, image: Image.Image, rng: random.Random) -> Image.Image:
-        """The RGB picture that the network sees, before normalisation."""
+    def __call__(self, image: Image.Image, rng: random.Random) -> tuple[np.ndarray, bool]:
+        """The (size, size, 3) uint8 pixels of an RGB picture, and whether they are still to be mirrored."""
         image = image.resize((self.resize, self.resize), self.resample)
-        if self.train and rng.random() < 0.5:
-            image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        flip = self.train and rng.random() < 0.5
         if self.resize > self.size:
-            left, top = (rng.randint(0, self.resize - self.size) for _ in range(2))
+            spare = self.resize - self.size
+            left, top = rng.randint(0, spare), rng.randint(0, spare)
+            if flip:  # the crop's place is in the mirrored picture
+                left = spare - left
             image = image.crop((left, top, left + self.size, top + self.size))
-        return image
+        return np.asarray(image), flip
 
-    def __call__(self, image: Image.Image, rng: random.Random) -> Tensor:
-        tensor = TF.to_tensor(self.picture(image, rng))
-        return TF.normalize(tensor, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+
+def network_input(images: Tensor, flips: Tensor) -> Tensor:
+    """(B, 3, H, W) uint8 pixels, where they are, to the normalised float32 input of the network, mirrored by `flips`."""
+    images = torch.where(flips.view(-1, 1, 1, 1), images.flip(-1), images)
+    mean, std = _statistics(images.device)
+    return images.float().div_(255).sub_(mean).div_(std)
+
+
+@cache
+@torch.inference_mode(False)  # whoever asks first
+def _statistics(device: torch.device) -> tuple[Tensor, ...]:
+    return tuple(
+        torch.tensor(values, device=device).view(3, 1, 1)
+        for values in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+    )
 
 
 class PhotoDataset(torch.utils.data.Dataset):
@@ -86,28 +104,50 @@ class PhotoDataset(torch.utils.data.Dataset):
             return InputError(
                 f"{self.folder / name}: does not decode ({reason}); replace it or remove its row"
             )
-        return self.transform(picture, random.Random(seed)), torch.from_numpy(self.labels.targets[row]), name
+        pixels, flip = self.transform(picture, random.Random(seed))
+        return pixels, flip, self.labels.targets[row], name
 
 
 class Draws(Sampler):
-    """Rows, each with a seed of its own, so that neither depends on how many workers read them.
+    """Batches of rows, each row with a seed of its own, so that neither depends on how many workers read them.
 
-    shuffle: a new order every epoch, from `seed` and the epoch; set `epoch` before iterating.
+    shuffle: a new order every epoch, from `seed` and the epoch; else the order of the CSV. Set `epoch`, and `start`,
+    the batches to leave out, before iterating.
+    rank, world: this process of several. Shuffled rows are dealt out one by one, a few twice so that all have as many;
+    in the CSV's order whole batches are dealt out, so that each is the one that a single process would have.
     """
 
-    def __init__(self, length: int, seed: int, shuffle: bool):
-        self.length, self.seed, self.shuffle, self.epoch = length, seed, shuffle, 0
+    def __init__(self, length: int, batch_size: int, seed: int, shuffle: bool, rank: int = 0, world: int = 1):
+        self.length, self.batch_size, self.seed, self.shuffle = length, batch_size, seed, shuffle
+        self.rank, self.world = rank, world
+        self.epoch = self.start = 0
+
+    @property
+    def images(self) -> int:
+        """How many images this process has in an epoch."""
+        if self.shuffle:
+            return -(-self.length // self.world)
+        starts = range(0, self.length, self.batch_size)[self.rank :: self.world]
+        return sum(min(self.batch_size, self.length - start) for start in starts)
 
     def __len__(self) -> int:
-        return self.length
+        """How many batches this process has in an epoch."""
+        if self.shuffle:
+            return -(-self.images // self.batch_size)
+        return len(range(0, self.length, self.batch_size)[self.rank :: self.world])
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        if not self.shuffle:
-            return ((row, 0) for row in range(self.length))
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        rows = torch.randperm(self.length, generator=generator).tolist()
-        seeds = torch.randint(2**62, (self.length,), generator=generator).tolist()
-        return zip(rows, seeds, strict=True)
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        if self.shuffle:
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+            rows = torch.randperm(self.length, generator=generator).tolist()
+            seeds = torch.randint(2**62, (self.length,), generator=generator).tolist()
+            draws = list(zip(rows, seeds, strict=True))
+            draws = list(islice(cycle(draws), self.rank, self.images * self.world, self.world))
+            batches = [draws[i : i + self.batch_size] for i in range(0, len(draws), self.batch_size)]
+        else:
+            starts = range(0, self.length, self.batch_size)[self.rank :: self.world]
+            batches = [[(r, 0) for r in range(s, min(s + self.batch_size, self.length))] for s in starts]
+        return iter(batches[self.start :])
 
 
 def read_splits(
@@ -166,14 +206,19 @@ def make_loader(
     num_workers: int,
     seed: int = 0,
     pin_memory: bool = False,
+    rank: int = 0,
+    world: int = 1,
 ) -> DataLoader:
-    """A loader of Batches: shuffled and augmented if `transform` is for training, else in the CSV's order."""
+    """A loader of Batches: shuffled and augmented if `transform` is for training, else in the CSV's order.
+
+    rank, world: see `Draws`.
+    """
     return DataLoader(
         PhotoDataset(labels, images, transform),
-        batch_size=batch_size,
-        sampler=Draws(len(labels), seed, shuffle=transform.train),
+        batch_sampler=Draws(len(labels), batch_size, seed, transform.train, rank, world),
         num_workers=num_workers,
         collate_fn=_collate,
+        worker_init_fn=_start_worker,
         persistent_workers=num_workers > 0 and transform.train,
         pin_memory=pin_memory,
         # Its own generator: starting workers must not advance the one that drop path draws from.
@@ -181,18 +226,36 @@ def make_loader(
     )
 
 
-def batches(loader: DataLoader, epoch: int = 0) -> Iterator[Batch]:
-    """The batches of one epoch. Raises InputError naming an image that does not decode."""
-    loader.sampler.epoch = epoch
-    for batch in loader:
+def batches(loader: DataLoader, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
+    """The batches of one epoch, from number `start`. Raises InputError where an image does not decode or a worker dies."""
+    loader.batch_sampler.epoch, loader.batch_sampler.start = epoch, start
+    iterator = iter(loader)
+    while True:
+        try:
+            batch = next(iterator)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise InputError(
+                f"a process that reads images died ({' '.join(str(error).split())[:160]}); it was killed, perhaps for "
+                f"want of memory: lower --num_workers (now {loader.num_workers})"
+            ) from error
         if isinstance(batch, InputError):
             raise batch
         yield batch
+
+
+def _start_worker(_: int) -> None:
+    """Ctrl-C reaches all processes of a terminal; the training process alone decides what becomes of it."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _collate(samples: list) -> Batch | InputError:
     for sample in samples:
         if isinstance(sample, InputError):
             return sample
-    images, targets, names = zip(*samples, strict=True)
-    return Batch(torch.stack(images), torch.stack(targets), list(names))
+    images, flips, targets, names = zip(*samples, strict=True)
+    pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+    return Batch(pixels, torch.tensor(flips), torch.from_numpy(np.stack(targets)), list(names))

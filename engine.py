@@ -1,55 +1,38 @@
-"""One epoch of training, one evaluation, the fit loop, checkpoints and resuming. Nothing is written elsewhere."""
+"""One epoch of training, one evaluation, and the fit loop that strings them together."""
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
-from dataset import Batch, batches
-from models import RefinementSchedule, calibrate_points, set_refinement
+import checkpoint
+import distributed
+from checkpoint import Progress
+from dataset import Batch, batches, network_input
+from interrupt import Interrupted, Watch
+from meters import DataWait, Losses, bar
+from models import calibrate_points
 from option import InputError
-from util import atomic_write, compute_metrics
+from steps import Precision, Stepper
+from util import compute_metrics, write_json
 
 log = logging.getLogger("eat")
 
-CHECK_EVERY = 10  # steps between two looks at the loss: a look waits for the device
+CHECK_EVERY = 10  # steps between two looks at the losses, and at what the other processes want
 
 
 class TrainingError(RuntimeError):
     """Training cannot go on; the message is one line that says where and why. Exit status 1."""
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """The learning rate as a function of training time, counted in epochs."""
-
-    init_lr: float
-    num_epoch: int
-    kind: str = "constant"
-    decay_every: int = 5
-    decay_factor: float = 0.1
-    warmup_epochs: float = 0.0
-
-    def __call__(self, epochs: float) -> float:
-        """The rate after `epochs` (fractions count) of training; cosine falls to 0 at the end."""
-        if epochs < self.warmup_epochs:
-            return self.init_lr * epochs / self.warmup_epochs
-        if self.kind == "step":
-            return self.init_lr * self.decay_factor ** (int(epochs) // self.decay_every)
-        if self.kind == "cosine":
-            share = (epochs - self.warmup_epochs) / max(self.num_epoch - self.warmup_epochs, 1e-9)
-            return self.init_lr * 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
-        return self.init_lr
 
 
 @dataclass(frozen=True)
@@ -64,82 +47,148 @@ class Evaluation:
     metrics: dict[str, float]
 
 
-@dataclass
-class Progress:
-    """Where a training run stands: all of it goes into last.pt, and comes back."""
+class Training:
+    """What stays the same over the epochs of a run, and what it does between two steps."""
 
-    epoch: int = 0  # epochs done
-    best_epoch: int = 0
-    best_value: float = -math.inf
-    history: list[dict[str, float]] = field(default_factory=list)
+    def __init__(
+        self,
+        network: Callable[[Tensor], Tensor],
+        stepper: Stepper,
+        criterion: Callable[[Tensor, Tensor], Tensor],
+        checkpoints: Path,
+        progress: Progress,
+        save_minutes: float = math.inf,
+        max_bad_steps: int = 0,
+        on_save: Callable[[], None] = lambda: None,
+    ):
+        """network: the model, or what wraps it, for training. checkpoints: the folder of last.pt.
 
+        on_save: called by rank 0 whenever last.pt was written.
+        """
+        self.network, self.stepper, self.criterion = network, stepper, criterion
+        self.checkpoints, self.progress, self.on_save = checkpoints, progress, on_save
+        self.save_every, self.saved_at = save_minutes * 60, time.monotonic()
+        self.max_bad_steps, self.bad, self.told_of_waiting = max_bad_steps, [], False
+        self.device = stepper.precision.device
 
-def make_optimizer(model: nn.Module, name: str, weight_decay: float) -> torch.optim.Optimizer:
-    """Adam or AdamW. AdamW's decay spares biases, norms and position tables; Adam's is plain L2 on all, as ever."""
-    if name == "adam":
-        return torch.optim.Adam(model.parameters(), weight_decay=weight_decay)
-    spared = model.no_weight_decay()
-    decayed, rest = [], []
-    for parameter_name, parameter in model.named_parameters():
-        (rest if parameter.ndim < 2 or parameter_name in spared else decayed).append(parameter)
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups)
+    def save(self, tell: bool = True) -> None:
+        """Write last.pt, and tell `on_save`. Every process must call it."""
+        content = checkpoint.snapshot(
+            self.stepper.model, self.stepper.optimizer, self.stepper.scaler, self.progress
+        )
+        if distributed.rank() == 0:
+            checkpoint.save_last(self.checkpoints, content)
+            if tell:
+                self.on_save()
+        self.saved_at = time.monotonic()
 
+    def epoch(self, loader: DataLoader, watch: Watch) -> None:
+        """What is left of the epoch under way; `progress` says where it stands.
 
-def train_one_epoch(
-    model: nn.Module,
-    loader: DataLoader,
-    criterion: Callable[[Tensor, Tensor], Tensor],
-    optimizer: torch.optim.Optimizer,
-    schedule: Schedule,
-    epoch: int,
-    device: torch.device,
-    clip_grad: float | None = None,
-    accumulate: int = 1,
-    refinement: RefinementSchedule | None = None,
-) -> float:
-    """One pass over the training images. Returns the mean loss per image.
+        Raises Interrupted when a signal came and last.pt is saved; TrainingError when more than `max_bad_steps` losses
+        were not finite, or memory ran out; InputError when a batch cannot be read, with last.pt saved.
+        """
+        progress, draws = self.progress, loader.batch_sampler
+        self.stepper.model.train()
+        losses, wait = Losses(self.device, progress.loss, progress.images), DataWait()
+        began, before = time.perf_counter(), progress.seconds
 
-    accumulate: batches per step of the optimiser; their gradients are averaged. refinement: moves the network's
-    factors, batch by batch.
-    Raises TrainingError with the epoch, the step and the images of the first batch whose loss is not finite.
-    """
-    model.train()
-    total, unchecked = torch.zeros((), device=device), []
-    bar = _bar(batches(loader, epoch), len(loader), f"epoch {epoch + 1}")
-    for step, batch in enumerate(bar):
-        now = epoch + (step + 0.5) / len(loader)
-        if refinement is not None:
-            set_refinement(model, refinement(now / schedule.num_epoch))
-        loss = criterion(model(_to(batch.images, device)), _to(batch.targets, device))
-        place = step % accumulate
-        together = min(accumulate, len(loader) - step + place)
-        if place == 0:
-            optimizer.zero_grad(set_to_none=True)
-        (loss / together).backward()
-        if place == together - 1:
-            for group in optimizer.param_groups:
-                group["lr"] = schedule(now)
-            if clip_grad is not None:
-                nn.utils.clip_grad_norm_(model.parameters(), clip_grad)
-            optimizer.step()
-        total += loss.detach() * len(batch.names)
-        unchecked.append((step, loss.detach(), batch.names))
-        if len(unchecked) == CHECK_EVERY or step == len(loader) - 1:
-            bar.set_postfix_str(f"loss {_check_finite(unchecked, epoch):.4f}")
-            unchecked.clear()
-    return total.item() / len(loader.dataset)
+        def account() -> None:
+            losses.flush()
+            self._check(losses)
+            progress.loss, progress.images = losses.sums()
+            progress.seconds = before + time.perf_counter() - began
 
+        done = progress.step
+        with bar(f"epoch {progress.epoch + 1}", draws.images, done * draws.batch_size) as shown:
+            try:
+                for batch in wait.timed(batches(loader, progress.epoch, done)):
+                    whole = self._batch(batch, done, len(loader), losses)
+                    done += 1
+                    shown.update(len(batch.names))
+                    if not whole:
+                        continue
+                    progress.step = done
+                    look = done // self.stepper.accumulate % CHECK_EVERY == 0 or done == len(loader)
+                    if look:
+                        shown.set_postfix_str(f"loss {losses.read():.4f}, waiting for data {wait.share:.0%}")
+                        self._check(losses)
+                        self._tell_of_waiting(wait, loader)
+                    if look or distributed.world() == 1:
+                        self._save_if_asked(watch, done < len(loader), account)
+            except InputError:
+                if distributed.world() == 1 and progress.step == done:
+                    account()
+                    self.save(tell=False)
+                raise
+        account()
 
-def _check_finite(losses: list[tuple[int, Tensor, list[str]]], epoch: int) -> float:
-    values = torch.stack([loss for _, loss, _ in losses]).tolist()
-    for value, (step, _, names) in zip(values, losses, strict=True):
-        if not math.isfinite(value):
-            raise TrainingError(
-                f"the loss is {value} in epoch {epoch + 1}, step {step + 1}; images of that batch: "
-                f"{', '.join(names)}; lower --init_lr, clip with --clip_grad, or look at these images"
+    def _batch(self, batch: Batch, step: int, steps: int, losses: Losses) -> bool:
+        """Forward, backward and, where its turn has come, a step. Returns whether there was one."""
+        now = self.progress.epoch + (step + 0.5) / steps
+        try:
+            self.stepper.begin(now)
+            with self.stepper.precision():
+                output = self.network(_input(batch, self.device))
+            loss = self.criterion(output.float(), _to(batch.targets, self.device))
+            losses.add(step, loss.detach(), batch.names)
+            return self.stepper(loss, now, step, steps)
+        except torch.OutOfMemoryError as error:
+            raise out_of_memory(len(batch.names), self.stepper.accumulate, self.device) from error
+
+    def _save_if_asked(self, watch: Watch, within: bool, account: Callable[[], None]) -> None:
+        """Save where the time has come or a signal came, here or in another process. within: the epoch is not over."""
+        due = within and time.monotonic() - self.saved_at >= self.save_every
+        due, signal = distributed.largest([int(due), watch.received])
+        if due or signal:
+            account()
+            self.save()
+        if signal:
+            raise Interrupted(signal)
+
+    def _check(self, losses: Losses) -> None:
+        """Raises TrainingError when too many losses were not finite; the evidence is in bad_steps.json."""
+        progress = self.progress
+        for step, value, names in losses.take_bad():
+            progress.bad_steps += 1
+            place = f"epoch {progress.epoch + 1}, step {step + 1}"
+            self.bad.append(
+                {"epoch": progress.epoch + 1, "step": step + 1, "loss": str(value), "images": names}
             )
-    return values[-1]
+            write_json(self.checkpoints / "bad_steps.json", {"bad_steps": self.bad})
+            if progress.bad_steps > self.max_bad_steps:
+                raise TrainingError(
+                    f"the loss is {value} in {place}; images of that batch: {', '.join(names)}; lower --init_lr, clip "
+                    f"with --clip_grad, or look at these images; {self.checkpoints / 'bad_steps.json'} lists all such "
+                    f"batches ({progress.bad_steps}; --max_bad_steps {self.max_bad_steps})"
+                )
+            log.warning(
+                "warning: the loss is %s in %s: the step is left out (%d of --max_bad_steps %d)",
+                value, place, progress.bad_steps, self.max_bad_steps,
+            )  # fmt: skip
+
+    def _tell_of_waiting(self, wait: DataWait, loader: DataLoader) -> None:
+        if not self.told_of_waiting and wait.is_bottleneck:
+            self.told_of_waiting = True
+            log.info(
+                "training waits for images %.0f %% of the time: raise --num_workers (now %d), or keep smaller pictures "
+                "on a faster disk", 100 * wait.share, loader.num_workers,
+            )  # fmt: skip
+
+
+def out_of_memory(batch_size: int, accumulate: int, device: torch.device) -> TrainingError:
+    """What to do about it, in numbers."""
+    used = ""
+    if device.type == "cuda":
+        total = torch.cuda.get_device_properties(device).total_memory
+        used = (
+            f" ({torch.cuda.max_memory_allocated(device) / 2**30:.1f} of {total / 2**30:.1f} GiB were taken)"
+        )
+    half = max(1, batch_size // 2)
+    return TrainingError(
+        f"memory ran out on {device} with batches of {batch_size}{used}; try --batch_size {half} --accumulate "
+        f"{accumulate * 2}, or --grad_checkpoint, which keeps the batch and takes about a third more time"
+    )
 
 
 @torch.inference_mode()
@@ -148,132 +197,115 @@ def evaluate(
     loader: DataLoader,
     criterion: Callable[[Tensor, Tensor], Tensor],
     threshold: float,
-    device: torch.device,
+    precision: Precision,
     title: str = "evaluate",
+    watch: Watch | None = None,
 ) -> Evaluation:
-    """Run the network over a split in order, and compute all metrics. threshold: see `compute_metrics`.
+    """Run the network over a split, and compute all metrics, in the CSV's order. threshold: see `compute_metrics`.
 
-    Raises TrainingError where an output is not finite.
+    Several processes share the batches if the loader does, and all return the whole; else rank 0 evaluates for all.
+    Raises TrainingError where an output is not finite, Interrupted when a signal comes to a single process.
     """
-    model.eval()
+    draws, labels = loader.batch_sampler, loader.dataset.labels
+    shared = draws.world == distributed.world()
     outputs, losses, names = [], [], []
-    for batch in _bar(batches(loader), len(loader), title):
-        output = model(_to(batch.images, device)).float()
-        outputs.append(output)
-        losses.append(criterion(output, _to(batch.targets, device)) * len(batch.names))
-        names += batch.names
-    outputs, loss = torch.cat(outputs).cpu().numpy(), torch.stack(losses).sum().item() / len(names)
+    if shared or distributed.rank() == 0:
+        model.eval()
+        with bar(title, draws.images) as shown:
+            for batch in batches(loader):
+                if watch is not None and watch.received and distributed.world() == 1:
+                    raise Interrupted(watch.received)
+                with precision():
+                    output = model(_input(batch, precision.device)).float()
+                outputs.append(output)
+                losses.append(criterion(output, _to(batch.targets, precision.device)) * len(batch.names))
+                names.append(batch.names)
+                shown.update(len(batch.names))
+    sizes = [len(output) for output in outputs]
+    arrays = np.split(torch.cat(outputs).cpu().numpy(), np.cumsum(sizes)[:-1]) if outputs else []
+    own = list(zip(names, arrays, torch.stack(losses).tolist() if losses else [], strict=True))
+    parts = distributed.gather(own)
+    whole = [part for row in itertools.zip_longest(*parts) for part in row if part is not None]
+    names = [name for batch_names, _, _ in whole for name in batch_names]
+    outputs = np.concatenate([output for _, output, _ in whole])
     if not (finite := np.isfinite(outputs).all(1)).all():
         raise TrainingError(
             f"{title}: the outputs for {(~finite).sum()} of {len(names)} images are not finite, first "
             f"{names[int(np.argmin(finite))]}; lower --init_lr, or look at the weights"
         )
-    labels = loader.dataset.labels
+    loss = sum(value for _, _, value in whole) / len(names)
     metrics = compute_metrics(outputs, labels.targets, threshold, labels.opinions)
     return Evaluation(names, outputs, labels.targets, labels.opinions, loss, metrics)
 
 
 def fit(
-    model: nn.Module,
+    training: Training,
     train_loader: DataLoader,
     val_loader: DataLoader,
-    criterion: Callable[[Tensor, Tensor], Tensor],
-    optimizer: torch.optim.Optimizer,
-    schedule: Schedule,
     threshold: float,
-    device: torch.device,
-    checkpoints: Path,
-    progress: Progress,
+    precision: Precision,
     select_by: str = "srcc",
-    clip_grad: float | None = None,
-    accumulate: int = 1,
-    refinement: RefinementSchedule | None = None,
     on_epoch: Callable[[Progress], None] = lambda progress: None,
 ) -> None:
-    """Train from where `progress` stands to `schedule.num_epoch`, writing best.pth and last.pt to `checkpoints`.
+    """Train from where `training.progress` stands to the schedule's last epoch, writing best.pth and last.pt.
 
-    best.pth is the plain state_dict of the epoch that is best on the validation set by `select_by`
-    (`srcc`, `plcc`, `accuracy`, or `loss`, the lower the better). on_epoch is called after each epoch.
+    best.pth is the plain state_dict of the epoch that is best on the validation set by `select_by` (`srcc`, `plcc`,
+    `accuracy`, or `loss`, the lower the better). precision: of the validation. on_epoch is called after each epoch.
+    Raises Interrupted when a signal came, with last.pt saved.
     """
-    for epoch in range(progress.epoch, schedule.num_epoch):
-        start = time.perf_counter()
-        train_loss = train_one_epoch(
-            model,
-            train_loader,
-            criterion,
-            optimizer,
-            schedule,
-            epoch,
-            device,
-            clip_grad,
-            accumulate,
-            refinement,
-        )
-        validation = evaluate(model, val_loader, criterion, threshold, device, "validate")
-        row = {
-            "epoch": epoch + 1,
-            "lr": optimizer.param_groups[0]["lr"],
-            "train_loss": train_loss,
-            "val_loss": validation.loss,
-        }
-        row |= {f"val_{name}": value for name, value in validation.metrics.items()}
-        row["seconds"] = round(time.perf_counter() - start, 2)
-        value = -validation.loss if select_by == "loss" else validation.metrics[select_by]
-        if progress.best_epoch == 0 or value > progress.best_value:
-            progress.best_epoch = epoch + 1
-            progress.best_value = value if math.isfinite(value) else -math.inf
-            save(checkpoints / "best.pth", model.state_dict())
-        progress.epoch = epoch + 1
-        progress.history.append(row)
-        save(checkpoints / "last.pt", _snapshot(model, optimizer, progress))
-        on_epoch(progress)
+    progress, model, stepper = training.progress, training.stepper.model, training.stepper
+    with Watch() as watch:
+        while progress.epoch < stepper.schedule.num_epoch:
+            training.epoch(train_loader, watch)
+            start = time.perf_counter()
+            try:
+                validation = evaluate(
+                    model, val_loader, training.criterion, threshold, precision, "validate", watch
+                )
+            except Interrupted:
+                training.save()
+                raise
+            loss, images = distributed.total(
+                torch.tensor([progress.loss, progress.images], dtype=torch.float64)
+            ).tolist()
+            row = {
+                "epoch": progress.epoch + 1,
+                "lr": stepper.optimizer.param_groups[0]["lr"],
+                "train_loss": loss / max(images, 1),
+                "val_loss": validation.loss,
+            }
+            row |= {f"val_{name}": value for name, value in validation.metrics.items()}
+            row["seconds"] = round(progress.seconds + time.perf_counter() - start, 2)
+            value = -validation.loss if select_by == "loss" else validation.metrics[select_by]
+            if progress.best_epoch == 0 or value > progress.best_value:
+                progress.best_epoch = progress.epoch + 1
+                progress.best_value = value if math.isfinite(value) else -math.inf
+                if distributed.rank() == 0:
+                    checkpoint.save(training.checkpoints / "best.pth", model.state_dict())
+            progress.history.append(row)
+            progress.epoch, progress.step, progress.loss, progress.images = progress.epoch + 1, 0, 0.0, 0
+            progress.seconds = 0.0
+            training.save()
+            on_epoch(progress)
+            if signal := distributed.largest([watch.received])[0]:
+                raise Interrupted(signal)
 
 
 def calibrate(model: nn.Module, loader: DataLoader, device: torch.device) -> None:
     """Estimate the network's running interest points from all images of a loader, in one pass."""
-    bar = _bar(batches(loader), len(loader), "calibrate")
-    calibrate_points(model, (_to(batch.images, device) for batch in bar))
+
+    def inputs() -> Iterator[Tensor]:
+        with bar("calibrate", loader.batch_sampler.images) as shown:
+            for batch in batches(loader):
+                yield _input(batch, device)
+                shown.update(len(batch.names))
+
+    calibrate_points(model, inputs())
 
 
-def save(path: Path, content: dict) -> None:
-    """torch.save, atomically: what was at `path` stays whole until the new file is."""
-    with atomic_write(path, "wb") as file:
-        torch.save(content, file)
-
-
-def _snapshot(model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> dict:
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
-    return {
-        "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "progress": vars(progress),
-        "rng": {"cpu": torch.get_rng_state(), "cuda": cuda},
-    }
-
-
-def restore(path: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
-    """Put last.pt back into the model, the optimiser and torch's generators. Returns where the run stood.
-
-    Raises InputError for a file that is missing, damaged or of another network.
-    """
-    if not path.is_file():
-        raise InputError(f"{path}: no such checkpoint; the run has not finished an epoch, start it anew")
-    try:
-        snapshot = torch.load(path, map_location="cpu", weights_only=True)
-        model.load_state_dict(snapshot["model"])
-        optimizer.load_state_dict(snapshot["optimizer"])
-        progress = Progress(**snapshot["progress"])
-        torch.set_rng_state(snapshot["rng"]["cpu"])
-        if torch.cuda.is_available() and snapshot["rng"]["cuda"]:
-            torch.cuda.set_rng_state_all(snapshot["rng"]["cuda"])
-    except Exception as error:  # a damaged file fails in many ways
-        raise InputError(f"{path}: cannot be resumed from ({' '.join(str(error).split())[:200]})") from error
-    return progress
+def _input(batch: Batch, device: torch.device) -> Tensor:
+    return network_input(_to(batch.images, device), _to(batch.flips, device))
 
 
 def _to(tensor: Tensor, device: torch.device) -> Tensor:
     return tensor.to(device, non_blocking=True)
-
-
-def _bar(iterable: Iterator[Batch], total: int, title: str) -> tqdm:
-    return tqdm(iterable, title, total, unit="batch", leave=False, disable=None, dynamic_ncols=True)

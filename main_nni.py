@@ -13,15 +13,27 @@ from pathlib import Path
 
 import torch
 
+import checkpoint
 import demo
+import distributed
 import engine
 import option
 import record
 import search
-from dataset import Splits, Transform, make_loader, read_splits
-from labels import FORMATS, Format, csv_format
-from models import RefinementSchedule, Weights, WeightsError, load_weights, read_weights, released_style
-from network import calibrate, make_model, network_notes
+from build import (
+    calibrate,
+    loaders,
+    make_model,
+    make_training,
+    network_notes,
+    pick_device,
+    pick_format,
+    pick_precisions,
+)
+from dataset import Splits, read_splits
+from interrupt import Interrupted
+from labels import Format
+from models import Weights, WeightsError, load_weights, read_weights, released_style
 from option import InputError
 from util import make_loss, to_json, write_json
 
@@ -29,23 +41,34 @@ log = logging.getLogger("eat")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run; returns the exit status: 0, 1 if training failed, 2 for a bad request, 130 if interrupted."""
+    """Run; returns the exit status: 0, 1 if training failed, 2 for a bad request, 128 and more if interrupted."""
     logging.basicConfig(
-        stream=sys.stderr, level=logging.INFO, format="[%(asctime)s] %(message)s", datefmt="%H:%M:%S"
+        stream=sys.stderr,
+        level=logging.INFO if distributed.rank() == 0 else logging.ERROR,
+        format="[%(asctime)s] %(message)s",
+        datefmt="%H:%M:%S",
     )
     warnings.showwarning = lambda message, *_, **__: log.warning("warning: %s", message)
     try:
-        print(to_json(run(option.parse(argv))), flush=True)
+        result = run(option.parse(argv))
     except (InputError, WeightsError) as error:
         return _fail(error, 2)
     except engine.TrainingError as error:
         return _fail(error, 1)
     except OSError as error:
         return _fail(
-            f"{error.filename or 'a file'}: {error.strerror or error}; check the path and its permissions", 2
+            f"{error.filename or 'a file'}: {error.strerror or error}; check the path and the disk", 2
         )
+    except Interrupted as stop:
+        return _fail(f"stopped by {stop}; {stop.folder} goes on with --resume", 128 + stop.number)
     except KeyboardInterrupt:
         return _fail("interrupted; a run with a named folder goes on with --resume", 130)
+    except RuntimeError as error:
+        if not distributed.is_loss_of_another(error):
+            raise
+        return _fail(f"process {distributed.rank()}: another process of this run has ended", 1)
+    if distributed.rank() == 0:
+        print(to_json(result), flush=True)
     return 0
 
 
@@ -59,8 +82,18 @@ def run(given: dict) -> dict:
     start = time.perf_counter()
     options, weights = gather_options(given)
     device = pick_device(options.gpu_id)
-    if options.dataset == "demo" and demo.build(options.path_to_save_csv, options.path_to_images):
-        log.info("demo data built in %s; its scores are not aesthetics", options.path_to_save_csv)
+    with distributed.processes(device):
+        result = prepare_and_work(options, weights, device)
+    return result | {"seconds": round(time.perf_counter() - start, 1)}
+
+
+def prepare_and_work(options: argparse.Namespace, weights: Weights | None, device: torch.device) -> dict:
+    """Read the data, make the network and the run's folder, then train or evaluate."""
+    first = distributed.rank() == 0
+    if options.dataset == "demo":
+        built = first and demo.build(options.path_to_save_csv, options.path_to_images)
+        if distributed.share(built):
+            log.info("demo data built in %s; its scores are not aesthetics", options.path_to_save_csv)
     form = pick_format(options)
     options.loss = {"auto": "emd" if form.vote_columns else "mse"}.get(options.loss, options.loss)
     if options.loss != "mse" and not form.vote_columns:
@@ -84,12 +117,16 @@ def run(given: dict) -> dict:
     torch.manual_seed(options.seed)
     model = make_model(options, weights, form.outputs)
     model.to(device)
+    if not first:  # rank 0 goes on as a single process would
+        torch.manual_seed(options.seed + distributed.rank())
 
     if options.experiment_dir_name is None:
         name = f"{options.dataset}-{'eval' if options.eval else options.model}"
-        options.experiment_dir_name = str(record.new_folder(Path("runs"), name))
+        options.experiment_dir_name = distributed.share(
+            str(record.new_folder(Path("runs"), name)) if first else None
+        )
     folder = Path(options.experiment_dir_name)
-    if not options.resume:
+    if first and not options.resume:
         record.prepare_folder(folder, options.overwrite, keep=weights and weights.path)
     log.info("%s on %s, %s, in %s", options.model, options.dataset, device, folder)
     for note in network_notes(options, weights):
@@ -97,14 +134,20 @@ def run(given: dict) -> dict:
     work = evaluate_only if options.eval else train_and_test
     try:
         if not options.resume:
-            write_json(folder / "options.json", vars(options))
+            if first:
+                write_json(folder / "options.json", vars(options))
             if options.calibrate_points:
                 calibrate(options, splits.train, model, device, folder)
-        result = work(options, form, splits, model, device, folder)
-    except BaseException:
-        record.restore_previous(folder)
+        return work(options, form, splits, model, device, folder)
+    except BaseException as error:
+        restored = first and record.restore_previous(folder)
+        if isinstance(error, Interrupted):
+            error.folder = folder
+        can_resume = not restored and (folder / "checkpoints" / checkpoint.LAST).is_file()
+        if isinstance(error, (InputError, engine.TrainingError)) and can_resume:
+            hint = f"{error}; --resume --experiment_dir_name {folder} goes on from the last checkpoint"
+            raise type(error)(hint) from error
         raise
-    return result | {"seconds": round(time.perf_counter() - start, 1)}
 
 
 def gather_options(given: dict) -> tuple[argparse.Namespace, Weights | None]:
@@ -133,68 +176,30 @@ def gather_options(given: dict) -> tuple[argparse.Namespace, Weights | None]:
     return options, weights
 
 
-def pick_device(gpu_id: str | None) -> torch.device:
-    """The GPU of `--gpu_id`, `cpu`, or by default the first GPU, else the CPU. Raises InputError."""
-    count = torch.cuda.device_count()
-    if gpu_id is None:
-        return torch.device("cuda:0" if count else "cpu")
-    if gpu_id == "cpu":
-        return torch.device("cpu")
-    if not gpu_id.isdecimal() or int(gpu_id) >= count:
-        found = f"GPUs 0 to {count - 1} are here" if count else "no GPU is here; use --gpu_id cpu"
-        raise InputError(f"--gpu_id {gpu_id}: no such GPU; {found}")
-    return torch.device(f"cuda:{gpu_id}")
-
-
-def pick_format(options: argparse.Namespace) -> Format:
-    """How the dataset's CSVs are written."""
-    if options.dataset != "csv":
-        return FORMATS[options.dataset]
-    folder, scale = Path(options.path_to_save_csv), (options.score_min, options.score_max)
-    names = ["test.csv"] if options.eval and not options.calibrate_points else ["train.csv", "test.csv"]
-    names += ["val.csv"] * (not options.eval and (folder / "val.csv").is_file())
-    form, *others = (csv_format(folder / name, scale, options.threshold) for name in names)
-    for name, other in zip(names[1:], others, strict=True):
-        if other != form:
-            raise InputError(f"{folder / name}: its label columns differ from those of {names[0]}")
-    return form
-
-
-def loaders(options: argparse.Namespace, splits: Splits, size: int, device: torch.device) -> dict:
-    """A loader for each split that is there, by its name."""
-    result = {}
-    for split in ("train", "val", "test"):
-        train = split == "train"
-        if (labels := getattr(splits, split)) is not None and not (train and options.eval):
-            result[split] = make_loader(
-                labels,
-                options.path_to_images,
-                Transform(options.dataset, size, train),
-                options.batch_size if train else options.eval_batch_size,
-                options.num_workers,
-                options.seed,
-                pin_memory=device.type == "cuda",
-            )
-    return result
-
-
 def train_and_test(options, form: Format, splits: Splits, model, device, folder: Path) -> dict:
     """Train, select on the validation set, and report the selected checkpoint's metrics on test.csv."""
     data = loaders(options, splits, model.img_size, device)
-    optimizer = engine.make_optimizer(model, options.optimizer, options.weight_decay)
-    checkpoints = folder / "checkpoints"
-    checkpoints.mkdir(exist_ok=True)
-    progress = engine.Progress()
+    first, checkpoints = distributed.rank() == 0, folder / "checkpoints"
+    if first:
+        checkpoints.mkdir(exist_ok=True)
+    precision, test_precision = pick_precisions(options, device)
+    training = make_training(options, model, precision, checkpoints, lambda: record.drop_previous(folder))
     if options.resume:
-        progress = engine.restore(checkpoints / "last.pt", model, optimizer)
-        record.write_metrics(folder / "metrics.csv", progress.history)
-        log.info("resumed after epoch %d of %d", progress.epoch, options.num_epoch)
-    curves = record.Curves(folder, progress.epoch)
+        stepper = training.stepper
+        training.progress = checkpoint.restore(checkpoints, model, stepper.optimizer, stepper.scaler)
+        if first:
+            record.write_metrics(folder / "metrics.csv", training.progress.history)
+        log.info(
+            "resumed after epoch %d of %d and %d of %d batches",
+            training.progress.epoch, options.num_epoch, training.progress.step, len(data["train"]),
+        )  # fmt: skip
+    curves = record.Curves(folder, training.progress.epoch) if first else None
 
-    def on_epoch(progress: engine.Progress) -> None:
+    def on_epoch(progress: checkpoint.Progress) -> None:
+        if not first:
+            return
         row = progress.history[-1]
         record.write_metrics(folder / "metrics.csv", progress.history)
-        record.drop_previous(folder)
         curves.add(row)
         search.report_epoch(row)
         log.info(
@@ -203,40 +208,15 @@ def train_and_test(options, form: Format, splits: Splits, model, device, folder:
             row["val_accuracy"], row["seconds"], ", best so far" if progress.best_epoch == row["epoch"] else "",
         )  # fmt: skip
 
-    refinement = None
-    if options.refinement == "scheduled":
-        refinement = RefinementSchedule(
-            options.explore_share, options.explore_same, options.explore_other, options.handover
-        )
-    criterion = make_loss(options.loss)
-    engine.fit(
-        model,
-        data["train"],
-        data["val"],
-        criterion,
-        optimizer,
-        engine.Schedule(
-            options.init_lr,
-            options.num_epoch,
-            options.schedule,
-            options.decay_every,
-            options.decay_factor,
-            options.warmup_epochs,
-        ),
-        form.threshold,
-        device,
-        checkpoints,
-        progress,
-        options.select_by,
-        options.clip_grad,
-        options.accumulate,
-        refinement,
-        on_epoch,
-    )
-    curves.close()
-    search.report_end(progress.history[progress.best_epoch - 1])
+    engine.fit(training, data["train"], data["val"], form.threshold, precision, options.select_by, on_epoch)
+    progress = training.progress
+    if first:
+        curves.close()
+        search.report_end(progress.history[progress.best_epoch - 1])
     load_weights(model, checkpoints / "best.pth")
-    evaluation = engine.evaluate(model, data["test"], criterion, form.threshold, device, "test")
+    evaluation = engine.evaluate(
+        model, data["test"], training.criterion, form.threshold, test_precision, "test"
+    )
     result = write_results(options, folder, model, evaluation, progress.history)
     result["files"] |= {"metrics": str(folder / "metrics.csv"), "tensorboard": str(folder / "tensorboard")}
     selected_on = "test.csv" if options.released_protocol else "validation"
@@ -246,22 +226,28 @@ def train_and_test(options, form: Format, splits: Splits, model, device, folder:
 def evaluate_only(options, form: Format, splits: Splits, model, device, folder: Path) -> dict:
     """Evaluate the given weights on test.csv."""
     data = loaders(options, splits, model.img_size, device)
-    evaluation = engine.evaluate(model, data["test"], make_loss(options.loss), form.threshold, device, "test")
+    _, precision = pick_precisions(options, device)
+    if options.compile:
+        model.compile()
+    evaluation = engine.evaluate(
+        model, data["test"], make_loss(options.loss), form.threshold, precision, "test"
+    )
     return write_results(options, folder, model, evaluation, [])
 
 
 def write_results(options, folder: Path, model, evaluation: engine.Evaluation, history: list) -> dict:
-    """Write predictions.csv, report.png and what weights are asked for, log the metrics beside the published ones, and sum up."""
-    record.write_predictions(folder / "predictions.csv", evaluation)
+    """Write predictions, report and what weights are asked for; log the metrics beside the published ones; sum up."""
     title = f"{options.model} on {options.dataset}, test.csv ({len(evaluation.names)} images)"
-    record.draw_report(folder / "report.png", title, evaluation, history)
-    record.drop_previous(folder)
+    if distributed.rank() == 0:
+        record.write_predictions(folder / "predictions.csv", evaluation)
+        record.draw_report(folder / "report.png", title, evaluation, history)
+        record.drop_previous(folder)
+        if options.save_released_style:
+            (folder / "checkpoints").mkdir(exist_ok=True)
+            checkpoint.save(folder / "checkpoints" / "released_style.pth", released_style(model))
     log.info("%s:\n%s", title, record.comparison(options.dataset, evaluation.metrics))
     files = {name: str(folder / f"{name}.{end}") for name, end in (("predictions", "csv"), ("report", "png"))}
     files["options"] = str(folder / "options.json")
-    if options.save_released_style:
-        (folder / "checkpoints").mkdir(exist_ok=True)
-        engine.save(folder / "checkpoints" / "released_style.pth", released_style(model))
     for path in (folder / "checkpoints").glob("*.pt*"):
         files[path.stem] = str(path)
     return {

@@ -129,6 +129,7 @@ GROUPS: dict[str, tuple[Option, ...]] = {
         Option("overwrite", bool, False, "replace the run in --experiment_dir_name"),
         Option("save_released_style", bool, False, "also write checkpoints/released_style.pth, with the released tensors only"),
         Option("released_protocol", bool, False, "select the checkpoint on test.csv, as the release did"),
+        Option("save_minutes", float, 15.0, "minutes between two last.pt within an epoch; there is one at its end anyway", low=0),
         Option("gpu_id", str, None, "GPU to use, or cpu (default: the first GPU, else the CPU)", metavar="ID"),
         Option("num_workers", int, None, "processes that read images; 0: the training process", low=0),
         Option("seed", int, 0, "seed of weights, order and augmentation", low=0, high=2**32 - 1),
@@ -151,6 +152,13 @@ GROUPS: dict[str, tuple[Option, ...]] = {
         Option("eval_refinement", str, "checkpoint", "--refinement scheduled: evaluate with the checkpoint's factors, or with none",
                choices=("checkpoint", "exploitation")),
     ),
+    "speed": (
+        Option("amp", str, "auto", "number format of matrix products; auto: bf16 in training on a GPU that has it, off for --eval, test.csv and --released_protocol",
+               choices=("auto", "bf16", "fp16", "off")),
+        Option("tf32", bool, False, "float32 matrix products on a GPU may use TF32"),
+        Option("compile", bool, False, "compile the network with torch.compile"),
+        Option("grad_checkpoint", bool, False, "keep no activations within blocks; less memory, about a third more time"),
+    ),
     "training": (
         _tunable("num_epoch", int, None, "epochs", low=1),
         _tunable("batch_size", int, None, "images per batch, and per step unless --accumulate", low=1),
@@ -165,6 +173,7 @@ GROUPS: dict[str, tuple[Option, ...]] = {
         _tunable("decay_every", int, 5, "--schedule step: epochs between two drops", low=1),
         _tunable("decay_factor", float, 0.1, "--schedule step: factor of a drop", positive=True, high=1),
         _tunable("warmup_epochs", float, None, "epochs of linear warm-up", low=0),
+        Option("max_bad_steps", int, 10, "steps whose loss is not finite are left out; more than N end the run", low=0),
         _tunable("clip_grad", float, None, "clip the gradient's norm to this", positive=True),
         Option("select_by", str, "srcc", "metric on the selection set that picks best.pth",
                choices=("srcc", "plcc", "accuracy", "loss")),
@@ -182,6 +191,8 @@ RESUMABLE = {
     "experiment_dir_name",
     "path_to_images",
     "path_to_save_csv",
+    "save_minutes",
+    "max_bad_steps",
 }
 
 

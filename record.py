@@ -29,6 +29,9 @@ _FILES = (
     "report.png",
     "checkpoints/best.pth",
     "checkpoints/last.pt",
+    "checkpoints/last.pt.new",
+    "checkpoints/previous.pt",
+    "checkpoints/bad_steps.json",
     "checkpoints/calibrated.pth",
     "checkpoints/released_style.pth",
     "tensorboard/events.out.tfevents*",
@@ -79,11 +82,13 @@ def drop_previous(folder: Path) -> None:
     _remove_run(folder / _PREVIOUS)
 
 
-def restore_previous(folder: Path) -> None:
-    """The new run failed before it had results: put back the one that it would have replaced, if any."""
-    if (folder / _PREVIOUS).exists():
-        _remove_run(folder)
-        _move_run(folder / _PREVIOUS, folder)
+def restore_previous(folder: Path) -> bool:
+    """The new run failed before it had results: put back the one that it would have replaced. False: there is none."""
+    if not (folder / _PREVIOUS).exists():
+        return False
+    _remove_run(folder)
+    _move_run(folder / _PREVIOUS, folder)
+    return True
 
 
 def _run_files(folder: Path) -> list[Path]:

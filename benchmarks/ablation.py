@@ -26,11 +26,11 @@ from tqdm import tqdm
 
 import engine
 import option
+from build import make_model, pick_device, pick_format
 from dataset import Transform, make_loader, read_splits
-from main_nni import pick_device, pick_format
 from models import read_weights
-from network import make_model
 from option import InputError
+from steps import Precision
 from util import atomic_write, make_loss, scores, write_json
 
 SETTINGS = {
@@ -150,7 +150,9 @@ def batch_spread(folder: Path) -> dict[str, float]:
             loader = make_loader(
                 labels.subset(order), options.path_to_images, transform, size, options.num_workers
             )
-            evaluation = engine.evaluate(model, loader, make_loss(options.loss), form.threshold, device)
+            evaluation = engine.evaluate(
+                model, loader, make_loss(options.loss), form.threshold, Precision(device)
+            )
             predicted.append(scores(evaluation.outputs)[np.argsort(order)])
     spread = np.ptp(predicted, axis=0)
     return {"spread_mean": float(spread.mean()), "spread_max": float(spread.max())}

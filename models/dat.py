@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -10,9 +11,10 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import DropPath, to_2tuple
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from .attention import DeformableAttention, LayerNorm, ShiftedWindowAttention, WindowAttention
-from .eat import POINT_MODES, REFINEMENTS
+from .eat import POINT_MODES, REFINEMENTS, tracking_nothing
 
 OFFSET_KERNELS = (9, 7, 5, 3)  # the offset network's depthwise kernel in stages 1 to 4
 
@@ -59,14 +61,28 @@ class Stage(nn.Module):
         self.mlps = nn.ModuleList(MLP(dim, expansion, drop) for _ in attentions)
         self.attns = nn.ModuleList(attentions)
         self.drop_path = nn.ModuleList(DropPath(rate) for rate in drop_paths)
+        self.grad_checkpointing = False
+
+    def block(self, i: int, x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
+        """Block i. x: (B, H, W, C). Returns the same shape, and its points where its attention is deformable."""
+        update, points = self.attns[i](self.layer_norms[2 * i](x))
+        x = x + self.drop_path[i](update)
+        return x + self.drop_path[i](self.mlps[i](self.layer_norms[2 * i + 1](x))), points
 
     def forward(self, x: Tensor) -> tuple[Tensor, dict[str, AttentionPoints]]:
         """x: (B, H, W, C). Returns the same shape, and the points of each deformable layer by its name."""
         points = {}
-        for i, attention in enumerate(self.attns):
-            update, layer_points = attention(self.layer_norms[2 * i](x))
-            x = x + self.drop_path[i](update)
-            x = x + self.drop_path[i](self.mlps[i](self.layer_norms[2 * i + 1](x)))
+        for i in range(len(self.attns)):
+            if self.grad_checkpointing and torch.is_grad_enabled():
+                x, layer_points = checkpoint(
+                    self.block,
+                    i,
+                    x,
+                    use_reentrant=False,
+                    context_fn=lambda: (nullcontext(), tracking_nothing()),
+                )
+            else:
+                x, layer_points = self.block(i, x)
             if layer_points is not None:
                 points[f"attns.{i}"] = AttentionPoints(*layer_points)
         return x, points
@@ -206,6 +222,11 @@ class EAT(nn.Module):
         x, points = self._features_and_points(images)
         prediction = self.forward_head(x)
         return (prediction, points) if return_points else prediction
+
+    def set_grad_checkpointing(self, enable: bool = True) -> None:
+        """Keep no activations within blocks for the backward pass, which runs them again."""
+        for stage in self.stages:
+            stage.grad_checkpointing = enable
 
     def get_classifier(self) -> nn.Module:
         return self.cls_head

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -42,6 +42,7 @@ class InterestPoints(nn.Conv2d):
     """
 
     momentum = 0.1  # the last batch's least share in the running mean, as in batch normalisation
+    tracking = True  # False while a block is run again for its gradient
 
     def __init__(self, dim: int, fmap_size: int, mode: str = "batch", sync: bool = False):
         super().__init__(dim, 2, 1)
@@ -67,7 +68,7 @@ class InterestPoints(nn.Conv2d):
             mean = (
                 mean_over_processes(points) if self.sync and self.training else points.mean(0, keepdim=True)
             )
-            if self.mode == "running":
+            if self.mode == "running" and InterestPoints.tracking:
                 self._track(mean, len(points))
             return mean.tanh()
 
@@ -79,6 +80,16 @@ class InterestPoints(nn.Conv2d):
         moved = self.running_points + share * (mean - self.running_points)
         self.running_points.copy_(torch.where(self.num_images_tracked == 0, mean, moved))
         self.num_images_tracked.copy_(seen)
+
+
+@contextmanager
+def tracking_nothing():
+    """No running mean moves: the batch has been counted."""
+    InterestPoints.tracking = False
+    try:
+        yield
+    finally:
+        InterestPoints.tracking = True
 
 
 def mean_over_processes(points: Tensor) -> Tensor:

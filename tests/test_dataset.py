@@ -10,9 +10,10 @@ from conftest import AVA_COLUMNS, make_pictures
 from PIL import Image
 from sklearn.datasets import load_sample_images
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torchvision.transforms.functional import normalize, to_tensor
 
 import demo
-from dataset import Draws, Transform, batches, make_loader, read_splits
+from dataset import Draws, Transform, batches, make_loader, network_input, read_splits
 from labels import FORMATS, csv_format, read_labels
 from option import InputError
 from util import compute_metrics
@@ -30,21 +31,42 @@ def as_tensor(image):
     ).view(3, 1, 1)
 
 
+def seen(transform, photograph, seed):
+    """The picture that the network sees, before normalisation."""
+    pixels, flip = transform(photograph, random.Random(seed))
+    return pixels[:, ::-1] if flip else pixels
+
+
 @pytest.mark.parametrize(
     ("dataset", "resample"), [("ava", Image.Resampling.BICUBIC), ("tad66k", Image.Resampling.BILINEAR)]
 )
 def test_evaluation_sees_pils_own_resize_to_the_pixel(photograph, dataset, resample):
-    tensor = Transform(dataset, 224, train=False)(photograph, random.Random(0))
-    torch.testing.assert_close(tensor, as_tensor(photograph.resize((224, 224), resample)), atol=1e-6, rtol=0)
+    pixels, flip = Transform(dataset, 224, train=False)(photograph, random.Random(0))
+    found = network_input(torch.tensor(pixels).permute(2, 0, 1)[None], torch.tensor([flip]))
+    assert not flip
+    torch.testing.assert_close(
+        found[0], as_tensor(photograph.resize((224, 224), resample)), atol=1e-6, rtol=0
+    )
+
+
+def test_network_input_is_torchvisions_to_the_bit_and_mirrors_the_flipped(photograph):
+    picture = photograph.resize((32, 32))
+    expected = normalize(to_tensor(picture), IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+    pixels = torch.from_numpy(np.stack([np.asarray(picture)] * 2)).permute(0, 3, 1, 2)
+    plain, mirrored = network_input(pixels, torch.tensor([False, True]))
+    assert torch.equal(plain, expected)
+    assert torch.equal(mirrored, expected.flip(-1))
 
 
 def test_ava_trains_on_the_bicubic_resize_flipped_half_of_the_time(photograph):
-    plain = photograph.resize((224, 224), Image.Resampling.BICUBIC)
-    flipped = plain.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    plain = np.array(photograph.resize((224, 224), Image.Resampling.BICUBIC))
     transform = Transform("ava", 224, train=True)
-    seen = [transform.picture(photograph, random.Random(seed)) for seed in range(40)]
-    assert all(picture in (plain, flipped) for picture in seen)
-    assert 10 < sum(picture == flipped for picture in seen) < 30
+    pictures = [seen(transform, photograph, seed) for seed in range(40)]
+    flipped = [np.array_equal(picture, plain[:, ::-1]) for picture in pictures]
+    assert all(
+        flip or np.array_equal(picture, plain) for flip, picture in zip(flipped, pictures, strict=True)
+    )
+    assert 10 < sum(flipped) < 30
 
 
 def test_tad66k_trains_on_crops_of_the_bilinear_256_resize(photograph):
@@ -52,7 +74,7 @@ def test_tad66k_trains_on_crops_of_the_bilinear_256_resize(photograph):
     transform = Transform("tad66k", 224, train=True)
     corners = set()
     for seed in range(20):
-        crop = np.array(transform.picture(photograph, random.Random(seed)))
+        crop = seen(transform, photograph, seed)
         assert crop.shape == (224, 224, 3)
         found = [
             (y, x, flip)
@@ -113,7 +135,7 @@ def test_order_and_augmentation_do_not_depend_on_the_workers(ava):
         return [(batch.names, batch.images) for batch in batches(loader, number)]
 
     alone, pair = epoch(0, 4), epoch(2, 4)
-    assert len(alone) == 3
+    assert [len(names) for names, _ in alone] == [5, 5, 2]
     assert [names for names, _ in alone] == [names for names, _ in pair]
     assert all(torch.equal(a, b) for (_, a), (_, b) in zip(alone, pair, strict=True))
     assert [names for names, _ in alone] != [names for names, _ in epoch(0, 5)]
@@ -126,10 +148,40 @@ def test_evaluation_keeps_the_csvs_order(ava):
 
 
 def test_draws_cover_every_row_once():
-    draws = Draws(50, seed=0, shuffle=True)
-    rows = [row for row, _ in draws]
+    draws = Draws(50, 8, seed=0, shuffle=True)
+    rows = [row for batch in draws for row, _ in batch]
     assert sorted(rows) == list(range(50))
     assert rows != list(range(50))
+    assert (len(draws), draws.images) == (7, 50)
+
+
+def test_draws_go_on_where_they_stopped():
+    draws = Draws(50, 8, seed=0, shuffle=True)
+    whole = list(draws)
+    draws.start = 3
+    assert list(draws) == whole[3:]
+    assert len(draws) == 7
+
+
+@pytest.mark.parametrize(("length", "world"), [(48, 2), (50, 3), (7, 4), (1, 4)])
+def test_processes_share_the_shuffled_rows_and_have_as_many(length, world):
+    alone = next(iter(Draws(length, 10**6, 0, True)))
+    shares = [Draws(length, 4, 0, True, rank, world) for rank in range(world)]
+    rows = [[draw for batch in share for draw in batch] for share in shares]
+    assert len({len(share) for share in rows}) == len({len(share) for share in shares}) == 1
+    assert all(share.images == len(part) for share, part in zip(shares, rows, strict=True))
+    assert {draw for part in rows for draw in part} == set(alone)
+    assert sum(len(part) for part in rows) - length < world
+
+
+@pytest.mark.parametrize(("length", "world"), [(48, 2), (50, 3), (7, 4)])
+def test_processes_share_whole_batches_in_the_csvs_order(length, world):
+    alone = list(Draws(length, 4, 0, False))
+    shares = [Draws(length, 4, 0, False, rank, world) for rank in range(world)]
+    parts = [list(share) for share in shares]
+    assert [parts[i % world][i // world] for i in range(len(alone))] == alone
+    assert [len(share) for share in shares] == [len(part) for part in parts]
+    assert [share.images for share in shares] == [sum(map(len, part)) for part in parts]
 
 
 def test_validation_is_held_out_of_train_where_there_is_no_val_csv(scored):

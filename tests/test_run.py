@@ -14,8 +14,8 @@ import torch
 from conftest import arguments
 from scipy import stats
 
-import engine
-from engine import Schedule
+import checkpoint
+from steps import Schedule
 
 ROOT = Path(__file__).parent.parent
 METRICS = ("srcc", "plcc", "krcc", "accuracy", "mae", "rmse", "emd_r1", "emd_r2", "loss")
@@ -106,18 +106,17 @@ def test_resume_after_an_epoch_equals_an_uninterrupted_run(ava, run, monkeypatch
         "schedule": "cosine",
     }
     _, whole, _ = run(arguments(ava, experiment_dir_name=ava / "whole", **given))
-    write = engine.save
+    write = checkpoint.save_last
 
-    def stop_after_first_epoch(path, content):
-        write(path, content)
-        if path.name == "last.pt":
-            raise KeyboardInterrupt
+    def stop_after_first_epoch(folder, content):
+        write(folder, content)
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr(engine, "save", stop_after_first_epoch)
+    monkeypatch.setattr(checkpoint, "save_last", stop_after_first_epoch)
     status, _, err = run(arguments(ava, experiment_dir_name=ava / "cut", **given))
     assert status == 130
     assert "--resume" in err
-    monkeypatch.setattr(engine, "save", write)
+    monkeypatch.setattr(checkpoint, "save_last", write)
     status, resumed, _ = run(["--resume", "--experiment_dir_name", ava / "cut"])
     assert status == 0
     assert metrics(resumed) == metrics(whole)
@@ -279,7 +278,7 @@ def test_cosine_schedule_warms_up_and_falls_to_zero():
 
 
 def test_non_finite_loss_stops_with_epoch_step_and_images(ava, run):
-    status, _, err = run(arguments(ava, init_lr=1e30, batch_size=4, num_epoch=3, drop_path_rate=0.0))
+    status, _, err = run(arguments(ava, init_lr=1e30, batch_size=4, num_epoch=3, max_bad_steps=0))
     assert status == 1
     assert "the loss is" in err
     assert "epoch 1, step 2" in err

@@ -8,11 +8,16 @@ import torch
 from conftest import arguments
 from test_run import metrics
 
-import engine
+import checkpoint
+import option
+from build import network_notes
+from checkpoint import Progress
 from dataset import Transform, make_loader
-from engine import Schedule
+from engine import Training
+from interrupt import Watch
 from labels import FORMATS, find_images, read_labels
 from models import create_model, read_weights
+from steps import Precision, Schedule, Stepper
 
 LEARN = {"init_lr": 1e-3, "num_epoch": 2}
 
@@ -139,16 +144,15 @@ def test_resume_keeps_running_points_factors_and_steps(ava, run, monkeypatch):
     }
     given |= {"init_lr": 1e-3}
     _, whole, _ = run(arguments(ava, experiment_dir_name=ava / "whole", **given))
-    write = engine.save
+    write = checkpoint.save_last
 
-    def stop_after_first_epoch(path, content):
-        write(path, content)
-        if path.name == "last.pt":
-            raise KeyboardInterrupt
+    def stop_after_first_epoch(folder, content):
+        write(folder, content)
+        raise KeyboardInterrupt
 
-    monkeypatch.setattr(engine, "save", stop_after_first_epoch)
+    monkeypatch.setattr(checkpoint, "save_last", stop_after_first_epoch)
     assert run(arguments(ava, experiment_dir_name=ava / "cut", **given))[0] == 130
-    monkeypatch.setattr(engine, "save", write)
+    monkeypatch.setattr(checkpoint, "save_last", write)
     status, resumed, _ = run(["--resume", "--experiment_dir_name", ava / "cut"])
     assert status == 0
     assert metrics(resumed) == metrics(whole)
@@ -167,15 +171,14 @@ def test_accumulated_batches_are_one_step(scored):
         torch.manual_seed(0)
         model = create_model("eat_nano", 1, interest_points="image")
         loader = make_loader(labels, scored / "images", Transform("tad66k", 224, True), size, 0)
-        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        step = optimizer.step
-        optimizer.step = lambda step=step, o=optimizer: (rates.append(o.param_groups[0]["lr"]), step())
-        engine.train_one_epoch(
-            model, loader, torch.nn.functional.mse_loss, optimizer, Schedule(0.1, 1), 0, torch.device("cpu"),
-            accumulate=accumulate,
-        )  # fmt: skip
+        optimizer = torch.optim.SGD(model.parameters(), lr=1.0, fused=True)
+        stepper = Stepper(model, optimizer, Schedule(0.1, 1), Precision(torch.device("cpu")), accumulate)
+        mse = torch.nn.functional.mse_loss
+        training = Training(model, stepper, mse, scored, Progress())
+        training.epoch(loader, Watch())
+        rates.append(optimizer.param_groups[0]["lr"])
         networks.append(model)
-    assert rates == [0.1] * 4  # 12 images: 8 and 4, or 4 + 4 and 4
+    assert rates == [0.1, 0.1]
     for (name, value), other in zip(networks[0].named_parameters(), networks[1].parameters(), strict=True):
         torch.testing.assert_close(other, value, atol=1e-5, rtol=1e-4, msg=name)
 
@@ -196,14 +199,15 @@ def test_accumulated_batches_are_one_step(scored):
         ({"interest_points": "image", "accumulate": 4}, "2", None),
     ],
 )
-def test_what_the_batch_is_stands_in_the_log(ava, run, caplog, monkeypatch, options, processes, note):
-    caplog.set_level(logging.INFO)
+def test_what_the_batch_is_stands_in_the_log(monkeypatch, options, processes, note):
     monkeypatch.setenv("WORLD_SIZE", processes)
-    run(arguments(ava, **options))
+    given = option.complete({"path_to_images": "a", "path_to_save_csv": "b", "batch_size": 6} | options)
+    option.complete_network(given, options, {})
+    notes = "; ".join(network_notes(given, None))
     if note is None:
-        assert "interest points are means" not in caplog.text
+        assert "interest points are means" not in notes
     else:
-        assert note in caplog.text
+        assert note in notes
 
 
 def test_released_runs_save_what_the_release_saves(ava, run):

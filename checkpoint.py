@@ -1,0 +1,125 @@
+"""Where a training run stands, written so that it can be lost at any moment, and read back to the bit."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import math
+import os
+import random
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+import distributed
+from option import InputError
+from util import atomic_write
+
+log = logging.getLogger("eat")
+
+LAST, PREVIOUS = "last.pt", "previous.pt"
+
+
+@dataclass
+class Progress:
+    """Where a training run stands: all of it goes into last.pt, and comes back."""
+
+    epoch: int = 0  # epochs done
+    step: int = 0  # batches done of the next one; the sampler goes on after them
+    loss: float = 0.0  # sum over their images
+    images: int = 0  # of them
+    seconds: float = 0.0  # spent on them
+    bad_steps: int = 0
+    best_epoch: int = 0
+    best_value: float = -math.inf
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+def save(path: Path, content: dict) -> None:
+    """torch.save, atomically: what was at `path` stays whole until the new file is. Raises OSError, with the path."""
+    try:
+        with atomic_write(path, "wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+    except (OSError, RuntimeError) as error:  # torch wraps what the file says
+        cause = error if isinstance(error, OSError) else error.__context__
+        code = cause.errno if isinstance(cause, OSError) and cause.errno else errno.EIO
+        raise OSError(
+            code, f"not written ({os.strerror(code)}); the checkpoint before it is kept", str(path)
+        ) from error
+
+
+def snapshot(model: nn.Module, optimizer, scaler, progress: Progress) -> dict:
+    """All that last.pt holds. Every process must call it: each has random states of its own."""
+    return {
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "scaler": scaler.state_dict(),
+        "progress": vars(progress),
+        "random": distributed.gather(_random_states()),
+    }
+
+
+def save_last(folder: Path, content: dict) -> None:
+    """Write last.pt; the one before it becomes previous.pt."""
+    fresh = folder / f"{LAST}.new"
+    save(fresh, content)
+    if (folder / LAST).exists():
+        os.replace(folder / LAST, folder / PREVIOUS)
+    os.replace(fresh, folder / LAST)
+
+
+def restore(folder: Path, model: nn.Module, optimizer, scaler) -> Progress:
+    """Put last.pt, or where it is damaged previous.pt, back into all of them and into the generators of random numbers.
+
+    Returns where the run stood. Raises InputError where neither is of this network and this number of processes.
+    """
+    paths = [path for path in (folder / LAST, folder / PREVIOUS) if path.is_file()]
+    if not paths:
+        raise InputError(f"{folder / LAST}: no such checkpoint; nothing was saved yet, start the run anew")
+    problems = []
+    for path in paths:
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+            states = content["random"]
+            if len(states) != distributed.world():
+                raise InputError(
+                    f"{path}: of a run with {len(states)} processes, not {distributed.world()}; start as many"
+                )
+            model.load_state_dict(content["model"])
+            optimizer.load_state_dict(content["optimizer"])
+            scaler.load_state_dict(content["scaler"])
+            progress = Progress(**content["progress"])
+            _set_random_states(states[distributed.rank()])
+        except InputError:
+            raise
+        except Exception as error:  # a damaged file fails in many ways
+            problems.append(f"{path}: cannot be resumed from ({' '.join(str(error).split())[:200]})")
+            continue
+        for problem in problems:
+            log.warning("warning: %s; going on from %s instead", problem, path.name)
+        return progress
+    raise InputError("; ".join(problems))
+
+
+def _random_states() -> dict:
+    kind, keys, *rest = np.random.get_state()  # noqa: NPY002  a library may use it
+    return {
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
+        "numpy": [kind, keys.tolist(), *rest],
+        "python": random.getstate(),
+    }
+
+
+def _set_random_states(states: dict) -> None:
+    torch.set_rng_state(states["torch"])
+    if states["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"])
+    np.random.set_state(tuple(states["numpy"]))  # noqa: NPY002
+    version, numbers, gauss = states["python"]
+    random.setstate((version, tuple(numbers), gauss))

@@ -1,0 +1,41 @@
+"""Ctrl-C and SIGTERM, noticed between two steps instead of in the middle of one."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from pathlib import Path
+
+
+class Interrupted(Exception):
+    """The run was asked to stop, and what it had is saved in `folder`; `number` is the signal's."""
+
+    folder: Path | None = None
+
+    def __init__(self, number: int):
+        super().__init__(signal.Signals(number).name)
+        self.number = number
+
+
+class Watch:
+    """A context in which the first SIGINT or SIGTERM is only noted in `received`; a second one acts as ever."""
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+    def __init__(self):
+        self.received = 0
+        self._before: dict[int, object] = {}
+
+    def __enter__(self) -> Watch:
+        if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
+            self._before = {number: signal.signal(number, self._note) for number in self.SIGNALS}
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before.clear()
+
+    def _note(self, number: int, _frame) -> None:
+        self.received = number
+        self.__exit__()

@@ -1,0 +1,121 @@
+"""From a loss to new weights: schedules, precision, optimisers, and the step that brings them together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from models import RefinementSchedule, set_refinement
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The learning rate as a function of training time, counted in epochs."""
+
+    init_lr: float
+    num_epoch: int
+    kind: str = "constant"
+    decay_every: int = 5
+    decay_factor: float = 0.1
+    warmup_epochs: float = 0.0
+
+    def __call__(self, epochs: float) -> float:
+        """The rate after `epochs` (fractions count) of training; cosine falls to 0 at the end."""
+        if epochs < self.warmup_epochs:
+            return self.init_lr * epochs / self.warmup_epochs
+        if self.kind == "step":
+            return self.init_lr * self.decay_factor ** (int(epochs) // self.decay_every)
+        if self.kind == "cosine":
+            share = (epochs - self.warmup_epochs) / max(self.num_epoch - self.warmup_epochs, 1e-9)
+            return self.init_lr * 0.5 * (1 + math.cos(math.pi * min(share, 1.0)))
+        return self.init_lr
+
+
+@dataclass(frozen=True)
+class Precision:
+    """The number format of a network's matrix products; its weights, its coordinates and the loss stay float32."""
+
+    device: torch.device
+    dtype: torch.dtype | None = None  # None: float32 throughout
+
+    def __call__(self):
+        """The context to run the network in."""
+        return torch.autocast(self.device.type, self.dtype) if self.dtype else nullcontext()
+
+
+def make_optimizer(model: nn.Module, name: str, weight_decay: float) -> torch.optim.Optimizer:
+    """Adam or AdamW, fused. AdamW's decay spares biases, norms and position tables; Adam's is plain L2 on all, as ever."""
+    if name == "adam":
+        return torch.optim.Adam(model.parameters(), weight_decay=weight_decay, fused=True)
+    spared = model.no_weight_decay()
+    decayed, rest = [], []
+    for parameter_name, parameter in model.named_parameters():
+        (rest if parameter.ndim < 2 or parameter_name in spared else decayed).append(parameter)
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, fused=True)
+
+
+class Stepper:
+    """From a loss to new weights: scaling, gradients, accumulation, clipping, the optimiser.
+
+    optimizer: a fused one. accumulate: batches per step; their gradients are averaged. precision: gradients are scaled
+    in fp16 only.
+    A step whose gradient is not finite changes nothing; that is decided on the device, which is not waited for.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        schedule: Schedule,
+        precision: Precision,
+        accumulate: int = 1,
+        clip_grad: float | None = None,
+        refinement: RefinementSchedule | None = None,
+        unsynced: Callable = nullcontext,
+    ):
+        """unsynced: a context in which gradients stay with their process, for batches that are not the step's last."""
+        self.unsynced = unsynced
+        self.model, self.optimizer, self.schedule, self.precision = model, optimizer, schedule, precision
+        self.accumulate, self.clip_grad, self.refinement = accumulate, clip_grad, refinement
+        self.scaler = torch.amp.GradScaler(precision.device.type, enabled=precision.dtype == torch.float16)
+        self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
+
+    def begin(self, now: float) -> None:
+        """Before a batch's forward pass. now: epochs done, fractions count."""
+        if self.refinement is not None:
+            set_refinement(self.model, self.refinement(now / self.schedule.num_epoch))
+
+    def __call__(self, loss: Tensor, now: float, batch: int, batches: int) -> bool:
+        """Backward, and a step if batch number `batch` of the epoch's `batches` is the last of those that share one.
+
+        Returns whether there was a step.
+        """
+        place = batch % self.accumulate
+        together = min(self.accumulate, batches - batch + place)
+        last = place == together - 1
+        with nullcontext() if last else self.unsynced():
+            self.scaler.scale(loss / together).backward()
+        if not last:
+            return False
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.schedule(now)
+        self.scaler.unscale_(self.optimizer)
+        gradients = [p.grad for p in self.parameters if p.grad is not None]
+        if self.clip_grad is None:
+            norm = nn.utils.get_total_norm(gradients)
+        else:
+            norm = nn.utils.clip_grad_norm_(self.parameters, self.clip_grad)
+        if self.scaler.is_enabled():
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        else:  # as a scaler tells fused optimisers not to step
+            self.optimizer.found_inf = (~norm.isfinite()).float()
+            self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return True
