@@ -1,0 +1,297 @@
+"""A run that is lost at any moment goes on to the same result, bit by bit; and what goes wrong is told in one line."""
+
+import json
+import logging
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from conftest import arguments
+from test_run import metrics
+
+import checkpoint
+import dataset
+import engine
+import steps
+
+ROOT = Path(__file__).parent.parent
+RECIPE = {
+    "init_lr": 1e-3, "num_epoch": 3, "batch_size": 2, "drop_path_rate": 0.3, "optimizer": "adamw", "schedule": "cosine",
+    "interest_points": "running", "refinement": "scheduled",
+}  # fmt: skip
+
+
+@pytest.fixture
+def whole(ava, run):
+    """The uninterrupted run: its result, final weights and table. 18 steps in 3 epochs."""
+    _, result, _ = run(arguments(ava, experiment_dir_name=ava / "whole", **RECIPE))
+    return result, weights(ava / "whole"), table(ava / "whole")
+
+
+def weights(folder):
+    return torch.load(folder / "checkpoints" / "last.pt", weights_only=True)["model"]
+
+
+def table(folder):
+    return pd.read_csv(folder / "metrics.csv").drop(columns="seconds")
+
+
+def assert_same(whole, folder, result):
+    expected, state, rows = whole
+    assert metrics(result) == metrics(expected)
+    found = weights(folder)
+    assert all(torch.equal(found[name], state[name]) for name in state)
+    pd.testing.assert_frame_equal(table(folder), rows, check_exact=True)
+
+
+def resume(run, folder):
+    status, result, err = run(["--resume", "--experiment_dir_name", folder])
+    assert status == 0, err
+    return result
+
+
+def signal_at(monkeypatch, step, number):
+    """Send this process a signal in the middle of its step number `step`."""
+    original, calls = steps.Stepper.__call__, []
+
+    def call(self, *args):
+        calls.append(1)
+        if len(calls) == step:
+            os.kill(os.getpid(), number)
+        return original(self, *args)
+
+    monkeypatch.setattr(steps.Stepper, "__call__", call)
+
+
+def cut(ava, run, monkeypatch, step=8, number=signal.SIGTERM, **options):
+    """A run that is stopped in the middle of a step."""
+    with monkeypatch.context() as patch:
+        signal_at(patch, step, number)
+        status, _, err = run(arguments(ava, experiment_dir_name=ava / "cut", **RECIPE | options))
+    return status, err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("attempt", [1, 2])
+def test_killed_at_a_random_step(ava, run, whole, attempt):
+    folder = ava / "cut"
+    last = folder / "checkpoints" / "last.pt"
+    saves = random.randint(1, 16)
+    print(f"killed after {saves} saves")
+    words = arguments(ava, experiment_dir_name=folder, save_minutes=0, **RECIPE)
+    with subprocess.Popen(
+        [sys.executable, "main_nni.py", *words], cwd=ROOT, stderr=subprocess.DEVNULL
+    ) as process:
+        seen = set()
+        while len(seen) < saves and process.poll() is None:
+            if last.exists():
+                seen.add(last.stat().st_mtime_ns)
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+    assert process.returncode == -signal.SIGKILL
+    assert_same(whole, folder, resume(run, folder))
+
+
+@pytest.mark.parametrize(
+    ("number", "status", "name"), [(signal.SIGTERM, 143, "SIGTERM"), (signal.SIGINT, 130, "SIGINT")]
+)
+def test_a_signal_saves_first_and_says_how_to_go_on(ava, run, monkeypatch, whole, number, status, name):
+    found, err = cut(ava, run, monkeypatch, 8, number)
+    assert found == status
+    assert err.splitlines() == [f"main_nni.py: stopped by {name}; {ava / 'cut'} goes on with --resume"]
+    saved = torch.load(ava / "cut" / "checkpoints" / "last.pt", weights_only=True)["progress"]
+    assert (saved["epoch"], saved["step"]) == (1, 2)
+    assert_same(whole, ava / "cut", resume(run, ava / "cut"))
+
+
+@pytest.mark.parametrize("step", [6, 18])
+def test_a_signal_in_the_last_step_of_an_epoch(ava, run, monkeypatch, whole, step):
+    assert cut(ava, run, monkeypatch, step)[0] == 143
+    assert_same(whole, ava / "cut", resume(run, ava / "cut"))
+
+
+def test_a_signal_while_validating(ava, run, monkeypatch, whole):
+    original = engine.bar
+    with monkeypatch.context() as patch:
+
+        def bar(title, *args):
+            if title == "validate":
+                os.kill(os.getpid(), signal.SIGTERM)
+            return original(title, *args)
+
+        patch.setattr(engine, "bar", bar)
+        status, _, _ = run(arguments(ava, experiment_dir_name=ava / "cut", **RECIPE))
+    assert status == 143
+    assert_same(whole, ava / "cut", resume(run, ava / "cut"))
+
+
+def test_accumulated_steps_are_never_cut_in_two(ava, run, monkeypatch):
+    given = RECIPE | {"accumulate": 4, "experiment_dir_name": ava / "whole"}
+    _, result, _ = run(arguments(ava, **given))
+    expected = result, weights(ava / "whole"), table(ava / "whole")
+    assert cut(ava, run, monkeypatch, 2, accumulate=4)[0] == 143
+    assert torch.load(ava / "cut" / "checkpoints" / "last.pt", weights_only=True)["progress"]["step"] == 4
+    assert_same(expected, ava / "cut", resume(run, ava / "cut"))
+
+
+@pytest.mark.parametrize("damage", ["cut in half", "empty", "gone"])
+def test_a_damaged_last_checkpoint_falls_back_on_the_one_before(ava, run, monkeypatch, whole, caplog, damage):
+    caplog.set_level(logging.INFO)
+    cut(ava, run, monkeypatch, save_minutes=0)
+    last = ava / "cut" / "checkpoints" / "last.pt"
+    if damage == "gone":
+        last.unlink()
+    else:
+        last.write_bytes(last.read_bytes()[: len(last.read_bytes()) // 2] if damage == "cut in half" else b"")
+    assert_same(whole, ava / "cut", resume(run, ava / "cut"))
+    assert damage == "gone" or "going on from previous.pt instead" in caplog.text
+
+
+def test_two_damaged_checkpoints_are_one_line(ava, run, monkeypatch):
+    cut(ava, run, monkeypatch, save_minutes=0)
+    for name in ("last.pt", "previous.pt"):
+        (ava / "cut" / "checkpoints" / name).write_bytes(b"")
+    status, _, err = run(["--resume", "--experiment_dir_name", ava / "cut"])
+    assert status == 2
+    assert len(err.splitlines()) == 1
+    assert "last.pt: cannot be resumed from" in err
+    assert "previous.pt: cannot be resumed from" in err
+
+
+def test_a_full_disk_is_told_and_the_old_checkpoint_survives(ava, run, monkeypatch, whole):
+    cut(ava, run, monkeypatch)
+    last = ava / "cut" / "checkpoints" / "last.pt"
+    before = last.read_bytes()
+    done = subprocess.run(
+        [
+            sys.executable,
+            "main_nni.py",
+            "--resume",
+            "--experiment_dir_name",
+            ava / "cut",
+            "--save_minutes",
+            "0",
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, 10**6)),
+    )
+    assert done.returncode == 2
+    assert "last.pt.new: not written (File too large); the checkpoint before it is kept" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert last.read_bytes() == before
+    assert not [path for path in last.parent.iterdir() if ".tmp" in path.name or path.name.endswith(".new")]
+    assert_same(whole, ava / "cut", resume(run, ava / "cut"))
+
+
+def test_an_image_that_becomes_unreadable_stops_the_run_where_it_can_go_on(ava, run, monkeypatch, whole):
+    picture = ava / "images" / "105.jpg"
+    content = picture.read_bytes()
+    with monkeypatch.context() as patch:
+
+        def spoil(original):
+            def call(self, *args):
+                picture.write_bytes(b"")
+                return original(self, *args)
+
+            return call
+
+        patch.setattr(steps.Stepper, "__call__", spoil(steps.Stepper.__call__))
+        status, _, err = run(arguments(ava, experiment_dir_name=ava / "cut", **RECIPE))
+    assert status == 2
+    assert "105.jpg: does not decode" in err
+    assert "goes on from the last checkpoint" in err
+    picture.write_bytes(content)
+    assert_same(whole, ava / "cut", resume(run, ava / "cut"))
+
+
+def test_a_worker_that_dies_is_told(ava, run, monkeypatch):
+    original = dataset.PhotoDataset.__getitem__
+
+    def die(self, draw):
+        if self.transform.train and draw[0] == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(self, draw)
+
+    monkeypatch.setattr(dataset.PhotoDataset, "__getitem__", die)
+    status, _, err = run(arguments(ava, num_workers=1))
+    assert status == 2
+    assert "a process that reads images died" in err
+    assert "lower --num_workers (now 1)" in err
+    assert len(err.splitlines()) == 1
+
+
+def test_running_out_of_memory_says_what_to_try(ava, run, monkeypatch):
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(steps.Stepper, "__call__", full)
+    status, _, err = run(arguments(ava))
+    assert status == 1
+    assert (
+        "memory ran out on cpu with batches of 6; try --batch_size 3 --accumulate 2, or --grad_checkpoint"
+        in err
+    )
+
+
+def spoilt_losses(monkeypatch, bad):
+    """Make the losses of these batches, counted over the run, not finite."""
+    import build
+
+    original, calls = build.make_loss, []
+
+    def make_loss(name):
+        criterion = original(name)
+
+        def spoilt(prediction, target):
+            calls.append(1)
+            return criterion(prediction, target) * (
+                torch.nan if prediction.requires_grad and len(calls) in bad else 1
+            )
+
+        return spoilt
+
+    monkeypatch.setattr(build, "make_loss", make_loss)
+
+
+def test_a_bad_step_is_left_out(ava, run, monkeypatch, caplog):
+    spoilt_losses(monkeypatch, {2, 3})
+    status, result, _ = run(arguments(ava, batch_size=3, max_bad_steps=2, init_lr=1e-3))
+    assert status == 0
+    assert "the loss is nan in epoch 1, step 2: the step is left out (1 of --max_bad_steps 2)" in caplog.text
+    evidence = json.loads((ava / "run" / "checkpoints" / "bad_steps.json").read_text())["bad_steps"]
+    assert [(row["step"], row["loss"], len(row["images"])) for row in evidence] == [
+        (2, "nan", 3),
+        (3, "nan", 3),
+    ]
+    state = torch.load(result["files"]["last"], weights_only=True)
+    assert next(iter(state["optimizer"]["state"].values()))["step"] == 2  # of four
+    assert all(value.isfinite().all() for value in state["model"].values())
+    assert pd.read_csv(ava / "run" / "metrics.csv")["train_loss"].notna().all()
+
+
+def test_too_many_bad_steps_end_the_run_with_the_evidence(ava, run, monkeypatch):
+    spoilt_losses(monkeypatch, {1, 2, 4})
+    status, _, err = run(arguments(ava, batch_size=3, max_bad_steps=1))
+    assert status == 1
+    assert "the loss is nan in epoch 1, step 2" in err
+    assert "bad_steps.json lists all such batches (2; --max_bad_steps 1)" in err
+    assert len(json.loads((ava / "run" / "checkpoints" / "bad_steps.json").read_text())["bad_steps"]) == 2
+
+
+def test_random_states_come_back_to_the_bit():
+    import numpy as np
+
+    state = checkpoint._random_states()
+    first = (torch.rand(3).tolist(), np.random.rand(3).tolist(), random.random())  # noqa: NPY002
+    checkpoint._set_random_states(state)
+    assert (torch.rand(3).tolist(), np.random.rand(3).tolist(), random.random()) == first  # noqa: NPY002
