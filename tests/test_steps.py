@@ -1,0 +1,186 @@
+"""Steps in other number formats, with checkpointed gradients, compiled; and what a long run shows of itself."""
+
+import fcntl
+import logging
+import math
+import os
+import pty
+import struct
+import subprocess
+import sys
+import termios
+import time
+from contextlib import suppress
+
+import pytest
+import torch
+from conftest import arguments, make_toy
+from test_run import ROOT, metrics
+
+import build
+import meters
+import option
+from meters import DataWait, Losses
+from models import EAT, create_model
+from steps import Precision, Schedule, Stepper, make_optimizer
+from util import emd_loss
+
+CPU = torch.device("cpu")
+
+
+def options(**given):
+    return option.complete({"path_to_images": "a", "path_to_save_csv": "b", "dataset": "ava"} | given)
+
+
+@pytest.mark.parametrize("amp", ["bf16", "fp16"])
+def test_training_in_half_precision_keeps_weights_and_evaluation_in_float32(ava, run, amp):
+    status, result, err = run(arguments(ava, amp=amp, init_lr=1e-4, batch_size=3))
+    assert status == 0, err
+    state = torch.load(result["files"]["last"], weights_only=True)
+    assert {value.dtype for value in state["model"].values() if value.is_floating_point()} == {torch.float32}
+    assert bool(state["scaler"]) == (amp == "fp16")
+    assert next(iter(state["optimizer"]["state"].values()))["step"] > 0
+    given = {"eval": True, "path_to_model_weight": result["files"]["best"]}
+    _, exact, _ = run(arguments(ava, **given, experiment_dir_name=ava / "exact"))
+    _, half, _ = run(arguments(ava, **given, amp=amp, experiment_dir_name=ava / "half"))
+    assert 0 < abs(exact["loss"] - half["loss"]) < 0.02 * exact["loss"]
+
+
+def test_on_a_cpu_nothing_is_in_half_precision_unless_asked():
+    assert [p.dtype for p in build.pick_precisions(options(), CPU)] == [None, None]
+    assert [p.dtype for p in build.pick_precisions(options(amp="bf16"), CPU)] == [torch.bfloat16] * 2
+
+
+def test_on_a_gpu_training_is_bf16_and_what_is_compared_is_float32(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
+    gpu = torch.device("cuda:0")
+    for given, expected in (
+        ({}, [torch.bfloat16, None]),
+        ({"released_protocol": True}, [None, None]),
+        ({"eval": True, "path_to_model_weight": "w"}, [None, None]),
+        ({"released_protocol": True, "amp": "bf16"}, [torch.bfloat16] * 2),
+        ({"amp": "off"}, [None, None]),
+    ):
+        assert [p.dtype for p in build.pick_precisions(options(**given), gpu)] == expected
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)
+    assert build.pick_precisions(options(), gpu)[0].dtype is None
+
+
+@pytest.mark.parametrize("tf32", [False, True])
+def test_tf32_is_off_unless_asked(tf32):
+    build.pick_precisions(options(tf32=tf32), CPU)
+    assert torch.get_float32_matmul_precision() == ("high" if tf32 else "highest")
+    assert torch.backends.cudnn.allow_tf32 == tf32
+    build.pick_precisions(options(), CPU)
+
+
+@pytest.mark.parametrize("refinement", ["released", "scheduled"])
+def test_checkpointed_gradients_are_the_same_and_count_each_image_once(golden_images, golden, refinement):
+    gradients, points = [], []
+    for enable in (False, True):
+        torch.manual_seed(0)
+        model = make_toy(interest_points="running", refinement=refinement, drop_path_rate=0.3).train()
+        model.set_grad_checkpointing(enable)
+        emd_loss(model(golden_images), golden["input/target"]).backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+        points.append(model.stages[2].attns[1].ref_point14)
+    torch.testing.assert_close(gradients[1], gradients[0])
+    assert points[1].num_images_tracked == points[0].num_images_tracked == 3
+    torch.testing.assert_close(points[1].running_points, points[0].running_points)
+
+
+def test_checkpointed_gradients_in_a_run(ava, run):
+    results = []
+    for name, flag in (("plain", None), ("saving", True)):
+        given = {"interest_points": "running", "init_lr": 1e-3, "grad_checkpoint": flag}
+        _, result, _ = run(arguments(ava, experiment_dir_name=ava / name, **given))
+        results.append(metrics(result))
+    assert results[1] == pytest.approx(results[0], rel=1e-3)
+
+
+def test_compile_is_handed_to_the_network(monkeypatch, tmp_path):
+    compiled = []
+    model = create_model("eat_nano")
+    monkeypatch.setattr(model, "compile", lambda: compiled.append(True))
+    for flag in (False, True):
+        build.make_training(options(compile=flag, loss="emd"), model, Precision(CPU), tmp_path, lambda: None)
+    assert compiled == [True]
+
+
+def test_a_compiled_run_is_the_plain_one(ava, run, monkeypatch):
+    """By a backend that needs no C++ compiler and no minutes; batches of 5 and 2."""
+    given = {"init_lr": 1e-4, "interest_points": "running", "batch_size": 5}
+    _, plain, _ = run(arguments(ava, experiment_dir_name=ava / "plain", **given))
+    torch._dynamo.reset()
+    monkeypatch.setattr(EAT, "compile", lambda self: torch.nn.Module.compile(self, backend="aot_eager"))
+    status, compiled, err = run(arguments(ava, experiment_dir_name=ava / "compiled", compile=True, **given))
+    assert status == 0, err
+    assert metrics(compiled) == pytest.approx(metrics(plain), rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+def test_a_gradient_that_is_not_finite_changes_nothing(name):
+    model = create_model("eat_nano")
+    stepper = Stepper(
+        model, make_optimizer(model, name, 0.1), Schedule(1e-3, 1), Precision(CPU), clip_grad=1.0
+    )
+    images = torch.randn(1, 3, 224, 224)
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    assert stepper(model(images).mean() * math.inf, 0.0, 0, 2)
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    assert stepper(model(images).mean(), 0.0, 1, 2)
+    assert not all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+
+
+def test_losses_are_summed_over_images_and_bad_ones_told_once():
+    losses = Losses(CPU, 6.0, 2)
+    for step, (value, names) in enumerate([(1.0, ["a", "b"]), (math.nan, ["c"]), (2.0, ["d"])]):
+        losses.add(step, torch.tensor(value), names)
+    assert losses.read() == 2.0
+    assert [(step, names) for step, _, names in losses.take_bad()] == [(1, ["c"])]
+    assert losses.take_bad() == []
+    assert losses.sums() == (10.0, 5)
+
+
+def test_waiting_for_data_is_measured_from_the_first_batch_on():
+    wait = DataWait()
+
+    def slow():
+        time.sleep(0.3)
+        for item in range(21):
+            time.sleep(0.01)
+            yield item
+
+    for _ in wait.timed(slow()):
+        time.sleep(0.005)
+    assert 0.45 < wait.share < 0.75
+    assert wait.is_bottleneck
+
+
+def test_a_run_that_waits_for_data_says_so_once(ava, run, monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(meters.DataWait, "is_bottleneck", property(lambda self: True))
+    run(arguments(ava, num_epoch=2, batch_size=1))
+    assert caplog.text.count("raise --num_workers (now 0)") == 1
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_bars_stand_on_a_terminal_and_nowhere_else(ava, terminal):
+    ours, theirs = pty.openpty() if terminal else os.pipe()
+    if terminal:
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 40, 120, 0, 0))
+    words = arguments(ava, num_epoch=1, batch_size=1)
+    with subprocess.Popen(
+        [sys.executable, "main_nni.py", *words], cwd=ROOT, stderr=theirs, stdout=subprocess.PIPE
+    ) as process:
+        os.close(theirs)
+        shown = b""
+        with suppress(OSError):  # a terminal's end is an error
+            while part := os.read(ours, 4096):
+                shown += part
+    os.close(ours)
+    assert process.returncode == 0
+    assert b"epoch 1/1" in shown
+    for text in (b"images/s", b"waiting for data", b"validate:"):
+        assert (text in shown) == terminal
