@@ -1,90 +1,194 @@
-"""Images per second of the networks, forward and in training, beside the straightforward formulation.
+"""How fast the networks run here, against a plain float32 path in the same run, and how near to what the device can do.
 
-    python -m benchmarks.throughput --models eat_tiny eat_base --batches 8 --repeats 5
+    python -m benchmarks.throughput --models eat_tiny eat_base --batches 8
+    python -m benchmarks.throughput --device cuda --models eat_tiny eat_base --batches 16 64 128 256 \
+        --precisions float32 bf16 --compiled off on
 
-Both are run in turn, A B A B ..., and the ratio is the median over the pairs, because machines drift. `training` is
-forward, EMD loss, backward and an Adam step. Peak memory is measured for each in a process of its own.
+`training` is forward, EMD loss, backward and a step of fused Adam; `forward` is evaluation. The reference path is
+`benchmarks/straightforward.py`, in float32 with plain Adam. Both are run in turn, A B A B ..., and the ratio is the median
+over the pairs, because machines drift. The parts of a step are timed in steps of their own, the device waited for after each;
+`data` is the wait for the loader's next batch, of the demo's pictures, and the normalisation. TFLOP/s counts the network's
+matrix products and convolutions (three times as many in training); its share is of a large matrix product's in that precision.
+Peak memory is that of a process of its own.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import multiprocessing
 import re
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
+import demo
 from benchmarks.straightforward import straightforward_forward
+from dataset import Batch, Transform, batches, make_loader, network_input, read_splits
+from labels import FORMATS
 from models import create_model, list_models
+from steps import Precision, Schedule, Stepper, make_optimizer
 from util import emd_loss
 
+DTYPES = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+PARTS = ("data", "forward", "backward", "optimiser")
 
-def make_step(name: str, batch: int, training: bool, plain: bool, device: str) -> Callable[[], None]:
-    """A function that runs one batch of random images through a fresh network, and waits for the device."""
-    torch.manual_seed(0)
-    model = create_model(name).to(device).train(training)
-    images = torch.randn(batch, 3, model.img_size, model.img_size, device=device)
-    target = torch.rand(batch, 10, device=device).softmax(-1)
-    forward = (lambda: straightforward_forward(model, images)) if plain else (lambda: model(images))
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-6)
 
-    def step() -> None:
-        if training:
-            optimizer.zero_grad()
-            emd_loss(forward(), target).backward()
-            optimizer.step()
-        else:
+class Case:
+    """A network on a device, and what one step of it does. name: with `reference`, of the plain float32 path."""
+
+    def __init__(
+        self,
+        name: str,
+        batch: int,
+        precision: str,
+        compiled: bool,
+        training: bool,
+        reference: bool,
+        device: str,
+    ):
+        torch.manual_seed(0)
+        self.device, self.training, self.batch = torch.device(device), training, batch
+        self.model = create_model(name).to(self.device).train(training)
+        self.precision = Precision(self.device, DTYPES[precision])
+        optimizer = (
+            torch.optim.Adam(self.model.parameters())
+            if reference
+            else make_optimizer(self.model, "adam", 0.0)
+        )
+        self.stepper = Stepper(self.model, optimizer, Schedule(1e-6, 1), self.precision)
+        self.reference = reference
+        if compiled:
+            self.model.compile()
+        size = self.model.img_size
+        self.images = torch.randn(batch, 3, size, size, device=self.device)
+        self.target = torch.rand(batch, 10, device=self.device).softmax(-1)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        with self.precision():
+            output = straightforward_forward(self.model, images) if self.reference else self.model(images)
+        return output.float()
+
+    def step(self) -> None:
+        """One batch, as training or evaluation has it."""
+        if not self.training:
             with torch.inference_mode():
-                forward()
-        if device != "cpu":
+                self.forward(self.images)
+            return
+        loss = emd_loss(self.forward(self.images), self.target)
+        if self.reference:
+            self.stepper.optimizer.zero_grad()
+            loss.backward()
+            self.stepper.optimizer.step()
+        else:
+            self.stepper(loss, 0.0, 0, 1)
+
+    def wait(self) -> None:
+        if self.device.type == "cuda":
             torch.cuda.synchronize()
 
-    return step
+    def seconds(self, steps: int) -> float:
+        """Of one step, over `steps` that nobody waits for in between."""
+        self.wait()
+        start = time.perf_counter()
+        for _ in range(steps):
+            self.step()
+        self.wait()
+        return (time.perf_counter() - start) / steps
 
+    def parts(self, loader: Iterator[Batch], repeats: int) -> dict[str, float]:
+        """Median milliseconds of each of PARTS, in training."""
+        times = {part: [] for part in PARTS}
 
-def measure(name: str, batch: int, training: bool, repeats: int, device: str) -> dict[str, float]:
-    """Images per second of both formulations and the median, lowest and highest of their paired ratios."""
-    steps = [make_step(name, batch, training, plain, device) for plain in (False, True)]
-    for step in steps:
-        step()
-    seconds = [[], []]
-    for _ in range(repeats):
-        for step, times in zip(steps, seconds, strict=True):
+        def timed(part: str, work: Callable):
             start = time.perf_counter()
-            step()
-            times.append(time.perf_counter() - start)
-    ratios = [plain / ours for ours, plain in zip(*seconds, strict=True)]
-    return {
-        "images_per_second": batch / statistics.median(seconds[0]),
-        "straightforward_images_per_second": batch / statistics.median(seconds[1]),
-        "ratio": statistics.median(ratios),
-        "ratio_min": min(ratios),
-        "ratio_max": max(ratios),
-    }
+            result = work()
+            self.wait()
+            times[part].append(1e3 * (time.perf_counter() - start))
+            return result
+
+        def data() -> torch.Tensor:
+            batch = next(loader)
+            images, flips = (t.to(self.device, non_blocking=True) for t in (batch.images, batch.flips))
+            return network_input(images, flips)
+
+        for _ in range(repeats):
+            images = timed("data", data)
+            output = timed("forward", lambda images=images: self.forward(images))
+            loss = emd_loss(output, self.target)
+            timed("backward", loss.backward)
+            timed("optimiser", self.stepper.optimizer.step)
+            self.stepper.optimizer.zero_grad()
+        return {part: statistics.median(values) for part, values in times.items()}
 
 
-def peak_memory(name: str, batch: int, training: bool, plain: bool, device: str) -> float:
+def measure(case: Case, reference: Case | None, repeats: int, steps: int) -> dict[str, float]:
+    """Images per second, and the median, lowest and highest ratio to the reference path."""
+    pair = [case] + [reference] * (reference is not None)
+    for one in pair:
+        one.seconds(2)
+    rounds = [[one.seconds(steps) for one in pair] for _ in range(repeats)]
+    row = {"images_per_second": case.batch / statistics.median(times[0] for times in rounds)}
+    if reference is not None:
+        ratios = [plain / ours for ours, plain in rounds]
+        row["reference_images_per_second"] = case.batch / statistics.median(times[1] for times in rounds)
+        row |= {"ratio": statistics.median(ratios), "ratio_min": min(ratios), "ratio_max": max(ratios)}
+    return row
+
+
+def gflop(name: str) -> float:
+    """GFLOP (2 per multiply-add) of one image's forward pass in matrix products and convolutions."""
+    model = create_model(name).eval()
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model(torch.zeros(1, 3, model.img_size, model.img_size))
+    return counter.get_total_flops() / 1e9
+
+
+def matrix_rate(device: str, precision: str) -> float:
+    """TFLOP/s of a large square matrix product, the best of ten."""
+    size = 8192 if device != "cpu" else 2048
+    dtype = DTYPES[precision] or torch.float32
+    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    best = float("inf")
+    for _ in range(11):
+        start = time.perf_counter()
+        a @ b
+        if device != "cpu":
+            torch.cuda.synchronize()
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best / 1e12
+
+
+def peak_memory(*case) -> float:
     """MiB at the peak of two steps, in a new process: resident on the CPU (Linux), allocated on a GPU."""
-    context = multiprocessing.get_context("spawn")
-    with context.Pool(1) as pool:
-        return pool.apply(_peak_memory, (name, batch, training, plain, device))
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(_peak_memory, case)
 
 
-def _peak_memory(name: str, batch: int, training: bool, plain: bool, device: str) -> float:
-    step = make_step(name, batch, training, plain, device)
-    step()
-    step()
-    if device != "cpu":
+def _peak_memory(*case) -> float:
+    made = Case(*case)
+    made.seconds(2)
+    if made.device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
     # Not getrusage: its peak is inherited from the process that started this one.
     status = Path("/proc/self/status").read_text()
     return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 2**10
+
+
+def endless(folder: Path, size: int, batch: int, workers: int, pin: bool) -> Iterator[Batch]:
+    """Training batches of the demo's pictures, for ever, all of the same size."""
+    demo.build(folder, folder / "images")
+    labels = read_splits(folder, folder / "images", FORMATS["demo"]).train
+    loader = make_loader(labels, folder / "images", Transform("demo", size, True), batch, workers, 0, pin)
+    for epoch in itertools.count():
+        yield from (found for found in batches(loader, epoch) if len(found.names) == batch)
 
 
 def main() -> None:
@@ -93,34 +197,77 @@ def main() -> None:
     )
     parser.add_argument("--models", nargs="+", default=["eat_tiny", "eat_base"], choices=list_models())
     parser.add_argument("--batches", nargs="+", type=int, default=[8])
-    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--precisions", nargs="+", default=["float32"], choices=list(DTYPES))
+    parser.add_argument("--compiled", nargs="+", default=["off"], choices=["off", "on"])
+    parser.add_argument("--reference_path", action=argparse.BooleanOptionalAction, default=True,
+                        help="run the plain float32 path too, and give ratios (default: yes)")  # fmt: skip
+    parser.add_argument("--repeats", type=int, default=5, help="pairs of timings (default: 5)")
+    parser.add_argument(
+        "--steps", type=int, default=1, help="steps in each timing (default: 1; on a GPU take 10)"
+    )
+    parser.add_argument("--num_workers", type=int, default=0, help="processes that read images (default: 0)")
+    parser.add_argument(
+        "--data", type=Path, default=Path("data/demo"), help="the demo's folder (default: data/demo)"
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--json", help="also write the rows to this file")
     given = parser.parse_args()
+
+    rates = {precision: matrix_rate(given.device, precision) for precision in given.precisions}
+    work = {name: gflop(name) for name in given.models}
     rows = []
-    cases = [(n, b, t) for n in given.models for b in given.batches for t in (False, True)]
-    for name, batch, training in tqdm(cases, disable=None, leave=False):
-        row = {"model": name, "batch": batch, "mode": "training" if training else "forward"}
-        row |= measure(name, batch, training, given.repeats, given.device)
-        for key, plain in (("peak_mib", False), ("straightforward_peak_mib", True)):
-            row[key] = peak_memory(name, batch, training, plain, given.device)
-        rows.append(row)
-    where = given.device if given.device != "cpu" else f"CPU, {torch.get_num_threads()} threads"
-    print(f"{where}, torch {torch.__version__}, float32, median of {given.repeats} pairs")
-    print(
-        "| model | batch | mode | images/s | straightforward | ratio (lowest to highest) | peak MiB | straightforward |"
+    cases = list(
+        itertools.product(given.models, given.batches, given.precisions, given.compiled, (False, True))
     )
-    print("|---|---|---|---|---|---|---|---|")
-    for r in rows:
-        print(
-            f"| {r['model']} | {r['batch']} | {r['mode']} | {r['images_per_second']:.2f} "
-            f"| {r['straightforward_images_per_second']:.2f} "
-            f"| {r['ratio']:.2f} ({r['ratio_min']:.2f} to {r['ratio_max']:.2f}) "
-            f"| {r['peak_mib']:.0f} | {r['straightforward_peak_mib']:.0f} |"
-        )
+    for name, batch, precision, compiled, training in tqdm(cases, disable=None, leave=False):
+        words = (name, batch, precision, compiled == "on", training, False, given.device)
+        plain = (name, batch, "float32", False, training, True, given.device)
+        row = {"model": name, "batch": batch, "precision": precision, "compiled": compiled}
+        row["mode"] = "training" if training else "forward"
+        case, reference = Case(*words), Case(*plain) if given.reference_path else None
+        row |= measure(case, reference, given.repeats, given.steps)
+        del reference
+        row["tflops"] = row["images_per_second"] * work[name] * (3 if training else 1) / 1e3
+        row["share_of_matrix_rate"] = row["tflops"] / rates[precision]
+        if training:
+            pin = given.device != "cpu"
+            loader = endless(given.data, case.model.img_size, batch, given.num_workers, pin)
+            row |= {f"{part}_ms": ms for part, ms in case.parts(loader, max(3, given.repeats)).items()}
+        del case
+        row["peak_mib"] = peak_memory(*words)
+        if given.reference_path:
+            row["reference_peak_mib"] = peak_memory(*plain)
+        rows.append(row)
+
+    where = (
+        torch.cuda.get_device_name() if given.device != "cpu" else f"CPU, {torch.get_num_threads()} threads"
+    )
+    print(f"{where}, torch {torch.__version__}, medians of {given.repeats}")
+    for precision, rate in rates.items():
+        print(f"a large matrix product in {precision}: {rate:.3g} TFLOP/s")
+    print_table(rows)
     if given.json:
-        with open(given.json, "w", encoding="utf-8") as file:
-            json.dump({"device": where, "torch": torch.__version__, "rows": rows}, file, indent=2)
+        content = {"device": where, "torch": torch.__version__, "matrix_tflops": rates, "rows": rows}
+        Path(given.json).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def print_table(rows: list[dict]) -> None:
+    """Markdown; a dash where there is no value."""
+    print(
+        "| model | batch | precision | compiled | mode | images/s | reference | ratio (lowest to highest) | TFLOP/s "
+        "| of matrix rate | data, forward, backward, optimiser in ms | peak MiB | reference |"
+    )
+    print("|---" * 13 + "|")
+    for r in rows:
+        ratio = f"{r['ratio']:.2f} ({r['ratio_min']:.2f} to {r['ratio_max']:.2f})" if "ratio" in r else "-"
+        plain = f"{r['reference_images_per_second']:.2f}" if "ratio" in r else "-"
+        parts = ", ".join(f"{r[f'{part}_ms']:.3g}" for part in PARTS) if "data_ms" in r else "-"
+        memory = f"{r['reference_peak_mib']:.0f}" if "reference_peak_mib" in r else "-"
+        print(
+            f"| {r['model']} | {r['batch']} | {r['precision']} | {r['compiled']} | {r['mode']} "
+            f"| {r['images_per_second']:.2f} | {plain} | {ratio} | {r['tflops']:.3g} | {r['share_of_matrix_rate']:.0%} "
+            f"| {parts} | {r['peak_mib']:.0f} | {memory} |"
+        )
 
 
 if __name__ == "__main__":
