@@ -1,0 +1,53 @@
+"""What only a GPU can show. Skipped without one."""
+
+import pytest
+import torch
+from conftest import make_toy
+
+from meters import Losses
+from models import create_model
+from steps import Precision, Schedule, Stepper, make_optimizer
+from util import emd_loss
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+@torch.no_grad()
+def test_golden_predictions(golden, golden_images):
+    model = make_toy().cuda()
+    torch.backends.cudnn.allow_tf32 = False
+    prediction = model(golden_images.cuda()).cpu()
+    torch.testing.assert_close(prediction, golden["eval/prediction"], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+@pytest.mark.parametrize("points", ["batch", "running"])
+def test_training_steps_wait_for_nothing(dtype, points):
+    device = torch.device("cuda:0")
+    model = create_model("eat_nano", interest_points=points).to(device).train()
+    stepper = Stepper(
+        model, make_optimizer(model, "adamw", 0.1), Schedule(1e-4, 1), Precision(device, dtype), clip_grad=1.0
+    )
+    losses = Losses(device)
+    images = torch.randn(4, 3, 224, 224, device=device)
+    target = torch.rand(4, 10, device=device).softmax(-1)
+
+    def step(number):
+        with stepper.precision():
+            output = model(images)
+        loss = emd_loss(output.float(), target)
+        losses.add(number, loss.detach(), ["image"] * 4)
+        stepper(loss, 0.0, number, 20)
+
+    for number in range(3):
+        step(number)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for number in range(3, 10):
+            step(number)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    losses.flush()
+    assert losses.sums()[1] == 40
+    assert not losses.take_bad()
