@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -15,10 +14,11 @@ import checkpoint
 import distributed
 import engine
 from dataset import Splits, Transform, make_loader
+from interrupt import Watch
 from labels import FORMATS, Format, Labels, csv_format
 from models import EAT, RefinementSchedule, Weights, create_model, load_weights, uncalibrated
 from option import InputError
-from steps import Precision, Schedule, Stepper, make_optimizer
+from steps import Precision, Schedule, Stepper, allow_tf32, make_optimizer
 from util import make_loss
 
 log = logging.getLogger("eat")
@@ -35,6 +35,10 @@ def pick_device(gpu_id: str | None) -> torch.device:
     if distributed.world() > 1:
         if gpu_id is not None:
             raise InputError(f"--gpu_id {gpu_id}: torchrun gives each process a GPU of its own; leave it out")
+        if 0 < count <= distributed.local_rank():
+            raise InputError(
+                f"{count} GPUs are here, fewer than processes; lower torchrun's --nproc_per_node"
+            )
         gpu_id = str(distributed.local_rank()) if count else None
     if gpu_id is None:
         device = torch.device("cuda:0" if count else "cpu")
@@ -50,8 +54,7 @@ def pick_device(gpu_id: str | None) -> torch.device:
 
 def pick_precisions(options: argparse.Namespace, device: torch.device) -> tuple[Precision, Precision]:
     """The precision of training and validation, and that of test.csv, by `--amp`; and TF32 by `--tf32`."""
-    torch.set_float32_matmul_precision("high" if options.tf32 else "highest")
-    torch.backends.cudnn.allow_tf32 = options.tf32
+    allow_tf32(options.tf32)
     named = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}
     if options.amp in named:
         return (Precision(device, named[options.amp]),) * 2
@@ -158,6 +161,8 @@ def network_notes(options: argparse.Namespace, weights: Weights | None) -> list[
     images, mean_of = options.batch_size, "batch"
     if options.sync_interest_points:
         images, mean_of = images * processes, "batch of all processes"
+        if processes == 1:
+            notes.append("--sync_interest_points changes nothing: there is one process")
     step = options.batch_size * options.accumulate * processes
     if options.interest_points != "image" and not options.eval and images != step:
         notes.append(
@@ -166,7 +171,7 @@ def network_notes(options: argparse.Namespace, weights: Weights | None) -> list[
     return notes
 
 
-def calibrate(options, train: Labels, model, device: torch.device, folder: Path) -> None:
+def calibrate(options, train: Labels, model, device: torch.device, folder: Path, watch: Watch) -> None:
     """Estimate the running interest points from `--calibrate_points` images of train.csv, and save the network."""
     count = min(options.calibrate_points, len(train))
     if count < options.calibrate_points:
@@ -180,7 +185,7 @@ def calibrate(options, train: Labels, model, device: torch.device, folder: Path)
         options.num_workers,
         pin_memory=device.type == "cuda",
     )
-    engine.calibrate(model, loader, device)
+    engine.calibrate(model, loader, device, watch)
     path = folder / "checkpoints" / "calibrated.pth"
     if distributed.rank() == 0:
         path.parent.mkdir(exist_ok=True)
@@ -193,7 +198,6 @@ def make_training(
     model: EAT,
     precision: Precision,
     checkpoints: Path,
-    on_save: Callable[[], None],
 ) -> engine.Training:
     """The training that the options ask for, at its start."""
     if options.compile:
@@ -234,5 +238,4 @@ def make_training(
         checkpoint.Progress(),
         options.save_minutes,
         options.max_bad_steps,
-        on_save,
     )

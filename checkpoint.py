@@ -32,7 +32,7 @@ class Progress:
     loss: float = 0.0  # sum over their images
     images: int = 0  # of them
     seconds: float = 0.0  # spent on them
-    bad_steps: int = 0
+    bad_steps: list[dict] = field(default_factory=list)  # whose loss or gradient was not finite
     best_epoch: int = 0
     best_value: float = -math.inf
     history: list[dict[str, float]] = field(default_factory=list)
@@ -53,6 +53,12 @@ def save(path: Path, content: dict) -> None:
         ) from error
 
 
+def remove_strays(folder: Path) -> None:
+    """Remove what a run that was killed while it saved has left half-written."""
+    for path in [*folder.glob(".*.tmp"), folder / f"{LAST}.new"]:
+        path.unlink(missing_ok=True)
+
+
 def snapshot(model: nn.Module, optimizer, scaler, progress: Progress) -> dict:
     """All that last.pt holds. Every process must call it: each has random states of its own."""
     return {
@@ -60,7 +66,9 @@ def snapshot(model: nn.Module, optimizer, scaler, progress: Progress) -> dict:
         "optimizer": optimizer.state_dict(),
         "scaler": scaler.state_dict(),
         "progress": vars(progress),
-        "random": distributed.gather(_random_states()),
+        "processes": distributed.gather(
+            {"random": _random_states(), "loss": progress.loss, "images": progress.images}
+        ),
     }
 
 
@@ -85,7 +93,7 @@ def restore(folder: Path, model: nn.Module, optimizer, scaler) -> Progress:
     for path in paths:
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)
-            states = content["random"]
+            states = content["processes"]
             if len(states) != distributed.world():
                 raise InputError(
                     f"{path}: of a run with {len(states)} processes, not {distributed.world()}; start as many"
@@ -93,8 +101,9 @@ def restore(folder: Path, model: nn.Module, optimizer, scaler) -> Progress:
             model.load_state_dict(content["model"])
             optimizer.load_state_dict(content["optimizer"])
             scaler.load_state_dict(content["scaler"])
-            progress = Progress(**content["progress"])
-            _set_random_states(states[distributed.rank()])
+            own = states[distributed.rank()]
+            progress = Progress(**content["progress"] | {"loss": own["loss"], "images": own["images"]})
+            _set_random_states(own["random"])
         except InputError:
             raise
         except Exception as error:  # a damaged file fails in many ways
@@ -102,6 +111,10 @@ def restore(folder: Path, model: nn.Module, optimizer, scaler) -> Progress:
             continue
         for problem in problems:
             log.warning("warning: %s; going on from %s instead", problem, path.name)
+        if (
+            problems and distributed.rank() == 0
+        ):  # or the next save would push the damaged one over the good one
+            os.replace(path, folder / LAST)
         return progress
     raise InputError("; ".join(problems))
 

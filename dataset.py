@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import signal
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
@@ -230,6 +231,10 @@ def batches(loader: DataLoader, epoch: int = 0, start: int = 0) -> Iterator[Batc
     """The batches of one epoch, from number `start`. Raises InputError where an image does not decode or a worker dies."""
     loader.batch_sampler.epoch, loader.batch_sampler.start = epoch, start
     iterator = iter(loader)
+    if loader.num_workers and threading.current_thread() is threading.main_thread():
+        # torch raises a worker's death wherever the main thread is, in the middle of a step too; here, it is noticed
+        # where a batch is waited for.
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
     while True:
         try:
             batch = next(iterator)
@@ -239,8 +244,8 @@ def batches(loader: DataLoader, epoch: int = 0, start: int = 0) -> Iterator[Batc
             if "DataLoader worker" not in str(error):
                 raise
             raise InputError(
-                f"a process that reads images died ({' '.join(str(error).split())[:160]}); it was killed, perhaps for "
-                f"want of memory: lower --num_workers (now {loader.num_workers})"
+                f"a process that reads images died ({' '.join(str(error).split())[:160]}); if it was killed for want of "
+                f"memory, lower --num_workers (now {loader.num_workers})"
             ) from error
         if isinstance(batch, InputError):
             raise batch
@@ -248,8 +253,12 @@ def batches(loader: DataLoader, epoch: int = 0, start: int = 0) -> Iterator[Batc
 
 
 def _start_worker(_: int) -> None:
-    """Ctrl-C reaches all processes of a terminal; the training process alone decides what becomes of it."""
+    """Ctrl-C reaches all processes of a terminal; the training process alone decides what becomes of it.
+
+    It ends its workers by SIGTERM, which must not be taken for a request to the run, as its own handler would.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _collate(samples: list) -> Batch | InputError:

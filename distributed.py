@@ -6,6 +6,7 @@ A single process is rank 0 of 1, and nothing here costs it anything.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
@@ -86,3 +87,10 @@ def total(values: Tensor) -> Tensor:
     if world() > 1:
         dist.all_reduce(values)
     return values
+
+
+def copy_first(tensors: Iterable[Tensor]) -> None:
+    """Everybody's `tensors` become rank 0's."""
+    if world() > 1:
+        for tensor in tensors:
+            dist.broadcast(tensor, 0)

@@ -7,6 +7,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,27 +60,24 @@ class Training:
         progress: Progress,
         save_minutes: float = math.inf,
         max_bad_steps: int = 0,
-        on_save: Callable[[], None] = lambda: None,
     ):
-        """network: the model, or what wraps it, for training. checkpoints: the folder of last.pt.
-
-        on_save: called by rank 0 whenever last.pt was written.
-        """
+        """network: the model, or what wraps it, for training. checkpoints: the folder of last.pt."""
         self.network, self.stepper, self.criterion = network, stepper, criterion
-        self.checkpoints, self.progress, self.on_save = checkpoints, progress, on_save
+        self.checkpoints, self.progress = checkpoints, progress
         self.save_every, self.saved_at = save_minutes * 60, time.monotonic()
-        self.max_bad_steps, self.bad, self.told_of_waiting = max_bad_steps, [], False
+        self.max_bad_steps, self.told_of_waiting = max_bad_steps, False
         self.device = stepper.precision.device
 
-    def save(self, tell: bool = True) -> None:
-        """Write last.pt, and tell `on_save`. Every process must call it."""
+    def save(self) -> None:
+        """Write last.pt. Every process must call it."""
+        distributed.copy_first(
+            self.stepper.model.buffers()
+        )  # running points are each process's own until here
         content = checkpoint.snapshot(
             self.stepper.model, self.stepper.optimizer, self.stepper.scaler, self.progress
         )
         if distributed.rank() == 0:
             checkpoint.save_last(self.checkpoints, content)
-            if tell:
-                self.on_save()
         self.saved_at = time.monotonic()
 
     def epoch(self, loader: DataLoader, watch: Watch) -> None:
@@ -90,7 +88,7 @@ class Training:
         """
         progress, draws = self.progress, loader.batch_sampler
         self.stepper.model.train()
-        losses, wait = Losses(self.device, progress.loss, progress.images), DataWait()
+        losses, wait = Losses(self.device, progress.loss, progress.images), DataWait(self._idle)
         began, before = time.perf_counter(), progress.seconds
 
         def account() -> None:
@@ -111,30 +109,41 @@ class Training:
                     progress.step = done
                     look = done // self.stepper.accumulate % CHECK_EVERY == 0 or done == len(loader)
                     if look:
-                        shown.set_postfix_str(f"loss {losses.read():.4f}, waiting for data {wait.share:.0%}")
+                        loss = losses.read()
+                        text = f"loss {loss:.4f}, " if math.isfinite(loss) else ""
+                        shown.set_postfix_str(f"{text}waiting for data {wait.share:.0%}")
                         self._check(losses)
                         self._tell_of_waiting(wait, loader)
-                    if look or distributed.world() == 1:
-                        self._save_if_asked(watch, done < len(loader), account)
-            except InputError:
+                    self._save_if_asked(watch, done < len(loader), account)
+            except InputError:  # where a batch is waited for, so that the step before it is whole
                 if distributed.world() == 1 and progress.step == done:
                     account()
-                    self.save(tell=False)
-                raise
+                    self.save()
+                with signals_first(watch):
+                    raise
         account()
 
-    def _batch(self, batch: Batch, step: int, steps: int, losses: Losses) -> bool:
+    def _batch(self, batch: Batch, number: int, batches: int, losses: Losses) -> bool:
         """Forward, backward and, where its turn has come, a step. Returns whether there was one."""
-        now = self.progress.epoch + (step + 0.5) / steps
-        try:
-            self.stepper.begin(now)
-            with self.stepper.precision():
-                output = self.network(_input(batch, self.device))
-            loss = self.criterion(output.float(), _to(batch.targets, self.device))
-            losses.add(step, loss.detach(), batch.names)
-            return self.stepper(loss, now, step, steps)
-        except torch.OutOfMemoryError as error:
-            raise out_of_memory(len(batch.names), self.stepper.accumulate, self.device) from error
+        stepper, now = self.stepper, self.progress.epoch + (number + 0.5) / batches
+        together, last = stepper.shares(number, batches)
+        with memory_watched(len(batch.names), stepper.accumulate, self.device):
+            stepper.begin(now)
+            with nullcontext() if last else stepper.unsynced():
+                with stepper.precision():
+                    output = self.network(_input(batch, self.device))
+                loss = self.criterion(output.float(), _to(batch.targets, self.device))
+                stepper.backward(loss, together)
+            loss = loss.detach()
+            if last:
+                stepper.update(now)
+                if stepper.left_out is not None:
+                    loss = torch.where(stepper.left_out & loss.isfinite(), torch.nan, loss)
+        losses.add(number, loss, batch.names)
+        return last
+
+    def _idle(self) -> bool:
+        return self.device.type != "cuda" or torch.cuda.current_stream(self.device).query()
 
     def _save_if_asked(self, watch: Watch, within: bool, account: Callable[[], None]) -> None:
         """Save where the time has come or a signal came, here or in another process. within: the epoch is not over."""
@@ -147,24 +156,26 @@ class Training:
             raise Interrupted(signal)
 
     def _check(self, losses: Losses) -> None:
-        """Raises TrainingError when too many losses were not finite; the evidence is in bad_steps.json."""
+        """Tell of the losses that were read and are not finite, of all processes, which must all call this.
+
+        Raises TrainingError when there are too many; the evidence is in bad_steps.json.
+        """
         progress = self.progress
-        for step, value, names in losses.take_bad():
-            progress.bad_steps += 1
-            place = f"epoch {progress.epoch + 1}, step {step + 1}"
-            self.bad.append(
-                {"epoch": progress.epoch + 1, "step": step + 1, "loss": str(value), "images": names}
-            )
-            write_json(self.checkpoints / "bad_steps.json", {"bad_steps": self.bad})
-            if progress.bad_steps > self.max_bad_steps:
+        for step, value, names in itertools.chain(*distributed.gather(losses.take_bad())):
+            bad = {"epoch": progress.epoch + 1, "step": step + 1, "loss": str(value), "images": names}
+            progress.bad_steps.append(bad)
+            if distributed.rank() == 0:
+                write_json(self.checkpoints / "bad_steps.json", {"bad_steps": progress.bad_steps})
+            what = f"the loss or its gradient is {value} in epoch {bad['epoch']}, step {bad['step']}"
+            if len(progress.bad_steps) > self.max_bad_steps:
                 raise TrainingError(
-                    f"the loss is {value} in {place}; images of that batch: {', '.join(names)}; lower --init_lr, clip "
-                    f"with --clip_grad, or look at these images; {self.checkpoints / 'bad_steps.json'} lists all such "
-                    f"batches ({progress.bad_steps}; --max_bad_steps {self.max_bad_steps})"
+                    f"{what}; images of that batch: {', '.join(names)}; lower --init_lr, clip with --clip_grad, or look "
+                    f"at these images; {self.checkpoints / 'bad_steps.json'} lists all such batches "
+                    f"({len(progress.bad_steps)}; --max_bad_steps {self.max_bad_steps})"
                 )
             log.warning(
-                "warning: the loss is %s in %s: the step is left out (%d of --max_bad_steps %d)",
-                value, place, progress.bad_steps, self.max_bad_steps,
+                "warning: %s: the step is left out (%d of --max_bad_steps %d)",
+                what, len(progress.bad_steps), self.max_bad_steps,
             )  # fmt: skip
 
     def _tell_of_waiting(self, wait: DataWait, loader: DataLoader) -> None:
@@ -176,19 +187,37 @@ class Training:
             )  # fmt: skip
 
 
-def out_of_memory(batch_size: int, accumulate: int, device: torch.device) -> TrainingError:
-    """What to do about it, in numbers."""
-    used = ""
-    if device.type == "cuda":
-        total = torch.cuda.get_device_properties(device).total_memory
-        used = (
-            f" ({torch.cuda.max_memory_allocated(device) / 2**30:.1f} of {total / 2**30:.1f} GiB were taken)"
+@contextmanager
+def signals_first(watch: Watch | None):
+    """A signal to a whole group ends the processes that read images, too: it is the signal that is told."""
+    try:
+        yield
+    except InputError as error:
+        if watch is not None and watch.received:
+            raise Interrupted(watch.received) from error
+        raise
+
+
+@contextmanager
+def memory_watched(batch_size: int, accumulate: int | None, device: torch.device):
+    """Running out of memory becomes a TrainingError that says what to try, in numbers. accumulate: None in evaluation."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        used = ""
+        if device.type == "cuda":
+            total = torch.cuda.get_device_properties(device).total_memory
+            used = f" ({torch.cuda.max_memory_allocated(device) / 2**30:.1f} of {total / 2**30:.1f} GiB were taken)"
+        half = max(1, batch_size // 2)
+        remedy = (
+            f"try --eval_batch_size {half}, or --batch_size where points are calibrated"
+            if accumulate is None
+            else f"go on with --grad_checkpoint, which takes about a third more time, or start anew with --batch_size "
+            f"{half} --accumulate {accumulate * 2}"
         )
-    half = max(1, batch_size // 2)
-    return TrainingError(
-        f"memory ran out on {device} with batches of {batch_size}{used}; try --batch_size {half} --accumulate "
-        f"{accumulate * 2}, or --grad_checkpoint, which keeps the batch and takes about a third more time"
-    )
+        raise TrainingError(
+            f"memory ran out on {device} with batches of {batch_size}{used}; {remedy}"
+        ) from error
 
 
 @torch.inference_mode()
@@ -211,7 +240,8 @@ def evaluate(
     outputs, losses, names = [], [], []
     if shared or distributed.rank() == 0:
         model.eval()
-        with bar(title, draws.images) as shown:
+        memory = memory_watched(draws.batch_size, None, precision.device)
+        with bar(title, draws.images) as shown, memory, signals_first(watch):
             for batch in batches(loader):
                 if watch is not None and watch.received and distributed.world() == 1:
                     raise Interrupted(watch.received)
@@ -244,6 +274,7 @@ def fit(
     val_loader: DataLoader,
     threshold: float,
     precision: Precision,
+    watch: Watch,
     select_by: str = "srcc",
     on_epoch: Callable[[Progress], None] = lambda progress: None,
 ) -> None:
@@ -254,53 +285,60 @@ def fit(
     Raises Interrupted when a signal came, with last.pt saved.
     """
     progress, model, stepper = training.progress, training.stepper.model, training.stepper
-    with Watch() as watch:
-        while progress.epoch < stepper.schedule.num_epoch:
-            training.epoch(train_loader, watch)
-            start = time.perf_counter()
-            try:
-                validation = evaluate(
-                    model, val_loader, training.criterion, threshold, precision, "validate", watch
-                )
-            except Interrupted:
-                training.save()
-                raise
-            loss, images = distributed.total(
-                torch.tensor([progress.loss, progress.images], dtype=torch.float64)
-            ).tolist()
-            row = {
-                "epoch": progress.epoch + 1,
-                "lr": stepper.optimizer.param_groups[0]["lr"],
-                "train_loss": loss / max(images, 1),
-                "val_loss": validation.loss,
-            }
-            row |= {f"val_{name}": value for name, value in validation.metrics.items()}
-            row["seconds"] = round(progress.seconds + time.perf_counter() - start, 2)
-            value = -validation.loss if select_by == "loss" else validation.metrics[select_by]
-            if progress.best_epoch == 0 or value > progress.best_value:
-                progress.best_epoch = progress.epoch + 1
-                progress.best_value = value if math.isfinite(value) else -math.inf
-                if distributed.rank() == 0:
-                    checkpoint.save(training.checkpoints / "best.pth", model.state_dict())
-            progress.history.append(row)
-            progress.epoch, progress.step, progress.loss, progress.images = progress.epoch + 1, 0, 0.0, 0
-            progress.seconds = 0.0
+    while progress.epoch < stepper.schedule.num_epoch:
+        training.epoch(train_loader, watch)
+        if distributed.world() > 1:  # they agree on a signal only after the validation, which may take long
             training.save()
-            on_epoch(progress)
-            if signal := distributed.largest([watch.received])[0]:
-                raise Interrupted(signal)
+        start = time.perf_counter()
+        try:
+            validation = evaluate(
+                model, val_loader, training.criterion, threshold, precision, "validate", watch
+            )
+        except Interrupted:
+            training.save()
+            raise
+        loss, images = distributed.total(
+            torch.tensor([progress.loss, progress.images], dtype=torch.float64)
+        ).tolist()
+        row = {
+            "epoch": progress.epoch + 1,
+            "lr": stepper.optimizer.param_groups[0]["lr"],
+            "train_loss": loss / max(images, 1),
+            "val_loss": validation.loss,
+        }
+        row |= {f"val_{name}": value for name, value in validation.metrics.items()}
+        row["seconds"] = round(progress.seconds + time.perf_counter() - start, 2)
+        value = -validation.loss if select_by == "loss" else validation.metrics[select_by]
+        if progress.best_epoch == 0 or value > progress.best_value:
+            progress.best_epoch = progress.epoch + 1
+            progress.best_value = value if math.isfinite(value) else -math.inf
+            if distributed.rank() == 0:
+                checkpoint.save(training.checkpoints / "best.pth", model.state_dict())
+        progress.history.append(row)
+        progress.epoch, progress.step, progress.loss, progress.images = progress.epoch + 1, 0, 0.0, 0
+        progress.seconds = 0.0
+        training.save()
+        on_epoch(progress)
+        if signal := distributed.largest([watch.received])[0]:
+            raise Interrupted(signal)
 
 
-def calibrate(model: nn.Module, loader: DataLoader, device: torch.device) -> None:
-    """Estimate the network's running interest points from all images of a loader, in one pass."""
+def calibrate(model: nn.Module, loader: DataLoader, device: torch.device, watch: Watch) -> None:
+    """Estimate the network's running interest points from all images of a loader, in one pass.
+
+    Raises Interrupted when a signal comes.
+    """
 
     def inputs() -> Iterator[Tensor]:
         with bar("calibrate", loader.batch_sampler.images) as shown:
             for batch in batches(loader):
+                if watch.received:
+                    raise Interrupted(watch.received)
                 yield _input(batch, device)
                 shown.update(len(batch.names))
 
-    calibrate_points(model, inputs())
+    with memory_watched(loader.batch_sampler.batch_size, None, device), signals_first(watch):
+        calibrate_points(model, inputs())
 
 
 def _input(batch: Batch, device: torch.device) -> Tensor:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 class Interrupted(Exception):
-    """The run was asked to stop, and what it had is saved in `folder`; `number` is the signal's."""
+    """The run was asked to stop, and what it had is saved in `folder`, if anything; `number` is the signal's."""
 
     folder: Path | None = None
 

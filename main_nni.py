@@ -31,7 +31,7 @@ from build import (
     pick_precisions,
 )
 from dataset import Splits, read_splits
-from interrupt import Interrupted
+from interrupt import Interrupted, Watch
 from labels import Format
 from models import Weights, WeightsError, load_weights, read_weights, released_style
 from option import InputError
@@ -60,9 +60,16 @@ def main(argv: list[str] | None = None) -> int:
             f"{error.filename or 'a file'}: {error.strerror or error}; check the path and the disk", 2
         )
     except Interrupted as stop:
-        return _fail(f"stopped by {stop}; {stop.folder} goes on with --resume", 128 + stop.number)
+        rest = (
+            f"--resume --experiment_dir_name {stop.folder} goes on"
+            if stop.folder
+            else "nothing was saved yet"
+        )
+        return _fail(f"stopped by {stop}; {rest}", 128 + stop.number)
     except KeyboardInterrupt:
-        return _fail("interrupted; a run with a named folder goes on with --resume", 130)
+        return _fail("interrupted", 130)
+    except torch.OutOfMemoryError:
+        return _fail("memory ran out; try a smaller --model or another --gpu_id", 1)
     except RuntimeError as error:
         if not distributed.is_loss_of_another(error):
             raise
@@ -133,17 +140,19 @@ def prepare_and_work(options: argparse.Namespace, weights: Weights | None, devic
         log.info("%s", note)
     work = evaluate_only if options.eval else train_and_test
     try:
-        if not options.resume:
-            if first:
-                write_json(folder / "options.json", vars(options))
-            if options.calibrate_points:
-                calibrate(options, splits.train, model, device, folder)
-        return work(options, form, splits, model, device, folder)
+        with Watch() as watch:
+            if not options.resume:
+                if first:
+                    write_json(folder / "options.json", vars(options))
+                if options.calibrate_points:
+                    calibrate(options, splits.train, model, device, folder, watch)
+            return work(options, form, splits, model, device, folder, watch)
     except BaseException as error:
-        restored = first and record.restore_previous(folder)
-        if isinstance(error, Interrupted):
+        can_resume = (folder / "checkpoints" / checkpoint.LAST).is_file() and not options.eval
+        if isinstance(error, Interrupted) and can_resume:
             error.folder = folder
-        can_resume = not restored and (folder / "checkpoints" / checkpoint.LAST).is_file()
+        elif first and not options.resume and record.restore_previous(folder):
+            can_resume = False
         if isinstance(error, (InputError, engine.TrainingError)) and can_resume:
             hint = f"{error}; --resume --experiment_dir_name {folder} goes on from the last checkpoint"
             raise type(error)(hint) from error
@@ -176,14 +185,15 @@ def gather_options(given: dict) -> tuple[argparse.Namespace, Weights | None]:
     return options, weights
 
 
-def train_and_test(options, form: Format, splits: Splits, model, device, folder: Path) -> dict:
+def train_and_test(options, form: Format, splits: Splits, model, device, folder: Path, watch: Watch) -> dict:
     """Train, select on the validation set, and report the selected checkpoint's metrics on test.csv."""
     data = loaders(options, splits, model.img_size, device)
     first, checkpoints = distributed.rank() == 0, folder / "checkpoints"
     if first:
         checkpoints.mkdir(exist_ok=True)
+        checkpoint.remove_strays(checkpoints)
     precision, test_precision = pick_precisions(options, device)
-    training = make_training(options, model, precision, checkpoints, lambda: record.drop_previous(folder))
+    training = make_training(options, model, precision, checkpoints)
     if options.resume:
         stepper = training.stepper
         training.progress = checkpoint.restore(checkpoints, model, stepper.optimizer, stepper.scaler)
@@ -200,6 +210,7 @@ def train_and_test(options, form: Format, splits: Splits, model, device, folder:
             return
         row = progress.history[-1]
         record.write_metrics(folder / "metrics.csv", progress.history)
+        record.drop_previous(folder)
         curves.add(row)
         search.report_epoch(row)
         log.info(
@@ -208,14 +219,16 @@ def train_and_test(options, form: Format, splits: Splits, model, device, folder:
             row["val_accuracy"], row["seconds"], ", best so far" if progress.best_epoch == row["epoch"] else "",
         )  # fmt: skip
 
-    engine.fit(training, data["train"], data["val"], form.threshold, precision, options.select_by, on_epoch)
+    engine.fit(
+        training, data["train"], data["val"], form.threshold, precision, watch, options.select_by, on_epoch
+    )
     progress = training.progress
     if first:
         curves.close()
         search.report_end(progress.history[progress.best_epoch - 1])
     load_weights(model, checkpoints / "best.pth")
     evaluation = engine.evaluate(
-        model, data["test"], training.criterion, form.threshold, test_precision, "test"
+        model, data["test"], training.criterion, form.threshold, test_precision, "test", watch
     )
     result = write_results(options, folder, model, evaluation, progress.history)
     result["files"] |= {"metrics": str(folder / "metrics.csv"), "tensorboard": str(folder / "tensorboard")}
@@ -223,14 +236,14 @@ def train_and_test(options, form: Format, splits: Splits, model, device, folder:
     return result | {"best_epoch": progress.best_epoch, "selected_on": selected_on}
 
 
-def evaluate_only(options, form: Format, splits: Splits, model, device, folder: Path) -> dict:
+def evaluate_only(options, form: Format, splits: Splits, model, device, folder: Path, watch: Watch) -> dict:
     """Evaluate the given weights on test.csv."""
     data = loaders(options, splits, model.img_size, device)
     _, precision = pick_precisions(options, device)
     if options.compile:
         model.compile()
     evaluation = engine.evaluate(
-        model, data["test"], make_loss(options.loss), form.threshold, precision, "test"
+        model, data["test"], make_loss(options.loss), form.threshold, precision, "test", watch
     )
     return write_results(options, folder, model, evaluation, [])
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 import torch
@@ -82,21 +82,24 @@ class Losses:
 
 
 class DataWait:
-    """How much of the time is spent waiting for the next batch, from the first one on."""
+    """How much of the time the device is idle and the next batch not there, from the first one on.
 
-    def __init__(self):
-        self.steps, self._waited, self._began = 0, 0.0, 0.0
+    idle: whether the device has nothing to do; a GPU works on while its next batch is waited for.
+    """
+
+    def __init__(self, idle: Callable[[], bool] = lambda: True):
+        self.idle, self.steps, self._waited, self._began = idle, 0, 0.0, 0.0
 
     def timed(self, items: Iterable[Item]) -> Iterator[Item]:
         iterator = iter(items)
         while True:
-            start = time.perf_counter()
+            idle, start = self.idle(), time.perf_counter()
             try:
                 item = next(iterator)
             except StopIteration:
                 return
             if self.steps:
-                self._waited += time.perf_counter() - start
+                self._waited += idle * (time.perf_counter() - start)
             else:
                 self._began = time.perf_counter()  # the first batch has the workers' start in it
             self.steps += 1

@@ -173,7 +173,7 @@ GROUPS: dict[str, tuple[Option, ...]] = {
         _tunable("decay_every", int, 5, "--schedule step: epochs between two drops", low=1),
         _tunable("decay_factor", float, 0.1, "--schedule step: factor of a drop", positive=True, high=1),
         _tunable("warmup_epochs", float, None, "epochs of linear warm-up", low=0),
-        Option("max_bad_steps", int, 10, "steps whose loss is not finite are left out; more than N end the run", low=0),
+        Option("max_bad_steps", int, 10, "steps whose loss or gradient is not finite are left out; more than N end the run", low=0),
         _tunable("clip_grad", float, None, "clip the gradient's norm to this", positive=True),
         Option("select_by", str, "srcc", "metric on the selection set that picks best.pth",
                choices=("srcc", "plcc", "accuracy", "loss")),
@@ -193,6 +193,7 @@ RESUMABLE = {
     "path_to_save_csv",
     "save_minutes",
     "max_bad_steps",
+    "grad_checkpoint",
 }
 
 
@@ -308,6 +309,10 @@ def complete_network(
             setattr(options, name, settings.get(name, released))
     if options.interest_points != "running":
         _refuse(("calibrate_points",), given, "interest_points running", options.interest_points)
+    if options.interest_points == "running" and options.compile and options.grad_checkpoint:
+        raise InputError(
+            "--compile does not go with --grad_checkpoint and --interest_points running; leave one out"
+        )
     if options.interest_points == "image":
         _refuse(("sync_interest_points",), given, "interest_points batch or running", "image")
     if options.refinement != "scheduled":

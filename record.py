@@ -30,13 +30,15 @@ _FILES = (
     "checkpoints/best.pth",
     "checkpoints/last.pt",
     "checkpoints/last.pt.new",
+    "checkpoints/.*.tmp",
     "checkpoints/previous.pt",
     "checkpoints/bad_steps.json",
     "checkpoints/calibrated.pth",
     "checkpoints/released_style.pth",
     "tensorboard/events.out.tfevents*",
 )
-_PREVIOUS = ".previous_run"
+_PREVIOUS = ".previous_run"  # the run that a new one is about to replace
+_MOVING = ".previous_run.moving"  # the same on its way: what is not in here is still, or again, in the folder
 
 
 def new_folder(parent: Path, name: str) -> Path:
@@ -63,7 +65,7 @@ def prepare_folder(folder: Path, overwrite: bool, keep: Path | None = None) -> N
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{folder}: cannot be made ({error.strerror}); give another folder") from None
-    if not _run_files(folder):
+    if not _run_files(folder) and not (folder / _MOVING).exists():
         return
     if not overwrite:
         raise InputError(
@@ -74,7 +76,8 @@ def prepare_folder(folder: Path, overwrite: bool, keep: Path | None = None) -> N
     if (folder / _PREVIOUS).exists():  # of a run that was killed before its first epoch
         _remove_run(folder)
     else:
-        _move_run(folder, folder / _PREVIOUS)
+        _move_run(folder, folder / _MOVING)
+        os.replace(folder / _MOVING, folder / _PREVIOUS)
 
 
 def drop_previous(folder: Path) -> None:
@@ -87,7 +90,8 @@ def restore_previous(folder: Path) -> bool:
     if not (folder / _PREVIOUS).exists():
         return False
     _remove_run(folder)
-    _move_run(folder / _PREVIOUS, folder)
+    os.replace(folder / _PREVIOUS, folder / _MOVING)
+    _move_run(folder / _MOVING, folder)
     return True
 
 
@@ -106,7 +110,7 @@ def _move_run(source: Path, target: Path) -> None:
 def _remove_run(folder: Path) -> None:
     for path in _run_files(folder):
         path.unlink()
-    folders = ("checkpoints", "tensorboard") + (("",) if folder.name == _PREVIOUS else ())
+    folders = ("checkpoints", "tensorboard") + (("",) if folder.name in (_PREVIOUS, _MOVING) else ())
     for name in folders:
         with suppress(OSError):  # not there, or not empty: somebody else's files
             (folder / name).rmdir()

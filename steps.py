@@ -79,11 +79,14 @@ class Stepper:
         refinement: RefinementSchedule | None = None,
         unsynced: Callable = nullcontext,
     ):
-        """unsynced: a context in which gradients stay with their process, for batches that are not the step's last."""
+        """unsynced: a context for forward and backward in which gradients stay with their process, until a step's last batch."""
         self.unsynced = unsynced
         self.model, self.optimizer, self.schedule, self.precision = model, optimizer, schedule, precision
         self.accumulate, self.clip_grad, self.refinement = accumulate, clip_grad, refinement
         self.scaler = torch.amp.GradScaler(precision.device.type, enabled=precision.dtype == torch.float16)
+        self.left_out: Tensor | None = (
+            None  # whether the last step was, for its gradient; a bool on the device
+        )
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
 
     def begin(self, now: float) -> None:
@@ -91,18 +94,18 @@ class Stepper:
         if self.refinement is not None:
             set_refinement(self.model, self.refinement(now / self.schedule.num_epoch))
 
-    def __call__(self, loss: Tensor, now: float, batch: int, batches: int) -> bool:
-        """Backward, and a step if batch number `batch` of the epoch's `batches` is the last of those that share one.
-
-        Returns whether there was a step.
-        """
+    def shares(self, batch: int, batches: int) -> tuple[int, bool]:
+        """How many batches share the step of batch number `batch` of an epoch, and whether it is their last."""
         place = batch % self.accumulate
         together = min(self.accumulate, batches - batch + place)
-        last = place == together - 1
-        with nullcontext() if last else self.unsynced():
-            self.scaler.scale(loss / together).backward()
-        if not last:
-            return False
+        return together, place == together - 1
+
+    def backward(self, loss: Tensor, together: int = 1) -> None:
+        """Add a batch's share to the gradients."""
+        self.scaler.scale(loss / together).backward()
+
+    def update(self, now: float) -> None:
+        """Make a step of the gradients, and forget them. now: as in `begin`."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.schedule(now)
         self.scaler.unscale_(self.optimizer)
@@ -111,11 +114,17 @@ class Stepper:
             norm = nn.utils.get_total_norm(gradients)
         else:
             norm = nn.utils.clip_grad_norm_(self.parameters, self.clip_grad)
-        if self.scaler.is_enabled():
+        if self.scaler.is_enabled():  # it leaves steps out to find its scale: nothing to tell
             self.scaler.step(self.optimizer)
             self.scaler.update()
         else:  # as a scaler tells fused optimisers not to step
-            self.optimizer.found_inf = (~norm.isfinite()).float()
+            self.left_out = ~norm.isfinite()
+            self.optimizer.found_inf = self.left_out.float()
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return True
+
+
+def allow_tf32(allowed: bool) -> None:
+    """Whether float32 products and convolutions on a GPU may round to TF32. torch's own start allows the latter."""
+    torch.set_float32_matmul_precision("high" if allowed else "highest")
+    torch.backends.cudnn.allow_tf32 = allowed

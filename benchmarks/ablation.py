@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -30,7 +31,7 @@ from build import make_model, pick_device, pick_format
 from dataset import Transform, make_loader, read_splits
 from models import read_weights
 from option import InputError
-from steps import Precision
+from steps import Precision, allow_tf32
 from util import atomic_write, make_loss, scores, write_json
 
 SETTINGS = {
@@ -95,7 +96,8 @@ def run_all(settings: list, seeds: list[int], out: Path, common: list[str]) -> l
     for name, options, seed in bar:
         bar.set_postfix_str(f"{name}, seed {seed}")
         words = [*common, "--seed", str(seed)]
-        words += [word for key, value in options.items() for word in (f"--{key}", value)]
+        for key, value in options.items():
+            words += [f"--{key}"] if option.OPTIONS[key].type is bool else [f"--{key}", value]
         rows.append({"setting": name, **options, "seed": seed} | run_one(out / f"{name}-seed{seed}", words))
     return rows
 
@@ -117,13 +119,19 @@ def run_one(folder: Path, words: list[str]) -> dict[str, float]:
     how = ["--resume"] if last.is_file() else ["--overwrite", *words]
     command = [sys.executable, str(ROOT / "main_nni.py"), "--experiment_dir_name", str(folder), *how]
     with open(folder / "train.log", "a", encoding="utf-8") as log:
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=log, text=True)
-    if done.returncode == 130:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
+        try:
+            out, _ = process.communicate()
+        except BaseException:  # Ctrl-C reaches the run too: let it save
+            process.send_signal(signal.SIGTERM)
+            process.wait()
+            raise
+    if process.returncode in (130, 143):
         raise KeyboardInterrupt
-    if done.returncode:
+    if process.returncode:
         last_line = (folder / "train.log").read_text(encoding="utf-8").strip().splitlines()[-1:]
-        raise subprocess.CalledProcessError(done.returncode, " ".join(command), " ".join(last_line))
-    result = json.loads(done.stdout.splitlines()[-1])
+        raise subprocess.CalledProcessError(process.returncode, " ".join(command), " ".join(last_line))
+    result = json.loads(out.splitlines()[-1])
     row = {name: result[name] for name in (*METRICS, "best_epoch", "seconds")} | batch_spread(folder)
     write_json(result_path, row)
     return row
@@ -144,6 +152,7 @@ def batch_spread(folder: Path) -> dict[str, float]:
         limit=options.limit,
     ).test
     transform = Transform(options.dataset, model.img_size, train=False)
+    allow_tf32(False)
     predicted = []
     for order in (np.arange(len(labels)), np.random.default_rng(0).permutation(len(labels))):
         for size in BATCH_SIZES:
@@ -167,7 +176,8 @@ def write_tables(runs: pd.DataFrame, out: Path) -> None:
     table.insert(0, "seeds", groups.size())
     lines = ["| setting | " + " | ".join([*METRICS.values(), *SPREADS.values()]) + " |", "|---" * 6 + "|"]
     for setting, row in table.iterrows():
-        cells = [f"{row[f'{name}_mean']:.4f} ± {row[f'{name}_std']:.4f}" for name in METRICS]
+        spread = {name: f" ± {row[f'{name}_std']:.4f}" if row["seeds"] > 1 else "" for name in METRICS}
+        cells = [f"{row[f'{name}_mean']:.4f}{spread[name]}" for name in METRICS]
         cells += [f"{row[f'{name}_mean']:.2g}" for name in SPREADS]
         lines.append(f"| {setting} | {' | '.join(cells)} |")
     for name, frame in (("runs.csv", runs), ("table.csv", table.reset_index())):

@@ -34,7 +34,7 @@ from benchmarks.straightforward import straightforward_forward
 from dataset import Batch, Transform, batches, make_loader, network_input, read_splits
 from labels import FORMATS
 from models import create_model, list_models
-from steps import Precision, Schedule, Stepper, make_optimizer
+from steps import Precision, Schedule, Stepper, allow_tf32, make_optimizer
 from util import emd_loss
 
 DTYPES = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -88,7 +88,8 @@ class Case:
             loss.backward()
             self.stepper.optimizer.step()
         else:
-            self.stepper(loss, 0.0, 0, 1)
+            self.stepper.backward(loss)
+            self.stepper.update(0.0)
 
     def wait(self) -> None:
         if self.device.type == "cuda":
@@ -124,8 +125,7 @@ class Case:
             output = timed("forward", lambda images=images: self.forward(images))
             loss = emd_loss(output, self.target)
             timed("backward", loss.backward)
-            timed("optimiser", self.stepper.optimizer.step)
-            self.stepper.optimizer.zero_grad()
+            timed("optimiser", lambda: self.stepper.update(0.0))
         return {part: statistics.median(values) for part, values in times.items()}
 
 
@@ -173,6 +173,7 @@ def peak_memory(*case) -> float:
 
 
 def _peak_memory(*case) -> float:
+    allow_tf32(False)
     made = Case(*case)
     made.seconds(2)
     if made.device.type == "cuda":
@@ -213,6 +214,7 @@ def main() -> None:
     parser.add_argument("--json", help="also write the rows to this file")
     given = parser.parse_args()
 
+    allow_tf32(False)
     rates = {precision: matrix_rate(given.device, precision) for precision in given.precisions}
     work = {name: gflop(name) for name in given.models}
     rows = []

@@ -62,6 +62,11 @@ class Stage(nn.Module):
         self.attns = nn.ModuleList(attentions)
         self.drop_path = nn.ModuleList(DropPath(rate) for rate in drop_paths)
         self.grad_checkpointing = False
+        # A checkpointed block is run again, without counting its batch twice where anything is counted.
+        running = any(
+            isinstance(a, DeformableAttention) and a.ref_point14.mode == "running" for a in attentions
+        )
+        self.again = {"context_fn": _first_and_again} if running else {}
 
     def block(self, i: int, x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
         """Block i. x: (B, H, W, C). Returns the same shape, and its points where its attention is deformable."""
@@ -74,18 +79,17 @@ class Stage(nn.Module):
         points = {}
         for i in range(len(self.attns)):
             if self.grad_checkpointing and torch.is_grad_enabled():
-                x, layer_points = checkpoint(
-                    self.block,
-                    i,
-                    x,
-                    use_reentrant=False,
-                    context_fn=lambda: (nullcontext(), tracking_nothing()),
-                )
+                x, layer_points = checkpoint(self.block, i, x, use_reentrant=False, **self.again)
             else:
                 x, layer_points = self.block(i, x)
             if layer_points is not None:
                 points[f"attns.{i}"] = AttentionPoints(*layer_points)
         return x, points
+
+
+def _first_and_again():
+    """The contexts of a checkpointed block's two forward passes."""
+    return nullcontext(), tracking_nothing()
 
 
 class EAT(nn.Module):

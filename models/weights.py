@@ -19,6 +19,8 @@ from .eat import POINT_MODES, REFINEMENTS
 
 TABLES = ("relative_position_bias_table", "rpe_table")
 BUFFERS = ("relative_position_index", "attn_mask")
+# The settings that a file may hold, and their values, the released one first.
+KNOWN = {"interest_points": POINT_MODES, "refinement": REFINEMENTS}
 # Buffers that the release does not have, by the end of their names, and their values where there are none.
 OURS = {
     "ref_point14.running_points": torch.nan,
@@ -140,6 +142,8 @@ def read_weights(path: str | os.PathLike) -> Weights:
             continue  # of a network that was never trained: there are none
         if not torch.isfinite(value).all():
             raise WeightsError(f"{path}: refused, {name!r} holds values that are not finite")
+        if str(name).endswith("refinement.factors") and (value < 0).any():
+            raise WeightsError(f"{path}: refused, {name!r} holds negative factors")
         name = str(name).removeprefix("module.")
         if name in state:
             raise WeightsError(f"{path}: {name} stands there twice, with and without 'module.'")
@@ -154,10 +158,11 @@ def _settings(path: Path, content: Mapping, state: Mapping[str, Tensor]) -> dict
         settings["interest_points"] = "running"
     if any(name.endswith("refinement.factors") for name in state):
         settings["refinement"] = "scheduled"
-    for entry in getattr(content, "_metadata", {}).values():
+    metadata = getattr(content, "_metadata", None)
+    for entry in metadata.values() if isinstance(metadata, Mapping) else ():
         if isinstance(entry, Mapping) and isinstance(entry.get("settings"), Mapping):
-            settings |= entry["settings"]
-    for name, known in (("interest_points", POINT_MODES), ("refinement", REFINEMENTS)):
+            settings |= {name: entry["settings"][name] for name in KNOWN if name in entry["settings"]}
+    for name, known in KNOWN.items():
         if settings.get(name, known[0]) not in known:
             raise WeightsError(f"{path}: {name} {settings[name]!r} is not one of {', '.join(known)}")
     return settings

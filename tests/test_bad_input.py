@@ -168,6 +168,13 @@ def test_wrong_weights(run, ava):
             ("--calibrate_points needs --path_to_model_weight",),
         ),
         ({"calibrate_points": 0}, ("--calibrate_points 0 must be at least 1",)),
+        (
+            {"interest_points": "running", "compile": True, "grad_checkpoint": True},
+            ("--compile does not go with",),
+        ),
+        ({"amp": "fp8"}, ("--amp fp8: choose from auto, bf16",)),
+        ({"save_minutes": -1}, ("--save_minutes -1 must be at least 0",)),
+        ({"max_bad_steps": -1}, ("--max_bad_steps -1 must be at least 0",)),
         ({"accumulate": 0}, ("--accumulate 0 must be at least 1",)),
         ({"batch_size": 0}, ("--batch_size 0 must be at least 1",)),
         ({"init_lr": -1}, ("--init_lr -1 must be greater than 0",)),

@@ -57,13 +57,13 @@ def torchrun(folder, words):
     return process.returncode, json.loads(lines[0]) if lines else None, err
 
 
-@pytest.mark.parametrize("points", ["batch", "running"])
-def test_two_processes_train_one_network_and_evaluate_as_one_does(ava, run, points):
+@pytest.mark.parametrize(("points", "sync"), [("batch", None), ("running", None), ("running", True)])
+def test_two_processes_train_one_network_and_evaluate_as_one_does(ava, run, points, sync):
     """14 test images in batches of 4: the last batch is short, and the processes have two batches each."""
     lines = (ava / "train.csv").read_text().splitlines()
     with (ava / "test.csv").open("a") as file:
         file.write("\n".join(lines[1:9]) + "\n")
-    given = RECIPE | {"interest_points": points, "eval_batch_size": 4, "sync_interest_points": True}
+    given = RECIPE | {"interest_points": points, "eval_batch_size": 4, "sync_interest_points": sync}
     status, result, err = torchrun(ava, arguments(ava, **given))
     assert status == 0, err
     assert err.count("epoch 2/2") == 1  # one process logs
@@ -80,6 +80,10 @@ def test_two_processes_train_one_network_and_evaluate_as_one_does(ava, run, poin
     assert result["images"] == alone["images"] == 14
     assert metrics(together) == pytest.approx(metrics(alone), rel=1e-6, nan_ok=True)
     assert metrics(result) == pytest.approx(metrics(alone), rel=1e-6, nan_ok=True)
+    history = pd.read_csv(ava / "run" / "metrics.csv").iloc[result["best_epoch"] - 1]
+    (ava / "test.csv").write_bytes((ava / "val.csv").read_bytes())
+    _, validated, _ = run(arguments(ava, **best, experiment_dir_name=ava / "validated"))
+    assert validated["loss"] == pytest.approx(history["val_loss"], rel=1e-6)
     tables = [pd.read_csv(ava / name / "predictions.csv") for name in ("run", "alone", "together")]
     for table in tables[1:]:
         pd.testing.assert_frame_equal(table, tables[0], rtol=1e-5)
@@ -102,15 +106,18 @@ def test_two_processes_accumulate_stop_and_resume_as_if_they_had_not(ava):
     status, whole, err = torchrun(ava, arguments(ava, **given, experiment_dir_name=ava / "whole"))
     assert status == 0, err
     last = ava / "cut" / "checkpoints" / "last.pt"
-    process = start(ava, arguments(ava, **given, experiment_dir_name=ava / "cut"))
+    process = start(ava, arguments(ava, **given, experiment_dir_name=ava / "cut", save_minutes=0))
     while not last.exists() and process.poll() is None:
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)  # torchrun itself: its processes are ended by hand
-    subprocess.run(["pkill", "-KILL", "-f", str(ava / "spy.py")])
-    process.communicate()
+    process.send_signal(signal.SIGTERM)  # torchrun hands it on
+    _, err = process.communicate()
+    assert "stopped by SIGTERM; --resume --experiment_dir_name" in err
     status, resumed, err = torchrun(ava, ["--resume", "--experiment_dir_name", ava / "cut"])
     assert status == 0, err
     assert metrics(resumed) == metrics(whole)
+    columns = ["train_loss", "val_loss", "val_srcc"]
+    tables = [pd.read_csv(ava / name / "metrics.csv")[columns] for name in ("whole", "cut")]
+    pd.testing.assert_frame_equal(*tables, check_exact=True)
 
 
 def test_one_process_that_fails_ends_all_with_its_message(ava):

@@ -1,7 +1,9 @@
 """A run that is lost at any moment goes on to the same result, bit by bit; and what goes wrong is told in one line."""
 
+import contextlib
 import json
 import logging
+import multiprocessing
 import os
 import random
 import resource
@@ -20,7 +22,9 @@ from test_run import metrics
 import checkpoint
 import dataset
 import engine
+import record
 import steps
+from models import EAT
 
 ROOT = Path(__file__).parent.parent
 RECIPE = {
@@ -60,7 +64,7 @@ def resume(run, folder):
 
 def signal_at(monkeypatch, step, number):
     """Send this process a signal in the middle of its step number `step`."""
-    original, calls = steps.Stepper.__call__, []
+    original, calls = steps.Stepper.backward, []
 
     def call(self, *args):
         calls.append(1)
@@ -68,7 +72,7 @@ def signal_at(monkeypatch, step, number):
             os.kill(os.getpid(), number)
         return original(self, *args)
 
-    monkeypatch.setattr(steps.Stepper, "__call__", call)
+    monkeypatch.setattr(steps.Stepper, "backward", call)
 
 
 def cut(ava, run, monkeypatch, step=8, number=signal.SIGTERM, **options):
@@ -106,7 +110,8 @@ def test_killed_at_a_random_step(ava, run, whole, attempt):
 def test_a_signal_saves_first_and_says_how_to_go_on(ava, run, monkeypatch, whole, number, status, name):
     found, err = cut(ava, run, monkeypatch, 8, number)
     assert found == status
-    assert err.splitlines() == [f"main_nni.py: stopped by {name}; {ava / 'cut'} goes on with --resume"]
+    hint = f"--resume --experiment_dir_name {ava / 'cut'} goes on"
+    assert err.splitlines() == [f"main_nni.py: stopped by {name}; {hint}"]
     saved = torch.load(ava / "cut" / "checkpoints" / "last.pt", weights_only=True)["progress"]
     assert (saved["epoch"], saved["step"]) == (1, 2)
     assert_same(whole, ava / "cut", resume(run, ava / "cut"))
@@ -119,15 +124,8 @@ def test_a_signal_in_the_last_step_of_an_epoch(ava, run, monkeypatch, whole, ste
 
 
 def test_a_signal_while_validating(ava, run, monkeypatch, whole):
-    original = engine.bar
     with monkeypatch.context() as patch:
-
-        def bar(title, *args):
-            if title == "validate":
-                os.kill(os.getpid(), signal.SIGTERM)
-            return original(title, *args)
-
-        patch.setattr(engine, "bar", bar)
+        interrupt_at_bar(patch, "validate")
         status, _, _ = run(arguments(ava, experiment_dir_name=ava / "cut", **RECIPE))
     assert status == 143
     assert_same(whole, ava / "cut", resume(run, ava / "cut"))
@@ -205,7 +203,7 @@ def test_an_image_that_becomes_unreadable_stops_the_run_where_it_can_go_on(ava, 
 
             return call
 
-        patch.setattr(steps.Stepper, "__call__", spoil(steps.Stepper.__call__))
+        patch.setattr(steps.Stepper, "backward", spoil(steps.Stepper.backward))
         status, _, err = run(arguments(ava, experiment_dir_name=ava / "cut", **RECIPE))
     assert status == 2
     assert "105.jpg: does not decode" in err
@@ -214,33 +212,170 @@ def test_an_image_that_becomes_unreadable_stops_the_run_where_it_can_go_on(ava, 
     assert_same(whole, ava / "cut", resume(run, ava / "cut"))
 
 
-def test_a_worker_that_dies_is_told(ava, run, monkeypatch):
-    original = dataset.PhotoDataset.__getitem__
+@pytest.mark.parametrize("when", ["in a step", "while waiting"])
+def test_a_worker_that_dies_is_told_and_the_run_goes_on(ava, run, monkeypatch, whole, when):
+    """In a step: from another process, while this one computes; torch would raise it right there."""
+    with monkeypatch.context() as patch:
+        if when == "in a step":
+            original, calls = steps.Stepper.backward, []
 
-    def die(self, draw):
-        if self.transform.train and draw[0] == 3:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return original(self, draw)
+            def kill(self, *args):
+                calls.append(1)
+                if len(calls) == 3:
+                    for child in multiprocessing.active_children():
+                        os.kill(child.pid, signal.SIGKILL)
+                    time.sleep(0.3)
+                return original(self, *args)
 
-    monkeypatch.setattr(dataset.PhotoDataset, "__getitem__", die)
-    status, _, err = run(arguments(ava, num_workers=1))
+            patch.setattr(steps.Stepper, "backward", kill)
+        else:
+            item = dataset.PhotoDataset.__getitem__
+
+            def die(self, draw):
+                if self.transform.train and draw[0] == 3:
+                    os.kill(os.getpid(), signal.SIGKILL)
+                return item(self, draw)
+
+            patch.setattr(dataset.PhotoDataset, "__getitem__", die)
+        status, _, err = run(arguments(ava, experiment_dir_name=ava / "cut", num_workers=1, **RECIPE))
     assert status == 2
     assert "a process that reads images died" in err
     assert "lower --num_workers (now 1)" in err
     assert len(err.splitlines()) == 1
+    if "--resume" in err:
+        assert_same(whole, ava / "cut", resume(run, ava / "cut"))
+    else:
+        assert when == "while waiting"  # for the first batch: there was nothing to save
+
+
+def test_a_signal_to_the_whole_group_is_a_signal(ava, run, monkeypatch, whole):
+    def to_all(self, *args, original=steps.Stepper.backward, calls=[]):  # noqa: B006
+        calls.append(1)
+        if len(calls) == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+            for child in multiprocessing.active_children():
+                os.kill(child.pid, signal.SIGTERM)
+        return original(self, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(steps.Stepper, "backward", to_all)
+        status, _, err = run(arguments(ava, experiment_dir_name=ava / "cut", num_workers=2, **RECIPE))
+    assert status == 143, err
+    assert_same(whole, ava / "cut", resume(run, ava / "cut"))
+
+
+def interrupt_at_bar(monkeypatch, wanted):
+    original = engine.bar
+
+    def bar(title, *args):
+        if title == wanted:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(title, *args)
+
+    monkeypatch.setattr(engine, "bar", bar)
+
+
+def test_a_signal_in_the_final_test(ava, run, monkeypatch, whole):
+    with monkeypatch.context() as patch:
+        interrupt_at_bar(patch, "test")
+        status, _, err = run(arguments(ava, experiment_dir_name=ava / "cut", **RECIPE))
+    assert status == 143
+    assert "--resume --experiment_dir_name" in err
+    assert_same(whole, ava / "cut", resume(run, ava / "cut"))
+
+
+def test_a_signal_while_calibrating_or_evaluating_leaves_what_was_there(ava, run, monkeypatch, whole):
+    best = ava / "whole" / "checkpoints" / "best.pth"
+    run(arguments(ava))
+    before = {path: path.read_bytes() for path in (ava / "run").rglob("*") if path.is_file()}
+    for title, given in (
+        ("calibrate", {"calibrate_points": 6, "path_to_model_weight": best}),
+        ("test", {"eval": True, "path_to_model_weight": best}),
+    ):
+        with monkeypatch.context() as patch:
+            interrupt_at_bar(patch, title)
+            status, _, err = run(arguments(ava, overwrite=True, **given))
+        assert status == 143
+        assert err.splitlines() == ["main_nni.py: stopped by SIGTERM; nothing was saved yet"]
+        assert {path: path.read_bytes() for path in (ava / "run").rglob("*") if path.is_file()} == before
+
+
+def test_an_overwriting_run_keeps_the_old_one_until_its_first_epoch_is_done(ava, run, monkeypatch, whole):
+    run(arguments(ava, experiment_dir_name=ava / "cut"))
+    old = (ava / "cut" / "checkpoints" / "best.pth").read_bytes()
+    assert cut(ava, run, monkeypatch, 2, overwrite=True)[0] == 143
+    hidden = ava / "cut" / ".previous_run"
+    assert (hidden / "checkpoints" / "best.pth").read_bytes() == old
+    assert_same(whole, ava / "cut", resume(run, ava / "cut"))
+    assert not hidden.exists()
+
+
+@pytest.mark.parametrize("stop", range(1, 9))
+def test_setting_a_run_aside_can_be_cut_anywhere(ava, run, monkeypatch, stop):
+    run(arguments(ava))
+    before = {
+        path.relative_to(ava / "run"): path.read_bytes()
+        for path in (ava / "run").rglob("*")
+        if path.is_file()
+    }
+    replace, calls = os.replace, []
+
+    def cut_short(*paths):
+        calls.append(1)
+        if len(calls) == stop:
+            raise KeyboardInterrupt
+        replace(*paths)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(record.os, "replace", cut_short)
+        with contextlib.suppress(KeyboardInterrupt):
+            record.prepare_folder(ava / "run", overwrite=True)
+            record.restore_previous(ava / "run")
+    record.prepare_folder(ava / "run", overwrite=True)
+    record.restore_previous(ava / "run")
+    after = {
+        path.relative_to(ava / "run"): path.read_bytes()
+        for path in (ava / "run").rglob("*")
+        if path.is_file()
+    }
+    assert after == before
+
+
+def test_what_a_killed_save_left_is_removed(ava, run, monkeypatch):
+    cut(ava, run, monkeypatch)
+    strays = [
+        ava / "cut" / "checkpoints" / name
+        for name in (".last.pt.new.123.tmp", ".best.pth.7.tmp", "last.pt.new")
+    ]
+    for stray in strays:
+        stray.write_bytes(b"half")
+    resume(run, ava / "cut")
+    assert not any(stray.exists() for stray in strays)
 
 
 def test_running_out_of_memory_says_what_to_try(ava, run, monkeypatch):
     def full(*_):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(steps.Stepper, "__call__", full)
+    monkeypatch.setattr(steps.Stepper, "backward", full)
     status, _, err = run(arguments(ava))
     assert status == 1
-    assert (
-        "memory ran out on cpu with batches of 6; try --batch_size 3 --accumulate 2, or --grad_checkpoint"
-        in err
-    )
+    assert "memory ran out on cpu with batches of 6; go on with --grad_checkpoint" in err
+    assert "--batch_size 3 --accumulate 2" in err
+
+
+def test_running_out_of_memory_in_evaluation_names_its_batch(ava, run, monkeypatch):
+    original = EAT.forward
+
+    def full(self, images):
+        if not self.training:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return original(self, images)
+
+    monkeypatch.setattr(EAT, "forward", full)
+    status, _, err = run(arguments(ava))
+    assert status == 1
+    assert "memory ran out on cpu with batches of 6; try --eval_batch_size 3" in err
 
 
 def spoilt_losses(monkeypatch, bad):
@@ -267,7 +402,10 @@ def test_a_bad_step_is_left_out(ava, run, monkeypatch, caplog):
     spoilt_losses(monkeypatch, {2, 3})
     status, result, _ = run(arguments(ava, batch_size=3, max_bad_steps=2, init_lr=1e-3))
     assert status == 0
-    assert "the loss is nan in epoch 1, step 2: the step is left out (1 of --max_bad_steps 2)" in caplog.text
+    assert (
+        "the loss or its gradient is nan in epoch 1, step 2: the step is left out (1 of --max_bad_steps 2)"
+        in caplog.text
+    )
     evidence = json.loads((ava / "run" / "checkpoints" / "bad_steps.json").read_text())["bad_steps"]
     assert [(row["step"], row["loss"], len(row["images"])) for row in evidence] == [
         (2, "nan", 3),
@@ -283,9 +421,34 @@ def test_too_many_bad_steps_end_the_run_with_the_evidence(ava, run, monkeypatch)
     spoilt_losses(monkeypatch, {1, 2, 4})
     status, _, err = run(arguments(ava, batch_size=3, max_bad_steps=1))
     assert status == 1
-    assert "the loss is nan in epoch 1, step 2" in err
+    assert "the loss or its gradient is nan in epoch 1, step 2" in err
     assert "bad_steps.json lists all such batches (2; --max_bad_steps 1)" in err
     assert len(json.loads((ava / "run" / "checkpoints" / "bad_steps.json").read_text())["bad_steps"]) == 2
+
+
+def test_a_gradient_that_is_not_finite_is_told_though_the_loss_is(ava, run, monkeypatch):
+    original = steps.Stepper.update
+
+    def explode(self, now):
+        self.parameters[0].grad.fill_(torch.inf)
+        original(self, now)
+
+    monkeypatch.setattr(steps.Stepper, "update", explode)
+    status, _, err = run(arguments(ava, max_bad_steps=0))
+    assert status == 1
+    assert "the loss or its gradient is nan in epoch 1, step 1" in err
+
+
+def test_bad_steps_before_a_break_stay_in_the_evidence(ava, run, monkeypatch):
+    given = {"batch_size": 2, "init_lr": 1e-3}
+    with monkeypatch.context() as patch:
+        spoilt_losses(patch, {1})
+        signal_at(patch, 3, signal.SIGTERM)
+        assert run(arguments(ava, **given))[0] == 143
+    spoilt_losses(monkeypatch, {2})
+    resume(run, ava / "run")
+    evidence = json.loads((ava / "run" / "checkpoints" / "bad_steps.json").read_text())["bad_steps"]
+    assert [row["step"] for row in evidence] == [1, 5]
 
 
 def test_random_states_come_back_to_the_bit():

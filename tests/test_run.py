@@ -115,7 +115,7 @@ def test_resume_after_an_epoch_equals_an_uninterrupted_run(ava, run, monkeypatch
     monkeypatch.setattr(checkpoint, "save_last", stop_after_first_epoch)
     status, _, err = run(arguments(ava, experiment_dir_name=ava / "cut", **given))
     assert status == 130
-    assert "--resume" in err
+    assert "interrupted" in err
     monkeypatch.setattr(checkpoint, "save_last", write)
     status, resumed, _ = run(["--resume", "--experiment_dir_name", ava / "cut"])
     assert status == 0
@@ -280,7 +280,7 @@ def test_cosine_schedule_warms_up_and_falls_to_zero():
 def test_non_finite_loss_stops_with_epoch_step_and_images(ava, run):
     status, _, err = run(arguments(ava, init_lr=1e30, batch_size=4, num_epoch=3, max_bad_steps=0))
     assert status == 1
-    assert "the loss is" in err
+    assert "the loss or its gradient is" in err
     assert "epoch 1, step 2" in err
     assert err.count(".jpg") == 4
 

@@ -215,6 +215,20 @@ def test_a_file_with_an_unknown_setting_is_refused(tmp_path):
         read_weights(tmp_path / "w.pth")
 
 
+def test_odd_metadata_is_ignored_and_negative_factors_are_refused(tmp_path):
+    state = make_toy().state_dict()
+    state._metadata[""]["settings"] = {"interest_points": "image", "future": "x"}
+    torch.save(state, tmp_path / "w.pth")
+    assert read_weights(tmp_path / "w.pth").settings == {"interest_points": "image"}
+    state._metadata = ["a list"]
+    torch.save(state, tmp_path / "w.pth")
+    assert read_weights(tmp_path / "w.pth").settings == {}
+    state["stages.2.attns.1.refinement.factors"] = torch.tensor([-1.0, 1.0])
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match="negative factors"):
+        read_weights(tmp_path / "w.pth")
+
+
 @pytest.mark.parametrize("setting", ["interest_points", "refinement"])
 def test_unknown_settings_are_refused(setting):
     with pytest.raises(ValueError, match=f"{setting} 'median': choose from"):

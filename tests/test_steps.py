@@ -74,6 +74,19 @@ def test_tf32_is_off_unless_asked(tf32):
     build.pick_precisions(options(), CPU)
 
 
+def test_checkpointed_gradients_compile_in_one_graph(golden_images, golden):
+    losses = []
+    for compiled in (False, True):
+        model = make_toy().train()
+        model.set_grad_checkpointing(True)
+        torch._dynamo.reset()
+        network = torch.compile(model, fullgraph=True, backend="aot_eager") if compiled else model
+        loss = emd_loss(network(golden_images), golden["input/target"])
+        loss.backward()
+        losses.append((loss.item(), model.cls_head.weight.grad))
+    torch.testing.assert_close(losses[1], losses[0])
+
+
 @pytest.mark.parametrize("refinement", ["released", "scheduled"])
 def test_checkpointed_gradients_are_the_same_and_count_each_image_once(golden_images, golden, refinement):
     gradients, points = [], []
@@ -103,7 +116,7 @@ def test_compile_is_handed_to_the_network(monkeypatch, tmp_path):
     model = create_model("eat_nano")
     monkeypatch.setattr(model, "compile", lambda: compiled.append(True))
     for flag in (False, True):
-        build.make_training(options(compile=flag, loss="emd"), model, Precision(CPU), tmp_path, lambda: None)
+        build.make_training(options(compile=flag, loss="emd"), model, Precision(CPU), tmp_path)
     assert compiled == [True]
 
 
@@ -126,9 +139,13 @@ def test_a_gradient_that_is_not_finite_changes_nothing(name):
     )
     images = torch.randn(1, 3, 224, 224)
     before = [parameter.detach().clone() for parameter in model.parameters()]
-    assert stepper(model(images).mean() * math.inf, 0.0, 0, 2)
+    stepper.backward(model(images).mean() * math.inf)
+    stepper.update(0.0)
+    assert stepper.left_out
     assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
-    assert stepper(model(images).mean(), 0.0, 1, 2)
+    stepper.backward(model(images).mean())
+    stepper.update(0.5)
+    assert not stepper.left_out
     assert not all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
     assert all(parameter.isfinite().all() for parameter in model.parameters())
 
@@ -156,6 +173,13 @@ def test_waiting_for_data_is_measured_from_the_first_batch_on():
         time.sleep(0.005)
     assert 0.45 < wait.share < 0.75
     assert wait.is_bottleneck
+
+
+def test_a_busy_device_does_not_wait_for_data():
+    wait = DataWait(idle=lambda: False)
+    for _ in wait.timed(range(30)):
+        time.sleep(0.001)
+    assert wait.share == 0
 
 
 def test_a_run_that_waits_for_data_says_so_once(ava, run, monkeypatch, caplog):
