@@ -83,8 +83,8 @@ def test_checkpointed_gradients_compile_in_one_graph(golden_images, golden):
         network = torch.compile(model, fullgraph=True, backend="aot_eager") if compiled else model
         loss = emd_loss(network(golden_images), golden["input/target"])
         loss.backward()
-        losses.append((loss.item(), model.cls_head.weight.grad))
-    torch.testing.assert_close(losses[1], losses[0])
+        losses.append((loss.detach(), model.cls_head.weight.grad))
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("refinement", ["released", "scheduled"])
