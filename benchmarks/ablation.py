@@ -119,11 +119,14 @@ def run_one(folder: Path, words: list[str]) -> dict[str, float]:
     how = ["--resume"] if last.is_file() else ["--overwrite", *words]
     command = [sys.executable, str(ROOT / "main_nni.py"), "--experiment_dir_name", str(folder), *how]
     with open(folder / "train.log", "a", encoding="utf-8") as log:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
+        # In a session of its own, so that Ctrl-C reaches it once, from here; then it saves.
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True
+        )
         try:
             out, _ = process.communicate()
-        except BaseException:  # Ctrl-C reaches the run too: let it save
-            process.send_signal(signal.SIGTERM)
+        except BaseException:
+            process.terminate()
             process.wait()
             raise
     if process.returncode in (130, 143):
@@ -212,4 +215,5 @@ def draw(runs: pd.DataFrame) -> Figure:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
     sys.exit(main())

@@ -1,10 +1,16 @@
 """The ablation: trains what is missing, measures the batch spread, writes its tables."""
 
 import json
+import os
+import signal
+import subprocess
+import sys
+import time
 
 import pandas as pd
 import pytest
 from conftest import arguments
+from test_run import ROOT
 
 from benchmarks import ablation
 
@@ -54,3 +60,27 @@ def test_a_run_that_fails_is_named(ava, capsys):
     (ava / "train.csv").unlink()
     assert ablation.main(command(ava, "batch")) == 1
     assert "train.csv: no such file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_it_lets_the_run_save_and_goes_on_with_it(ava, number):
+    words = [
+        sys.executable,
+        "-m",
+        "benchmarks.ablation",
+        *map(str, command(ava, "batch")),
+        "--num_epoch",
+        "500",
+    ]
+    log = ava / "out" / "batch-seed0" / "train.log"
+    with subprocess.Popen(
+        words, cwd=ROOT, stderr=subprocess.PIPE, start_new_session=True, text=True
+    ) as process:
+        while not (log.is_file() and "epoch 2/500" in log.read_text()):
+            time.sleep(0.05)
+        os.killpg(process.pid, number)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "ablation: interrupted; the same command goes on" in err
+    assert "stopped by SIGTERM; --resume" in log.read_text()
+    assert (ava / "out" / "batch-seed0" / "checkpoints" / "last.pt").is_file()
