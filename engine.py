@@ -212,7 +212,7 @@ def memory_watched(batch_size: int, accumulate: int | None, device: torch.device
         remedy = (
             f"try --eval_batch_size {half}, or --batch_size where points are calibrated"
             if accumulate is None
-            else f"go on with --grad_checkpoint, which takes about a third more time, or start anew with --batch_size "
+            else f"go on with --grad_checkpoint, which takes about 1.3 times as long, or start anew with --batch_size "
             f"{half} --accumulate {accumulate * 2}"
         )
         raise TrainingError(

@@ -157,7 +157,7 @@ GROUPS: dict[str, tuple[Option, ...]] = {
                choices=("auto", "bf16", "fp16", "off")),
         Option("tf32", bool, False, "float32 matrix products on a GPU may use TF32"),
         Option("compile", bool, False, "compile the network with torch.compile"),
-        Option("grad_checkpoint", bool, False, "keep no activations within blocks; less memory, about a third more time"),
+        Option("grad_checkpoint", bool, False, "keep no activations within blocks: less memory, about 1.3 times as long"),
     ),
     "training": (
         _tunable("num_epoch", int, None, "epochs", low=1),

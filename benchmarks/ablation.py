@@ -28,6 +28,7 @@ from tqdm import tqdm
 import engine
 import option
 from build import make_model, pick_device, pick_format
+from checkpoint import LAST, PREVIOUS
 from dataset import Transform, make_loader, read_splits
 from models import read_weights
 from option import InputError
@@ -115,8 +116,8 @@ def run_one(folder: Path, words: list[str]) -> dict[str, float]:
         return json.loads(result_path.read_text(encoding="utf-8"))
     folder.mkdir(parents=True, exist_ok=True)
     write_json(words_path, {"options": words})
-    last = folder / "checkpoints" / "last.pt"
-    how = ["--resume"] if last.is_file() else ["--overwrite", *words]
+    saved = any((folder / "checkpoints" / name).is_file() for name in (LAST, PREVIOUS))
+    how = ["--resume"] if saved else ["--overwrite", *words]
     command = [sys.executable, str(ROOT / "main_nni.py"), "--experiment_dir_name", str(folder), *how]
     with open(folder / "train.log", "a", encoding="utf-8") as log:
         # In a session of its own, so that Ctrl-C reaches it once, from here; then it saves.
