@@ -21,6 +21,17 @@ ROOT = Path(__file__).parent.parent
 METRICS = ("srcc", "plcc", "krcc", "accuracy", "mae", "rmse", "emd_r1", "emd_r2", "loss")
 
 
+def stop_after_an_epoch(monkeypatch):
+    """As if Ctrl-C came just when an epoch's last.pt was written."""
+    write = checkpoint.save_last
+
+    def write_and_stop(folder, content):
+        write(folder, content)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint, "save_last", write_and_stop)
+
+
 def metrics(result):
     return {name: result[name] for name in METRICS}
 
@@ -106,17 +117,11 @@ def test_resume_after_an_epoch_equals_an_uninterrupted_run(ava, run, monkeypatch
         "schedule": "cosine",
     }
     _, whole, _ = run(arguments(ava, experiment_dir_name=ava / "whole", **given))
-    write = checkpoint.save_last
-
-    def stop_after_first_epoch(folder, content):
-        write(folder, content)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(checkpoint, "save_last", stop_after_first_epoch)
-    status, _, err = run(arguments(ava, experiment_dir_name=ava / "cut", **given))
+    with monkeypatch.context() as patch:
+        stop_after_an_epoch(patch)
+        status, _, err = run(arguments(ava, experiment_dir_name=ava / "cut", **given))
     assert status == 130
     assert "interrupted" in err
-    monkeypatch.setattr(checkpoint, "save_last", write)
     status, resumed, _ = run(["--resume", "--experiment_dir_name", ava / "cut"])
     assert status == 0
     assert metrics(resumed) == metrics(whole)

@@ -6,9 +6,8 @@ import pandas as pd
 import pytest
 import torch
 from conftest import arguments
-from test_run import metrics
+from test_run import metrics, stop_after_an_epoch
 
-import checkpoint
 import option
 from build import network_notes
 from checkpoint import Progress
@@ -144,15 +143,9 @@ def test_resume_keeps_running_points_factors_and_steps(ava, run, monkeypatch):
     }
     given |= {"init_lr": 1e-3}
     _, whole, _ = run(arguments(ava, experiment_dir_name=ava / "whole", **given))
-    write = checkpoint.save_last
-
-    def stop_after_first_epoch(folder, content):
-        write(folder, content)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(checkpoint, "save_last", stop_after_first_epoch)
-    assert run(arguments(ava, experiment_dir_name=ava / "cut", **given))[0] == 130
-    monkeypatch.setattr(checkpoint, "save_last", write)
+    with monkeypatch.context() as patch:
+        stop_after_an_epoch(patch)
+        assert run(arguments(ava, experiment_dir_name=ava / "cut", **given))[0] == 130
     status, resumed, _ = run(["--resume", "--experiment_dir_name", ava / "cut"])
     assert status == 0
     assert metrics(resumed) == metrics(whole)
