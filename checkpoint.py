@@ -21,6 +21,7 @@ from util import atomic_write
 log = logging.getLogger("eat")
 
 LAST, PREVIOUS = "last.pt", "previous.pt"
+BEST, PREVIOUS_BEST = "best.pth", "previous_best.pth"
 
 
 @dataclass
@@ -55,7 +56,7 @@ def save(path: Path, content: dict) -> None:
 
 def remove_strays(folder: Path) -> None:
     """Remove what a run that was killed while it saved has left half-written."""
-    for path in [*folder.glob(".*.tmp"), folder / f"{LAST}.new"]:
+    for path in [*folder.glob(".*.tmp"), folder / f"{LAST}.new", folder / f"{BEST}.new"]:
         path.unlink(missing_ok=True)
 
 
@@ -74,11 +75,22 @@ def snapshot(model: nn.Module, optimizer, scaler, progress: Progress) -> dict:
 
 def save_last(folder: Path, content: dict) -> None:
     """Write last.pt; the one before it becomes previous.pt."""
-    fresh = folder / f"{LAST}.new"
+    _save_over(folder / LAST, content, folder / PREVIOUS)
+
+
+def save_best(folder: Path, model: nn.Module, epoch: int) -> None:
+    """Write best.pth, a plain state_dict whose metadata names its epoch; the one before it becomes previous_best.pth."""
+    state = model.state_dict()
+    state._metadata[""]["epoch"] = epoch
+    _save_over(folder / BEST, state, folder / PREVIOUS_BEST)
+
+
+def _save_over(path: Path, content: dict, previous: Path) -> None:
+    fresh = path.with_name(f"{path.name}.new")
     save(fresh, content)
-    if (folder / LAST).exists():
-        os.replace(folder / LAST, folder / PREVIOUS)
-    os.replace(fresh, folder / LAST)
+    if path.exists():
+        os.replace(path, previous)
+    os.replace(fresh, path)
 
 
 def restore(folder: Path, model: nn.Module, optimizer, scaler) -> Progress:
@@ -115,8 +127,32 @@ def restore(folder: Path, model: nn.Module, optimizer, scaler) -> Progress:
             problems and distributed.rank() == 0
         ):  # or the next save would push the damaged one over the good one
             os.replace(path, folder / LAST)
+        if not distributed.share(distributed.rank() == 0 and _match_best(folder, progress.best_epoch)):
+            log.warning(
+                "warning: %s: not of epoch %d; the best epoch is looked for from here on",
+                folder / BEST,
+                progress.best_epoch,
+            )
+            progress.best_epoch, progress.best_value = 0, -math.inf
         return progress
     raise InputError("; ".join(problems))
+
+
+def _match_best(folder: Path, epoch: int) -> bool:
+    """Make best.pth that of `epoch`: a run that is cut between best.pth and last.pt leaves one that is too new."""
+    if epoch == 0 or _epoch_of(folder / BEST) == epoch:
+        return True
+    if _epoch_of(folder / PREVIOUS_BEST) != epoch:
+        return False
+    os.replace(folder / PREVIOUS_BEST, folder / BEST)
+    return True
+
+
+def _epoch_of(path: Path) -> int | None:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=True)._metadata[""]["epoch"]
+    except Exception:  # missing, damaged or of another program
+        return None
 
 
 def _random_states() -> dict:

@@ -313,7 +313,7 @@ def fit(
             progress.best_epoch = progress.epoch + 1
             progress.best_value = value if math.isfinite(value) else -math.inf
             if distributed.rank() == 0:
-                checkpoint.save(training.checkpoints / "best.pth", model.state_dict())
+                checkpoint.save_best(training.checkpoints, model, progress.best_epoch)
         progress.history.append(row)
         progress.epoch, progress.step, progress.loss, progress.images = progress.epoch + 1, 0, 0.0, 0
         progress.seconds = 0.0

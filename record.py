@@ -28,6 +28,8 @@ _FILES = (
     "predictions.csv",
     "report.png",
     "checkpoints/best.pth",
+    "checkpoints/best.pth.new",
+    "checkpoints/previous_best.pth",
     "checkpoints/last.pt",
     "checkpoints/last.pt.new",
     "checkpoints/.*.tmp",

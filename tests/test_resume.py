@@ -284,6 +284,38 @@ def test_a_signal_in_the_final_test(ava, run, monkeypatch, whole):
     assert_same(whole, ava / "cut", resume(run, ava / "cut"))
 
 
+def test_best_weights_that_are_newer_than_the_last_checkpoint_are_put_back(ava, run, monkeypatch):
+    """Cut between best.pth of epoch 2 and last.pt; then no epoch is as good as the first."""
+    best, first = ava / "cut" / "checkpoints" / "best.pth", []
+
+    def cut_after_epoch_2(folder, model, epoch, original=checkpoint.save_best):
+        original(folder, model, epoch)
+        first.append(best.read_bytes())
+        if epoch == 2:
+            raise KeyboardInterrupt
+
+    def graded(values, original=engine.compute_metrics):
+        values = iter(values)
+        return lambda *given: original(*given) | {"srcc": next(values)}
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "save_best", cut_after_epoch_2)
+        patch.setattr(engine, "compute_metrics", graded([0.1, 0.2]))
+        assert run(arguments(ava, experiment_dir_name=ava / "cut", **RECIPE))[0] == 130
+    assert best.read_bytes() == first[1] != first[0]
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "compute_metrics", graded([0.0, 0.0, 0.5]))
+        assert resume(run, ava / "cut")["best_epoch"] == 1
+    assert best.read_bytes() == first[0]
+
+
+def test_lost_best_weights_are_told_and_chosen_anew(ava, run, monkeypatch, caplog):
+    cut(ava, run, monkeypatch)
+    (ava / "cut" / "checkpoints" / "best.pth").unlink()
+    assert resume(run, ava / "cut")["best_epoch"] > 1
+    assert "best.pth: not of epoch 1; the best epoch is looked for from here on" in caplog.text
+
+
 def test_a_signal_while_calibrating_or_evaluating_leaves_what_was_there(ava, run, monkeypatch, whole):
     best = ava / "whole" / "checkpoints" / "best.pth"
     run(arguments(ava))
