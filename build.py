@@ -13,6 +13,7 @@ import torch
 import checkpoint
 import distributed
 import engine
+from cache import open_filled
 from dataset import Splits, Transform, make_loader
 from interrupt import Watch
 from labels import FORMATS, Format, Labels, csv_format
@@ -80,27 +81,48 @@ def pick_format(options: argparse.Namespace) -> Format:
     return form
 
 
-def loaders(options: argparse.Namespace, splits: Splits, size: int, device: torch.device) -> dict:
+def pick_decoders(options: argparse.Namespace, device: torch.device) -> tuple[str, str]:
+    """The decoder of training and validation, and that of test.csv, by `--decode`. Raises InputError."""
+    if options.decode == "gpu" and device.type != "cuda":
+        raise InputError(f"--decode gpu: the run is on {device}; use --decode fast")
+    if options.decode != "auto":
+        return options.decode, options.decode
+    trains_freely = not (options.eval or options.released_protocol)
+    return "fast" if trains_freely else "pil", "pil"
+
+
+def loaders(
+    options: argparse.Namespace, splits: Splits, size: int, device: torch.device, watch: Watch
+) -> dict:
     """A loader for each split that is there, by its name. The processes share their batches.
 
-    In the released protocol a single one evaluates.
+    In the released protocol a single one evaluates. Fills the cache, if there is one. Raises Interrupted.
     """
     result = {}
+    decoder, test_decoder = pick_decoders(options, device)
     for split in ("train", "val", "test"):
         train = split == "train"
         if (labels := getattr(splits, split)) is not None and not (train and options.eval):
             alone = options.released_protocol and not train
+            transform = Transform(options.dataset, size, train)
+            used = test_decoder if split == "test" else decoder
             result[split] = make_loader(
                 labels,
                 options.path_to_images,
-                Transform(options.dataset, size, train),
+                transform,
                 options.batch_size if train else options.eval_batch_size,
                 options.num_workers,
                 options.seed,
                 pin_memory=device.type == "cuda",
                 rank=0 if alone else distributed.rank(),
                 world=1 if alone else distributed.world(),
-            )
+                decoder=used,
+                cache=None if options.cache is None else open_filled(
+                    options.cache, transform.resize, used, labels.images, options.path_to_images,
+                    options.num_workers, watch,
+                ),
+                persistent=split != "test",
+            )  # fmt: skip
     return result
 
 

@@ -3,30 +3,30 @@
 from __future__ import annotations
 
 import random
-import signal
-import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
-from itertools import cycle, islice
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
+import workers
+from cache import Cache
+from decode import Encoded, Resize, read_fast, read_pil, read_plain_jpeg, undecodable
 from labels import Format, Labels, find_images, hold_out, read_labels
 from option import InputError
 
 
 class Batch(NamedTuple):
-    """As it leaves the loader: a quarter of what the network's input takes, which `network_input` makes of it."""
+    """As it leaves the loader: a quarter of what the network's input takes, which `to_input` makes of it."""
 
-    images: Tensor  # (B, 3, H, W) uint8, channels last in memory
+    images: Tensor | Encoded  # (B, 3, H, W) uint8, channels last in memory
     flips: Tensor  # (B,) bool: images to be mirrored
     targets: Tensor  # (B, outputs)
     names: list[str]
@@ -43,7 +43,7 @@ class Splits:
 
 
 class Transform:
-    """PIL image to the pixels that the network sees, as released; a random flip and crop in training.
+    """What the network sees of a picture, as released: a resize, and in training a random crop and flip.
 
     size: of the square given to the network. AVA (and the demo): bicubic resize to it. The others: bilinear, in
     training to 256/224 of it and a random crop. The resize ignores the aspect ratio.
@@ -52,20 +52,39 @@ class Transform:
     def __init__(self, dataset: str, size: int, train: bool):
         self.size, self.train = size, train
         like_ava = dataset in ("ava", "demo")
-        self.resample = Image.Resampling.BICUBIC if like_ava else Image.Resampling.BILINEAR
-        self.resize = round(size * 256 / 224) if train and not like_ava else size
+        side = round(size * 256 / 224) if train and not like_ava else size
+        self.resize = Resize(side, "bicubic" if like_ava else "bilinear")
 
-    def __call__(self, image: Image.Image, rng: random.Random) -> tuple[np.ndarray, bool]:
-        """The (size, size, 3) uint8 pixels of an RGB picture, and whether they are still to be mirrored."""
-        image = image.resize((self.resize, self.resize), self.resample)
+    def draw(self, rng: random.Random) -> tuple[tuple[int, int], bool]:
+        """Left and top of the crop in the resized picture, and whether it is mirrored afterwards."""
         flip = self.train and rng.random() < 0.5
-        if self.resize > self.size:
-            spare = self.resize - self.size
+        left = top = 0
+        if spare := self.resize.side - self.size:
             left, top = rng.randint(0, spare), rng.randint(0, spare)
             if flip:  # the crop's place is in the mirrored picture
                 left = spare - left
-            image = image.crop((left, top, left + self.size, top + self.size))
-        return np.asarray(image), flip
+        return (left, top), flip
+
+    def __call__(self, resized: np.ndarray, rng: random.Random) -> tuple[np.ndarray, bool]:
+        """The (size, size, 3) crop of (side, side, 3) uint8 pixels, and whether it is still to be mirrored."""
+        (left, top), flip = self.draw(rng)
+        return resized[top : top + self.size, left : left + self.size], flip
+
+
+def to_input(batch: Batch, device: torch.device) -> Tensor:
+    """The normalised float32 input of the network, (B, 3, H, W) on the device. Raises InputError."""
+    if isinstance(batch.images, Encoded):
+        try:
+            images = batch.images.decode(device)
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:160]
+            raise InputError(
+                f"a picture of {', '.join(batch.names)} does not decode on {device} ({reason}); "
+                "`prepare_data.py check` finds it, --decode fast goes on without"
+            ) from error
+    else:
+        images = batch.images.to(device, non_blocking=True)
+    return network_input(images, batch.flips.to(device, non_blocking=True))
 
 
 def network_input(images: Tensor, flips: Tensor) -> Tensor:
@@ -85,10 +104,23 @@ def _statistics(device: torch.device) -> tuple[Tensor, ...]:
 
 
 class PhotoDataset(torch.utils.data.Dataset):
-    """Images of one split. An image that does not decode comes back as an InputError, raised by `batches`."""
+    """Images of one split. An image that does not decode comes back as an InputError, raised by `batches`.
 
-    def __init__(self, labels: Labels, folder: str | Path, transform: Transform):
+    decoder: one of `decode.DECODERS`; `gpu` leaves plain JPEGs for `to_input` to decode.
+    cache: where the decoded pictures are, of these labels, this resize and this decoder.
+    """
+
+    def __init__(
+        self,
+        labels: Labels,
+        folder: str | Path,
+        transform: Transform,
+        decoder: str = "pil",
+        cache: Cache | None = None,
+    ):
         self.labels, self.folder, self.transform = labels, Path(folder), transform
+        self.decoder, self.cache = decoder, cache
+        self.places = None if cache is None else cache.places(labels.images)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -96,17 +128,39 @@ class PhotoDataset(torch.utils.data.Dataset):
     def __getitem__(self, draw: tuple[int, int]):
         """draw: (row, seed of its augmentation)."""
         row, seed = draw
-        name = str(self.labels.images[row])
+        name, rng = str(self.labels.images[row]), random.Random(seed)
         try:
-            with Image.open(self.folder / name) as image:
-                picture = image.convert("RGB")
+            if self.cache is not None:
+                image, flip = self.transform(self.cache.read(self.places[row], name), rng)
+            elif self.decoder == "gpu":
+                corner, flip = self.transform.draw(rng)
+                image = _encoded(self.folder / name, self.transform.resize), corner
+            else:
+                read = read_fast if self.decoder == "fast" else read_pil
+                image, flip = self.transform(read(self.folder / name, self.transform.resize), rng)
+        except InputError as error:
+            return error
         except Exception as error:  # decoders raise anything at all on a damaged file
-            reason = str(error) or type(error).__name__
-            return InputError(
-                f"{self.folder / name}: does not decode ({reason}); replace it or remove its row"
-            )
-        pixels, flip = self.transform(picture, random.Random(seed))
-        return pixels, flip, self.labels.targets[row], name
+            return undecodable(self.folder / name, error)
+        return image, flip, self.labels.targets[row], name
+
+    def collate(self, samples: list) -> Batch | InputError:
+        """One batch; an error where there is one among the samples."""
+        for sample in samples:
+            if isinstance(sample, InputError):
+                return sample
+        images, flips, targets, names = zip(*samples, strict=True)
+        if self.cache is None and self.decoder == "gpu":
+            pictures, corners = zip(*images, strict=True)
+            pixels = Encoded(list(pictures), list(corners), self.transform.resize, self.transform.size)
+        else:
+            pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+        return Batch(pixels, torch.tensor(flips), torch.from_numpy(np.stack(targets)), list(names))
+
+
+def _encoded(path: Path, resize: Resize) -> Tensor:
+    data = read_plain_jpeg(path)
+    return torch.tensor(read_pil(path, resize)) if data is None else data
 
 
 class Draws(Sampler):
@@ -140,15 +194,15 @@ class Draws(Sampler):
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         if self.shuffle:
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-            rows = torch.randperm(self.length, generator=generator).tolist()
-            seeds = torch.randint(2**62, (self.length,), generator=generator).tolist()
-            draws = list(zip(rows, seeds, strict=True))
-            draws = list(islice(cycle(draws), self.rank, self.images * self.world, self.world))
-            batches = [draws[i : i + self.batch_size] for i in range(0, len(draws), self.batch_size)]
+            rows = torch.randperm(self.length, generator=generator)
+            seeds = torch.randint(2**62, (self.length,), generator=generator)
+            own = torch.arange(self.rank, self.images * self.world, self.world) % self.length
+            parts = zip(rows[own].split(self.batch_size), seeds[own].split(self.batch_size), strict=True)
+            batches = (list(zip(*(part.tolist() for part in pair), strict=True)) for pair in parts)
         else:
             starts = range(0, self.length, self.batch_size)[self.rank :: self.world]
-            batches = [[(r, 0) for r in range(s, min(s + self.batch_size, self.length))] for s in starts]
-        return iter(batches[self.start :])
+            batches = ([(r, 0) for r in range(s, min(s + self.batch_size, self.length))] for s in starts)
+        return islice(batches, self.start, None)
 
 
 def read_splits(
@@ -209,18 +263,22 @@ def make_loader(
     pin_memory: bool = False,
     rank: int = 0,
     world: int = 1,
+    decoder: str = "pil",
+    cache: Cache | None = None,
+    persistent: bool = False,
 ) -> DataLoader:
     """A loader of Batches: shuffled and augmented if `transform` is for training, else in the CSV's order.
 
-    rank, world: see `Draws`.
+    rank, world: see `Draws`. decoder, cache: see `PhotoDataset`. persistent: workers stay between epochs.
     """
+    dataset = PhotoDataset(labels, images, transform, decoder, cache)
     return DataLoader(
-        PhotoDataset(labels, images, transform),
+        dataset,
         batch_sampler=Draws(len(labels), batch_size, seed, transform.train, rank, world),
         num_workers=num_workers,
-        collate_fn=_collate,
-        worker_init_fn=_start_worker,
-        persistent_workers=num_workers > 0 and transform.train,
+        collate_fn=dataset.collate,
+        worker_init_fn=workers.start_worker,
+        persistent_workers=persistent and num_workers > 0,
         pin_memory=pin_memory,
         # Its own generator: starting workers must not advance the one that drop path draws from.
         generator=torch.Generator().manual_seed(seed),
@@ -230,41 +288,7 @@ def make_loader(
 def batches(loader: DataLoader, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
     """The batches of one epoch, from number `start`. Raises InputError where an image does not decode or a worker dies."""
     loader.batch_sampler.epoch, loader.batch_sampler.start = epoch, start
-    iterator = iter(loader)
-    if loader.num_workers and threading.current_thread() is threading.main_thread():
-        # torch raises a worker's death wherever the main thread is, in the middle of a step too; here, it is noticed
-        # where a batch is waited for.
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    while True:
-        try:
-            batch = next(iterator)
-        except StopIteration:
-            return
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
-                raise
-            raise InputError(
-                f"a process that reads images died ({' '.join(str(error).split())[:160]}); if it was killed for want of "
-                f"memory, lower --num_workers (now {loader.num_workers})"
-            ) from error
+    for batch in workers.items(loader):
         if isinstance(batch, InputError):
             raise batch
         yield batch
-
-
-def _start_worker(_: int) -> None:
-    """Ctrl-C reaches all processes of a terminal; the training process alone decides what becomes of it.
-
-    It ends its workers by SIGTERM, which must not be taken for a request to the run, as its own handler would.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-
-
-def _collate(samples: list) -> Batch | InputError:
-    for sample in samples:
-        if isinstance(sample, InputError):
-            return sample
-    images, flips, targets, names = zip(*samples, strict=True)
-    pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
-    return Batch(pixels, torch.tensor(flips), torch.from_numpy(np.stack(targets)), list(names))

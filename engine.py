@@ -19,8 +19,8 @@ from torch.utils.data import DataLoader
 import checkpoint
 import distributed
 from checkpoint import Progress
-from dataset import Batch, batches, network_input
-from interrupt import Interrupted, Watch
+from dataset import Batch, batches, to_input
+from interrupt import Interrupted, Watch, signals_first
 from meters import DataWait, Losses, bar
 from models import calibrate_points
 from option import InputError
@@ -131,7 +131,7 @@ class Training:
             stepper.begin(now)
             with nullcontext() if last else stepper.unsynced():
                 with stepper.precision():
-                    output = self.network(_input(batch, self.device))
+                    output = self.network(to_input(batch, self.device))
                 loss = self.criterion(output.float(), _to(batch.targets, self.device))
                 stepper.backward(loss, together)
             loss = loss.detach()
@@ -182,20 +182,9 @@ class Training:
         if not self.told_of_waiting and wait.is_bottleneck:
             self.told_of_waiting = True
             log.info(
-                "training waits for images %.0f %% of the time: raise --num_workers (now %d), or keep smaller pictures "
-                "on a faster disk", 100 * wait.share, loader.num_workers,
+                "training waits for images %.0f %% of the time: raise --num_workers (now %d), or keep the decoded pictures "
+                "with --cache FOLDER", 100 * wait.share, loader.num_workers,
             )  # fmt: skip
-
-
-@contextmanager
-def signals_first(watch: Watch | None):
-    """A signal to a whole group ends the processes that read images, too: it is the signal that is told."""
-    try:
-        yield
-    except InputError as error:
-        if watch is not None and watch.received:
-            raise Interrupted(watch.received) from error
-        raise
 
 
 @contextmanager
@@ -246,7 +235,7 @@ def evaluate(
                 if watch is not None and watch.received and distributed.world() == 1:
                     raise Interrupted(watch.received)
                 with precision():
-                    output = model(_input(batch, precision.device)).float()
+                    output = model(to_input(batch, precision.device)).float()
                 outputs.append(output)
                 losses.append(criterion(output, _to(batch.targets, precision.device)) * len(batch.names))
                 names.append(batch.names)
@@ -334,15 +323,11 @@ def calibrate(model: nn.Module, loader: DataLoader, device: torch.device, watch:
             for batch in batches(loader):
                 if watch.received:
                     raise Interrupted(watch.received)
-                yield _input(batch, device)
+                yield to_input(batch, device)
                 shown.update(len(batch.names))
 
     with memory_watched(loader.batch_sampler.batch_size, None, device), signals_first(watch):
         calibrate_points(model, inputs())
-
-
-def _input(batch: Batch, device: torch.device) -> Tensor:
-    return network_input(_to(batch.images, device), _to(batch.flips, device))
 
 
 def _to(tensor: Tensor, device: torch.device) -> Tensor:

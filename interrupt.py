@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from option import InputError
 
 
 class Interrupted(Exception):
@@ -39,3 +43,14 @@ class Watch:
     def _note(self, number: int, _frame) -> None:
         self.received = number
         self.__exit__()
+
+
+@contextmanager
+def signals_first(watch: Watch | None) -> Iterator[None]:
+    """A signal to a whole group ends the processes that read images, too: it is the signal that is told."""
+    try:
+        yield
+    except InputError as error:
+        if watch is not None and watch.received:
+            raise Interrupted(watch.received) from error
+        raise

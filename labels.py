@@ -39,6 +39,8 @@ FORMATS = {
     "ava": AVA,
     "tad66k": Format(score_range=(0.0, 10.0)),
     "flickr_aes": Format(score_range=(0.0, 1.0)),
+    "aadb": Format(score_range=(0.0, 1.0)),
+    "para": Format(score_range=(1.0, 5.0)),
 }
 
 
@@ -66,7 +68,7 @@ def csv_format(path: str | os.PathLike, score_range: tuple[float, float], thresh
     Vote columns are numbered, alone or behind `vote`, `votes`, `score` or `level` (`1, 2, ...`, `score_1, ...`);
     their numbers, in order, are the levels 1, 2, ... The default threshold is the middle of the scale.
     """
-    columns = list(_read_table(path).columns)
+    columns = list(read_table(path).columns)
     if "score" in columns:
         low, high = score_range
         _check_threshold(path, threshold, low, high)
@@ -98,15 +100,15 @@ def read_labels(path: str | os.PathLike, form: Format, limit: int | None = None)
 
     Raises InputError naming the file, the line and the value for anything that is not a label.
     """
-    table = _read_table(path)
+    table = read_table(path)
     needed = [form.image_column, *(form.vote_columns or ("score",))]
     if missing := [column for column in needed if column not in table.columns]:
         raise InputError(f"{path}: no column {', '.join(missing)}; found {', '.join(table.columns)}")
     if limit is not None:
         table = table.head(limit)
-    names = [_plain(name) for name in table[form.image_column]]
+    names = [plain_name(name) for name in table[form.image_column]]
     for line, name in zip(table.index, names, strict=True):
-        if problem := _name_problem(name):
+        if problem := name_problem(name):
             raise InputError(f"{path}, line {line}: image name {name!r} {problem}")
     images = np.array([name + form.suffix for name in names])
     duplicated = pd.Series(images, index=table.index)[lambda s: s.duplicated()]
@@ -120,9 +122,9 @@ def read_labels(path: str | os.PathLike, form: Format, limit: int | None = None)
 
 
 def _votes(path, table: pd.DataFrame, form: Format) -> tuple[np.ndarray, np.ndarray]:
-    votes = _numbers(path, table, form.vote_columns)
-    _refuse_where(path, table, votes < 0, form.vote_columns, "votes cannot be negative")
-    _refuse_where(path, table, votes > 1e12, form.vote_columns, "too many votes to be true")
+    votes = read_numbers(path, table, form.vote_columns)
+    refuse_where(path, table, votes < 0, form.vote_columns, "votes cannot be negative")
+    refuse_where(path, table, votes > 1e12, form.vote_columns, "too many votes to be true")
     totals = votes.sum(1)
     if (totals == 0).any():
         raise InputError(
@@ -134,13 +136,13 @@ def _votes(path, table: pd.DataFrame, form: Format) -> tuple[np.ndarray, np.ndar
 
 def _scores(path, table: pd.DataFrame, form: Format) -> tuple[np.ndarray, np.ndarray]:
     low, high = form.score_range
-    values = _numbers(path, table, ["score"])
-    _refuse_where(path, table, (values < low) | (values > high), ["score"], f"scores are {low:g} to {high:g}")
+    values = read_numbers(path, table, ["score"])
+    refuse_where(path, table, (values < low) | (values > high), ["score"], f"scores are {low:g} to {high:g}")
     opinions = (values - low) / (high - low)
     return opinions.astype(np.float32), opinions[:, 0]
 
 
-def _read_table(path: str | os.PathLike) -> pd.DataFrame:
+def read_table(path: str | os.PathLike) -> pd.DataFrame:
     """A CSV as text, indexed by its line numbers, blank lines left out."""
     if not Path(path).is_file():
         raise InputError(f"{path}: no such file; --path_to_save_csv names the folder of the CSVs")
@@ -168,14 +170,14 @@ def _read_table(path: str | os.PathLike) -> pd.DataFrame:
     return table
 
 
-def _numbers(path, table: pd.DataFrame, columns: Sequence[str]) -> np.ndarray:
+def read_numbers(path, table: pd.DataFrame, columns: Sequence[str]) -> np.ndarray:
     columns = list(columns)
-    numbers = table[columns].apply(pd.to_numeric, errors="coerce").to_numpy(np.float64)
-    _refuse_where(path, table, ~np.isfinite(numbers), columns, "not a number")
-    return numbers
+    values = table[columns].apply(pd.to_numeric, errors="coerce").to_numpy(np.float64)
+    refuse_where(path, table, ~np.isfinite(values), columns, "not a number")
+    return values
 
 
-def _refuse_where(path, table: pd.DataFrame, bad: np.ndarray, columns: Sequence[str], problem: str) -> None:
+def refuse_where(path, table: pd.DataFrame, bad: np.ndarray, columns: Sequence[str], problem: str) -> None:
     if bad.any():
         row, column = np.argwhere(bad)[0]
         value = table[columns[column]].iloc[row]
@@ -183,13 +185,13 @@ def _refuse_where(path, table: pd.DataFrame, bad: np.ndarray, columns: Sequence[
         raise InputError(f"{path}, line {table.index[row]}: {columns[column]} = {value!r}: {problem}{more}")
 
 
-def _plain(name: str) -> str:
+def plain_name(name: str) -> str:
     """A file name without stray spaces, `./` and doubled slashes, so that one image has one name."""
     name = name.strip()
     return name if ".." in name or not name else PurePosixPath(name).as_posix()
 
 
-def _name_problem(name: str) -> str | None:
+def name_problem(name: str) -> str | None:
     path = PurePosixPath(name.replace("\\", "/"))
     if not name:
         return "is empty"
@@ -216,14 +218,9 @@ def find_images(labels: Labels, folder: str | os.PathLike, skip_missing: bool) -
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; --path_to_images names the folder of the pictures")
-    parents = [os.path.dirname(name) for name in labels.images]
-    listings = {parent: _listing(folder / parent) for parent in set(parents)}
-    present = np.array(
-        [
-            os.path.basename(name) in listings[parent]
-            for name, parent in zip(labels.images, parents, strict=True)
-        ]
-    )
+    listings = Listings(folder)
+    names = [listings.find(str(name)) for name in labels.images]
+    present = np.array([name is not None for name in names])
     missing = labels.images[~present]
     if len(missing) and not (skip_missing and present.any()):
         hint = "none of them is there" if not present.any() else "--skip_missing goes on without them"
@@ -231,8 +228,29 @@ def find_images(labels: Labels, folder: str | os.PathLike, skip_missing: bool) -
         raise InputError(
             f"{labels.source}: {len(missing)} of {len(labels)} images are not in {folder}: {shown}; {hint}"
         )
-    return labels.subset(present), len(missing)
+    images = np.array([name for name in names if name is not None])
+    return replace(labels.subset(present), images=images), len(missing)
 
 
-def _listing(folder: Path) -> set[str]:
-    return set(os.listdir(folder)) if folder.is_dir() else set()
+class Listings:
+    """What is in a folder of pictures, by one listing of each folder that is asked for."""
+
+    def __init__(self, folder: str | os.PathLike):
+        self.folder = Path(folder)
+        self._known: dict[str, dict[str, str]] = {}
+
+    def find(self, name: str) -> str | None:
+        """The name of the file as it is on the disk, where the case of its ending may differ (`.JPG`); None: not there."""
+        parent, base = os.path.split(name)
+        if parent not in self._known:
+            place = self.folder / parent
+            found = os.listdir(place) if place.is_dir() else []
+            self._known[parent] = {_lower_ending(n): n for n in found} | {n: n for n in found}
+        known = self._known[parent]
+        found = known.get(base) or known.get(_lower_ending(base))
+        return found and os.path.join(parent, found)
+
+
+def _lower_ending(name: str) -> str:
+    stem, ending = os.path.splitext(name)
+    return stem + ending.lower()

@@ -187,7 +187,7 @@ def gather_options(given: dict) -> tuple[argparse.Namespace, Weights | None]:
 
 def train_and_test(options, form: Format, splits: Splits, model, device, folder: Path, watch: Watch) -> dict:
     """Train, select on the validation set, and report the selected checkpoint's metrics on test.csv."""
-    data = loaders(options, splits, model.img_size, device)
+    data = loaders(options, splits, model.img_size, device, watch)
     first, checkpoints = distributed.rank() == 0, folder / "checkpoints"
     if first:
         checkpoints.mkdir(exist_ok=True)
@@ -238,7 +238,7 @@ def train_and_test(options, form: Format, splits: Splits, model, device, folder:
 
 def evaluate_only(options, form: Format, splits: Splits, model, device, folder: Path, watch: Watch) -> dict:
     """Evaluate the given weights on test.csv."""
-    data = loaders(options, splits, model.img_size, device)
+    data = loaders(options, splits, model.img_size, device, watch)
     _, precision = pick_precisions(options, device)
     if options.compile:
         model.compile()

@@ -15,12 +15,12 @@ class InputError(ValueError):
     """A request that cannot be met; the message is one line: what is wrong, where, what to do. Exit status 2."""
 
 
-DATASETS = ("demo", "ava", "tad66k", "flickr_aes", "csv")
+DATASETS = ("demo", "ava", "tad66k", "flickr_aes", "aadb", "para", "csv")
 MODELS = ("eat_nano", "eat_tiny", "eat_small", "eat_base", "eat_base_384")
 RELEASED_PROTOCOLS = ("ava", "tad66k")
 CPUS = os.cpu_count() or 1
 
-# The released recipes (AVA, TAD66K), ours for FLICKR-AES and other CSVs after TAD66K's, and the demo's own.
+# The released recipes (AVA, TAD66K), ours for the other sets after TAD66K's, and the demo's own.
 _TAD66K = {
     "model": "eat_base",
     "loss": "mse",
@@ -38,6 +38,8 @@ RECIPES: dict[str, dict[str, Any]] = {
     "ava": _TAD66K | {"loss": "emd", "init_lr": 1e-6, "schedule": "step", "num_epoch": 20},
     "tad66k": _TAD66K,
     "flickr_aes": _TAD66K,
+    "aadb": _TAD66K,
+    "para": _TAD66K,
     "csv": _TAD66K | {"loss": "auto"},
     "demo": _TAD66K
     | {
@@ -116,6 +118,9 @@ GROUPS: dict[str, tuple[Option, ...]] = {
         Option("path_to_save_csv", str, None, "folder of train.csv, val.csv and test.csv; demo: data/demo", metavar="FOLDER"),
         Option("val_share", float, 0.1, "share of train.csv held out where there is no val.csv", low=0.01, high=0.5),
         Option("skip_missing", bool, False, "go on without the images that are not in the folder"),
+        Option("decode", str, "auto", "who decodes the pictures; auto: fast (torchvision) in training, pil (as released) for --eval, test.csv and --released_protocol",
+               choices=("auto", "pil", "fast", "gpu")),
+        Option("cache", str, None, "keep the decoded pictures in this folder, and train from them", metavar="FOLDER"),
         Option("limit", int, None, "use the first N rows of each CSV only, for a quick try", low=2),
         Option("score_min", float, 0.0, "--dataset csv: lowest possible score"),
         Option("score_max", float, 1.0, "--dataset csv: highest possible score"),
@@ -191,6 +196,7 @@ RESUMABLE = {
     "experiment_dir_name",
     "path_to_images",
     "path_to_save_csv",
+    "cache",
     "save_minutes",
     "max_bad_steps",
     "grad_checkpoint",
@@ -283,7 +289,9 @@ def check_together(options: argparse.Namespace, given: Mapping[str, Any]) -> Non
         raise InputError(
             f"--released_protocol: {options.dataset} has none; {' and '.join(RELEASED_PROTOCOLS)} have"
         )
-    if options.dataset in ("tad66k", "flickr_aes") and options.loss not in ("mse", "auto"):
+    if options.cache and options.decode == "gpu":
+        raise InputError("--cache keeps decoded pictures, --decode gpu decodes them anew; leave one out")
+    if options.dataset in ("tad66k", "flickr_aes", "aadb", "para") and options.loss not in ("mse", "auto"):
         raise InputError(
             f"--loss {options.loss} needs vote distributions; {options.dataset} has scores: use mse"
         )

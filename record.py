@@ -18,8 +18,14 @@ from engine import Evaluation
 from option import InputError
 from util import atomic_write, scores
 
-# SRCC, PLCC, accuracy. AVA and TAD66K: from the names of the released checkpoints. FLICKR-AES: none that can be cited.
-PUBLISHED = {"ava": (0.7596, 0.7710, 0.8259), "tad66k": (0.5171, 0.5460, 0.6882)}
+# SRCC, PLCC, accuracy. AVA and TAD66K: from the names of the released checkpoints. AADB and PARA: as later papers report
+# EAT, without an accuracy. FLICKR-AES: none that can be cited.
+PUBLISHED = {
+    "ava": (0.7596, 0.7710, 0.8259),
+    "tad66k": (0.5171, 0.5460, 0.6882),
+    "aadb": (0.759, 0.767, math.nan),
+    "para": (0.909, 0.940, math.nan),
+}
 
 # Every file that a run writes, relative to its folder.
 _FILES = (

@@ -31,7 +31,7 @@ from tqdm import tqdm
 
 import demo
 from benchmarks.straightforward import straightforward_forward
-from dataset import Batch, Transform, batches, make_loader, network_input, read_splits
+from dataset import Batch, Transform, batches, make_loader, read_splits, to_input
 from labels import FORMATS
 from models import create_model, list_models
 from steps import Precision, Schedule, Stepper, allow_tf32, make_optimizer
@@ -116,9 +116,7 @@ class Case:
             return result
 
         def data() -> torch.Tensor:
-            batch = next(loader)
-            images, flips = (t.to(self.device, non_blocking=True) for t in (batch.images, batch.flips))
-            return network_input(images, flips)
+            return to_input(next(loader), self.device)
 
         for _ in range(repeats):
             images = timed("data", data)

@@ -33,7 +33,7 @@ def as_tensor(image):
 
 def seen(transform, photograph, seed):
     """The picture that the network sees, before normalisation."""
-    pixels, flip = transform(photograph, random.Random(seed))
+    pixels, flip = transform(np.asarray(transform.resize.pil(photograph)), random.Random(seed))
     return pixels[:, ::-1] if flip else pixels
 
 
@@ -41,7 +41,8 @@ def seen(transform, photograph, seed):
     ("dataset", "resample"), [("ava", Image.Resampling.BICUBIC), ("tad66k", Image.Resampling.BILINEAR)]
 )
 def test_evaluation_sees_pils_own_resize_to_the_pixel(photograph, dataset, resample):
-    pixels, flip = Transform(dataset, 224, train=False)(photograph, random.Random(0))
+    transform = Transform(dataset, 224, train=False)
+    pixels, flip = transform(np.asarray(transform.resize.pil(photograph)), random.Random(0))
     found = network_input(torch.tensor(pixels).permute(2, 0, 1)[None], torch.tensor([flip]))
     assert not flip
     torch.testing.assert_close(

@@ -1,0 +1,135 @@
+"""From a picture's file to the pixels of a square: by PIL, as released; faster by torchvision; or on a GPU."""
+
+from __future__ import annotations
+
+import io
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from option import InputError
+
+try:
+    from torchvision.io import ImageReadMode, decode_jpeg
+except ImportError:  # torchvision 0.29 announces that it will go
+    decode_jpeg = None
+
+DECODERS = ("pil", "fast", "gpu")
+MAX_PIXELS = 2 * Image.MAX_IMAGE_PIXELS  # PIL refuses to decode larger ones
+
+
+@dataclass(frozen=True)
+class Resize:
+    """To a square of `side` pixels whatever the aspect ratio, antialiased. method: `bicubic` or `bilinear`."""
+
+    side: int
+    method: str
+
+    def pil(self, picture: Image.Image) -> Image.Image:
+        return picture.resize((self.side, self.side), Image.Resampling[self.method.upper()])
+
+    def tensor(self, picture: Tensor) -> Tensor:
+        """(3, H, W) uint8, to within one grey level of PIL's. On a GPU by way of float32."""
+        if picture.device.type != "cpu":
+            picture = picture.float()
+        picture = F.interpolate(picture[None], (self.side, self.side), mode=self.method, antialias=True)[0]
+        return picture if picture.dtype == torch.uint8 else picture.round().clamp(0, 255).byte()
+
+
+def read_pil(path: str | os.PathLike, resize: Resize) -> np.ndarray:
+    """(side, side, 3) uint8: the release's pixels. Raises what PIL raises, which is anything at all."""
+    with Image.open(path) as picture:
+        return np.asarray(resize.pil(picture.convert("RGB")))
+
+
+def read_fast(path: str | os.PathLike, resize: Resize) -> np.ndarray:
+    """As `read_pil`, within one grey level: plain JPEGs by torchvision, which resizes faster; all others by PIL."""
+    if (data := read_plain_jpeg(path)) is not None:
+        try:
+            return resize.tensor(_decode(data)).permute(1, 2, 0).numpy()
+        except RuntimeError:
+            pass  # PIL decides whether it is damaged
+    return read_pil(path, resize)
+
+
+def read_plain_jpeg(path: str | os.PathLike) -> Tensor | None:
+    """The bytes of a file, (N,) uint8, if every decoder of JPEGs makes the same of it; else None."""
+    data = bytearray(Path(path).read_bytes())
+    return torch.frombuffer(data, dtype=torch.uint8) if _is_plain_jpeg(data) else None
+
+
+def _is_plain_jpeg(data: bytearray) -> bool:
+    """8 bits, grey or three colours, baseline or progressive, not too large: by its headers up to the frame's."""
+    at = 2
+    if data[:2] != b"\xff\xd8":
+        return False
+    while at + 9 < len(data) and data[at] == 0xFF:
+        marker = data[at + 1]
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            height, width = (int.from_bytes(data[i : i + 2], "big") for i in (at + 5, at + 7))
+            plain = marker <= 0xC2 and data[at + 4] == 8 and data[at + 9] in (1, 3)
+            return plain and 0 < height * width <= MAX_PIXELS
+        at += 1 if marker == 0xFF else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return False
+
+
+def undecodable(path: Path, error: Exception) -> InputError:
+    """What to tell of a picture that a decoder refused."""
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return InputError(f"{path}: does not decode ({reason}); replace it or remove its row")
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A batch that is still to be decoded, on the device where it is needed."""
+
+    pictures: list[Tensor]  # (N,) a JPEG's bytes, or what PIL made of another file, (side, side, 3); uint8
+    corners: list[tuple[int, int]]  # left and top of the crop
+    resize: Resize
+    crop: int  # its side
+
+    def pin_memory(self) -> Encoded:
+        """As the DataLoader asks for it."""
+        return Encoded([data.pin_memory() for data in self.pictures], self.corners, self.resize, self.crop)
+
+    def decode(self, device: torch.device) -> Tensor:
+        """(B, 3, crop, crop) uint8 on the device. Raises RuntimeError where a file is damaged."""
+        jpegs = [data for data in self.pictures if data.ndim == 1]
+        decoded = iter(_decode_all(jpegs, device))
+        squares = [
+            self.resize.tensor(next(decoded))
+            if data.ndim == 1
+            else data.to(device, non_blocking=True).permute(2, 0, 1)
+            for data in self.pictures
+        ]
+        return torch.stack(
+            [
+                square[:, top : top + self.crop, left : left + self.crop]
+                for square, (left, top) in zip(squares, self.corners, strict=True)
+            ]
+        )
+
+
+def _decode_all(jpegs: list[Tensor], device: torch.device) -> list[Tensor]:
+    if not jpegs or device.type == "cpu":
+        return [_decode(data) for data in jpegs]
+    if decode_jpeg is None:
+        raise RuntimeError("this torchvision has no decoder for GPUs")
+    return decode_jpeg(jpegs, ImageReadMode.RGB, device=device)
+
+
+def _decode(data: Tensor) -> Tensor:
+    """(3, H, W) uint8, on the CPU. Raises RuntimeError where the file is damaged."""
+    if decode_jpeg is not None:
+        return decode_jpeg(data, ImageReadMode.RGB)
+    try:
+        with Image.open(io.BytesIO(data.numpy())) as picture:
+            return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
+    except Exception as error:
+        raise RuntimeError(str(error)) from error

@@ -1,0 +1,184 @@
+"""Decoders: torchvision's pixels are PIL's to one grey level, and what it cannot do goes to PIL."""
+
+import random
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sklearn.datasets
+import torch
+from conftest import arguments
+from PIL import Image
+
+import build
+import decode
+from dataset import Transform, batches, make_loader, to_input
+from decode import Resize, read_fast, read_pil, read_plain_jpeg
+from labels import FORMATS, read_labels
+from option import InputError
+
+PHOTOGRAPHS = sorted((Path(sklearn.datasets.__file__).parent / "images").glob("*.jpg"))
+RESIZES = [Resize(224, "bicubic"), Resize(256, "bilinear"), Resize(64, "bicubic"), Resize(1000, "bilinear")]
+
+
+def assert_close(found, expected):
+    difference = np.abs(found.astype(int) - expected)
+    assert found.shape == expected.shape
+    assert (difference <= 1).mean() >= 0.995
+    assert difference.max() <= 2
+
+
+@pytest.mark.parametrize("resize", RESIZES, ids=str)
+def test_fast_pixels_are_pils_on_real_photographs(resize):
+    assert len(PHOTOGRAPHS) == 2
+    for path in PHOTOGRAPHS:
+        assert read_plain_jpeg(path) is not None
+        assert_close(read_fast(path, resize), read_pil(path, resize))
+
+
+def test_a_torchvision_without_decoders_will_do(monkeypatch):
+    expected = [read_fast(path, RESIZES[0]) for path in PHOTOGRAPHS]
+    monkeypatch.setattr(decode, "decode_jpeg", None)
+    for path, pixels in zip(PHOTOGRAPHS, expected, strict=True):
+        np.testing.assert_array_equal(read_fast(path, RESIZES[0]), pixels)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"progressive": True},
+        {"quality": 30, "subsampling": "4:2:0"},
+        {"quality": 100, "subsampling": "4:4:4"},
+        {"subsampling": "4:2:2"},
+        {
+            "optimize": True,
+            "exif": b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0",
+        },
+        {"icc_profile": b"a" * 200_000, "comment": b"b" * 1000},
+        {"keep_rgb": True},
+    ],
+    ids=str,
+)
+def test_fast_pixels_are_pils_for_every_way_of_writing_a_jpeg(tmp_path, how):
+    with Image.open(PHOTOGRAPHS[0]) as picture:
+        picture.crop((0, 0, 501, 333)).save(tmp_path / "a.jpg", **how)
+    assert read_plain_jpeg(tmp_path / "a.jpg") is not None
+    assert_close(read_fast(tmp_path / "a.jpg", RESIZES[0]), read_pil(tmp_path / "a.jpg", RESIZES[0]))
+
+
+def test_grey_jpegs_are_decoded_fast(tmp_path):
+    with Image.open(PHOTOGRAPHS[0]) as picture:
+        picture.convert("L").save(tmp_path / "a.jpg")
+    assert read_plain_jpeg(tmp_path / "a.jpg") is not None
+    assert_close(read_fast(tmp_path / "a.jpg", RESIZES[0]), read_pil(tmp_path / "a.jpg", RESIZES[0]))
+
+
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [("a.jpg", "CMYK"), ("a.png", "RGB"), ("a.png", "P"), ("a.gif", "P"), ("a.webp", "RGBA")],
+)
+def test_all_other_pictures_are_pils_to_the_pixel(tmp_path, name, mode):
+    with Image.open(PHOTOGRAPHS[1]) as picture:
+        picture.convert(mode).save(tmp_path / name)
+    assert read_plain_jpeg(tmp_path / name) is None
+    np.testing.assert_array_equal(
+        read_fast(tmp_path / name, RESIZES[0]), read_pil(tmp_path / name, RESIZES[0])
+    )
+
+
+@pytest.mark.parametrize("share", [0, 0.001, 0.1, 0.5, 0.99])
+def test_a_truncated_jpeg_is_refused_as_pil_refuses_it(tmp_path, share):
+    data = PHOTOGRAPHS[0].read_bytes()
+    (tmp_path / "a.jpg").write_bytes(data[: int(share * len(data))])
+    for read in (read_pil, read_fast):
+        with pytest.raises(OSError, match=r"(?i)truncated|cannot identify"):
+            read(tmp_path / "a.jpg", RESIZES[0])
+
+
+def test_a_decompression_bomb_is_not_decoded(tmp_path, monkeypatch):
+    data = bytearray(PHOTOGRAPHS[0].read_bytes())
+    at = data.index(b"\xff\xc0")
+    data[at + 5 : at + 9] = struct.pack(">HH", 60_000, 60_000)
+    (tmp_path / "a.jpg").write_bytes(data)
+    monkeypatch.setattr(decode, "_decode", None)  # would be called
+    with pytest.raises(Image.DecompressionBombError):
+        read_fast(tmp_path / "a.jpg", RESIZES[0])
+
+
+def test_any_bytes_at_all_are_a_picture_or_an_error(tmp_path):
+    rng, data = random.Random(0), PHOTOGRAPHS[0].read_bytes()
+    for _ in range(60):
+        damaged = bytearray(data[: rng.randrange(len(data))])
+        for _ in range(rng.randrange(1, 9)):
+            damaged[rng.randrange(min(len(damaged), 700))] = rng.randrange(256)
+        (tmp_path / "a.jpg").write_bytes(damaged)
+        try:
+            assert read_fast(tmp_path / "a.jpg", RESIZES[2]).shape == (64, 64, 3)
+        except Exception as error:
+            with pytest.raises(type(error)):
+                read_pil(tmp_path / "a.jpg", RESIZES[2])
+
+
+@pytest.fixture
+def mixed(tmp_path):
+    """Eight pictures, JPEGs and others."""
+    names = []
+    with Image.open(PHOTOGRAPHS[0]) as picture:
+        for number in range(8):
+            names.append(f"{number}.{'png' if number % 3 == 2 else 'jpg'}")
+            picture.crop((number * 9, 0, 300 + number * 20, 300)).save(tmp_path / names[-1])
+    rows = "".join(f"{name},{number}\n" for number, name in enumerate(names))
+    (tmp_path / "a.csv").write_text("image,score\n" + rows)
+    return tmp_path
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_what_is_decoded_on_the_device_is_what_the_workers_decode(mixed, train):
+    labels, device = read_labels(mixed / "a.csv", FORMATS["tad66k"]), torch.device("cpu")
+    loaders = {
+        decoder: make_loader(labels, mixed, Transform("tad66k", 64, train), 8, 0, seed=1, decoder=decoder)
+        for decoder in ("fast", "gpu")
+    }
+    fast, gpu = (next(batches(loader)) for loader in loaders.values())
+    assert fast.names == gpu.names
+    assert torch.equal(gpu.images.decode(device), fast.images)
+    assert torch.equal(to_input(gpu, device), to_input(fast, device))
+
+
+def test_what_does_not_decode_on_the_device_is_named(mixed):
+    path = mixed / "0.jpg"
+    path.write_bytes(path.read_bytes()[:4000])
+    labels = read_labels(mixed / "a.csv", FORMATS["tad66k"])
+    loader = make_loader(labels, mixed, Transform("tad66k", 64, False), 2, 0, decoder="gpu")
+    with pytest.raises(InputError, match=r"0\.jpg, 1\.jpg does not decode on cpu.*--decode fast"):
+        to_input(next(batches(loader)), torch.device("cpu"))
+
+
+def test_who_decodes(ava, run, monkeypatch):
+    def seen(**options):
+        used = []
+        original = build.make_loader
+
+        def spy(*given, **named):
+            loader = original(*given, **named)
+            used.append(named["decoder"])
+            return loader
+
+        with monkeypatch.context() as patch:
+            patch.setattr("build.make_loader", spy)
+            status, _, err = run(arguments(ava, overwrite=True, **options))
+        assert status == 0, err
+        return used
+
+    assert seen() == ["fast", "fast", "pil"]
+    assert seen(released_protocol=True) == ["pil", "pil", "pil"]
+    assert seen(decode="fast") == ["fast", "fast", "fast"]
+    weights = ava / "weights.pth"
+    (ava / "run" / "checkpoints" / "best.pth").rename(weights)
+    assert seen(eval=True, path_to_model_weight=weights) == ["pil"]
+
+
+def test_gpu_decoding_needs_a_gpu(ava, run):
+    status, _, err = run(arguments(ava, decode="gpu"))
+    assert (status, err.strip()) == (2, "main_nni.py: --decode gpu: the run is on cpu; use --decode fast")
