@@ -82,13 +82,12 @@ def pick_format(options: argparse.Namespace) -> Format:
 
 
 def pick_decoders(options: argparse.Namespace, device: torch.device) -> tuple[str, str]:
-    """The decoder of training and validation, and that of test.csv, by `--decode`. Raises InputError."""
+    """The decoder of training, and that of evaluation, by `--decode`. Raises InputError."""
     if options.decode == "gpu" and device.type != "cuda":
         raise InputError(f"--decode gpu: the run is on {device}; use --decode fast")
     if options.decode != "auto":
         return options.decode, options.decode
-    trains_freely = not (options.eval or options.released_protocol)
-    return "fast" if trains_freely else "pil", "pil"
+    return "pil" if options.released_protocol else "fast", "pil"
 
 
 def loaders(
@@ -99,13 +98,13 @@ def loaders(
     In the released protocol a single one evaluates. Fills the cache, if there is one. Raises Interrupted.
     """
     result = {}
-    decoder, test_decoder = pick_decoders(options, device)
+    decoder, eval_decoder = pick_decoders(options, device)
     for split in ("train", "val", "test"):
         train = split == "train"
         if (labels := getattr(splits, split)) is not None and not (train and options.eval):
             alone = options.released_protocol and not train
             transform = Transform(options.dataset, size, train)
-            used = test_decoder if split == "test" else decoder
+            used = decoder if train else eval_decoder
             result[split] = make_loader(
                 labels,
                 options.path_to_images,

@@ -118,7 +118,7 @@ GROUPS: dict[str, tuple[Option, ...]] = {
         Option("path_to_save_csv", str, None, "folder of train.csv, val.csv and test.csv; demo: data/demo", metavar="FOLDER"),
         Option("val_share", float, 0.1, "share of train.csv held out where there is no val.csv", low=0.01, high=0.5),
         Option("skip_missing", bool, False, "go on without the images that are not in the folder"),
-        Option("decode", str, "auto", "who decodes the pictures; auto: fast (torchvision) in training, pil (as released) for --eval, test.csv and --released_protocol",
+        Option("decode", str, "auto", "who decodes the pictures; auto: fast (torchvision) in training, pil (as released) in evaluation and for --released_protocol",
                choices=("auto", "pil", "fast", "gpu")),
         Option("cache", str, None, "keep the decoded pictures in this folder, and train from them", metavar="FOLDER"),
         Option("limit", int, None, "use the first N rows of each CSV only, for a quick try", low=2),

@@ -171,7 +171,7 @@ def test_who_decodes(ava, run, monkeypatch):
         assert status == 0, err
         return used
 
-    assert seen() == ["fast", "fast", "pil"]
+    assert seen() == ["fast", "pil", "pil"]
     assert seen(released_protocol=True) == ["pil", "pil", "pil"]
     assert seen(decode="fast") == ["fast", "fast", "fast"]
     weights = ava / "weights.pth"
