@@ -114,12 +114,12 @@ def test_a_run_with_a_damaged_cache_ends_in_one_line(scored, run):
     assert run(words)[0] == 0
     pixels = scored / "c" / "bilinear-224-pil" / "pixels.bin"
     content = bytearray(pixels.read_bytes())
-    content[1000] ^= 1
+    content[-1000] ^= 1
     pixels.write_bytes(content)
     status, _, err = run([*words, "--overwrite"])
     assert status == 2
     assert len(err.splitlines()) == 1
-    assert f"{pixels}: the picture of test0.jpg is damaged; `prepare_data.py cache` makes it good" in err
+    assert f"{pixels}: the picture of test5.jpg is damaged; `prepare_data.py cache` makes it good" in err
 
 
 @pytest.mark.parametrize(
