@@ -1,0 +1,218 @@
+"""How fast pictures are read, per core: as the release reads them, by PIL, by torchvision, from a cache.
+
+    python -m benchmarks.loading --images FOLDER --repeats 7
+
+All ways are run in turn in one process, on one core, and compared pair by pair with the released way. `--memory` shows
+instead what 255,000 rows of labels take, and whether the processes that read pictures grow.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import itertools
+import multiprocessing
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import sklearn.datasets
+import torch
+from PIL import Image
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+
+from cache import open_filled
+from dataset import Transform, batches, make_loader, read_splits
+from decode import Encoded, Resize, read_fast, read_pil, read_plain_jpeg
+from labels import AVA, FORMATS, Labels
+from util import write_json
+
+BATCH = 16
+ROWS = 255_000
+
+DATASETS = ("ava", "tad66k")
+
+
+class Released(Dataset):
+    """The plain way: PIL's pixels as a normalised float32 tensor, each in turn."""
+
+    def __init__(self, labels: Labels, folder: Path, dataset: str):
+        self.labels, self.folder = labels, folder
+        like_ava = dataset == "ava"
+        resample = "BICUBIC" if like_ava else "BILINEAR"
+        side = 224 if like_ava else 256
+        self.transform = transforms.Compose(
+            [
+                transforms.Resize((side, side), transforms.InterpolationMode[resample]),
+                transforms.RandomHorizontalFlip(),
+                *([] if like_ava else [transforms.RandomCrop(224)]),
+                transforms.ToTensor(),
+                transforms.Normalize(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD),
+            ]
+        )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, row: int):
+        with Image.open(self.folder / self.labels.images[row]) as picture:
+            return self.transform(picture.convert("RGB")), self.labels.targets[row]
+
+
+def speed(dataset: str, folder: Path, count: int, repeats: int) -> list[dict]:
+    """A row per way of reading: images/s of one core, and the ratio to the released way, pair by pair."""
+    names = sorted(p.name for p in folder.iterdir() if p.suffix.lower() in (".jpg", ".jpeg"))
+    images = np.array(list(itertools.islice(itertools.cycle(names), count)))
+    labels = Labels("benchmark", images, np.zeros((count, 1), np.float32), np.zeros(count))
+    transform = Transform(dataset, 224, train=True)
+    with tempfile.TemporaryDirectory() as place:
+        kept = open_filled(place, transform.resize, "fast", np.array(names), folder, 0)
+
+        def loader(**given) -> Callable[[], Iterator]:
+            made = make_loader(labels, folder, transform, BATCH, 0, **given)
+            return lambda: batches(made)
+
+        ways = {
+            "release": lambda: iter(DataLoader(Released(labels, folder, dataset), BATCH)),
+            "pil": loader(decoder="pil"),
+            "fast": loader(decoder="fast"),
+            "cache": loader(decoder="fast", cache=kept),
+        }
+        seconds = {way: [] for way in ways}
+        for number in range(repeats + 1):
+            for way, read in ways.items():
+                start = time.perf_counter()
+                for _ in read():
+                    pass
+                if number:  # the first round warms up
+                    seconds[way].append(time.perf_counter() - start)
+    rows = []
+    for way, times in seconds.items():
+        ratios = [plain / own for plain, own in zip(seconds["release"], times, strict=True)]
+        rows.append(
+            {
+                "dataset": dataset,
+                "way": way,
+                "images_per_second": count / statistics.median(times),
+                "ratio": statistics.median(ratios),
+                "lowest": min(ratios),
+                "highest": max(ratios),
+            }
+        )
+    return rows
+
+
+def equality(folder: Path, device: torch.device) -> list[dict]:
+    """How far the fast decoder's pixels are from PIL's, in grey levels; on a GPU, that decoder's."""
+    rows = []
+    for resize in (Resize(224, "bicubic"), Resize(256, "bilinear"), Resize(224, "bilinear")):
+        differences = []
+        for path in sorted(folder.iterdir()):
+            if device.type == "cpu":
+                found = read_fast(path, resize)
+            elif (data := read_plain_jpeg(path)) is not None:
+                batch = Encoded([data], [(0, 0)], resize, resize.side)
+                found = batch.decode(device)[0].permute(1, 2, 0).cpu().numpy()
+            else:
+                continue
+            differences.append(np.abs(found.astype(int) - read_pil(path, resize)).ravel())
+        difference = np.concatenate(differences)
+        rows.append(
+            {
+                "resize": f"{resize.method} {resize.side}",
+                "pictures": len(differences),
+                "within_one": float((difference <= 1).mean()),
+                "equal": float((difference == 0).mean()),
+                "mean": float(difference.mean()),
+                "largest": int(difference.max()),
+            }
+        )
+    return rows
+
+
+def memory(workers: int) -> list[str]:
+    """What ROWS rows of AVA's labels take, and what each worker holds for itself over an epoch, in MiB."""
+    lines = []
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        Image.new("RGB", (16, 16), (90, 120, 60)).save(folder / "picture.jpg")
+        rng = np.random.default_rng(0)
+        table = pd.DataFrame(rng.integers(0, 90, (ROWS, 10)), columns=AVA.vote_columns)
+        table.insert(0, AVA.image_column, np.arange(700_000, 700_000 + ROWS))
+        for number in table[AVA.image_column]:
+            (folder / f"{number}.jpg").symlink_to("picture.jpg")
+        table.to_csv(folder / "test.csv", index=False)
+        table.head(2).to_csv(folder / "train.csv", index=False)
+        del table
+        gc.collect()
+        before = _resident("self")
+        splits = read_splits(folder, folder, FORMATS["ava"], train=False)
+        gc.collect()
+        labels = splits.test
+        size = sum(a.nbytes for a in (labels.images, labels.targets, labels.opinions)) / 2**20
+        lines.append(f"{len(labels):,} rows: {size:.0f} MiB in arrays; resident {before:.0f} MiB before reading, "
+                     f"{_resident('self'):.0f} after")  # fmt: skip
+        loader = make_loader(labels, folder, Transform("ava", 32, True), 64, workers, decoder="fast")
+        for number, _ in enumerate(batches(loader), 1):
+            if number in (50, len(loader) // 2, len(loader) - 50):
+                own = [_resident(child.pid, own=True) for child in multiprocessing.active_children()]
+                shown = ", ".join(f"{value:.1f}" for value in own)
+                lines.append(f"after {number * 64:,} pictures: {shown} MiB of each worker's own")
+    return lines
+
+
+def _resident(pid: int | str, own: bool = False) -> float:
+    """MiB of a process; own: what it shares with no other."""
+    wanted = ("Private_Clean:", "Private_Dirty:") if own else ("Rss:",)
+    lines = (line.split() for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:])
+    return sum(int(words[1]) for words in lines if words[0] in wanted) / 1024
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measure and print tables; `--json` writes them to a file as well."""
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.loading", description=__doc__.split("\n\n")[0]
+    )
+    shipped = Path(sklearn.datasets.__file__).parent / "images"
+    parser.add_argument("--images", type=Path, default=shipped, help="JPEGs (default: scikit-learn's two)")
+    parser.add_argument("--count", type=int, default=160, help="pictures read per way and repeat")
+    parser.add_argument("--repeats", type=int, default=7, help="pairs")
+    parser.add_argument("--memory", action="store_true", help="show what labels and workers hold instead")
+    parser.add_argument("--workers", type=int, default=2, help="--memory: processes that read")
+    parser.add_argument("--device", default="cpu", help="whose decoder's pixels are compared with PIL's")
+    parser.add_argument("--json", type=Path, help="write the rows to this file, too")
+    options = parser.parse_args(argv)
+    if options.memory:
+        print("\n".join(memory(options.workers)))
+        return
+    torch.set_num_threads(1)
+    rows = [row for name in DATASETS for row in speed(name, options.images, options.count, options.repeats)]
+    print(
+        "| pixels | way | images/s of one core | times the release (lowest to highest) |\n|---|---|---|---|"
+    )
+    for row in rows:
+        print(
+            f"| {row['dataset']} | {row['way']} | {row['images_per_second']:.0f} | "
+            f"{row['ratio']:.2f} ({row['lowest']:.2f} to {row['highest']:.2f}) |"
+        )
+    pixels = equality(options.images, torch.device(options.device))
+    print(
+        "\n| resize | pictures | within one grey level | equal | mean difference | largest |\n|---|---|---|---|---|---|"
+    )
+    for row in pixels:
+        print(
+            f"| {row['resize']} | {row['pictures']} | {row['within_one']:.4%} | {row['equal']:.2%} | "
+            f"{row['mean']:.4f} | {row['largest']} |"
+        )
+    if options.json:
+        write_json(options.json, {"speed": rows, "pixels": pixels})
+
+
+if __name__ == "__main__":
+    main()
