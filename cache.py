@@ -1,16 +1,14 @@
 """Decoded, resized pictures kept in one memory-mapped file, so that training need not decode them again.
 
 A cache is a folder with one store per resize and decoder, as `bicubic-224-fast`. A store has `settings.json`;
-`pixels.bin`, the uint8 pictures one after the other; and `index.csv`, a line for each: its place, a checksum of its
+`pixels.bin`, the uint8 pictures one after the other; and `index.csv`, a row for each: its place, a checksum of its
 pixels, its file's size and time of change, its name. Both grow at their ends only, so a build that is cut goes on.
 """
 
 from __future__ import annotations
 
-import csv
 import errno
 import fcntl
-import io
 import json
 import logging
 import os
@@ -31,6 +29,7 @@ from torch.utils.data import DataLoader, Dataset
 import workers
 from decode import Resize, read_fast, read_pil, undecodable
 from interrupt import Interrupted, Watch, signals_first
+from journal import Journal, fingerprint, open_at
 from meters import bar
 from option import InputError
 from util import write_json
@@ -53,6 +52,7 @@ class Cache:
         """decoder: `pil` or `fast`."""
         self.resize, self.decoder = resize, decoder
         self.folder = Path(folder) / f"{resize.method}-{resize.side}-{decoder}"
+        self.journal = Journal(self.folder / "index.csv", COLUMNS)
         self.shape = (resize.side, resize.side, 3)
         self.size = resize.side**2 * 3
         self.settings = {"version": VERSION, "side": resize.side, "method": resize.method, "decoder": decoder}
@@ -88,11 +88,10 @@ class Cache:
 
     def _read_index(self) -> pd.DataFrame:
         """All lines but one that a build has left half-written."""
-        path = self.folder / "index.csv"
+        path = self.journal.path
         try:
-            text = path.read_bytes()[: _end_of_lines(path)].decode() if path.is_file() else ""
-            table = _table(list(csv.reader(io.StringIO(text, newline=""))))
-        except (ValueError, csv.Error) as error:
+            table = _table(self.journal.read())
+        except ValueError as error:
             raise CacheStale(f"{path}: damaged ({' '.join(str(error).split())[:120]}); {REMEDY}") from None
         if not np.array_equal(table["place"], np.arange(len(table))):
             raise CacheStale(f"{path}: damaged, lines are missing; {REMEDY}")
@@ -107,7 +106,7 @@ class Cache:
         places = self.places(names)
         stale = np.zeros(len(places), bool)
         known = np.flatnonzero(places >= 0)
-        found = np.array([_fingerprint(Path(images) / names[i]) for i in known]).reshape(-1, 2)
+        found = np.array([fingerprint(Path(images) / names[i]) for i in known]).reshape(-1, 2)
         stale[known] = (found != self.fingerprints[places[known]]).any(1)
         return stale
 
@@ -166,11 +165,11 @@ class Cache:
             sizes = f"{len(wanted)} pictures take {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free"
             raise OSError(errno.ENOSPC, sizes, str(self.folder))
         write_json(self.folder / "settings.json", self.settings)
-        problems, index = [], self.folder / "index.csv"
+        problems = []
         reader = _Files(wanted, images, self.resize, self.decoder)
         with (
-            _open_at(self.folder / "pixels.bin", self.rows * self.size) as pixels,
-            _open_at(index, _end_of_lines(index)) as lines,
+            open_at(self.folder / "pixels.bin", self.rows * self.size) as pixels,
+            self.journal.appending() as note,
             bar(f"cache {self.folder.name}", len(wanted)) as shown,
             signals_first(watch),
         ):
@@ -179,7 +178,7 @@ class Cache:
                 None,
                 num_workers=num_workers,
                 worker_init_fn=workers.start_worker,
-                collate_fn=_as_it_is,
+                collate_fn=workers.as_it_is,
             )
             for name, found in zip(wanted, workers.items(loader), strict=True):
                 if watch is not None and watch.received:
@@ -189,8 +188,7 @@ class Cache:
                 else:
                     pixels.write(found[0])
                     pixels.flush()  # before its line
-                    lines.write(_line([self.rows, zlib.crc32(found[0]), *found[1], name]))
-                    lines.flush()
+                    note([self.rows, zlib.crc32(found[0]), *found[1], name])
                     self.rows += 1
                 shown.update(1)
         self.load()
@@ -273,44 +271,12 @@ class _Files(Dataset):
     def __getitem__(self, number: int):
         path = self.images / str(self.names[number])
         try:
-            fingerprint = _fingerprint(path)  # before it is read
-            return np.ascontiguousarray(self.read(path, self.resize)), fingerprint
+            found = fingerprint(path)  # before it is read
+            return np.ascontiguousarray(self.read(path, self.resize)), found
         except Exception as error:  # decoders raise anything at all on a damaged file
             return undecodable(path, error)
-
-
-def _as_it_is(sample):
-    return sample
-
-
-def _fingerprint(path: Path) -> tuple[int, int]:
-    """Size in bytes and time of change in nanoseconds; -1 for a file that is not there."""
-    try:
-        found = path.stat()
-    except OSError:
-        return -1, -1
-    return found.st_size, found.st_mtime_ns
 
 
 def _table(rows: list) -> pd.DataFrame:
     table = pd.DataFrame(rows, columns=list(COLUMNS))
     return table.astype({name: object if name == "image" else np.int64 for name in COLUMNS})
-
-
-def _line(values: list) -> bytes:
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerow(values)
-    return text.getvalue().encode()
-
-
-def _end_of_lines(path: Path) -> int:
-    """Where the last whole line ends."""
-    return path.read_bytes().rfind(b"\n") + 1 if path.is_file() else 0
-
-
-def _open_at(path: Path, position: int):
-    """Open for writing from `position` on; what is behind it is cut off."""
-    file = open(path, "r+b" if path.exists() else "w+b")  # noqa: SIM115  the caller closes it
-    file.truncate(position)
-    file.seek(position)
-    return file

@@ -41,3 +41,8 @@ def items(loader: DataLoader) -> Iterator[Any]:
                 f"memory, lower --num_workers (now {loader.num_workers})"
             ) from error
         yield item
+
+
+def as_it_is(sample: Any) -> Any:
+    """For `collate_fn`: leave a sample alone."""
+    return sample
