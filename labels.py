@@ -142,14 +142,20 @@ def _scores(path, table: pd.DataFrame, form: Format) -> tuple[np.ndarray, np.nda
     return opinions.astype(np.float32), opinions[:, 0]
 
 
-def read_table(path: str | os.PathLike) -> pd.DataFrame:
-    """A CSV as text, indexed by its line numbers, blank lines left out."""
+def read_table(path: str | os.PathLike, separator: str = ",") -> pd.DataFrame:
+    """A CSV as text, indexed by its line numbers, blank lines left out. Raises InputError."""
     if not Path(path).is_file():
         raise InputError(f"{path}: no such file; --path_to_save_csv names the folder of the CSVs")
     try:
         # Without a header, so that pandas neither renames repeated columns nor takes a long row for an index.
         table = pd.read_csv(
-            path, dtype=str, na_filter=False, skip_blank_lines=False, encoding="utf-8-sig", header=None
+            path,
+            sep=separator,
+            dtype=str,
+            na_filter=False,
+            skip_blank_lines=False,
+            encoding="utf-8-sig",
+            header=None,
         )
     except pd.errors.EmptyDataError:
         raise InputError(f"{path}: empty; it needs a header and rows") from None
@@ -157,7 +163,10 @@ def read_table(path: str | os.PathLike) -> pd.DataFrame:
         raise InputError(f"{path}: not a readable CSV ({' '.join(str(error).split())})") from None
     table = table.fillna("")
     table.index = table.index + 1
-    table = table[(table != "").any(axis=1)]
+    blank = (table[0].str.strip() == "").to_numpy(bool, copy=True)
+    for row in np.flatnonzero(blank):
+        blank[row] = not "".join(table.iloc[row]).strip()
+    table = table[~blank]
     if table.empty:
         raise InputError(f"{path}: empty; it needs a header and rows")
     columns = [str(column).strip() for column in table.iloc[0]]
@@ -195,6 +204,8 @@ def name_problem(name: str) -> str | None:
     path = PurePosixPath(name.replace("\\", "/"))
     if not name:
         return "is empty"
+    if "\0" in name:
+        return "holds a NUL character"
     if path.is_absolute() or ".." in path.parts or re.match(r"[A-Za-z]:", name):
         return "leaves the image folder; names are relative to --path_to_images"
     return None

@@ -8,7 +8,6 @@ import logging
 import os
 import sys
 import time
-import warnings
 from pathlib import Path
 
 import torch
@@ -30,10 +29,11 @@ from build import (
     pick_format,
     pick_precisions,
 )
+from command import guarded
 from dataset import Splits, read_splits
 from interrupt import Interrupted, Watch
 from labels import Format
-from models import Weights, WeightsError, load_weights, read_weights, released_style
+from models import Weights, load_weights, read_weights, released_style
 from option import InputError
 from util import make_loss, to_json, write_json
 
@@ -42,46 +42,13 @@ log = logging.getLogger("eat")
 
 def main(argv: list[str] | None = None) -> int:
     """Run; returns the exit status: 0, 1 if training failed, 2 for a bad request, 128 and more if interrupted."""
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=logging.INFO if distributed.rank() == 0 else logging.ERROR,
-        format="[%(asctime)s] %(message)s",
-        datefmt="%H:%M:%S",
-    )
-    warnings.showwarning = lambda message, *_, **__: log.warning("warning: %s", message)
-    try:
+
+    def work() -> None:
         result = run(option.parse(argv))
-    except (InputError, WeightsError) as error:
-        return _fail(error, 2)
-    except engine.TrainingError as error:
-        return _fail(error, 1)
-    except OSError as error:
-        return _fail(
-            f"{error.filename or 'a file'}: {error.strerror or error}; check the path and the disk", 2
-        )
-    except Interrupted as stop:
-        rest = (
-            f"--resume --experiment_dir_name {stop.folder} goes on"
-            if stop.folder
-            else "nothing was saved yet"
-        )
-        return _fail(f"stopped by {stop}; {rest}", 128 + stop.number)
-    except KeyboardInterrupt:
-        return _fail("interrupted", 130)
-    except torch.OutOfMemoryError:
-        return _fail("memory ran out; try a smaller --model or another --gpu_id", 1)
-    except RuntimeError as error:
-        if not distributed.is_loss_of_another(error):
-            raise
-        return _fail(f"process {distributed.rank()}: another process of this run has ended", 1)
-    if distributed.rank() == 0:
-        print(to_json(result), flush=True)
-    return 0
+        if distributed.rank() == 0:
+            print(to_json(result), flush=True)
 
-
-def _fail(reason: object, status: int) -> int:
-    print(f"main_nni.py: {' '.join(str(reason).split())}", file=sys.stderr)
-    return status
+    return guarded("main_nni.py", work)
 
 
 def run(given: dict) -> dict:

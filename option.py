@@ -203,14 +203,16 @@ RESUMABLE = {
 }
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong with a command line, and exits with status 2."""
+
     def error(self, message: str):
         self.exit(2, f"{self.prog}: {message} (see --help)\n")
 
 
 def parse(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """The options given on the command line, checked one by one; argparse exits with status 2 on others."""
-    parser = _Parser(
+    parser = Parser(
         prog="main_nni.py",
         usage="main_nni.py [OPTION ...]",
         description="Train and evaluate EAT for image aesthetics assessment. Without options: the demo.",

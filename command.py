@@ -1,0 +1,58 @@
+"""What every command of the project does around its work: the log, and errors as one line and an exit status."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from collections.abc import Callable
+
+import torch
+
+import distributed
+from engine import TrainingError
+from interrupt import Interrupted
+from models import WeightsError
+from option import InputError
+
+log = logging.getLogger("eat")
+
+
+def guarded(program: str, work: Callable[[], int | None], rest: str = "nothing was saved yet") -> int:
+    """Do `work`; returns the exit status: its own or 0, 1 if it failed, 2 for a bad request, 128 and more if interrupted.
+
+    rest: what to tell after a signal, where there is no training run to go on with.
+    """
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=logging.INFO if distributed.rank() == 0 else logging.ERROR,
+        format="[%(asctime)s] %(message)s",
+        datefmt="%H:%M:%S",
+    )
+    warnings.showwarning = lambda message, *_, **__: log.warning("warning: %s", message)
+
+    def fail(reason: object, status: int) -> int:
+        print(f"{program}: {' '.join(str(reason).split())}", file=sys.stderr)
+        return status
+
+    try:
+        return work() or 0
+    except (InputError, WeightsError) as error:
+        return fail(error, 2)
+    except TrainingError as error:
+        return fail(error, 1)
+    except OSError as error:
+        what = f"{error.filename or 'a file'}: {error.strerror or error}"
+        return fail(f"{what}; check the path and the disk", 2)
+    except Interrupted as stop:
+        if stop.folder:
+            rest = f"--resume --experiment_dir_name {stop.folder} goes on"
+        return fail(f"stopped by {stop}; {rest}", 128 + stop.number)
+    except KeyboardInterrupt:
+        return fail("interrupted", 130)
+    except torch.OutOfMemoryError:
+        return fail("memory ran out; try a smaller --model or another --gpu_id", 1)
+    except RuntimeError as error:
+        if not distributed.is_loss_of_another(error):
+            raise
+        return fail(f"process {distributed.rank()}: another process of this run has ended", 1)

@@ -1,0 +1,240 @@
+"""A look at every picture: whether it decodes, what kind it is, and what training will do with it."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from PIL import ExifTags, Image, UnidentifiedImageError
+from torch.utils.data import DataLoader, Dataset
+
+import workers
+from interrupt import Interrupted, Watch, signals_first
+from journal import Journal, fingerprint
+from labels import plain_name, read_table
+from meters import bar
+from option import InputError
+from util import atomic_write
+
+
+class Kind(NamedTuple):
+    """verdict: `stops` training, `spoils` it unnoticed, or the picture is `used`."""
+
+    verdict: str
+    training: str  # what it does with the picture
+
+
+KINDS = {
+    "missing": Kind("stops", "ends, or leaves it out with --skip_missing: there is no such file"),
+    "empty": Kind("stops", "ends: the file has 0 bytes"),
+    "not an image": Kind("stops", "ends: no decoder knows the file"),
+    "truncated": Kind("stops", "ends: the file is cut short"),
+    "damaged": Kind("stops", "ends: the file does not decode"),
+    "too large": Kind("stops", "ends: more than 178 million pixels are refused, not decoded"),
+    "16-bit grey": Kind("spoils", "cuts its values off at 255, so it is almost white; convert it to 8 bits"),
+    "16-bit colour": Kind("used", "keeps the upper 8 bits of each value"),
+    "animated": Kind("used", "sees the first frame"),
+    "CMYK": Kind("used", "converts it to RGB, without its colour profile"),
+    "grey": Kind("used", "sees three equal channels"),
+    "palette": Kind("used", "looks its colours up"),
+    "transparent": Kind("used", "drops the transparency; the colours beneath it show"),
+    "rotated": Kind("used", "sees it as it is stored: EXIF's orientation is ignored, as in the release"),
+    "other colours": Kind("used", "converts it to RGB"),
+    "plain": Kind("used", "sees it as it is"),
+}
+_MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")
+_GREY, _DEEP = {"1", "L", "LA", "La"}, ("I;16", "I", "F")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One picture. kinds: of KINDS, joined by ` + `. bytes and changed tell whether the file is still that one."""
+
+    image: str
+    bytes: int
+    changed: int
+    kinds: str
+    format: str = ""
+    mode: str = ""
+    width: int = 0
+    height: int = 0
+    frames: int = 0
+    detail: str = ""
+
+    @property
+    def verdict(self) -> str:
+        """The worst of its kinds'."""
+        verdicts = {KINDS[kind].verdict for kind in self.kinds.split(" + ")}
+        return next(verdict for verdict in ("stops", "spoils", "used") if verdict in verdicts)
+
+
+COLUMNS = [field.name for field in fields(Finding)]
+
+
+def examine(folder: str | os.PathLike, name: str) -> Finding:
+    """Decode one picture, as training would."""
+    path = Path(folder) / name
+    known = name, *fingerprint(path)
+    if known[1] < 0:
+        return Finding(*known, "missing")
+    if known[1] == 0:
+        return Finding(*known, "empty")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PIL's, of pictures that are large or written oddly
+        try:
+            with Image.open(path) as picture:
+                about = (picture.format or "", picture.mode, *picture.size)
+                kinds = _kinds(picture)
+                frames = getattr(picture, "n_frames", 1)
+                picture.seek(0)
+                picture.convert("RGB")
+        except Image.DecompressionBombError as error:
+            return Finding(*known, "too large", detail=_line(error))
+        except UnidentifiedImageError:
+            with path.open("rb") as file:
+                cut = file.read(8).startswith(_MAGIC)
+            return Finding(*known, "truncated" if cut else "not an image")
+        except Exception as error:  # decoders raise anything at all on a damaged file
+            cut = "truncated" in str(error).lower()
+            return Finding(*known, "truncated" if cut else "damaged", detail=_line(error))
+    return Finding(*known, " + ".join(kinds) or "plain", *about, frames)
+
+
+def _kinds(picture: Image.Image) -> list[str]:
+    mode, deep = picture.mode, picture.mode.startswith(_DEEP)
+    oriented = (
+        picture.getexif().get(ExifTags.Base.Orientation, 1)
+        if picture.format in ("JPEG", "MPO", "TIFF")
+        else 1
+    )
+    found = {
+        "16-bit grey": deep,
+        "16-bit colour": not deep and any("16" in str(tile[-1]) for tile in picture.tile),
+        "animated": getattr(picture, "is_animated", False) and picture.format != "MPO",
+        "CMYK": mode == "CMYK",
+        "grey": mode in _GREY,
+        "palette": mode in ("P", "PA"),
+        "transparent": "A" in mode or "a" in mode or "transparency" in picture.info,
+        "rotated": oriented not in (0, 1),
+        "other colours": mode in ("YCbCr", "LAB", "HSV"),
+    }
+    return [kind for kind, is_it in found.items() if is_it]
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+class _Pictures(Dataset):
+    def __init__(self, folder: str | os.PathLike, names: Sequence[str]):
+        self.folder, self.names = folder, np.asarray(names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, number: int) -> Finding:
+        return examine(self.folder, str(self.names[number]))
+
+
+def examine_all(
+    folder: str | os.PathLike,
+    names: Sequence[str],
+    journal: str | os.PathLike,
+    num_workers: int = 0,
+    watch: Watch | None = None,
+) -> list[Finding]:
+    """Examine pictures in parallel, noting each in the CSV `journal`, where those that have not changed since are found.
+
+    Raises Interrupted when a signal comes; what was seen until then is in the journal. InputError where that is no
+    journal of ours.
+    """
+    notes = Journal(journal, COLUMNS)
+    try:
+        rows = [
+            Finding(row[0], *map(int, row[1:3]), *row[3:6], *map(int, row[6:9]), row[9])
+            for row in notes.read()
+        ]
+    except ValueError as error:
+        raise InputError(f"{journal}: not a list of pictures ({error}); move it away") from None
+    seen = {finding.image: finding for finding in rows}
+    folder = Path(folder)
+    wanted = [
+        name
+        for name in names
+        if name not in seen or (seen[name].bytes, seen[name].changed) != fingerprint(folder / name)
+    ]
+    loader = DataLoader(
+        _Pictures(folder, wanted),
+        None,
+        num_workers=num_workers if len(wanted) > 100 else 0,
+        worker_init_fn=workers.start_worker,
+        collate_fn=workers.as_it_is,
+    )
+    with (
+        notes.appending() as note,
+        bar("look at pictures", len(names), len(names) - len(wanted)) as shown,
+        signals_first(watch),
+    ):
+        for finding in workers.items(loader):
+            if watch is not None and watch.received:
+                raise Interrupted(watch.received)
+            note(astuple(finding))
+            seen[finding.image] = finding
+            shown.update(1)
+    return [seen[name] for name in names]
+
+
+def pictures_in(folder: str | os.PathLike) -> list[str]:
+    """The names of all files in a folder and those in it, hidden ones left out, in order."""
+    folder, names = Path(folder), []
+    for place, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        names += [
+            (Path(place) / name).relative_to(folder).as_posix() for name in files if not name.startswith(".")
+        ]
+    return sorted(names)
+
+
+def report(findings: Iterable[Finding]) -> str:
+    """A table: how many pictures of each kind, what training does with them, and the first of them."""
+    counts, first, total = Counter(), {}, 0
+    for finding in findings:
+        total += 1
+        for kind in finding.kinds.split(" + "):
+            counts[kind] += 1
+            first.setdefault(kind, finding.image)
+    lines = [f"{total} pictures; what training does with them:"]
+    for kind, (_, training) in KINDS.items():
+        if counts[kind]:
+            example = "" if kind == "plain" else f"; the first is {first[kind]}"
+            lines.append(f"{counts[kind]:>8}  {kind:<14} {training}{example}")
+    return "\n".join(lines)
+
+
+def named_in(path: Path) -> pd.DataFrame:
+    """A CSV as it is, as text, with the pictures that it names in the column `_file`."""
+    table = read_table(path)
+    column = next((name for name in ("image", "image_id") if name in table.columns), None)
+    if column is None:
+        raise InputError(f"{path}: no column image or image_id; found {', '.join(table.columns)}")
+    ending = ".jpg" if column == "image_id" else ""
+    return table.assign(_file=[plain_name(name) + ending for name in table[column]])
+
+
+def write_clean(tables: dict[Path, pd.DataFrame], bad: set[str], out: Path) -> list[str]:
+    """Write each CSV of `tables` to the folder `out`, without the rows of the pictures in `bad`. Returns what was done."""
+    lines = []
+    out.mkdir(parents=True, exist_ok=True)
+    for path, table in tables.items():
+        kept = table[~table["_file"].isin(bad)].drop(columns="_file")
+        with atomic_write(out / path.name) as file:
+            kept.to_csv(file, index=False)
+        lines.append(f"{out / path.name}: {len(kept)} of {len(table)} rows")
+    return lines

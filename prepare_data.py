@@ -1,0 +1,222 @@
+"""From the official downloads to what training reads: CSVs, a look at every picture, a cache. Try `--help`."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from build import pick_decoders
+from cache import Cache, repair
+from command import guarded
+from dataset import Transform
+from interrupt import Watch
+from labels import Labels, Listings, find_images, hold_out
+from option import InputError
+from preparation import official, pictures, summary
+from preparation.arguments import parse
+from preparation.official import Prepared
+from util import atomic_write, write_json
+
+log = logging.getLogger("eat")
+
+GOES_ON = "the same command goes on where it stopped"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one subcommand; returns the exit status: 0, 1 if `check` found pictures to remove, 2 for bad input, 128 and more."""
+    options = parse(argv)
+    work = {"check": check, "cache": fill_cache}.get(options.command, prepare)
+    return guarded("prepare_data.py", lambda: work(options), GOES_ON)
+
+
+def read_labels(options: argparse.Namespace) -> Prepared:
+    """The official files of a dataset, or any table."""
+    if options.command == "ava":
+        return official.read_ava(options.labels, options.test_list)
+    if options.command == "tad66k":
+        return official.read_tad66k(options.labels, options.theme)
+    if options.command == "flickr_aes":
+        return official.read_flickr_aes(options.scores, options.workers)
+    if options.command in ("aadb", "para"):
+        return {"aadb": official.read_aadb, "para": official.read_para}[options.command](options.labels)
+    if options.score_column and options.vote_columns:
+        raise InputError("--score_column and --vote_columns exclude each other; leave one out")
+    if options.score_min >= options.score_max:
+        raise InputError(f"--score_min {options.score_min:g} is not below --score_max {options.score_max:g}")
+    if len(options.separator) != 1:
+        raise InputError(f"--separator {options.separator!r} is not one character")
+    if options.vote_columns and len(set(options.vote_columns)) < max(2, len(options.vote_columns)):
+        raise InputError("--vote_columns needs two columns or more, each once")
+    return official.read_any(
+        options.labels,
+        options.image_column,
+        options.score_column or "score",
+        options.vote_columns,
+        options.split_column,
+        (options.score_min, options.score_max),
+        options.separator,
+    )
+
+
+def prepare(options: argparse.Namespace) -> None:
+    """A dataset's subcommand: read, split, look at the pictures, write the CSVs and the summary, and print it."""
+    out = options.out
+    paths = {split: out / f"{split}.csv" for split in ("train", "val", "test")}
+    if (there := [path for path in paths.values() if path.exists()]) and not options.overwrite:
+        raise InputError(f"{there[0]}: is there already; give --overwrite or another --out")
+    prepared = read_labels(options)
+    split_at_random(prepared, options.val_share, getattr(options, "test_share", None), options.seed)
+    out.mkdir(parents=True, exist_ok=True)
+    text = []
+    if options.images is None:
+        prepared.notes.append("the pictures were not looked for: --images names their folder")
+    else:
+        with Watch() as watch:
+            text += look(prepared, options, out / "pictures.csv", watch)
+    tables = {
+        split: prepared.table[prepared.table["split"] == split].drop(columns="split") for split in paths
+    }
+    if empty := [split for split, table in tables.items() if table.empty]:
+        raise InputError(f"no rows are left for {empty[0]}.csv; look at --images, the shares and the labels")
+    for split, table in tables.items():
+        with atomic_write(paths[split]) as file:
+            table.to_csv(file, index=False)
+    found = summary.describe(prepared)
+    write_json(out / "summary.json", {"dataset": options.command, "seed": options.seed, **found})
+    text.append(summary.as_text(found))
+    with atomic_write(out / "summary.txt") as file:
+        file.write("\n\n".join(text) + "\n")
+    summary.draw(prepared, f"{options.command}: {found['rows_kept']} images", out / "histogram.png")
+    print("\n\n".join(text))
+    print(
+        f"\nwritten to {out}: {', '.join(p.name for p in paths.values())}, summary.txt, summary.json, histogram.png"
+    )
+
+
+def split_at_random(prepared: Prepared, val_share: float, test_share: float | None, seed: int) -> None:
+    """Fill in the splits that the official files leave open. The seed decides, whatever pictures are missing."""
+    splits = prepared.table["split"].to_numpy(object)
+    shares = {} if (splits == "val").any() else {"val": val_share}
+    if not (splits == "test").any():
+        shares["test"] = test_share
+    pool = np.flatnonzero((splits == "") | (splits == "train"))
+    order = np.random.default_rng(seed).permutation(pool)
+    splits[pool] = "train"
+    if shares:
+        held = math.ceil(round(sum(shares.values()) * len(pool), 6))
+        val = math.floor(held * shares.get("val", 0) / sum(shares.values()))
+        splits[order[:val]] = "val"
+        splits[order[val:held]] = "test" if "test" in shares else "val"
+    prepared.table["split"] = splits
+
+
+def look(prepared: Prepared, options: argparse.Namespace, journal: Path, watch: Watch) -> list[str]:
+    """Leave out the rows whose pictures are missing, or stop or spoil training. Returns what was seen, as text."""
+    if not Path(options.images).is_dir():
+        raise InputError(f"{options.images}: no such folder; --images names the folder of the pictures")
+    listings = Listings(options.images)
+    found = [listings.find(name) for name in prepared.files]
+    present = np.array([name is not None for name in found])
+    if not present.any():
+        raise InputError(
+            f"{options.images}: none of the {len(found)} pictures is there, as {prepared.files[0]}"
+        )
+    prepared.keep(present, "picture missing")
+    names = [name for name in found if name is not None]
+    if not prepared.form.suffix:
+        prepared.table["image"] = names
+    if options.no_check:
+        return []
+    findings = pictures.examine_all(options.images, names, journal, options.num_workers, watch)
+    for kinds in sorted({finding.kinds for finding in findings if finding.verdict != "used"}):
+        bad = {finding.image for finding in findings if finding.kinds == kinds}
+        kept = np.array([name not in bad for name in names])
+        names = [name for name in names if name not in bad]
+        prepared.keep(kept, f"picture {kinds}")
+    return [pictures.report(findings)]
+
+
+def check(options: argparse.Namespace) -> int:
+    """The subcommand `check`."""
+    if not Path(options.images).is_dir():
+        raise InputError(f"{options.images}: no such folder; --images names the folder of the pictures")
+    if options.clean and not options.csv:
+        raise InputError("--clean needs --csv, the CSVs to clean")
+    if len({path.name for path in options.csv}) < len(options.csv):
+        raise InputError("--csv: two files have the same name; clean them one by one")
+    tables = {path: pictures.named_in(path) for path in options.csv}
+    for path in tables:
+        if options.clean and (options.clean / path.name).exists():
+            raise InputError(f"{options.clean / path.name}: is there already; give another --clean")
+    listings = Listings(options.images)
+    for table in tables.values():
+        table["_file"] = [listings.find(name) or name for name in table["_file"]]
+    if tables:
+        names = list(dict.fromkeys(name for table in tables.values() for name in table["_file"]))
+    else:
+        names = pictures.pictures_in(options.images)
+    options.out.mkdir(parents=True, exist_ok=True)
+    with Watch() as watch:
+        findings = pictures.examine_all(
+            options.images, names, options.out / "pictures.csv", options.num_workers, watch
+        )
+    print(pictures.report(findings))
+    bad = {finding.image for finding in findings if finding.verdict != "used"}
+    print(f"each of them: {options.out / 'pictures.csv'}")
+    if options.clean:
+        print("\n".join(pictures.write_clean(tables, bad, options.clean)))
+        return 0
+    return int(bool(bad))
+
+
+def fill_cache(options: argparse.Namespace) -> int:
+    """The subcommand `cache`: what `main_nni.py --cache` would need with the same options."""
+    decoders = dict(zip(("train", "val"), pick_decoders(options, torch.device("cpu")), strict=True))
+    wanted: dict[tuple, list[str]] = {}
+    for split, labels in cached_splits(options).items():
+        resize = Transform(options.dataset, options.size, split == "train").resize
+        wanted.setdefault((resize, decoders.get(split, decoders["val"])), []).extend(labels.images)
+    problems = []
+    with Watch() as watch:
+        for (resize, decoder), names in wanted.items():
+            store = Cache(options.out, resize, decoder)
+            problems += repair(
+                store, np.array(list(dict.fromkeys(names))), options.images, options.num_workers, watch
+            )
+            print(f"{store.folder}: {len(store.index)} pictures, {store.rows * store.size / 2**30:.2f} GiB")
+    for problem in problems:
+        log.error("%s", problem)
+    return 2 if problems else 0
+
+
+def cached_splits(options: argparse.Namespace) -> dict[str, Labels]:
+    """The pictures of each split, as `main_nni.py` would have them; those that are missing are left out."""
+
+    def read(split: str) -> Labels:
+        path = options.csv / f"{split}.csv"
+        names = pictures.named_in(path)["_file"].to_numpy(str)
+        labels = Labels(str(path), names, np.zeros((len(names), 1), np.float32), np.zeros(len(names)))
+        labels, missing = find_images(labels, options.images, skip_missing=True)
+        if missing:
+            log.info("%s: %d of its pictures are missing", path, missing)
+        return labels
+
+    if not options.csv.is_dir():
+        raise InputError(f"{options.csv}: no such folder; --csv names the folder of the CSVs")
+    splits = {"train": read("train"), "test": read("test")}
+    if (options.csv / "val.csv").is_file():
+        splits["val"] = read("val")
+    elif not options.released_protocol:
+        splits["train"], splits["val"] = hold_out(splits["train"], options.val_share, options.seed)
+    return splits
+
+
+if __name__ == "__main__":
+    sys.exit(main())
