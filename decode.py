@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from option import InputError
@@ -81,7 +81,8 @@ def _is_plain_jpeg(data: bytearray) -> bool:
 
 def undecodable(path: Path, error: Exception) -> InputError:
     """What to tell of a picture that a decoder refused."""
-    reason = " ".join(str(error).split()) or type(error).__name__
+    unknown = isinstance(error, UnidentifiedImageError)
+    reason = "no decoder knows it" if unknown else " ".join(str(error).split()) or type(error).__name__
     return InputError(f"{path}: does not decode ({reason}); replace it or remove its row")
 
 

@@ -20,7 +20,10 @@ class Journal:
         """The rows that are there. Raises ValueError where the file is damaged, or another's."""
         if not self.path.is_file():
             return []
-        text = self.path.read_bytes()[: self._end()].decode()
+        content = self.path.read_bytes()
+        text, rest = content[: self._end()].decode(), content[self._end() :]
+        if not text and not ",".join(self.columns).encode().startswith(rest):
+            raise ValueError("it has no header of ours")
         try:
             rows = list(csv.reader(io.StringIO(text, newline=""), strict=True))
         except csv.Error as error:

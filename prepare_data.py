@@ -215,7 +215,7 @@ def cached_splits(options: argparse.Namespace) -> dict[str, Labels]:
         splits["val"] = read("val")
     elif not options.released_protocol:
         splits["train"], splits["val"] = hold_out(splits["train"], options.val_share, options.seed)
-    return splits
+    return {split: splits[split] for split in ("train", "val", "test") if split in splits}
 
 
 if __name__ == "__main__":

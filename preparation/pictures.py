@@ -75,6 +75,7 @@ class Finding:
         return next(verdict for verdict in ("stops", "spoils", "used") if verdict in verdicts)
 
 
+PARALLEL_FROM = 100  # pictures; fewer are looked at sooner than other processes start
 COLUMNS = [field.name for field in fields(Finding)]
 
 
@@ -121,7 +122,7 @@ def _kinds(picture: Image.Image) -> list[str]:
         "CMYK": mode == "CMYK",
         "grey": mode in _GREY,
         "palette": mode in ("P", "PA"),
-        "transparent": "A" in mode or "a" in mode or "transparency" in picture.info,
+        "transparent": mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in picture.info,
         "rotated": oriented not in (0, 1),
         "other colours": mode in ("YCbCr", "LAB", "HSV"),
     }
@@ -173,7 +174,7 @@ def examine_all(
     loader = DataLoader(
         _Pictures(folder, wanted),
         None,
-        num_workers=num_workers if len(wanted) > 100 else 0,
+        num_workers=num_workers if len(wanted) >= PARALLEL_FROM else 0,
         worker_init_fn=workers.start_worker,
         collate_fn=workers.as_it_is,
     )

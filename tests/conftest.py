@@ -15,6 +15,7 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 import main_nni
 import models
+import prepare_data
 
 GOLDEN = Path(__file__).parent / "golden"
 AVA_COLUMNS = ["image_id", *(f"score{i}" for i in range(2, 12))]
@@ -116,5 +117,20 @@ def run(capsys, monkeypatch):
             warnings.showwarning = show
         out, err = capsys.readouterr()
         return status, json.loads(out.strip().splitlines()[-1]) if status == 0 else None, err
+
+    return go
+
+
+@pytest.fixture
+def command(capsys, monkeypatch):
+    """Run prepare_data.py in this process: (exit status, standard output, standard error)."""
+    monkeypatch.setattr("logging.basicConfig", lambda **_: None)
+
+    def go(*words):
+        try:
+            status = prepare_data.main([str(word) for word in words])
+        except SystemExit as stop:
+            status = stop.code
+        return status, *capsys.readouterr()
 
     return go
