@@ -1,9 +1,14 @@
 """What only a GPU can show. Skipped without one."""
 
+from pathlib import Path
+
+import numpy as np
 import pytest
+import sklearn.datasets
 import torch
 from conftest import make_toy
 
+from decode import Encoded, Resize, read_pil, read_plain_jpeg
 from meters import Losses
 from models import create_model
 from steps import Precision, Schedule, Stepper, make_optimizer
@@ -52,3 +57,12 @@ def test_training_steps_wait_for_nothing(dtype, points):
     losses.flush()
     assert losses.sums()[1] == 40
     assert not losses.take_bad()
+
+
+@pytest.mark.parametrize("resize", [Resize(224, "bicubic"), Resize(256, "bilinear")], ids=str)
+def test_pixels_decoded_on_the_gpu_are_pils_to_one_grey_level(resize):
+    for path in (Path(sklearn.datasets.__file__).parent / "images").glob("*.jpg"):
+        batch = Encoded([read_plain_jpeg(path)] * 2, [(0, 0)] * 2, resize, resize.side)
+        first, second = batch.decode(torch.device("cuda:0")).permute(0, 2, 3, 1).cpu().numpy()
+        np.testing.assert_array_equal(first, second)
+        assert (np.abs(first.astype(int) - read_pil(path, resize)) <= 1).mean() >= 0.995
