@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -18,7 +19,6 @@ import distributed
 import engine
 import option
 import record
-import search
 from build import (
     calibrate,
     loaders,
@@ -35,6 +35,7 @@ from interrupt import Interrupted, Watch
 from labels import Format
 from models import Weights, load_weights, read_weights, released_style
 from option import InputError
+from searching import trial
 from util import make_loss, to_json, write_json
 
 log = logging.getLogger("eat")
@@ -54,11 +55,23 @@ def main(argv: list[str] | None = None) -> int:
 def run(given: dict) -> dict:
     """Train or evaluate as the options `given` ask. Returns the last line of output. Raises InputError."""
     start = time.perf_counter()
-    options, weights = gather_options(given)
-    device = pick_device(options.gpu_id)
-    with distributed.processes(device):
-        result = prepare_and_work(options, weights, device)
+    try:
+        options, weights = gather_options(given)
+        device = pick_device(options.gpu_id)
+        with trial.tied_to_manager(), distributed.processes(device):
+            result = prepare_and_work(options, weights, device)
+    except BaseException as error:
+        if trial.in_search() and distributed.rank() == 0:
+            note_end(trial.folder(given.get("experiment_dir_name")), error)
+        raise
     return result | {"seconds": round(time.perf_counter() - start, 1)}
+
+
+def note_end(folder: Path, error: BaseException) -> None:
+    """Write why the run ended to its run.json."""
+    stopped = isinstance(error, (Interrupted, KeyboardInterrupt))
+    with suppress(OSError):  # the disk may be what it failed for
+        record.end(folder, "stopped" if stopped else "failed", str(error) or type(error).__name__)
 
 
 def prepare_and_work(options: argparse.Namespace, weights: Weights | None, device: torch.device) -> dict:
@@ -73,6 +86,10 @@ def prepare_and_work(options: argparse.Namespace, weights: Weights | None, devic
     if options.loss != "mse" and not form.vote_columns:
         raise InputError(
             f"--loss {options.loss} needs vote distributions; {options.dataset} has scores: use mse"
+        )
+    if options.search_metric == "emd" and not form.vote_columns:
+        raise InputError(
+            f"--search_metric emd needs vote distributions; {options.dataset} has scores: use srcc"
         )
     splits = read_splits(
         options.path_to_save_csv,
@@ -108,18 +125,26 @@ def prepare_and_work(options: argparse.Namespace, weights: Weights | None, devic
     work = evaluate_only if options.eval else train_and_test
     try:
         with Watch() as watch:
+            if first:
+                record.begin(folder, trial.chosen())
             if not options.resume:
                 if first:
                     write_json(folder / "options.json", vars(options))
                 if options.calibrate_points:
                     calibrate(options, splits.train, model, device, folder, watch)
-            return work(options, form, splits, model, device, folder, watch)
+            result = work(options, form, splits, model, device, folder, watch)
+            if first:
+                record.end(folder, "done", result=result)
+            return result
     except BaseException as error:
         can_resume = (folder / "checkpoints" / checkpoint.LAST).is_file() and not options.eval
-        if isinstance(error, Interrupted) and can_resume:
+        goes_on = isinstance(error, Interrupted) and can_resume
+        if goes_on:
             error.folder = folder
-        elif first and not options.resume and record.restore_previous(folder):
+        if first and not goes_on and not options.resume and record.restore_previous(folder):
             can_resume = False
+        elif first:
+            note_end(folder, error)
         if isinstance(error, (InputError, engine.TrainingError)) and can_resume:
             hint = f"{error}; --resume --experiment_dir_name {folder} goes on from the last checkpoint"
             raise type(error)(hint) from error
@@ -131,10 +156,9 @@ def gather_options(given: dict) -> tuple[argparse.Namespace, Weights | None]:
 
     What is not given of the network's settings is as the weights say.
     """
-    given = dict(given)
-    given |= search.next_options()
-    if search.in_experiment():
-        given["experiment_dir_name"] = str(search.trial_folder(given.get("experiment_dir_name")))
+    if given.get("options"):
+        given = option.from_file(given["options"], given)
+    given = trial.options(given)
     if given.get("resume") and given.get("experiment_dir_name"):
         path = Path(given["experiment_dir_name"]) / "options.json"
         try:
@@ -179,7 +203,7 @@ def train_and_test(options, form: Format, splits: Splits, model, device, folder:
         record.write_metrics(folder / "metrics.csv", progress.history)
         record.drop_previous(folder)
         curves.add(row)
-        search.report_epoch(row)
+        trial.report_epoch(row, options.search_metric)
         log.info(
             "epoch %d/%d: train loss %.4f, val loss %.4f, SRCC %.4f, PLCC %.4f, accuracy %.4f (%.1f s)%s",
             row["epoch"], options.num_epoch, row["train_loss"], row["val_loss"], row["val_srcc"], row["val_plcc"],
@@ -192,7 +216,7 @@ def train_and_test(options, form: Format, splits: Splits, model, device, folder:
     progress = training.progress
     if first:
         curves.close()
-        search.report_end(progress.history[progress.best_epoch - 1])
+        trial.report_end(progress.history[progress.best_epoch - 1], options.search_metric)
     load_weights(model, checkpoints / "best.pth")
     evaluation = engine.evaluate(
         model, data["test"], training.criterion, form.threshold, test_precision, "test", watch

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import math
 import os
 from collections import Counter
@@ -132,6 +133,9 @@ GROUPS: dict[str, tuple[Option, ...]] = {
     "run": (
         Option("experiment_dir_name", str, None, "folder of this run (default: a new one under runs/)", metavar="FOLDER"),
         Option("path_to_model_weight", str, None, "weights to start from, or to evaluate with --eval", metavar="FILE"),
+        Option("options", str, None, "JSON of options, as `search.py best` writes it; the command line's come over them", metavar="FILE"),
+        Option("search_metric", str, "accuracy", "what a search maximises: accuracy as released, srcc, plcc, or the negative emd per image",
+               choices=("accuracy", "srcc", "plcc", "emd")),
         Option("eval", bool, False, "evaluate --path_to_model_weight on test.csv, without training"),
         Option("resume", bool, False, "go on from the last.pt of --experiment_dir_name, with its options"),
         Option("overwrite", bool, False, "replace the run in --experiment_dir_name"),
@@ -248,6 +252,22 @@ def _shown_default(option: Option) -> str:
     usual = Counter(values.values()).most_common(1)[0][0] if len(values) == len(RECIPES) else None
     shown = [f"{name}: {value}" for name, value in values.items() if value != usual]
     return f" (default: {', '.join([str(usual)] * (usual is not None) + shown)})"
+
+
+def from_file(path: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a JSON file with `given` ones over them, checked. Raises InputError."""
+    try:
+        with open(path, encoding="utf-8") as file:
+            content = json.load(file)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read as options ({error}); it must be a JSON object") from None
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: does not hold options; it must be a JSON object")
+    for name in content:
+        if name not in OPTIONS or name == "options":
+            raise InputError(f"{path}: unknown option {name!r}; --help lists them")
+    content = {name: value for name, value in content.items() if value is not None}
+    return {name: OPTIONS[name].check(value, path) for name, value in content.items()} | dict(given)
 
 
 def tuned(parameters: Mapping[str, Any]) -> dict[str, Any]:

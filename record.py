@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import os
+import socket
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -16,7 +18,7 @@ from tensorboardX import SummaryWriter
 
 from engine import Evaluation
 from option import InputError
-from util import atomic_write, scores
+from util import atomic_write, scores, write_json
 
 # SRCC, PLCC, accuracy. AVA and TAD66K: from the names of the released checkpoints. AADB and PARA: as later papers report
 # EAT, without an accuracy. FLICKR-AES: none that can be cited.
@@ -30,6 +32,7 @@ PUBLISHED = {
 # Every file that a run writes, relative to its folder.
 _FILES = (
     "options.json",
+    "run.json",
     "metrics.csv",
     "predictions.csv",
     "report.png",
@@ -47,6 +50,28 @@ _FILES = (
 )
 _PREVIOUS = ".previous_run"  # the run that a new one is about to replace
 _MOVING = ".previous_run.moving"  # the same on its way: what is not in here is still, or again, in the folder
+
+
+def begin(folder: Path, parameters: dict) -> None:
+    """Write run.json, what becomes of the run. parameters: those that a search has chosen."""
+    content = {"status": "running", "reason": None, "started": _now(), "ended": None, "pid": os.getpid()}
+    write_json(folder / "run.json", content | {"host": socket.gethostname(), "parameters": parameters})
+
+
+def end(folder: Path, status: str, reason: str | None = None, result: dict | None = None) -> None:
+    """Note in run.json how the run ended: `done`, `stopped` or `failed`, and why; or its result."""
+    path = folder / "run.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        content = {"started": _now(), "parameters": {}}
+    content |= {"status": status, "reason": reason, "ended": _now(), "result": result}
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(path, content)
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S%z")
 
 
 def new_folder(parent: Path, name: str) -> Path:

@@ -9,11 +9,13 @@ import time
 import urllib.request
 from pathlib import Path
 
+import pandas as pd
 import pytest
 from conftest import arguments
 
 import option
-import search
+from searching import trial
+from util import METRICS
 
 ROOT = Path(__file__).parent.parent
 pytest.importorskip("nni")
@@ -71,20 +73,24 @@ def test_two_trials_of_a_real_experiment(ava, monkeypatch):
     finally:
         nnictl("stop", "--all")
 
-    for trial in trials:
-        folder = ava / "trials" / experiment / trial["trialJobId"]
-        drawn = json.loads(trial["hyperParameters"][0])["parameters"]
+    for job in trials:
+        folder = ava / "trials" / experiment / job["trialJobId"]
+        drawn = json.loads(job["hyperParameters"][0])["parameters"]
         used = json.loads((folder / "options.json").read_text())
         assert drawn["batch_size"] in (16, 24, 32)
         assert {name: used[name] for name in drawn} == drawn
-        mine = [r for r in reports if r["trialJobId"] == trial["trialJobId"]]
+        mine = [r for r in reports if r["trialJobId"] == job["trialJobId"]]
         epochs = [json.loads(json.loads(r["data"])) for r in mine if r["type"] == "PERIODICAL"]
         final = [json.loads(json.loads(r["data"])) for r in mine if r["type"] == "FINAL"]
-        assert [set(report) for report in epochs] == [{"default", "vsrcc", "val_loss"}] * 2
-        assert len(final) == 1
-        assert set(final[0]) == {"default", "vsrcc"}
-        best = max(epochs, key=lambda report: report["vsrcc"])
-        assert final[0] == {"default": best["default"], "vsrcc": best["vsrcc"]}
+        rows = pd.read_csv(folder / "metrics.csv")
+        metrics = [name for name in rows if name.startswith("val_")]
+        assert len(metrics) == len(METRICS) + 1
+        for report, row in zip(epochs, rows.to_dict("records"), strict=True):
+            assert {name: report[name] for name in metrics} == pytest.approx(
+                {name: row[name] for name in metrics}
+            )
+            assert (report["default"], report["vsrcc"]) == (report["val_accuracy"], report["val_srcc"])
+        assert final == [max(epochs, key=lambda report: report["vsrcc"])]
 
 
 def test_space_and_experiment_are_the_released_ones():
@@ -99,14 +105,14 @@ def test_space_and_experiment_are_the_released_ones():
 
 def test_outside_an_experiment_nothing_is_asked_of_nni(monkeypatch):
     monkeypatch.delenv("NNI_TRIAL_JOB_ID", raising=False)
-    assert not search.in_experiment()
-    assert search.next_options() == {}
+    assert not trial.in_experiment()
+    assert trial.parameters() == {}
 
 
 def test_a_trial_with_a_bad_parameter_stops_with_one_line(ava, run, monkeypatch):
     import nni
 
-    monkeypatch.setattr(search, "in_experiment", lambda: True)
+    monkeypatch.setattr(trial, "in_experiment", lambda: True)
     monkeypatch.setattr(nni, "get_next_parameter", lambda: {"learning_rate": 0.1})
     status, _, err = run(arguments(ava))
     assert status == 2
@@ -115,7 +121,7 @@ def test_a_trial_with_a_bad_parameter_stops_with_one_line(ava, run, monkeypatch)
 
 
 def test_a_trial_without_nni_says_so(ava, run, monkeypatch):
-    monkeypatch.setattr(search, "in_experiment", lambda: True)
+    monkeypatch.setattr(trial, "in_experiment", lambda: True)
     monkeypatch.setitem(sys.modules, "nni", None)
     status, _, err = run(arguments(ava))
     assert status == 2

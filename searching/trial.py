@@ -1,0 +1,179 @@
+"""A run as a trial of a search: of an NNI experiment, which only this file knows, or of `search.py run`.
+
+Either gives the trial its parameters and reads its reports; a run that is no trial passes through untouched.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+import signal
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import distributed
+from option import InputError, tuned
+
+log = logging.getLogger("eat")
+
+DRIVEN = "EAT_TRIAL"  # JSON of a trial that `search.py run` drives: parameters, folder, driver
+POLL_SECONDS = 2.0
+
+
+def in_experiment() -> bool:
+    """Whether an NNI experiment started this process. NNI is imported only then."""
+    return "NNI_TRIAL_JOB_ID" in os.environ and os.environ.get("NNI_PLATFORM", "") not in ("", "unittest")
+
+
+def in_search() -> bool:
+    """Whether this process is a trial, of NNI or of `search.py run`."""
+    return in_experiment() or DRIVEN in os.environ
+
+
+def parameters() -> dict[str, Any]:
+    """The tuner's options for this trial, checked; none outside a search. Raises InputError."""
+    if DRIVEN in os.environ:
+        return tuned(_driven()["parameters"])
+    if not in_experiment():
+        return {}
+    try:
+        import nni
+    except ImportError:
+        raise InputError("an NNI experiment started this trial, but nni is not installed here") from None
+    return tuned(nni.get_next_parameter() or {})
+
+
+def chosen() -> dict[str, Any]:
+    """The parameters that `parameters` gave, again."""
+    if DRIVEN in os.environ:
+        return _driven()["parameters"]
+    if not in_experiment():
+        return {}
+    import nni
+
+    return nni.get_current_parameter() or {}
+
+
+def folder(parent: str | None) -> Path:
+    """This trial's own folder; NNI's under `parent` (default: runs/nni)."""
+    if DRIVEN in os.environ:
+        return Path(_driven()["folder"])
+    experiment, trial = os.environ.get("NNI_EXP_ID", "experiment"), os.environ["NNI_TRIAL_JOB_ID"]
+    return Path(parent or os.path.join("runs", "nni")) / experiment / trial
+
+
+def options(given: Mapping[str, Any]) -> dict[str, Any]:
+    """`given` options with the tuner's over them and the trial's folder; as they are outside a search.
+
+    A trial that was cut and is started again goes on from its last checkpoint.
+    """
+    if not in_search():
+        return dict(given)
+    own = folder(given.get("experiment_dir_name"))
+    mine = dict(given) | parameters() | {"experiment_dir_name": str(own)}
+    if (own / "checkpoints" / "last.pt").is_file():
+        return mine | {"resume": True}
+    return mine | {"overwrite": True}  # what another start may have left before its first checkpoint
+
+
+def metric(row: Mapping[str, float], name: str) -> float:
+    """What the search maximises, of an epoch's row: accuracy, SRCC, PLCC or the negative EMD per image (r = 1).
+
+    A correlation that is not defined counts as the worst one, -1.
+    """
+    if name == "emd":
+        return -row["val_emd_r1"]
+    value = row[f"val_{name}"]
+    return value if math.isfinite(value) else -1.0
+
+
+def report_epoch(row: Mapping[str, float], name: str) -> None:
+    """Report an epoch: the metric as `default`, the release's `vsrcc` and `val_loss`, and all others."""
+    if in_experiment():
+        import nni
+
+        nni.report_intermediate_result(_report(row, name))
+
+
+def report_end(row: Mapping[str, float], name: str) -> None:
+    """Report the selected epoch as the trial's result."""
+    if in_experiment():
+        import nni
+
+        nni.report_final_result(_report(row, name))
+
+
+def _report(row: Mapping[str, float], name: str) -> dict[str, float | None]:
+    metrics = {key: value for key, value in row.items() if key not in ("epoch", "lr", "seconds")}
+    shown = {"default": metric(row, name), "vsrcc": row["val_srcc"]} | metrics
+    return {key: value if math.isfinite(value) else None for key, value in shown.items()}
+
+
+def _driven() -> dict[str, Any]:
+    return json.loads(os.environ[DRIVEN])
+
+
+@contextmanager
+def tied_to_manager() -> Iterator[None]:
+    """While this lasts, the end of what manages the search is a SIGTERM to this trial: it saves and ends.
+
+    NNI ends its trials itself where it can; one that is killed cannot.
+    """
+    manager = _manager() if distributed.rank() == 0 and in_search() else None
+    if manager is None:
+        yield
+        return
+    done = threading.Event()
+
+    def watch() -> None:
+        began = started(manager)
+        while not done.wait(POLL_SECONDS):
+            if started(manager) != began:
+                log.warning("warning: the manager of this search has ended; saving, then ending too")
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+
+    threading.Thread(target=watch, daemon=True).start()
+    try:
+        yield
+    finally:
+        done.set()
+
+
+def _manager() -> int | None:
+    """The process that manages the search, on this machine; None where it is on another."""
+    if DRIVEN in os.environ:
+        return _driven()["driver"]
+    pid = os.getppid()
+    while pid > 1 and (words := _command(pid)):
+        if "nni_node" in words or "nni_manager" in words or "trial_runner" in words:
+            return pid
+        pid = _parent(pid)
+    return None
+
+
+def _command(pid: int) -> str:
+    return _read(pid, "cmdline").replace("\0", " ")
+
+
+def _parent(pid: int) -> int:
+    fields = _read(pid, "stat").rpartition(")")[2].split()
+    return int(fields[1]) if fields else 0
+
+
+def started(pid: int) -> str:
+    """When a process began, so that another with its number is told from it; empty when it has ended."""
+    fields = _read(pid, "stat").rpartition(")")[2].split()
+    return fields[19] if fields and fields[0] != "Z" else ""
+
+
+def _read(pid: int, name: str) -> str:
+    try:
+        return Path(f"/proc/{pid}/{name}").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""

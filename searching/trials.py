@@ -1,0 +1,225 @@
+"""What came of a search, read from the folders of its runs: no manager needs to be alive."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import socket
+import sqlite3
+from collections.abc import Mapping
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from option import OPTIONS, RECIPES, InputError
+from searching.trial import metric
+
+# Options that say where a run is and how it is carried out, not what it is.
+CARRIED_OUT = {
+    "experiment_dir_name", "path_to_images", "path_to_save_csv", "path_to_model_weight", "options", "search_metric", "resume",
+    "overwrite", "save_minutes", "num_workers", "gpu_id", "cache", "eval_batch_size", "save_released_style",
+}  # fmt: skip
+
+
+@dataclass
+class Trial:
+    """One run of a search. value: the metric at the selected epoch; nan where there is none yet."""
+
+    name: str
+    folder: Path
+    status: str  # done, running, stopped, failed, lost; or as NNI says: early stopped, waiting
+    reason: str
+    options: dict[str, Any]
+    parameters: dict[str, Any]
+    history: pd.DataFrame = field(repr=False)
+    value: float = math.nan
+    best_epoch: int = 0
+
+    @property
+    def seconds(self) -> float:
+        """Spent on all epochs."""
+        return float(self.history["seconds"].sum()) if len(self.history) else 0.0
+
+
+def find(experiment: str) -> Path:
+    """The folder of an experiment: a path, or the id of an NNI experiment under runs/nni. Raises InputError."""
+    for folder in (Path(experiment), Path("runs", "nni") / experiment):
+        if folder.is_dir():
+            return folder
+    raise InputError(
+        f"{experiment}: neither a folder of runs nor an experiment in {Path('runs', 'nni')}; give the folder"
+    )
+
+
+def read_trials(folder: Path, name: str | None = None) -> tuple[list[Trial], str]:
+    """All runs in a folder, the best first, and the metric by which. name: of the metric; None: that of the runs.
+
+    Raises InputError where there are none.
+    """
+    places = sorted(
+        {path.parent for pattern in ("run.json", "options.json") for path in folder.rglob(pattern)}
+    )
+    places = [
+        place for place in places if not any(part.startswith(".") for part in place.relative_to(folder).parts)
+    ]
+    runs = [
+        (place, read_json_object(place / "options.json"), read_json_object(place / "run.json"))
+        for place in places
+    ]
+    runs = [run for run in runs if run[1].get("eval") is not True]
+    known = nni_trials(folder.name)
+    if not runs and not known:
+        raise InputError(f"{folder}: no runs in it; a run has options.json and metrics.csv")
+    if name is None:
+        names = {options["search_metric"] for _, options, _ in runs if "search_metric" in options}
+        name = names.pop() if len(names) == 1 else "accuracy"
+    searched = _searched([options for _, options, _ in runs if options])
+    trials = []
+    for place, options, run in runs:
+        history = read_history(place / "metrics.csv")
+        parameters = run.get("parameters") or {key: options[key] for key in searched if key in options}
+        value, best_epoch = selected(history, options.get("select_by", "srcc"), name)
+        status = known.pop(place.name, {}).get("status") if _status(run) in ("stopped", "lost") else None
+        known.pop(place.name, None)
+        trials.append(
+            Trial(
+                str(place.relative_to(folder)), place, status or _status(run), run.get("reason") or "", options,
+                parameters, history, value, best_epoch,
+            )
+        )  # fmt: skip
+    for trial, entry in known.items():  # that never got as far as a folder
+        trials.append(
+            Trial(trial, folder / trial, entry["status"], "", {}, entry["parameters"], pd.DataFrame())
+        )
+    trials.sort(
+        key=lambda trial: (math.isnan(trial.value), -trial.value if trial.value == trial.value else 0)
+    )
+    return trials, name
+
+
+def read_json_object(path: Path) -> dict:
+    """The object in a JSON file; empty where there is none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def read_history(path: Path) -> pd.DataFrame:
+    """A run's metrics.csv, a row per epoch; empty where there is none yet."""
+    try:
+        return pd.read_csv(path)
+    except (OSError, ValueError):
+        return pd.DataFrame()
+
+
+def selected(history: pd.DataFrame, select_by: str, name: str) -> tuple[float, int]:
+    """The metric at the epoch that a run would select, and that epoch."""
+    if not len(history):
+        return math.nan, 0
+    values = -history["val_loss"] if select_by == "loss" else history[f"val_{select_by}"]
+    row = history.loc[values.idxmax() if values.notna().any() else 0]
+    return metric(row, name), int(row["epoch"])
+
+
+def _status(run: Mapping[str, Any]) -> str:
+    """As the run has noted it; `lost` where it was killed before it could."""
+    status = run.get("status", "unknown")
+    if status == "running" and run.get("host") == socket.gethostname() and not _alive(run.get("pid", 0)):
+        return "lost"
+    return status
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _searched(options: list[dict[str, Any]]) -> list[str]:
+    """The options in which runs differ."""
+    names = [name for name in OPTIONS if name not in CARRIED_OUT]
+    return [name for name in names if len({json.dumps(o.get(name)) for o in options}) > 1]
+
+
+def nni_trials(experiment: str) -> dict[str, dict[str, Any]]:
+    """What NNI's own database says of an experiment's trials, by id: status and parameters. Empty where there is none."""
+    path = Path.home() / "nni-experiments" / experiment / "db" / "nni.sqlite"
+    if not path.is_file():
+        return {}
+    trials: dict[str, dict[str, Any]] = {}
+    try:
+        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=10)) as database:
+            rows = database.execute(
+                "select trialJobId, event, data from TrialJobEvent order by timestamp"
+            ).fetchall()
+    except sqlite3.Error:
+        return {}
+    for trial, event, data in rows:
+        entry = trials.setdefault(trial, {"status": "", "parameters": {}})
+        entry["status"] = (
+            event.lower().replace("_", " ").replace("user canceled", "stopped").replace("succeeded", "done")
+        )
+        if data:
+            try:
+                entry["parameters"] = json.loads(data)["parameters"]
+            except (ValueError, KeyError, TypeError):
+                continue
+    return trials
+
+
+def table(trials: list[Trial], name: str) -> str:
+    """The trials, a line each, as text."""
+    names = list(dict.fromkeys(key for trial in trials for key in trial.parameters))
+    rows = []
+    for trial in trials:
+        shown = "-" if math.isnan(trial.value) else f"{trial.value:.4f}"
+        row = {"trial": trial.name, name: shown, "status": trial.status}
+        row |= {
+            "epochs": f"{len(trial.history)}/{trial.options.get('num_epoch', '-')}",
+            "best": trial.best_epoch or "-",
+        }
+        row["time"] = _duration(trial.seconds)
+        row |= {key: _short(trial.parameters.get(key, "-")) for key in names}
+        rows.append(row | {"folder": trial.folder})
+    lines = pd.DataFrame(rows).to_string(index=False).splitlines()
+    reasons = [
+        f"{trial.name}: {trial.reason}" for trial in trials if trial.status == "failed" and trial.reason
+    ]
+    return "\n".join(lines + reasons)
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def best_options(trials: list[Trial]) -> dict[str, Any]:
+    """The options of the best trial that has ended well, as `main_nni.py --options` takes them. Raises InputError."""
+    done = [trial for trial in trials if trial.status == "done" and trial.value == trial.value]
+    if not done:
+        raise InputError("no trial has ended well yet; `search.py show` says what became of them")
+    leave = {"experiment_dir_name", "options", "resume", "overwrite", "gpu_id"}
+    recipe = {name: option.default for name, option in OPTIONS.items()} | RECIPES[done[0].options["dataset"]]
+    kept = {
+        name: value
+        for name, value in done[0].options.items()
+        if name not in leave
+        and value is not None
+        and ((name in recipe and recipe[name] != value) or name == "dataset")
+    }
+    return kept | done[0].parameters
