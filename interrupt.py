@@ -25,6 +25,7 @@ class Watch:
     """A context in which the first SIGINT or SIGTERM is only noted in `received`; a second one acts as ever."""
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
+    any_received = False  # by any watch of this process
 
     def __init__(self):
         self.received = 0
@@ -42,6 +43,7 @@ class Watch:
 
     def _note(self, number: int, _frame) -> None:
         self.received = number
+        Watch.any_received = True
         self.__exit__()
 
 

@@ -49,6 +49,8 @@ def main(argv: list[str] | None = None) -> int:
         if distributed.rank() == 0:
             print(to_json(result), flush=True)
 
+    if (status := trial.supervised()) is not None:
+        return status
     return guarded("main_nni.py", work)
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import distributed
+from interrupt import Watch
 from option import InputError, tuned
 
 log = logging.getLogger("eat")
@@ -94,18 +95,24 @@ def metric(row: Mapping[str, float], name: str) -> float:
 
 def report_epoch(row: Mapping[str, float], name: str) -> None:
     """Report an epoch: the metric as `default`, the release's `vsrcc` and `val_loss`, and all others."""
-    if in_experiment():
-        import nni
-
-        nni.report_intermediate_result(_report(row, name))
+    _tell("report_intermediate_result", row, name)
 
 
 def report_end(row: Mapping[str, float], name: str) -> None:
     """Report the selected epoch as the trial's result."""
-    if in_experiment():
-        import nni
+    _tell("report_final_result", row, name)
 
-        nni.report_final_result(_report(row, name))
+
+def _tell(function: str, row: Mapping[str, float], name: str) -> None:
+    """Report to NNI. A manager that is just stopping takes no more reports, and then ends the trial: no reason to fail."""
+    if not in_experiment():
+        return
+    import nni
+
+    try:
+        getattr(nni, function)(_report(row, name))
+    except OSError as error:  # requests' errors are OSErrors
+        log.warning("warning: NNI has not taken a report (%s)", type(error).__name__)
 
 
 def _report(row: Mapping[str, float], name: str) -> dict[str, float | None]:
@@ -116,6 +123,31 @@ def _report(row: Mapping[str, float], name: str) -> dict[str, float | None]:
 
 def _driven() -> dict[str, Any]:
     return json.loads(os.environ[DRIVEN])
+
+
+def supervised() -> int | None:
+    """Under NNI, go on in a child process: NNI kills a trial five seconds after asking it to end, which may be too soon.
+
+    Returns None where the work is to be done, in the child or outside NNI; and in the parent, which is the process
+    that NNI knows, the child's exit status. The parent passes on what asks it to end; killed, it leaves the child to
+    save in peace.
+    """
+    if not in_experiment() or not hasattr(os, "fork"):
+        return None
+    child = os.fork()
+    if child == 0:
+        os.setsid()
+        return None
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: _end_once(child))
+    _, status = os.waitpid(child, 0)
+    return os.waitstatus_to_exitcode(status) % 256
+
+
+def _end_once(child: int, asked: list[int] = []) -> None:  # noqa: B006  it remembers
+    if not asked:  # a second signal would end it at once
+        asked.append(child)
+        os.kill(child, signal.SIGTERM)
 
 
 @contextmanager
@@ -133,10 +165,12 @@ def tied_to_manager() -> Iterator[None]:
     def watch() -> None:
         began = started(manager)
         while not done.wait(POLL_SECONDS):
-            if started(manager) != began:
+            if started(manager) == began:
+                continue
+            if not Watch.any_received:  # else it is saving already, and a second signal would end it at once
                 log.warning("warning: the manager of this search has ended; saving, then ending too")
                 os.kill(os.getpid(), signal.SIGTERM)
-                return
+            return
 
     threading.Thread(target=watch, daemon=True).start()
     try:

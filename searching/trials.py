@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import socket
 import sqlite3
 from collections.abc import Mapping
@@ -23,6 +24,13 @@ CARRIED_OUT = {
     "experiment_dir_name", "path_to_images", "path_to_save_csv", "path_to_model_weight", "options", "search_metric", "resume",
     "overwrite", "save_minutes", "num_workers", "gpu_id", "cache", "eval_batch_size", "save_released_style",
 }  # fmt: skip
+
+NNI_STATUSES = {
+    "SUCCEEDED": "done",
+    "USER_CANCELED": "stopped",
+    "SYS_CANCELED": "stopped",
+    "EARLY_STOPPED": "early stopped",
+}
 
 
 @dataclass
@@ -83,11 +91,11 @@ def read_trials(folder: Path, name: str | None = None) -> tuple[list[Trial], str
         history = read_history(place / "metrics.csv")
         parameters = run.get("parameters") or {key: options[key] for key in searched if key in options}
         value, best_epoch = selected(history, options.get("select_by", "srcc"), name)
-        status = known.pop(place.name, {}).get("status") if _status(run) in ("stopped", "lost") else None
-        known.pop(place.name, None)
+        early = known.pop(place.name, {}).get("status") == "early stopped"
+        status = "early stopped" if early and _status(run) in ("stopped", "lost") else None
         trials.append(
             Trial(
-                str(place.relative_to(folder)), place, status or _status(run), run.get("reason") or "", options,
+                place.name if place == folder else str(place.relative_to(folder)), place, status or _status(run), run.get("reason") or "", options,
                 parameters, history, value, best_epoch,
             )
         )  # fmt: skip
@@ -152,8 +160,10 @@ def _searched(options: list[dict[str, Any]]) -> list[str]:
 
 
 def nni_trials(experiment: str) -> dict[str, dict[str, Any]]:
-    """What NNI's own database says of an experiment's trials, by id: status and parameters. Empty where there is none."""
-    path = Path.home() / "nni-experiments" / experiment / "db" / "nni.sqlite"
+    """What NNI's own files say of an experiment's trials, by id: status and parameters. Empty where there are none."""
+    home = Path.home() / "nni-experiments"
+    place = Path(read_json_object(home / ".experiment").get(experiment, {}).get("logDir", home)) / experiment
+    path = place / "db" / "nni.sqlite"
     if not path.is_file():
         return {}
     trials: dict[str, dict[str, Any]] = {}
@@ -166,14 +176,19 @@ def nni_trials(experiment: str) -> dict[str, dict[str, Any]]:
         return {}
     for trial, event, data in rows:
         entry = trials.setdefault(trial, {"status": "", "parameters": {}})
-        entry["status"] = (
-            event.lower().replace("_", " ").replace("user canceled", "stopped").replace("succeeded", "done")
-        )
+        entry["status"] = NNI_STATUSES.get(event, event.lower().replace("_", " "))
         if data:
             try:
                 entry["parameters"] = json.loads(data)["parameters"]
             except (ValueError, KeyError, TypeError):
                 continue
+    log = (
+        place / "log" / "nnimanager.log"
+    )  # NNI 3.0's database does not tell an assessor's stop from a user's
+    text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
+    for trial in re.findall(r'from dispatcher: KI, "(\w+)"', text):
+        if trials.get(trial, {}).get("status") == "stopped":
+            trials[trial]["status"] = "early stopped"
     return trials
 
 
