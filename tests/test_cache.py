@@ -180,6 +180,34 @@ def test_a_signal_stops_a_build_which_then_goes_on(scored, names, fill):
     assert fill().rows == 12
 
 
+def test_a_killed_build_leaves_no_processes_behind_and_goes_on(tmp_path):
+    """Its workers may be waiting to hand over a picture, larger than a pipe holds."""
+    names = [f"{i}.jpg" for i in range(3000)]
+    make_pictures(tmp_path, names[:1], (300, 300))
+    for name in names[1:]:
+        os.link(tmp_path / names[0], tmp_path / name)
+    (tmp_path / "test.csv").write_text("image,score\n" + "".join(f"{name},1\n" for name in names))
+    shutil.copy(tmp_path / "test.csv", tmp_path / "train.csv")
+    words = ("cache", "--dataset", "tad66k", "--images", tmp_path, "--csv", tmp_path, "--out", tmp_path / "k")
+    index = tmp_path / "k" / "bilinear-256-fast" / "index.csv"
+    with subprocess.Popen(
+        [sys.executable, "prepare_data.py", *words, "--num_workers", "2"], cwd=ROOT, stderr=subprocess.DEVNULL
+    ) as process:
+        while not index.is_file() or index.stat().st_size < 2000:
+            assert process.poll() is None
+            time.sleep(0.02)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        process.kill()
+    assert len(children) >= 2
+    deadline = time.monotonic() + 20
+    while any(Path(f"/proc/{child}").exists() for child in children):
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    store = Cache(tmp_path / "k", Resize(256, "bilinear"), "fast").load()
+    assert 10 < store.rows < 3000
+    assert store.damaged() == []
+
+
 def test_a_picture_that_does_not_decode_is_told_and_the_others_are_kept(scored, names, fill):
     (scored / "images" / names[2]).write_bytes(b"no picture")
     with pytest.raises(InputError, match=f"{names[2]}: does not decode"):
