@@ -129,6 +129,7 @@ class Search:
                 one.process.send_signal(signal.SIGTERM)
             for one in running:
                 one.process.wait()
+                one.trial.set_user_attr("driver", None)
         if watch.received:
             raise Interrupted(watch.received)
 

@@ -1,0 +1,464 @@
+"""The search without NNI: spaces, trials that come and go, tables, the best options, plots."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from conftest import arguments
+from test_resume import table as metrics_table
+
+import option
+import search
+from searching import driver, space, trial, trials
+
+ROOT = Path(__file__).parent.parent
+SPACE = {
+    "init_lr": {"_type": "loguniform", "_value": [1e-5, 1e-2]},
+    "batch_size": {"_type": "choice", "_value": [4, 6]},
+}
+
+# Stands in for main_nni.py: an epoch in a twentieth of a second, better the nearer init_lr is to 1e-3.
+FAKE = """
+    import json, math, os, pathlib, signal, sys, time
+    given = json.loads(os.environ["EAT_TRIAL"])
+    folder, point = pathlib.Path(given["folder"]), given["parameters"]
+    folder.mkdir(exist_ok=True)
+    print("started", os.getpid(), file=sys.stderr)
+    words = sys.argv[1:]
+    epochs = int(words[words.index("--num_epoch") + 1])
+    (folder / "options.json").write_text(json.dumps(
+        {"select_by": "accuracy", "num_epoch": epochs, "dataset": "ava", "search_metric": "accuracy", **point}))
+    run = {"parameters": point, "status": "running", "pid": os.getpid(), "host": os.uname().nodename}
+    def end(status):
+        (folder / "run.json").write_text(json.dumps(run | {"status": status}))
+    def stop(*_):
+        end("stopped")
+        sys.exit(143)
+    signal.signal(signal.SIGTERM, stop)
+    end("running")
+    if "--fail" in words and point["init_lr"] > 1e-4:
+        end("failed")
+        sys.exit("the learning rate is too high")
+    path = folder / "metrics.csv"
+    lines = path.read_text().splitlines() if path.exists() else ["epoch,val_accuracy,val_loss,val_srcc,seconds"]
+    for epoch in range(len(lines), epochs + 1):
+        time.sleep(0.05)
+        score = 1 / (1 + abs(math.log10(point["init_lr"]) + 3)) * epoch / epochs
+        lines.append(f"{epoch},{score},0,0,0.05")
+        temporary = folder / "metrics.tmp"
+        temporary.write_text("\\n".join(lines) + "\\n")
+        temporary.replace(path)
+    end("done")
+"""
+
+
+@pytest.fixture
+def command(capsys, monkeypatch):
+    """Run search.py in this process: (exit status, standard output, standard error)."""
+    monkeypatch.setattr("logging.basicConfig", lambda **_: None)
+
+    def go(*words):
+        try:
+            status = search.main([str(word) for word in words])
+        except SystemExit as stop:
+            status = stop.code
+        return status, *capsys.readouterr()
+
+    return go
+
+
+@pytest.fixture
+def fake(tmp_path, monkeypatch):
+    """The fake main_nni.py in the place of the real one, and the space as a file."""
+    (tmp_path / "fake.py").write_text(textwrap.dedent(FAKE))
+    (tmp_path / "space.json").write_text(json.dumps(SPACE))
+    monkeypatch.setattr(driver, "MAIN", tmp_path / "fake.py")
+    monkeypatch.setattr(driver, "POLL_SECONDS", 0.02)
+    monkeypatch.setattr(option, "parse", lambda words: {})
+    return tmp_path
+
+
+def words(folder, count, *rest, epochs=2, **options):
+    flags = [word for name, value in options.items() for word in (f"--{name}", value)]
+    start = ("run", "--space", folder / "space.json", "--out", folder / "s", "--trials", count, *flags, "--")
+    return (*start, "--num_epoch", epochs, *rest)
+
+
+def found(folder):
+    return trials.read_trials(folder / "s")[0]
+
+
+# Spaces
+
+
+@pytest.mark.parametrize("name", ["config_search.json", "config_search_wide.json"])
+def test_the_spaces_that_are_shipped_can_be_drawn_from(name):
+    import optuna
+
+    read = space.read_space(ROOT / name)
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(0))
+    for _ in range(50):
+        point = space.draw(study.ask(), read)
+        assert option.tuned(point) == point
+        option.complete({"dataset": "ava", "path_to_images": "x", "path_to_save_csv": "y", **point})
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"learning_rate": {"_type": "choice", "_value": [1]}}, "unknown parameter 'learning_rate'"),
+        ({"init_lr": {"_type": "choice", "_value": [0.1, -1]}}, "init_lr = -1 must be greater than 0"),
+        ({"init_lr": {"_type": "uniform", "_value": [-0.1, 1]}}, "init_lr = -0.1 must be greater than 0"),
+        (
+            {"drop_path_rate": {"_type": "uniform", "_value": [0, 1]}},
+            "drop_path_rate = 1 must be between 0 and 0.9",
+        ),
+        ({"batch_size": {"_type": "uniform", "_value": [1, 8]}}, "uniform gives fractions"),
+        ({"batch_size": {"_type": "randint", "_value": [0, 8]}}, "batch_size = 0 must be at least 1"),
+        ({"loss": {"_type": "choice", "_value": ["emd", "l1"]}}, "loss = 'l1': choose from"),
+        ({"init_lr": {"_type": "loguniform", "_value": [0, 1]}}, "must be greater than 0"),
+        ({"init_lr": {"_type": "uniform", "_value": [1, 0.1]}}, "low must be below high"),
+        ({"init_lr": {"_type": "uniform", "_value": [1]}}, "must be numbers: lowest, highest"),
+        ({"init_lr": {"_type": "normal", "_value": [0, 1]}}, "_type 'normal' is none of"),
+        ({"init_lr": 0.1}, "_type None is none of"),
+        ({"init_lr": {"_type": "choice"}}, "_value must be a list"),
+        ({}, "no search space"),
+        ([], "no search space"),
+    ],
+)
+def test_a_space_out_of_range_is_refused_before_anything_is_trained(tmp_path, command, entry, message):
+    (tmp_path / "space.json").write_text(json.dumps(entry))
+    status, _, err = command(*words(tmp_path, 1))
+    assert status == 2
+    assert len(err.splitlines()) == 1
+    assert message in err
+    assert not (tmp_path / "s").exists()
+
+
+def test_every_kind_of_parameter_stays_in_its_range():
+    import optuna
+
+    read = {
+        "batch_size": {"_type": "randint", "_value": [3, 6]},
+        "num_epoch": {"_type": "quniform", "_value": [2, 9, 3]},
+        "init_lr": {"_type": "qloguniform", "_value": [0.01, 1, 0.05]},
+    }
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(0))
+    points = [space.draw(study.ask(), read) for _ in range(100)]
+    assert {point["batch_size"] for point in points} == {3, 4, 5}
+    assert {point["num_epoch"] for point in points} == {3, 6, 9}
+    assert all(0.01 <= point["init_lr"] <= 1 for point in points)
+    assert all(isinstance(point["num_epoch"], int) for point in points)
+
+
+# Trials, by the fake
+
+
+def test_all_trials_are_accounted_for_and_the_best_comes_first(fake, command):
+    status, out, err = command(*words(fake, 6, concurrency=3, seed=1))
+    assert (status, err) == (0, "")
+    assert [one.status for one in found(fake)] == ["done"] * 6
+    values = [one.value for one in found(fake)]
+    assert values == sorted(values, reverse=True)
+    lines = out.splitlines()
+    assert len(lines) == 7
+    assert lines[1].split()[1] == f"{values[0]:.4f}"
+    assert {
+        "trial",
+        "accuracy",
+        "status",
+        "epochs",
+        "best",
+        "time",
+        "init_lr",
+        "batch_size",
+        "folder",
+    } == set(lines[0].split())
+    status, _, _ = command(*words(fake, 6, concurrency=3, seed=1))
+    assert status == 0
+    assert len(found(fake)) == 6  # there were enough
+
+
+def test_tpe_learns(fake, command):
+    command(*words(fake, 40, concurrency=2, seed=0, epochs=1))
+    names = sorted(one.name for one in found(fake))
+    values = {one.name: one.value for one in found(fake)}
+    early, late = ([values[name] for name in part] for part in (names[:10], names[-10:]))
+    assert sum(late) > sum(early)
+
+
+def test_a_failed_trial_says_why_and_the_others_go_on(fake, command):
+    status, out, _ = command(*words(fake, 8, "--fail", seed=3))
+    assert status == 0
+    statuses = [one.status for one in found(fake)]
+    assert set(statuses) == {"done", "failed"}
+    assert len(statuses) == 8
+    failed = next(one for one in found(fake) if one.status == "failed")
+    assert "the learning rate is too high" in (failed.folder / "stderr").read_text()
+    assert out.count("failed") >= statuses.count("failed")
+
+
+def test_the_median_pruner_ends_trials_early(fake, command):
+    command(*words(fake, 16, epochs=10, seed=0, pruner="median"))
+    early = [one for one in found(fake) if one.status == "early stopped"]
+    assert early
+    assert all(len(one.history) < 10 for one in early)
+    assert min(one.value for one in found(fake) if one.status == "done") > 0
+
+
+def test_a_driver_that_is_killed_goes_on_with_the_same_trials(fake, command):
+    code = f"""
+import sys, pathlib; sys.path.insert(0, {str(ROOT)!r})
+import option, search; from searching import driver
+driver.MAIN, driver.POLL_SECONDS = pathlib.Path({str(fake / "fake.py")!r}), 0.02
+option.parse = lambda words: {{}}
+search.main({[str(word) for word in words(fake, 4, epochs=12, concurrency=2)]!r})
+"""
+    with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL) as process:
+        path = fake / "s" / "trial_0001" / "metrics.csv"
+        while not path.is_file() or len(path.read_text().splitlines()) < 4:
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.kill()
+    for child in (fake / "s").glob("trial_*/stderr"):  # the fake does not notice; the real one does
+        with_pid = int(child.read_text().split()[-1])
+        os.kill(with_pid, signal.SIGTERM)
+    status, _, _ = command(*words(fake, 4, epochs=12, concurrency=2))
+    assert status == 0
+    assert sorted((one.name, one.status, len(one.history)) for one in found(fake)) == [
+        (f"trial_000{number}", "done", 12) for number in range(4)
+    ]
+    assert (fake / "s" / "trial_0001" / "stderr").read_text().count("started") == 2  # it went on
+
+
+def test_a_signal_stops_all_trials_and_the_same_command_goes_on(fake, command, monkeypatch):
+    follow, calls = driver.Search._follow, []
+
+    def interrupt(self, one):
+        follow(self, one)
+        calls.append(1)
+        if len(calls) == 12:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(driver.Search, "_follow", interrupt)
+        status, _, err = command(*words(fake, 3, epochs=20, concurrency=2))
+    assert status == 130
+    assert err.strip() == "search.py: stopped by SIGINT; the same command goes on with the search"
+    assert {one.status for one in found(fake)} == {"stopped"}
+    status, _, _ = command(*words(fake, 3, epochs=20, concurrency=2))
+    assert status == 0
+    assert [(one.status, len(one.history)) for one in found(fake)] == [("done", 20)] * 3
+
+
+def test_several_processes_share_a_search(fake):
+    code = f"""
+import sys, pathlib; sys.path.insert(0, {str(ROOT)!r})
+import option, search; from searching import driver
+driver.MAIN, driver.POLL_SECONDS = pathlib.Path({str(fake / "fake.py")!r}), 0.02
+option.parse = lambda words: {{}}
+sys.exit(search.main({[str(word) for word in words(fake, 8)]!r}))
+"""
+    processes = [subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL) for _ in range(3)]
+    assert [process.wait(120) for process in processes] == [0, 0, 0]
+    assert [one.status for one in found(fake)] == ["done"] * 8
+    assert all((one.folder / "stderr").read_text().count("started") == 1 for one in found(fake))
+
+
+def test_two_searches_are_not_mixed_in_a_folder(fake, command):
+    assert command(*words(fake, 1))[0] == 0
+    for other in (words(fake, 2, epochs=3), words(fake, 2, metric="srcc")):
+        status, _, err = command(*other)
+        assert status == 2
+        assert "the search in this folder has another" in err
+    assert len(found(fake)) == 1
+
+
+def test_what_belongs_to_the_search_is_refused_among_a_trials_options(tmp_path, command):
+    (tmp_path / "space.json").write_text(json.dumps(SPACE))
+    for rest, message in (
+        (["--init_lr", "0.1"], "--init_lr is given and in"),
+        (["--experiment_dir_name", "x"], "--experiment_dir_name is the search's own"),
+        (["--nonsense"], "unrecognized arguments: --nonsense"),
+        (["--num_epoch", "0"], "--num_epoch 0 must be at least 1"),
+    ):
+        start = ("run", "--space", tmp_path / "space.json", "--trials", 1, "--out", tmp_path / "s", "--")
+        status, _, err = command(*start, *rest)
+        assert status == 2
+        assert message in err
+    assert not (tmp_path / "s").exists()
+
+
+# Trials, real ones
+
+
+@pytest.mark.slow
+def test_a_real_search_from_the_first_trial_to_the_best_one_again(ava, command, run):
+    (ava / "space.json").write_text(json.dumps(SPACE))
+    rest = arguments(ava, experiment_dir_name=None, batch_size=None, num_epoch=2)
+    status, out, err = command(*words(ava, 3, concurrency=2, metric="emd")[:-2], *rest)
+    assert status == 0, err
+    best, *others = found(ava)
+    assert [one.status for one in (best, *others)] == ["done"] * 3
+    assert best.value == pytest.approx(-best.history["val_emd_r1"][best.best_epoch - 1])
+    assert command("plot", ava / "s")[0] == 0
+    assert (ava / "s" / "search.png").stat().st_size > 10_000
+    status, out, _ = command("best", ava / "s", "--out", ava / "best.json")
+    assert status == 0
+    assert f"trial {best.name}, emd {best.value:.4f}" in out
+    status, _, err = run(["--options", ava / "best.json", "--experiment_dir_name", ava / "again"])
+    assert status == 0, err
+    pd.testing.assert_frame_equal(metrics_table(ava / "again"), metrics_table(best.folder), check_exact=True)
+
+
+@pytest.mark.slow
+def test_a_trial_whose_driver_is_killed_saves_and_ends_within_ten_seconds(ava):
+    (ava / "space.json").write_text(json.dumps(SPACE))
+    rest = arguments(ava, experiment_dir_name=None, batch_size=None, num_epoch=500)
+    start = [str(word) for word in words(ava, 1)[:-2]]
+    with subprocess.Popen(
+        [sys.executable, "search.py", *start, *rest], cwd=ROOT, stderr=subprocess.DEVNULL
+    ) as process:
+        path = ava / "s" / "trial_0000" / "metrics.csv"
+        while not path.is_file():
+            assert process.poll() is None
+            time.sleep(0.1)
+        process.kill()
+    began = time.monotonic()
+    while (one := found(ava)[0]).status == "running":
+        assert time.monotonic() - began < 10
+        time.sleep(0.1)
+    assert (one.status, one.reason) == ("stopped", "SIGTERM")
+    assert (one.folder / "checkpoints" / "last.pt").is_file()
+
+
+def test_a_trial_goes_on_from_its_checkpoint(ava, run, monkeypatch):
+    given = {"parameters": {"init_lr": 1e-3}, "folder": str(ava / "t"), "driver": os.getpid()}
+    monkeypatch.setenv(trial.DRIVEN, json.dumps(given))
+    rest = arguments(ava, experiment_dir_name=None, num_epoch=3)
+    monkeypatch.setattr(trial, "report_end", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    assert run(rest)[0] == 143
+    monkeypatch.undo()
+    monkeypatch.setenv(trial.DRIVEN, json.dumps(given))
+    before = (ava / "t" / "metrics.csv").read_bytes()
+    status, _, err = run(rest)
+    assert status == 0, err
+    assert (ava / "t" / "metrics.csv").read_bytes() == before
+    assert json.loads((ava / "t" / "run.json").read_text())["parameters"] == {"init_lr": 1e-3}
+
+
+def test_a_trial_that_cannot_start_says_why_in_its_folder(ava, run, monkeypatch):
+    given = {"parameters": {"init_lr": -1}, "folder": str(ava / "t"), "driver": os.getpid()}
+    monkeypatch.setenv(trial.DRIVEN, json.dumps(given))
+    status, _, err = run(arguments(ava, experiment_dir_name=None))
+    assert status == 2
+    assert "tuner: init_lr = -1 must be greater than 0" in err
+    ended = json.loads((ava / "t" / "run.json").read_text())
+    assert ended["status"] == "failed"
+    assert "init_lr = -1 must be greater than 0" in ended["reason"]
+
+
+# What came of it
+
+
+def test_a_folder_of_runs_made_without_a_search(ava, run, command):
+    for number, lr in enumerate((1e-3, 1e-5)):
+        assert run(arguments(ava, experiment_dir_name=ava / "runs" / f"r{number}", init_lr=lr))[0] == 0
+    (ava / "runs" / "broken").mkdir()
+    (ava / "runs" / "broken" / "options.json").write_text("{")
+    status, out, _ = command("show", ava / "runs", "--metric", "plcc")
+    assert status == 0
+    assert out.splitlines()[0].split() == [
+        "trial",
+        "plcc",
+        "status",
+        "epochs",
+        "best",
+        "time",
+        "init_lr",
+        "folder",
+    ]
+    assert {line.split()[6] for line in out.splitlines()[1:3]} == {"0.001", "1e-05"}
+    assert command("best", ava / "runs")[0] == 0
+    assert json.loads((ava / "runs" / "best.json").read_text())["init_lr"] in (1e-3, 1e-5)
+    assert command("plot", ava / "runs", "--out", ava / "p.png")[0] == 0
+
+
+def test_a_run_that_was_killed_is_lost(ava, run):
+    run(arguments(ava, experiment_dir_name=ava / "s" / "r"))
+    path = ava / "s" / "r" / "run.json"
+    with subprocess.Popen(["true"]) as ended:
+        pass
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"status": "running", "pid": ended.pid}))
+    assert [one.status for one in found(ava)] == ["lost"]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (["show", "nowhere"], "nowhere: neither a folder of runs nor an experiment"),
+        (["show", "EMPTY"], "no runs in it"),
+        (["best", "FAILED"], "no trial has ended well yet"),
+        (["plot", "FAILED"], "no trial has finished an epoch yet"),
+        (["run", "--trials", "0", "--out", "x"], "'0' is not a whole number above 0"),
+        (["run", "--trials", "1", "--out", "x", "--space", "nowhere.json"], "nowhere.json: cannot be read"),
+    ],
+)
+def test_what_cannot_be_shown_is_told(tmp_path, command, line, message):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "failed" / "a").mkdir(parents=True)
+    (tmp_path / "failed" / "a" / "run.json").write_text('{"status": "failed", "reason": "no"}')
+    places = {"EMPTY": tmp_path / "empty", "FAILED": tmp_path / "failed"}
+    status, _, err = command(*(places.get(word, word) for word in line))
+    assert status == 2
+    assert len(err.splitlines()) == 1
+    assert message in err
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "cannot be read as options"),
+        ("[1]", "does not hold options"),
+        ('{"learning_rate": 1}', "unknown option 'learning_rate'"),
+        ('{"init_lr": "high"}', "init_lr = 'high' is not a number"),
+    ],
+)
+def test_bad_options_files_are_named(ava, run, content, message):
+    (ava / "o.json").write_text(content)
+    status, _, err = run(["--options", ava / "o.json"])
+    assert status == 2
+    assert f"{ava / 'o.json'}: " in err
+    assert message in err
+
+
+def test_the_command_line_comes_over_an_options_file(ava, run):
+    words = arguments(ava)
+    given = dict(zip([word[2:] for word in words[::2]], words[1::2], strict=True)) | {
+        "batch_size": 3,
+        "num_epoch": 1,
+        "num_workers": 0,
+    }
+    (ava / "o.json").write_text(json.dumps(given))
+    status, _, err = run(["--options", ava / "o.json", "--batch_size", 2])
+    assert status == 0, err
+    used = json.loads((ava / "run" / "options.json").read_text())
+    assert (used["batch_size"], used["model"]) == (2, "eat_nano")
+
+
+def test_emd_is_no_metric_of_single_scores(scored, run):
+    status, _, err = run(arguments(scored, "tad66k", search_metric="emd"))
+    assert status == 2
+    assert "--search_metric emd needs vote distributions" in err
+
+
+def test_undefined_correlations_are_the_worst():
+    row = {"val_srcc": float("nan"), "val_plcc": 0.5, "val_accuracy": 0.7, "val_emd_r1": 0.2, "val_loss": 1.0}
+    assert [trial.metric(row, name) for name in ("srcc", "plcc", "accuracy", "emd")] == [-1.0, 0.5, 0.7, -0.2]
