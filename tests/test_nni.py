@@ -15,6 +15,7 @@ from conftest import arguments
 
 import option
 from searching import trial
+from searching.trials import read_json_object, read_trials
 from util import METRICS
 
 ROOT = Path(__file__).parent.parent
@@ -27,54 +28,79 @@ def free_port() -> int:
         return s.getsockname()[1]
 
 
-@pytest.mark.slow
-def test_two_trials_of_a_real_experiment(ava, monkeypatch):
-    port, home = free_port(), ava / "home"
-    home.mkdir()
-    words = arguments(ava, experiment_dir_name=ava / "trials", num_epoch=2, batch_size=None)
-    config = {
-        "experimentName": "test",
-        "searchSpaceFile": str(ROOT / "config_search.json"),
-        "trialCommand": " ".join([sys.executable, "main_nni.py", *words]),
-        "trialCodeDirectory": str(ROOT),
-        "trialConcurrency": 1,
-        "maxTrialNumber": 2,
-        "experimentWorkingDirectory": str(ava / "nni"),
-        "tuner": {"name": "Random", "classArgs": {"seed": 0}},
-        "trainingService": {"platform": "local"},
-    }
-    (ava / "config.yml").write_text(json.dumps(config))  # JSON is YAML
-    environment = os.environ | {
-        "HOME": str(home),
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-    }
+class Experiment:
+    """A real one, of runs on a small AVA, with its home in the test's folder."""
 
-    def nnictl(*words):
+    def __init__(self, ava, **config):
+        self.ava, self.port, home = ava, free_port(), ava / "home"
+        home.mkdir()
+        self.environment = os.environ | {
+            "HOME": str(home),
+            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        }
+        self.config = {
+            "experimentName": "test",
+            "searchSpaceFile": str(ROOT / "config_search.json"),
+            "trialCodeDirectory": str(ROOT),
+            "trialConcurrency": 1,
+            "maxTrialNumber": 2,
+            "experimentWorkingDirectory": str(ava / "nni"),
+            "tuner": {"name": "Random", "classArgs": {"seed": 0}},
+            "trainingService": {"platform": "local"},
+        } | config
+
+    def start(self, **options):
+        words = arguments(self.ava, experiment_dir_name=self.ava / "trials", batch_size=None, **options)
+        self.config["trialCommand"] = " ".join([sys.executable, "main_nni.py", *words])
+        (self.ava / "config.yml").write_text(json.dumps(self.config))  # JSON is YAML
+        self.nnictl("create", "--config", str(self.ava / "config.yml"), "--port", str(self.port))
+        self.id = self.ask("experiment")["id"]
+
+    def nnictl(self, *words):
         command = [sys.executable, "-m", "nni.tools.nnictl.nnictl", *words]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stdout + done.stderr
 
-    def ask(path):
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/v1/nni/{path}", timeout=10) as reply:
+    def ask(self, path):
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/api/v1/nni/{path}", timeout=10) as reply:
             return json.load(reply)
 
-    created = nnictl("create", "--config", str(ava / "config.yml"), "--port", str(port))
-    assert created.returncode == 0, created.stdout + created.stderr
-    try:
-        deadline = time.time() + 240
-        while (
-            ask("check-status")["status"] not in ("DONE", "ERROR", "NO_MORE_TRIAL") and time.time() < deadline
-        ):
-            time.sleep(2)
-        experiment = ask("experiment")["id"]
-        while len(trials := ask("trial-jobs")) < 2 or any(t["status"] != "SUCCEEDED" for t in trials):
-            assert time.time() < deadline, [(t["status"], t.get("stderrPath")) for t in trials]
-            time.sleep(2)
-        reports = ask("metric-data")
-    finally:
-        nnictl("stop", "--all")
+    def statuses(self):
+        return {job["trialJobId"]: job["status"] for job in self.ask("trial-jobs")}
 
-    for job in trials:
-        folder = ava / "trials" / experiment / job["trialJobId"]
+    def wait(self, what, seconds=240):
+        deadline = time.time() + seconds
+        while not (found := what()):
+            assert time.time() < deadline, self.statuses()
+            time.sleep(1)
+        return found
+
+    def folders(self):
+        return {path.name: path for path in (self.ava / "trials" / self.id).glob("*")}
+
+
+@pytest.fixture
+def experiment(ava):
+    """Make an Experiment; it is stopped when the test is over."""
+    made = []
+
+    def make(**config):
+        made.append(Experiment(ava, **config))
+        return made[-1]
+
+    yield make
+    for one in made:
+        one.nnictl("stop", "--all")
+
+
+@pytest.mark.slow
+def test_two_trials_of_a_real_experiment(experiment):
+    one = experiment()
+    one.start(num_epoch=2)
+    one.wait(lambda: list(one.statuses().values()) == ["SUCCEEDED"] * 2)
+    reports = one.ask("metric-data")
+    for job in one.ask("trial-jobs"):
+        folder = one.folders()[job["trialJobId"]]
         drawn = json.loads(job["hyperParameters"][0])["parameters"]
         used = json.loads((folder / "options.json").read_text())
         assert drawn["batch_size"] in (16, 24, 32)
@@ -93,6 +119,53 @@ def test_two_trials_of_a_real_experiment(ava, monkeypatch):
         assert final == [max(epochs, key=lambda report: report["vsrcc"])]
 
 
+@pytest.mark.slow
+def test_a_stopped_experiment_saves_its_trials_and_goes_on_with_them(experiment, monkeypatch):
+    """With TPE and Medianstop."""
+    one = experiment(
+        maxTrialNumber=1,
+        tuner={"name": "TPE", "classArgs": {"optimize_mode": "maximize"}},
+        assessor={"name": "Medianstop", "classArgs": {"optimize_mode": "maximize"}},
+    )
+    one.start(num_epoch=40, search_metric="plcc")
+    name, folder = one.wait(lambda: list(one.folders().items()))[0]
+    one.wait((folder / "metrics.csv").is_file)
+    began = time.time()
+    one.nnictl("stop", "--all")
+    run = one.wait(lambda: (r := read_json_object(folder / "run.json"))["status"] != "running" and r, 15)
+    assert time.time() - began < 20  # nnictl takes its time
+    assert (run["status"], run["reason"]) == ("stopped", "SIGTERM")
+    before = pd.read_csv(folder / "metrics.csv")
+    assert (folder / "checkpoints" / "last.pt").is_file()
+    monkeypatch.setenv("HOME", one.environment["HOME"])
+    assert [(t.name, t.status) for t in read_trials(folder.parent)[0]] == [(name, "stopped")]
+
+    one.nnictl("resume", one.id, "--port", str(one.port))
+    one.wait(lambda: one.statuses() == {name: "SUCCEEDED"})
+    after = pd.read_csv(folder / "metrics.csv")
+    assert len(after) == 40
+    pd.testing.assert_frame_equal(after[: len(before)], before, check_exact=True)
+    (best,), metric = read_trials(folder.parent)
+    assert (best.status, metric) == ("done", "plcc")
+
+
+@pytest.mark.slow
+def test_a_failed_trial_is_failed_and_the_others_go_on(ava, experiment):
+    (ava / "space.json").write_text(
+        json.dumps({"loss": {"_type": "choice", "_value": ["emd", "no such loss"]}})
+    )
+    one = experiment(
+        tuner={"name": "GridSearch"}, searchSpaceFile=str(ava / "space.json"), trialConcurrency=2
+    )
+    one.start()
+    one.wait(lambda: sorted(one.statuses().values()) == ["FAILED", "SUCCEEDED"])
+    reasons = {t.status: t.reason for t in read_trials(ava / "trials" / one.id)[0]}
+    assert set(reasons) == {"done", "failed"}
+    assert "tuner: loss = 'no such loss': choose from emd" in reasons["failed"]
+    logs = [path.read_text() for path in (ava / "nni").rglob("trial.stderr")]
+    assert any("tuner: loss = 'no such loss'" in text for text in logs)
+
+
 def test_space_and_experiment_are_the_released_ones():
     space = json.loads((ROOT / "config_search.json").read_text())
     assert space["batch_size"] == {"_type": "choice", "_value": [16, 24, 32]}
@@ -109,20 +182,45 @@ def test_outside_an_experiment_nothing_is_asked_of_nni(monkeypatch):
     assert trial.parameters() == {}
 
 
-def test_a_trial_with_a_bad_parameter_stops_with_one_line(ava, run, monkeypatch):
+@pytest.fixture
+def in_experiment(monkeypatch):
+    """As if NNI had started this process, which must not fork here."""
+    monkeypatch.setattr(trial, "in_experiment", lambda: True)
+    monkeypatch.setattr(trial, "supervised", lambda: None)
+    monkeypatch.setenv("NNI_TRIAL_JOB_ID", "t1")
+    monkeypatch.setenv("NNI_EXP_ID", "e1")
+
+
+def test_a_trial_with_a_bad_parameter_stops_with_one_line(ava, run, monkeypatch, in_experiment):
     import nni
 
-    monkeypatch.setattr(trial, "in_experiment", lambda: True)
     monkeypatch.setattr(nni, "get_next_parameter", lambda: {"learning_rate": 0.1})
     status, _, err = run(arguments(ava))
     assert status == 2
+    assert len(err.splitlines()) == 1
     assert "tuner: unknown parameter 'learning_rate'" in err
-    assert not (ava / "run").exists()
+    ended = json.loads((ava / "run" / "e1" / "t1" / "run.json").read_text())
+    assert ended["status"] == "failed"
+    assert "unknown parameter 'learning_rate'" in ended["reason"]
 
 
-def test_a_trial_without_nni_says_so(ava, run, monkeypatch):
-    monkeypatch.setattr(trial, "in_experiment", lambda: True)
+def test_a_trial_without_nni_says_so(ava, run, monkeypatch, in_experiment):
     monkeypatch.setitem(sys.modules, "nni", None)
     status, _, err = run(arguments(ava))
     assert status == 2
     assert "nni is not installed" in err
+
+
+def test_a_report_that_nni_does_not_take_does_not_end_the_trial(ava, run, monkeypatch, in_experiment, caplog):
+    import nni
+
+    def refuse(_):
+        raise ConnectionError
+
+    monkeypatch.setattr(nni, "get_next_parameter", lambda: {"init_lr": 1e-4})
+    monkeypatch.setattr(nni, "get_current_parameter", lambda: {"init_lr": 1e-4})
+    monkeypatch.setattr(nni, "report_intermediate_result", refuse)
+    monkeypatch.setattr(nni, "report_final_result", refuse)
+    status, _, err = run(arguments(ava))
+    assert status == 0, err
+    assert caplog.text.count("NNI has not taken a report (ConnectionError)") == 2
