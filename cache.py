@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import shutil
+import time
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -62,11 +63,11 @@ class Cache:
 
     def load(self) -> Cache:
         """Read what the store has. Raises CacheStale where it is of other settings or versions, or damaged."""
-        table = _table([])
-        if (path := self.folder / "settings.json").is_file():
+        table, path = _table([]), self.folder / "settings.json"
+        if path.is_file() or any((self.folder / name).exists() for name in ("index.csv", "pixels.bin")):
             try:
                 settings = json.loads(path.read_text(encoding="utf-8"))
-            except ValueError:
+            except (OSError, ValueError):
                 settings = None
             if settings != self.settings:
                 raise CacheStale(f"{path}: made with {settings}, not {self.settings}; {REMEDY}")
@@ -76,7 +77,11 @@ class Cache:
                 found = path.stat().st_size
             if found < len(table) * self.size:
                 raise CacheStale(f"{path}: cut short, {found} bytes for {len(table)} pictures; {REMEDY}")
+            if found and not self.journal.path.is_file():
+                raise CacheStale(f"{self.journal.path}: missing, beside {found} bytes of pictures; {REMEDY}")
         self._take(table)
+        if self.rows:
+            self._pixels  # noqa: B018  opened now, it stays the one that the index is of, whatever becomes of the store
         return self
 
     def _take(self, table: pd.DataFrame) -> None:
@@ -125,11 +130,13 @@ class Cache:
             raise InputError(f"{self.folder / 'pixels.bin'}: the picture of {name} is damaged; {REMEDY}")
         return picture
 
-    def damaged(self) -> list[str]:
-        """The names of the pictures whose checksum differs: reads all of them."""
+    def damaged(self, watch: Watch | None = None) -> list[str]:
+        """The names of the pictures whose checksum differs: reads all of them. Raises Interrupted when a signal comes."""
         bad = []
         with bar(f"verify {self.folder.name}", len(self.index)) as shown:
             for name, place in self.index.items():
+                if watch is not None and watch.received:
+                    raise Interrupted(watch.received)
                 if zlib.crc32(self._pixels[place]) != self.checksums[place]:
                     bad.append(name)
                 shown.update(1)
@@ -141,7 +148,7 @@ class Cache:
 
     def clear(self) -> None:
         """Remove all of the store. Who trains from it has its files still open."""
-        for name in ("settings.json", "index.csv", "pixels.bin"):
+        for name in ("index.csv", "pixels.bin", "settings.json"):
             (self.folder / name).unlink(missing_ok=True)
         self._take(_table([]))
 
@@ -162,7 +169,7 @@ class Cache:
             return []
         needed, free = len(wanted) * self.size, shutil.disk_usage(self.folder).free
         if needed > free:
-            sizes = f"{len(wanted)} pictures take {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB are free"
+            sizes = f"{len(wanted)} pictures take {needed / 2**20:.1f} MiB, {free / 2**20:.1f} MiB are free"
             raise OSError(errno.ENOSPC, sizes, str(self.folder))
         write_json(self.folder / "settings.json", self.settings)
         problems = []
@@ -195,15 +202,22 @@ class Cache:
         return problems
 
     @contextmanager
-    def lock(self) -> Iterator[None]:
-        """One process at a time adds to a store. Loads, inside, what another has added meanwhile."""
+    def lock(self, watch: Watch | None = None) -> Iterator[None]:
+        """One process at a time adds to a store. Raises Interrupted when a signal comes while waiting."""
         self.folder.mkdir(parents=True, exist_ok=True)
         with open(self.folder / "lock", "w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                log.info("%s: another process is filling it; waiting", self.folder)
-                fcntl.flock(file, fcntl.LOCK_EX)
+            told = False
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    if not told:
+                        log.info("%s: another process is filling it; waiting", self.folder)
+                        told = True
+                if watch is not None and watch.received:
+                    raise Interrupted(watch.received)
+                time.sleep(0.2)
             yield
 
 
@@ -222,7 +236,7 @@ def open_filled(
     """
     cache = Cache(folder, resize, decoder).load()
     if (cache.places(names) < 0).any():
-        with cache.lock():
+        with cache.lock(watch):
             problems = cache.load().add(names, images, num_workers, watch)
         if problems:
             raise problems[0]
@@ -242,17 +256,17 @@ def repair(
 
     Returns the errors of the pictures that do not decode. Raises as `Cache.add`.
     """
-    with cache.lock():
+    with cache.lock(watch):
         try:
             cache.load()
         except CacheStale as error:
-            log.info("made anew: %s", error)
+            log.info("made anew: %s", str(error).removesuffix(f"; {REMEDY}"))
             cache.clear()
         stale = names[cache.stale(names, images)]
         if len(stale):
             log.info("%s: %d pictures have changed, first %s", cache.folder, len(stale), stale[0])
             cache.forget(stale)
-        if damaged := cache.damaged():
+        if damaged := cache.damaged(watch):
             log.info("%s: %d pictures are damaged, first %s", cache.folder, len(damaged), damaged[0])
             cache.forget(damaged)
         return cache.add(names, images, num_workers, watch)

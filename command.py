@@ -29,6 +29,8 @@ def guarded(program: str, work: Callable[[], int | None], rest: str = "nothing w
         format="[%(asctime)s] %(message)s",
         datefmt="%H:%M:%S",
     )
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")  # file names are bytes
     warnings.showwarning = lambda message, *_, **__: log.warning("warning: %s", message)
 
     def fail(reason: object, status: int) -> int:

@@ -76,6 +76,8 @@ def to_input(batch: Batch, device: torch.device) -> Tensor:
     if isinstance(batch.images, Encoded):
         try:
             images = batch.images.decode(device)
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:
             reason = " ".join(str(error).split())[:160]
             raise InputError(
@@ -226,6 +228,9 @@ def read_splits(
     folder, notes = Path(folder), []
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder; --path_to_save_csv names the folder of the CSVs")
+
+    if not Path(images).is_dir():
+        raise InputError(f"{images}: no such folder; --path_to_images names the folder of the pictures")
 
     def read(name: str) -> Labels:
         labels, skipped = find_images(read_labels(folder / name, form, limit), images, skip_missing)

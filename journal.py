@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import csv
+import fcntl
 import io
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+
+from option import InputError
+
+TEXT = {"encoding": "utf-8", "errors": "surrogateescape"}  # file names are bytes
 
 
 class Journal:
@@ -21,45 +26,59 @@ class Journal:
         if not self.path.is_file():
             return []
         content = self.path.read_bytes()
-        text, rest = content[: self._end()].decode(), content[self._end() :]
-        if not text and not ",".join(self.columns).encode().startswith(rest):
+        end = _end_of_rows(content)
+        if not end and not ",".join(self.columns).encode().startswith(content):
             raise ValueError("it has no header of ours")
         try:
-            rows = list(csv.reader(io.StringIO(text, newline=""), strict=True))
+            rows = list(csv.reader(io.StringIO(content[:end].decode(**TEXT), newline=""), strict=True))
         except csv.Error as error:
             raise ValueError(str(error)) from error
         if rows and rows[0] != self.columns:
             raise ValueError(f"its header is not {','.join(self.columns)}")
         for number, row in enumerate(rows, 1):
             if len(row) != len(self.columns):
-                raise ValueError(f"line {number} has {len(row)} columns, not {len(self.columns)}")
+                raise ValueError(f"row {number} has {len(row)} columns, not {len(self.columns)}")
         return rows[1:]
 
     @contextmanager
     def appending(self) -> Iterator[Callable[[Sequence], None]]:
-        """A function that writes a row, at once."""
-        with open_at(self.path, self._end()) as file:
+        """A function that writes a row, at once. Raises InputError where another process is appending."""
+        with open_at(self.path) as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InputError(f"{self.path}: another process is writing it; wait for it to end") from None
+            content = file.read()
+            file.truncate(end := _end_of_rows(content))
+            file.seek(end)
 
             def write(values: Sequence) -> None:
                 text = io.StringIO()
-                csv.writer(text, lineterminator="\n").writerow(values)
-                file.write(text.getvalue().encode())
+                odd = any(character in str(value) for value in values for character in "\r\n")
+                quoting = csv.QUOTE_ALL if odd else csv.QUOTE_MINIMAL
+                csv.writer(text, lineterminator="\n", quoting=quoting).writerow(values)
+                file.write(text.getvalue().encode(**TEXT))
                 file.flush()
 
-            if file.tell() == 0:
+            if end == 0:
                 write(self.columns)
             yield write
 
-    def _end(self) -> int:
-        """Where the last whole line ends."""
-        return self.path.read_bytes().rfind(b"\n") + 1 if self.path.is_file() else 0
+
+def _end_of_rows(content: bytes) -> int:
+    """Where the last whole row ends: at a line's end that is not within quotes."""
+    end = content.rfind(b"\n") + 1
+    while end and content.count(b'"', 0, end) % 2:
+        end = content.rfind(b"\n", 0, end - 1) + 1
+    return end
 
 
-def open_at(path: Path, position: int) -> io.BufferedRandom:
-    """Open for writing from `position` on; what is behind it is cut off."""
-    file = open(path, "r+b" if path.exists() else "w+b")  # noqa: SIM115  the caller closes it
-    file.truncate(position)
-    file.seek(position)
+def open_at(path: Path, position: int | None = None) -> io.BufferedRandom:
+    """Open for reading and writing, from `position` on if it is given; what is behind it is cut off."""
+    file = open(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b")  # noqa: SIM115  the caller closes it
+    if position is not None:
+        file.truncate(position)
+        file.seek(position)
     return file
 
 

@@ -145,7 +145,7 @@ def _scores(path, table: pd.DataFrame, form: Format) -> tuple[np.ndarray, np.nda
 def read_table(path: str | os.PathLike, separator: str = ",") -> pd.DataFrame:
     """A CSV as text, indexed by its line numbers, blank lines left out. Raises InputError."""
     if not Path(path).is_file():
-        raise InputError(f"{path}: no such file; --path_to_save_csv names the folder of the CSVs")
+        raise InputError(f"{path}: no such file; check the folder of the CSVs")
     try:
         # Without a header, so that pandas neither renames repeated columns nor takes a long row for an index.
         table = pd.read_csv(
@@ -159,7 +159,15 @@ def read_table(path: str | os.PathLike, separator: str = ",") -> pd.DataFrame:
         )
     except pd.errors.EmptyDataError:
         raise InputError(f"{path}: empty; it needs a header and rows") from None
-    except (pd.errors.ParserError, UnicodeDecodeError, ValueError) as error:
+    except pd.errors.ParserError as error:
+        found = re.search(r"Expected (\d+) fields in line (\d+), saw (\d+)", str(error))
+        what = (
+            f", line {found[2]}: {found[3]} columns, not {found[1]}"
+            if found
+            else f": not a readable CSV ({error})"
+        )
+        raise InputError(f"{path}{what}; a value with a {separator!r} in it needs quotes") from None
+    except (UnicodeDecodeError, ValueError) as error:
         raise InputError(f"{path}: not a readable CSV ({' '.join(str(error).split())})") from None
     table = table.fillna("")
     table.index = table.index + 1
@@ -207,7 +215,7 @@ def name_problem(name: str) -> str | None:
     if "\0" in name:
         return "holds a NUL character"
     if path.is_absolute() or ".." in path.parts or re.match(r"[A-Za-z]:", name):
-        return "leaves the image folder; names are relative to --path_to_images"
+        return "leaves the image folder; names are relative to it"
     return None
 
 
@@ -228,7 +236,7 @@ def find_images(labels: Labels, folder: str | os.PathLike, skip_missing: bool) -
     """
     folder = Path(folder)
     if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; --path_to_images names the folder of the pictures")
+        raise InputError(f"{folder}: no such folder; it should be that of the pictures")
     listings = Listings(folder)
     names = [listings.find(str(name)) for name in labels.images]
     present = np.array([name is not None for name in names])

@@ -145,6 +145,8 @@ def prepare_and_work(options: argparse.Namespace, weights: Weights | None, devic
             error.folder = folder
         if first and not goes_on and not options.resume and record.restore_previous(folder):
             can_resume = False
+        elif first and isinstance(error, InputError) and not can_resume and not options.resume:
+            record.remove_run(folder)  # nothing came of it: the same command may be given again
         elif first:
             note_end(folder, error)
         if isinstance(error, (InputError, engine.TrainingError)) and can_resume:

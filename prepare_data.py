@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 
 from build import pick_decoders
@@ -50,18 +51,20 @@ def read_labels(options: argparse.Namespace) -> Prepared:
         raise InputError("--score_column and --vote_columns exclude each other; leave one out")
     if options.score_min >= options.score_max:
         raise InputError(f"--score_min {options.score_min:g} is not below --score_max {options.score_max:g}")
-    if len(options.separator) != 1:
-        raise InputError(f"--separator {options.separator!r} is not one character")
+    separator = {"tab": "\t", "\\t": "\t"}.get(options.separator, options.separator)
+    if len(separator) != 1 or not separator.isascii():
+        raise InputError(f"--separator {options.separator!r} is not one plain character, or tab")
     if options.vote_columns and len(set(options.vote_columns)) < max(2, len(options.vote_columns)):
         raise InputError("--vote_columns needs two columns or more, each once")
     return official.read_any(
         options.labels,
         options.image_column,
+        options.suffix,
         options.score_column or "score",
         options.vote_columns,
         options.split_column,
         (options.score_min, options.score_max),
-        options.separator,
+        separator,
     )
 
 
@@ -69,6 +72,12 @@ def prepare(options: argparse.Namespace) -> None:
     """A dataset's subcommand: read, split, look at the pictures, write the CSVs and the summary, and print it."""
     out = options.out
     paths = {split: out / f"{split}.csv" for split in ("train", "val", "test")}
+    given = Path(options.scores if options.command == "flickr_aes" else options.labels)
+    inputs = [given, *(folder / path.name for folder in (given, given / "merge") for path in paths.values())]
+    if mine := {path.resolve() for path in inputs} & {
+        path.resolve() for path in paths.values() if path.exists()
+    }:
+        raise InputError(f"{min(mine)}: is one of the official labels; give another --out")
     if (there := [path for path in paths.values() if path.exists()]) and not options.overwrite:
         raise InputError(f"{there[0]}: is there already; give --overwrite or another --out")
     prepared = read_labels(options)
@@ -123,23 +132,27 @@ def look(prepared: Prepared, options: argparse.Namespace, journal: Path, watch: 
         raise InputError(f"{options.images}: no such folder; --images names the folder of the pictures")
     listings = Listings(options.images)
     found = [listings.find(name) for name in prepared.files]
-    present = np.array([name is not None for name in found])
-    if not present.any():
+    if not any(found):
         raise InputError(
             f"{options.images}: none of the {len(found)} pictures is there, as {prepared.files[0]}"
         )
-    prepared.keep(present, "picture missing")
-    names = [name for name in found if name is not None]
+    names = pd.Series([there or name for there, name in zip(found, prepared.files, strict=True)])
     if not prepared.form.suffix:
         prepared.table["image"] = names
+        prepared.separate(names)  # a.jpg and a.JPG may be one file
+        prepared.keep(~prepared.files.duplicated().to_numpy(), "another row has the same picture")
+        names = prepared.files
     if options.no_check:
+        present = np.array([listings.find(name) is not None for name in names])
+        if not present.all():
+            prepared.notes.append(f"the first picture that is missing: {names[int(np.argmin(present))]}")
+        prepared.keep(present, "picture missing")
         return []
     findings = pictures.examine_all(options.images, names, journal, options.num_workers, watch)
-    for kinds in sorted({finding.kinds for finding in findings if finding.verdict != "used"}):
-        bad = {finding.image for finding in findings if finding.kinds == kinds}
-        kept = np.array([name not in bad for name in names])
-        names = [name for name in names if name not in bad]
-        prepared.keep(kept, f"picture {kinds}")
+    kinds = pd.Series([finding.kinds if finding.verdict != "used" else "" for finding in findings])
+    for kind in sorted(set(kinds) - {""}):
+        prepared.keep((kinds != kind).to_numpy(), f"picture {kind}")
+        kinds = kinds[kinds != kind].reset_index(drop=True)
     return [pictures.report(findings)]
 
 
@@ -149,7 +162,7 @@ def check(options: argparse.Namespace) -> int:
         raise InputError(f"{options.images}: no such folder; --images names the folder of the pictures")
     if options.clean and not options.csv:
         raise InputError("--clean needs --csv, the CSVs to clean")
-    if len({path.name for path in options.csv}) < len(options.csv):
+    if options.clean and len({path.name for path in options.csv}) < len(options.csv):
         raise InputError("--csv: two files have the same name; clean them one by one")
     tables = {path: pictures.named_in(path) for path in options.csv}
     for path in tables:
@@ -161,7 +174,11 @@ def check(options: argparse.Namespace) -> int:
     if tables:
         names = list(dict.fromkeys(name for table in tables.values() for name in table["_file"]))
     else:
-        names = pictures.pictures_in(options.images)
+        names, others = pictures.pictures_in(options.images)
+        if others:
+            print(f"{others} files whose names do not end as a picture's are not looked at")
+        if not names:
+            raise InputError(f"{options.images}: no pictures in it")
     options.out.mkdir(parents=True, exist_ok=True)
     with Watch() as watch:
         findings = pictures.examine_all(
@@ -191,8 +208,10 @@ def fill_cache(options: argparse.Namespace) -> int:
                 store, np.array(list(dict.fromkeys(names))), options.images, options.num_workers, watch
             )
             print(f"{store.folder}: {len(store.index)} pictures, {store.rows * store.size / 2**30:.2f} GiB")
-    for problem in problems:
+    for problem in problems[:10]:
         log.error("%s", problem)
+    if len(problems) > 10:
+        log.error("and %d more; `prepare_data.py check` names them all", len(problems) - 10)
     return 2 if problems else 0
 
 
@@ -211,9 +230,11 @@ def cached_splits(options: argparse.Namespace) -> dict[str, Labels]:
     if not options.csv.is_dir():
         raise InputError(f"{options.csv}: no such folder; --csv names the folder of the CSVs")
     splits = {"train": read("train"), "test": read("test")}
+    if options.released_protocol:
+        return splits
     if (options.csv / "val.csv").is_file():
         splits["val"] = read("val")
-    elif not options.released_protocol:
+    else:
         splits["train"], splits["val"] = hold_out(splits["train"], options.val_share, options.seed)
     return {split: splits[split] for split in ("train", "val", "test") if split in splits}
 

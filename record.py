@@ -107,7 +107,7 @@ def prepare_folder(folder: Path, overwrite: bool, keep: Path | None = None) -> N
     if keep is not None and folder.resolve() in keep.resolve().parents:
         raise InputError(f"{keep}: lies in the run that --overwrite would replace; use another folder")
     if (folder / _PREVIOUS).exists():  # of a run that was killed before its first epoch
-        _remove_run(folder)
+        remove_run(folder)
     else:
         _move_run(folder, folder / _MOVING)
         os.replace(folder / _MOVING, folder / _PREVIOUS)
@@ -115,14 +115,14 @@ def prepare_folder(folder: Path, overwrite: bool, keep: Path | None = None) -> N
 
 def drop_previous(folder: Path) -> None:
     """The new run has results: remove the one that it replaces."""
-    _remove_run(folder / _PREVIOUS)
+    remove_run(folder / _PREVIOUS)
 
 
 def restore_previous(folder: Path) -> bool:
     """The new run failed before it had results: put back the one that it would have replaced. False: there is none."""
     if not (folder / _PREVIOUS).exists():
         return False
-    _remove_run(folder)
+    remove_run(folder)
     os.replace(folder / _PREVIOUS, folder / _MOVING)
     _move_run(folder / _MOVING, folder)
     return True
@@ -137,14 +137,14 @@ def _move_run(source: Path, target: Path) -> None:
         place = target / path.relative_to(source)
         place.parent.mkdir(parents=True, exist_ok=True)
         os.replace(path, place)
-    _remove_run(source)
+    remove_run(source)
 
 
-def _remove_run(folder: Path) -> None:
+def remove_run(folder: Path) -> None:
+    """Remove a run's files, and its folder if nothing else is in it."""
     for path in _run_files(folder):
         path.unlink()
-    folders = ("checkpoints", "tensorboard") + (("",) if folder.name in (_PREVIOUS, _MOVING) else ())
-    for name in folders:
+    for name in ("checkpoints", "tensorboard", ""):
         with suppress(OSError):  # not there, or not empty: somebody else's files
             (folder / name).rmdir()
 

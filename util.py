@@ -109,6 +109,10 @@ def atomic_write(path: str | os.PathLike, mode: str = "w"):
         with open(temporary, mode, **({} if "b" in mode else {"encoding": "utf-8", "newline": ""})) as file:
             yield file
         os.replace(temporary, path)
+    except OSError as error:
+        if error.filename is None:  # as for a full disk
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 

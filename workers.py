@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import threading
@@ -21,6 +22,7 @@ def start_worker(_: int) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    gc.freeze()  # what the worker has inherited stays shared: collecting it would touch, and so copy, all of it
     threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
 
 

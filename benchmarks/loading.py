@@ -67,7 +67,7 @@ class Released(Dataset):
 
 def speed(dataset: str, folder: Path, count: int, repeats: int) -> list[dict]:
     """A row per way of reading: images/s of one core, and the ratio to the released way, pair by pair."""
-    names = sorted(p.name for p in folder.iterdir() if p.suffix.lower() in (".jpg", ".jpeg"))
+    names = [path.name for path in jpegs(folder)]
     images = np.array(list(itertools.islice(itertools.cycle(names), count)))
     labels = Labels("benchmark", images, np.zeros((count, 1), np.float32), np.zeros(count))
     transform = Transform(dataset, 224, train=True)
@@ -108,12 +108,17 @@ def speed(dataset: str, folder: Path, count: int, repeats: int) -> list[dict]:
     return rows
 
 
+def jpegs(folder: Path) -> list[Path]:
+    """The JPEGs in a folder, by their names."""
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in (".jpg", ".jpeg"))
+
+
 def equality(folder: Path, device: torch.device) -> list[dict]:
     """How far the fast decoder's pixels are from PIL's, in grey levels; on a GPU, that decoder's."""
     rows = []
     for resize in (Resize(224, "bicubic"), Resize(256, "bilinear"), Resize(224, "bilinear")):
         differences = []
-        for path in sorted(folder.iterdir()):
+        for path in jpegs(folder):
             if device.type == "cpu":
                 found = read_fast(path, resize)
             elif (data := read_plain_jpeg(path)) is not None:
@@ -188,6 +193,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--device", default="cpu", help="whose decoder's pixels are compared with PIL's")
     parser.add_argument("--json", type=Path, help="write the rows to this file, too")
     options = parser.parse_args(argv)
+    if not options.images.is_dir() or not jpegs(options.images):
+        parser.error(f"{options.images}: no folder with JPEGs; give --images")
+    if options.repeats < 1 or options.count < 1 or options.workers < 1:
+        parser.error("--repeats, --count and --workers must be at least 1")
     if options.memory:
         print("\n".join(memory(options.workers)))
         return

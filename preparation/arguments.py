@@ -105,13 +105,19 @@ def _add_datasets(commands) -> None:
 
     made = dataset("csv", "any other table, its columns named by options", "the table", 0.1, 0.1)
     made.add_argument(
-        "--separator", default=",", metavar="C", help="what separates its columns (default: a comma)"
+        "--separator",
+        default=",",
+        metavar="C",
+        help="what separates its columns; tab for a tab (default: a comma)",
     )
     made.add_argument(
         "--image_column",
         default="image",
         metavar="WORD",
         help="column of the picture's file name (default: image)",
+    )
+    made.add_argument(
+        "--suffix", default="", metavar="WORD", help="added to the names, as .jpg (default: nothing)"
     )
     made.add_argument("--score_column", metavar="WORD", help="column of the score (default: score)")
     made.add_argument(
@@ -172,7 +178,7 @@ def _add_cache(commands) -> None:
     )
     made.add_argument("--out", metavar="FOLDER", required=True, help="the cache")
     made.add_argument(
-        "--size", type=_whole, default=224, metavar="N", help="side of the network's input (default: 224)"
+        "--size", type=_side, default=224, metavar="N", help="side of the network's input (default: 224)"
     )
     made.add_argument(
         "--decode", choices=("auto", "pil", "fast"), default="auto", help="as in main_nni.py (default: auto)"
@@ -222,3 +228,10 @@ def _whole(text: str) -> int:
     if not (text.isascii() and text.isdigit() and int(text) < 2**32):
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 or more")
     return int(text)
+
+
+def _side(text: str) -> int:
+    side = _whole(text)
+    if not 8 <= side <= 4096:
+        raise argparse.ArgumentTypeError(f"{text} must lie between 8 and 4096")
+    return side

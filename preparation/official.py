@@ -31,7 +31,9 @@ _AVA_ROW = re.compile(r"[0-9]{1,9}(?:\s+[0-9]{1,9}){14}")
 _DECIMAL = re.compile(r"[0-9]*\.?[0-9]+(?:[eE][-+]?[0-9]+)?|[0-9]+\.")
 
 # FLICKR-AES, Ren et al., ICCV 2017: what the usual split is said to have.
-FLICKR_FIGURES = {"workers held out": 37, "test images": 4737, "training images": 35263, "names": 40988}
+FLICKR_FIGURES = {
+    "workers held out": "37", "test images": "4737", "training images": "35263", "names": "40988", "ratings": "some 193,000",
+}  # fmt: skip
 HELD_OUT_RATINGS = (105, 171)
 
 
@@ -73,6 +75,15 @@ class Prepared:
             self.dropped[reason] += count
             self.table = self.table[rows].reset_index(drop=True)
 
+    def separate(self, files: pd.Series) -> None:
+        """Leave out the train and val rows whose picture, of `files`, is in the test set, too, or in both of them."""
+        splits = self.table["split"]
+        test, val = (set(files[splits == split]) for split in ("test", "val"))
+        for split, others in (("val", test), ("train", test | val)):
+            own = (self.table["split"] == split) & files.isin(others)
+            files = files[~own].reset_index(drop=True)
+            self.keep(~own.to_numpy(), f"{split} rows of images that are in another split")
+
 
 def read_ava(path: str | os.PathLike, test_lists: Iterable[str | os.PathLike] = ()) -> Prepared:
     """`AVA.txt`: AVA_COLUMNS, separated by blanks. test_lists: files of image ids, one in a line: the test set."""
@@ -91,23 +102,28 @@ def read_ava(path: str | os.PathLike, test_lists: Iterable[str | os.PathLike] = 
         row = [int(word) for word in words[1:]]
         if not any(row[1:11]):
             raise _bad(path, number, f"image {row[0]}: all votes are 0; remove the row")
-        if row[0] in lines:
+        first, earlier = lines.setdefault(row[0], (number, row))
+        if row != earlier:
             raise _bad(
-                path, number, f"image {row[0]} stands there a second time, first in line {lines[row[0]]}"
+                path, number, f"image {row[0]} has other votes or tags than in line {first}; keep one of them"
             )
-        lines[row[0]] = number
         rows.append(row)
     _some(path, rows)
     columns = [AVA.image_column, *AVA.vote_columns, "tag1", "tag2", "tag3"]
-    prepared = Prepared(pd.DataFrame(rows, columns=columns), AVA, len(rows))
+    kept, repeated = _unrepeated(pd.DataFrame(rows, columns=columns))
+    prepared = Prepared(kept, AVA, len(rows), repeated)
     test = set()
     for file in test_lists:
         for number, text in text_lines(file):
             if not re.fullmatch(r"[0-9]{1,9}(\.jpg)?", text, re.IGNORECASE):
                 raise _bad(file, number, f"{text!r}: not an image id")
             test.add(int(text.split(".")[0]))
+    if test and not test & set(lines):
+        raise InputError(
+            f"{', '.join(map(str, test_lists))}: none of the {len(test)} ids is in {path}; are they AVA's?"
+        )
     if unknown := len(test - set(lines)):
-        prepared.notes.append(f"{unknown} ids of the test lists are not in {path}")
+        prepared.notes.append(f"{unknown} of {len(test)} ids of the test lists are not in {path}")
     prepared.table["split"] = np.where(prepared.table[AVA.image_column].isin(test), "test", "")
     return prepared
 
@@ -133,10 +149,15 @@ def _tad66k_file(folder: Path, split: str, theme: str | None) -> Path:
     fitting = [path for path, words in found.items() if wanted and wanted | {split} == words - {"csv"}]
     if len(fitting) == 1:
         return fitting[0]
-    themes = sorted({" ".join(sorted(words - {"train", "test", "csv"})) for words in found.values()})
+    themes = sorted({_theme(path.relative_to(place)) for path in found})
     raise InputError(
         f"{place}: {len(fitting)} files of {split} rows for --theme {theme}; themes found: {', '.join(themes) or 'none'}"
     )
+
+
+def _theme(path: Path) -> str:
+    words = re.findall(r"[^\W_]+", str(path).lower())
+    return " ".join(dict.fromkeys(word for word in words if word not in ("train", "test", "csv")))
 
 
 def _words(text: str | os.PathLike) -> set[str]:
@@ -180,10 +201,11 @@ def read_flickr_aes(scores: str | os.PathLike, workers: str | os.PathLike | None
         "test images": int(is_test.sum()),
         "training images": int((~is_test).sum()),
         "names": len(known) + prepared.dropped["repeated, with the same score"],
+        "ratings": len(ratings),
     }
     shown = ", ".join(f"{name} {found[name]} ({figure})" for name, figure in FLICKR_FIGURES.items())
     prepared.notes += [
-        f"found here, and in brackets as published: {shown}; {len(ratings)} ratings by {len(counts)} workers",
+        f"found here, and in brackets as published: {shown}; by {len(counts)} workers",
         f"{len(rated - known)} rated images have no score in {scores}",
     ]
     if not 0 < len(held_out) < len(counts):
@@ -223,17 +245,19 @@ def read_para(folder: str | os.PathLike) -> Prepared:
 def read_any(
     path: str | os.PathLike,
     image_column: str,
+    suffix: str,
     score_column: str | None,
     vote_columns: list[str] | None,
     split_column: str | None,
     scale: tuple[float, float],
     separator: str = ",",
 ) -> Prepared:
-    """Any table, its columns named: one score, or one column per vote level, lowest first."""
+    """Any table, its columns named: one score, or one column per vote level, lowest first. suffix: added to the names."""
     table = _read_csv(path, separator)
     columns = [image_column, *(vote_columns or [score_column]), *([split_column] if split_column else [])]
     if missing := [column for column in columns if column not in table.columns]:
         raise InputError(f"{path}: no column {', '.join(missing)}; found {', '.join(table.columns)}")
+    table[image_column] = [f"{name.strip()}{suffix}" if name.strip() else "" for name in table[image_column]]
     splits = [""] * len(table)
     if split_column:
         known = {
@@ -266,7 +290,9 @@ def read_any(
         _consistent(path, result)
     result["split"] = splits
     kept, repeated = _unrepeated(result)
-    return Prepared(kept, form, len(result), repeated)
+    prepared = Prepared(kept, form, len(result), repeated)
+    prepared.separate(prepared.table["image"])
+    return prepared
 
 
 def score_lines(path: str | os.PathLike) -> pd.DataFrame:
@@ -309,11 +335,7 @@ def _scored(tables: dict[str, pd.DataFrame], dataset: str) -> Prepared:
     whole = pd.concat([table.assign(split=split) for split, table in tables.items()], ignore_index=True)
     kept, dropped = _unrepeated(whole)
     prepared = Prepared(kept, FORMATS[dataset], read, dropped)
-    test = set(kept.loc[kept["split"] == "test", "image"])
-    val = set(kept.loc[kept["split"] == "val", "image"])
-    for split, others in (("val", test), ("train", test | val)):
-        here = (prepared.table["split"] == split) & prepared.table["image"].isin(others)
-        prepared.keep(~here.to_numpy(), f"{split} rows of images that are in another split")
+    prepared.separate(prepared.table["image"])
     return prepared
 
 

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 import workers
 from interrupt import Interrupted, Watch, signals_first
 from journal import Journal, fingerprint
-from labels import plain_name, read_table
+from labels import name_problem, plain_name, read_table
 from meters import bar
 from option import InputError
 from util import atomic_write
@@ -35,12 +35,16 @@ KINDS = {
     "missing": Kind("stops", "ends, or leaves it out with --skip_missing: there is no such file"),
     "empty": Kind("stops", "ends: the file has 0 bytes"),
     "not an image": Kind("stops", "ends: no decoder knows the file"),
+    "unreadable": Kind("stops", "ends: there is no permission to read the file"),
     "truncated": Kind("stops", "ends: the file is cut short"),
     "damaged": Kind("stops", "ends: the file does not decode"),
     "too large": Kind("stops", "ends: more than 178 million pixels are refused, not decoded"),
-    "16-bit grey": Kind("spoils", "cuts its values off at 255, so it is almost white; convert it to 8 bits"),
+    "16-bit grey": Kind(
+        "spoils",
+        "(or floating point) cuts its values off at 255, so it is almost white; convert it to 8 bits",
+    ),
     "16-bit colour": Kind("used", "keeps the upper 8 bits of each value"),
-    "animated": Kind("used", "sees the first frame"),
+    "animated": Kind("used", "sees the first frame, or page"),
     "CMYK": Kind("used", "converts it to RGB, without its colour profile"),
     "grey": Kind("used", "sees three equal channels"),
     "palette": Kind("used", "looks its colours up"),
@@ -93,9 +97,10 @@ def examine(folder: str | os.PathLike, name: str) -> Finding:
             with Image.open(path) as picture:
                 about = (picture.format or "", picture.mode, *picture.size)
                 kinds = _kinds(picture)
-                frames = getattr(picture, "n_frames", 1)
-                picture.seek(0)
                 picture.convert("RGB")
+                frames = _frames(picture)
+        except PermissionError:
+            return Finding(*known, "unreadable")
         except Image.DecompressionBombError as error:
             return Finding(*known, "too large", detail=_line(error))
         except UnidentifiedImageError:
@@ -105,7 +110,17 @@ def examine(folder: str | os.PathLike, name: str) -> Finding:
         except Exception as error:  # decoders raise anything at all on a damaged file
             cut = "truncated" in str(error).lower()
             return Finding(*known, "truncated" if cut else "damaged", detail=_line(error))
+    if frames != 1 and about[0] != "MPO":
+        kinds.insert(0, "animated")
     return Finding(*known, " + ".join(kinds) or "plain", *about, frames)
+
+
+def _frames(picture: Image.Image) -> int:
+    """How many; 0 where they cannot be counted, which keeps nobody from decoding the first."""
+    try:
+        return getattr(picture, "n_frames", 1)
+    except Exception:
+        return 0
 
 
 def _kinds(picture: Image.Image) -> list[str]:
@@ -117,8 +132,9 @@ def _kinds(picture: Image.Image) -> list[str]:
     )
     found = {
         "16-bit grey": deep,
-        "16-bit colour": not deep and any("16" in str(tile[-1]) for tile in picture.tile),
-        "animated": getattr(picture, "is_animated", False) and picture.format != "MPO",
+        "16-bit colour": not deep
+        and picture.format == "PNG"
+        and any(";16" in str(t[-1]) for t in picture.tile),
         "CMYK": mode == "CMYK",
         "grey": mode in _GREY,
         "palette": mode in ("P", "PA"),
@@ -192,15 +208,25 @@ def examine_all(
     return [seen[name] for name in names]
 
 
-def pictures_in(folder: str | os.PathLike) -> list[str]:
-    """The names of all files in a folder and those in it, hidden ones left out, in order."""
-    folder, names = Path(folder), []
-    for place, folders, files in os.walk(folder):
+def pictures_in(folder: str | os.PathLike) -> tuple[list[str], int]:
+    """The names of all files in a folder and those in it that end as pictures do, in order, and how many do not.
+
+    Hidden ones are left out. Raises OSError where a folder cannot be read.
+    """
+    folder, names, others = Path(folder), [], 0
+    endings = set(Image.registered_extensions())
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    for place, folders, files in os.walk(folder, onerror=refuse):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        names += [
-            (Path(place) / name).relative_to(folder).as_posix() for name in files if not name.startswith(".")
-        ]
-    return sorted(names)
+        for name in files:
+            if os.path.splitext(name)[1].lower() in endings:
+                names.append((Path(place) / name).relative_to(folder).as_posix())
+            elif not name.startswith("."):
+                others += 1
+    return sorted(names), others
 
 
 def report(findings: Iterable[Finding]) -> str:
@@ -226,7 +252,11 @@ def named_in(path: Path) -> pd.DataFrame:
     if column is None:
         raise InputError(f"{path}: no column image or image_id; found {', '.join(table.columns)}")
     ending = ".jpg" if column == "image_id" else ""
-    return table.assign(_file=[plain_name(name) + ending for name in table[column]])
+    names = [plain_name(name) + ending for name in table[column]]
+    for line, name in zip(table.index, names, strict=True):
+        if problem := name_problem(name):
+            raise InputError(f"{path}, line {line}: image name {name!r} {problem}")
+    return table.assign(_file=names)
 
 
 def write_clean(tables: dict[Path, pd.DataFrame], bad: set[str], out: Path) -> list[str]:
@@ -237,5 +267,6 @@ def write_clean(tables: dict[Path, pd.DataFrame], bad: set[str], out: Path) -> l
         kept = table[~table["_file"].isin(bad)].drop(columns="_file")
         with atomic_write(out / path.name) as file:
             kept.to_csv(file, index=False)
-        lines.append(f"{out / path.name}: {len(kept)} of {len(table)} rows")
+        left = "" if len(kept) else "; none is left, and training refuses an empty CSV"
+        lines.append(f"{out / path.name}: {len(kept)} of {len(table)} rows{left}")
     return lines

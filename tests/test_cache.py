@@ -71,12 +71,18 @@ def test_a_run_from_the_cache_is_the_run_without_it(scored, run):
 
 
 def test_names_with_commas_quotes_and_other_letters_are_kept(tmp_path):
-    names = np.array(['a,b "c".png', "d\u2028e.png", "f/\u00fc g.png", "h\x85.png"])
+    names = np.array(
+        ['a,b "c".png', "d\u2028e.png", "f/\u00fc g.png", "h\x85.png", "i\rj.png", "k\nl.png", "m\udcff.png"]
+    )
     make_pictures(tmp_path, names)
     open_filled(tmp_path / "c", RESIZE, "pil", names, tmp_path, 0)
     store = Cache(tmp_path / "c", RESIZE, "pil").load()
-    assert store.places(names).tolist() == [0, 1, 2, 3]
-    assert store.places(names[::-1][:2]).tolist() == [3, 2]
+    assert store.places(names).tolist() == list(range(7))
+    assert store.places(names[::-1][:2]).tolist() == [6, 5]
+    content = store.journal.path.read_bytes()
+    for end in range(content.index(b"k\n"), len(content) + 1):  # cut anywhere in the last two rows
+        store.journal.path.write_bytes(content[:end])
+        assert Cache(tmp_path / "c", RESIZE, "pil").load().rows in (5, 6, 7)
     assert store.places(["nothing.png"]).tolist() == [-1]
 
 
@@ -122,6 +128,30 @@ def test_a_run_with_a_damaged_cache_ends_in_one_line(scored, run):
     assert f"{pixels}: the picture of test5.jpg is damaged; `prepare_data.py cache` makes it good" in err
 
 
+def test_a_run_that_a_stale_cache_has_ended_leaves_nothing_behind(scored, run, command):
+    words = arguments(scored, "tad66k", cache=scored / "c")
+    assert run(words)[0] == 0
+    make_pictures(scored / "images", ["test2.jpg"], seed=9)
+    again = arguments(scored, "tad66k", cache=scored / "c", experiment_dir_name=scored / "again")
+    status, _, err = run(again)
+    assert status == 2
+    assert "1 pictures have changed since they were cached, first test2.jpg" in err
+    assert not (scored / "again").exists()
+    made = (
+        "cache",
+        "--dataset",
+        "tad66k",
+        "--images",
+        scored / "images",
+        "--csv",
+        scored,
+        "--out",
+        scored / "c",
+    )
+    assert command(*made)[0] == 0
+    assert run(again)[0] == 0
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -129,6 +159,8 @@ def test_a_run_with_a_damaged_cache_ends_in_one_line(scored, run):
         ("index", "lines are missing"),
         ("garbage", "index.csv: damaged"),
         ("settings", "made with None"),
+        ("no settings", "made with None"),
+        ("no index", "index.csv: missing, beside 36864 bytes of pictures"),
         ("version", "made with"),
     ],
 )
@@ -141,6 +173,8 @@ def test_a_damaged_store_is_named_and_made_anew(scored, names, fill, damage, mes
         (folder / "index.csv").write_text("".join(lines[:3] + lines[4:]))
     elif damage == "garbage":
         (folder / "index.csv").write_bytes(b"\xff\xfe,,\nx\n")
+    elif damage.startswith("no "):
+        (folder / {"no settings": "settings.json", "no index": "index.csv"}[damage]).unlink()
     elif damage == "settings":
         (folder / "settings.json").write_text("{")
     else:
@@ -157,8 +191,11 @@ def test_a_build_that_was_cut_goes_on(scored, names, fill, monkeypatch, rows):
     """Cut in the middle of a picture, then in the middle of a line."""
     whole = {path.name: path.read_bytes() for path in fill().folder.iterdir()}
     shutil.rmtree(scored / "c")
-    store = open_filled(scored / "c", RESIZE, "fast", names[:rows], scored / "images", 0)
-    store.folder.mkdir(parents=True, exist_ok=True)
+    store = open_filled(scored / "c", RESIZE, "fast", names[: max(1, rows)], scored / "images", 0)
+    if rows == 0:
+        header = (store.folder / "index.csv").read_bytes().splitlines(keepends=True)[0]
+        (store.folder / "index.csv").write_bytes(header)
+        (store.folder / "pixels.bin").write_bytes(b"")
     with open(store.folder / "pixels.bin", "ab") as file:
         file.write(bytes(500))
     if rows:
@@ -172,12 +209,48 @@ def test_a_build_that_was_cut_goes_on(scored, names, fill, monkeypatch, rows):
     assert {path.name: path.read_bytes() for path in store.folder.iterdir()} == whole
 
 
-def test_a_signal_stops_a_build_which_then_goes_on(scored, names, fill):
-    with Watch() as watch:
+def test_who_reads_from_a_store_is_not_disturbed_when_it_is_made_anew(scored, names, fill):
+    reader = fill()
+    before = [reader.read(place, names[place]).copy() for place in range(12)]
+    (reader.folder / "settings.json").unlink()
+    assert repair(Cache(scored / "c", RESIZE, "fast"), names[:3], scored / "images", 0) == []
+    assert fill().rows == 12
+    for place in range(12):
+        np.testing.assert_array_equal(reader.read(place, names[place]), before[place])
+
+
+@pytest.mark.parametrize("work", ["fill", "repair"])
+def test_a_signal_ends_the_wait_for_another_process(scored, names, fill, work):
+    store = Cache(scored / "c", RESIZE, "fast")
+    with store.lock(), Watch() as watch:
         os.kill(os.getpid(), signal.SIGTERM)
         with pytest.raises(Interrupted):
-            fill(watch=watch)
+            fill(watch=watch) if work == "fill" else repair(store, names, scored / "images", 0, watch)
+
+
+def test_a_signal_ends_the_verification(scored, names, fill):
+    store = fill()
+    with Watch() as watch:
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(Interrupted):
+            repair(store, names, scored / "images", 0, watch)
+
+
+def test_a_signal_stops_a_build_which_then_goes_on(scored, names, fill, monkeypatch):
+    original, calls = cache.read_fast, []
+
+    def read(*given):
+        calls.append(1)
+        if len(calls) == 5:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(*given)
+
+    monkeypatch.setattr(cache, "read_fast", read)
+    with Watch() as watch, pytest.raises(Interrupted):
+        fill(watch=watch)
+    assert Cache(scored / "c", RESIZE, "fast").load().rows == 4
     assert fill().rows == 12
+    assert len(calls) == 13
 
 
 def test_a_killed_build_leaves_no_processes_behind_and_goes_on(tmp_path):
@@ -245,7 +318,7 @@ def test_a_disk_that_is_too_small_is_told_before(scored, names, monkeypatch, run
     monkeypatch.setattr(cache.shutil, "disk_usage", lambda _: usage._replace(free=10_000))
     status, _, err = run(arguments(scored, "tad66k", cache=scored / "c"))
     assert status == 2
-    assert "bilinear-256-fast: 11 pictures take 0.0 GiB, 0.0 GiB are free; check the path and the disk" in err
+    assert "bilinear-256-fast: 11 pictures take 2.1 MiB, 0.0 MiB are free; check the path and the disk" in err
 
 
 def test_a_disk_that_becomes_full_keeps_what_was_written(scored, names):

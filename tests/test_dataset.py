@@ -295,7 +295,10 @@ def test_a_score_at_a_given_threshold_is_low(tmp_path):
         ("image,image ,score\na,b,1\n", "column image stands there more than once"),
         ("image,vote_1,vote_01\na,1,2\n", "not numbered one after the other"),
         ("image,1,2,4\na,1,2,3\n", "not numbered one after the other"),
-        ("image,score\na.jpg,1,2\nb.jpg,0\n", "not a readable CSV"),
+        (
+            "image,score\na.jpg,1,2\nb.jpg,0\n",
+            "line 2: 3 columns, not 2; a value with a ',' in it needs quotes",
+        ),
         ("image,1,2\na,1e308,1e308\n", "too many votes"),
         ("image,score\n./a.jpg,1\na.jpg,1\n", "a.jpg stands there a second time"),
     ],

@@ -89,7 +89,7 @@ def test_avas_official_test_lists(tmp_path, command):
     assert status == 0
     assert pd.read_csv(tmp_path / "a" / "test.csv")["image_id"].tolist() == [101, 105, 110]
     assert len(pd.read_csv(tmp_path / "a" / "val.csv")) == 5
-    assert "1 ids of the test lists are not in" in out
+    assert "1 of 4 ids of the test lists are not in" in out
 
 
 @pytest.mark.parametrize(
@@ -102,10 +102,7 @@ def test_avas_official_test_lists(tmp_path, command):
         ("3 954184 0 0 4 8 ٣ 56 10 3 4 4 0 0 1396", "votes of 5 = '٣'"),
         ("3 954184 0 0 4 8 9999999999 56 10 3 4 4 0 0 1396", "votes of 5 = '9999999999'"),
         ("3 954184 0 0 0 0 0 0 0 0 0 0 0 0 1396", "image 954184: all votes are 0"),
-        (
-            "3 953619 0 1 5 17 38 36 15 6 5 1 1 22 1396",
-            "image 953619 stands there a second time, first in line 1",
-        ),
+        ("3 953619 0 1 5 17 38 36 15 6 5 2 1 22 1396", "image 953619 has other votes or tags than in line 1"),
         (b"\xff\xfe3\x00", "not UTF-8 text"),
     ],
 )
@@ -288,7 +285,7 @@ def test_flickr_aes_holds_workers_out(flickr, command):
         "names 331 (40988)",
     ):
         assert figure in out
-    assert "331 ratings by 3 workers" in out
+    assert "ratings 331 (some 193,000); by 3 workers" in out
     assert "1 rated images have no score" in out
 
 
@@ -389,7 +386,7 @@ def test_any_table_with_votes(tmp_path, command):
         (["--vote_columns", "score", "score"], "--vote_columns needs two columns or more, each once"),
         (["--vote_columns", "score", "part"], "line 2: part = 'train': not a number"),
         (["--score_column", "score", "--vote_columns", "a", "b"], "exclude each other"),
-        (["--separator", "ab"], "--separator 'ab' is not one character"),
+        (["--separator", "ab"], "--separator 'ab' is not one plain character, or tab"),
         (["--seed", "-1"], "'-1' is not a whole number"),
         (["--val_share", "0.7"], "0.7 must lie between 0 and 0.5"),
         (["--labels", "nowhere.csv"], "nowhere.csv: no such file"),
@@ -402,6 +399,75 @@ def test_a_table_that_cannot_be_read_is_named(tmp_path, command, words, message)
     assert status == 2
     assert len(err.splitlines()) == 1
     assert message in err
+
+
+def test_a_test_list_of_unknown_ids_is_refused(tmp_path, command):
+    labels, ids = (
+        write(tmp_path / "AVA.txt", "\n".join(many_ava_lines(100))),
+        write(tmp_path / "ids.txt", "7\n8\n"),
+    )
+    status, _, err = command("ava", "--labels", labels, "--out", tmp_path / "a", "--test_list", ids)
+    assert status == 2
+    assert "ids.txt: none of the 2 ids is in" in err
+
+
+def test_a_repeated_row_of_ava_is_dropped_and_counted(tmp_path, command):
+    lines = many_ava_lines(100)
+    labels = write(tmp_path / "AVA.txt", "\n".join([*lines, lines[4]]))
+    status, out, _ = command("ava", "--labels", labels, "--out", tmp_path / "a")
+    assert status == 0
+    assert "1 dropped: repeated, with the same score" in out
+
+
+@pytest.mark.parametrize("names", [("x5.png", "x6.png"), ("x5.PNG", "x6.PNG")])
+def test_no_picture_is_in_two_splits(tmp_path, command, names):
+    """Not by the same name, nor by one that differs in its ending's case."""
+    rows = [f"x{i}.png,0.5,{'test' if i in (5, 6) else 'train' if i < 30 else 'val'}" for i in range(40)]
+    rows += [f"{names[0]},0.5,train", f"{names[1]},0.5,val"]
+    labels = write(tmp_path / "t.csv", "image,score,split\n" + "\n".join(rows))
+    make_pictures(tmp_path / "images", [f"x{i}.png" for i in range(40)], (8, 8))
+    words = (
+        "csv",
+        "--labels",
+        labels,
+        "--images",
+        tmp_path / "images",
+        "--split_column",
+        "split",
+        "--num_workers",
+        0,
+    )
+    status, out, err = command(*words, "--out", tmp_path / "a")
+    assert status == 0, err
+    counts = [len(pd.read_csv(tmp_path / "a" / f"{split}.csv")) for split in ("train", "val", "test")]
+    assert counts == [28, 10, 2]
+    assert "1 dropped: train rows of images that are in another split" in out
+    assert "1 dropped: val rows of images that are in another split" in out
+
+
+def test_names_without_an_ending_are_given_one(tmp_path, command):
+    rows = "".join(f"{i}\t{i / 100}\n" for i in range(40))
+    labels = write(tmp_path / "t.tsv", "image_id\tbeauty\n" + rows)
+    words = (
+        "--separator",
+        "tab",
+        "--image_column",
+        "image_id",
+        "--suffix",
+        ".jpg",
+        "--score_column",
+        "beauty",
+    )
+    assert command("csv", "--labels", labels, "--out", tmp_path / "a", *words)[0] == 0
+    assert pd.read_csv(tmp_path / "a" / "val.csv")["image"].str.fullmatch(r"[0-9]+\.jpg").all()
+
+
+def test_official_labels_are_not_written_over(tad66k, command):
+    before = (tad66k / "merge" / "train.csv").read_bytes()
+    status, _, err = command("tad66k", "--labels", tad66k, "--out", tad66k / "merge", "--overwrite")
+    assert status == 2
+    assert "is one of the official labels" in err
+    assert (tad66k / "merge" / "train.csv").read_bytes() == before
 
 
 def test_csvs_are_not_written_over(tmp_path, command):

@@ -15,6 +15,7 @@ from cache import Cache
 from dataset import Transform, batches, make_loader
 from decode import Resize, read_fast, read_pil
 from interrupt import Interrupted, Watch
+from journal import Journal
 from labels import FORMATS, find_images, read_labels
 from option import InputError
 from preparation import pictures
@@ -119,7 +120,7 @@ def test_every_kind_is_found_and_training_does_with_it_what_is_said(gallery, nam
 
 def test_every_kind_is_in_the_gallery_and_has_words():
     made = {kind for kinds, _ in PICTURES.values() for kind in kinds.split(" + ")}
-    assert made | {"missing"} == set(KINDS)
+    assert made | {"missing", "unreadable"} == set(KINDS)
 
 
 def test_what_training_does_with_odd_pictures(gallery):
@@ -145,6 +146,85 @@ def test_missing_and_unreadable(gallery):
     assert examine(gallery, "x" * 300 + ".jpg").kinds == "missing"
     (gallery / "folder.jpg").mkdir()
     assert examine(gallery, "folder.jpg").verdict == "stops"
+
+
+def test_a_file_that_may_not_be_read_is_told_as_that(gallery, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(pictures.Image, "open", refuse)
+    assert examine(gallery, "plain.jpg").kinds == "unreadable"
+
+
+@pytest.mark.parametrize(
+    ("width", "ending"), [(5, "bmp"), (38, "bmp"), (16, "pcx"), (16, "dds"), (360, "jp2")]
+)
+def test_eight_bits_are_not_taken_for_sixteen(tmp_path, width, ending):
+    photograph(size=(width, 16)).save(tmp_path / f"a.{ending}")
+    assert examine(tmp_path, f"a.{ending}").kinds == "plain"
+
+
+@pytest.mark.parametrize("ending", ["gif", "tif"])
+def test_a_file_of_several_frames_may_be_cut_behind_the_first(tmp_path, ending):
+    frames = [photograph("P").rotate(90 * turn) for turn in range(4)]
+    frames[0].save(tmp_path / f"a.{ending}", save_all=True, append_images=frames[1:])
+    content = (tmp_path / f"a.{ending}").read_bytes()
+    verdicts = set()
+    for end in range(len(content) // 4, len(content), 41):
+        (tmp_path / f"b.{ending}").write_bytes(content[:end])
+        try:
+            read_pil(tmp_path / f"b.{ending}", RESIZE)
+        except Exception:
+            expected = "stops"
+        else:
+            expected = "used"
+        assert examine(tmp_path, f"b.{ending}").verdict == expected
+        verdicts.add(expected)
+    assert "used" in verdicts
+
+
+def test_any_file_name_can_be_examined_and_found_again(tmp_path, command):
+    names = ["a\rb.jpg", "c\nd.jpg", 'e"f,g.jpg', "h\udcff.jpg", "\u65e5\u672c.jpg"]
+    make_pictures(tmp_path / "images", names, (8, 8))
+    for _ in range(2):
+        status, _, err = command("check", "--images", tmp_path / "images", "--out", tmp_path / "c")
+        assert (status, err) == (0, "")
+    assert len(examine_all(tmp_path / "images", names, tmp_path / "c" / "pictures.csv")) == 5
+    assert (tmp_path / "c" / "pictures.csv").read_bytes().count(b"plain") == 5
+
+
+def test_two_checks_at_once_do_not_mix(gallery, tmp_path):
+    journal = Journal(tmp_path / "pictures.csv", pictures.COLUMNS)
+    with journal.appending(), pytest.raises(InputError, match=r"pictures.csv: another process is writing it"):
+        examine_all(gallery, ["plain.jpg"], journal.path)
+
+
+def test_what_is_no_picture_by_its_name_is_not_looked_at(tmp_path, command):
+    make_pictures(tmp_path, ["a.jpg"], (8, 8))
+    (tmp_path / "Thumbs.db").write_text("x")
+    for _ in range(2):  # the second time its own pictures.csv is there
+        status, out, _ = command("check", "--images", tmp_path, "--out", tmp_path)
+        assert status == 0
+        assert "1 pictures" in out
+        assert "files whose names do not end as a picture's are not looked at" in out
+
+
+def test_a_folder_without_pictures_is_told(tmp_path, command):
+    (tmp_path / "images").mkdir()
+    status, _, err = command("check", "--images", tmp_path / "images", "--out", tmp_path / "c")
+    assert status == 2
+    assert "no pictures in it" in err
+
+
+def test_names_that_leave_the_folder_are_refused(tmp_path, command):
+    make_pictures(tmp_path / "images", ["a.jpg"], (8, 8))
+    for name, problem in (("../a.jpg", "leaves the image folder"), ("a\0.jpg", "holds a NUL character")):
+        (tmp_path / "t.csv").write_text(f"image,score\n{name},1\n")
+        words = ("--images", tmp_path / "images", "--csv", tmp_path / "t.csv", "--out", tmp_path / "c")
+        status, _, err = command("check", *words)
+        assert status == 2
+        assert len(err.splitlines()) == 1
+        assert problem in err
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -273,7 +353,7 @@ def test_a_foreign_pictures_csv_is_not_written_over(gallery, tmp_path, text):
         (["--images", "nowhere"], "nowhere: no such folder"),
         (["--clean", "x"], "--clean needs --csv"),
         (["--csv", "nowhere.csv"], "nowhere.csv: no such file"),
-        (["--csv", "a/t.csv", "b/t.csv"], "two files have the same name"),
+        (["--csv", "a/t.csv", "b/t.csv", "--clean", "x"], "two files have the same name"),
     ],
 )
 def test_check_tells_what_it_cannot_do(gallery, tmp_path, command, words, message):
@@ -302,6 +382,24 @@ def test_cache_makes_what_a_run_needs(scored, command, run, monkeypatch):
     monkeypatch.setattr(Cache, "add", None)  # nothing is missing
     status, _, err = run(arguments(scored, "tad66k", cache=scored / "k"))
     assert status == 0, err
+
+
+def test_a_cache_of_no_size_is_refused(scored, command):
+    words = (
+        "cache",
+        "--dataset",
+        "tad66k",
+        "--images",
+        scored / "images",
+        "--csv",
+        scored,
+        "--out",
+        scored / "k",
+    )
+    status, _, err = command(*words, "--size", 0)
+    assert status == 2
+    assert "0 must lie between 8 and 4096" in err
+    assert not (scored / "k").exists()
 
 
 def test_cache_repairs_and_tells_what_does_not_decode(scored, command, caplog):
