@@ -146,6 +146,8 @@ def read_table(path: str | os.PathLike, separator: str = ",") -> pd.DataFrame:
     """A CSV as text, indexed by its line numbers, blank lines left out. Raises InputError."""
     if not Path(path).is_file():
         raise InputError(f"{path}: no such file; check the folder of the CSVs")
+    if b"\0" in Path(path).read_bytes():  # which pandas' versions read differently
+        raise InputError(f"{path}: holds NUL characters; it must be UTF-8 text")
     try:
         # Without a header, so that pandas neither renames repeated columns nor takes a long row for an index.
         table = pd.read_csv(
