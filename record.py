@@ -18,7 +18,7 @@ from tensorboardX import SummaryWriter
 
 from engine import Evaluation
 from option import InputError
-from util import atomic_write, scores, write_json
+from util import atomic_write, scores, started, write_json
 
 # SRCC, PLCC, accuracy. AVA and TAD66K: from the names of the released checkpoints. AADB and PARA: as later papers report
 # EAT, without an accuracy. FLICKR-AES: none that can be cited.
@@ -54,7 +54,8 @@ _MOVING = ".previous_run.moving"  # the same on its way: what is not in here is 
 
 def begin(folder: Path, parameters: dict) -> None:
     """Write run.json, what becomes of the run. parameters: those that a search has chosen."""
-    content = {"status": "running", "reason": None, "started": _now(), "ended": None, "pid": os.getpid()}
+    content = {"status": "running", "reason": None, "started": _now(), "ended": None}
+    content |= {"pid": os.getpid(), "pid_started": started(os.getpid())}
     write_json(folder / "run.json", content | {"host": socket.gethostname(), "parameters": parameters})
 
 

@@ -79,7 +79,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="end trials early that are below the median (default: none)",
     )
     made.add_argument(
-        "--seed", metavar="N", type=int, help="seed of the draws; exact only with --concurrency 1"
+        "--seed", metavar="N", type=_seed, help="seed of the draws; exact only with --concurrency 1"
     )
     made.add_argument("words", metavar="-- OPTION", nargs="*", help="options of main_nni.py, for all trials")
 
@@ -114,6 +114,21 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _seed(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text) < 2**32):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to 4294967295")
+    return int(text)
+
+
+def _writable(path: Path) -> Path:
+    """The file to write. Raises InputError where it cannot be one."""
+    if path.is_dir() or not path.parent.is_dir():
+        raise InputError(
+            f"{path}: {'is a folder' if path.is_dir() else 'its folder is not there'}; give another --out"
+        )
+    return path
+
+
 def run(options: argparse.Namespace) -> int:
     """The subcommand `run`."""
     from searching.driver import Search  # the only user of Optuna
@@ -126,12 +141,13 @@ def run(options: argparse.Namespace) -> int:
     for name in space:
         if name in fixed:
             raise InputError(f"--{name} is given and in {options.space}, too; leave one out")
+    option.complete(fixed)
     search = Search(options.out, space, options.words, options.metric, options.seed, options.pruner)
     with Watch() as watch:
         search.run(options.trials, options.concurrency, watch)
     trials, name = read_trials(options.out)
     print(table(trials, name))
-    return 0
+    return 0 if any(trial.status == "done" for trial in trials) else 1
 
 
 def show(options: argparse.Namespace) -> None:
@@ -144,11 +160,10 @@ def best(options: argparse.Namespace) -> None:
     """The subcommand `best`."""
     folder = find(options.experiment)
     trials, name = read_trials(folder, options.metric)
-    chosen = best_options(trials)
-    path = options.out or folder / "best.json"
+    first, chosen = best_options(trials)
+    path = _writable(options.out or folder / "best.json")
     with atomic_write(path) as file:
         file.write(to_json(chosen, indent=2) + "\n")
-    first = next(trial for trial in trials if trial.status == "done")
     print(f"{path}: trial {first.name}, {name} {first.value:.4f} in epoch {first.best_epoch}")
     print(f"python main_nni.py --options {path}")
 
@@ -159,7 +174,7 @@ def plot(options: argparse.Namespace) -> None:
     trials, name = read_trials(folder, options.metric)
     if not any(len(trial.history) for trial in trials):
         raise InputError(f"{folder}: no trial has finished an epoch yet")
-    path = options.out or folder / "search.png"
+    path = _writable(options.out or folder / "search.png")
     plots.draw(trials, name, f"{folder.name}: {len(trials)} trials", path)
     print(path)
 

@@ -110,7 +110,7 @@ def atomic_write(path: str | os.PathLike, mode: str = "w"):
             yield file
         os.replace(temporary, path)
     except OSError as error:
-        if error.filename is None:  # as for a full disk
+        if error.filename in (None, str(temporary)):  # None: as for a full disk
             error.filename = str(path)
         raise
     finally:
@@ -136,3 +136,17 @@ def _finite(value):
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value
+
+
+def started(pid: int) -> str:
+    """When a process of this machine began, so that another with its number is told from it; empty when it has ended."""
+    fields = read_process(pid, "stat").rpartition(")")[2].split()
+    return fields[19] if fields and fields[0] != "Z" else ""
+
+
+def read_process(pid: int, name: str) -> str:
+    """What Linux says of a process in /proc; empty where there is none."""
+    try:
+        return Path(f"/proc/{pid}/{name}").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""

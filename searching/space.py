@@ -37,10 +37,10 @@ def read_space(path: str | os.PathLike) -> dict[str, dict[str, Any]]:
 
 def _check(path, name: str, entry: Any) -> None:
     kind, values = (entry.get("_type"), entry.get("_value")) if isinstance(entry, dict) else (None, None)
-    if kind not in KINDS:
+    if not isinstance(kind, str) or kind not in KINDS:
         raise InputError(f"{path}: {name}: _type {kind!r} is none of {', '.join(KINDS)}")
     if not isinstance(values, list) or not values:
-        raise InputError(f"{path}: {name}: _value must be a list: {KINDS[kind]}")
+        raise InputError(f"{path}: {name}: _value must be a list with something in it: {KINDS[kind]}")
     if kind == "choice":
         for value in values:
             _option(path, name, value)
@@ -48,14 +48,20 @@ def _check(path, name: str, entry: Any) -> None:
     if len(values) != len(KINDS[kind].split(", ")) or not all(_is_number(value) for value in values):
         raise InputError(f"{path}: {name}: _value {values} of {kind} must be numbers: {KINDS[kind]}")
     low, high = values[:2]
-    if not low < high or (len(values) == 3 and not values[2] > 0):
+    if not low < high:
+        raise InputError(f"{path}: {name}: _value {values} of {kind}: the lowest must be below the highest")
+    if len(values) == 3 and not 0 < values[2] <= high - low:
         raise InputError(
-            f"{path}: {name}: _value {values} of {kind}: {KINDS[kind]}, and low must be below high"
+            f"{path}: {name}: _value {values} of {kind}: the step must be above 0, within the range"
         )
     if kind in ("loguniform", "qloguniform") and low <= 0:
         raise InputError(f"{path}: {name}: _value {values} of {kind}: the lowest must be greater than 0")
     if name in OPTIONS and OPTIONS[name].type is int and kind in ("uniform", "loguniform"):
         raise InputError(f"{path}: {name}: {kind} gives fractions; use randint, quniform or choice")
+    if name in OPTIONS and OPTIONS[name].type is int and any(value != int(value) for value in values):
+        raise InputError(
+            f"{path}: {name}: _value {values} of {kind}: {name} is a whole number; so must these be"
+        )
     for value in (low, high - 1 if kind == "randint" else high):
         _option(path, name, value)
 

@@ -11,6 +11,7 @@ import math
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import Any
 import distributed
 from interrupt import Watch
 from option import InputError, tuned
+from util import read_process, started
 
 log = logging.getLogger("eat")
 
@@ -138,16 +140,25 @@ def supervised() -> int | None:
     if child == 0:
         os.setsid()
         return None
+    asked: list[int] = []
+
+    def end(number: int, *_) -> None:
+        if not asked:  # a second signal would end the child at once
+            os.kill(child, signal.SIGTERM)
+        asked.append(number)
+
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: _end_once(child))
-    _, status = os.waitpid(child, 0)
-    return os.waitstatus_to_exitcode(status) % 256
-
-
-def _end_once(child: int, asked: list[int] = []) -> None:  # noqa: B006  it remembers
-    if not asked:  # a second signal would end it at once
-        asked.append(child)
-        os.kill(child, signal.SIGTERM)
+        signal.signal(number, end)
+    parent = os.getppid()
+    while (found := os.waitpid(child, os.WNOHANG))[0] == 0:
+        time.sleep(0.2)
+        if os.getppid() != parent and not asked:  # as a shell that NNI has killed
+            end(signal.SIGTERM)
+    status = os.waitstatus_to_exitcode(found[1]) % 256
+    if asked and status >= 128:  # die of it, too: to NNI, an exit status is a failure
+        signal.signal(asked[0], signal.SIG_DFL)
+        os.kill(os.getpid(), asked[0])
+    return status
 
 
 @contextmanager
@@ -162,10 +173,13 @@ def tied_to_manager() -> Iterator[None]:
         return
     done = threading.Event()
 
+    began = _driven()["started"] if DRIVEN in os.environ else started(manager)
+
     def watch() -> None:
-        began = started(manager)
-        while not done.wait(POLL_SECONDS):
+        while True:
             if started(manager) == began:
+                if done.wait(POLL_SECONDS):
+                    return
                 continue
             if not Watch.any_received:  # else it is saving already, and a second signal would end it at once
                 log.warning("warning: the manager of this search has ended; saving, then ending too")
@@ -192,22 +206,9 @@ def _manager() -> int | None:
 
 
 def _command(pid: int) -> str:
-    return _read(pid, "cmdline").replace("\0", " ")
+    return read_process(pid, "cmdline").replace("\0", " ")
 
 
 def _parent(pid: int) -> int:
-    fields = _read(pid, "stat").rpartition(")")[2].split()
+    fields = read_process(pid, "stat").rpartition(")")[2].split()
     return int(fields[1]) if fields else 0
-
-
-def started(pid: int) -> str:
-    """When a process began, so that another with its number is told from it; empty when it has ended."""
-    fields = _read(pid, "stat").rpartition(")")[2].split()
-    return fields[19] if fields and fields[0] != "Z" else ""
-
-
-def _read(pid: int, name: str) -> str:
-    try:
-        return Path(f"/proc/{pid}/{name}").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 import socket
 import sqlite3
@@ -18,6 +17,7 @@ import pandas as pd
 
 from option import OPTIONS, RECIPES, InputError
 from searching.trial import metric
+from util import started
 
 # Options that say where a run is and how it is carried out, not what it is.
 CARRIED_OUT = {
@@ -25,6 +25,7 @@ CARRIED_OUT = {
     "overwrite", "save_minutes", "num_workers", "gpu_id", "cache", "eval_batch_size", "save_released_style",
 }  # fmt: skip
 
+METRIC_COLUMNS = {"emd": "val_emd_r1"}
 NNI_STATUSES = {
     "SUCCEEDED": "done",
     "USER_CANCELED": "stopped",
@@ -50,7 +51,7 @@ class Trial:
     @property
     def seconds(self) -> float:
         """Spent on all epochs."""
-        return float(self.history["seconds"].sum()) if len(self.history) else 0.0
+        return float(self.history["seconds"].sum()) if "seconds" in self.history else 0.0
 
 
 def find(experiment: str) -> Path:
@@ -130,7 +131,10 @@ def selected(history: pd.DataFrame, select_by: str, name: str) -> tuple[float, i
     """The metric at the epoch that a run would select, and that epoch."""
     if not len(history):
         return math.nan, 0
-    values = -history["val_loss"] if select_by == "loss" else history[f"val_{select_by}"]
+    column = f"val_{select_by}"
+    if not {column, "val_loss", "epoch", "seconds", METRIC_COLUMNS.get(name, f"val_{name}")} <= set(history):
+        return math.nan, 0
+    values = -history["val_loss"] if select_by == "loss" else history[column]
     row = history.loc[values.idxmax() if values.notna().any() else 0]
     return metric(row, name), int(row["epoch"])
 
@@ -138,19 +142,10 @@ def selected(history: pd.DataFrame, select_by: str, name: str) -> tuple[float, i
 def _status(run: Mapping[str, Any]) -> str:
     """As the run has noted it; `lost` where it was killed before it could."""
     status = run.get("status", "unknown")
-    if status == "running" and run.get("host") == socket.gethostname() and not _alive(run.get("pid", 0)):
+    here = run.get("host") == socket.gethostname()
+    if status == "running" and here and started(run.get("pid", 0)) != run.get("pid_started"):
         return "lost"
     return status
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 def _searched(options: list[dict[str, Any]]) -> list[str]:
@@ -187,7 +182,7 @@ def nni_trials(experiment: str) -> dict[str, dict[str, Any]]:
     )  # NNI 3.0's database does not tell an assessor's stop from a user's
     text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
     for trial in re.findall(r'from dispatcher: KI, "(\w+)"', text):
-        if trials.get(trial, {}).get("status") == "stopped":
+        if trials.get(trial, {}).get("status") in ("stopped", "failed"):
             trials[trial]["status"] = "early stopped"
     return trials
 
@@ -223,9 +218,13 @@ def _short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def best_options(trials: list[Trial]) -> dict[str, Any]:
-    """The options of the best trial that has ended well, as `main_nni.py --options` takes them. Raises InputError."""
-    done = [trial for trial in trials if trial.status == "done" and trial.value == trial.value]
+def best_options(trials: list[Trial]) -> tuple[Trial, dict[str, Any]]:
+    """The best trial that has ended well, and its options as `main_nni.py --options` takes them. Raises InputError."""
+    done = [
+        trial
+        for trial in trials
+        if trial.status == "done" and not math.isnan(trial.value) and trial.options.get("dataset") in RECIPES
+    ]
     if not done:
         raise InputError("no trial has ended well yet; `search.py show` says what became of them")
     leave = {"experiment_dir_name", "options", "resume", "overwrite", "gpu_id"}
@@ -237,4 +236,4 @@ def best_options(trials: list[Trial]) -> dict[str, Any]:
         and value is not None
         and ((name in recipe and recipe[name] != value) or name == "dataset")
     }
-    return kept | done[0].parameters
+    return done[0], kept | done[0].parameters

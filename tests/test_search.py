@@ -16,7 +16,9 @@ from test_resume import table as metrics_table
 
 import option
 import search
+from interrupt import Watch
 from searching import driver, space, trial, trials
+from util import started
 
 ROOT = Path(__file__).parent.parent
 SPACE = {
@@ -35,7 +37,8 @@ FAKE = """
     epochs = int(words[words.index("--num_epoch") + 1])
     (folder / "options.json").write_text(json.dumps(
         {"select_by": "accuracy", "num_epoch": epochs, "dataset": "ava", "search_metric": "accuracy", **point}))
-    run = {"parameters": point, "status": "running", "pid": os.getpid(), "host": os.uname().nodename}
+    run = {"parameters": point, "status": "running", "pid": os.getpid(), "host": os.uname().nodename,
+        "pid_started": open("/proc/self/stat").read().rpartition(")")[2].split()[19]}
     def end(status):
         (folder / "run.json").write_text(json.dumps(run | {"status": status}))
     def stop(*_):
@@ -81,7 +84,7 @@ def fake(tmp_path, monkeypatch):
     (tmp_path / "space.json").write_text(json.dumps(SPACE))
     monkeypatch.setattr(driver, "MAIN", tmp_path / "fake.py")
     monkeypatch.setattr(driver, "POLL_SECONDS", 0.02)
-    monkeypatch.setattr(option, "parse", lambda words: {})
+    monkeypatch.setattr(option, "parse", lambda words: {"dataset": "demo", "num_epoch": int(words[1])})
     return tmp_path
 
 
@@ -124,11 +127,18 @@ def test_the_spaces_that_are_shipped_can_be_drawn_from(name):
         ({"batch_size": {"_type": "randint", "_value": [0, 8]}}, "batch_size = 0 must be at least 1"),
         ({"loss": {"_type": "choice", "_value": ["emd", "l1"]}}, "loss = 'l1': choose from"),
         ({"init_lr": {"_type": "loguniform", "_value": [0, 1]}}, "must be greater than 0"),
-        ({"init_lr": {"_type": "uniform", "_value": [1, 0.1]}}, "low must be below high"),
+        ({"init_lr": {"_type": "uniform", "_value": [1, 0.1]}}, "the lowest must be below the highest"),
         ({"init_lr": {"_type": "uniform", "_value": [1]}}, "must be numbers: lowest, highest"),
         ({"init_lr": {"_type": "normal", "_value": [0, 1]}}, "_type 'normal' is none of"),
         ({"init_lr": 0.1}, "_type None is none of"),
         ({"init_lr": {"_type": "choice"}}, "_value must be a list"),
+        ({"init_lr": {"_type": "choice", "_value": []}}, "_value must be a list with something in it"),
+        ({"init_lr": {"_type": ["choice"], "_value": [1]}}, "is none of"),
+        ({"init_lr": {"_type": "quniform", "_value": [0.1, 1, 0]}}, "the step must be above 0"),
+        (
+            {"batch_size": {"_type": "quniform", "_value": [4, 16, 2.5]}},
+            "batch_size is a whole number; so must these be",
+        ),
         ({}, "no search space"),
         ([], "no search space"),
     ],
@@ -210,7 +220,9 @@ def test_the_median_pruner_ends_trials_early(fake, command):
     early = [one for one in found(fake) if one.status == "early stopped"]
     assert early
     assert all(len(one.history) < 10 for one in early)
-    assert min(one.value for one in found(fake) if one.status == "done") > 0
+    finished = [one.history["val_accuracy"].max() for one in found(fake) if one.status == "done"]
+    assert max(one.history["val_accuracy"].max() for one in early) < max(finished)
+    assert (fake / "s" / "trial_0000" / "run.json").exists()
 
 
 def test_a_driver_that_is_killed_goes_on_with_the_same_trials(fake, command):
@@ -218,7 +230,7 @@ def test_a_driver_that_is_killed_goes_on_with_the_same_trials(fake, command):
 import sys, pathlib; sys.path.insert(0, {str(ROOT)!r})
 import option, search; from searching import driver
 driver.MAIN, driver.POLL_SECONDS = pathlib.Path({str(fake / "fake.py")!r}), 0.02
-option.parse = lambda words: {{}}
+option.parse = lambda words: {{'dataset': 'demo', 'num_epoch': int(words[1])}}
 search.main({[str(word) for word in words(fake, 4, epochs=12, concurrency=2)]!r})
 """
     with subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL) as process:
@@ -228,8 +240,7 @@ search.main({[str(word) for word in words(fake, 4, epochs=12, concurrency=2)]!r}
             time.sleep(0.01)
         process.kill()
     for child in (fake / "s").glob("trial_*/stderr"):  # the fake does not notice; the real one does
-        with_pid = int(child.read_text().split()[-1])
-        os.kill(with_pid, signal.SIGTERM)
+        os.kill(int(child.read_text().split()[-1]), signal.SIGTERM)
     status, _, _ = command(*words(fake, 4, epochs=12, concurrency=2))
     assert status == 0
     assert sorted((one.name, one.status, len(one.history)) for one in found(fake)) == [
@@ -263,7 +274,7 @@ def test_several_processes_share_a_search(fake):
 import sys, pathlib; sys.path.insert(0, {str(ROOT)!r})
 import option, search; from searching import driver
 driver.MAIN, driver.POLL_SECONDS = pathlib.Path({str(fake / "fake.py")!r}), 0.02
-option.parse = lambda words: {{}}
+option.parse = lambda words: {{'dataset': 'demo', 'num_epoch': int(words[1])}}
 sys.exit(search.main({[str(word) for word in words(fake, 8)]!r}))
 """
     processes = [subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL) for _ in range(3)]
@@ -279,6 +290,52 @@ def test_two_searches_are_not_mixed_in_a_folder(fake, command):
         assert status == 2
         assert "the search in this folder has another" in err
     assert len(found(fake)) == 1
+
+
+def test_a_folder_of_other_runs_is_not_taken_for_a_search(fake, command):
+    assert command(*words(fake, 1))[0] == 0
+    before = (fake / "s" / "trial_0000" / "metrics.csv").read_bytes()
+    for name in ("search.json", "study.journal"):
+        (fake / "s" / name).unlink()
+    status, _, err = command(*words(fake, 1))
+    assert status == 2
+    assert "holds runs, but no search" in err
+    assert (fake / "s" / "trial_0000" / "metrics.csv").read_bytes() == before
+
+
+def test_a_half_written_line_of_the_journal_is_cut_off(fake, command):
+    assert command(*words(fake, 2))[0] == 0
+    with (fake / "s" / "study.journal").open("ab") as file:
+        file.write(b'{"op_code": 4, "wor')
+    assert command(*words(fake, 4))[0] == 0
+    assert [one.status for one in found(fake)] == ["done"] * 4
+
+
+@pytest.mark.parametrize(("name", "content"), [("search.json", ""), ("study.journal", "garbage\n")])
+def test_a_damaged_search_is_told(fake, command, name, content):
+    assert command(*words(fake, 1))[0] == 0
+    (fake / "s" / name).write_text(content)
+    status, _, err = command(*words(fake, 2))
+    assert status == 2
+    assert len(err.splitlines()) == 1
+    assert f"{fake / 's' / name}: " in err
+    assert "damaged" in err
+
+
+def test_a_search_whose_first_trials_all_fail_ends(fake, command, monkeypatch):
+    (fake / "fake.py").write_text("import sys; sys.exit('no such GPU')")
+    status, _, err = command(*words(fake, 40))
+    assert status == 2
+    assert "the first 3 trials have all failed, the last one: no such GPU" in err
+
+
+def test_a_trial_of_another_machine_is_left_to_it(fake, command):
+    assert command(*words(fake, 1))[0] == 0
+    one = driver.Search(fake / "s", SPACE, ["--num_epoch", "2"], "accuracy")
+    one.study.ask().set_user_attr("driver", ["another machine", 1, "1"])
+    with Watch() as watch:
+        assert one._next(2, watch) is None
+        assert one._next(3, watch).trial.number == 2
 
 
 def test_what_belongs_to_the_search_is_refused_among_a_trials_options(tmp_path, command):
@@ -319,6 +376,26 @@ def test_a_real_search_from_the_first_trial_to_the_best_one_again(ava, command, 
 
 
 @pytest.mark.slow
+def test_a_trial_whose_driver_is_killed_at_once_ends_too(ava):
+    (ava / "space.json").write_text(json.dumps(SPACE))
+    rest = arguments(ava, experiment_dir_name=None, batch_size=None, num_epoch=500)
+    start = [str(word) for word in words(ava, 1)[:-2]]
+    with subprocess.Popen(
+        [sys.executable, "search.py", *start, *rest], cwd=ROOT, stderr=subprocess.DEVNULL
+    ) as process:
+        while not (ava / "s" / "trial_0000" / "stderr").is_file():
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.kill()
+    began = time.monotonic()
+    with open(ava / "s" / "trial_0000" / ".lock") as held:
+        while not driver._take(held):
+            assert time.monotonic() - began < 30  # most of it to import torch
+            time.sleep(0.1)
+    assert not (ava / "s" / "trial_0000" / "metrics.csv").exists()
+
+
+@pytest.mark.slow
 def test_a_trial_whose_driver_is_killed_saves_and_ends_within_ten_seconds(ava):
     (ava / "space.json").write_text(json.dumps(SPACE))
     rest = arguments(ava, experiment_dir_name=None, batch_size=None, num_epoch=500)
@@ -340,7 +417,12 @@ def test_a_trial_whose_driver_is_killed_saves_and_ends_within_ten_seconds(ava):
 
 
 def test_a_trial_goes_on_from_its_checkpoint(ava, run, monkeypatch):
-    given = {"parameters": {"init_lr": 1e-3}, "folder": str(ava / "t"), "driver": os.getpid()}
+    given = {
+        "parameters": {"init_lr": 1e-3},
+        "folder": str(ava / "t"),
+        "driver": os.getpid(),
+        "started": started(os.getpid()),
+    }
     monkeypatch.setenv(trial.DRIVEN, json.dumps(given))
     rest = arguments(ava, experiment_dir_name=None, num_epoch=3)
     monkeypatch.setattr(trial, "report_end", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
@@ -355,7 +437,12 @@ def test_a_trial_goes_on_from_its_checkpoint(ava, run, monkeypatch):
 
 
 def test_a_trial_that_cannot_start_says_why_in_its_folder(ava, run, monkeypatch):
-    given = {"parameters": {"init_lr": -1}, "folder": str(ava / "t"), "driver": os.getpid()}
+    given = {
+        "parameters": {"init_lr": -1},
+        "folder": str(ava / "t"),
+        "driver": os.getpid(),
+        "started": started(os.getpid()),
+    }
     monkeypatch.setenv(trial.DRIVEN, json.dumps(given))
     status, _, err = run(arguments(ava, experiment_dir_name=None))
     assert status == 2
@@ -409,13 +496,20 @@ def test_a_run_that_was_killed_is_lost(ava, run):
         (["plot", "FAILED"], "no trial has finished an epoch yet"),
         (["run", "--trials", "0", "--out", "x"], "'0' is not a whole number above 0"),
         (["run", "--trials", "1", "--out", "x", "--space", "nowhere.json"], "nowhere.json: cannot be read"),
+        (["run", "--trials", "1", "--out", "x", "--seed", "-1"], "'-1' is not a whole number"),
+        (["best", "ODD", "--metric", "plcc"], "no trial has ended well yet"),
+        (["plot", "FAILED", "--out", "/"], "no trial has finished an epoch yet"),
     ],
 )
 def test_what_cannot_be_shown_is_told(tmp_path, command, line, message):
     (tmp_path / "empty").mkdir()
     (tmp_path / "failed" / "a").mkdir(parents=True)
     (tmp_path / "failed" / "a" / "run.json").write_text('{"status": "failed", "reason": "no"}')
-    places = {"EMPTY": tmp_path / "empty", "FAILED": tmp_path / "failed"}
+    (tmp_path / "odd" / "a").mkdir(parents=True)
+    (tmp_path / "odd" / "a" / "run.json").write_text('{"status": "done"}')
+    (tmp_path / "odd" / "a" / "options.json").write_text('{"x": 1}')
+    (tmp_path / "odd" / "a" / "metrics.csv").write_text("a,b\n1,2\n")
+    places = {"ODD": tmp_path / "odd", "EMPTY": tmp_path / "empty", "FAILED": tmp_path / "failed"}
     status, _, err = command(*(places.get(word, word) for word in line))
     assert status == 2
     assert len(err.splitlines()) == 1
