@@ -145,7 +145,7 @@ def prepare_and_work(options: argparse.Namespace, weights: Weights | None, devic
             error.folder = folder
         if first and not goes_on and not options.resume and record.restore_previous(folder):
             can_resume = False
-        elif first and isinstance(error, InputError) and not can_resume and not options.resume:
+        elif first and isinstance(error, InputError) and not any((folder / "checkpoints").glob("*")):
             record.remove_run(folder)  # nothing came of it: the same command may be given again
         elif first:
             note_end(folder, error)

@@ -122,13 +122,14 @@ def run(capsys, monkeypatch):
 
 
 @pytest.fixture
-def command(capsys, monkeypatch):
-    """Run prepare_data.py in this process: (exit status, standard output, standard error)."""
+def command(capsys, monkeypatch, request):
+    """Run prepare_data.py, or what the test's module names in COMMAND, in this process: (status, output, errors)."""
     monkeypatch.setattr("logging.basicConfig", lambda **_: None)
+    program = getattr(request.module, "COMMAND", prepare_data)
 
     def go(*words):
         try:
-            status = prepare_data.main([str(word) for word in words])
+            status = program.main([str(word) for word in words])
         except SystemExit as stop:
             status = stop.code
         return status, *capsys.readouterr()

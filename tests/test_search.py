@@ -21,6 +21,7 @@ from searching import driver, space, trial, trials
 from util import started
 
 ROOT = Path(__file__).parent.parent
+COMMAND = search  # of the fixture `command`
 SPACE = {
     "init_lr": {"_type": "loguniform", "_value": [1e-5, 1e-2]},
     "batch_size": {"_type": "choice", "_value": [4, 6]},
@@ -60,21 +61,6 @@ FAKE = """
         temporary.replace(path)
     end("done")
 """
-
-
-@pytest.fixture
-def command(capsys, monkeypatch):
-    """Run search.py in this process: (exit status, standard output, standard error)."""
-    monkeypatch.setattr("logging.basicConfig", lambda **_: None)
-
-    def go(*words):
-        try:
-            status = search.main([str(word) for word in words])
-        except SystemExit as stop:
-            status = stop.code
-        return status, *capsys.readouterr()
-
-    return go
 
 
 @pytest.fixture
