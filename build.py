@@ -125,12 +125,12 @@ def loaders(
     return result
 
 
-def make_model(options: argparse.Namespace, weights: Weights | None, outputs: int) -> EAT:
+def make_model(options: argparse.Namespace, weights: Weights | None, form: Format) -> EAT:
     """The network of `options` with `weights`, or fresh. Raises InputError where it could not be evaluated."""
     overrides = {} if options.drop_path_rate is None else {"drop_path_rate": options.drop_path_rate}
     model = create_model(
         options.model,
-        outputs,
+        form.outputs,
         interest_points=options.interest_points,
         refinement=options.refinement,
         sync_interest_points=options.sync_interest_points,
@@ -138,6 +138,7 @@ def make_model(options: argparse.Namespace, weights: Weights | None, outputs: in
         **overrides,
     )
     model.set_grad_checkpointing(options.grad_checkpoint)
+    model.purpose = {"model": options.model, "dataset": options.dataset, "score_range": list(form.scale)}
     if weights is None:
         if options.model != "eat_nano" and not options.resume:
             log.warning(

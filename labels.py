@@ -31,6 +31,11 @@ class Format:
         """How many outputs the network needs: one per vote level, or one."""
         return len(self.vote_columns) or 1
 
+    @property
+    def scale(self) -> tuple[float, float]:
+        """The dataset's own lowest and highest score."""
+        return (1.0, float(len(self.vote_columns))) if self.vote_columns else self.score_range
+
 
 # score2..score11 are the counts of votes 1..10: off by one, but so are the files.
 AVA = Format("image_id", ".jpg", tuple(f"score{level}" for level in range(2, 12)), threshold=5.0)

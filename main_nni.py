@@ -108,7 +108,7 @@ def prepare_and_work(options: argparse.Namespace, weights: Weights | None, devic
     for note in splits.notes:
         log.info("%s", note)
     torch.manual_seed(options.seed)
-    model = make_model(options, weights, form.outputs)
+    model = make_model(options, weights, form)
     model.to(device)
     if not first:  # rank 0 goes on as a single process would
         torch.manual_seed(options.seed + distributed.rank())

@@ -146,7 +146,7 @@ def batch_spread(folder: Path) -> dict[str, float]:
     saved = json.loads((folder / "options.json").read_text(encoding="utf-8"))
     options = argparse.Namespace(**saved)
     device, form = pick_device(options.gpu_id), pick_format(options)
-    model = make_model(options, read_weights(folder / "checkpoints" / "best.pth"), form.outputs).to(device)
+    model = make_model(options, read_weights(folder / "checkpoints" / "best.pth"), form).to(device)
     labels = read_splits(
         options.path_to_save_csv,
         options.path_to_images,

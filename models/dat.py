@@ -162,6 +162,7 @@ class EAT(nn.Module):
         check_configuration(img_size, patch_size, dim_stem, dims, depths, stage_spec, strides, fixed_settings)
         self.img_size = img_size
         self.settings = {"interest_points": interest_points, "refinement": refinement}
+        self.purpose: dict = {}  # what it is trained for, as `Weights.purpose`; its files remember it
         self.num_classes = num_classes
         self.num_features = self.head_hidden_size = dims[-1]
         self.output_fmt = "NHWC"  # of forward_features, as timm's channels-last models say it
@@ -248,7 +249,10 @@ class EAT(nn.Module):
         """Settings that no tensor tells ride where PyTorch keeps a state_dict's versions: its names stay as released."""
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if hasattr(destination, "_metadata"):
-            destination._metadata[prefix[:-1]]["settings"] = dict(self.settings)
+            destination._metadata[prefix[:-1]] |= {
+                "settings": dict(self.settings),
+                "purpose": dict(self.purpose),
+            }
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import pickle
 import re
@@ -12,11 +14,12 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from .eat import POINT_MODES, REFINEMENTS
 
+HEADER = "eat"  # where a .safetensors keeps, as JSON, what a state_dict keeps in its metadata
 TABLES = ("relative_position_bias_table", "rpe_table")
 BUFFERS = ("relative_position_index", "attn_mask")
 # The settings that a file may hold, and their values, the released one first.
@@ -34,11 +37,17 @@ class WeightsError(ValueError):
 
 
 class Weights(NamedTuple):
-    """A weights file, read. settings: the network's `interest_points` and `refinement`, as far as the file says."""
+    """A weights file, read.
+
+    settings: the network's `interest_points` and `refinement`, as far as the file says.
+    purpose: what it was trained for, as far as the file says: `model`, the variant's name; `dataset`; `score_range`,
+        the dataset's own scale (low, high).
+    """
 
     path: Path
     state: dict[str, Tensor]
     settings: dict[str, str]
+    purpose: dict[str, str | tuple[float, float]] = {}  # noqa: RUF012  nobody writes to it
 
 
 def load_weights(model: nn.Module, source: str | os.PathLike | Weights) -> list[str]:
@@ -54,7 +63,8 @@ def load_weights(model: nn.Module, source: str | os.PathLike | Weights) -> list[
     points of another resolution are left out. The model keeps its own `interest_points` and `refinement`, whatever
     the file says of its own. Anything else that is missing, unexpected or misshapen is an error.
     """
-    path, state, _ = source if isinstance(source, Weights) else read_weights(source)
+    weights = source if isinstance(source, Weights) else read_weights(source)
+    path, state = weights.path, weights.state
     own = model.state_dict()
     fresh = set()
     model_has_points, file_has_points = (
@@ -118,7 +128,7 @@ def read_weights(path: str | os.PathLike) -> Weights:
         raise WeightsError(f"{path}: no such weights file")
     try:
         if path.suffix == ".safetensors":
-            content = load_file(path)
+            content = _read_safetensors(path)
         else:
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -148,20 +158,56 @@ def read_weights(path: str | os.PathLike) -> Weights:
         if name in state:
             raise WeightsError(f"{path}: {name} stands there twice, with and without 'module.'")
         state[name] = value
-    return Weights(path, state, _settings(path, content, state))
+    remembered = _remembered(content)
+    return Weights(path, state, _settings(path, remembered, state), _purpose(path, remembered))
 
 
-def _settings(path: Path, content: Mapping, state: Mapping[str, Tensor]) -> dict[str, str]:
+def _read_safetensors(path: Path) -> OrderedDict[str, Tensor]:
+    """As `torch.load` gives a state_dict: what the header says of the network is in `_metadata`."""
+    with safe_open(path, "pt") as file:
+        content = OrderedDict((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118  not a dict
+        header = json.loads((file.metadata() or {}).get(HEADER, "{}"))
+    content._metadata = {"": header}
+    return content
+
+
+def _remembered(content: Mapping) -> dict[str, Mapping]:
+    """The network's own entries in a state_dict's metadata, `settings` and `purpose`, wherever they stand."""
+    metadata = getattr(content, "_metadata", None)
+    found = {}
+    for entry in metadata.values() if isinstance(metadata, Mapping) else ():
+        for name in ("settings", "purpose"):
+            if isinstance(entry, Mapping) and isinstance(entry.get(name), Mapping):
+                found[name] = entry[name]
+    return found
+
+
+def _purpose(path: Path, remembered: Mapping) -> dict[str, str | tuple[float, float]]:
+    """What the file says it was trained for, checked: a stranger may have written it."""
+    found = {name: value for name, value in remembered.get("purpose", {}).items() if value is not None}
+    purpose = {name: found[name] for name in ("model", "dataset") if name in found}
+    if wrong := [name for name, value in purpose.items() if not isinstance(value, str)]:
+        raise WeightsError(f"{path}: {wrong[0]} {purpose[wrong[0]]!r} is not a name")
+    if "score_range" in found:
+        scale = found["score_range"]
+        numbers = isinstance(scale, (list, tuple)) and len(scale) == 2
+        if not (numbers and all(type(v) in (int, float) and math.isfinite(v) for v in scale)):
+            raise WeightsError(f"{path}: score_range {scale!r} is not two numbers")
+        if scale[0] >= scale[1]:
+            raise WeightsError(f"{path}: score_range {scale!r}: the first is not below the second")
+        purpose["score_range"] = (float(scale[0]), float(scale[1]))
+    return purpose
+
+
+def _settings(path: Path, remembered: Mapping, state: Mapping[str, Tensor]) -> dict[str, str]:
     """What the file says of its network: in the state_dict's metadata, or by the buffers that it has."""
     settings = {}
     if any(name.endswith("running_points") for name in state):
         settings["interest_points"] = "running"
     if any(name.endswith("refinement.factors") for name in state):
         settings["refinement"] = "scheduled"
-    metadata = getattr(content, "_metadata", None)
-    for entry in metadata.values() if isinstance(metadata, Mapping) else ():
-        if isinstance(entry, Mapping) and isinstance(entry.get("settings"), Mapping):
-            settings |= {name: entry["settings"][name] for name in KNOWN if name in entry["settings"]}
+    said = remembered.get("settings", {})
+    settings |= {name: said[name] for name in KNOWN if name in said}
     for name, known in KNOWN.items():
         if settings.get(name, known[0]) not in known:
             raise WeightsError(f"{path}: {name} {settings[name]!r} is not one of {', '.join(known)}")
