@@ -2,7 +2,8 @@
 
 import timm
 
-from .dat import EAT, VARIANTS, AttentionPoints
+from .attention import AttentionPoints
+from .dat import EAT, VARIANTS
 from .eat import RefinementSchedule, calibrate_points, set_refinement, uncalibrated
 from .weights import Weights, WeightsError, load_weights, read_weights, released_style
 

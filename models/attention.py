@@ -8,12 +8,20 @@ shapes of 1x1 convolutions where the release had them.
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .eat import InterestPoints, OffsetRefinement, in_float32
+
+
+class AttentionPoints(NamedTuple):
+    """Where a deformable layer looked: both B x groups x H x W x 2, (y, x), -1 and 1 the border cells' centres."""
+
+    positions: Tensor  # the sampling positions, that is references plus refined offsets; may lie outside
+    references: Tensor  # the interest points, the same for all groups, and for the batch unless each image has its own
 
 
 class LayerNorm(nn.Module):
@@ -142,6 +150,12 @@ class DeformableAttention(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """x: (B, H, W, C). Returns the same shape, and (positions, references), B x groups x H x W x 2 each."""
+        q, k, v, bias, points = self.project(x)
+        out = attention(q, k, v, bias, self.attn_drop if self.training else 0.0)
+        return self.proj_drop(pointwise(self.proj_out, out.transpose(1, 2).reshape(x.shape))), points
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None, tuple[Tensor, Tensor]]:
+        """x: (B, H, W, C). Returns q, k, v, each (B, heads, HW, C / heads); the position bias, (B, heads, HW, HW); the points."""
         batch, _, _, dim = x.shape
         q = pointwise(self.proj_q, x)
         positions, references = self.positions(x, q)
@@ -149,10 +163,14 @@ class DeformableAttention(nn.Module):
         k, v = pointwise(self.proj_k, sampled), pointwise(self.proj_v, sampled)
         bias = None if self.rpe_table is None else sampled_position_bias(self.rpe_table, positions)
         q, k, v = (t.reshape(batch, -1, self.heads, dim // self.heads).transpose(1, 2) for t in (q, k, v))
-        out = attention(q, k, v, bias, self.attn_drop if self.training else 0.0)
-        out = self.proj_drop(pointwise(self.proj_out, out.transpose(1, 2).reshape(x.shape)))
         positions = positions.permute(0, 3, 1, 2, 4)
-        return out, (positions, references.permute(0, 3, 1, 2, 4).expand_as(positions))
+        return q, k, v, bias, (positions, references.permute(0, 3, 1, 2, 4).expand_as(positions))
+
+    def weights(self, x: Tensor) -> tuple[Tensor, AttentionPoints]:
+        """The softmax of the attention to x (B, H, W, C): (B, heads, queries, keys), HW each; and where the keys lie."""
+        q, k, _, bias, points = self.project(x)
+        logits = q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)
+        return (logits if bias is None else logits + bias).softmax(-1), AttentionPoints(*points)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, dropout: float) -> Tensor:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import NamedTuple
 
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -13,7 +12,13 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .attention import DeformableAttention, LayerNorm, ShiftedWindowAttention, WindowAttention
+from .attention import (
+    AttentionPoints,
+    DeformableAttention,
+    LayerNorm,
+    ShiftedWindowAttention,
+    WindowAttention,
+)
 from .eat import POINT_MODES, REFINEMENTS, tracking_nothing
 
 OFFSET_KERNELS = (9, 7, 5, 3)  # the offset network's depthwise kernel in stages 1 to 4
@@ -27,13 +32,6 @@ FIXED_SETTINGS = {
     "use_conv_patches": False,
     "use_dwc_mlps": False,
 }
-
-
-class AttentionPoints(NamedTuple):
-    """Where a deformable layer looked: both B x groups x H x W x 2, (y, x), -1 and 1 the border cells' centres."""
-
-    positions: Tensor  # the sampling positions, that is references plus refined offsets; may lie outside
-    references: Tensor  # the interest points, the same for all groups, and for the batch unless each image has its own
 
 
 class MLP(nn.Module):
