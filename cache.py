@@ -104,7 +104,7 @@ class Cache:
 
     def places(self, names: Sequence[str]) -> np.ndarray:
         """(N,) int64: where each picture is, -1 where it is not."""
-        return self.index.reindex(names, fill_value=-1).to_numpy(np.int64)
+        return self.index.reindex(pd.Index(names, dtype=object), fill_value=-1).to_numpy(np.int64)
 
     def stale(self, names: Sequence[str], images: str | os.PathLike) -> np.ndarray:
         """(N,) bool: whose file in the folder `images` is no longer the one that was decoded."""
@@ -292,5 +292,7 @@ class _Files(Dataset):
 
 
 def _table(rows: list) -> pd.DataFrame:
-    table = pd.DataFrame(rows, columns=list(COLUMNS))
+    table = pd.DataFrame(
+        rows, columns=list(COLUMNS), dtype=object
+    )  # pyarrow's strings cannot hold every file name
     return table.astype({name: object if name == "image" else np.int64 for name in COLUMNS})

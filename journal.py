@@ -9,6 +9,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from option import InputError
 
@@ -23,22 +24,26 @@ class Journal:
 
     def read(self) -> list[list[str]]:
         """The rows that are there. Raises ValueError where the file is damaged, or another's."""
+        return list(self.rows())
+
+    def rows(self) -> Iterator[list[str]]:
+        """As `read`, one at a time."""
         if not self.path.is_file():
-            return []
-        content = self.path.read_bytes()
-        end = _end_of_rows(content)
-        if not end and not ",".join(self.columns).encode().startswith(content):
-            raise ValueError("it has no header of ours")
-        try:
-            rows = list(csv.reader(io.StringIO(content[:end].decode(**TEXT), newline=""), strict=True))
-        except csv.Error as error:
-            raise ValueError(str(error)) from error
-        if rows and rows[0] != self.columns:
-            raise ValueError(f"its header is not {','.join(self.columns)}")
-        for number, row in enumerate(rows, 1):
-            if len(row) != len(self.columns):
-                raise ValueError(f"row {number} has {len(row)} columns, not {len(self.columns)}")
-        return rows[1:]
+            return
+        with self.path.open("rb") as file:
+            end = _end_of_rows(file)
+            if not end and not ",".join(self.columns).encode().startswith(file.read(1 << 16)):
+                raise ValueError("it has no header of ours")
+            try:
+                for number, row in enumerate(csv.reader(_text(file, end), strict=True)):
+                    if number == 0 and row != self.columns:
+                        raise ValueError(f"its header is not {','.join(self.columns)}")
+                    if len(row) != len(self.columns):
+                        raise ValueError(f"row {number + 1} has {len(row)} columns, not {len(self.columns)}")
+                    if number:
+                        yield row
+            except csv.Error as error:
+                raise ValueError(str(error)) from error
 
     @contextmanager
     def appending(self) -> Iterator[Callable[[Sequence], None]]:
@@ -48,8 +53,7 @@ class Journal:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise InputError(f"{self.path}: another process is writing it; wait for it to end") from None
-            content = file.read()
-            file.truncate(end := _end_of_rows(content))
+            file.truncate(end := _end_of_rows(file))
             file.seek(end)
 
             def write(values: Sequence) -> None:
@@ -65,12 +69,23 @@ class Journal:
             yield write
 
 
-def _end_of_rows(content: bytes) -> int:
-    """Where the last whole row ends: at a line's end that is not within quotes."""
-    end = content.rfind(b"\n") + 1
-    while end and content.count(b'"', 0, end) % 2:
-        end = content.rfind(b"\n", 0, end - 1) + 1
+def _end_of_rows(file: BinaryIO) -> int:
+    """Where the last whole row ends: at a line's end that is not within quotes. Leaves the file at its start."""
+    file.seek(0)
+    end = position = quotes = 0
+    for line in file:
+        position += len(line)
+        quotes += line.count(b'"')
+        if quotes % 2 == 0 and line.endswith(b"\n"):
+            end = position
+    file.seek(0)
     return end
+
+
+def _text(file: BinaryIO, end: int) -> Iterator[str]:
+    """The lines up to `end`."""
+    while file.tell() < end:
+        yield file.readline().decode(**TEXT)
 
 
 def open_at(path: Path, position: int | None = None) -> io.BufferedRandom:

@@ -116,7 +116,7 @@ def read_labels(path: str | os.PathLike, form: Format, limit: int | None = None)
         if problem := name_problem(name):
             raise InputError(f"{path}, line {line}: image name {name!r} {problem}")
     images = np.array([name + form.suffix for name in names])
-    duplicated = pd.Series(images, index=table.index)[lambda s: s.duplicated()]
+    duplicated = pd.Series(images, index=table.index, dtype=object)[lambda s: s.duplicated()]
     if len(duplicated):
         raise InputError(
             f"{path}, line {duplicated.index[0]}: image {duplicated.iloc[0]} stands there a second time "

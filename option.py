@@ -7,7 +7,7 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -215,6 +215,28 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str):
         self.exit(2, f"{self.prog}: {message} (see --help)\n")
+
+
+def whole(low: int = 0) -> Callable[[str], int]:
+    """For argparse's `type`: a whole number of at least `low`."""
+
+    def check(text: str) -> int:
+        if not (text.isascii() and text.isdigit() and low <= int(text) < 2**32):
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of {low} or more")
+        return int(text)
+
+    return check
+
+
+def finite(text: str) -> float:
+    """For argparse's `type`: a finite number."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a finite number")
+    return value
 
 
 def parse(argv: Sequence[str] | None = None) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import option
 from command import guarded
 from interrupt import Watch
-from option import InputError, Parser
+from option import InputError, Parser, whole
 from searching import plots
 from searching.space import read_space
 from searching.trials import best_options, find, read_trials, table
@@ -58,13 +58,13 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="the search space, as NNI writes it (default: config_search.json)",
     )
     made.add_argument(
-        "--trials", metavar="N", type=_positive, required=True, help="how many trials there are to be in all"
+        "--trials", metavar="N", type=whole(1), required=True, help="how many trials there are to be in all"
     )
     made.add_argument(
         "--out", metavar="FOLDER", type=Path, required=True, help="where the trials and the study go"
     )
     made.add_argument(
-        "--concurrency", metavar="N", type=_positive, default=1, help="trials at a time (default: 1)"
+        "--concurrency", metavar="N", type=whole(1), default=1, help="trials at a time (default: 1)"
     )
     made.add_argument(
         "--metric",
@@ -79,7 +79,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         help="end trials early that are below the median (default: none)",
     )
     made.add_argument(
-        "--seed", metavar="N", type=_seed, help="seed of the draws; exact only with --concurrency 1"
+        "--seed", metavar="N", type=whole(), help="seed of the draws; exact only with --concurrency 1"
     )
     made.add_argument("words", metavar="-- OPTION", nargs="*", help="options of main_nni.py, for all trials")
 
@@ -106,18 +106,6 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
                 help=f"where to write (default: {ending} in the experiment's folder)",
             )
     return parser.parse_args(argv)
-
-
-def _positive(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and int(text) > 0):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return int(text)
-
-
-def _seed(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and int(text) < 2**32):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 0 to 4294967295")
-    return int(text)
 
 
 def _writable(path: Path) -> Path:

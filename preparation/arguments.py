@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from option import CPUS, DATASETS, Parser
+from option import CPUS, DATASETS, Parser, finite, whole
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -49,7 +48,7 @@ def _add_datasets(commands) -> None:
         extra = made.add_argument_group("this dataset's")
         shares = made.add_argument_group("splits and pictures")
         shares.add_argument(
-            "--seed", type=_whole, default=0, metavar="N", help="seed of random splits (default: 0)"
+            "--seed", type=whole(), default=0, metavar="N", help="seed of random splits (default: 0)"
         )
         shares.add_argument(
             "--val_share",
@@ -127,10 +126,10 @@ def _add_datasets(commands) -> None:
         "--split_column", metavar="WORD", help="column that says train, val or test (default: random by seed)"
     )
     made.add_argument(
-        "--score_min", type=_number, default=0.0, metavar="X", help="lowest possible score (default: 0)"
+        "--score_min", type=finite, default=0.0, metavar="X", help="lowest possible score (default: 0)"
     )
     made.add_argument(
-        "--score_max", type=_number, default=1.0, metavar="X", help="highest possible score (default: 1)"
+        "--score_max", type=finite, default=1.0, metavar="X", help="highest possible score (default: 1)"
     )
 
 
@@ -193,45 +192,29 @@ def _add_cache(commands) -> None:
         metavar="X",
         help="as in main_nni.py, where there is no val.csv (default: 0.1)",
     )
-    made.add_argument("--seed", type=_whole, default=0, metavar="N", help="as in main_nni.py (default: 0)")
+    made.add_argument("--seed", type=whole(), default=0, metavar="N", help="as in main_nni.py (default: 0)")
     _add_workers(made)
 
 
 def _add_workers(made) -> None:
     made.add_argument(
         "--num_workers",
-        type=_whole,
+        type=whole(),
         default=CPUS,
         metavar="N",
         help="processes that read pictures (default: all cores)",
     )
 
 
-def _number(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a finite number")
-    return value
-
-
 def _share(text: str) -> float:
-    value = _number(text)
+    value = finite(text)
     if not 0 < value < 0.5:
         raise argparse.ArgumentTypeError(f"{text} must lie between 0 and 0.5")
     return value
 
 
-def _whole(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and int(text) < 2**32):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 0 or more")
-    return int(text)
-
-
 def _side(text: str) -> int:
-    side = _whole(text)
+    side = whole()(text)
     if not 8 <= side <= 4096:
         raise argparse.ArgumentTypeError(f"{text} must lie between 8 and 4096")
     return side
