@@ -480,7 +480,7 @@ def test_a_run_that_was_killed_is_lost(ava, run):
         (["show", "EMPTY"], "no runs in it"),
         (["best", "FAILED"], "no trial has ended well yet"),
         (["plot", "FAILED"], "no trial has finished an epoch yet"),
-        (["run", "--trials", "0", "--out", "x"], "'0' is not a whole number above 0"),
+        (["run", "--trials", "0", "--out", "x"], "'0' is not a whole number of 1 or more"),
         (["run", "--trials", "1", "--out", "x", "--space", "nowhere.json"], "nowhere.json: cannot be read"),
         (["run", "--trials", "1", "--out", "x", "--seed", "-1"], "'-1' is not a whole number"),
         (["best", "ODD", "--metric", "plcc"], "no trial has ended well yet"),
