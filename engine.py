@@ -188,8 +188,11 @@ class Training:
 
 
 @contextmanager
-def memory_watched(batch_size: int, accumulate: int | None, device: torch.device):
-    """Running out of memory becomes a TrainingError that says what to try, in numbers. accumulate: None in evaluation."""
+def memory_watched(batch_size: int, accumulate: int | None, device: torch.device, remedy: str = ""):
+    """Running out of memory becomes a TrainingError that says what to try, in numbers. accumulate: None in evaluation.
+
+    remedy: what to try, where it is neither training nor evaluation.
+    """
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -198,7 +201,7 @@ def memory_watched(batch_size: int, accumulate: int | None, device: torch.device
             total = torch.cuda.get_device_properties(device).total_memory
             used = f" ({torch.cuda.max_memory_allocated(device) / 2**30:.1f} of {total / 2**30:.1f} GiB were taken)"
         half = max(1, batch_size // 2)
-        remedy = (
+        remedy = remedy or (
             f"try --eval_batch_size {half}, or --batch_size where points are calibrated"
             if accumulate is None
             else f"go on with --grad_checkpoint, which takes about 1.3 times as long, or start anew with --batch_size "

@@ -1,0 +1,215 @@
+"""The command line of predict.py."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+from models.eat import POINT_MODES
+from option import CPUS, DATASETS, MODELS, InputError, Parser, finite, whole
+from prediction.explain import ALL
+
+DESCRIPTION = "Score photographs with trained weights, and say why."
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options; exits with status 2 where they are wrong."""
+    parser = Parser(
+        prog="predict.py",
+        usage="predict.py PATH [PATH ...] --weights FILE [OPTION ...]",
+        description=DESCRIPTION,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add(
+        "paths",
+        nargs="*",
+        metavar="PATH",
+        help="a photograph, a folder (with those below it), or a glob in quotes",
+    )
+    add(
+        "--list",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="a text file with a path in each line; -: standard input",
+    )
+    add_weights(parser)
+    _add_points(parser)
+
+    group = parser.add_argument_group("what is written")
+    add = group.add_argument
+    add(
+        "--out",
+        metavar="FILE",
+        help="table of scores: .csv, .jsonl or .parquet (default: on the terminal only)",
+    )
+    add(
+        "--append",
+        action="store_true",
+        help="go on with --out: photographs that have a row there are left out",
+    )
+    add("--overwrite", action="store_true", help="replace --out")
+    add(
+        "--reference",
+        metavar="FILE",
+        help="a run's predictions.csv, or a table of scores: say what share of it lies below",
+    )
+    add("--explain", metavar="FOLDER", type=Path, help="draw for each photograph where the network looks")
+    add(
+        "--layer",
+        default=ALL,
+        metavar="NAME",
+        help="--explain: one deformable layer, as stages.2.attns.1 (default: all)",
+    )
+    add(
+        "--mask",
+        metavar="FOLDER",
+        type=Path,
+        help="pictures named as the photographs, white where the foreground is; without, it is the centre half",
+    )
+    add(
+        "--report",
+        metavar="FILE",
+        type=Path,
+        help="a page for the browser: gallery, votes, attention, distribution",
+    )
+    add(
+        "--report_images",
+        type=whole(1),
+        default=5000,
+        metavar="N",
+        help="photographs on the page: the best, the worst and a sample (default: 5000)",
+    )
+    add(
+        "--compare",
+        metavar="FILE",
+        type=Path,
+        help="--report: other weights, or a table of scores, side by side",
+    )
+
+    group = parser.add_argument_group("how it is done")
+    add = group.add_argument
+    add(
+        "--upright",
+        action="store_true",
+        help="turn photographs as EXIF says; by default they are as stored, as in training",
+    )
+    add(
+        "--decode",
+        choices=("pil", "fast"),
+        default="pil",
+        help="pil: evaluation's pixels; fast: within a grey level of them (default: pil)",
+    )
+    add("--batch_size", type=whole(1), default=16, metavar="N", help="photographs per batch (default: 16)")
+    add(
+        "--num_workers",
+        type=whole(),
+        default=min(CPUS, 8),
+        metavar="N",
+        help="processes that read photographs (default: all cores, at most 8)",
+    )
+    add("--gpu_id", metavar="ID", help="GPU to use, or cpu (default: the first GPU, else the CPU)")
+    add(
+        "--amp",
+        choices=("auto", "bf16", "off"),
+        default="auto",
+        help="number format of matrix products; auto: bf16 on a GPU that has it",
+    )
+    options = parser.parse_args(argv)
+    options.score_range = score_range(options)
+    return options  # fmt: skip
+
+
+def add_weights(parser: argparse.ArgumentParser) -> None:
+    """What every command that uses trained weights asks for; see `trained.load_trained`."""
+    group = parser.add_argument_group("weights")
+    add = group.add_argument
+    add(
+        "--weights",
+        required=True,
+        metavar="FILE",
+        help="a run's best.pth, a released checkpoint, .safetensors, or an exported folder",
+    )
+    add("--dataset", choices=DATASETS[1:], help="what it was trained on, where the file does not say")
+    add("--model", choices=MODELS, help="the network (default: as the file says, or by its tensors)")
+    add(
+        "--score_min",
+        type=finite,
+        metavar="X",
+        help="--dataset csv: lowest possible score, where the file does not say",
+    )
+    add(
+        "--score_max",
+        type=finite,
+        metavar="X",
+        help="--dataset csv: highest possible score, where the file does not say",
+    )
+    add("--interest_points", choices=POINT_MODES[1:] + POINT_MODES[:1], help="each image's own; a running mean; or of the batch, as released: scores then depend on "
+        "the batch (default: as trained, but each image's own instead of the batch's)")  # fmt: skip
+
+
+def _add_points(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("calibration")
+    add = group.add_argument
+    add(
+        "--calibrate_on",
+        nargs="+",
+        default=[],
+        metavar="PATH",
+        help="first estimate running interest points from these photographs, best those trained on",
+    )
+    add(
+        "--calibrate_points",
+        type=whole(1),
+        default=2000,
+        metavar="N",
+        help="how many of them, drawn at random (default: 2000)",
+    )
+    add("--save_calibrated", metavar="FILE", type=Path, help="keep the calibrated weights")  # fmt: skip
+
+
+def score_range(options: argparse.Namespace) -> tuple[float, float] | None:
+    """--score_min and --score_max. Raises InputError for one without the other."""
+    low, high = options.score_min, options.score_max
+    if low is None and high is None:
+        return None
+    if low is None or high is None:
+        raise InputError("--score_min and --score_max belong together; give both")
+    if low >= high:
+        raise InputError(f"--score_min {low:g} is not below --score_max {high:g}")
+    return low, high
+
+
+def check(options: argparse.Namespace) -> None:
+    """Raises InputError for options that contradict each other."""
+    for name, owner in (
+        ("append", "out"),
+        ("overwrite", "out"),
+        ("compare", "report"),
+        ("save_calibrated", "calibrate_on"),
+    ):
+        if getattr(options, name) and not getattr(options, owner):
+            raise InputError(f"--{name} belongs to --{owner}; give that, too")
+    if options.append and options.overwrite:
+        raise InputError("--append and --overwrite exclude each other; leave one out")
+    if options.layer != ALL and not options.explain:
+        raise InputError("--layer belongs to --explain; give that, too")
+    if options.mask and not (options.explain or options.report):
+        raise InputError("--mask belongs to --explain or --report; give one of them, too")
+    if options.decode == "fast" and options.upright:
+        raise InputError("--upright reads photographs by PIL; leave --decode fast out")
+    for name in ("report", "save_calibrated"):
+        path = getattr(options, name)
+        if path and (path.is_dir() or not path.absolute().parent.is_dir()):
+            what = "is a folder" if path.is_dir() else "lies in a folder that is not there"
+            raise InputError(f"--{name} {path}: {what}; give a file")
+        if path and path.exists() and not options.overwrite and not (options.append and name == "report"):
+            raise InputError(f"--{name} {path}: is there already; give another, or --overwrite")
+    if options.mask and not options.mask.is_dir():
+        raise InputError(f"--mask {options.mask}: no such folder")
+    if options.compare and not options.compare.exists():
+        raise InputError(f"--compare {options.compare}: no such file")
+    if options.explain and options.explain.exists() and not options.explain.is_dir():
+        raise InputError(f"--explain {options.explain}: is a file, not a folder")

@@ -1,0 +1,214 @@
+"""What predict.py puts on a report page: which photographs, and what they are compared with."""
+
+from __future__ import annotations
+
+import heapq
+import json
+import random
+import time
+from array import array
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from interrupt import Watch
+from labels import FORMATS
+from option import InputError
+from prediction.photos import Photos, open_rgb
+from prediction.report import Page, Photo, write_report
+from prediction.scoring import score_all
+from prediction.sources import Found
+from prediction.table import ENDINGS, Row, read_rows
+from steps import Precision
+from trained import Trained, load_trained
+
+
+class Gallery:
+    """At most `limit` photographs of any number: all, or the best and the worst fifth of them and a random sample."""
+
+    def __init__(self, limit: int, seed: int = 0):
+        self.limit, self.fifth, self._rng = limit, max(1, limit // 5), random.Random(seed)
+        self.scores = array("f")
+        self.count = 0
+        self._sample: list[tuple[int, Row, np.ndarray | None]] = []
+        self._best: list[tuple] = []
+        self._worst: list[tuple] = []
+
+    def add(self, row: Row, attention: np.ndarray | None = None) -> None:
+        """Add a photograph; attention: (H, W), where the network looked."""
+        attention = None if attention is None else attention.astype(np.float16)
+        entry = (self.count, row, attention)
+        self.count += 1
+        if row["score"] is not None:
+            self.scores.append(row["score"])
+            for heap, key in ((self._best, row["score"]), (self._worst, -row["score"])):
+                push = heapq.heappushpop if len(heap) == self.fifth else heapq.heappush
+                push(heap, (key, -entry[0], entry))
+        if len(self._sample) < self.limit:
+            self._sample.append(entry)
+        elif (place := self._rng.randrange(self.count)) < self.limit:
+            self._sample[place] = entry
+
+    def chosen(self) -> list[tuple[Row, np.ndarray | None]]:
+        """Rows and maps, in the order in which they came."""
+        if self.count <= self.limit:
+            entries = {entry[0]: entry for entry in self._sample}
+        else:
+            entries = {entry[0]: entry for *_, entry in (*self._best, *self._worst)}
+            for entry in self._sample:
+                if len(entries) >= self.limit:
+                    break
+                entries.setdefault(entry[0], entry)
+        return [(row, attention) for _, (_, row, attention) in sorted(entries.items())]
+
+
+@dataclass
+class Other:
+    """What the scores are compared with: another network, or the rows of a table."""
+
+    name: str
+    scale: tuple[float, float]
+    trained: Trained | None = None
+    rows: Mapping[str, Row] = field(default_factory=dict)
+
+    def row(self, image: str) -> Row | None:
+        """The row of a photograph, by its path or else by its name."""
+        return self.rows.get(image) or self.rows.get(Path(image).name)
+
+
+def read_other(path: Path, trained: Trained, device: torch.device) -> Other:
+    """The weights or the table of `--compare`. Raises InputError."""
+    if path.suffix.lower() not in ENDINGS:
+        other = load_trained(path)
+        other.model.to(device)
+        return Other(str(path), other.score_range, other)
+    rows, scale = {}, _scale_of(path) or trained.score_range
+    for row in read_rows(path):
+        if "predicted_score" in row:
+            row["score"] = row["predicted_score"]
+            if not any(name.startswith("output") for name in row):  # the protocol's, 0 to 1
+                row["score"] = scale[0] + row["score"] * (scale[1] - scale[0])
+        if "score" not in row:
+            raise InputError(f"--compare {path}: has no column `score`; it should be a table of scores")
+        rows[row["image"]] = row
+        rows.setdefault(Path(row["image"]).name, row)
+    return Other(str(path), scale, rows=rows)
+
+
+def _scale_of(path: Path) -> tuple[float, float] | None:
+    """The scale of a table, by what lies beside it."""
+
+    def beside(name: str) -> dict[str, Any]:
+        try:
+            content = json.loads(path.with_name(name).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return content if isinstance(content, dict) else {}
+
+    if len(scale := beside(f"{path.name}.run.json").get("score_range") or ()) == 2:
+        return float(scale[0]), float(scale[1])
+    options = beside("options.json")
+    if options.get("dataset") in FORMATS:
+        return FORMATS[options["dataset"]].scale
+    if options.get("dataset") == "csv" and options.get("loss") == "mse":
+        return float(options["score_min"]), float(options["score_max"])
+    return None
+
+
+def votes_of(row: Row) -> list[float]:
+    """The vote distribution of a row of predict.py's table or of a run's predictions.csv; empty where there is none."""
+    for stem in ("vote", "output"):
+        values = []
+        while (value := row.get(f"{stem}{len(values) + 1}")) is not None:
+            values.append(float(value))
+        if values:
+            return values
+    return []
+
+
+def write(
+    options,
+    trained: Trained,
+    photos: Photos,
+    gallery: Gallery,
+    other: Other | None,
+    device: torch.device,
+    watch: Watch,
+) -> None:
+    """Write the page of `--report`."""
+    chosen = gallery.chosen()
+    if other is not None and other.trained is not None:
+        _score_with(
+            other, [row["image"] for row, _ in chosen if row["score"] is not None], options, device, watch
+        )
+    items = []
+    for row, attention in chosen:
+        beside = other.row(row["image"]) if other is not None and not row["error"] else None
+        numbers = {
+            name: row[name]
+            for name in ("below", "spread", "attention_background")
+            if row.get(name) is not None
+        }
+        items.append(
+            Photo(
+                row["image"],
+                None if row["error"] else Path(row["image"]),
+                row["score"],
+                row["error"] or "",
+                votes_of(row),
+                None if attention is None else attention.astype(np.float32),
+                other=beside["score"] if beside else None,
+                other_votes=votes_of(beside) if beside else (),
+                numbers=numbers,
+            )
+        )
+    low, high = trained.score_range
+    facts = {
+        "Weights": str(trained.path),
+        "Network": trained.name,
+        "Trained on": trained.dataset,
+        "Scale": f"{low:g} to {high:g}",
+        "Interest points": trained.points,
+        "Photographs": f"{gallery.count}",
+        "Made": time.strftime("%Y-%m-%d %H:%M"),
+    }
+    notes = list(trained.notes)
+    if trained.dataset == "demo":
+        notes.append("The demo's scores are of damage done to two photographs. They are not aesthetics.")
+    if gallery.count > len(chosen):
+        notes.append(
+            f"{len(chosen)} of {gallery.count} photographs are shown: the best, the worst and a random sample; the "
+            "distribution is that of all."
+        )
+    page = Page(
+        f"Scores of {gallery.count} photographs",
+        facts,
+        trained.score_range,
+        notes,
+        other_name=other.name if other else "",
+        other_range=other.scale if other else None,
+        all_scores=np.array(gallery.scores),
+    )
+    write_report(
+        options.report, page, items, open_photo=partial(open_rgb, upright=photos.upright), num_workers=options.num_workers,
+        watch=watch,
+    )  # fmt: skip
+
+
+def _score_with(other: Other, images: list[str], options, device: torch.device, watch: Watch) -> None:
+    photos = Photos(other.trained.resize, options.decode, options.upright)
+    for scored in score_all(
+        other.trained, photos, (Found(image) for image in images), Precision(device),
+        batch_size=options.batch_size, num_workers=options.num_workers, watch=watch,
+    ):  # fmt: skip
+        if scored.outputs is not None:
+            outputs = scored.outputs.astype(np.float64)
+            row: Row = {"image": scored.path, "score": float(other.trained.scores(outputs[None])[0])}
+            if len(outputs) > 1:
+                row |= {f"vote{i + 1}": float(value) for i, value in enumerate(outputs)}
+            other.rows[scored.path] = row

@@ -1,0 +1,139 @@
+"""Photographs as the network sees them, whatever their file is; and in batches, as the processes that read them hand over."""
+
+from __future__ import annotations
+
+import os
+import stat
+import warnings
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+import workers
+from decode import Resize, read_fast
+from prediction.sources import Found
+from preparation.pictures import examine
+
+_FAULTS = {
+    "missing": "there is no such file",
+    "empty": "the file has 0 bytes",
+    "not an image": "no decoder knows the file",
+    "unreadable": "there is no permission to read the file",
+    "truncated": "the file is cut short",
+    "damaged": "it does not decode",
+    "too large": "it has more than 178 million pixels",
+}
+
+
+class PhotoBatch(NamedTuple):
+    """A batch in the order asked for. Those that cannot be read have an error and no pixels."""
+
+    paths: list[str]
+    errors: list[str]  # empty where there is none
+    turned: int  # how many say in EXIF that they lie on their side or head
+    images: Tensor  # (readable ones, 3, side, side) uint8
+
+
+class Photos(Dataset):
+    """Pixels of photographs by path. decoder: `pil`, as in evaluation, or `fast`. upright: turned as EXIF says."""
+
+    def __init__(self, resize: Resize, decoder: str = "pil", upright: bool = False):
+        self.resize, self.decoder, self.upright = resize, decoder, upright
+
+    def __getitem__(self, found: Found) -> tuple[str, str, bool, np.ndarray | None]:
+        """The path, its error, whether EXIF turns it, its pixels (side, side, 3) uint8 or None."""
+        path, error = found
+        if error:
+            return path, error, False, None
+        try:
+            turned = False
+            refuse_odd_files(path)
+            if self.decoder == "fast":
+                return path, "", False, read_fast(path, self.resize)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # PIL's, of pictures that are large or written oddly
+                with Image.open(path) as picture:
+                    turned = is_turned(picture)
+                    return path, "", turned, np.asarray(self.resize.pil(to_rgb(picture, self.upright)))
+        except Exception as error:  # decoders raise anything at all on a damaged file
+            return path, explain_failure(path, error), False, None
+
+    def collate(self, samples: list) -> PhotoBatch:
+        paths, errors, turned, pixels = zip(*samples, strict=True)
+        side = self.resize.side
+        read = [image for image in pixels if image is not None]
+        images = np.stack(read) if read else np.empty((0, side, side, 3), np.uint8)
+        return PhotoBatch(
+            list(paths), list(errors), sum(turned), torch.from_numpy(images).permute(0, 3, 1, 2)
+        )
+
+
+def batches(
+    photos: Photos, found: Iterable[Found], batch_size: int, num_workers: int
+) -> Iterator[PhotoBatch]:
+    """Batches in the order of `found`, which is only read as far ahead as the workers are busy. Raises InputError."""
+    iterator = iter(found)
+    loader = DataLoader(
+        photos,
+        batch_sampler=iter(lambda: list(islice(iterator, batch_size)), []),
+        num_workers=num_workers,
+        collate_fn=photos.collate,
+        worker_init_fn=workers.start_worker,
+    )
+    return workers.items(loader)
+
+
+def open_rgb(path: str, upright: bool = False) -> Image.Image:
+    """A photograph in RGB, as `to_rgb` makes it. Raises anything at all where it cannot be read."""
+    refuse_odd_files(path)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with Image.open(path) as picture:
+            return to_rgb(picture, upright)
+
+
+def refuse_odd_files(path: str) -> None:
+    """Raises OSError for what would wait for ever, as a pipe, or is a folder."""
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode):
+        raise OSError("it is a folder" if stat.S_ISDIR(mode) else "it is not a plain file")
+
+
+def is_turned(picture: Image.Image) -> bool:
+    """Whether EXIF says that the picture is not stored upright."""
+    return picture.getexif().get(0x0112, 1) not in (0, 1)
+
+
+def to_rgb(picture: Image.Image, upright: bool = False) -> Image.Image:
+    """An opened picture in RGB, as evaluation has it: as stored, unless `upright`, and without a colour profile.
+
+    16-bit grey is scaled to 8 bits; PIL's own conversion, which training and evaluation use, cuts it off at 255 and
+    leaves a white picture. Raises ValueError for floating point and 32-bit pixels, whose white nobody knows.
+    """
+    if upright:
+        picture = ImageOps.exif_transpose(picture)
+    if picture.mode == "F" or (picture.mode == "I" and picture.format != "PNG"):
+        raise ValueError(
+            f"its pixels are {'floating point' if picture.mode == 'F' else '32-bit'}; convert it to 8 bits"
+        )
+    if picture.mode.startswith("I"):
+        picture = Image.fromarray((np.asarray(picture, np.float64) / 257).round().astype(np.uint8))
+    return picture.convert("RGB")
+
+
+def explain_failure(path: str, error: Exception) -> str:
+    """Why a photograph could not be read, in a few words."""
+    if not isinstance(error, (OSError, ValueError)) or os.path.isfile(path):
+        finding = examine(os.path.dirname(path), os.path.basename(path))
+        if finding.kinds in _FAULTS:
+            return f"{_FAULTS[finding.kinds]}{f' ({finding.detail})' if finding.kinds == 'damaged' else ''}"
+    if isinstance(error, FileNotFoundError):
+        return _FAULTS["missing"]
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(reason.split())[:200] or type(error).__name__

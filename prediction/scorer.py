@@ -1,0 +1,179 @@
+"""Scores from Python: one object, called with photographs in whatever form they are at hand."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import Tensor
+
+from dataset import network_input
+from models import Weights
+from option import InputError
+from prediction.photos import explain_failure, open_rgb, to_rgb
+from trained import load_trained
+
+Photograph = str | os.PathLike | Image.Image | np.ndarray
+
+
+class Scorer:
+    """A trained network that scores photographs; the higher, the better.
+
+        scorer = Scorer("best.pth")
+        scorer("photo.jpg")          # 5.31
+        scorer(["a.jpg", "b.jpg"])   # array([5.31, 4.87])
+        scorer(images)               # N x 3 x H x W in [0, 1]: tensor of N scores
+
+    weights, dataset, model, score_range, interest_points: see `trained.load_trained`. Interest points of the batch, as
+    released, would make a score depend on the others of its call: they are refused.
+    device: by default the first GPU, else the CPU.
+    as_loss: scores of a tensor carry its gradient, and the score of everything is a tensor. A score is no loss yet:
+        the higher the better (`lower_better` is False), so minimise its negative.
+    batch_size: photographs that go through the network at once; as_loss: a tensor goes through whole.
+
+    Calls do not change it, so threads may share it. score_range: the dataset's own scale (low, high).
+    Raises InputError or WeightsError, both ValueErrors, for what cannot be loaded or read.
+    """
+
+    lower_better = False
+
+    def __init__(
+        self,
+        weights: str | os.PathLike | Weights,
+        device: str | torch.device | None = None,
+        *,
+        as_loss: bool = False,
+        dataset: str | None = None,
+        model: str | None = None,
+        score_range: tuple[float, float] | None = None,
+        interest_points: str | None = None,
+        upright: bool = False,
+        batch_size: int = 16,
+    ):
+        if interest_points == "batch":
+            raise InputError(
+                "Scorer: interest points of the batch would make scores depend on it; image or running"
+            )
+        self.trained = load_trained(
+            weights, model=model, dataset=dataset, score_range=score_range, interest_points=interest_points
+        )
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.trained.model.to(self.device)
+        self.as_loss, self.upright, self.batch_size = as_loss, upright, batch_size
+        self.score_range = self.trained.score_range
+        mean, std = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+        self._mean, self._std = (torch.tensor(v, device=self.device).view(3, 1, 1) for v in (mean, std))
+
+    def __repr__(self) -> str:
+        low, high = self.score_range
+        trained = self.trained
+        return f"Scorer({trained.name}, {trained.dataset}, scores {low:g} to {high:g}, on {self.device})"
+
+    def __call__(
+        self, photographs: Photograph | Tensor | Sequence[Photograph | Tensor]
+    ) -> float | np.ndarray | Tensor:
+        """The score of one photograph, a float; of a list, (N,) float64; of a tensor (N, 3, H, W), a tensor (N,).
+
+        A path; a PIL image; an array H x W, H x W x 1, 3 or 4, uint8 or floating point in [0, 1]; or a tensor
+        3 x H x W or N x 3 x H x W, floating point in [0, 1] or uint8. Raises InputError for anything else.
+        """
+        if isinstance(photographs, Tensor):
+            scores = self._score_tensor(photographs)
+            return scores if photographs.ndim == 4 or self.as_loss else scores.item()
+        if isinstance(photographs, (list, tuple)):
+            parts = [
+                self._score_pixels(photographs[start : start + self.batch_size])
+                for start in range(0, len(photographs), self.batch_size)
+            ]
+            scores = torch.cat(parts) if parts else torch.empty(0, device=self.device)
+            return scores if self.as_loss else scores.double().cpu().numpy()
+        scores = self._score_pixels([photographs])
+        return scores if self.as_loss else scores.item()
+
+    def _score_pixels(self, photographs: Sequence[Photograph | Tensor]) -> Tensor:
+        """(N,) of a batch in any form; what are not tensors is resized by PIL, as in evaluation."""
+        if any(isinstance(photograph, Tensor) for photograph in photographs):
+            parts = [
+                self._score_tensor(one) if isinstance(one, Tensor) else self._score_pixels([one])
+                for one in photographs
+            ]
+            if any(len(part) != 1 for part in parts):
+                raise InputError("a list of tensors holds one photograph each, 3 x H x W")
+            return torch.cat(parts)
+        squares = np.stack([np.asarray(self.trained.resize.pil(self._picture(one))) for one in photographs])
+        images = torch.from_numpy(squares).permute(0, 3, 1, 2).to(self.device)
+        flips = torch.zeros(len(images), dtype=torch.bool, device=self.device)
+        with torch.inference_mode():
+            scores = self.trained.scores(self.trained.model(network_input(images, flips)))
+        return scores.clone() if self.as_loss else scores  # inference tensors take no part in autograd
+
+    def _picture(self, photograph: Photograph) -> Image.Image:
+        if isinstance(photograph, Image.Image):
+            return to_rgb(photograph, self.upright)
+        if isinstance(photograph, np.ndarray):
+            return Image.fromarray(_as_bytes(photograph)).convert("RGB")
+        if isinstance(photograph, (str, os.PathLike)):
+            try:
+                return open_rgb(os.fspath(photograph), self.upright)
+            except Exception as error:  # decoders raise anything at all on a damaged file
+                raise InputError(
+                    f"{Path(photograph)}: {explain_failure(os.fspath(photograph), error)}"
+                ) from error
+        raise InputError(
+            f"{type(photograph).__name__} is no photograph; give a path, a PIL image, an array, a tensor or a list of these"
+        )
+
+    def _score_tensor(self, images: Tensor) -> Tensor:
+        """(N,) of (N, 3, H, W) or (3, H, W)."""
+        if images.ndim == 3:
+            images = images[None]
+        if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape[2:]:
+            raise InputError(f"a tensor of {tuple(images.shape)}; photographs are N x 3 x H x W")
+        if images.dtype == torch.uint8:
+            images = images.float() / 255
+        elif not images.is_floating_point():
+            raise InputError(
+                f"a tensor of {images.dtype}; photographs are floating point in [0, 1], or uint8"
+            )
+        elif not self.as_loss and images.numel() and not (images.amin() >= 0 and images.amax() <= 1):
+            raise InputError(
+                f"a tensor with values from {images.amin():.4g} to {images.amax():.4g}; photographs are in [0, 1]"
+            )
+        if self.as_loss:
+            return self.trained.scores(self.trained.model(self._prepare(images)))
+        with torch.inference_mode():
+            parts = images.split(self.batch_size) if len(images) else [images]
+            outputs = [self.trained.model(self._prepare(part)) for part in parts]
+            return self.trained.scores(torch.cat(outputs))
+
+    def _prepare(self, images: Tensor) -> Tensor:
+        """Pixels in [0, 1] to the network's input: resized as PIL does it, but without rounding to 8 bits."""
+        resize = self.trained.resize
+        images = images.to(self.device, torch.float32)
+        if images.shape[-2:] != (resize.side, resize.side):
+            images = F.interpolate(images, (resize.side, resize.side), mode=resize.method, antialias=True)
+            images = images.clamp(0, 1)  # bicubic interpolation overshoots; PIL cuts that off, too
+        return (images - self._mean) / self._std
+
+
+def _as_bytes(array: np.ndarray) -> np.ndarray:
+    """(H, W) or (H, W, 3 or 4) uint8. Raises InputError for what is no photograph."""
+    if array.ndim == 3 and array.shape[2] == 1:
+        array = array[..., 0]
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)) or 0 in array.shape:
+        raise InputError(f"an array of {array.shape}; photographs are H x W, or H x W x 3")
+    if np.issubdtype(array.dtype, np.floating):
+        if not (array.min() >= 0 and array.max() <= 1):
+            raise InputError(
+                f"an array with values from {array.min():.4g} to {array.max():.4g}; floats are in [0, 1]"
+            )
+        return (array * 255).round().astype(np.uint8)
+    if array.dtype != np.uint8:
+        raise InputError(f"an array of {array.dtype}; photographs are uint8, or floating point in [0, 1]")
+    return np.ascontiguousarray(array)

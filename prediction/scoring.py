@@ -1,0 +1,172 @@
+"""From photographs to rows: the network's outputs, and what is said of each photograph."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from dataset import network_input
+from engine import memory_watched
+from interrupt import Interrupted, Watch
+from option import InputError
+from prediction.explain import Look, Looker
+from prediction.photos import Photos, batches
+from prediction.sources import Found
+from prediction.table import Row, read_rows
+from steps import Precision
+from trained import Trained
+
+log = logging.getLogger("eat")
+
+
+class Scored(NamedTuple):
+    """What became of one photograph: an error, or raw outputs (levels,); and where each layer looked, if asked for."""
+
+    path: str
+    error: str
+    outputs: np.ndarray | None = None
+    looks: dict[str, Look] | None = None
+
+
+def score_all(
+    trained: Trained,
+    photos: Photos,
+    found: Iterable[Found],
+    precision: Precision,
+    *,
+    batch_size: int,
+    num_workers: int,
+    looker: Looker | None = None,
+    watch: Watch | None = None,
+) -> Iterator[Scored]:
+    """Score photographs in their order, batch by batch. The network must be on the precision's device.
+
+    Raises Interrupted between two batches when a signal came, TrainingError where memory runs out.
+    """
+    turned = 0
+    for batch in batches(photos, found, batch_size, num_workers):
+        if watch is not None and watch.received:
+            raise Interrupted(watch.received)
+        turned += batch.turned
+        outputs = np.empty((0, trained.outputs), np.float32)
+        looks = None
+        if len(batch.images):
+            outputs, looks = run(trained, batch.images, precision, looker)
+        read = 0
+        for path, error in zip(batch.paths, batch.errors, strict=True):
+            if error:
+                yield Scored(path, error)
+                continue
+            own = outputs[read]
+            look = {name: layer[read] for name, layer in looks.items()} if looks else None
+            read += 1
+            if np.isfinite(own).all():
+                yield Scored(path, "", own, look)
+            else:
+                yield Scored(path, "the network's outputs for it are not finite")
+    if turned and not photos.upright:
+        log.info(
+            "%d photographs say in EXIF that they are stored turned, and were scored as stored, as in training; --upright "
+            "turns them",
+            turned,
+        )
+
+
+def run(trained: Trained, images: torch.Tensor, precision: Precision, looker: Looker | None = None):
+    """Raw outputs (B, levels) float32 of pixels (B, 3, H, W) uint8; and by layer a list of Looks, if there is a looker."""
+    remedy = f"try --batch_size {max(1, len(images) // 2)}"
+    with torch.inference_mode(), memory_watched(len(images), None, precision.device, remedy):
+        pixels = images.to(precision.device, non_blocking=True)
+        inputs = network_input(pixels, torch.zeros(len(images), dtype=torch.bool, device=precision.device))
+        with precision():
+            outputs = trained.model(inputs)
+        return outputs.float().cpu().numpy(), looker.take() if looker else None
+
+
+class Rows:
+    """What is written of a photograph.
+
+    reference: sorted scores (N,) of the set that scores are placed in, on the dataset's own scale.
+    explained, background: whether there are columns for the overlay's file and for the share of attention on the background.
+    """
+
+    def __init__(
+        self,
+        trained: Trained,
+        reference: np.ndarray | None,
+        explained: bool = False,
+        background: bool = False,
+    ):
+        self.trained, self.reference = trained, reference
+        levels = trained.outputs if trained.outputs > 1 else 0
+        self.columns = ["image", "score", "error", *(f"vote{i + 1}" for i in range(levels))]
+        self.columns += ["spread"] * bool(levels) + ["below"] * (reference is not None)
+        self.columns += ["attention_background"] * background + ["explanation"] * explained
+
+    def row(self, scored: Scored, background: float | None = None, explanation: str = "") -> Row:
+        """A value for each column; None where there is none."""
+        row: Row = dict.fromkeys(self.columns)
+        row |= {"image": scored.path, "error": scored.error}
+        if "explanation" in row:
+            row["explanation"] = explanation
+        if scored.outputs is None:
+            return row
+        outputs = scored.outputs.astype(np.float64)
+        row["score"] = short(self.trained.scores(outputs[None])[0])
+        if "spread" in row:
+            row |= {f"vote{i + 1}": short(value) for i, value in enumerate(outputs)}
+            row["spread"] = short(spread(outputs))
+        if self.reference is not None:
+            row["below"] = short(np.searchsorted(self.reference, row["score"]) / len(self.reference))
+        if "attention_background" in row and background is not None:
+            row["attention_background"] = short(background)
+        return row
+
+
+def short(value: float) -> float:
+    """To the seven digits that float32 has."""
+    return float(f"{value:.7g}")
+
+
+def spread(votes: np.ndarray) -> float:
+    """The standard deviation, in levels, of raw vote outputs (levels,): negative ones count as none, their sum as 1."""
+    votes = votes.clip(0)
+    if votes.sum() == 0:
+        return math.nan
+    levels = np.arange(1, len(votes) + 1)
+    shares = votes / votes.sum()
+    mean = shares @ levels
+    return float(np.sqrt(shares @ (levels - mean) ** 2))
+
+
+def read_reference(path: str, trained: Trained) -> np.ndarray:
+    """The sorted scores (N,), on the dataset's own scale, of a run's `predictions.csv`, or of a table of predict.py's."""
+    file = Path(path)
+    if not file.is_file():
+        raise InputError(f"--reference {path}: no such file; it should be a run's predictions.csv")
+    values = scores_in(file, trained)
+    reference = np.sort(np.array([v for v in values.values() if v is not None and math.isfinite(v)]))
+    if not len(reference):
+        raise InputError(f"--reference {path}: has no scores; it should be a run's predictions.csv")
+    return reference
+
+
+def scores_in(path: Path, trained: Trained) -> dict[str, float | None]:
+    """The score of each image of a table. A run's predicted_score is put on the scale of `trained`'s dataset."""
+    scores = {}
+    for row in read_rows(path):
+        if "predicted_score" in row:
+            scores[row["image"]] = float(trained.on_own_scale(np.array([row["predicted_score"]]))[0])
+        elif "score" in row:
+            scores[row["image"]] = row["score"]
+        else:
+            raise InputError(
+                f"{path}: has neither `predicted_score` nor `score`; it should be a table of scores"
+            )
+    return scores

@@ -1,0 +1,87 @@
+"""What the terminal shows of the scores: every row as it comes, or the best and the worst at the end."""
+
+from __future__ import annotations
+
+import heapq
+import sys
+
+from tqdm import tqdm
+
+from prediction.table import Row
+from trained import Trained
+
+SHOWN = 10  # of the best, of the worst, and of those with an error
+
+
+class Screen:
+    """Keeps a handful of rows, however many there are. streaming: print each of them at once."""
+
+    def __init__(self, trained: Trained, streaming: bool):
+        self.streaming = streaming
+        self.scale = trained.score_range
+        self.count = self.errors = 0
+        self.sum = 0.0
+        self._best: list[tuple[float, int, Row]] = []
+        self._worst: list[tuple[float, int, Row]] = []
+        self._faulty: list[Row] = []
+
+    def add(self, row: Row) -> None:
+        if row["score"] is None:
+            self.errors += 1
+            if len(self._faulty) < SHOWN:
+                self._faulty.append(row)
+        else:
+            self.count += 1
+            self.sum += row["score"]
+            _push(self._best, (row["score"], -self.count, row))
+            _push(self._worst, (-row["score"], -self.count, row))
+        if self.streaming:
+            if self.count + self.errors == 1:
+                tqdm.write(_header(row), file=sys.stdout)
+            tqdm.write(_line(row), file=sys.stdout)
+            sys.stdout.flush()
+
+    def close(self, before: int, out: str | None, left_out: str) -> None:
+        """Print the table, if the rows are not there yet, and what was done. before: rows that `out` had already."""
+        if not self.streaming and self.count:
+            ranked = sorted(self._best, reverse=True)
+            print(_header(ranked[0][2]))
+            places = {id(row) for *_, row in ranked}
+            worst = [entry for entry in sorted(self._worst) if id(entry[2]) not in places]
+            for *_, row in ranked:
+                print(_line(row))
+            if self.count > len(ranked) + len(worst):
+                print(f"{'...':>9}  {self.count - len(ranked) - len(worst)} more")
+            for *_, row in worst:
+                print(_line(row))
+        if not self.streaming:
+            for row in self._faulty:
+                print(_line(row))
+            if self.errors > len(self._faulty):
+                print(f"{'...':>9}  {self.errors - len(self._faulty)} more with an error")
+        low, high = self.scale
+        said = f"{self.count} photographs scored"
+        if self.count:
+            said += f", mean {self.sum / self.count:.4f} on a scale of {low:g} to {high:g}"
+        if self.errors:
+            said += f"; {self.errors} could not be read"
+        if before:
+            said += f"; {before} had a row already"
+        print(said + left_out + (f"; written to {out}" if out else ""), flush=True)
+
+
+def _push(heap: list, entry: tuple) -> None:
+    (heapq.heappushpop if len(heap) == SHOWN else heapq.heappush)(heap, entry)
+
+
+def _header(row: Row) -> str:
+    return f"{'score':>9}  {'below':>6}  image" if "below" in row else f"{'score':>9}  image"
+
+
+def _line(row: Row) -> str:
+    score = "-" if row["score"] is None else f"{row['score']:.4f}"
+    below = ""
+    if "below" in row:
+        below = f"{'-' if row['below'] is None else format(row['below'], '.1%'):>6}  "
+    name = "".join(c if c.isprintable() or "\udc80" <= c <= "\udcff" else repr(c)[1:-1] for c in row["image"])
+    return f"{score:>9}  {below}{name}{'  (' + row['error'] + ')' if row['error'] else ''}"
