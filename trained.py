@@ -107,13 +107,13 @@ def load_trained(
         raise WeightsError(
             f"{weights.path}: has no interest points: plain DAT, or another network; it takes a trained EAT"
         )
+    head = weights.state.get("cls_head.weight")
+    if head is None or head.ndim != 2:
+        raise WeightsError(f"{weights.path}: has no head (cls_head); it cannot score")
     known = _of_run(weights.path) | weights.purpose
     name = _agreed(weights.path, "model", model, known.get("model")) or recognise(weights)
     if name not in models.list_models():
         raise InputError(f"{weights.path}: no model {name!r}; there are {', '.join(models.list_models())}")
-    head = weights.state.get("cls_head.weight")
-    if head is None or head.ndim != 2:
-        raise WeightsError(f"{weights.path}: has no head (cls_head); it cannot score")
     outputs = len(head)
     dataset = _agreed(weights.path, "dataset", dataset, known.get("dataset"))
     dataset, scale = _scale(weights.path, dataset, score_range or known.get("score_range"), outputs)

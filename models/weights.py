@@ -137,6 +137,8 @@ def read_weights(path: str | os.PathLike) -> Weights:
         raise WeightsError(f"{path}: refused, {reason} (nothing in it was executed)") from error
     except Exception as error:  # a damaged file fails in many ways
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if isinstance(error, (KeyError, IndexError)):  # what a text looks like to torch
+            reason = "it holds something else"
         raise WeightsError(f"{path}: not a readable weights file ({reason[:200]})") from error
     if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
         content = content["model"]

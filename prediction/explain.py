@@ -137,9 +137,16 @@ def centre_half() -> np.ndarray:
 
 
 def cell_shares(mask: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """The mean of a mask (h, w) in each cell of (H, W)."""
-    image = Image.fromarray(mask.astype(np.float32))
-    return np.asarray(image.resize(shape[::-1], Image.Resampling.BOX))
+    """The mean of a mask (h, w) in each cell of (H, W), by area."""
+    rows, columns = (_overlaps(cells, pixels) for cells, pixels in zip(shape, mask.shape, strict=True))
+    return rows @ mask @ columns.T
+
+
+def _overlaps(cells: int, pixels: int) -> np.ndarray:
+    """(cells, pixels): which share of each cell each pixel covers, both spread evenly over the same length."""
+    starts, ends = np.arange(cells)[:, None] / cells, np.arange(1, cells + 1)[:, None] / cells
+    low, high = np.arange(pixels) / pixels, np.arange(1, pixels + 1) / pixels
+    return (np.minimum(ends, high) - np.maximum(starts, low)).clip(0) * cells
 
 
 def draw(

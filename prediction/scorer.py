@@ -145,11 +145,12 @@ class Scorer:
             raise InputError(
                 f"a tensor with values from {images.amin():.4g} to {images.amax():.4g}; photographs are in [0, 1]"
             )
+        if not len(images):
+            return torch.empty(0, device=self.device)
         if self.as_loss:
             return self.trained.scores(self.trained.model(self._prepare(images)))
         with torch.inference_mode():
-            parts = images.split(self.batch_size) if len(images) else [images]
-            outputs = [self.trained.model(self._prepare(part)) for part in parts]
+            outputs = [self.trained.model(self._prepare(part)) for part in images.split(self.batch_size)]
             return self.trained.scores(torch.cat(outputs))
 
     def _prepare(self, images: Tensor) -> Tensor:

@@ -135,3 +135,32 @@ def command(capsys, monkeypatch, request):
         return status, *capsys.readouterr()
 
     return go
+
+
+def make_weights(path, outputs=10, dataset="ava", points="image", bare=False, seed=0, scale=(1, 10)):
+    """A small network whose scores differ between pictures; bare: as a released file, with tensors only."""
+    torch.manual_seed(seed)
+    model = models.create_model("eat_nano", outputs, interest_points=points)
+    with torch.no_grad():
+        for name, value in model.named_parameters():
+            if name.endswith(("ref_point14.weight", "conv_offset.3.weight")):
+                value.mul_(10)
+        model.cls_head.weight.mul_(0.2)
+        model.cls_head.bias.fill_(1 / outputs)
+    if points == "running":
+        models.calibrate_points(model, [torch.randn(8, 3, 224, 224)])
+    model.purpose = {"model": "eat_nano", "dataset": dataset, "score_range": list(scale)}
+    torch.save(models.released_style(model) if bare else model.state_dict(), path)
+    return path
+
+
+@pytest.fixture
+def weights(tmp_path):
+    return make_weights(tmp_path / "w.pth")
+
+
+@pytest.fixture
+def album(tmp_path):
+    """A folder of seven pictures, two of them in a folder below it."""
+    make_pictures(tmp_path / "album", ["b.png", "a.jpg", "d.webp", "c.png", "e.bmp", "z/a.png", "z/b.png"])
+    return tmp_path / "album"

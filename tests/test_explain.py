@@ -1,0 +1,157 @@
+"""Where the network looks: the maps are of its own attention, the share of the background is what it says, the pictures are there."""
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_pictures, make_weights
+from PIL import Image
+
+import predict
+from models.attention import bilinear_sample
+from prediction.explain import Looker, background_share, cell_shares, centre_half, mean_mass, splat
+from prediction.table import read_rows
+from trained import load_trained
+
+COMMAND = predict
+CPU = ("--gpu_id", "cpu", "--num_workers", 0)
+LAYERS = ["stages.2.attns.1", "stages.3.attns.1"]
+
+
+@pytest.fixture
+def trained(tmp_path):
+    return load_trained(make_weights(tmp_path / "w.pth"))
+
+
+def test_mass_is_put_where_bilinear_sampling_reads():
+    """Sampling and splatting are adjoint: <splat(mass), features> = <mass, sample(features)>."""
+    torch.manual_seed(0)
+    features = torch.randn(2, 6, 5, 3, 1).expand(-1, -1, -1, 3, -1)[:, :, :, :1].expand(-1, -1, -1, 3, -1)
+    positions = torch.randn(2, 3, 6, 5, 2) * 0.9  # some lie outside
+    mass = torch.rand(2, 3, 30).softmax(-1)
+    sampled = bilinear_sample(features, positions.permute(0, 2, 3, 1, 4))  # (B, H, W, groups, 1)
+    expected = (mass * sampled[..., 0].permute(0, 3, 1, 2).flatten(2)).sum((1, 2)) / 3
+    cells = splat(mass, positions)
+    found = (cells * features[..., 0, 0]).sum((1, 2))
+    torch.testing.assert_close(found, expected)
+    assert (cells.sum((1, 2)) < 1).all()
+
+
+def test_mass_of_one_position_between_four_cells():
+    positions = torch.tensor([0.0, 0.5]).expand(1, 1, 3, 3, 2)  # row 1, between columns 1 and 2
+    cells = splat(torch.full((1, 1, 9), 1 / 9), positions)
+    torch.testing.assert_close(cells[0], torch.tensor([[0.0, 0, 0], [0, 0.5, 0.5], [0, 0, 0]]))
+
+
+def test_the_weights_are_those_of_the_attention(trained):
+    layer = trained.model.get_submodule(LAYERS[0])
+    x = torch.randn(2, 14, 14, 96)
+    with torch.no_grad():
+        expected, (positions, references) = layer(x)
+        weights, points = layer.weights(x)
+        _, _, v, _, _ = layer.project(x)
+        out = (weights @ v).transpose(1, 2).reshape(x.shape)
+        out = torch.nn.functional.linear(out, layer.proj_out.weight.flatten(1), layer.proj_out.bias)
+    torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(weights.sum(-1), torch.ones(2, 4, 196))
+    assert torch.equal(points.positions, positions)
+    assert torch.equal(points.references, references)
+
+
+def test_a_look_does_not_change_the_score(trained):
+    images = torch.randn(3, 3, 224, 224)
+    with torch.inference_mode():
+        expected, points = trained.model(images, return_points=True)
+        with Looker(trained.model) as looker:
+            assert torch.equal(trained.model(images), expected)
+        looks = looker.take()
+        trained.model(images)
+    assert looker.take() == {}  # left
+    assert list(looks) == LAYERS
+    for name in LAYERS:
+        assert len(looks[name]) == 3
+        for i, look in enumerate(looks[name]):
+            side = 14 if name == LAYERS[0] else 7
+            assert look.mass.shape == (side, side)
+            assert 0 < look.mass.sum() < 1 + 1e-5
+            assert np.array_equal(look.positions, points[name].positions[i].numpy())
+            assert np.array_equal(look.references, points[name].references[i, 0].numpy())
+            offsets = look.positions - look.references
+            assert np.array_equal(look.kept, ((offsets * look.references) > 0).all(-1))
+
+
+def test_the_background_share():
+    even = np.full((14, 14), 1 / 196)
+    assert background_share(even) == pytest.approx(0.75)
+    assert background_share(np.full((7, 7), 1 / 49)) == pytest.approx(0.75)
+    centre = np.zeros((8, 8))
+    centre[3:5, 3:5] = 0.2
+    assert background_share(centre) == pytest.approx(0)
+    corner = np.zeros((8, 8))
+    corner[0, 0] = 0.3
+    assert background_share(corner) == pytest.approx(1)
+    left = np.zeros((100, 60))
+    left[:, :15] = 1
+    assert background_share(even, left) == pytest.approx(0.75)
+    assert background_share(corner, left) == pytest.approx(0)
+    assert cell_shares(centre_half(), (7, 7))[3, 3] == pytest.approx(1)
+    assert cell_shares(centre_half(), (7, 7)).mean() == pytest.approx(0.25)
+
+
+def test_the_mean_of_layers_keeps_their_mass(trained):
+    with torch.inference_mode(), Looker(trained.model) as looker:
+        trained.model(torch.randn(1, 3, 224, 224))
+        looks = [layer[0] for layer in looker.take().values()]
+    mean = mean_mass(looks)
+    assert mean.shape == (14, 14)
+    assert mean.sum() == pytest.approx(np.mean([look.mass.sum() for look in looks]), rel=1e-5)
+
+
+def test_overlays_are_drawn_and_named_in_the_table(tmp_path, weights, command, monkeypatch):
+    make_pictures(tmp_path / "p", ["a.png", "b/a.png"])
+    (tmp_path / "p" / "bad.png").write_text("no picture")
+    monkeypatch.chdir(tmp_path)
+    status, _, err = command("p", "--weights", weights, "--explain", "why", "--out", "s.csv", *CPU)
+    assert status == 1, err
+    rows = list(read_rows(tmp_path / "s.csv"))
+    assert [row["explanation"] for row in rows] == ["why/p/a.png.png", "", "why/p/b/a.png.png"]
+    assert [row["attention_background"] is None for row in rows] == [False, True, False]
+    assert 0 <= rows[0]["attention_background"] <= 1
+    for row in rows[::2]:
+        with Image.open(row["explanation"]) as picture:
+            assert picture.width > 600
+            assert len(set(picture.convert("RGB").resize((100, 100)).getdata())) > 50
+
+
+def test_one_layer_and_a_mask(tmp_path, weights, command, caplog):
+    make_pictures(tmp_path / "p", ["a.png", "b.png"])
+    (tmp_path / "m").mkdir()
+    Image.new("L", (30, 20), 255).save(tmp_path / "m" / "a.png")  # all of it is foreground
+    words = (
+        tmp_path / "p",
+        "--weights",
+        weights,
+        "--explain",
+        tmp_path / "why",
+        "--out",
+        tmp_path / "s.csv",
+        *CPU,
+    )
+    status, _, err = command(*words, "--layer", LAYERS[1], "--mask", tmp_path / "m")
+    assert status == 0, err
+    rows = list(read_rows(tmp_path / "s.csv"))
+    assert rows[0]["attention_background"] == pytest.approx(0)
+    assert rows[1]["attention_background"] is None
+    assert "b.png: has no mask" in caplog.text
+    (tmp_path / "m" / "b.png").write_text("no picture")
+    status, _, err = command(*words, "--overwrite", "--mask", tmp_path / "m")
+    assert status == 2
+    assert "does not decode" in err
+
+
+def test_overlays_lie_as_their_photographs_do(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    place = predict.overlay_path
+    assert place(predict.Path("why"), "p/a.jpg") == predict.Path("why/p/a.jpg.png")
+    assert place(predict.Path("why"), str(tmp_path / "p" / "a.jpg")) == predict.Path("why/p/a.jpg.png")
+    assert place(predict.Path("why"), "/elsewhere/a.jpg") == predict.Path("why/elsewhere/a.jpg.png")
+    assert place(predict.Path("why"), "../up/a.jpg").is_relative_to("why")

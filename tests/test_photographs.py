@@ -1,0 +1,371 @@
+"""Which files are found, in what order and memory; and what becomes of pictures of every kind."""
+
+import io
+import os
+import struct
+import sys
+import zlib
+
+import numpy as np
+import pytest
+from conftest import make_pictures
+from PIL import Image
+
+import predict
+from interrupt import Watch
+from option import InputError
+from prediction import photos, sources
+from prediction.photos import Photos, batches
+from prediction.sources import Found, Sources
+from prediction.table import Done, read_rows
+from trained import load_trained
+
+COMMAND = predict
+CPU = ("--gpu_id", "cpu", "--num_workers", 0)
+
+
+def names(found, folder):
+    return [os.path.relpath(one.path, folder) for one in found]
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """Files of many kinds; what they hold does not matter."""
+    for name in (
+        "b.JPG",
+        "a.png",
+        "notes.txt",
+        ".hidden.jpg",
+        "z/c.webp",
+        "z/y/d.tiff",
+        ".git/e.jpg",
+        "film.mpg",
+        "p.pdf",
+    ):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    return tmp_path
+
+
+def test_folders_are_searched_in_order_for_pictures(tree):
+    found = Sources([str(tree)])
+    assert names(found, tree) == ["a.png", "b.JPG", "z/c.webp", "z/y/d.tiff"]
+    assert found.left_out == {".txt": 1, ".mpg": 1, ".pdf": 1}
+    assert names(found, tree) == ["a.png", "b.JPG", "z/c.webp", "z/y/d.tiff"]  # once more
+
+
+def test_the_order_does_not_depend_on_how_many_names_are_held(tree, monkeypatch):
+    make_pictures(tree, [f"{i:03d}.png" for i in range(30)], size=(2, 2))
+    whole = Sources([str(tree)])
+    expected = names(whole, tree)
+    monkeypatch.setattr(sources, "CHUNK", 7)
+    cut = Sources([str(tree)])
+    assert names(cut, tree) == expected
+    assert cut.left_out == whole.left_out
+
+
+def test_globs_and_files_and_repeats(tree, monkeypatch):
+    monkeypatch.chdir(tree)
+    assert [f.path for f in Sources(["*.png", "z/*"])] == ["a.png", "z/c.webp", "z/y/d.tiff"]
+    assert [f.path for f in Sources(["**/*.tiff"])] == ["z/y/d.tiff"]
+    assert [f.path for f in Sources(["z/[a-c]*"])] == ["z/c.webp"]
+    assert [f.path for f in Sources([str(tree / "**" / "*.webp")])] == [str(tree / "z" / "c.webp")]
+    assert [f.path for f in Sources(["notes.txt", "./notes.txt"])] == ["notes.txt"]  # asked for by name
+    assert [f.path for f in Sources(["z", "z/y/d.tiff", "z/y"])] == ["z/c.webp", "z/y/d.tiff"]
+    assert list(Sources(["*.gif"])) == [Found("*.gif", "nothing matches")]
+    (tree / "odd[1].png").write_bytes(b"x")
+    assert [f.path for f in Sources(["odd[1].png"])] == ["odd[1].png"]
+
+
+def test_lists_from_a_file_and_from_standard_input(tree, monkeypatch):
+    (tree / "list.txt").write_bytes(
+        "\ufeffa.png\r\n\nz\nodd \udcff 'x' ü.png\n".encode("utf-8", "surrogateescape")
+    )
+    monkeypatch.chdir(tree)
+    wanted = ["a.png", "z/c.webp", "z/y/d.tiff", "odd \udcff 'x' ü.png"]
+    assert [f.path for f in Sources([], ["list.txt"])] == wanted
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a.png\nz/c.webp")))
+    found = Sources(["b.JPG"], ["-"])
+    assert not found.countable
+    assert [f.path for f in found] == ["b.JPG", "a.png", "z/c.webp"]
+    for paths, lists, problem in (
+        ([], [], "no photographs"),
+        ([], ["no.txt"], "no such file"),
+        ([], ["-", "-"], "once"),
+    ):
+        with pytest.raises(InputError, match=problem):
+            Sources(paths, lists)
+
+
+def test_a_folder_without_permission_becomes_a_row(tree, monkeypatch):
+    scandir = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("z"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    found = list(Sources([str(tree)]))
+    assert names(found, tree) == ["a.png", "b.JPG", "z"]
+    assert found[-1].error == "the folder cannot be read (permission denied)"
+
+
+def test_photographs_are_named_no_further_ahead_than_they_are_read(tree):
+    """However many there are, what is held is a batch."""
+    asked = 0
+
+    def endless():
+        nonlocal asked
+        while True:
+            asked += 1
+            yield Found(str(tree / "no.png"))
+
+    trained_size = photos.Resize(32, "bicubic")
+    for number, batch in enumerate(batches(Photos(trained_size), endless(), 4, 0), 1):
+        assert len(batch.paths) == 4
+        assert asked == 4 * number
+        if number == 50:
+            break
+    asked = 0
+    reading = batches(Photos(trained_size), endless(), 4, 2)
+    for _ in range(10):
+        next(reading)
+    assert asked <= 4 * (10 + 2 * 2 + 1)
+
+
+def test_done_is_a_set_of_eight_bytes_each():
+    done = Done(f"p/{i}.jpg" for i in range(5000))
+    assert all(f"p/{i}.jpg" in done for i in range(5000))
+    assert not any(f"q/{i}.jpg" in done for i in range(5000))
+    assert done.hashes.nbytes == 8 * 5000
+    assert "a" not in Done(())
+
+
+def png_header(width, height):
+    """A PNG that says it is that large, with hardly anything in it."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", zlib.compress(b"\0" * 10))
+        + chunk(b"IEND", b"")
+    )
+
+
+@pytest.fixture
+def zoo(tmp_path):
+    """Pictures of every kind, good and bad, and what is said of the bad."""
+    folder = tmp_path / "zoo 'of' \"ü\" 写真"
+    make_pictures(folder, ["plain ü.png", "写真.jpg", 'quote\'d "x".png'])
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (40, 50, 3), dtype=np.uint8)
+    image = Image.fromarray(pixels)
+    image.convert("CMYK").save(folder / "cmyk.jpg")
+    image.convert("L").save(folder / "grey.png")
+    image.convert("P").save(folder / "palette.gif")
+    image.convert("RGBA").save(folder / "alpha.png")
+    Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257).save(folder / "deep.png")
+    Image.fromarray(np.ones((30, 40), np.float32)).save(folder / "float.tiff")
+    image.resize((40_000, 4)).save(folder / "wide.png")
+    (folder / "huge.png").write_bytes(png_header(40_000, 40_000))
+    (folder / "text.jpg").write_text("this is no picture")
+    (folder / "nothing.jpg").write_bytes(b"")
+    image.resize((400, 300)).save(folder / "cut.jpg")
+    content = (folder / "cut.jpg").read_bytes()
+    (folder / "cut.jpg").write_bytes(content[: len(content) // 2])
+    os.mkfifo(folder / "pipe.png")
+    os.symlink(folder / "nowhere.png", folder / "broken.png")
+    return folder
+
+
+FAULTS = {
+    "float.tiff": "its pixels are floating point; convert it to 8 bits",
+    "huge.png": "it has more than 178 million pixels",
+    "text.jpg": "no decoder knows the file",
+    "nothing.jpg": "the file has 0 bytes",
+    "cut.jpg": "the file is cut short",
+    "pipe.png": "it is not a plain file",
+    "broken.png": "there is no such file",
+}
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_every_kind_of_picture_has_a_row(zoo, weights, tmp_path, command, workers):
+    out = tmp_path / "s.csv"
+    status, text, err = command(zoo, zoo / "gone.jpg", "--weights", weights, "--out", out, "--gpu_id", "cpu",
+                                "--num_workers", workers, "--batch_size", 3)  # fmt: skip
+    assert status == 1
+    assert "Traceback" not in text + err
+    rows = {os.path.basename(row["image"]): row for row in read_rows(out)}
+    assert len(rows) == len(os.listdir(zoo))  # gone.jpg lies in a folder that is searched anyway
+    for name, row in rows.items():
+        assert row["error"] == FAULTS.get(name, ""), name
+        assert (row["score"] is None) == (name in FAULTS)
+    assert rows["deep.png"]["score"] == pytest.approx(rows["grey.png"]["score"], abs=1e-6)
+
+
+def test_files_asked_for_by_name(zoo, weights, tmp_path, command):
+    words = [zoo / name for name in ("text.jpg", "gone.jpg", "写真.jpg")]
+    (tmp_path / "folder.jpg").mkdir()
+    status, text, _ = command(*words, "--weights", weights, *CPU)
+    assert status == 1
+    assert f"{zoo}/gone.jpg  (there is no such file)" in text
+    assert "1 photographs scored" in text
+
+
+def test_nothing_to_score_is_a_bad_request(tmp_path, weights, command):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("x")
+    for folder, more in (
+        ("empty", ""),
+        ("texts", "; files in folders that do not end as pictures do were left out: 1 .txt"),
+    ):
+        status, _, err = command(tmp_path / folder, "--weights", weights, "--out", tmp_path / "s.csv", *CPU)
+        assert status == 2
+        assert f"no photographs in {tmp_path / folder}{more}\n" in err
+    assert not (tmp_path / "s.csv").exists()
+
+
+def test_pictures_stored_turned_are_told_of_and_turned_where_asked(tmp_path, weights, command, caplog):
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    (tmp_path / "p").mkdir()
+    upright = Image.fromarray(pixels)
+    upright.save(tmp_path / "p" / "upright.png")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "p" / "turned.png", exif=exif)
+    scores = []
+    with caplog.at_level("INFO", "eat"):
+        for words in ((), ("--upright",)):
+            out = tmp_path / f"{len(words)}.csv"
+            assert command(tmp_path / "p", "--weights", weights, "--out", out, *words, *CPU)[0] == 0
+            scores.append([row["score"] for row in read_rows(out)])
+    assert caplog.text.count("1 photographs say in EXIF that they are stored turned") == 1
+    assert scores[0][1] == scores[1][1]
+    assert scores[1][0] == pytest.approx(scores[1][1], rel=1e-6)
+    assert scores[0][0] != pytest.approx(scores[1][0], rel=1e-4)
+
+
+def test_outputs_that_are_not_finite_are_an_error(tmp_path, album, weights, command, monkeypatch):
+    import prediction.scoring as scoring
+
+    run = scoring.run
+
+    def spoil(*args):
+        outputs, looks = run(*args)
+        outputs[1] = np.nan
+        return outputs, looks
+
+    monkeypatch.setattr(scoring, "run", spoil)
+    out = tmp_path / "s.csv"
+    assert command(album, "--weights", weights, "--out", out, *CPU)[0] == 1
+    errors = [row["error"] for row in read_rows(out)]
+    assert errors == ["", "the network's outputs for it are not finite", "", "", "", "", ""]
+
+
+@pytest.mark.parametrize(
+    ("make", "problem"),
+    [
+        (lambda path: path.write_text("hello"), "not a readable weights file (it holds something else)"),
+        (lambda path: None, "no such weights file"),
+        (lambda path: save({"conv.weight": 1}, path), "has no interest points"),
+        (
+            lambda path: save({"ref_point14.weight": 1, "cls_head.weight": 2, "cls_head.bias": 1}, path),
+            "another network's",
+        ),
+        (lambda path: save({"a.ref_point14.weight": 1}, path), "has no head"),
+    ],
+)
+def test_weights_that_are_not_a_trained_eat(tmp_path, album, command, make, problem):
+    make(tmp_path / "x.pth")
+    status, _, err = command(album, "--weights", tmp_path / "x.pth", *CPU)
+    assert status == 2
+    assert problem in err
+    assert err.count("\n") == 1
+
+
+def save(shapes, path):
+    import torch
+
+    torch.save({name: torch.zeros([2] * ndim) for name, ndim in shapes.items()}, path)
+
+
+def test_weights_of_other_sizes_are_refused(tmp_path, album, command):
+    from conftest import GOLDEN
+
+    status, _, err = command(album, "--weights", GOLDEN / "toy_weights.safetensors", *CPU)
+    assert status == 2
+    assert "its tensors are not those of eat_nano, eat_tiny" in err
+    status, _, err = command(
+        album, "--weights", GOLDEN / "toy_weights.safetensors", "--model", "eat_nano", *CPU
+    )
+    assert status == 2
+    assert "does not fit this network" in err
+
+
+def test_what_contradicts_itself_is_refused(tmp_path, album, weights, command):
+    here = tmp_path / "here.html"
+    here.write_text("kept")
+    for words, problem in (
+        (("--append",), "--append belongs to --out"),
+        (("--out", tmp_path / "s.txt"), "its ending should be one of .csv, .jsonl, .parquet"),
+        (("--out", tmp_path / "no" / "s.csv"), "lies in a folder that is not there"),
+        (("--layer", "stages.2.attns.1"), "--layer belongs to --explain"),
+        (
+            ("--explain", tmp_path / "e", "--layer", "stages.0.attns.0"),
+            "no deformable layer; there are stages.2.attns.1",
+        ),
+        (("--compare", weights), "--compare belongs to --report"),
+        (("--report", here), "is there already"),
+        (("--mask", tmp_path), "--mask belongs to"),
+        (("--decode", "fast", "--upright"), "leave --decode fast out"),
+        (("--batch_size", "0"), "not a whole number of 1 or more"),
+        (("--gpu_id", "9"), "no such GPU"),
+        (("--dataset", "tad66k"), "says ava; leave the option out"),
+        (("--reference", tmp_path / "no.csv"), "no such file"),
+        (("--save_calibrated", tmp_path / "c.pth"), "belongs to --calibrate_on"),
+    ):
+        status, _, err = command(album, "--weights", weights, *CPU, *words)
+        assert status == 2, words
+        assert problem in err
+        assert len(err.strip().splitlines()) == 1
+    assert here.read_text() == "kept"
+
+
+def test_weights_of_an_older_run_know_their_dataset_by_its_options(tmp_path, run, scored):
+    from conftest import arguments
+
+    status, result, err = run(arguments(scored, "tad66k"))
+    assert status == 0, err
+    best = result["files"]["best"]
+    trained = load_trained(best)
+    assert (trained.name, trained.dataset, trained.score_range) == ("eat_nano", "tad66k", (0, 10))
+    import torch
+
+    torch.save(dict(torch.load(best)), best)  # without the metadata
+    old = load_trained(best)
+    assert (old.name, old.dataset, old.score_range) == ("eat_nano", "tad66k", (0, 10))
+
+
+def test_a_signal_ends_it_between_two_batches(album, weights, tmp_path, command, monkeypatch):
+    monkeypatch.setattr(predict, "Watch", SignalledWatch)
+    out = tmp_path / "s.csv"
+    status, _, err = command(album, "--weights", weights, "--out", out, *CPU, "--batch_size", "2")
+    assert status == 143
+    assert "stopped by SIGTERM; rows written to --out are kept" in err
+    assert out.exists()
+
+
+class SignalledWatch(Watch):
+    """As if SIGTERM had come."""
+
+    def __enter__(self):
+        watch = super().__enter__()
+        watch.received = 15
+        return watch
