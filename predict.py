@@ -143,7 +143,7 @@ def draw_overlay(
 ) -> None:
     """Write the picture of where the network looked in a photograph."""
     try:
-        picture = open_rgb(photograph, upright)
+        picture = open_rgb(photograph, upright, side=640)
     except Exception as error:  # it was there a moment ago
         log.warning(
             "warning: %s: cannot be drawn any more (%s)", photograph, " ".join(str(error).split())[:160]

@@ -20,7 +20,7 @@ from interrupt import Watch
 from labels import FORMATS
 from option import InputError
 from prediction.photos import Photos, open_rgb
-from prediction.report import Page, Photo, write_report
+from prediction.report import LARGE, Page, Photo, write_report
 from prediction.scoring import score_all
 from prediction.sources import Found
 from prediction.table import ENDINGS, Row, read_rows
@@ -32,7 +32,7 @@ class Gallery:
     """At most `limit` photographs of any number: all, or the best and the worst fifth of them and a random sample."""
 
     def __init__(self, limit: int, seed: int = 0):
-        self.limit, self.fifth, self._rng = limit, max(1, limit // 5), random.Random(seed)
+        self.limit, self.fifth, self._rng = limit, limit // 5, random.Random(seed)
         self.scores = array("f")
         self.count = 0
         self._sample: list[tuple[int, Row, np.ndarray | None]] = []
@@ -97,6 +97,8 @@ def read_other(path: Path, trained: Trained, device: torch.device) -> Other:
             raise InputError(f"--compare {path}: has no column `score`; it should be a table of scores")
         rows[row["image"]] = row
         rows.setdefault(Path(row["image"]).name, row)
+    if not rows:
+        raise InputError(f"--compare {path}: has no rows; it should be a table of scores")
     return Other(str(path), scale, rows=rows)
 
 
@@ -195,7 +197,7 @@ def write(
         all_scores=np.array(gallery.scores),
     )
     write_report(
-        options.report, page, items, open_photo=partial(open_rgb, upright=photos.upright), num_workers=options.num_workers,
+        options.report, page, items, open_photo=partial(open_rgb, upright=photos.upright, side=LARGE), num_workers=options.num_workers,
         watch=watch,
     )  # fmt: skip
 

@@ -89,16 +89,21 @@ def batches(
     return workers.items(loader)
 
 
-def open_rgb(path: str, upright: bool = False) -> Image.Image:
-    """A photograph in RGB, as `to_rgb` makes it. Raises anything at all where it cannot be read."""
+def open_rgb(path: str | os.PathLike, upright: bool = False, side: int | None = None) -> Image.Image:
+    """A photograph in RGB, as `to_rgb` makes it. Raises anything at all where it cannot be read.
+
+    side: for a thumbnail; a JPEG is decoded at a reduced size of at least that many pixels, which is faster.
+    """
     refuse_odd_files(path)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with Image.open(path) as picture:
+            if side is not None:
+                picture.draft("RGB", (side, side))
             return to_rgb(picture, upright)
 
 
-def refuse_odd_files(path: str) -> None:
+def refuse_odd_files(path: str | os.PathLike) -> None:
     """Raises OSError for what would wait for ever, as a pipe, or is a folder."""
     mode = os.stat(path).st_mode
     if not stat.S_ISREG(mode):

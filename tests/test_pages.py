@@ -1,0 +1,140 @@
+"""What predict.py puts on a page: which photographs, beside what. How the page behaves is tests/test_report.py's."""
+
+import json
+import re
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import arguments, make_weights
+
+import predict
+from prediction.pages import Gallery, Other, read_other, votes_of
+from prediction.table import read_rows
+from trained import load_trained
+
+COMMAND = predict
+CPU = ("--gpu_id", "cpu", "--num_workers", 0)
+
+
+def rows_of(scores):
+    return [
+        {"image": f"{i}.png", "score": score, "error": "" if score is not None else "bad"}
+        for i, score in enumerate(scores)
+    ]
+
+
+def test_a_gallery_shows_all_while_it_can():
+    gallery = Gallery(10)
+    rows = rows_of([3, None, 1, 2])
+    for row in rows:
+        gallery.add(row, np.ones((2, 2)))
+    assert [row for row, _ in gallery.chosen()] == rows
+    assert list(gallery.scores) == [3, 1, 2]
+    assert gallery.chosen()[0][1].dtype == np.float16
+
+
+@pytest.mark.parametrize("limit", [1, 7, 50])
+def test_a_gallery_shows_the_best_the_worst_and_a_sample_of_more(limit):
+    rng = np.random.default_rng(0)
+    scores = rng.permutation(1000).astype(float).tolist()
+    gallery = Gallery(limit)
+    for row in rows_of([None, *scores]):
+        gallery.add(row)
+    shown = [row for row, _ in gallery.chosen()]
+    assert len(shown) == limit
+    assert len({row["image"] for row in shown}) == limit
+    fifth = max(1, limit // 5)
+    if limit > 1:
+        found = {row["score"] for row in shown}
+        assert {999.0 - i for i in range(fifth)} <= found
+        assert {float(i) for i in range(fifth)} <= found
+        numbers = [int(row["image"][:-4]) for row in shown]
+        assert numbers == sorted(numbers)
+    assert len(gallery.scores) == 1000
+    assert gallery.count == 1001
+
+
+def test_the_page_of_predict(album, weights, tmp_path, command):
+    (album / "bad.png").write_text("no picture")
+    other = make_weights(tmp_path / "other.pth", seed=3)
+    page = tmp_path / "page.html"
+    status, _, err = command(
+        album, "--weights", weights, "--report", page, "--out", tmp_path / "s.csv", "--compare", other, *CPU
+    )
+    assert status == 1, err
+    text = page.read_text(encoding="utf-8")
+    content = json.loads(
+        re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)[1]
+    )
+    assert content["photos"]["error"][2] == "no decoder knows the file"
+    for name, table in (("score", tmp_path / "s.csv"), ("other", None)):
+        rows = list(read_rows(table)) if table else rows_with(command, album, other, tmp_path)
+        assert content["photos"]["image"] == [row["image"] for row in rows]
+        expected = [row["score"] for row in rows]
+        assert [v is None for v in content["photos"][name]] == [v is None for v in expected]
+        assert [v for v in content["photos"][name] if v is not None] == pytest.approx(
+            [v for v in expected if v is not None], abs=1e-4
+        )
+    assert "http" not in re.sub(r"http://www.w3.org/\d+/svg", "", text)
+
+
+def rows_with(command, album, weights, tmp_path):
+    out = tmp_path / "beside.csv"
+    assert command(album, "--weights", weights, "--out", out, *CPU)[0] == 1
+    return list(read_rows(out))
+
+
+def test_appended_rows_are_on_the_page_with_those_before(album, weights, tmp_path, command):
+    page, out = tmp_path / "page.html", tmp_path / "s.csv"
+    assert command(album / "a.jpg", "--weights", weights, "--report", page, "--out", out, *CPU)[0] == 0
+    assert command(album, "--weights", weights, "--report", page, "--out", out, "--append", *CPU)[0] == 0
+    text = page.read_text(encoding="utf-8")
+    assert "Scores of 7 photographs" in text
+    assert len(list(read_rows(out))) == 7
+
+
+def test_a_table_is_compared_by_path_or_name(tmp_path):
+    table = tmp_path / "t.csv"
+    table.write_text("image,score,error,vote1,vote2\np/a.jpg,3,,0.25,0.75\nq/b.jpg,,bad,,\n")
+    trained = load_trained(make_weights(tmp_path / "w.pth"))
+    other = read_other(table, trained, "cpu")
+    assert other.scale == (1, 10)
+    assert other.row("p/a.jpg")["score"] == 3
+    assert other.row("elsewhere/a.jpg")["score"] == 3
+    assert votes_of(other.row("a.jpg")) == [0.25, 0.75]
+    assert other.row("b.jpg")["score"] is None
+    assert other.row("c.jpg") is None
+    (tmp_path / "t.csv.run.json").write_text('{"score_range": [0, 1]}')
+    assert read_other(table, trained, "cpu").scale == (0, 1)
+
+
+def test_a_runs_predictions_are_compared_on_the_datasets_scale(scored, run, tmp_path):
+    status, result, err = run(arguments(scored, "tad66k"))
+    assert status == 0, err
+    predictions = pd.read_csv(result["files"]["predictions"])
+    trained = load_trained(make_weights(tmp_path / "w.pth"))
+    other = read_other(predict.Path(result["files"]["predictions"]), trained, "cpu")
+    assert other.scale == (0, 10)
+    name = predictions["image"][2]
+    assert other.row(f"images/{name}")["score"] == pytest.approx(
+        10 * predictions["predicted_score"][2], rel=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    "content", ["image,other\na,1\n", "no,table\n", "image,score\na,b\n", "", "image,score\na,1,2\n"]
+)
+def test_what_is_no_table_is_refused(tmp_path, album, weights, command, content):
+    (tmp_path / "t.csv").write_text(content)
+    status, _, err = command(
+        album, "--weights", weights, "--report", tmp_path / "r.html", "--compare", tmp_path / "t.csv", *CPU
+    )
+    if content:
+        assert status == 2
+        assert "table of scores" in err
+    assert not (tmp_path / "r.html").exists() or not content
+
+
+def test_a_missing_row_beside_is_no_score():
+    assert Other("o", (0, 1), rows={}).row("a") is None
