@@ -240,12 +240,22 @@ def evaluate_only(options, form: Format, splits: Splits, model, device, folder: 
     evaluation = engine.evaluate(
         model, data["test"], make_loss(options.loss), form.threshold, precision, "test", watch
     )
-    return write_results(options, folder, model, evaluation, [])
+    result = write_results(options, folder, model, evaluation, [])
+    if options.report_images:
+        if distributed.rank() == 0:
+            page = folder / "report.html"
+            record.write_page(page, test_title(options, evaluation), options, form, evaluation, watch)
+        result["files"]["page"] = str(folder / "report.html")
+    return result
+
+
+def test_title(options, evaluation: engine.Evaluation) -> str:
+    return f"{options.model} on {options.dataset}, test.csv ({len(evaluation.names)} images)"
 
 
 def write_results(options, folder: Path, model, evaluation: engine.Evaluation, history: list) -> dict:
     """Write predictions, report and what weights are asked for; log the metrics beside the published ones; sum up."""
-    title = f"{options.model} on {options.dataset}, test.csv ({len(evaluation.names)} images)"
+    title = test_title(options, evaluation)
     if distributed.rank() == 0:
         record.write_predictions(folder / "predictions.csv", evaluation)
         record.draw_report(folder / "report.png", title, evaluation, history)

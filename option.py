@@ -137,6 +137,7 @@ GROUPS: dict[str, tuple[Option, ...]] = {
         Option("search_metric", str, "accuracy", "what a search maximises: accuracy as released, srcc, plcc, or the negative emd per image",
                choices=("accuracy", "srcc", "plcc", "emd")),
         Option("eval", bool, False, "evaluate --path_to_model_weight on test.csv, without training"),
+        Option("report_images", int, 1000, "--eval: how many photographs report.html shows, the worst errors and a sample; 0: no such page", low=0),
         Option("resume", bool, False, "go on from the last.pt of --experiment_dir_name, with its options"),
         Option("overwrite", bool, False, "replace the run in --experiment_dir_name"),
         Option("save_released_style", bool, False, "also write checkpoints/released_style.pth, with the released tensors only"),
@@ -325,6 +326,8 @@ def check_together(options: argparse.Namespace, given: Mapping[str, Any]) -> Non
             raise InputError(f"--dataset {options.dataset} needs --{name}")
     if options.eval and not options.path_to_model_weight:
         raise InputError("--eval needs --path_to_model_weight, the weights to evaluate")
+    if not options.eval:
+        _refuse(("report_images",), given, "eval", "training")
     if options.calibrate_points and not options.path_to_model_weight:
         raise InputError("--calibrate_points needs --path_to_model_weight, the weights to calibrate")
     if options.resume and not options.experiment_dir_name:

@@ -17,7 +17,10 @@ from matplotlib.figure import Figure
 from tensorboardX import SummaryWriter
 
 from engine import Evaluation
+from interrupt import Watch
+from labels import Format
 from option import InputError
+from prediction.report import Page, Photo, choose, write_report
 from util import atomic_write, scores, started, write_json
 
 # SRCC, PLCC, accuracy. AVA and TAD66K: from the names of the released checkpoints. AADB and PARA: as later papers report
@@ -36,6 +39,7 @@ _FILES = (
     "metrics.csv",
     "predictions.csv",
     "report.png",
+    "report.html",
     "checkpoints/best.pth",
     "checkpoints/best.pth.new",
     "checkpoints/previous_best.pth",
@@ -221,6 +225,49 @@ def _draw_curves(axis, table: pd.DataFrame, curves: list[tuple[str, str]], title
     axis.xaxis.get_major_locator().set_params(integer=True)
     axis.grid(alpha=0.3)
     axis.legend(frameon=False)
+
+
+def write_page(path: Path, title: str, options, form: Format, evaluation: Evaluation, watch: Watch) -> None:
+    """report.html: predicted against true, and `--report_images` photographs with their scores and votes.
+
+    options: those of the run. Scores are on the dataset's own scale, vote distributions beside the true ones.
+    """
+    low, high = form.scale
+    predicted, true = scores(evaluation.outputs).astype(np.float64), evaluation.opinions
+    if not form.vote_columns:
+        predicted, true = low + predicted * (high - low), low + true * (high - low)
+    folder, votes = Path(options.path_to_images), bool(form.vote_columns)
+    photos = [
+        Photo(
+            evaluation.names[row],
+            folder / evaluation.names[row],
+            predicted[row],
+            votes=evaluation.outputs[row] if votes else (),
+            true=true[row],
+            other_votes=evaluation.targets[row] if votes else (),
+        )
+        for row in choose(predicted, options.report_images, predicted - true)
+    ]
+    facts = {
+        "Weights": options.path_to_model_weight,
+        "Network": options.model,
+        "Dataset": f"{options.dataset}, scores {low:g} to {high:g}",
+        "Interest points": options.interest_points,
+        "Offset refinement": options.refinement,
+        "Batch": f"{options.eval_batch_size} images",
+        "Written": time.strftime("%Y-%m-%d %H:%M"),
+    }
+    shown = dict(zip(("srcc", "plcc", "accuracy"), ("SRCC", "PLCC", "Accuracy"), strict=True))
+    page = Page(
+        title,
+        facts,
+        form.scale,
+        metrics={label: evaluation.metrics[name] for name, label in shown.items()},
+        published=dict(zip(shown.values(), PUBLISHED.get(options.dataset, ()), strict=False)),
+        all_scores=predicted,
+        all_true=true,
+    )
+    write_report(path, page, photos, num_workers=options.num_workers, watch=watch)
 
 
 def comparison(dataset: str, metrics: dict[str, float]) -> str:

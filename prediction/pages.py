@@ -86,7 +86,7 @@ def read_other(path: Path, trained: Trained, device: torch.device) -> Other:
     if path.suffix.lower() not in ENDINGS:
         other = load_trained(path)
         other.model.to(device)
-        return Other(str(path), other.score_range, other)
+        return Other(_short(path), other.score_range, other)
     rows, scale = {}, _scale_of(path) or trained.score_range
     for row in read_rows(path):
         if "predicted_score" in row:
@@ -99,7 +99,12 @@ def read_other(path: Path, trained: Trained, device: torch.device) -> Other:
         rows.setdefault(Path(row["image"]).name, row)
     if not rows:
         raise InputError(f"--compare {path}: has no rows; it should be a table of scores")
-    return Other(str(path), scale, rows=rows)
+    return Other(_short(path), scale, rows=rows)
+
+
+def _short(path: Path) -> str:
+    """A name for charts: the file's, and its run's."""
+    return "/".join(path.parts[-3:]) if path.parent.name == "checkpoints" else "/".join(path.parts[-2:])
 
 
 def _scale_of(path: Path) -> tuple[float, float] | None:
@@ -192,7 +197,7 @@ def write(
         facts,
         trained.score_range,
         notes,
-        other_name=other.name if other else "",
+        other_name=other.name if other is not None else "",
         other_range=other.scale if other else None,
         all_scores=np.array(gallery.scores),
     )

@@ -22,7 +22,7 @@ from util import started
 # Options that say where a run is and how it is carried out, not what it is.
 CARRIED_OUT = {
     "experiment_dir_name", "path_to_images", "path_to_save_csv", "path_to_model_weight", "options", "search_metric", "resume",
-    "overwrite", "save_minutes", "num_workers", "gpu_id", "cache", "eval_batch_size", "save_released_style",
+    "overwrite", "save_minutes", "num_workers", "gpu_id", "cache", "eval_batch_size", "save_released_style", "report_images",
 }  # fmt: skip
 
 METRIC_COLUMNS = {"emd": "val_emd_r1"}

@@ -1,0 +1,372 @@
+"""The report: one HTML page that needs nothing else, with photographs, their scores, votes and attention.
+
+The page's frame is page.html, its looks page.css, its behaviour charts.js and page.js; here are the numbers and the thumbnails.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import io
+import os
+import re
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from urllib.parse import quote
+
+import numpy as np
+from PIL import Image
+from scipy import stats
+from torch.utils.data import DataLoader, Dataset
+
+import workers
+from interrupt import Interrupted, Watch, signals_first
+from meters import bar
+from util import atomic_write, to_json
+
+HERE = Path(__file__).parent
+LARGE, SMALL = 384, 192  # long side of a thumbnail, in pixels
+LARGE_UP_TO = 500  # photographs; a page of more has small ones, so that 5,000 stay below 60 MB
+PARALLEL_FROM = 100  # pictures; fewer are read sooner than other processes start
+CHUNK = 100  # thumbnails in one element of the page
+BINS = 30  # of a distribution of scores
+CELLS = 40  # of the density behind a scatter, each way
+GRID = 32  # most cells of an attention map, each way
+LIST = 10  # rows of the lists of worst errors and largest disagreements
+# Named numbers that have a plainer name; those that are shares are shown in percent.
+LABELS = {
+    "below": "Share below",
+    "spread": "Spread of votes",
+    "attention_background": "Attention to background",
+}
+SHARES = ("below", "attention_background")
+
+
+@dataclass(frozen=True)
+class Photo:
+    """One photograph of the page. All scores are on the dataset's own scale."""
+
+    image: str  # its name, as in the table of scores
+    path: Path | None  # its file, for the thumbnail; None: no picture
+    score: float | None  # None where there is an error
+    error: str = ""
+    votes: Sequence[float] = ()  # vote distribution, level 1 first: raw outputs, which may be negative
+    attention: np.ndarray | None = None  # (h, w), attention mass per cell of the picture; sums to at most 1
+    true: float | None = None
+    other: float | None = None  # by the run or checkpoint that it is compared with, on that one's scale
+    other_votes: Sequence[float] = ()  # by the same; the true ones where nothing is compared
+    numbers: Mapping[str, float] = field(default_factory=dict)  # more to show and to sort by
+
+
+@dataclass(frozen=True)
+class Page:
+    """What the page says of all photographs. The arrays are for photographs that are not all on the page."""
+
+    title: str
+    facts: Mapping[str, str]  # what was used: weights, dataset, date ...
+    score_range: tuple[float, float]
+    notes: Sequence[str] = ()
+    other_name: str = ""  # of the run that is compared; empty: none
+    other_range: tuple[float, float] | None = None  # its scale, where it is another: ranks are compared
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    published: Mapping[str, float] = field(default_factory=dict)  # by the names of `metrics`
+    all_scores: np.ndarray | None = None  # (N,)
+    all_true: np.ndarray | None = None  # (N,), row by row as `all_scores`
+    all_other: np.ndarray | None = None  # (N,), the same
+
+
+def choose(scores: np.ndarray, limit: int, errors: np.ndarray | None = None, seed: int = 0) -> np.ndarray:
+    """The rows, in order, of the photographs that a page of at most `limit` shows.
+
+    scores: (N,), nan where there is none. errors: (N,), predicted minus true. Half of the page are the largest errors, or
+    without them the best and the worst scores; up to a tenth have no score; the rest is a sample of the others.
+    """
+    if len(scores) <= limit:
+        return np.arange(len(scores))
+    bad = np.flatnonzero(~np.isfinite(scores))[: limit // 10]
+    rows = np.flatnonzero(np.isfinite(scores))
+    half = min(limit // 2, len(rows))
+    if errors is None:
+        ranked = rows[np.argsort(scores[rows], kind="stable")]
+        chosen = np.concatenate([ranked[: half // 2], ranked[len(ranked) - (half - half // 2) :]])
+    else:
+        chosen = rows[np.argsort(-np.abs(errors[rows]), kind="stable")[:half]]
+    rest = np.setdiff1d(rows, chosen)
+    count = min(limit - len(bad) - len(chosen), len(rest))
+    sample = np.random.default_rng(seed).choice(rest, count, replace=False)
+    return np.sort(np.concatenate([bad, chosen, sample]))
+
+
+def open_photo(path: str | os.PathLike) -> Image.Image:
+    """A photograph as RGB, as it is stored (the network ignores EXIF's orientation), a JPEG decoded at reduced size."""
+    with Image.open(path) as picture:
+        picture.draft("RGB", (LARGE, LARGE))
+        return picture.convert("RGB")
+
+
+def write_report(
+    path: str | os.PathLike,
+    page: Page,
+    photos: Sequence[Photo],
+    *,
+    open_photo: Callable[[Path], Image.Image] = open_photo,
+    num_workers: int = 0,
+    watch: Watch | None = None,
+) -> None:
+    """Write the page, thumbnail by thumbnail. A picture that cannot be opened has a placeholder.
+
+    Raises Interrupted when a signal comes, InputError where a worker dies, OSError where the page cannot be written.
+    """
+    path = Path(path)
+    head, tail = _frame(page.title, _content(page, photos, path.parent))
+    thumbnails = _thumbnails(photos, open_photo, num_workers, watch)
+    with atomic_write(path, "wb") as file:
+        file.write(head)
+        while chunk := list(islice(thumbnails, CHUNK)):
+            lines = b"\n".join(map(base64.b64encode, chunk))
+            file.write(b'<script type="text/plain" class="thumbnails">%s</script>\n' % lines)
+        file.write(tail)
+
+
+def _frame(title: str, content: dict) -> tuple[bytes, bytes]:
+    """page.html, filled, up to the place of the thumbnails and from there on."""
+    parts = [(HERE / name).read_text(encoding="utf-8") for name in ("page.css", "charts.js", "page.js")]
+    style, script = parts[0], "".join(parts[1:])
+    values = {
+        "title": html.escape(plain(title)),
+        "style": style,
+        "script": script,
+        "style_hash": _hash(style),
+        "script_hash": _hash(script),
+        "data": to_json(content).replace("<", "\\u003c"),  # no name ends the element that it stands in
+    }
+    frame = (HERE / "page.html").read_text(encoding="utf-8")
+    filled = re.sub(r"\{\{(\w+)\}\}", lambda found: values.get(found[1], ""), frame)
+    head, _, tail = filled.rpartition("<!-- thumbnails -->\n")
+    return head.encode(), tail.encode()
+
+
+def _hash(text: str) -> str:
+    """What the page's security policy allows to run: this very text."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
+
+
+def plain(text: str) -> str:
+    """Text that UTF-8 can hold: the bytes of a file name that are no text are written out."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _content(page: Page, photos: Sequence[Photo], folder: Path) -> dict:
+    """What its script reads, as plain lists and numbers."""
+    scores, true, other = (_array(getattr(p, name) for p in photos) for name in ("score", "true", "other"))
+    if not page.other_name:
+        other = np.full(len(photos), np.nan)
+    everyone = scores if page.all_scores is None else np.asarray(page.all_scores, np.float64)
+    pairs = {}  # of the scores of all photographs where both are known of all, else of those on the page
+    for name, shown, given in (("true", true, page.all_true), ("other", other, page.all_other)):
+        pairs[name] = (scores, shown) if given is None else (everyone, np.asarray(given, np.float64))
+    ranks = page.other_range is not None and tuple(page.other_range) != tuple(page.score_range)
+    difference = scores - other
+    if ranks:
+        a, b = pairs["other"]
+        difference = _share_below(scores, a) - _share_below(other, b)
+    attention, limit = _attention_maps(photos)
+    return {
+        "facts": [[plain(str(name)), plain(str(value))] for name, value in page.facts.items()],
+        "notes": [plain(note) for note in page.notes],
+        "metrics": [
+            [name, _number(v), _number(page.published.get(name))] for name, v in page.metrics.items()
+        ],
+        "range": [float(value) for value in page.score_range],
+        "total": len(everyone),
+        "other": _comparison(page, *pairs["other"], ranks) if page.other_name else None,
+        "distributions": _distributions(page, everyone, pairs, ranks),
+        "density": {name: _density(*pair) for name, pair in pairs.items()},
+        "attention_limit": limit,
+        "numbers": _named_numbers(photos),
+        "chunk": CHUNK,
+        "list": LIST,
+        "photos": {
+            "image": [plain(photo.image) for photo in photos],
+            "link": [_link(photo.path, folder) for photo in photos],
+            "error": [plain(photo.error) for photo in photos],
+            "score": _numbers(scores),
+            "true": _numbers(true),
+            "other": _numbers(other),
+            "difference": _numbers(difference),
+            "votes": [_numbers(photo.votes, 4) for photo in photos],
+            "other_votes": [_numbers(photo.other_votes, 4) for photo in photos],
+            "attention": attention,
+        },
+    }
+
+
+def _array(values) -> np.ndarray:
+    return np.array([np.nan if value is None else value for value in values], np.float64)
+
+
+def _number(value: float | None, digits: int = 6) -> float | None:
+    """None where it is not a finite number."""
+    return None if value is None or not np.isfinite(value) else round(float(value), digits)
+
+
+def _numbers(values, digits: int = 6) -> list[float | None]:
+    return [_number(value, digits) for value in values]
+
+
+def _named_numbers(photos: Sequence[Photo]) -> list[dict]:
+    names = dict.fromkeys(name for photo in photos for name in photo.numbers)
+    return [
+        {
+            "key": name,
+            "label": LABELS.get(name, plain(name.replace("_", " ").capitalize())),
+            "share": name in SHARES,
+            "values": [_number(photo.numbers.get(name)) for photo in photos],
+        }
+        for name in names
+    ]
+
+
+def _share_below(values: np.ndarray, among: np.ndarray) -> np.ndarray:
+    """(N,), which share of the finite `among` lies below each of `values` (N,); half of those that equal it count."""
+    ranked = np.sort(among[np.isfinite(among)])
+    places = sum(np.searchsorted(ranked, values, side) for side in ("left", "right")) / 2
+    return np.where(np.isfinite(values), places / max(1, len(ranked)), np.nan)
+
+
+def _comparison(page: Page, scores: np.ndarray, other: np.ndarray, ranks: bool) -> dict:
+    both = np.isfinite(scores) & np.isfinite(other)
+    srcc = None
+    if both.sum() > 1 and np.ptp(scores[both]) > 0 and np.ptp(other[both]) > 0:
+        srcc = _number(stats.spearmanr(scores[both], other[both]).statistic)
+    return {
+        "name": plain(page.other_name),
+        "range": [float(value) for value in page.other_range or page.score_range],
+        "ranks": ranks,
+        "srcc": srcc,
+        "count": int(both.sum()),
+    }
+
+
+def _distributions(page: Page, scores: np.ndarray, pairs: Mapping, ranks: bool) -> list[dict]:
+    """Histograms of the scores, the true and the other ones. What has one scale shares its limits."""
+    true, other = (values[np.isfinite(values)] for _, values in pairs.values())
+    alike = {"Predicted" if len(true) else "Score": scores[np.isfinite(scores)], "True": true}
+    groups = [alike, {plain(page.other_name): other}] if ranks else [alike | {plain(page.other_name): other}]
+    found = []
+    for group in groups:
+        columns = {name: values for name, values in group.items() if len(values)}
+        for name, values in columns.items():
+            low, high = min(v.min() for v in columns.values()), max(v.max() for v in columns.values())
+            if low == high:
+                low, high = low - 0.5, high + 0.5
+            found.append({
+                "name": name, "number": len(values), "mean": _number(values.mean()), "low": float(low), "high": float(high),
+                "quartiles": _numbers(np.percentile(values, (0, 25, 50, 75, 100))),
+                "counts": np.histogram(values, BINS, (low, high))[0].tolist(),
+            })  # fmt: skip
+    return found
+
+
+def _density(scores: np.ndarray, others: np.ndarray) -> dict | None:
+    """How many photographs lie where in a scatter of `others` (across) and `scores` (up), both (N,); None: nowhere."""
+    both = np.isfinite(scores) & np.isfinite(others)
+    if not both.any():
+        return None
+    across, up = others[both], scores[both]
+    ranges = [(v.min(), v.max()) if np.ptp(v) else (v.min() - 0.5, v.max() + 0.5) for v in (across, up)]
+    counts, _, _ = np.histogram2d(across, up, CELLS, ranges)
+    filled = np.argwhere(counts)
+    return {
+        "ranges": [_numbers(limits) for limits in ranges],
+        "side": CELLS,
+        "cells": [[int(x), int(y), int(counts[x, y])] for x, y in filled],
+        "number": int(both.sum()),
+    }
+
+
+def _attention_maps(photos: Sequence[Photo]) -> tuple[list[list | None], float | None]:
+    """Maps as [height, width, base64 of a byte per cell], and what the byte 255 stands for, all pictures alike.
+
+    That is in multiples of an even share of the picture's cells: the 90th percentile of the pictures' maxima, so that
+    a single odd picture does not darken all others.
+    """
+    maps = [None if photo.attention is None else _coarse(photo.attention) for photo in photos]
+    peaks = [values.max() for values in maps if values is not None]
+    if not peaks:
+        return [None] * len(maps), None
+    limit = max(float(np.quantile(peaks, 0.9)), 1.5)
+    found = []
+    for values in maps:
+        if values is None:
+            found.append(None)
+            continue
+        scaled = np.rint((values / limit).clip(0, 1) * 255).astype(np.uint8)
+        found.append([*values.shape, base64.b64encode(scaled.tobytes()).decode()])
+    return found, limit
+
+
+def _coarse(attention: np.ndarray) -> np.ndarray:
+    """Attention (h, w) in multiples of an even share, in at most GRID x GRID cells."""
+    values = np.nan_to_num(np.asarray(attention, np.float32))
+    values = values * values.size
+    height, width = values.shape
+    if max(height, width) > GRID:
+        size = min(width, GRID), min(height, GRID)
+        values = np.asarray(Image.fromarray(values).resize(size, Image.Resampling.BOX))
+    return values
+
+
+def _link(path: Path | None, folder: Path) -> str | None:
+    """To the file: relative where it lies with the page, so that both can be moved; otherwise where it is now."""
+    if path is None:
+        return None
+    path, folder = Path(os.path.abspath(path)), Path(os.path.abspath(folder))
+    if folder in path.parents:
+        return quote(os.fsencode(path.relative_to(folder)))
+    return path.as_uri()
+
+
+class _Pictures(Dataset):
+    def __init__(self, paths: Sequence[Path | None], side: int, open_photo: Callable[[Path], Image.Image]):
+        self.paths, self.side, self.open_photo = paths, side, open_photo
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, number: int) -> bytes:
+        """A JPEG of the photograph's own aspect ratio; empty where it cannot be read."""
+        path = self.paths[number]
+        if path is None:
+            return b""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PIL's, of pictures that are large or written oddly
+            try:
+                picture = self.open_photo(path)
+                picture.thumbnail((self.side, self.side), Image.Resampling.LANCZOS, reducing_gap=3)
+                file = io.BytesIO()
+                picture.save(file, "JPEG", quality=78, optimize=True)
+            except Exception:  # decoders raise anything at all on a damaged file
+                return b""
+        return file.getvalue()
+
+
+def _thumbnails(photos, open_photo, num_workers: int, watch: Watch | None) -> Iterator[bytes]:
+    side = LARGE if len(photos) <= LARGE_UP_TO else SMALL
+    loader = DataLoader(
+        _Pictures([photo.path for photo in photos], side, open_photo),
+        None,
+        num_workers=num_workers if len(photos) >= PARALLEL_FROM else 0,
+        worker_init_fn=workers.start_worker,
+        collate_fn=workers.as_it_is,
+    )
+    with bar("report", len(photos)) as shown, signals_first(watch):
+        for thumbnail in workers.items(loader):
+            if watch is not None and watch.received:
+                raise Interrupted(watch.received)
+            shown.update(1)
+            yield thumbnail

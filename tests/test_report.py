@@ -1,0 +1,294 @@
+"""The report page: what is written into it, by predict.py and by --eval. test_report_browser.py reads it in a browser."""
+
+import base64
+import io
+import json
+import re
+from html.parser import HTMLParser
+from urllib.parse import unquote
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import arguments, make_pictures
+from PIL import Image
+from scipy import stats
+
+from interrupt import Interrupted
+from prediction.report import CHUNK, LARGE, LARGE_UP_TO, SMALL, Page, Photo, choose, open_photo, write_report
+
+FACTS = {"Weights": "best.pth", "Network": "eat_nano"}
+ODD = 'a "b" </script><b> & c.jpg'
+VOTES = np.array([0.0, 0.01, 0.02, 0.1, 0.3, 0.32, 0.15, 0.08, 0.03, -0.01])
+
+
+def a_page(**given):
+    return Page("Some photographs", FACTS, (1.0, 10.0), **given)
+
+
+def written(path, page, photos, **given):
+    write_report(path, page, photos, **given)
+    return path.read_text(encoding="utf-8")
+
+
+def data_of(text):
+    """What the page's script reads; as strict JSON."""
+
+    def refuse(constant):
+        raise AssertionError(f"{constant} is not JSON")
+
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)
+    return json.loads(found[1], parse_constant=refuse)
+
+
+def thumbnails_of(text):
+    chunks = re.findall(r'<script type="text/plain" class="thumbnails">(.*?)</script>', text, re.DOTALL)
+    return [line for chunk in chunks for line in chunk.split("\n")]
+
+
+def test_names_of_any_kind_stay_names(tmp_path):
+    names = [ODD, "写真 фото.jpg", "broken\udcff.jpg", "<!-- thumbnails -->", "{{script}}"]
+    page = Page(ODD, {ODD: "\udc80"}, (1, 10), other_name=ODD, notes=[ODD])
+    text = written(tmp_path / "page.html", page, [Photo(name, None, 5.0, error=name) for name in names])
+    found = data_of(text)
+    assert found["photos"]["image"] == [*names[:2], "broken\\udcff.jpg", *names[3:]]
+    assert found["facts"] == [[ODD, "\\udc80"]]
+
+    class Tags(HTMLParser):
+        seen = ()
+
+        def handle_starttag(self, tag, attrs):
+            self.seen = (*self.seen, tag)
+
+    tags = Tags()
+    tags.feed(text)
+    assert "b" not in tags.seen
+    assert tags.seen.count("script") == 3  # one chunk of thumbnails, the data, the script
+
+
+def test_the_page_may_load_nothing(tmp_path):
+    text = written(tmp_path / "page.html", a_page(), [])
+    policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]*)"', text)[1]
+    assert policy.startswith("default-src 'none'; img-src data:;")
+    assert "unsafe" not in policy
+    outside = set(re.findall(r"https?://[\w./]+", text)) - {
+        "http://www.w3.org/2000/svg"
+    }  # SVG's name, not a place
+    assert not outside
+    assert not re.search(r"""(src|href)=["'](?!data:|#)""", text)
+
+
+def test_numbers_that_are_none_are_null(tmp_path):
+    photos = [
+        Photo("a.jpg", None, np.float32(5.25), votes=VOTES.astype(np.float32), true=np.nan),
+        Photo("b.jpg", None, None, error="cut short", votes=[np.inf]),
+        Photo("c.jpg", None, 6.0, numbers={"spread": np.nan, "sharpness_of_it": 2}),
+    ]
+    found = data_of(written(tmp_path / "page.html", a_page(metrics={"SRCC": float("nan")}), photos))
+    assert found["photos"]["score"] == [5.25, None, 6.0]
+    assert found["photos"]["true"] == [None] * 3
+    assert found["photos"]["votes"][:2] == [[round(v, 4) for v in VOTES], [None]]
+    assert found["metrics"] == [["SRCC", None, None]]
+    assert [(n["label"], n["values"]) for n in found["numbers"]] == [
+        ("Spread of votes", [None] * 3),
+        ("Sharpness of it", [None, None, 2]),
+    ]
+
+
+def test_a_page_of_no_photographs(tmp_path):
+    text = written(tmp_path / "page.html", a_page(), [])
+    assert data_of(text)["distributions"] == []
+    assert thumbnails_of(text) == []
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """A folder with a landscape and a portrait picture, and one that is cut short."""
+    folder = tmp_path_factory.mktemp("pictures")
+    make_pictures(folder, ["wide.jpg"], size=(600, 900))
+    make_pictures(folder, ["tall.png"], size=(400, 200))
+    (folder / "cut.jpg").write_bytes((folder / "wide.jpg").read_bytes()[:900])
+    return folder
+
+
+def opened(line):
+    return Image.open(io.BytesIO(base64.b64decode(line)))
+
+
+def test_thumbnails_keep_the_aspect_ratio_and_what_cannot_be_read_has_none(tmp_path, pictures):
+    paths = [pictures / "wide.jpg", pictures / "tall.png", pictures / "cut.jpg", pictures / "gone.jpg", None]
+    photos = [Photo(str(path), path, 5.0) for path in paths]
+    wide, tall, *none = thumbnails_of(written(tmp_path / "page.html", a_page(), photos))
+    assert opened(wide).size == (LARGE, LARGE * 2 // 3)
+    assert opened(tall).size == (LARGE // 2, LARGE)
+    assert none == [""] * 3
+    assert opened(wide).format == "JPEG"
+
+
+def test_a_long_page_has_small_thumbnails_in_order(tmp_path, pictures):
+    seen = []
+
+    def note(path):
+        seen.append(path)
+        return open_photo(path)
+
+    paths = [pictures / ("tall.png" if row % 3 else "wide.jpg") for row in range(LARGE_UP_TO + 1)]
+    text = written(tmp_path / "p.html", a_page(), [Photo(p.name, p, 5.0) for p in paths], open_photo=note)
+    lines = thumbnails_of(text)
+    assert seen == paths
+    assert len(re.findall('class="thumbnails"', text)) == -(-len(paths) // CHUNK)
+    assert [opened(line).size[0] == SMALL for line in lines] == [p.name == "wide.jpg" for p in paths]
+
+
+def test_workers_make_the_same_page(tmp_path, pictures):
+    photos = [Photo(f"{row}.jpg", pictures / "wide.jpg", 5.0) for row in range(120)]
+    alone, shared = (written(tmp_path / f"{n}.html", a_page(), photos, num_workers=n) for n in (0, 2))
+    assert alone == shared
+
+
+def test_a_signal_leaves_no_page(tmp_path, pictures):
+    class Asked:
+        received = 15
+
+    with pytest.raises(Interrupted):
+        write_report(tmp_path / "p.html", a_page(), [Photo("a", pictures / "wide.jpg", 5.0)], watch=Asked())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_links_are_relative_where_page_and_picture_lie_together(tmp_path):
+    (tmp_path / "out").mkdir()
+    paths = [tmp_path / "out" / "sub" / "a #1?.jpg", tmp_path / "elsewhere" / "b%.jpg", None]
+    text = written(tmp_path / "out" / "p.html", a_page(), [Photo("x", path, 5.0) for path in paths])
+    near, far, none = data_of(text)["photos"]["link"]
+    assert near == "sub/a%20%231%3F.jpg"
+    assert far == f"file://{tmp_path}/elsewhere/b%25.jpg"
+    assert unquote(far).endswith(str(paths[1]))
+    assert none is None
+
+
+def test_attention_is_in_multiples_of_an_even_share(tmp_path):
+    even, one = np.full((4, 4), 1 / 16), np.zeros((4, 4))
+    one[1, 2] = 1
+    large = np.full((64, 100), 1 / 6400)
+    photos = [Photo("a", None, 5.0, attention=values) for values in (even, one, large, None)]
+    found = data_of(written(tmp_path / "p.html", a_page(), photos))
+    limit = found["attention_limit"]
+    maps = [
+        entry and (*entry[:2], np.frombuffer(base64.b64decode(entry[2]), np.uint8))
+        for entry in found["photos"]["attention"]
+    ]
+    assert limit == pytest.approx(np.quantile([1, 16, 1], 0.9))
+    assert maps[0][:2] == (4, 4)
+    assert set(maps[0][2]) == set(maps[2][2]) == {round(255 / limit)}
+    assert maps[1][2].tolist() == [255 if cell == 6 else 0 for cell in range(16)]
+    assert maps[2][:2] == (32, 32)
+    assert maps[3] is None
+
+
+def test_scores_of_one_scale_are_subtracted_and_of_two_scales_ranked(tmp_path):
+    a, b = [4.0, 5.0, 6.0, 8.0], [0.9, 0.2, 0.4, 0.8]
+    photos = [Photo(str(x), None, x, other=y) for x, y in zip(a, b, strict=True)]
+    same = data_of(written(tmp_path / "p.html", a_page(other_name="B"), photos))
+    assert same["photos"]["difference"] == pytest.approx(np.subtract(a, b))
+    assert same["other"]["srcc"] == pytest.approx(stats.spearmanr(a, b).statistic)
+    assert not same["other"]["ranks"]
+    ranked = data_of(written(tmp_path / "p.html", a_page(other_name="B", other_range=(0, 1)), photos))
+    assert ranked["other"]["ranks"]
+    assert ranked["photos"]["difference"] == [-0.75, 0.25, 0.25, 0.25]
+    ours, theirs = ranked["distributions"]
+    assert (ours["low"], ours["high"], theirs["low"], theirs["high"]) == (4, 8, 0.2, 0.9)
+
+
+def test_charts_are_of_all_photographs(tmp_path):
+    rng = np.random.default_rng(0)
+    scores, true = rng.normal(5, 1, (2, 700))
+    photos = [Photo(str(row), None, scores[row], true=true[row]) for row in range(5)]
+    page = a_page(all_scores=scores, all_true=true)
+    found = data_of(written(tmp_path / "p.html", page, photos))
+    assert [(d["name"], sum(d["counts"])) for d in found["distributions"]] == [
+        ("Predicted", 700),
+        ("True", 700),
+    ]
+    assert found["total"] == found["density"]["true"]["number"] == 700
+    assert sum(cell[2] for cell in found["density"]["true"]["cells"]) == 700
+    assert found["density"]["other"] is None
+
+
+def test_choose_takes_the_worst_errors_and_a_sample():
+    errors = np.random.default_rng(0).normal(size=1000)
+    rows = choose(np.zeros(1000), 100, errors)
+    worst = np.argsort(-np.abs(errors))[:50]
+    assert len(rows) == len(set(rows)) == 100
+    assert (np.diff(rows) > 0).all()
+    assert set(worst) <= set(rows)
+    assert rows.tolist() == choose(np.zeros(1000), 100, errors).tolist()
+    others = [set(choose(np.zeros(1000), 100, errors, seed=seed)) for seed in (0, 1)]
+    assert others[0] & others[1] != others[0]
+
+
+def test_choose_takes_the_best_and_the_worst_scores():
+    scores = np.random.default_rng(0).permutation(1000).astype(float)
+    scores[scores < 50] = np.nan
+    rows = choose(scores, 101)
+    chosen = scores[rows]
+    assert len(rows) == 101
+    assert set(range(50, 75)) | set(range(975, 1000)) <= set(chosen)
+    assert np.isnan(chosen).sum() == 10
+
+
+@pytest.mark.parametrize(
+    ("count", "limit", "expected"), [(3, 5, 3), (5, 5, 5), (9, 1, 1), (0, 4, 0), (4, 0, 0)]
+)
+def test_choose_never_takes_more_than_the_limit(count, limit, expected):
+    assert len(choose(np.arange(float(count)), limit)) == expected
+    assert len(choose(np.full(count, np.nan), limit)) <= expected
+
+
+def evaluate(run, folder, dataset="ava", **given):
+    weights = folder / "run" / "checkpoints" / "best.pth"
+    if not weights.exists():
+        assert run(arguments(folder, dataset))[0] == 0
+    return run(
+        arguments(
+            folder,
+            dataset,
+            eval=True,
+            path_to_model_weight=weights,
+            experiment_dir_name=folder / "e",
+            **given,
+        )
+    )
+
+
+def test_eval_writes_a_page_with_true_scores_and_votes(ava, run):
+    status, result, _ = evaluate(run, ava)
+    assert status == 0
+    found = data_of((ava / "e" / "report.html").read_text())
+    table = pd.read_csv(ava / "e" / "predictions.csv")
+    assert result["files"]["page"] == str(ava / "e" / "report.html")
+    assert found["photos"]["score"] == pytest.approx(table["predicted_score"].tolist(), abs=1e-5)
+    assert found["photos"]["true"] == pytest.approx(table["true_score"].tolist(), abs=1e-5)
+    assert [sum(votes) for votes in found["photos"]["other_votes"]] == pytest.approx([1] * 6, abs=1e-3)
+    assert [row[2] for row in found["metrics"]] == [0.7596, 0.7710, 0.8259]
+    assert found["metrics"][0][1] == pytest.approx(result["srcc"], abs=1e-5)
+
+
+def test_evals_page_is_on_the_datasets_own_scale(scored, run):
+    assert evaluate(run, scored, "tad66k", report_images=4)[0] == 0
+    text = (scored / "e" / "report.html").read_text()
+    found, table = data_of(text), pd.read_csv(scored / "test.csv").set_index("image")["score"]
+    assert found["photos"]["true"] == pytest.approx(table[found["photos"]["image"]].tolist())
+    assert (found["range"], found["total"], len(thumbnails_of(text))) == ([0, 10], 6, 4)
+
+
+def test_eval_without_a_page_and_over_one_and_in_training(ava, run):
+    status, result, _ = evaluate(run, ava, report_images=0)
+    assert (status, "page" in result["files"]) == (0, False)
+    assert not (ava / "e" / "report.html").exists()
+    assert evaluate(run, ava, overwrite=True)[0] == 0
+    assert (ava / "e" / "report.html").exists()
+    evaluate(run, ava, overwrite=True, report_images=0)
+    assert not (ava / "e" / "report.html").exists()
+    status, _, err = run(arguments(ava, experiment_dir_name=ava / "t", report_images=5))
+    assert (status, err.count("\n")) == (2, 1)
+    assert "--report_images belongs to --eval" in err
