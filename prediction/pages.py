@@ -185,6 +185,8 @@ def write(
         "Made": time.strftime("%Y-%m-%d %H:%M"),
     }
     notes = list(trained.notes)
+    if other is not None and other.trained is not None:
+        notes += [f"{other.name}: {note}" for note in other.trained.notes]
     if trained.dataset == "demo":
         notes.append("The demo's scores are of damage done to two photographs. They are not aesthetics.")
     if gallery.count > len(chosen):
