@@ -399,3 +399,44 @@ def resumed(given: Mapping[str, Any], saved: Mapping[str, Any], source: str) -> 
                 f"--resume: --{name} {value} differs from the run's {saved.get(name)}; start a new run"
             )
     return saved | dict(given)
+
+
+def add_weights(parser: argparse.ArgumentParser) -> None:
+    """What every command that uses trained weights asks for; see `trained.load_trained`."""
+    group = parser.add_argument_group("weights")
+    add = group.add_argument
+    add(
+        "--weights",
+        required=True,
+        metavar="FILE",
+        help="a run's best.pth, a released checkpoint, a .safetensors, or a folder that `export.py --to hub` wrote",
+    )
+    add("--dataset", choices=DATASETS, help="what it was trained on, where the file does not say")
+    add("--model", choices=MODELS, help="the network (default: as the file says, or by its tensors)")
+    add(
+        "--score_min",
+        type=finite,
+        metavar="X",
+        help="--dataset csv: lowest possible score, where the file does not say",
+    )
+    add(
+        "--score_max",
+        type=finite,
+        metavar="X",
+        help="--dataset csv: highest possible score, where the file does not say",
+    )
+    add("--interest_points", choices=("image", "running", "batch"),
+        help="each image's own; a running mean; or of the batch, as released: scores then depend on the batch "
+        "(default: as trained, but each image's own instead of the batch's)")  # fmt: skip
+
+
+def score_range(given: argparse.Namespace) -> tuple[float, float] | None:
+    """--score_min and --score_max; None where neither is given. Raises InputError for one without the other."""
+    low, high = given.score_min, given.score_max
+    if low is None and high is None:
+        return None
+    if low is None or high is None:
+        raise InputError("--score_min and --score_max belong together; give both")
+    if low >= high:
+        raise InputError(f"--score_min {low:g} is not below --score_max {high:g}")
+    return low, high

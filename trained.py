@@ -125,7 +125,8 @@ def load_trained(
     if points == "running" and models.uncalibrated(network) and not will_calibrate:
         raise InputError(
             f"{weights.path}: has no running interest points, and without other photographs they cannot be calibrated; "
-            "--calibrate_on FOLDER names some, best those it was trained on; --interest_points image needs none"
+            "predict.py --calibrate_on FOLDER --save_calibrated FILE does it, best with those it was trained on; "
+            "--interest_points image needs none"
         )
     network.eval().requires_grad_(False)
     return Trained(network, name, dataset, scale, weights.path, notes)
@@ -224,8 +225,8 @@ def _points(weights: Weights, given: str | None, will_calibrate: bool) -> tuple[
     if given is None and trained == "batch":
         return "image", [
             f"{weights.path.name} was trained with interest points that are means over a batch, and has none of its own to "
-            "keep; not calibrated, for that takes other photographs (--calibrate_on FOLDER): each photograph's own points "
-            "are used"
+            "keep; not calibrated, for that takes other photographs (predict.py --calibrate_on FOLDER): each photograph's own "
+            "points are used"
         ]
     points = given or trained
     notes = (

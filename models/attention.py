@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .eat import InterestPoints, OffsetRefinement, in_float32
+from .sampling import sample
 
 
 class AttentionPoints(NamedTuple):
@@ -232,7 +233,7 @@ def bilinear_sample(features: Tensor, positions: Tensor) -> Tensor:
     maps = features.permute(0, 3, 4, 1, 2).reshape(batch * groups, dim, height, width)
     grid = positions.transpose(2, 3).transpose(1, 2).flatten(0, 1).flip(-1)
     with in_float32(features.device):
-        out = F.grid_sample(maps.float(), grid, mode="bilinear", align_corners=True).to(features.dtype)
+        out = sample(maps.float(), grid).to(features.dtype)
     return out.unflatten(0, (batch, groups)).permute(0, 3, 4, 1, 2)
 
 
@@ -251,7 +252,7 @@ def sampled_position_bias(table: Tensor, positions: Tensor) -> Tensor:
     grid = queries - keys
     tables = table.unflatten(0, (groups, -1)).expand(batch, -1, -1, -1, -1).flatten(0, 1)
     with in_float32(positions.device):
-        bias = F.grid_sample(tables.float(), grid, mode="bilinear", align_corners=True)
+        bias = sample(tables.float(), grid)
     return bias.unflatten(0, (batch, groups)).flatten(1, 2)
 
 

@@ -6,8 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from models.eat import POINT_MODES
-from option import CPUS, DATASETS, MODELS, InputError, Parser, finite, whole
+from option import CPUS, InputError, Parser, add_weights, score_range, whole
 from prediction.explain import ALL
 
 DESCRIPTION = "Score photographs with trained weights, and say why."
@@ -122,34 +121,6 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return options  # fmt: skip
 
 
-def add_weights(parser: argparse.ArgumentParser) -> None:
-    """What every command that uses trained weights asks for; see `trained.load_trained`."""
-    group = parser.add_argument_group("weights")
-    add = group.add_argument
-    add(
-        "--weights",
-        required=True,
-        metavar="FILE",
-        help="a run's best.pth, a released checkpoint, .safetensors, or an exported folder",
-    )
-    add("--dataset", choices=DATASETS[1:], help="what it was trained on, where the file does not say")
-    add("--model", choices=MODELS, help="the network (default: as the file says, or by its tensors)")
-    add(
-        "--score_min",
-        type=finite,
-        metavar="X",
-        help="--dataset csv: lowest possible score, where the file does not say",
-    )
-    add(
-        "--score_max",
-        type=finite,
-        metavar="X",
-        help="--dataset csv: highest possible score, where the file does not say",
-    )
-    add("--interest_points", choices=POINT_MODES[1:] + POINT_MODES[:1], help="each image's own; a running mean; or of the batch, as released: scores then depend on "
-        "the batch (default: as trained, but each image's own instead of the batch's)")  # fmt: skip
-
-
 def _add_points(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("calibration")
     add = group.add_argument
@@ -168,18 +139,6 @@ def _add_points(parser: argparse.ArgumentParser) -> None:
         help="how many of them, drawn at random (default: 2000)",
     )
     add("--save_calibrated", metavar="FILE", type=Path, help="keep the calibrated weights")  # fmt: skip
-
-
-def score_range(options: argparse.Namespace) -> tuple[float, float] | None:
-    """--score_min and --score_max. Raises InputError for one without the other."""
-    low, high = options.score_min, options.score_max
-    if low is None and high is None:
-        return None
-    if low is None or high is None:
-        raise InputError("--score_min and --score_max belong together; give both")
-    if low >= high:
-        raise InputError(f"--score_min {low:g} is not below --score_max {high:g}")
-    return low, high
 
 
 def check(options: argparse.Namespace) -> None:

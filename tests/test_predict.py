@@ -137,7 +137,7 @@ def test_a_bare_released_file_is_recognised_and_told_of(album, tmp_path, command
         assert command(album, "--weights", bare, *CPU)[0] == 0
     text = caplog.text
     assert "eat_nano trained on ava, scores 1 to 10, image interest points" in text
-    assert "not calibrated, for that takes other photographs (--calibrate_on FOLDER)" in text
+    assert "not calibrated, for that takes other photographs (predict.py --calibrate_on FOLDER)" in text
     status, _, err = command(album, "--weights", bare, "--interest_points", "running", *CPU)
     assert status == 2
     assert "has no running interest points" in err

@@ -1,0 +1,209 @@
+"""Hand a trained network to other programs: ONNX, torch.export, safetensors, or a folder for the Hugging Face hub."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import logging
+import os
+import signal
+import sys
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from command import guarded
+from exporting import hub, onnx_file, torch_files
+from exporting.about import describe
+from exporting.check import BATCHES, ExportError, largest_difference
+from option import InputError, Parser, add_weights, score_range
+from trained import Trained, load_trained
+from util import to_json
+
+log = logging.getLogger("eat")
+
+ENDINGS = {"onnx": ".onnx", "torch_export": ".pt2", "safetensors": ".safetensors", "hub": "_hub"}
+PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime")}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit status: 0, 1 where what was written was not equal to the network, 2 for a bad request."""
+    options = parse(argv)
+
+    def work() -> int:
+        try:
+            print(to_json(export(options)), flush=True)
+        except ExportError as error:
+            print(f"export.py: {error}", file=sys.stderr)
+            return 1
+        return 0
+
+    return guarded("export.py", work, rest="nothing was written")
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = Parser(
+        prog="export.py",
+        usage="export.py --weights FILE --to FORM [OPTION ...]",
+        description="Export trained weights. What is written is read back, fed with photographs as it says itself, and "
+        "compared with PyTorch; a file that differs is not left in place. The last line is JSON.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add(
+        "--to",
+        required=True,
+        choices=list(ENDINGS),
+        help="what to write: an .onnx, a .pt2 archive, a .safetensors, or a folder",
+    )
+    add(
+        "--out",
+        type=Path,
+        metavar="PATH",
+        help="what to call it (default: beside the weights, by their name)",
+    )
+    add("--overwrite", action="store_true", help="replace what is there")
+    add(
+        "--gather",
+        action="store_true",
+        help="ONNX without the operator GridSample, for runtimes that lack it",
+    )
+    add(
+        "--int8",
+        action="store_true",
+        help="ONNX with 8-bit linear layers: smaller, faster, and only nearly equal",
+    )
+    add(
+        "--opset",
+        type=int,
+        metavar="N",
+        help=f"ONNX operator set, {onnx_file.OPSETS[0]} to {onnx_file.OPSETS[1]} (default: {onnx_file.OPSET})",
+    )
+    add_weights(parser)
+    return parser.parse_args(argv)
+
+
+def export(options: argparse.Namespace) -> dict:
+    """Write what is asked for, check it, and say what it is. Raises InputError, WeightsError, ExportError."""
+    check(options)
+    trained = load_trained(
+        options.weights,
+        model=options.model,
+        dataset=options.dataset,
+        score_range=score_range(options),
+        interest_points=options.interest_points,
+    )
+    for note in trained.notes:
+        log.warning("%s", note)
+    about, out = describe(trained), target(options, trained)
+    with replacing(out, options.overwrite) as temporary, quietly():
+        if options.to == "onnx":
+            onnx_file.write_onnx(
+                trained, temporary, about, options.gather, options.int8, options.opset or onnx_file.OPSET
+            )
+            found, run = onnx_file.open_onnx(temporary)
+        elif options.to == "torch_export":
+            torch_files.write_archive(trained, temporary, about)
+            found, run = torch_files.open_archive(temporary)
+        elif options.to == "safetensors":
+            torch_files.write_safetensors(trained, temporary, about)
+            found, run = torch_files.open_safetensors(temporary)
+        else:
+            hub.write_hub(trained, temporary, about)
+            found, run = hub.open_hub(temporary)
+        difference = largest_difference(trained, found, run, exact=not options.int8)
+        size = sum(path.stat().st_size for path in (temporary, *temporary.glob("*")) if path.is_file())
+    kinds = {"onnx": {"gather": options.gather, "int8": options.int8}}
+    return {
+        "written": str(out),
+        "to": options.to,
+        **kinds.get(options.to, {}),
+        "model": trained.name,
+        "dataset": trained.dataset,
+        "score_range": list(trained.score_range),
+        "interest_points": trained.points,
+        "megabytes": round(size / 1e6, 2),
+        "largest_difference": difference,
+        "checked_on": f"photographs in batches of {', '.join(map(str, BATCHES))}",
+    }
+
+
+def check(options: argparse.Namespace) -> None:
+    """Raises InputError for options that contradict each other, and for packages that are not there."""
+    for name in ("gather", "int8", "opset"):
+        if getattr(options, name) and options.to != "onnx":
+            raise InputError(f"--{name} belongs to --to onnx, not {options.to}")
+    low, high = onnx_file.OPSETS
+    if options.opset is not None and not low <= options.opset <= high:
+        raise InputError(f"--opset {options.opset} must be between {low} and {high}")
+    missing = [name for name in PACKAGES.get(options.to, ()) if importlib.util.find_spec(name) is None]
+    if missing:
+        raise InputError(
+            f"--to {options.to} needs {', '.join(missing)}: pip install -r requirements-export.txt"
+        )
+
+
+def target(options: argparse.Namespace, trained: Trained) -> Path:
+    """Where the export goes. Raises InputError for another ending, by which readers know a file, and for the weights."""
+    source = Path(options.weights).resolve()
+    kind = "_gather" * options.gather + "_int8" * options.int8
+    stem = source.name if source.is_dir() else source.stem
+    out = Path(os.path.abspath(options.out or source.with_name(stem + kind + ENDINGS[options.to])))
+    if options.to != "hub" and out.suffix != ENDINGS[options.to]:
+        raise InputError(f"{out}: must end in {ENDINGS[options.to]}; give another --out")
+    if out.resolve() in (source, *trained.path.resolve().parents, trained.path.resolve()):
+        raise InputError(f"{out}: would replace the weights that are exported; give another --out")
+    return out
+
+
+@contextmanager
+def replacing(out: Path, overwrite: bool) -> Iterator[Path]:
+    """A path for what is to become `out`, a file or a folder; put there if all goes well, removed if not.
+
+    Raises InputError where something is there and may not be replaced.
+    """
+    if out.exists() or out.is_symlink():
+        if not overwrite:
+            raise InputError(f"{out}: is there already; give --overwrite or another --out")
+        if out.is_dir() and (others := sorted({path.name for path in out.iterdir()} - set(hub.FILES))):
+            raise InputError(f"{out}: holds {others[0]}, which no export has written; give another --out")
+    if not out.parent.is_dir():
+        raise InputError(f"{out.parent}: no such folder; make it, or give another --out")
+    try:
+        place = tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent)
+    except OSError as error:
+        error.filename = str(out.parent)
+        raise
+    with place as folder:
+        temporary = Path(folder) / out.name
+        yield temporary
+        if not (out.is_dir() or (out.exists() and temporary.is_dir())):
+            os.replace(temporary, out)
+            return
+        replaced = Path(folder) / "replaced"  # a folder is not replaced in one step
+        os.replace(out, replaced)
+        try:
+            os.replace(temporary, out)
+        except OSError:
+            os.replace(replaced, out)
+            raise
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """The exporters' own chatter is about their future, not about this network."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what is half-written is removed
+    sys.exit(main())

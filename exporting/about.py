@@ -1,0 +1,97 @@
+"""What an export says of itself: its network, its scale, how a photograph becomes its input. All as one JSON."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+from torch import Tensor, nn
+
+from trained import Trained
+
+KEY = "about"  # where each artifact keeps the JSON; a hub folder's config.json keeps it under "eat"
+
+
+class Scorer(nn.Module):
+    """A trained network that gives scores beside its raw prediction."""
+
+    def __init__(self, trained: Trained):
+        super().__init__()
+        self.network, self.trained = trained.model, trained
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """images: (N, 3, H, W), normalised. Returns the prediction (N, outputs), raw, and the score (N,) on its scale."""
+        prediction = self.network(images)
+        return prediction, self.trained.scores(prediction)
+
+
+def describe(trained: Trained) -> dict:
+    """Everything that a program needs to use the network without this project. JSON values only."""
+    low, high = trained.score_range
+    levels = list(range(1, trained.outputs + 1))
+    resize = trained.resize
+    return {
+        "model": trained.name,
+        "dataset": trained.dataset,
+        "score_range": [low, high],
+        "interest_points": trained.points,
+        "refinement": trained.model.settings["refinement"],
+        "depends_on_batch": trained.points == "batch",
+        "prediction": {
+            "outputs": trained.outputs,
+            "meaning": f"shares of the votes 1 to {trained.outputs}, raw: no softmax, and they need not sum to 1"
+            if trained.outputs > 1
+            else "the score from 0 to 1, raw",
+        },
+        "score": {
+            "formula": "sum over outputs of weights * prediction, plus offset; may lie outside score_range",
+            "weights": [float(level) for level in levels] if trained.outputs > 1 else [high - low],
+            "offset": 0.0 if trained.outputs > 1 else low,
+        },
+        "preprocessing": {
+            "decode": "8-bit RGB; the pixels as stored, no EXIF orientation and no colour profile applied",
+            "resize": {
+                "height": resize.side,
+                "width": resize.side,
+                "method": resize.method,
+                "antialias": True,
+                "keep_aspect_ratio": False,
+                "as": f"PIL.Image.resize(({resize.side}, {resize.side}), {resize.method.upper()})",
+            },
+            "divide_by": 255.0,
+            "mean": list(IMAGENET_DEFAULT_MEAN),
+            "std": list(IMAGENET_DEFAULT_STD),
+            "layout": "NCHW",
+            "dtype": "float32",
+        },
+        "weights": {
+            "file": trained.path.name,
+            "sha256": hashlib.sha256(trained.path.read_bytes()).hexdigest(),
+        },
+        "torch": torch.__version__,
+    }
+
+
+def preprocess(about: dict, photograph: bytes) -> np.ndarray:
+    """The (1, 3, H, W) input of a photograph's file, by nothing but what an artifact says of itself."""
+    steps = about["preprocessing"]
+    size = (steps["resize"]["width"], steps["resize"]["height"])
+    with Image.open(io.BytesIO(photograph)) as picture:
+        squashed = picture.convert("RGB").resize(size, Image.Resampling[steps["resize"]["method"].upper()])
+    pixels = np.asarray(squashed, np.float32) / steps["divide_by"]
+    normalised = (pixels - np.float32(steps["mean"])) / np.float32(steps["std"])
+    return np.ascontiguousarray(normalised.transpose(2, 0, 1)[None], steps["dtype"])
+
+
+def score(about: dict, prediction: np.ndarray) -> np.ndarray:
+    """Scores (N,) of a prediction (N, outputs), by nothing but what an artifact says of itself."""
+    return prediction @ np.float32(about["score"]["weights"]) + np.float32(about["score"]["offset"])
+
+
+def as_text(about: dict) -> str:
+    return json.dumps(about, indent=2, allow_nan=False)

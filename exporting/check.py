@@ -1,0 +1,79 @@
+"""The round trip: a written artifact, read back and fed as it says itself, against PyTorch and our own pixels."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from sklearn.datasets import load_sample_images
+
+from dataset import network_input
+from decode import read_pil
+from exporting.about import preprocess
+from trained import Trained
+
+BATCHES = (1, 2, 5)
+TOLERANCE = 1e-4  # of the prediction, and of the score as a share of its range
+INT8_TOLERANCE = 0.1  # of the score as a share of its range: int8 is near, or something is wrong with it
+
+# What an artifact gives for (N, 3, H, W) float32: its prediction (N, outputs) and its score (N,).
+Runner = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+
+
+class ExportError(Exception):
+    """An artifact that is not equal to its network; the message is one line. Exit status 1."""
+
+
+def photographs() -> list[bytes]:
+    """Files of five photographs: the two that come with scikit-learn, and parts of them."""
+    files = [Path(name).read_bytes() for name in load_sample_images().filenames]
+    for file, box in (
+        (files[0], (0, 0, 320, 427)),
+        (files[1], (160, 40, 560, 400)),
+        (files[0], (250, 90, 610, 330)),
+    ):
+        part = io.BytesIO()
+        with Image.open(io.BytesIO(file)) as picture:
+            picture.crop(box).save(part, "PNG")
+        files.append(part.getvalue())
+    return files  # fmt: skip
+
+
+def our_input(trained: Trained, files: list[bytes]) -> torch.Tensor:
+    """(N, 3, H, W), as evaluation makes it."""
+    pixels = np.stack([read_pil(io.BytesIO(file), trained.resize) for file in files])
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+    return network_input(images, torch.zeros(len(images), dtype=torch.bool))
+
+
+@torch.no_grad()
+def largest_difference(trained: Trained, about: dict, run: Runner, exact: bool = True) -> dict[str, float]:
+    """How far an artifact is from its network on photographs, in batches of BATCHES: of `prediction` and of `score`.
+
+    about, run: as read back from the artifact. exact: False for int8. Raises ExportError where it is too far.
+    """
+    files = photographs()
+    largest = {"prediction": 0.0, "score": 0.0}
+    for count in BATCHES:
+        expected = trained.model(our_input(trained, files[:count]))
+        inputs = np.concatenate([preprocess(about, file) for file in files[:count]])
+        for name, ours, found in zip(largest, (expected, trained.scores(expected)), run(inputs), strict=True):
+            if found.shape != tuple(ours.shape) or not np.isfinite(found).all():
+                raise ExportError(
+                    f"its {name} for {count} photographs is not {tuple(ours.shape)} finite numbers; nothing was written"
+                )
+            largest[name] = max(largest[name], float(np.abs(found - ours.numpy()).max()))
+    low, high = trained.score_range
+    limits = {"score": (TOLERANCE if exact else INT8_TOLERANCE) * (high - low)}
+    if exact:
+        limits["prediction"] = TOLERANCE
+    for name, limit in limits.items():
+        if not largest[name] <= limit:
+            raise ExportError(
+                f"its {name} differs from PyTorch's by {largest[name]:.2g}, more than {limit:g}; nothing was written"
+            )
+    return largest

@@ -1,0 +1,121 @@
+"""ONNX: a file with a dynamic batch, with `GridSample` or without, in float32 or int8."""
+
+from __future__ import annotations
+
+import json
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from exporting.about import KEY, Scorer, as_text
+from exporting.check import ExportError, Runner
+from models.sampling import gathers
+from trained import Trained
+
+OPSETS = (18, 23)  # from the first that PyTorch's exporter writes
+OPSET = 20  # has GELU as one operator; eat_tiny ran 1.07 times as fast as with 18 in ONNX Runtime
+
+
+def trace(trained: Trained) -> torch.export.ExportedProgram:
+    """The network and its score as one graph, for any number of images."""
+    size = trained.model.img_size
+    example = torch.zeros(2, 3, size, size)
+    return torch.export.export(
+        Scorer(trained).eval(),
+        (example,),
+        dynamic_shapes={"images": {0: torch.export.Dim("batch", min=1)}},
+        strict=False,
+    )
+
+
+def write_onnx(trained: Trained, path: Path, about: dict, gather: bool, int8: bool, opset: int) -> None:
+    """Write the network to `path`: `images` (N, 3, H, W) to `prediction` (N, outputs) and `score` (N,).
+
+    gather: bilinear sampling without `GridSample`. int8: its linear layers' weights, the activations quantised as they
+    come (dynamic quantisation), which needs no photographs to calibrate on.
+    """
+    import onnx
+
+    with gathers() if gather else nullcontext():
+        program = trace(trained)
+    written = torch.onnx.export(
+        program,
+        input_names=["images"],
+        output_names=["prediction", "score"],
+        opset_version=opset,
+        dynamo=True,
+        verbose=False,
+    )
+    written.save(path, external_data=False)
+    if int8:
+        quantize(path)
+    graph = onnx.load(path)
+    _name_batch(graph)
+    about = about | {"gather": gather, "int8": int8, "opset": graph.opset_import[0].version}
+    onnx.helper.set_model_props(graph, {KEY: as_text(about)})
+    onnx.checker.check_model(graph)
+    onnx.save(graph, path)
+
+
+def quantize(path: Path) -> None:
+    """Replace a float32 ONNX file by its int8 form.
+
+    On the demo static quantisation, calibrated on its photographs, was not faster and not nearer (docs/exports.md).
+    """
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+    from onnxruntime.quantization.shape_inference import quant_pre_process
+
+    ready = path.with_name(f"{path.name}.ready")
+    quant_pre_process(path, ready, skip_symbolic_shape=True)
+    graph = onnx.load(ready).graph
+    vectors = {weight.name for weight in graph.initializer if len(weight.dims) == 1}
+    quantize_dynamic(
+        ready,
+        path,
+        op_types_to_quantize=["MatMul", "Gemm"],
+        per_channel=True,
+        weight_type=QuantType.QInt8,
+        # The sum that makes the score of a prediction is no layer, and ONNX Runtime quantises matrices only.
+        nodes_to_exclude=[
+            node.name for node in graph.node if node.op_type == "MatMul" and vectors & set(node.input)
+        ],
+    )
+    ready.unlink()
+
+
+def _name_batch(graph) -> None:
+    """The exporter gives the dynamic dimension a number; people read `batch`."""
+    symbol = graph.graph.input[0].type.tensor_type.shape.dim[0].dim_param
+    for value in (*graph.graph.input, *graph.graph.output, *graph.graph.value_info):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param and dim.dim_param == symbol:
+                dim.dim_param = "batch"
+
+
+def open_onnx(path: Path) -> tuple[dict, Runner]:
+    """What the file says of itself, and the file in ONNX Runtime on the CPU. Raises ExportError where that fails."""
+    import onnxruntime
+
+    settings = onnxruntime.SessionOptions()
+    settings.log_severity_level = 4  # its errors are raised, too
+    try:
+        session = onnxruntime.InferenceSession(path, settings, providers=["CPUExecutionProvider"])
+    except Exception as error:  # ONNX Runtime has kinds of its own
+        raise _not_run(error) from error
+    about = json.loads(session.get_modelmeta().custom_metadata_map[KEY])
+
+    def run(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        try:
+            return tuple(session.run(["prediction", "score"], {"images": images}))
+        except Exception as error:
+            raise _not_run(error) from error
+
+    return about, run
+
+
+def _not_run(error: Exception) -> ExportError:
+    reason = " ".join(str(error).split())[:200]
+    return ExportError(f"ONNX Runtime does not run it ({reason}); nothing was written; try another --opset")

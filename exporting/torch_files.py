@@ -1,0 +1,62 @@
+"""For PyTorch: the traced network as a `torch.export` archive, and the bare weights as safetensors."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import nn
+
+from exporting.about import KEY, as_text, score
+from exporting.check import Runner
+from exporting.onnx_file import trace
+from models.weights import HEADER
+from trained import Trained, load_trained
+
+EXTRA = f"{KEY}.json"  # the file in the archive
+
+
+def write_archive(trained: Trained, path: Path, about: dict) -> None:
+    """A `.pt2`: images (N, 3, H, W) to (prediction, score), to be run without this project."""
+    torch.export.save(trace(trained), path, extra_files={EXTRA: as_text(about)})
+
+
+def open_archive(path: Path) -> tuple[dict, Runner]:
+    extra = {EXTRA: ""}
+    network = torch.export.load(path, extra_files=extra).module()
+
+    def run(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        prediction, scores = network(torch.from_numpy(images))
+        return prediction.numpy(), scores.numpy()
+
+    return json.loads(extra[EXTRA]), run
+
+
+def write_safetensors(trained: Trained, path: Path, about: dict) -> None:
+    """The tensors under their released names; the header has the settings that `read_weights` reads, and `about`."""
+    header = {"settings": trained.model.settings, "purpose": trained.model.purpose}
+    state = {name: value.contiguous() for name, value in trained.model.state_dict().items()}
+    content = save(state, {"format": "pt", HEADER: json.dumps(header), KEY: as_text(about)})
+    path.write_bytes(content)  # safetensors' own file could be read by nobody else
+
+
+def open_safetensors(path: Path) -> tuple[dict, Runner]:
+    with safe_open(path, "pt") as file:
+        about = json.loads(file.metadata()[KEY])
+    # All but `batch` come from the file alone; nobody gets that one without asking.
+    asked = {"interest_points": "batch"} if about["interest_points"] == "batch" else {}
+    return about, runner(load_trained(path, **asked).model, about)
+
+
+def runner(network: nn.Module, about: dict) -> Runner:
+    """A network that gives predictions, and the scores that follow from `about`."""
+
+    def run(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        prediction = network(torch.from_numpy(images)).numpy()
+        return prediction, score(about, prediction)
+
+    return run

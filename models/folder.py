@@ -1,0 +1,51 @@
+"""A folder as `export.py --to hub` writes it: config.json and model.safetensors, back into a network."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import os
+from pathlib import Path
+
+import timm
+
+from .dat import EAT, VARIANTS
+from .weights import WeightsError, load_weights, read_weights
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"  # Hugging Face's names, and timm's
+
+
+def load_folder(folder: str | os.PathLike, num_classes: int | None = None, **overrides) -> EAT:
+    """The network of a folder with its weights, its settings and its purpose, in training mode like any new one.
+
+    num_classes: must be the folder's, if given. overrides: come over the folder's own settings, as in
+    `interest_points="image"`. Raises WeightsError for a folder that holds no network of ours, ValueError for settings
+    that the method does not have.
+    """
+    path = Path(folder) / CONFIG
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise WeightsError(
+            f"{path}: cannot be read ({error}); the folder must be one of export.py --to hub"
+        ) from None
+    if not isinstance(config, dict) or config.get("architecture") not in VARIANTS:
+        raise WeightsError(f"{path}: its architecture is not one of {', '.join(VARIANTS)}")
+    outputs, settings = config.get("num_classes"), config.get("model_args", {})
+    if type(outputs) is not int or outputs < 1 or not isinstance(settings, dict):
+        raise WeightsError(f"{path}: num_classes must be a whole number and model_args an object")
+    # Only the network's own: timm's would let a stranger's folder load other files.
+    if unknown := set(settings) - set(inspect.signature(EAT).parameters):
+        raise WeightsError(f"{path}: unknown model_args {', '.join(sorted(unknown))}")
+    if num_classes not in (None, outputs):
+        raise ValueError(
+            f"{folder}: has {outputs} outputs, not {num_classes}; reset_classifier gives it another head"
+        )
+    weights = read_weights(Path(folder) / WEIGHTS)
+    try:
+        model = timm.create_model(config["architecture"], num_classes=outputs, **(settings | overrides))
+    except TypeError as error:
+        raise WeightsError(f"{path}: model_args do not fit ({error})") from None
+    load_weights(model, weights)
+    model.purpose = dict(weights.purpose)
+    return model
