@@ -25,7 +25,7 @@ def trace(trained: Trained) -> torch.export.ExportedProgram:
     return torch.export.export(
         Scorer(trained).eval(),
         (example,),
-        dynamic_shapes={"images": {0: torch.export.Dim("batch", min=1)}},
+        dynamic_shapes={"images": {0: torch.export.Dim("batch", min=1, max=2**31 - 1)}},
         strict=False,
     )
 
@@ -70,7 +70,10 @@ def quantize(path: Path) -> None:
 
     ready = path.with_name(f"{path.name}.ready")
     quant_pre_process(path, ready, skip_symbolic_shape=True)
-    graph = onnx.load(ready).graph
+    model = onnx.load(ready)
+    graph = model.graph
+    del graph.value_info[:]  # some exporters' shapes are those from before a weight was transposed
+    onnx.save(model, ready)
     vectors = {weight.name for weight in graph.initializer if len(weight.dims) == 1}
     quantize_dynamic(
         ready,
