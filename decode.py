@@ -50,12 +50,18 @@ def read_pil(path: str | os.PathLike, resize: Resize) -> np.ndarray:
 
 def read_fast(path: str | os.PathLike, resize: Resize) -> np.ndarray:
     """As `read_pil`, within one grey level: plain JPEGs by torchvision, which resizes faster; all others by PIL."""
+    pixels = read_plain(path, resize)
+    return read_pil(path, resize) if pixels is None else pixels
+
+
+def read_plain(path: str | os.PathLike, resize: Resize) -> np.ndarray | None:
+    """As `read_fast`, but None for all that is not a plain JPEG, or damaged: PIL decides about those."""
     if (data := read_plain_jpeg(path)) is not None:
         try:
             return resize.tensor(_decode(data)).permute(1, 2, 0).numpy()
         except RuntimeError:
-            pass  # PIL decides whether it is damaged
-    return read_pil(path, resize)
+            pass
+    return None
 
 
 def read_plain_jpeg(path: str | os.PathLike) -> Tensor | None:

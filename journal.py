@@ -48,25 +48,40 @@ class Journal:
     @contextmanager
     def appending(self) -> Iterator[Callable[[Sequence], None]]:
         """A function that writes a row, at once. Raises InputError where another process is appending."""
-        with open_at(self.path) as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise InputError(f"{self.path}: another process is writing it; wait for it to end") from None
-            file.truncate(end := _end_of_rows(file))
-            file.seek(end)
-
-            def write(values: Sequence) -> None:
-                text = io.StringIO()
-                odd = any(character in str(value) for value in values for character in "\r\n")
-                quoting = csv.QUOTE_ALL if odd else csv.QUOTE_MINIMAL
-                csv.writer(text, lineterminator="\n", quoting=quoting).writerow(values)
-                file.write(text.getvalue().encode(**TEXT))
-                file.flush()
-
-            if end == 0:
-                write(self.columns)
+        with locked(self.path) as file, self.appending_to(file) as write:
             yield write
+
+    @contextmanager
+    def appending_to(self, file: BinaryIO) -> Iterator[Callable[[Sequence], None]]:
+        """As `appending`, to the file of `path`, which is open and locked."""
+        file.truncate(end := _end_of_rows(file))
+        file.seek(end)
+
+        def write(values: Sequence) -> None:
+            text = io.StringIO()
+            odd = any(character in str(value) for value in values for character in "\r\n")
+            quoting = csv.QUOTE_ALL if odd else csv.QUOTE_MINIMAL
+            csv.writer(text, lineterminator="\n", quoting=quoting).writerow(values)
+            file.write(text.getvalue().encode(**TEXT))
+            file.flush()
+
+        if end == 0:
+            write(self.columns)
+        yield write
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[io.BufferedRandom]:
+    """Open a file for reading and writing, and make it if it is not there. Raises InputError while another process has it."""
+    with open_at(path) as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            taken = os.fstat(file.fileno()).st_nlink == 0  # removed by the one that had it, in between
+        except BlockingIOError:
+            taken = True
+        if taken:
+            raise InputError(f"{path}: another process is writing it; wait for it to end")
+        yield file
 
 
 def _end_of_rows(file: BinaryIO) -> int:

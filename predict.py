@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import hashlib
 import logging
+import os
 import random
+import signal
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -19,7 +21,7 @@ import checkpoint
 from build import pick_device
 from command import guarded
 from dataset import network_input
-from interrupt import Interrupted, Watch
+from interrupt import Interrupted, Watch, signals_first
 from meters import bar
 from option import InputError
 from prediction import arguments, pages
@@ -44,7 +46,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     def work() -> int:
         options = arguments.parse(argv)
         arguments.check(options)
-        return predict(options)
+        try:
+            return predict(options)
+        except BrokenPipeError:  # nobody reads the rows any more
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 128 + signal.SIGPIPE
 
     return guarded(
         "predict.py", work, "rows written to --out are kept; with --append the same command goes on"
@@ -65,59 +71,70 @@ def predict(options: argparse.Namespace) -> int:
     )
     trained.model.to(device)
     photos = Photos(trained.resize, options.decode, options.upright)
+    precision = pick_precision(options.amp, device)
     reference = read_reference(options.reference, trained) if options.reference else None
     looking = bool(options.explain or options.report)
     rows = Rows(trained, reference, explained=bool(options.explain), background=looking)
     other = pages.read_other(options.compare, trained, device) if options.compare else None
     table = Table(options.out, rows.columns) if options.out else None
-    with Watch() as watch:
-        total = sum(1 for _ in sources) if sources.countable else None
+    with Watch() as watch, signals_first(watch):
+        total = count(sources, watch) if sources.countable else None
         if total == 0:
             raise InputError(
                 f"no photographs in {', '.join(options.paths + options.list)}{_left_out(sources)}"
             )
         if options.calibrate_on:
             calibrate(options, trained, photos, device, watch)
-        for note in trained.notes:
+        for note in trained.notes + (other.trained.notes if other and other.trained else []):
             log.info("%s", note)
         low, high = trained.score_range
         log.info(
             "%s trained on %s, scores %g to %g, %s interest points, on %s",
             trained.name, trained.dataset, low, high, trained.points, device,
         )  # fmt: skip
-        page = pages.Gallery(options.report_images) if options.report else None
-        done = Done(())
-        if table is not None:
-            table.begin(describe(options, trained), options.append, options.overwrite)
-            done = table.done()
-            if page is not None:
-                for row in table.rows():
-                    page.add(row)
-        screen = Screen(trained, streaming=table is None)
-        try:
-            with ExitStack() as stack:
-                write = stack.enter_context(table.appending()) if table else None
-                looker = stack.enter_context(Looker(trained.model, options.layer)) if looking else None
-                shown = stack.enter_context(bar("score", total, len(done)))
-                found = (found for found in sources if found.path not in done)
-                for scored in score_all(
-                    trained, photos, found, pick_precision(options.amp, device),
-                    batch_size=options.batch_size, num_workers=options.num_workers, looker=looker, watch=watch,
-                ):  # fmt: skip
-                    row, attention = finish_row(options, trained, rows, scored)
-                    if write is not None:
-                        write(row)
-                    if page is not None:
-                        page.add(row, attention)
-                    screen.add(row)
-                    shown.update(1)
-        finally:
+        gallery = pages.Gallery(options.report_images) if options.report else None
+        screen = Screen(trained, options.out)
+        seen = Done()
+        with ExitStack() as stack:
+            write = None
             if table is not None:
-                table.finish()
-        screen.close(len(done), options.out, _left_out(sources))
-        if page is not None:
-            pages.write(options, trained, photos, page, other, device, watch)
-    return 1 if screen.errors else 0
+                about = describe(options, trained, rows, precision)
+                write = stack.enter_context(table.writing(about, options.append, options.overwrite))
+                for row in table.rows():
+                    seen.add(table.key(os.path.abspath(row["image"])))
+                    screen.before(row)
+                    if gallery is not None:
+                        gallery.add(row)
+            looker = stack.enter_context(Looker(trained.model, options.layer)) if looking else None
+            shown = stack.enter_context(bar("score", total, len(seen)))
+            key = table.key if table is not None else str
+            found = (one for one in sources if seen.add(key(os.path.abspath(one.path))))
+            for scored in score_all(
+                trained, photos, found, precision,
+                batch_size=options.batch_size, num_workers=options.num_workers, looker=looker, watch=watch,
+            ):  # fmt: skip
+                row, attention = finish_row(options, trained, rows, scored)
+                if write is not None:
+                    write(row)
+                if gallery is not None:
+                    gallery.add(row, attention)
+                screen.add(row)
+                shown.update(1)
+            if not len(seen):
+                raise InputError(f"no photographs in {', '.join(options.paths + options.list)}")
+        screen.close(_left_out(sources))
+        if gallery is not None:
+            pages.write(options, trained, photos, gallery, other, device, watch)
+    return 1 if screen.any_errors else 0
+
+
+def count(sources: Sources, watch: Watch) -> int:
+    """How many there are. Raises Interrupted when a signal comes."""
+    number = 0
+    for number, _ in enumerate(sources, 1):  # noqa: B007  the last is the count
+        if watch.received:
+            raise Interrupted(watch.received)
+    return number
 
 
 def finish_row(options, trained: Trained, rows: Rows, scored: Scored) -> tuple[Row, np.ndarray | None]:
@@ -133,49 +150,51 @@ def finish_row(options, trained: Trained, rows: Rows, scored: Scored) -> tuple[R
         score = float(trained.scores(scored.outputs[None].astype(np.float64))[0])
         low, high = trained.score_range
         title = f"{Path(scored.path).name}: score {score:.3f} ({low:g} to {high:g})"
-        draw_overlay(path, scored.path, options.upright, scored.looks, title, foreground)
-        explanation = str(path)
+        if draw_overlay(path, scored.path, options.upright, scored.looks, title, foreground):
+            explanation = str(path)
     return rows.row(scored, background, explanation), attention
 
 
 def draw_overlay(
     path: Path, photograph: str, upright: bool, looks: dict[str, Look], title: str, foreground
-) -> None:
-    """Write the picture of where the network looked in a photograph."""
+) -> bool:
+    """Write the picture of where the network looked in a photograph. False, with a warning, where that fails."""
     try:
         picture = open_rgb(photograph, upright, side=640)
-    except Exception as error:  # it was there a moment ago
+        picture.thumbnail((640, 640))
+        draw(path, picture, looks, "".join(c if c.isprintable() else "?" for c in title), foreground)
+    except Exception as error:  # its score is worth more than its picture
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         log.warning(
-            "warning: %s: cannot be drawn any more (%s)", photograph, " ".join(str(error).split())[:160]
+            "warning: %s: its overlay could not be drawn (%s)", photograph, " ".join(reason.split())[:160]
         )
-        return
-    picture.thumbnail((640, 640))
-    draw(path, picture, looks, "".join(c if c.isprintable() else "?" for c in title), foreground)
+        return False
+    return True
 
 
 def overlay_path(folder: Path, photograph: str) -> Path:
-    """Where a photograph's overlay goes: as the photograph lies below this folder, or else below the root."""
-    place = Path(photograph).absolute()
-    place = Path(*(part for part in place.parts if part != ".."))
-    below = (
-        place.relative_to(Path.cwd()) if place.is_relative_to(Path.cwd()) else place.relative_to(place.anchor)
-    )
-    return folder / below.with_name(f"{below.name}.png")
+    """Where a photograph's overlay goes: as the photograph lies below this folder; `_root` stands for the root."""
+    place, here = Path(os.path.abspath(photograph)), Path.cwd()
+    below = place.relative_to(here) if place.is_relative_to(here) else Path("_root", *place.parts[1:])
+    name = below.name
+    if len(os.fsencode(name)) > 200:  # file systems take 255 bytes
+        digest = hashlib.blake2b(os.fsencode(name), digest_size=8).hexdigest()
+        name = f"{os.fsencode(name)[:160].decode('utf-8', 'ignore')}-{digest}"
+    return folder / below.with_name(f"{name}.png")
 
 
 def read_mask(folder: Path, photograph: str) -> tuple[np.ndarray | None, bool]:
-    """The foreground (h, w), 0 to 1, of the mask named as the photograph is; and whether there is one."""
+    """The foreground (h, w), 0 to 1, of the mask named as the photograph is; and whether there is one, else with a warning."""
     stem = Path(photograph).stem
-    for ending in (".png", ".PNG", ".jpg", ".bmp", ".tif", ".webp"):
-        if (path := folder / f"{stem}{ending}").is_file():
-            try:
+    try:
+        for ending in (".png", ".PNG", ".jpg", ".bmp", ".tif", ".webp"):
+            if (path := folder / f"{stem}{ending}").is_file():
                 with Image.open(path) as picture:
                     return np.asarray(picture.convert("L"), np.float32) / 255, True
-            except Exception as error:
-                raise InputError(
-                    f"--mask: {path} does not decode ({' '.join(str(error).split())[:160]})"
-                ) from None
-    log.warning("warning: %s: has no mask in %s, so no share of the background", photograph, folder)
+        reason = f"has no mask in {folder}"
+    except Exception as error:  # decoders raise anything at all on a damaged file
+        reason = f"its mask does not decode ({' '.join(str(error).split())[:160]})"
+    log.warning("warning: %s: %s, so no share of the background", photograph, reason)
     return None, False
 
 
@@ -225,26 +244,32 @@ def draw_some(found: Iterable[Found], count: int, seed: int = 0) -> list[Found]:
     return [one for _, one in sorted(drawn)]
 
 
-def describe(options, trained: Trained) -> dict:
-    """How the scores are made: what rows of one table have in common."""
+def describe(options, trained: Trained, rows: Rows, precision: Precision) -> dict:
+    """How the scores are made: what the rows of one table have in common."""
     digest = hashlib.sha256()
     for name, value in trained.model.state_dict().items():
         digest.update(name.encode())
         digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return {
+    about = {
         "weights": str(trained.path),
-        "network": digest.hexdigest(),
         "model": trained.name,
         "dataset": trained.dataset,
         "score_range": list(trained.score_range),
         "interest_points": trained.points,
+        "columns": rows.columns,
         "decode": options.decode,
         "upright": options.upright,
-        "reference": options.reference,
-        "columns": Rows(
-            trained, options.reference, bool(options.explain), bool(options.explain or options.report)
-        ).columns,
+        "precision": str(precision.dtype or torch.float32),
+        "reference": None
+        if rows.reference is None
+        else hashlib.sha256(rows.reference.tobytes()).hexdigest()[:16],
+        "network": digest.hexdigest()[:16],
     }
+    if "attention_background" in rows.columns:
+        about |= {"layer": options.layer, "mask": options.mask and str(options.mask)}
+    if trained.points == "batch":
+        about["batch_size"] = options.batch_size
+    return about
 
 
 def pick_precision(amp: str, device: torch.device) -> Precision:

@@ -17,6 +17,7 @@ from dataset import Transform
 from decode import Resize
 from labels import FORMATS
 from models import EAT, Weights, WeightsError, create_model, load_weights, read_weights
+from models.eat import POINT_MODES
 from models.weights import TABLES
 from option import DATASETS, InputError
 from util import scores
@@ -116,7 +117,13 @@ def load_trained(
         raise InputError(f"{weights.path}: no model {name!r}; there are {', '.join(models.list_models())}")
     outputs = len(head)
     dataset = _agreed(weights.path, "dataset", dataset, known.get("dataset"))
-    dataset, scale = _scale(weights.path, dataset, score_range or known.get("score_range"), outputs)
+    scale = known.get("score_range")
+    if scale and score_range and tuple(score_range) != tuple(scale):
+        low, high = scale
+        raise InputError(
+            f"--score_min and --score_max: {weights.path} says {low:g} to {high:g}; leave them out"
+        )
+    dataset, scale = _scale(weights.path, dataset, score_range or scale, outputs)
     points, notes = _points(weights, interest_points, will_calibrate)
     refinement = weights.settings.get("refinement", "released")
     network = create_model(name, outputs, interest_points=points, refinement=refinement)
@@ -176,7 +183,11 @@ def _of_run(path: Path) -> dict:
         return {}
     found = {name: options[name] for name in ("model", "dataset") if isinstance(options.get(name), str)}
     low, high = options.get("score_min"), options.get("score_max")
-    if options.get("dataset") == "csv" and all(isinstance(v, (int, float)) for v in (low, high)):
+    if (
+        options.get("dataset") == "csv"
+        and options.get("loss") == "mse"
+        and all(isinstance(v, (int, float)) for v in (low, high))
+    ):
         found["score_range"] = (float(low), float(high))
     return found
 
@@ -194,6 +205,10 @@ def _scale(path, dataset: str | None, given, outputs: int) -> tuple[str, tuple[f
         )
     if dataset == "csv":
         if outputs > 1:
+            if given not in (None, (1.0, float(outputs))):
+                raise InputError(
+                    f"{path}: has {outputs} vote levels; --score_min and --score_max belong to a single score"
+                )
             return dataset, (1.0, float(outputs))
         if given is None:
             raise InputError(
@@ -214,6 +229,8 @@ def _scale(path, dataset: str | None, given, outputs: int) -> tuple[str, tuple[f
 def _points(weights: Weights, given: str | None, will_calibrate: bool) -> tuple[str, list[str]]:
     """The mode of the interest points, and what to tell of it."""
     trained = weights.settings.get("interest_points", "batch")
+    if given not in (None, *POINT_MODES):
+        raise InputError(f"interest points {given!r}: choose from {', '.join(POINT_MODES)}")
     if will_calibrate:
         if given not in (None, "running"):
             raise InputError(f"--calibrate_on belongs to --interest_points running, not {given}")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -60,7 +62,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--layer",
         default=ALL,
         metavar="NAME",
-        help="--explain: one deformable layer, as stages.2.attns.1 (default: all)",
+        help="one deformable layer, as stages.2.attns.1 (default: all)",
     )
     add(
         "--mask",
@@ -142,33 +144,66 @@ def _add_points(parser: argparse.ArgumentParser) -> None:
 
 
 def check(options: argparse.Namespace) -> None:
-    """Raises InputError for options that contradict each other."""
-    for name, owner in (
-        ("append", "out"),
-        ("overwrite", "out"),
-        ("compare", "report"),
-        ("save_calibrated", "calibrate_on"),
+    """Raises InputError for options that contradict each other, and for what could not be written at the end."""
+    for name, owners in (
+        ("append", ["out"]),
+        ("overwrite", ["out", "report", "save_calibrated"]),
+        ("compare", ["report"]),
+        ("save_calibrated", ["calibrate_on"]),
+        ("mask", ["explain", "report"]),
     ):
-        if getattr(options, name) and not getattr(options, owner):
-            raise InputError(f"--{name} belongs to --{owner}; give that, too")
+        if getattr(options, name) and not any(getattr(options, owner) for owner in owners):
+            raise InputError(f"--{name} belongs to --{' or --'.join(owners)}; give that, too")
     if options.append and options.overwrite:
         raise InputError("--append and --overwrite exclude each other; leave one out")
-    if options.layer != ALL and not options.explain:
-        raise InputError("--layer belongs to --explain; give that, too")
-    if options.mask and not (options.explain or options.report):
-        raise InputError("--mask belongs to --explain or --report; give one of them, too")
-    if options.decode == "fast" and options.upright:
-        raise InputError("--upright reads photographs by PIL; leave --decode fast out")
-    for name in ("report", "save_calibrated"):
+    if options.layer != ALL and not (options.explain or options.report):
+        raise InputError("--layer belongs to --explain or --report; give one of them, too")
+    _check_places(options)
+    for name in ("mask", "explain"):
         path = getattr(options, name)
-        if path and (path.is_dir() or not path.absolute().parent.is_dir()):
-            what = "is a folder" if path.is_dir() else "lies in a folder that is not there"
-            raise InputError(f"--{name} {path}: {what}; give a file")
-        if path and path.exists() and not options.overwrite and not (options.append and name == "report"):
-            raise InputError(f"--{name} {path}: is there already; give another, or --overwrite")
+        if path and path.exists() and not path.is_dir():
+            raise InputError(f"--{name} {path}: is a file, not a folder")
     if options.mask and not options.mask.is_dir():
         raise InputError(f"--mask {options.mask}: no such folder")
     if options.compare and not options.compare.exists():
         raise InputError(f"--compare {options.compare}: no such file")
-    if options.explain and options.explain.exists() and not options.explain.is_dir():
-        raise InputError(f"--explain {options.explain}: is a file, not a folder")
+    if options.explain:
+        options.explain.mkdir(parents=True, exist_ok=True)
+        _try_to_write(options.explain)
+
+
+def _check_places(options: argparse.Namespace) -> None:
+    """What is written must be files, in folders that can be written to, and none of what is read."""
+    read = {}
+    for name in ("weights", "reference", "compare", "list", "paths", "calibrate_on"):
+        given = getattr(options, name)
+        for path in given if isinstance(given, list) else [given] * (given is not None):
+            read[os.path.realpath(path)] = "PATH" if name == "paths" else f"--{name}"
+    for name in ("out", "report", "save_calibrated"):
+        given = getattr(options, name)
+        if given is None:
+            continue
+        path = Path(given)
+        if (place := os.path.realpath(path)) in read:
+            raise InputError(f"--{name} {path}: is given as {read[place]}, too; give another file")
+        read[place] = f"--{name}"
+        if path.is_dir() or not path.absolute().parent.is_dir():
+            what = "is a folder" if path.is_dir() else "lies in a folder that is not there"
+            raise InputError(f"--{name} {path}: {what}; give a file")
+        if (
+            name != "out"
+            and path.exists()
+            and not options.overwrite
+            and not (options.append and name == "report")
+        ):
+            raise InputError(f"--{name} {path}: is there already; give another, or --overwrite")
+        _try_to_write(path.absolute().parent)
+
+
+def _try_to_write(folder: Path) -> None:
+    """Raises OSError now, not after all is scored."""
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        error.filename = str(folder)
+        raise

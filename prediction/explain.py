@@ -128,7 +128,7 @@ def background_share(mass: np.ndarray, foreground: np.ndarray | None = None) -> 
     the width, so that even attention has a share of 0.75.
     """
     share = cell_shares(centre_half() if foreground is None else foreground, mass.shape)
-    return float((mass * (1 - share)).sum() / max(mass.sum(), 1e-12))
+    return float(np.clip((mass * (1 - share)).sum() / max(mass.sum(), 1e-12), 0, 1))
 
 
 def centre_half() -> np.ndarray:

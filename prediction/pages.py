@@ -3,29 +3,32 @@
 from __future__ import annotations
 
 import heapq
-import json
+import logging
 import random
 import time
 from array import array
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from interrupt import Watch
-from labels import FORMATS
+from meters import bar
 from option import InputError
+from prediction.explain import Looker, mean_mass
 from prediction.photos import Photos, open_rgb
 from prediction.report import LARGE, Page, Photo, write_report
-from prediction.scoring import score_all
+from prediction.scoring import Rows, Scored, score_all
 from prediction.sources import Found
-from prediction.table import ENDINGS, Row, read_rows
+from prediction.table import ENDINGS, Row, read_rows, scale_beside
 from steps import Precision
 from trained import Trained, load_trained
+
+log = logging.getLogger("eat")
 
 
 class Gallery:
@@ -77,8 +80,19 @@ class Other:
     rows: Mapping[str, Row] = field(default_factory=dict)
 
     def row(self, image: str) -> Row | None:
-        """The row of a photograph, by its path or else by its name."""
-        return self.rows.get(image) or self.rows.get(Path(image).name)
+        """The row of a photograph: the one whose name is its path, or the most of its path's end."""
+        parts = Path(image).absolute().parts
+        ends = (str(Path(*parts[start:])) for start in range(len(parts)))
+        return self.rows.get(image) or next((self.rows[end] for end in ends if end in self.rows), None)
+
+    def beside(self, images: Sequence[str]) -> list[Row | None]:
+        """The row of each photograph; none where the same one fits several of them."""
+        found = [self.row(image) for image in images]
+        fits = Counter(id(row) for row in found)
+        return [
+            row if row and (row["image"] == image or fits[id(row)] == 1) else None
+            for image, row in zip(images, found, strict=True)
+        ]
 
 
 def read_other(path: Path, trained: Trained, device: torch.device) -> Other:
@@ -87,7 +101,7 @@ def read_other(path: Path, trained: Trained, device: torch.device) -> Other:
         other = load_trained(path)
         other.model.to(device)
         return Other(_short(path), other.score_range, other)
-    rows, scale = {}, _scale_of(path) or trained.score_range
+    rows, scale = {}, scale_beside(path) or trained.score_range
     for row in read_rows(path):
         if "predicted_score" in row:
             row["score"] = row["predicted_score"]
@@ -96,7 +110,6 @@ def read_other(path: Path, trained: Trained, device: torch.device) -> Other:
         if "score" not in row:
             raise InputError(f"--compare {path}: has no column `score`; it should be a table of scores")
         rows[row["image"]] = row
-        rows.setdefault(Path(row["image"]).name, row)
     if not rows:
         raise InputError(f"--compare {path}: has no rows; it should be a table of scores")
     return Other(_short(path), scale, rows=rows)
@@ -105,26 +118,6 @@ def read_other(path: Path, trained: Trained, device: torch.device) -> Other:
 def _short(path: Path) -> str:
     """A name for charts: the file's, and its run's."""
     return "/".join(path.parts[-3:]) if path.parent.name == "checkpoints" else "/".join(path.parts[-2:])
-
-
-def _scale_of(path: Path) -> tuple[float, float] | None:
-    """The scale of a table, by what lies beside it."""
-
-    def beside(name: str) -> dict[str, Any]:
-        try:
-            content = json.loads(path.with_name(name).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return content if isinstance(content, dict) else {}
-
-    if len(scale := beside(f"{path.name}.run.json").get("score_range") or ()) == 2:
-        return float(scale[0]), float(scale[1])
-    options = beside("options.json")
-    if options.get("dataset") in FORMATS:
-        return FORMATS[options["dataset"]].scale
-    if options.get("dataset") == "csv" and options.get("loss") == "mse":
-        return float(options["score_min"]), float(options["score_max"])
-    return None
 
 
 def votes_of(row: Row) -> list[float]:
@@ -149,13 +142,30 @@ def write(
 ) -> None:
     """Write the page of `--report`."""
     chosen = gallery.chosen()
+    again = partial(_score_again, options=options, photos=photos, device=device, watch=watch)
+    # Rows of an earlier run, to which this one has appended: the table does not say where the network looked.
+    unseen = [row["image"] for row, attention in chosen if attention is None and row["score"] is not None]
+    if unseen:
+        with Looker(trained.model) as looker:
+            seen = {
+                s.path: mean_mass(list(s.looks.values()))
+                for s in again(trained, unseen, looker=looker)
+                if s.looks
+            }
+        chosen = [
+            (row, seen.get(row["image"]) if attention is None else attention) for row, attention in chosen
+        ]
+    scored = [row["image"] for row, _ in chosen if row["score"] is not None]
     if other is not None and other.trained is not None:
-        _score_with(
-            other, [row["image"] for row, _ in chosen if row["score"] is not None], options, device, watch
-        )
+        for result in again(other.trained, scored):
+            if result.outputs is not None:
+                other.rows[result.path] = Rows(other.trained, None).row(result)
     items = []
-    for row, attention in chosen:
-        beside = other.row(row["image"]) if other is not None and not row["error"] else None
+    other_rows = (
+        other.beside([row["image"] for row, _ in chosen]) if other is not None else [None] * len(chosen)
+    )
+    for (row, attention), beside in zip(chosen, other_rows, strict=True):
+        beside = None if row["error"] else beside
         numbers = {
             name: row[name]
             for name in ("below", "spread", "attention_background")
@@ -187,6 +197,9 @@ def write(
     notes = list(trained.notes)
     if other is not None and other.trained is not None:
         notes += [f"{other.name}: {note}" for note in other.trained.notes]
+    if other is not None and (found := sum(item.other is not None for item in items)) < len(scored):
+        notes.append(f"{other.name} has a score of {found} of these {len(scored)} photographs.")
+        log.warning("warning: --compare: %s", notes[-1])
     if trained.dataset == "demo":
         notes.append("The demo's scores are of damage done to two photographs. They are not aesthetics.")
     if gallery.count > len(chosen):
@@ -209,15 +222,22 @@ def write(
     )  # fmt: skip
 
 
-def _score_with(other: Other, images: list[str], options, device: torch.device, watch: Watch) -> None:
-    photos = Photos(other.trained.resize, options.decode, options.upright)
-    for scored in score_all(
-        other.trained, photos, (Found(image) for image in images), Precision(device),
-        batch_size=options.batch_size, num_workers=options.num_workers, watch=watch,
-    ):  # fmt: skip
-        if scored.outputs is not None:
-            outputs = scored.outputs.astype(np.float64)
-            row: Row = {"image": scored.path, "score": float(other.trained.scores(outputs[None])[0])}
-            if len(outputs) > 1:
-                row |= {f"vote{i + 1}": float(value) for i, value in enumerate(outputs)}
-            other.rows[scored.path] = row
+def _score_again(
+    trained: Trained,
+    images: list[str],
+    *,
+    options,
+    photos: Photos,
+    device: torch.device,
+    watch: Watch,
+    looker: Looker | None = None,
+) -> Iterator[Scored]:
+    """Score photographs of the page once more, by this network or another."""
+    same = Photos(trained.resize, photos.decoder, photos.upright)
+    with bar("the page", len(images)) as shown:
+        for scored in score_all(
+            trained, same, (Found(image) for image in images), Precision(device),
+            batch_size=options.batch_size, num_workers=options.num_workers, looker=looker, watch=watch, quiet=True,
+        ):  # fmt: skip
+            shown.update(1)
+            yield scored

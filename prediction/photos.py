@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 import workers
-from decode import Resize, read_fast
+from decode import Resize, read_plain
 from prediction.sources import Found
 from preparation.pictures import examine
 
@@ -52,14 +52,14 @@ class Photos(Dataset):
         if error:
             return path, error, False, None
         try:
-            turned = False
             refuse_odd_files(path)
-            if self.decoder == "fast":
-                return path, "", False, read_fast(path, self.resize)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # PIL's, of pictures that are large or written oddly
                 with Image.open(path) as picture:
                     turned = is_turned(picture)
+                    fast = self.decoder == "fast" and not (turned and self.upright)
+                    if fast and (pixels := read_plain(path, self.resize)) is not None:
+                        return path, "", turned, pixels
                     return path, "", turned, np.asarray(self.resize.pil(to_rgb(picture, self.upright)))
         except Exception as error:  # decoders raise anything at all on a damaged file
             return path, explain_failure(path, error), False, None

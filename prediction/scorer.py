@@ -64,7 +64,10 @@ class Scorer:
             weights, model=model, dataset=dataset, score_range=score_range, interest_points=interest_points
         )
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.trained.model.to(self.device)
+        try:
+            self.trained.model.to(self.device)
+        except (RuntimeError, AssertionError) as error:  # as without CUDA
+            raise InputError(f"Scorer: no device {device} ({str(error).splitlines()[0][:160]})") from error
         self.as_loss, self.upright, self.batch_size = as_loss, upright, batch_size
         self.score_range = self.trained.score_range
         mean, std = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -115,7 +118,12 @@ class Scorer:
 
     def _picture(self, photograph: Photograph) -> Image.Image:
         if isinstance(photograph, Image.Image):
-            return to_rgb(photograph, self.upright)
+            try:
+                return to_rgb(photograph, self.upright)
+            except Exception as error:  # it may still have to be decoded
+                raise InputError(
+                    f"a PIL image in mode {photograph.mode}: {' '.join(str(error).split())}"
+                ) from error
         if isinstance(photograph, np.ndarray):
             return Image.fromarray(_as_bytes(photograph)).convert("RGB")
         if isinstance(photograph, (str, os.PathLike)):
@@ -141,10 +149,8 @@ class Scorer:
             raise InputError(
                 f"a tensor of {images.dtype}; photographs are floating point in [0, 1], or uint8"
             )
-        elif not self.as_loss and images.numel() and not (images.amin() >= 0 and images.amax() <= 1):
-            raise InputError(
-                f"a tensor with values from {images.amin():.4g} to {images.amax():.4g}; photographs are in [0, 1]"
-            )
+        elif not self.as_loss and images.numel():
+            _refuse_other_values(*(value.item() for value in images.aminmax()), "a tensor")
         if not len(images):
             return torch.empty(0, device=self.device)
         if self.as_loss:
@@ -157,10 +163,20 @@ class Scorer:
         """Pixels in [0, 1] to the network's input: resized as PIL does it, but without rounding to 8 bits."""
         resize = self.trained.resize
         images = images.to(self.device, torch.float32)
-        if images.shape[-2:] != (resize.side, resize.side):
+        fits = images.shape[-2:] == (resize.side, resize.side)
+        if not fits:
             images = F.interpolate(images, (resize.side, resize.side), mode=resize.method, antialias=True)
-            images = images.clamp(0, 1)  # bicubic interpolation overshoots; PIL cuts that off, too
+        if not (fits and self.as_loss):  # bicubic interpolation overshoots; PIL cuts that off, too
+            images = images.clamp(0, 1)
         return (images - self._mean) / self._std
+
+
+def _refuse_other_values(low: float, high: float, what: str) -> None:
+    """A little beyond 0 and 1 is a resize's overshoot; more is another scale."""
+    if not (low >= -0.01 and high <= 1.01):
+        raise InputError(
+            f"{what} with values from {low:.6g} to {high:.6g}; photographs in floating point are in [0, 1]"
+        )
 
 
 def _as_bytes(array: np.ndarray) -> np.ndarray:
@@ -170,11 +186,8 @@ def _as_bytes(array: np.ndarray) -> np.ndarray:
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)) or 0 in array.shape:
         raise InputError(f"an array of {array.shape}; photographs are H x W, or H x W x 3")
     if np.issubdtype(array.dtype, np.floating):
-        if not (array.min() >= 0 and array.max() <= 1):
-            raise InputError(
-                f"an array with values from {array.min():.4g} to {array.max():.4g}; floats are in [0, 1]"
-            )
-        return (array * 255).round().astype(np.uint8)
+        _refuse_other_values(array.min(), array.max(), "an array")
+        return (array.clip(0, 1) * 255).round().astype(np.uint8)
     if array.dtype != np.uint8:
         raise InputError(f"an array of {array.dtype}; photographs are uint8, or floating point in [0, 1]")
     return np.ascontiguousarray(array)

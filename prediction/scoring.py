@@ -18,7 +18,7 @@ from option import InputError
 from prediction.explain import Look, Looker
 from prediction.photos import Photos, batches
 from prediction.sources import Found
-from prediction.table import Row, read_rows
+from prediction.table import Row, read_rows, scale_beside
 from steps import Precision
 from trained import Trained
 
@@ -44,9 +44,11 @@ def score_all(
     num_workers: int,
     looker: Looker | None = None,
     watch: Watch | None = None,
+    quiet: bool = False,
 ) -> Iterator[Scored]:
     """Score photographs in their order, batch by batch. The network must be on the precision's device.
 
+    quiet: say nothing of photographs that are stored turned.
     Raises Interrupted between two batches when a signal came, TrainingError where memory runs out.
     """
     turned = 0
@@ -70,7 +72,7 @@ def score_all(
                 yield Scored(path, "", own, look)
             else:
                 yield Scored(path, "the network's outputs for it are not finite")
-    if turned and not photos.upright:
+    if turned and not photos.upright and not quiet:
         log.info(
             "%d photographs say in EXIF that they are stored turned, and were scored as stored, as in training; --upright "
             "turns them",
@@ -123,7 +125,11 @@ class Rows:
             row |= {f"vote{i + 1}": short(value) for i, value in enumerate(outputs)}
             row["spread"] = short(spread(outputs))
         if self.reference is not None:
-            row["below"] = short(np.searchsorted(self.reference, row["score"]) / len(self.reference))
+            low, high = self.trained.score_range
+            equal = 1e-5 * (
+                high - low
+            )  # a photograph's own score in the reference, rounded otherwise, is not below it
+            row["below"] = short(np.searchsorted(self.reference, row["score"] - equal) / len(self.reference))
         if "attention_background" in row and background is not None:
             row["attention_background"] = short(background)
         return row
@@ -150,6 +156,12 @@ def read_reference(path: str, trained: Trained) -> np.ndarray:
     file = Path(path)
     if not file.is_file():
         raise InputError(f"--reference {path}: no such file; it should be a run's predictions.csv")
+    scale = scale_beside(file)
+    if scale not in (None, trained.score_range):
+        (low, high), (own_low, own_high) = scale, trained.score_range
+        raise InputError(
+            f"--reference {path}: its scores are {low:g} to {high:g}, those of {trained.path} {own_low:g} to {own_high:g}"
+        )
     values = scores_in(file, trained)
     reference = np.sort(np.array([v for v in values.values() if v is not None and math.isfinite(v)]))
     if not len(reference):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import os
 import sys
 
 from tqdm import tqdm
@@ -14,16 +15,26 @@ SHOWN = 10  # of the best, of the worst, and of those with an error
 
 
 class Screen:
-    """Keeps a handful of rows, however many there are. streaming: print each of them at once."""
+    """Keeps a handful of rows, however many there are. out: the table that they go to; without, each is printed at once."""
 
-    def __init__(self, trained: Trained, streaming: bool):
-        self.streaming = streaming
+    def __init__(self, trained: Trained, out: str | None):
+        self.out, self.streaming = out, out is None
         self.scale = trained.score_range
-        self.count = self.errors = 0
+        self.count = self.errors = self.rows_before = self.errors_before = 0
         self.sum = 0.0
         self._best: list[tuple[float, int, Row]] = []
         self._worst: list[tuple[float, int, Row]] = []
         self._faulty: list[Row] = []
+
+    def before(self, row: Row) -> None:
+        """A row that the table had already."""
+        self.rows_before += 1
+        self.errors_before += row["score"] is None
+
+    @property
+    def any_errors(self) -> bool:
+        """Whether a row of the table has one."""
+        return bool(self.errors or self.errors_before)
 
     def add(self, row: Row) -> None:
         if row["score"] is None:
@@ -41,8 +52,17 @@ class Screen:
             tqdm.write(_line(row), file=sys.stdout)
             sys.stdout.flush()
 
-    def close(self, before: int, out: str | None, left_out: str) -> None:
-        """Print the table, if the rows are not there yet, and what was done. before: rows that `out` had already."""
+    def close(self, left_out: str) -> None:
+        """Print the table, if the rows are not there yet, and what was done."""
+        try:
+            self._close(left_out)
+        except BrokenPipeError:
+            if self.streaming:
+                raise
+            # All is in the table; what the interpreter flushes at its end goes nowhere.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+    def _close(self, left_out: str) -> None:
         if not self.streaming and self.count:
             ranked = sorted(self._best, reverse=True)
             print(_header(ranked[0][2]))
@@ -65,9 +85,10 @@ class Screen:
             said += f", mean {self.sum / self.count:.4f} on a scale of {low:g} to {high:g}"
         if self.errors:
             said += f"; {self.errors} could not be read"
-        if before:
-            said += f"; {before} had a row already"
-        print(said + left_out + (f"; written to {out}" if out else ""), flush=True)
+        if self.rows_before:
+            faulty = f", {self.errors_before} of them with an error" if self.errors_before else ""
+            said += f"; {self.rows_before} had a row already{faulty}"
+        print(said + left_out + (f"; written to {self.out}" if self.out else ""), flush=True)
 
 
 def _push(heap: list, entry: tuple) -> None:

@@ -9,6 +9,7 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 from PIL import Image
@@ -38,8 +39,9 @@ class Sources:
 
     def __init__(self, paths: Sequence[str], lists: Sequence[str] = ()):
         for name in lists:
-            if name != "-" and not os.path.isfile(name):
-                raise InputError(f"--list {name}: no such file; it should hold a path in each line")
+            if name != "-" and (os.path.isdir(name) or not os.path.exists(name)):
+                what = "is a folder" if os.path.isdir(name) else "no such file"
+                raise InputError(f"--list {name}: {what}; it should be a text with a path in each line")
         if not paths and not lists:
             raise InputError("no photographs: give files, folders, globs, or --list FILE")
         if lists.count("-") > 1:
@@ -52,7 +54,7 @@ class Sources:
     @property
     def countable(self) -> bool:
         """Whether they can be counted before they are used."""
-        return "-" not in self.lists
+        return all(os.path.isfile(name) for name in self.lists)  # a pipe is read once
 
     def __iter__(self) -> Iterator[Found]:
         self.left_out.clear()
@@ -75,14 +77,13 @@ class Sources:
         else:
             yield Found(path)
 
-    def _walk(self, folder: str) -> Iterator[Found]:
-        try:
-            for name in _in_order(folder, self._is_photograph, self.left_out):
-                yield Found(os.path.join(folder, name))
-            for name in _in_order(folder, _is_folder):
-                yield from self._walk(os.path.join(folder, name))
-        except OSError as error:
-            yield Found(folder, f"the folder cannot be read ({(error.strerror or str(error)).lower()})")
+    def _walk(self, top: str) -> Iterator[Found]:
+        for folder in _folders(top):
+            try:
+                for name in _in_order(folder, self._is_photograph, self.left_out):
+                    yield Found(os.path.join(folder, name))
+            except OSError as error:
+                yield Found(folder, f"the folder cannot be read ({(error.strerror or str(error)).lower()})")
 
     def _is_photograph(self, entry: os.DirEntry) -> bool:
         return _ending(entry) in self._endings and not entry.name.startswith(".") and not entry.is_dir()
@@ -90,6 +91,23 @@ class Sources:
 
 def _ending(entry: os.DirEntry) -> str:
     return os.path.splitext(entry.name)[1].lower()
+
+
+def _folders(top: str) -> Iterator[str]:
+    """A folder and all below it, however deep, each before those below it. One that cannot be listed has none."""
+    levels = [iter([top])]
+    while levels:
+        if (folder := next(levels[-1], None)) is None:
+            levels.pop()
+        else:
+            yield folder
+            levels.append(_below(folder))
+
+
+def _below(folder: str) -> Iterator[str]:
+    with suppress(OSError):
+        for name in _in_order(folder, _is_folder):
+            yield os.path.join(folder, name)
 
 
 def _is_folder(entry: os.DirEntry) -> bool:
@@ -136,12 +154,11 @@ def _match(folder: str, parts: list[str]) -> Iterator[str]:
         elif rest and os.path.isdir(path):
             yield from _match(path, rest)
         return
+    if first == "**":
+        for below in _folders(folder):
+            yield from _match(below, rest or ["*"])
+        return
     try:
-        if first == "**":
-            yield from _match(folder, rest or ["*"])
-            for name in _in_order(folder, _is_folder):
-                yield from _match(os.path.join(folder, name), parts)
-            return
 
         def wanted(entry: os.DirEntry) -> bool:
             hidden = entry.name.startswith(".") and not first.startswith(".")

@@ -8,11 +8,12 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
-from journal import Journal, open_at
+from journal import Journal, locked
+from labels import FORMATS
 from option import InputError
 from util import atomic_write, to_json, write_json
 
@@ -21,9 +22,9 @@ Row = dict[str, Any]
 
 
 class Table:
-    """One file of scores, a row per photograph. columns: `image` and `error` are text, all others numbers or empty.
+    """One file of scores, a row per photograph. columns: TEXTS are text, all others numbers or empty.
 
-    Parquet cannot grow: its rows wait in `NAME.rows.jsonl` beside it until `finish`. `NAME.run.json` tells how the scores
+    Parquet cannot grow: its rows wait in `NAME.rows.jsonl` beside it until the end. `NAME.run.json` tells how the scores
     were made, so that no others are appended.
     """
 
@@ -32,31 +33,44 @@ class Table:
         self.ending = self.path.suffix.lower()
         if self.ending not in ENDINGS:
             raise InputError(f"--out {path}: its ending should be one of {', '.join(ENDINGS)}")
-        if self.path.is_dir() or not self.path.absolute().parent.is_dir():
-            what = "is a folder" if self.path.is_dir() else "lies in a folder that is not there"
-            raise InputError(f"--out {path}: {what}; give a file")
-        self.growing = (
-            self.path.with_name(f"{self.path.name}.rows.jsonl") if self.ending == ".parquet" else self.path
-        )
+        parquet = self.ending == ".parquet"
+        self.growing = self.path.with_name(f"{self.path.name}.rows.jsonl") if parquet else self.path
         self.about = self.path.with_name(f"{self.path.name}.run.json")
+        self._wrote = False
 
-    def begin(self, about: Mapping[str, Any], append: bool, overwrite: bool) -> None:
-        """Refuse, empty or check what is there. about: how the scores are made. Raises InputError."""
+    @contextmanager
+    def writing(
+        self, about: Mapping[str, Any], append: bool = False, overwrite: bool = False
+    ) -> Iterator[Callable[[Row], None]]:
+        """A function that writes a row, at once; at the end the file is whole, however it came to that.
+
+        about: how the scores are made. append: go on with what is there, if it was made so. overwrite: empty it.
+        A last row that was left half-written is written over. Raises InputError, with all left as it was.
+        """
         there = [path for path in dict.fromkeys((self.path, self.growing)) if path.exists()]
-        if there and append:
-            self._refuse_others(about)
-            return
-        if there and not overwrite:
+        if there and not (append or overwrite):
             raise InputError(
                 f"{there[0]}: is there already; --append goes on with it, --overwrite replaces it"
             )
-        for path in there:
-            path.unlink()
-        write_json(self.about, dict(about))
+        with locked(self.growing) as file:
+            try:
+                if there and append:
+                    self._refuse_others(about)
+                else:
+                    write_json(self.about, dict(about))
+                    file.truncate(0)
+                    if self.growing != self.path:
+                        self.path.unlink(missing_ok=True)
+                with self._appending(file) as write:
+                    yield write
+            finally:
+                self._finish(new=not there)
 
     def _refuse_others(self, about: Mapping[str, Any]) -> None:
         try:
             before = json.loads(self.about.read_text(encoding="utf-8"))
+            if not isinstance(before, dict):
+                raise ValueError("it holds no object")
         except (OSError, ValueError) as error:
             raise InputError(
                 f"{self.about}: cannot be read ({error}), so nobody knows how the rows there were made; give another --out"
@@ -64,75 +78,116 @@ class Table:
         now = json.loads(to_json(dict(about)))
         if changed := [name for name in now if name != "weights" and now[name] != before.get(name)]:
             name = changed[0]
-            raise InputError(
-                f"{self.path}: was made with another {name} ({before.get(name)}, now {now[name]}); rows of both would mix: "
-                "give another --out"
-            )
+            what = f"another {name} ({before.get(name)}, now {now[name]})"
+            if name == "columns":
+                what = "other columns; --explain, --report and --reference must be given as before"
+            raise InputError(f"{self.path}: was made with {what}; rows of both would mix: give another --out")
 
     def rows(self) -> Iterator[Row]:
         """All rows that are there, one at a time. Raises InputError where the file is damaged."""
-        if self.ending == ".parquet" and self.path.exists():
-            yield from read_rows(self.path)
+        known = Done()
+        if self.growing != self.path and self.path.exists():
+            for row in read_rows(self.path):
+                known.add(row["image"])
+                yield row
         if self.growing.exists() and self.growing.stat().st_size:
-            yield from read_rows(self.growing, self.columns if self.ending == ".csv" else None)
+            for row in read_rows(self.growing, self.columns if self.ending == ".csv" else None):
+                if (
+                    self.key(row["image"]) not in known
+                ):  # a run that was cut when Parquet was whole left them there
+                    yield row
 
-    def done(self) -> Done:
-        """Which photographs have a row."""
-        return Done(row["image"] for row in self.rows())
+    def key(self, image: str) -> str:
+        """By what a photograph is known in the file."""
+        return _utf8(image) if self.ending == ".parquet" else image
 
     @contextmanager
-    def appending(self) -> Iterator[Callable[[Row], None]]:
-        """A function that writes a row, at once. A last row that was left half-written is written over."""
+    def _appending(self, file: BinaryIO) -> Iterator[Callable[[Row], None]]:
         if self.ending == ".csv":
-            with Journal(self.path, self.columns).appending() as note:
-                yield lambda row: note([_as_text(row[name]) for name in self.columns])
+            with Journal(self.path, self.columns).appending_to(file) as note:
+                yield self._naming(lambda row: note([_as_text(row[name]) for name in self.columns]))
             return
-        with open_at(self.growing) as file:
-            end = 0
-            for line in file:
-                end += len(line) * line.endswith(b"\n")
-            file.truncate(end)
-            file.seek(end)
+        end = 0
+        for line in file:
+            end += len(line) * line.endswith(b"\n")
+        file.truncate(end)
+        file.seek(end)
 
-            def write(row: Row) -> None:
-                file.write(to_json({name: row[name] for name in self.columns}).encode() + b"\n")
-                file.flush()
+        def write(row: Row) -> None:
+            file.write(to_json({name: row[name] for name in self.columns}).encode() + b"\n")
+            file.flush()
 
-            yield write
+        yield self._naming(write)
 
-    def finish(self) -> None:
-        """Parquet: write the file, of the old one's rows and those that wait. Others are whole already."""
-        if self.ending != ".parquet" or not self.growing.exists():
-            return
+    def _naming(self, write: Callable[[Row], None]) -> Callable[[Row], None]:
+        """What goes wrong while a row is written says in which file."""
+
+        def named(row: Row) -> None:
+            try:
+                write(row)
+            except OSError as error:
+                error.filename = error.filename or str(self.growing)
+                raise
+            self._wrote = True
+
+        return named
+
+    def _finish(self, new: bool) -> None:
+        """Parquet: write the file, of the old one's rows and those that wait. new: nothing was there before."""
+        if new and not self._wrote:  # nothing came of it
+            for path in (self.growing, self.about):
+                path.unlink(missing_ok=True)
+        elif self.growing != self.path:
+            if self.growing.stat().st_size:
+                self._write_parquet()
+            self.growing.unlink()
+
+    def _write_parquet(self) -> None:
         import pyarrow  # slow to import, and seldom wanted
         from pyarrow import parquet
 
-        kinds = {"image": pyarrow.string(), "error": pyarrow.string(), "explanation": pyarrow.string()}
-        schema = pyarrow.schema([(name, kinds.get(name, pyarrow.float64())) for name in self.columns])
+        kinds = [(name, pyarrow.string() if name in TEXTS else pyarrow.float64()) for name in self.columns]
+        schema = pyarrow.schema(kinds)
         with atomic_write(self.path, "wb") as file, parquet.ParquetWriter(file, schema) as writer:
             for rows in _chunks(self.rows(), 10_000):
                 rows = [{name: _utf8(value) for name, value in row.items()} for row in rows]
                 writer.write_table(pyarrow.Table.from_pylist(rows, schema))
-        self.growing.unlink()
 
 
 class Done:
-    """A set of names in eight bytes each: of their hashes."""
+    """A growing set of names in eight bytes each: of their hashes."""
 
-    def __init__(self, names: Iterable[str]):
-        self.hashes = np.sort(np.fromiter(map(_hash, names), np.uint64))
+    LATEST = 50_000  # that are not sorted in yet
+
+    def __init__(self, names: Iterable[str] = ()):
+        self.sorted, self._latest = np.empty(0, np.uint64), set()
+        for name in names:
+            self.add(name)
+
+    def add(self, name: str) -> bool:
+        """Whether it is new."""
+        value = _hash(name)
+        if self._has(value):
+            return False
+        self._latest.add(value)
+        if len(self._latest) == self.LATEST:
+            self.sorted = np.sort(np.concatenate([self.sorted, np.fromiter(self._latest, np.uint64)]))
+            self._latest.clear()
+        return True
 
     def __contains__(self, name: str) -> bool:
-        value = _hash(name)
-        place = np.searchsorted(self.hashes, value)
-        return place < len(self.hashes) and self.hashes[place] == value
+        return self._has(_hash(name))
 
     def __len__(self) -> int:
-        return len(self.hashes)
+        return len(self.sorted) + len(self._latest)
+
+    def _has(self, value: int) -> bool:
+        place = np.searchsorted(self.sorted, np.uint64(value))
+        return value in self._latest or (place < len(self.sorted) and int(self.sorted[place]) == value)
 
 
-def _hash(name: str) -> np.uint64:
-    return np.uint64(int.from_bytes(hashlib.blake2b(_bytes(name), digest_size=8).digest(), "little"))
+def _hash(name: str) -> int:
+    return int.from_bytes(hashlib.blake2b(_bytes(name), digest_size=8).digest(), "little")
 
 
 def _bytes(name: str) -> bytes:
@@ -149,7 +204,7 @@ def read_rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[Row]
             from pyarrow import parquet
 
             for batch in parquet.ParquetFile(path).iter_batches(10_000):
-                yield from batch.to_pylist()
+                yield from map(_checked, batch.to_pylist())
         elif path.suffix.lower() == ".jsonl":
             with path.open("rb") as file:
                 for line in file:
@@ -171,10 +226,35 @@ def read_rows(path: Path, columns: Sequence[str] | None = None) -> Iterator[Row]
 def _checked(row: Any) -> Row:
     if not isinstance(row, dict) or not isinstance(row.get("image"), str):
         raise ValueError("a row without `image`")
+    for name, value in row.items():
+        if name not in TEXTS and not (value is None or type(value) in (int, float)):
+            raise ValueError(f"{name} of {row['image']} is {value!r}, not a number")
+        if name in TEXTS and not isinstance(value, (str, type(None))):
+            raise ValueError(f"{name} of {row['image']} is {value!r}, not a text")
     return row
 
 
 TEXTS = ("image", "error", "explanation")
+
+
+def scale_beside(path: Path) -> tuple[float, float] | None:
+    """The scale of a table of scores by what lies beside it: its own `.run.json`, or a run's options. None: unknown."""
+
+    def read(name: str) -> dict[str, Any]:
+        try:
+            content = json.loads(path.with_name(name).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return content if isinstance(content, dict) else {}
+
+    scale = read(f"{path.name}.run.json").get("score_range")
+    options = read("options.json")
+    if scale is None and options.get("dataset") in FORMATS:
+        return FORMATS[options["dataset"]].scale
+    if scale is None and options.get("dataset") == "csv" and options.get("loss") == "mse":
+        scale = [options.get("score_min"), options.get("score_max")]
+    numbers = isinstance(scale, list) and len(scale) == 2 and all(type(v) in (int, float) for v in scale)
+    return (float(scale[0]), float(scale[1])) if numbers else None
 
 
 def _of_text(column: str, text: str) -> str | float | None:

@@ -143,9 +143,45 @@ def test_one_layer_and_a_mask(tmp_path, weights, command, caplog):
     assert rows[1]["attention_background"] is None
     assert "b.png: has no mask" in caplog.text
     (tmp_path / "m" / "b.png").write_text("no picture")
-    status, _, err = command(*words, "--overwrite", "--mask", tmp_path / "m")
-    assert status == 2
-    assert "does not decode" in err
+    assert command(*words, "--overwrite", "--mask", tmp_path / "m")[0] == 0
+    assert "b.png: its mask does not decode" in caplog.text
+    rows = list(read_rows(tmp_path / "s.csv"))
+    assert rows[0]["attention_background"] == 0
+    assert rows[1]["attention_background"] is None
+
+
+def test_a_name_that_is_too_long_for_an_overlay_is_shortened(tmp_path, weights, command, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = ["é" * 120 + "a.png", "é" * 120 + "b.png"]
+    make_pictures(tmp_path / "p", names)
+    assert command("p", "--weights", weights, "--explain", "why", "--out", "s.csv", *CPU)[0] == 0
+    drawn = {row["explanation"] for row in read_rows(tmp_path / "s.csv")}
+    assert len(drawn) == 2
+    assert all((tmp_path / name).is_file() for name in drawn)
+
+
+def test_an_overlay_that_cannot_be_drawn_costs_no_score(tmp_path, weights, command, monkeypatch, caplog):
+    make_pictures(tmp_path / "p", ["a.png"])
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(predict, "draw", full)
+    words = (
+        tmp_path / "p",
+        "--weights",
+        weights,
+        "--explain",
+        tmp_path / "why",
+        "--out",
+        tmp_path / "s.csv",
+        *CPU,
+    )
+    assert command(*words)[0] == 0
+    row = next(read_rows(tmp_path / "s.csv"))
+    assert row["score"] is not None
+    assert row["explanation"] == ""
+    assert "its overlay could not be drawn (No space left on device)" in caplog.text
 
 
 def test_overlays_lie_as_their_photographs_do(tmp_path, monkeypatch):
@@ -153,5 +189,7 @@ def test_overlays_lie_as_their_photographs_do(tmp_path, monkeypatch):
     place = predict.overlay_path
     assert place(predict.Path("why"), "p/a.jpg") == predict.Path("why/p/a.jpg.png")
     assert place(predict.Path("why"), str(tmp_path / "p" / "a.jpg")) == predict.Path("why/p/a.jpg.png")
-    assert place(predict.Path("why"), "/elsewhere/a.jpg") == predict.Path("why/elsewhere/a.jpg.png")
-    assert place(predict.Path("why"), "../up/a.jpg").is_relative_to("why")
+    assert place(predict.Path("why"), "/elsewhere/a.jpg") == predict.Path("why/_root/elsewhere/a.jpg.png")
+    outside = place(predict.Path("why"), "../a.jpg")
+    assert outside == predict.Path("why/_root", *tmp_path.parent.parts[1:], "a.jpg.png")
+    assert outside != place(predict.Path("why"), "a.jpg")

@@ -24,6 +24,14 @@ def rows_of(scores):
     ]
 
 
+def content_of(page):
+    """What the page's script reads."""
+    text = page.read_text(encoding="utf-8")
+    return json.loads(
+        re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)[1]
+    )
+
+
 def test_a_gallery_shows_all_while_it_can():
     gallery = Gallery(10)
     rows = rows_of([3, None, 1, 2])
@@ -64,9 +72,7 @@ def test_the_page_of_predict(album, weights, tmp_path, command):
     )
     assert status == 1, err
     text = page.read_text(encoding="utf-8")
-    content = json.loads(
-        re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)[1]
-    )
+    content = content_of(page)
     assert content["photos"]["error"][2] == "no decoder knows the file"
     for name, table in (("score", tmp_path / "s.csv"), ("other", None)):
         rows = list(read_rows(table)) if table else rows_with(command, album, other, tmp_path)
@@ -91,20 +97,25 @@ def test_appended_rows_are_on_the_page_with_those_before(album, weights, tmp_pat
     assert command(album, "--weights", weights, "--report", page, "--out", out, "--append", *CPU)[0] == 0
     text = page.read_text(encoding="utf-8")
     assert "Scores of 7 photographs" in text
+    assert len([a for a in content_of(page)["photos"]["attention"] if a]) == 7  # of the first one, too
     assert len(list(read_rows(out))) == 7
 
 
 def test_a_table_is_compared_by_path_or_name(tmp_path):
     table = tmp_path / "t.csv"
-    table.write_text("image,score,error,vote1,vote2\np/a.jpg,3,,0.25,0.75\nq/b.jpg,,bad,,\n")
+    table.write_text(
+        "image,score,error,vote1,vote2\np/a.jpg,3,,0.25,0.75\nb.jpg,,bad,,\n/x/p/c.jpg,4,,0.5,0.5\n"
+    )
     trained = load_trained(make_weights(tmp_path / "w.pth"))
     other = read_other(table, trained, "cpu")
     assert other.scale == (1, 10)
     assert other.row("p/a.jpg")["score"] == 3
-    assert other.row("elsewhere/a.jpg")["score"] == 3
-    assert votes_of(other.row("a.jpg")) == [0.25, 0.75]
-    assert other.row("b.jpg")["score"] is None
-    assert other.row("c.jpg") is None
+    assert other.row("/anywhere/p/a.jpg")["score"] == 3
+    assert other.row("/anywhere/q/a.jpg") is None  # another photograph of that name
+    assert votes_of(other.row("p/a.jpg")) == [0.25, 0.75]
+    assert other.row("q/b.jpg")["score"] is None  # the table has names alone, as a run's predictions
+    assert other.row("/x/p/c.jpg")["score"] == 4
+    assert other.row("d.jpg") is None
     (tmp_path / "t.csv.run.json").write_text('{"score_range": [0, 1]}')
     assert read_other(table, trained, "cpu").scale == (0, 1)
 
@@ -138,3 +149,13 @@ def test_what_is_no_table_is_refused(tmp_path, album, weights, command, content)
 
 def test_a_missing_row_beside_is_no_score():
     assert Other("o", (0, 1), rows={}).row("a") is None
+
+
+def test_photographs_that_are_not_in_the_table_are_told_of(tmp_path, album, weights, command, caplog):
+    (tmp_path / "t.csv").write_text("image,score\nnowhere/a.jpg,3\nb.png,4\n")
+    page = tmp_path / "r.html"
+    assert (
+        command(album, "--weights", weights, "--report", page, "--compare", tmp_path / "t.csv", *CPU)[0] == 0
+    )
+    assert "t.csv has a score of 1 of these 7 photographs." in caplog.text
+    assert any("has a score of 1 of these 7" in note for note in content_of(page)["notes"])

@@ -5,6 +5,7 @@ import os
 import struct
 import sys
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -134,11 +135,14 @@ def test_photographs_are_named_no_further_ahead_than_they_are_read(tree):
     assert asked <= 4 * (10 + 2 * 2 + 1)
 
 
-def test_done_is_a_set_of_eight_bytes_each():
+def test_done_is_a_set_of_eight_bytes_each(monkeypatch):
+    monkeypatch.setattr(Done, "LATEST", 700)
     done = Done(f"p/{i}.jpg" for i in range(5000))
     assert all(f"p/{i}.jpg" in done for i in range(5000))
     assert not any(f"q/{i}.jpg" in done for i in range(5000))
-    assert done.hashes.nbytes == 8 * 5000
+    assert done.sorted.nbytes + 8 * len(done._latest) == 8 * 5000 == 8 * len(done)
+    assert not done.add("p/0.jpg")
+    assert done.add("p/new.jpg")
     assert "a" not in Done(())
 
 
@@ -324,7 +328,11 @@ def test_what_contradicts_itself_is_refused(tmp_path, album, weights, command):
         (("--compare", weights), "--compare belongs to --report"),
         (("--report", here), "is there already"),
         (("--mask", tmp_path), "--mask belongs to"),
-        (("--decode", "fast", "--upright"), "leave --decode fast out"),
+        (("--out", tmp_path / "a.csv", "--report", tmp_path / "a.csv"), "is given as --out, too"),
+        (("--report", weights, "--overwrite"), "is given as --weights, too"),
+        (("--report", album / "a.jpg", "--list", album / "a.jpg"), "is given as --list, too"),
+        (("--report", tmp_path / "no" / "r.html"), "lies in a folder that is not there"),
+        (("--explain", weights), "is a file, not a folder"),
         (("--batch_size", "0"), "not a whole number of 1 or more"),
         (("--gpu_id", "9"), "no such GPU"),
         (("--dataset", "tad66k"), "says ava; leave the option out"),
@@ -354,18 +362,78 @@ def test_weights_of_an_older_run_know_their_dataset_by_its_options(tmp_path, run
 
 
 def test_a_signal_ends_it_between_two_batches(album, weights, tmp_path, command, monkeypatch):
-    monkeypatch.setattr(predict, "Watch", SignalledWatch)
+    watches, note = [], predict.Screen.add
+    monkeypatch.setattr(predict, "Watch", lambda: watches.append(Watch()) or watches[0])
+
+    def add(screen, row):
+        watches[0].received = 15
+        note(screen, row)
+
+    monkeypatch.setattr(predict.Screen, "add", add)
     out = tmp_path / "s.csv"
     status, _, err = command(album, "--weights", weights, "--out", out, *CPU, "--batch_size", "2")
     assert status == 143
     assert "stopped by SIGTERM; rows written to --out are kept" in err
-    assert out.exists()
+    assert len(list(read_rows(out))) == 2
 
 
-class SignalledWatch(Watch):
-    """As if SIGTERM had come."""
+def test_a_very_deep_tree(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for _ in range(1200):
+        os.mkdir("d")
+        os.chdir("d")
+    make_pictures(Path("."), ["a.png"], size=(2, 2))
+    os.chdir(tmp_path)
+    for words in (["d"], ["**/*.png"]):
+        found = list(Sources(words))
+        assert len(found) == 1
+        assert found[0].path.endswith("/d/a.png")
+    top = tmp_path / "d"
+    while (top / "d").exists():  # pytest's own removal recurses
+        os.rename(top / "d", tmp_path / "next")
+        for file in top.iterdir():
+            file.unlink()
+        top.rmdir()
+        os.rename(tmp_path / "next", top)
 
-    def __enter__(self):
-        watch = super().__enter__()
-        watch.received = 15
-        return watch
+
+def test_a_list_from_a_pipe(tree, monkeypatch):
+    monkeypatch.chdir(tree)
+    reading, writing = os.pipe()
+    os.write(writing, b"a.png\nz\n")
+    os.close(writing)
+    found = Sources([], [f"/dev/fd/{reading}"])
+    assert not found.countable
+    assert [f.path for f in found] == ["a.png", "z/c.webp", "z/y/d.tiff"]
+    os.close(reading)
+
+
+def test_an_empty_list_is_a_bad_request(tmp_path, weights, command, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\n")))
+    status, _, err = command("--list", "-", "--weights", weights, "--out", tmp_path / "s.csv", *CPU)
+    assert status == 2
+    assert "no photographs in -" in err
+    assert not list(tmp_path.glob("s.csv*"))
+
+
+def test_fast_decoding_treats_odd_pictures_alike(zoo, weights, tmp_path, command):
+    tables = []
+    for decode in ("pil", "fast"):
+        out = tmp_path / f"{decode}.csv"
+        assert command(zoo, "--weights", weights, "--decode", decode, "--out", out, *CPU)[0] == 1
+        tables.append({os.path.basename(row["image"]): row for row in read_rows(out)})
+    for name, row in tables[0].items():
+        assert tables[1][name]["error"] == row["error"]
+        if row["score"] is not None:
+            assert tables[1][name]["score"] == pytest.approx(
+                row["score"], abs=0.05 if name.endswith("jpg") else 1e-6
+            )
+
+
+def test_a_page_alone_can_be_replaced(album, weights, tmp_path, command):
+    page = tmp_path / "r.html"
+    page.write_text("old")
+    assert command(album, "--weights", weights, "--report", page, *CPU)[0] == 2
+    assert page.read_text() == "old"
+    assert command(album, "--weights", weights, "--report", page, "--overwrite", *CPU)[0] == 0
+    assert "<!doctype html>" in page.read_text()

@@ -3,6 +3,10 @@
 import json
 import logging
 import os
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pandas as pd
@@ -203,7 +207,7 @@ def test_a_reference_of_the_protocol_is_put_on_the_datasets_scale(album, tmp_pat
     weights = make_weights(tmp_path / "t.pth", 1, "tad66k", scale=(0, 10))
     rows = scored_rows(album, "--weights", weights)
     middle = sorted(row["score"] for row in rows)[3]
-    pd.DataFrame({"image": ["a"], "predicted_score": [middle / 10 - 1e-6]}).to_csv(
+    pd.DataFrame({"image": ["a"], "predicted_score": [middle / 10 - 1e-4]}).to_csv(
         tmp_path / "r.csv", index=False
     )
     rows = scored_rows(album, "--weights", weights, "--reference", tmp_path / "r.csv", "--overwrite")
@@ -254,9 +258,8 @@ def test_a_killed_run_loses_no_whole_row(album, weights, tmp_path, command, endi
     rows = list(table.rows())
     if ending == "parquet":
         out.unlink()
-        with table.appending() as write:
-            for row in rows[:4]:
-                write(row)
+        lines = [json.dumps({name: row[name] for name in table.columns}) + "\n" for row in rows[:4]]
+        table.growing.write_text("".join(lines))
     content = table.growing.read_bytes()
     ends = [i + 1 for i, byte in enumerate(content) if byte == 10]
     keep = ends[4 if ending == "csv" else 3]  # the header, if there is one, and four rows
@@ -271,11 +274,16 @@ def test_what_is_there_is_not_lost(album, weights, tmp_path, command):
     out = tmp_path / "s.csv"
     assert command(album, "--weights", weights, "--out", out, *CPU)[0] == 0
     before = out.read_bytes()
+    reference = tmp_path / "reference.csv"
+    reference.write_text("image,score\na,3\n")
     other = make_weights(tmp_path / "other.pth", seed=1)
     for words, problem in (
         ((), "is there already; --append goes on with it, --overwrite replaces it"),
         (("--append", "--overwrite"), "exclude each other"),
-        (("--append", "--reference", out), "was made with another reference"),
+        (
+            ("--append", "--reference", reference),
+            "was made with other columns; --explain, --report and --reference must",
+        ),
     ):
         status, _, err = command(album, "--weights", weights, "--out", out, *words, *CPU)
         assert status == 2
@@ -336,3 +344,171 @@ def test_fast_decoding_stays_within_a_grey_levels_score(tmp_path, weights, score
     exact = scored_rows(tmp_path / "j", "--weights", weights)
     fast = scored_rows(tmp_path / "j", "--weights", weights, "--decode", "fast", "--overwrite")
     assert [row["score"] for row in fast] == pytest.approx([row["score"] for row in exact], abs=0.05)
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+def test_two_do_not_write_one_table(album, weights, tmp_path, command, ending):
+    out = tmp_path / f"s.{ending}"
+    assert command(album / "a.jpg", "--weights", weights, "--out", out, *CPU)[0] == 0
+    before = list(read_rows(out))
+    trained = predict.load_trained(weights)
+    table = predict.Table(out, scoring.Rows(trained, None).columns)
+    about = json.loads(table.about.read_text())
+    with table.writing(about, append=True) as write:
+        for words in (("--append",), ("--overwrite",)):
+            status, _, err = command(album, "--weights", weights, "--out", out, *words, *CPU)
+            assert status == 2
+            assert "another process is writing it" in err
+        write(before[0] | {"image": "late"})
+    assert [row["image"] for row in read_rows(out)] == [before[0]["image"], "late"]
+
+
+def test_a_parquet_that_was_whole_when_the_run_was_cut_has_each_row_once(album, weights, tmp_path, command):
+    out = tmp_path / "s.parquet"
+    (album / "odd\udcff.png").write_bytes((album / "b.png").read_bytes())
+    words = (album, "--weights", weights, "--out", out, *CPU)
+    assert command(*words)[0] == 0
+    rows = list(read_rows(out))
+    waiting = [json.dumps(row) + "\n" for row in rows]
+    (tmp_path / "s.parquet.rows.jsonl").write_text("".join(waiting))
+    status, text, _ = command(*words, "--append")
+    assert status == 0
+    assert "8 had a row already" in text
+    assert list(read_rows(out)) == rows
+    assert any("odd\\xff.png" in row["image"] for row in rows)
+
+
+def test_rows_that_were_made_otherwise_are_not_appended(album, weights, tmp_path, command):
+    out = tmp_path / "s.csv"
+    (tmp_path / "masks").mkdir()
+    words = (album, "--weights", weights, "--out", out, "--report", tmp_path / "r.html", *CPU)
+    assert command(*words)[0] == 0
+    for more, problem in (
+        (("--layer", "stages.2.attns.1"), "another layer (all, now stages.2.attns.1)"),
+        (("--mask", tmp_path / "masks"), "another mask"),
+        (("--decode", "fast"), "another decode"),
+        (("--upright",), "another upright"),
+    ):
+        status, _, err = command(*words, "--append", *more)
+        assert status == 2
+        assert problem in err
+
+
+def test_errors_of_rows_that_are_there_count(album, weights, tmp_path, command):
+    (album / "bad.png").write_text("no picture")
+    words = (album, "--weights", weights, "--out", tmp_path / "s.csv", *CPU)
+    assert command(*words)[0] == 1
+    status, text, _ = command(*words, "--append")
+    assert status == 1
+    assert "8 had a row already, 1 of them with an error" in text
+
+
+def test_a_photograph_has_one_row_however_often_it_is_named(album, weights, tmp_path, command, monkeypatch):
+    monkeypatch.chdir(album)
+    (tmp_path / "list.txt").write_text(f"a.jpg\n./a.jpg\n{album}/a.jpg\nb.png\nb.png\n")
+    assert (
+        command(
+            "b.png", "--list", tmp_path / "list.txt", "--weights", weights, "--out", tmp_path / "s.csv", *CPU
+        )[0]
+        == 0
+    )
+    assert [row["image"] for row in read_rows(tmp_path / "s.csv")] == ["b.png", "a.jpg"]
+
+
+def test_a_scale_that_contradicts_the_file_is_refused(album, tmp_path, command):
+    own = make_weights(tmp_path / "own.pth", 1, "csv", scale=(0, 100))
+    status, _, err = command(album, "--weights", own, "--score_min", 0, "--score_max", 1, *CPU)
+    assert status == 2
+    assert "says 0 to 100; leave them out" in err
+    assert command(album, "--weights", own, "--score_min", 0, "--score_max", 100, *CPU)[0] == 0
+    votes = make_weights(tmp_path / "votes.pth", 5, "csv", bare=True)
+    status, _, err = command(
+        album, "--weights", votes, "--dataset", "csv", "--score_min", 0, "--score_max", 9, *CPU
+    )
+    assert status == 2
+    assert "has 5 vote levels" in err
+    assert command(album, "--weights", votes, "--dataset", "csv", *CPU)[0] == 0
+
+
+def test_a_reference_of_another_scale_is_refused(album, weights, tmp_path, command):
+    table = tmp_path / "r.csv"
+    table.write_text("image,score\na,70\n")
+    (tmp_path / "r.csv.run.json").write_text('{"score_range": [0, 100]}')
+    status, _, err = command(album, "--weights", weights, "--reference", table, *CPU)
+    assert status == 2
+    assert "its scores are 0 to 100, those of" in err
+
+
+def test_a_photograph_of_the_reference_is_not_below_itself(album, weights, tmp_path, scored_rows):
+    rows = scored_rows(album, "--weights", weights)
+    noisy = [row["score"] + (-1) ** i * 2e-6 for i, row in enumerate(rows)]
+    pd.DataFrame({"image": range(7), "score": noisy}).to_csv(tmp_path / "r.csv", index=False)
+    rows = scored_rows(album, "--weights", weights, "--reference", tmp_path / "r.csv", "--overwrite")
+    assert sorted(row["below"] for row in rows) == pytest.approx([i / 7 for i in range(7)], abs=1e-6)
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "parquet", "csv"])
+def test_tables_with_odd_values_are_refused_in_a_line(album, weights, tmp_path, command, ending):
+    table = tmp_path / f"t.{ending}"
+    odd = pd.DataFrame({"image": ["a"], "score": ["x"]})
+    {"jsonl": lambda: odd.to_json(table, orient="records", lines=True), "parquet": lambda: odd.to_parquet(table),
+     "csv": lambda: odd.to_csv(table, index=False)}[ending]()  # fmt: skip
+    for words in (("--reference", table), ("--report", tmp_path / "r.html", "--compare", table)):
+        status, _, err = command(album, "--weights", weights, *words, *CPU)
+        assert status == 2
+        assert "not a table of scores" in err
+        assert err.count("\n") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "workers"), [(signal.SIGTERM, 2), (signal.SIGINT, 2), (signal.SIGTERM, 0)]
+)
+def test_a_signal_to_the_whole_group_is_told_and_the_run_goes_on(tmp_path, weights, number, workers):
+    """As Ctrl-C, timeout, or a cluster's scheduler sends it."""
+    make_pictures(tmp_path / "many", [f"{i:04d}.png" for i in range(600)], size=(8, 8))
+    out = tmp_path / "s.csv"
+    words = [sys.executable, predict.__file__, tmp_path / "many", "--weights", weights, "--out", out, "--gpu_id", "cpu",
+             "--num_workers", workers, "--batch_size", "4"]  # fmt: skip
+    words = [str(word) for word in words]
+    process = subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    while process.poll() is None and (not out.exists() or out.read_bytes().count(b"\n") < 20):
+        time.sleep(0.05)
+    os.killpg(process.pid, number)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, err
+    assert f"stopped by {number.name}; rows written to --out are kept" in err
+    assert "Traceback" not in err
+    kept = len(list(read_rows(out)))
+    assert 19 <= kept < 600
+    again = subprocess.run([*words, "--append"], capture_output=True, text=True, timeout=120)
+    assert again.returncode == 0, again.stderr
+    rows = [row["image"] for row in read_rows(out)]
+    assert len(rows) == len(set(rows)) == 600
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("with_table", [True, False])
+def test_nobody_reads_the_terminal(tmp_path, album, weights, with_table):
+    out = tmp_path / "s.csv"
+    words = [
+        sys.executable,
+        predict.__file__,
+        album,
+        "--weights",
+        weights,
+        "--gpu_id",
+        "cpu",
+        "--num_workers",
+        0,
+    ]
+    words = [str(word) for word in words + ["--out", out] * with_table]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.close()
+    err = process.stderr.read()
+    assert process.wait(60) == (0 if with_table else 141), err
+    assert "Traceback" not in err
+    assert "Broken" not in err
+    assert not with_table or len(list(read_rows(out))) == 7

@@ -115,13 +115,14 @@ def test_threads_share_it(scorer, pictures):
     [
         (torch.rand(1, 4, 8, 8), r"photographs are N x 3 x H x W"),
         (torch.rand(3, 8), r"photographs are N x 3 x H x W"),
-        (torch.rand(1, 3, 8, 8) * 255, r"photographs are in \[0, 1\]"),
-        (torch.full((1, 3, 8, 8), float("nan")), r"photographs are in \[0, 1\]"),
+        (torch.rand(1, 3, 8, 8) * 255, r"are in \[0, 1\]"),
+        (torch.full((1, 3, 8, 8), float("nan")), r"are in \[0, 1\]"),
         (torch.zeros(1, 3, 8, 8, dtype=torch.int64), "floating point in"),
         (np.zeros((8, 8, 5), np.uint8), "an array of"),
         (np.zeros((8, 8, 3), np.uint16), "an array of uint16"),
-        (np.full((8, 8, 3), 200.0), r"floats are in \[0, 1\]"),
+        (np.full((8, 8, 3), 200.0), r"are in \[0, 1\]"),
         (7, "int is no photograph"),
+        (Image.new("F", (8, 8)), "a PIL image in mode F: its pixels are floating point"),
         ("no.jpg", "no.jpg: there is no such file"),
         ([torch.rand(2, 3, 8, 8)], "one photograph each"),
     ],
@@ -135,3 +136,19 @@ def test_batch_points_are_refused(tmp_path):
     with pytest.raises(InputError, match="would make scores depend on it"):
         Scorer(make_weights(tmp_path / "w.pth"), interest_points="batch")
     assert Scorer(make_weights(tmp_path / "b.pth", points="batch"), device="cpu").trained.points == "image"
+
+
+def test_a_resizes_overshoot_is_cut_off(scorer, pictures):
+    image = torch.from_numpy(pictures[0].copy()).permute(2, 0, 1)[None] / 255
+    plain = scorer(image)
+    assert scorer(image * 1.0000002) == pytest.approx(plain.item(), abs=1e-3)
+    assert scorer((pictures[0] / 255.0) * 1.0000002) == scorer(pictures[0])
+
+
+def test_what_cannot_be_loaded_is_an_input_error(tmp_path):
+    weights = make_weights(tmp_path / "w.pth")
+    with pytest.raises(InputError, match="choose from batch, image, running"):
+        Scorer(weights, interest_points="median")
+    if not torch.cuda.is_available():
+        with pytest.raises(InputError, match="no device cuda"):
+            Scorer(weights, device="cuda")
