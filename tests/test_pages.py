@@ -152,7 +152,7 @@ def test_a_missing_row_beside_is_no_score():
 
 
 def test_photographs_that_are_not_in_the_table_are_told_of(tmp_path, album, weights, command, caplog):
-    (tmp_path / "t.csv").write_text("image,score\nnowhere/a.jpg,3\nb.png,4\n")
+    (tmp_path / "t.csv").write_text("image,score\nnowhere/a.jpg,3\nb.png,4\nc.png,5\n")
     page = tmp_path / "r.html"
     assert (
         command(album, "--weights", weights, "--report", page, "--compare", tmp_path / "t.csv", *CPU)[0] == 0
