@@ -7,12 +7,18 @@ import pytest
 import sklearn.datasets
 import torch
 from conftest import make_toy
+from PIL import Image
 
+import predict
 from decode import Encoded, Resize, read_pil, read_plain_jpeg
 from meters import Losses
 from models import create_model
+from predict import Scorer
+from prediction.table import read_rows
 from steps import Precision, Schedule, Stepper, make_optimizer
 from util import emd_loss
+
+COMMAND = predict
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 
@@ -66,3 +72,35 @@ def test_pixels_decoded_on_the_gpu_are_pils_to_one_grey_level(resize):
         first, second = batch.decode(torch.device("cuda:0")).permute(0, 2, 3, 1).cpu().numpy()
         np.testing.assert_array_equal(first, second)
         assert (np.abs(first.astype(int) - read_pil(path, resize)) <= 1).mean() >= 0.995
+
+
+def test_a_scorer_gives_the_cpus_scores_and_a_gradient(weights):
+    images = [Image.fromarray(pixels) for pixels in sklearn.datasets.load_sample_images().images]
+    expected = Scorer(weights, device="cpu")(images)
+    assert Scorer(weights, device="cuda")(images) == pytest.approx(expected, abs=1e-3)
+    pixels = torch.rand(2, 3, 100, 120, device="cuda", requires_grad=True)
+    Scorer(weights, device="cuda", as_loss=True)(pixels).sum().backward()
+    assert pixels.grad.abs().sum() > 0
+
+
+def test_predict_scores_in_bf16_and_says_where_it_looks(album, weights, tmp_path, command):
+    tables = []
+    for amp in ("off", "auto"):
+        out = tmp_path / f"{amp}.csv"
+        words = (
+            album,
+            "--weights",
+            weights,
+            "--amp",
+            amp,
+            "--out",
+            out,
+            "--explain",
+            tmp_path / amp,
+            "--num_workers",
+            0,
+        )
+        status, _, err = command(*words)
+        assert status == 0, err
+        tables.append([row["score"] for row in read_rows(out)])
+    assert tables[1] == pytest.approx(tables[0], abs=0.2)
