@@ -20,7 +20,7 @@ from engine import Evaluation
 from interrupt import Watch
 from labels import Format
 from option import InputError
-from prediction.report import Page, Photo, choose, write_report
+from prediction.report import DEMO, Page, Photo, choose, write_report
 from util import atomic_write, scores, started, write_json
 
 # SRCC, PLCC, accuracy. AVA and TAD66K: from the names of the released checkpoints. AADB and PARA: as later papers report
@@ -262,6 +262,7 @@ def write_page(path: Path, title: str, options, form: Format, evaluation: Evalua
         title,
         facts,
         form.scale,
+        [DEMO] if options.dataset == "demo" else [],
         metrics={label: evaluation.metrics[name] for name, label in shown.items()},
         published=dict(zip(shown.values(), PUBLISHED.get(options.dataset, ()), strict=False)),
         all_scores=predicted,

@@ -21,7 +21,7 @@ from meters import bar
 from option import InputError
 from prediction.explain import Looker, mean_mass
 from prediction.photos import Photos, open_rgb
-from prediction.report import LARGE, Page, Photo, write_report
+from prediction.report import DEMO, LARGE, Page, Photo, write_report
 from prediction.scoring import Rows, Scored, score_all
 from prediction.sources import Found
 from prediction.table import ENDINGS, Row, read_rows, scale_beside
@@ -201,7 +201,7 @@ def write(
         notes.append(f"{other.name} has a score of {found} of these {len(scored)} photographs.")
         log.warning("warning: --compare: %s", notes[-1])
     if trained.dataset == "demo":
-        notes.append("The demo's scores are of damage done to two photographs. They are not aesthetics.")
+        notes.append(DEMO)
     if gallery.count > len(chosen):
         notes.append(
             f"{len(chosen)} of {gallery.count} photographs are shown: the best, the worst and a random sample; the "

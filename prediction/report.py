@@ -37,6 +37,7 @@ BINS = 30  # of a distribution of scores
 CELLS = 40  # of the density behind a scatter, each way
 GRID = 32  # most cells of an attention map, each way
 LIST = 10  # rows of the lists of worst errors and largest disagreements
+DEMO = "The demo's scores are of damage done to two photographs. They are not aesthetics."
 # Named numbers that have a plainer name; those that are shares are shown in percent.
 LABELS = {
     "below": "Share below",
