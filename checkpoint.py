@@ -140,15 +140,16 @@ def restore(folder: Path, model: nn.Module, optimizer, scaler) -> Progress:
 
 def _match_best(folder: Path, epoch: int) -> bool:
     """Make best.pth that of `epoch`: a run that is cut between best.pth and last.pt leaves one that is too new."""
-    if epoch == 0 or _epoch_of(folder / BEST) == epoch:
+    if epoch == 0 or epoch_of(folder / BEST) == epoch:
         return True
-    if _epoch_of(folder / PREVIOUS_BEST) != epoch:
+    if epoch_of(folder / PREVIOUS_BEST) != epoch:
         return False
     os.replace(folder / PREVIOUS_BEST, folder / BEST)
     return True
 
 
-def _epoch_of(path: Path) -> int | None:
+def epoch_of(path: Path) -> int | None:
+    """The epoch that a best.pth is of; None where it does not say."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)._metadata[""]["epoch"]
     except Exception:  # missing, damaged or of another program

@@ -18,7 +18,8 @@ from command import guarded
 from exporting import hub, onnx_file, torch_files
 from exporting.about import describe
 from exporting.check import BATCHES, ExportError, largest_difference
-from option import InputError, Parser, add_weights, score_range
+from interrupt import Interrupted
+from option import MODELS, InputError, Parser, add_weights, score_range
 from trained import Trained, load_trained
 from util import to_json
 
@@ -73,7 +74,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add(
         "--int8",
         action="store_true",
-        help="ONNX with 8-bit linear layers: smaller, faster, and only nearly equal",
+        help="ONNX with 8-bit linear layers: smaller; scores are only nearly equal, and depend on the batch",
     )
     add(
         "--opset",
@@ -98,7 +99,7 @@ def export(options: argparse.Namespace) -> dict:
     for note in trained.notes:
         log.warning("%s", note)
     about, out = describe(trained), target(options, trained)
-    with replacing(out, options.overwrite) as temporary, quietly():
+    with replacing(out, options.overwrite, options.to == "hub") as temporary, quietly():
         if options.to == "onnx":
             onnx_file.write_onnx(
                 trained, temporary, about, options.gather, options.int8, options.opset or onnx_file.OPSET
@@ -148,9 +149,14 @@ def check(options: argparse.Namespace) -> None:
 def target(options: argparse.Namespace, trained: Trained) -> Path:
     """Where the export goes. Raises InputError for another ending, by which readers know a file, and for the weights."""
     source = Path(options.weights).resolve()
+    given = Path(os.path.abspath(options.weights))  # a link's own name and place
     kind = "_gather" * options.gather + "_int8" * options.int8
-    stem = source.name if source.is_dir() else source.stem
-    out = Path(os.path.abspath(options.out or source.with_name(stem + kind + ENDINGS[options.to])))
+    stem = given.name if given.is_dir() else given.stem
+    out = Path(os.path.abspath(options.out or given.with_name(stem + kind + ENDINGS[options.to])))
+    if options.to == "hub" and out.name in MODELS:
+        raise InputError(
+            f"{out}: create_model would take it for the network of that name; give another --out"
+        )
     if options.to != "hub" and out.suffix != ENDINGS[options.to]:
         raise InputError(f"{out}: must end in {ENDINGS[options.to]}; give another --out")
     if out.resolve() in (source, *trained.path.resolve().parents, trained.path.resolve()):
@@ -159,16 +165,26 @@ def target(options: argparse.Namespace, trained: Trained) -> Path:
 
 
 @contextmanager
-def replacing(out: Path, overwrite: bool) -> Iterator[Path]:
+def replacing(out: Path, overwrite: bool, folder: bool) -> Iterator[Path]:
     """A path for what is to become `out`, a file or a folder; put there if all goes well, removed if not.
 
     Raises InputError where something is there and may not be replaced.
     """
-    if out.exists() or out.is_symlink():
+
+    def refuse_what_is_there() -> None:
+        if not (out.exists() or out.is_symlink()):
+            return
         if not overwrite:
             raise InputError(f"{out}: is there already; give --overwrite or another --out")
-        if out.is_dir() and (others := sorted({path.name for path in out.iterdir()} - set(hub.FILES))):
-            raise InputError(f"{out}: holds {others[0]}, which no export has written; give another --out")
+        if out.is_dir() != folder:
+            what = "a folder" if out.is_dir() else "a file"
+            raise InputError(f"{out}: is {what}, which no such export has written; give another --out")
+        if folder and (
+            others := [p.name for p in out.iterdir() if p.name not in hub.FILES or not p.is_file()]
+        ):
+            raise InputError(f"{out}: holds {min(others)}, which no export has written; give another --out")
+
+    refuse_what_is_there()
     if not out.parent.is_dir():
         raise InputError(f"{out.parent}: no such folder; make it, or give another --out")
     try:
@@ -176,17 +192,22 @@ def replacing(out: Path, overwrite: bool) -> Iterator[Path]:
     except OSError as error:
         error.filename = str(out.parent)
         raise
-    with place as folder:
-        temporary = Path(folder) / out.name
-        yield temporary
+    with place as beside:
+        temporary = Path(beside) / out.name
+        try:
+            yield temporary
+        except OSError as error:
+            error.filename = error.filename or str(out.parent)  # as for a full disk
+            raise
+        refuse_what_is_there()  # it took a while
         if not (out.is_dir() or (out.exists() and temporary.is_dir())):
             os.replace(temporary, out)
             return
-        replaced = Path(folder) / "replaced"  # a folder is not replaced in one step
+        replaced = Path(beside) / "replaced"  # a folder is not replaced in one step
         os.replace(out, replaced)
         try:
             os.replace(temporary, out)
-        except OSError:
+        except BaseException:
             os.replace(replaced, out)
             raise
 
@@ -204,6 +225,11 @@ def quietly() -> Iterator[None]:
         logging.disable(before)
 
 
+def interrupted(number: int, _frame) -> None:
+    raise Interrupted(number)
+
+
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what is half-written is removed
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, interrupted)  # what is half-written is removed
     sys.exit(main())

@@ -439,4 +439,8 @@ def score_range(given: argparse.Namespace) -> tuple[float, float] | None:
         raise InputError("--score_min and --score_max belong together; give both")
     if low >= high:
         raise InputError(f"--score_min {low:g} is not below --score_max {high:g}")
+    if high - low < 1e-5 * max(abs(low), abs(high)):
+        raise InputError(
+            f"--score_min {low!r} and --score_max {high!r} lie too close for the seven digits of float32"
+        )
     return low, high

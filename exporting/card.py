@@ -6,7 +6,9 @@ import json
 import math
 from pathlib import Path
 
+from checkpoint import epoch_of
 from exporting.about import as_text
+from models import read_weights
 from option import GROUPS
 from trained import Trained
 
@@ -57,6 +59,9 @@ def write(trained: Trained, about: dict) -> str:
     options = _read(run / "options.json")
     if (options.get("model"), options.get("dataset")) != (trained.name, trained.dataset):
         options = {}  # of something else that lies there
+    settings = read_weights(trained.path).settings
+    if any(options.get(name) not in (None, value) for name, value in settings.items()):
+        options = {}  # other weights were put into the run
     result = _result(run, trained) if options else {}
     low, high = trained.score_range
     data = NAMES[trained.dataset]
@@ -94,7 +99,7 @@ def _front_matter(trained: Trained, result: dict) -> str:
     metrics = [
         {"type": kind, "name": METRICS[name], "value": round(result[name], 4)}
         for name, kind in HUB_METRICS.items()
-        if _known(result.get(name))
+        if _known(result.get(name)) and _measured_so(result, trained)
     ]
     if metrics:
         task = {"type": "image-aesthetics-assessment", "name": "image aesthetics assessment"}
@@ -143,12 +148,17 @@ def _metrics(result: dict, trained: Trained) -> str:
     lines += [f"| {METRICS[name]} | {result[name]:.4f} |" for name in METRICS if _known(result.get(name))]
     if trained.outputs == 1:
         lines.append("\nMAE and RMSE are those of scores from 0 to 1.")
-    if result["interest_points"] != trained.points:
+    if not _measured_so(result, trained):
         lines.append(
             f"\n**Measured with interest points of the {result['interest_points']}**; "
             f"this export has those of the {trained.points}, and other scores."
         )
     return "\n".join(lines)
+
+
+def _measured_so(result: dict, trained: Trained) -> bool:
+    """Whether the run measured the network as it is exported."""
+    return result.get("interest_points") == trained.points
 
 
 def _use(about: dict) -> str:
@@ -197,6 +207,8 @@ def _result(run: Path, trained: Trained) -> dict:
     content = _read(run / "run.json")
     result = content.get("result")
     measured = trained.path.name == "best.pth" and content.get("status") == "done"
+    if isinstance(result, dict) and result.get("best_epoch") is not None:
+        measured = measured and epoch_of(trained.path) == result["best_epoch"]
     if not (measured and isinstance(result, dict) and result.get("split") == "test"):
         return {}
     return result if {"images", "interest_points"} <= set(result) else {}

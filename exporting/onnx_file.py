@@ -53,7 +53,10 @@ def write_onnx(trained: Trained, path: Path, about: dict, gather: bool, int8: bo
         quantize(path)
     graph = onnx.load(path)
     _name_batch(graph)
-    about = about | {"gather": gather, "int8": int8, "opset": graph.opset_import[0].version}
+    _forget_origin(graph)
+    about = about | {"gather": gather, "int8": int8, "opset": onnx_opset(graph)}
+    # Dynamic quantisation takes the range of each activation over the whole batch.
+    about["depends_on_batch"] = about["depends_on_batch"] or int8
     onnx.helper.set_model_props(graph, {KEY: as_text(about)})
     onnx.checker.check_model(graph)
     onnx.save(graph, path)
@@ -96,6 +99,23 @@ def _name_batch(graph) -> None:
         for dim in value.type.tensor_type.shape.dim:
             if dim.dim_param and dim.dim_param == symbol:
                 dim.dim_param = "batch"
+
+
+def _forget_origin(graph) -> None:
+    """Leave out where the exporter's code lay on its disk, and the domains of operators that no node uses."""
+    for part in (graph.graph, *graph.functions):
+        for node in part.node:
+            del node.metadata_props[:]
+            node.doc_string = ""
+    used = {node.domain for part in (graph.graph, *graph.functions) for node in part.node} | {""}
+    kept = [entry for entry in graph.opset_import if entry.domain in used]
+    del graph.opset_import[:]
+    graph.opset_import.extend(kept)
+
+
+def onnx_opset(graph) -> int:
+    """The version of ONNX's own operators."""
+    return next(entry.version for entry in graph.opset_import if entry.domain == "")
 
 
 def open_onnx(path: Path) -> tuple[dict, Runner]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
@@ -22,7 +23,13 @@ EXTRA = f"{KEY}.json"  # the file in the archive
 
 def write_archive(trained: Trained, path: Path, about: dict) -> None:
     """A `.pt2`: images (N, 3, H, W) to (prediction, score), to be run without this project."""
-    torch.export.save(trace(trained), path, extra_files={EXTRA: as_text(about)})
+    program = trace(trained)
+    for module in program.graph_module.modules():
+        for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
+            node.meta.pop("stack_trace", None)  # where the code lay on this disk
+    content = io.BytesIO()  # torch's own file ends the process where the disk is full
+    torch.export.save(program, content, extra_files={EXTRA: as_text(about)})
+    path.write_bytes(content.getvalue())
 
 
 def open_archive(path: Path) -> tuple[dict, Runner]:

@@ -37,6 +37,8 @@ def create_model(name: str | os.PathLike, num_classes: int | None = None, **over
     Raises: ValueError for an unknown name, an unknown setting or one that the method does not have; WeightsError, a
         ValueError too, for a folder that cannot be used.
     """
+    if not isinstance(name, (str, os.PathLike)):
+        raise ValueError(f"no model {name!r}; give the name of one, or a folder")
     if name in VARIANTS:
         return timm.create_model(name, num_classes=10 if num_classes is None else num_classes, **overrides)
     if os.path.isdir(name):

@@ -10,7 +10,7 @@ from pathlib import Path
 import timm
 
 from .dat import EAT, VARIANTS
-from .weights import WeightsError, load_weights, read_weights
+from .weights import KNOWN, WeightsError, load_weights, read_weights
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"  # Hugging Face's names, and timm's
 
@@ -25,7 +25,7 @@ def load_folder(folder: str | os.PathLike, num_classes: int | None = None, **ove
     path = Path(folder) / CONFIG
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise WeightsError(
             f"{path}: cannot be read ({error}); the folder must be one of export.py --to hub"
         ) from None
@@ -34,18 +34,32 @@ def load_folder(folder: str | os.PathLike, num_classes: int | None = None, **ove
     outputs, settings = config.get("num_classes"), config.get("model_args", {})
     if type(outputs) is not int or outputs < 1 or not isinstance(settings, dict):
         raise WeightsError(f"{path}: num_classes must be a whole number and model_args an object")
-    # Only the network's own: timm's would let a stranger's folder load other files.
-    if unknown := set(settings) - set(inspect.signature(EAT).parameters):
+    if unknown := set(settings) - set(KNOWN):
         raise WeightsError(f"{path}: unknown model_args {', '.join(sorted(unknown))}")
+    if unknown := set(overrides) - set(inspect.signature(EAT).parameters):
+        raise ValueError(f"{folder}: unknown settings {', '.join(sorted(unknown))}")
     if num_classes not in (None, outputs):
         raise ValueError(
             f"{folder}: has {outputs} outputs, not {num_classes}; reset_classifier gives it another head"
         )
     weights = read_weights(Path(folder) / WEIGHTS)
+    head = weights.state.get("cls_head.bias")
+    if head is None or head.shape != (outputs,):
+        raise WeightsError(f"{path}: num_classes {outputs} is not that of {WEIGHTS}")
+    settings = weights.settings | settings
+    if other := [name for name, value in weights.settings.items() if settings[name] != value]:
+        raise WeightsError(f"{path}: {other[0]} is not that of {WEIGHTS}")
     try:
         model = timm.create_model(config["architecture"], num_classes=outputs, **(settings | overrides))
     except TypeError as error:
         raise WeightsError(f"{path}: model_args do not fit ({error})") from None
     load_weights(model, weights)
     model.purpose = dict(weights.purpose)
+    method = (
+        config.get("pretrained_cfg", {}).get("interpolation")
+        if isinstance(config.get("pretrained_cfg"), dict)
+        else None
+    )
+    if method in ("bicubic", "bilinear"):  # what timm makes a transform of
+        model.pretrained_cfg = dict(model.pretrained_cfg) | {"interpolation": method, "num_classes": outputs}
     return model

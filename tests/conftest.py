@@ -13,9 +13,11 @@ from PIL import Image
 from safetensors.torch import load_file
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
+import export
 import main_nni
 import models
 import prepare_data
+from exporting import check
 
 GOLDEN = Path(__file__).parent / "golden"
 AVA_COLUMNS = ["image_id", *(f"score{i}" for i in range(2, 12))]
@@ -164,3 +166,45 @@ def album(tmp_path):
     """A folder of seven pictures, two of them in a folder below it."""
     make_pictures(tmp_path / "album", ["b.png", "a.jpg", "d.webp", "c.png", "e.bmp", "z/a.png", "z/b.png"])
     return tmp_path / "album"
+
+
+@pytest.fixture(scope="session")
+def photographs():
+    return check.photographs()
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory):
+    """Weights files: `votes`, of AVA, points of each image; `score`, of a CSV's scores from -3 to 7, running points."""
+    folder, paths = tmp_path_factory.mktemp("weights"), {}
+    for name, outputs, points in (("votes", 10, "image"), ("score", 1, "running")):
+        torch.manual_seed(3)
+        network = models.create_model("eat_nano", outputs, interest_points=points, refinement="scheduled")
+        # Fresh weights give all photographs nearly the same score; with these they differ, as trained ones do.
+        for parameter in network.stages.parameters():
+            parameter.data.mul_(2)
+        network.cls_head.weight.data.mul_(0.1)
+        if points == "running":
+            models.calibrate_points(network, [torch.randn(2, 3, 224, 224)])
+        models.set_refinement(network, (0.5, 0.8))
+        network.purpose = {"model": "eat_nano", "dataset": "ava" if outputs == 10 else "csv"}
+        network.purpose["score_range"] = [1.0, 10.0] if outputs == 10 else [-3.0, 7.0]
+        paths[name] = folder / f"{name}.pth"
+        torch.save(network.state_dict(), paths[name])
+    return paths
+
+
+@pytest.fixture(scope="session")
+def exported(made, tmp_path_factory):
+    """One export of each form, made once: exported(form, *options) gives its path and what the command printed."""
+    folder, cache = tmp_path_factory.mktemp("exports"), {}
+
+    def get(weights, form, *options):
+        key = (weights, form, *options)
+        if key not in cache:
+            out = folder / f"{len(cache)}{export.ENDINGS[form]}"
+            words = ["--weights", str(made[weights]), "--to", form, "--out", str(out), *options]
+            cache[key] = out, export.export(export.parse(words))
+        return cache[key]
+
+    return get

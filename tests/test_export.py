@@ -1,8 +1,8 @@
 """Exports: equal to the network, say how they are fed, and lose nothing when something is wrong."""
 
-import io
 import json
 import re
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -10,62 +10,17 @@ import pytest
 import timm
 import torch
 from conftest import GOLDEN
-from huggingface_hub import ModelCard
-from PIL import Image
 from safetensors.torch import save_file
 
 import export
 import models
 from exporting import check, hub, onnx_file, torch_files
 from exporting.about import describe, preprocess
-from models.sampling import gathers, sample, sample_by_gather
 from trained import Trained, load_trained
 
 COMMAND = export
 onnx = pytest.importorskip("onnx", reason="requirements-export.txt")
 pytest.importorskip("onnxruntime", reason="requirements-export.txt")
-
-
-@pytest.fixture(scope="module")
-def photographs():
-    return check.photographs()
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    """Weights files: `votes`, of AVA, points of each image; `score`, of a CSV's scores from -3 to 7, running points."""
-    folder, paths = tmp_path_factory.mktemp("weights"), {}
-    for name, outputs, points in (("votes", 10, "image"), ("score", 1, "running")):
-        torch.manual_seed(3)
-        network = models.create_model("eat_nano", outputs, interest_points=points, refinement="scheduled")
-        # Fresh weights give all photographs nearly the same score; with these they differ, as trained ones do.
-        for parameter in network.stages.parameters():
-            parameter.data.mul_(2)
-        network.cls_head.weight.data.mul_(0.1)
-        if points == "running":
-            models.calibrate_points(network, [torch.randn(2, 3, 224, 224)])
-        models.set_refinement(network, (0.5, 0.8))
-        network.purpose = {"model": "eat_nano", "dataset": "ava" if outputs == 10 else "csv"}
-        network.purpose["score_range"] = [1.0, 10.0] if outputs == 10 else [-3.0, 7.0]
-        paths[name] = folder / f"{name}.pth"
-        torch.save(network.state_dict(), paths[name])
-    return paths
-
-
-@pytest.fixture(scope="module")
-def exported(made, tmp_path_factory):
-    """One export of each form, made once: exported(form, *options) gives its path and what the command printed."""
-    folder, cache = tmp_path_factory.mktemp("exports"), {}
-
-    def get(weights, form, *options):
-        key = (weights, form, *options)
-        if key not in cache:
-            out = folder / f"{len(cache)}{export.ENDINGS[form]}"
-            words = ["--weights", str(made[weights]), "--to", form, "--out", str(out), *options]
-            cache[key] = out, export.export(export.parse(words))
-        return cache[key]
-
-    return get
 
 
 def expected(path, files):
@@ -75,36 +30,6 @@ def expected(path, files):
         prediction = trained.model(check.our_input(trained, files))
     assert np.ptp(prediction.numpy(), axis=0).min() > 1e-3, "nothing would be compared"
     return prediction.numpy(), trained.scores(prediction).numpy()
-
-
-def places():
-    """Sampling positions (x, y): inside, on the borders and cells' centres, just and far outside."""
-    torch.manual_seed(0)
-    line = torch.tensor([-1e6, -1.5, -1.2, -1.0000001, -1.0, -1 / 3, 0.0, 0.2, 1.0, 1.0000001, 1.1, 1e6])
-    grid = torch.cartesian_prod(line, line).view(1, 12, 12, 2)
-    return torch.cat([grid, 1.5 * torch.randn(1, 12, 12, 2)])
-
-
-@pytest.mark.parametrize("shape", [(7, 9), (1, 4), (27, 27)])
-def test_gathers_sample_as_grid_sample_does(shape):
-    maps = torch.randn(2, 3, *shape)
-    torch.testing.assert_close(sample_by_gather(maps, places()), sample(maps, places()), rtol=0, atol=1e-5)
-
-
-def test_gathers_have_grid_samples_gradient():
-    gradients = []
-    for function in (sample, sample_by_gather):
-        maps = torch.randn(2, 3, 7, 9, generator=torch.Generator().manual_seed(1)).requires_grad_()
-        grid = (0.4 * places().clamp(-2, 2)).requires_grad_()
-        function(maps, grid).square().sum().backward()
-        gradients.append((maps.grad, grid.grad))
-    for ours, theirs in zip(*gradients, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
-
-
-def test_the_network_by_gathers_is_the_golden_network(toy, golden, golden_images):
-    with torch.no_grad(), gathers():
-        torch.testing.assert_close(toy(golden_images), golden["eval/prediction"], rtol=0, atol=1e-5)
 
 
 def test_onnx_of_the_golden_weights_gives_the_released_numbers(tmp_path, toy, golden, golden_images):
@@ -207,102 +132,22 @@ def test_settings_and_purpose_travel(exported, made, form):
     assert all(torch.equal(value, state[name]) for name, value in after.model.state_dict().items())
 
 
-def test_hub_folder_is_a_model_for_create_model(exported, made, photographs):
-    folder, _ = exported("score", "hub")
-    trained = load_trained(made["score"])
-    images = check.our_input(trained, photographs)
-    ours = models.create_model(folder).eval()
-    assert ours.purpose["score_range"] == (-3.0, 7.0)
-    with torch.no_grad():
-        assert torch.equal(ours(images), trained.model(images))
+def test_no_artifact_tells_where_it_was_made(exported):
+    here = str(Path(models.__file__).parent).encode()
+    for form, options in (("onnx", ()), ("onnx", ("--int8",)), ("torch_export", ()), ("safetensors", ())):
+        path, _ = exported("votes", form, *options)
+        content = path.read_bytes()
+        if form == "torch_export":
+            with zipfile.ZipFile(path) as archive:
+                content = b"".join(archive.read(name) for name in archive.namelist())
+        assert here not in content, form
 
 
-@pytest.mark.skipif(
-    tuple(int(part) for part in timm.__version__.split(".")[:3] if part.isdigit()) < (1, 0, 26),
-    reason="older timm does not read safetensors in a local folder",
-)
-def test_hub_folder_is_a_model_for_timm(exported, made, photographs):
-    folder, _ = exported("score", "hub")
-    trained = load_trained(made["score"])
-    images = check.our_input(trained, photographs)
-    theirs = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-    with torch.no_grad():
-        assert torch.equal(theirs(images), trained.model(images))
-    transform = timm.data.create_transform(**timm.data.resolve_data_config({}, model=theirs))
-    pictures = [Image.open(io.BytesIO(file)).convert("RGB") for file in photographs]
-    torch.testing.assert_close(torch.stack([transform(p) for p in pictures]), images, rtol=0, atol=1e-6)
-
-
-def test_model_card_of_bare_weights_says_that_the_recipe_is_unknown(exported):
-    card = ModelCard.load(exported("votes", "hub")[0] / "README.md")
-    assert card.data.library_name == "timm"
-    assert card.data.datasets == ["ava"]
-    assert card.data.eval_results is None
-    assert "Unknown: the weights were exported without their run." in card.text
-    assert "nothing tells what these weights reached" in card.text
-
-
-@pytest.fixture
-def run_folder(tmp_path, made):
-    """A run as main_nni.py leaves it, and its best.pth."""
-    folder = tmp_path / "run"
-    (folder / "checkpoints").mkdir(parents=True)
-    (folder / "checkpoints" / "best.pth").write_bytes(made["votes"].read_bytes())
-    options = {
-        "model": "eat_nano",
-        "dataset": "ava",
-        "interest_points": "batch",
-        "init_lr": 2e-5,
-        "schedule": "cosine",
-    }
-    options |= {"path_to_images": "/home/somebody/AVA", "path_to_model_weight": "/home/somebody/dat.pth"}
-    (folder / "options.json").write_text(json.dumps(options | {"decay_every": 5}))
-    result = {
-        "split": "test",
-        "images": 77,
-        "interest_points": "batch",
-        "srcc": 0.71234,
-        "plcc": 0.7,
-        "accuracy": None,
-    }
-    (folder / "run.json").write_text(json.dumps({"status": "done", "result": result}))
-    return folder
-
-
-def test_model_card_is_made_from_the_run(command, run_folder):
-    out = run_folder / "hub"
-    words = ("--weights", run_folder / "checkpoints" / "best.pth", "--to", "hub", "--out", out)
-    assert command(*words)[0] == 0
-    card = ModelCard.load(out / "README.md")
-    assert {r.metric_type: r.metric_value for r in card.data.eval_results} == {
-        "spearmanr": 0.7123,
-        "pearsonr": 0.7,
-    }
-    for part in (
-        "started from `dat.pth`",
-        "| `init_lr` | 2e-05 |",
-        "77 photographs",
-        "Measured with interest points of the batch",
-    ):
-        assert part in card.text
-    for part in ("somebody", "decay_every", "None", "| nan"):
-        assert part not in card.text
-
-
-def test_model_card_claims_no_figures_of_other_weights_of_the_run(command, run_folder):
-    (run_folder / "checkpoints" / "best.pth").rename(run_folder / "checkpoints" / "early.pth")
-    words = (
-        "--weights",
-        run_folder / "checkpoints" / "early.pth",
-        "--to",
-        "hub",
-        "--out",
-        run_folder / "hub",
-    )
-    assert command(*words)[0] == 0
-    text = (run_folder / "hub" / "README.md").read_text()
-    assert "0.71" not in text
-    assert "| `init_lr` | 2e-05 |" in text
+def test_int8_says_that_it_depends_on_the_batch_and_which_operators_it_needs(exported):
+    path, _ = exported("votes", "onnx", "--int8")
+    assert onnx_file.open_onnx(path)[0]["depends_on_batch"] is True
+    graph = onnx.load(path)
+    assert {entry.domain for entry in graph.opset_import} == {node.domain for node in graph.graph.node} | {""}
 
 
 def test_points_of_the_batch_are_exported_only_when_asked_for(command, made, tmp_path, caplog):
@@ -423,41 +268,46 @@ def test_other_architectures_are_refused(command, tmp_path):
     assert "another network" in err
 
 
+def test_what_another_kind_of_export_or_nobody_wrote_is_not_replaced(command, made, tmp_path):
+    (tmp_path / "file_hub").write_text("kept")
+    (tmp_path / "folder.safetensors").mkdir()
+    for form, out in (("hub", "file_hub"), ("safetensors", "folder.safetensors")):
+        status, _, err = command(
+            "--weights", made["votes"], "--to", form, "--out", tmp_path / out, "--overwrite"
+        )
+        assert status == 2
+        assert "which no such export has written" in err
+    assert (tmp_path / "file_hub").read_text() == "kept"
+    status, _, err = command("--weights", made["votes"], "--to", "hub", "--out", tmp_path / "eat_nano")
+    assert status == 2
+    assert "create_model would take it for the network of that name" in err
+
+
+def test_what_appears_in_the_meantime_is_not_replaced(command, made, tmp_path, monkeypatch):
+    out, write = tmp_path / "a.safetensors", torch_files.write_safetensors
+
+    def slowly(*args):
+        write(*args)
+        out.write_text("somebody's")
+
+    monkeypatch.setattr(torch_files, "write_safetensors", slowly)
+    status, _, err = command("--weights", made["votes"], "--to", "safetensors", "--out", out)
+    assert status == 2
+    assert "is there already" in err
+    assert out.read_text() == "somebody's"
+
+
+def test_a_link_is_exported_under_its_own_name(command, made, tmp_path):
+    (tmp_path / "link.pth").symlink_to(made["votes"])
+    assert command("--weights", tmp_path / "link.pth", "--to", "safetensors")[0] == 0
+    assert (tmp_path / "link.safetensors").is_file()
+
+
 def test_packages_that_are_missing_are_named(command, made, tmp_path, monkeypatch):
     monkeypatch.setattr(export, "PACKAGES", {"onnx": ("onnx", "no_such_package")})
     status, _, err = command("--weights", made["votes"], "--to", "onnx", "--out", tmp_path / "a.onnx")
     assert status == 2
     assert "--to onnx needs no_such_package: pip install -r requirements-export.txt" in err
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"architecture": "resnet18"}, "its architecture is not one of eat_nano"),
-        ({"num_classes": "ten"}, "num_classes must be a whole number"),
-        ({"model_args": {"checkpoint_path": "/etc/passwd"}}, "unknown model_args checkpoint_path"),
-        ({"num_classes": 3}, "misshapen"),
-        ("not JSON", "cannot be read"),
-    ],
-)
-def test_folders_of_others_are_refused_in_one_line(exported, tmp_path, change, message):
-    source, folder = exported("votes", "hub")[0], tmp_path / "folder"
-    folder.mkdir()
-    (folder / "model.safetensors").symlink_to(source / "model.safetensors")
-    config = json.loads((source / "config.json").read_text())
-    (folder / "config.json").write_text(change if isinstance(change, str) else json.dumps(config | change))
-    with pytest.raises(models.WeightsError, match=message) as error:
-        models.create_model(folder)
-    assert "\n" not in str(error.value)
-
-
-def test_create_model_of_a_folder_has_its_own_outputs(exported):
-    with pytest.raises(ValueError, match="has 10 outputs, not 1"):
-        models.create_model(exported("votes", "hub")[0], num_classes=1)
-    assert (
-        models.create_model(exported("votes", "hub")[0], interest_points="batch").settings["interest_points"]
-        == "batch"
-    )
 
 
 def test_example_of_the_docs_runs(exported, made, photographs, tmp_path, monkeypatch, capsys):

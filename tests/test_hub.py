@@ -1,0 +1,168 @@
+"""Hub folders: a model for create_model and timm; a card that claims what is known and no more."""
+
+import io
+import json
+
+import pytest
+import timm
+import torch
+from huggingface_hub import ModelCard
+from PIL import Image
+
+import export
+import models
+from exporting import check
+from trained import load_trained
+
+COMMAND = export
+
+
+def test_hub_folder_is_a_model_for_create_model(exported, made, photographs):
+    folder, _ = exported("score", "hub")
+    trained = load_trained(made["score"])
+    images = check.our_input(trained, photographs)
+    ours = models.create_model(folder).eval()
+    assert ours.purpose["score_range"] == (-3.0, 7.0)
+    with torch.no_grad():
+        assert torch.equal(ours(images), trained.model(images))
+    transform = timm.data.create_transform(**timm.data.resolve_data_config({}, model=ours))
+    pictures = [Image.open(io.BytesIO(file)).convert("RGB") for file in photographs]
+    torch.testing.assert_close(torch.stack([transform(p) for p in pictures]), images, rtol=0, atol=1e-6)
+
+
+@pytest.mark.skipif(
+    tuple(int(part) for part in timm.__version__.split(".")[:3] if part.isdigit()) < (1, 0, 26),
+    reason="older timm does not read safetensors in a local folder",
+)
+def test_hub_folder_is_a_model_for_timm(exported, made, photographs):
+    folder, _ = exported("score", "hub")
+    trained = load_trained(made["score"])
+    images = check.our_input(trained, photographs)
+    theirs = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
+    with torch.no_grad():
+        assert torch.equal(theirs(images), trained.model(images))
+    transform = timm.data.create_transform(**timm.data.resolve_data_config({}, model=theirs))
+    pictures = [Image.open(io.BytesIO(file)).convert("RGB") for file in photographs]
+    torch.testing.assert_close(torch.stack([transform(p) for p in pictures]), images, rtol=0, atol=1e-6)
+
+
+def test_model_card_of_bare_weights_says_that_the_recipe_is_unknown(exported):
+    card = ModelCard.load(exported("votes", "hub")[0] / "README.md")
+    assert card.data.library_name == "timm"
+    assert card.data.datasets == ["ava"]
+    assert card.data.eval_results is None
+    assert "Unknown: the weights were exported without their run." in card.text
+    assert "nothing tells what these weights reached" in card.text
+
+
+@pytest.fixture
+def run_folder(tmp_path, made):
+    """A run as main_nni.py leaves it, and its best.pth."""
+    folder = tmp_path / "run"
+    (folder / "checkpoints").mkdir(parents=True)
+    (folder / "checkpoints" / "best.pth").write_bytes(made["votes"].read_bytes())
+    options = {
+        "model": "eat_nano",
+        "dataset": "ava",
+        "interest_points": "image",
+        "init_lr": 2e-5,
+        "schedule": "cosine",
+    }
+    options |= {"path_to_images": "/home/somebody/AVA", "path_to_model_weight": "/home/somebody/dat.pth"}
+    (folder / "options.json").write_text(json.dumps(options | {"decay_every": 5}))
+    result = {
+        "split": "test",
+        "images": 77,
+        "interest_points": "batch",
+        "srcc": 0.71234,
+        "plcc": 0.7,
+        "accuracy": None,
+    }
+    (folder / "run.json").write_text(json.dumps({"status": "done", "result": result}))
+    return folder
+
+
+def test_model_card_is_made_from_the_run(command, run_folder):
+    out = run_folder / "hub"
+    words = ("--weights", run_folder / "checkpoints" / "best.pth", "--to", "hub", "--out", out)
+    assert command(*words)[0] == 0
+    card = ModelCard.load(out / "README.md")
+    assert card.data.eval_results is None  # they were measured with points of the batch
+    for part in (
+        "started from `dat.pth`",
+        "| `init_lr` | 2e-05 |",
+        "77 photographs",
+        "Measured with interest points of the batch",
+    ):
+        assert part in card.text
+    for part in ("somebody", "decay_every", "None", "| nan"):
+        assert part not in card.text
+    run = json.loads((run_folder / "run.json").read_text())
+    run["result"]["interest_points"] = "image"
+    (run_folder / "run.json").write_text(json.dumps(run))
+    assert command(*words, "--overwrite")[0] == 0
+    card = ModelCard.load(out / "README.md")
+    assert {r.metric_type: r.metric_value for r in card.data.eval_results} == {
+        "spearmanr": 0.7123,
+        "pearsonr": 0.7,
+    }
+
+
+def test_model_card_claims_no_figures_of_other_weights_of_the_run(command, run_folder):
+    (run_folder / "checkpoints" / "best.pth").rename(run_folder / "checkpoints" / "early.pth")
+    words = (
+        "--weights",
+        run_folder / "checkpoints" / "early.pth",
+        "--to",
+        "hub",
+        "--out",
+        run_folder / "hub",
+    )
+    assert command(*words)[0] == 0
+    text = (run_folder / "hub" / "README.md").read_text()
+    assert "0.71" not in text
+    assert "| `init_lr` | 2e-05 |" in text
+
+
+def test_a_card_claims_nothing_of_weights_that_were_put_into_a_run(command, run_folder):
+    options = json.loads((run_folder / "options.json").read_text())
+    (run_folder / "options.json").write_text(json.dumps(options | {"interest_points": "running"}))
+    words = ("--weights", run_folder / "checkpoints" / "best.pth", "--to", "hub", "--out", run_folder / "hub")
+    assert command(*words)[0] == 0
+    card = ModelCard.load(run_folder / "hub" / "README.md")
+    assert card.data.eval_results is None
+    assert "Unknown: the weights were exported without their run." in card.text
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"architecture": "resnet18"}, "its architecture is not one of eat_nano"),
+        ({"num_classes": "ten"}, "num_classes must be a whole number"),
+        ({"model_args": {"checkpoint_path": "/etc/passwd"}}, "unknown model_args checkpoint_path"),
+        ({"num_classes": 3}, "num_classes 3 is not that of model.safetensors"),
+        ({"num_classes": 10**9}, "num_classes 1000000000 is not that of"),
+        ({"model_args": {"depths": [2, 2, 2, 1000000]}}, "unknown model_args depths"),
+        ({"model_args": {"interest_points": "batch"}}, "interest_points is not that of model.safetensors"),
+        ("[" * 100_000, "cannot be read"),
+        ("not JSON", "cannot be read"),
+    ],
+)
+def test_folders_of_others_are_refused_in_one_line(exported, tmp_path, change, message):
+    source, folder = exported("votes", "hub")[0], tmp_path / "folder"
+    folder.mkdir()
+    (folder / "model.safetensors").symlink_to(source / "model.safetensors")
+    config = json.loads((source / "config.json").read_text())
+    (folder / "config.json").write_text(change if isinstance(change, str) else json.dumps(config | change))
+    with pytest.raises(models.WeightsError, match=message) as error:
+        models.create_model(folder)
+    assert "\n" not in str(error.value)
+
+
+def test_create_model_of_a_folder_has_its_own_outputs(exported):
+    with pytest.raises(ValueError, match="has 10 outputs, not 1"):
+        models.create_model(exported("votes", "hub")[0], num_classes=1)
+    assert (
+        models.create_model(exported("votes", "hub")[0], interest_points="batch").settings["interest_points"]
+        == "batch"
+    )
