@@ -409,7 +409,7 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
         "--weights",
         required=True,
         metavar="FILE",
-        help="a run's best.pth, a released checkpoint, a .safetensors, or a folder that `export.py --to hub` wrote",
+        help="a run's folder or its best.pth, a released checkpoint, a .safetensors, or a folder that `export.py --to hub` wrote",
     )
     add("--dataset", choices=DATASETS, help="what it was trained on, where the file does not say")
     add("--model", choices=MODELS, help="the network (default: as the file says, or by its tensors)")

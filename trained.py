@@ -91,7 +91,7 @@ def load_trained(
     interest_points: str | None = None,
     will_calibrate: bool = False,
 ) -> Trained:
-    """The network of a weights file: a run's `best.pth`, a released checkpoint, an export's folder or `.safetensors`.
+    """The network of a weights file: a run's `best.pth`, a released checkpoint, a `.safetensors`, or what a folder holds.
 
     The variant, the dataset and its scale are what the file says, or the options of the run that it lies in; of a bare
     file the variant is recognised by its tensors, and ten outputs are AVA's. What is given must agree with the file.
@@ -101,8 +101,7 @@ def load_trained(
     Raises InputError or WeightsError, each one line.
     """
     if not isinstance(source, Weights):
-        path = Path(source)
-        source = read_weights(path / "model.safetensors" if path.is_dir() else path)
+        source = read_weights(weights_file(source))
     weights = source
     if not any("ref_point14" in name for name in weights.state):
         raise WeightsError(
@@ -137,6 +136,18 @@ def load_trained(
         )
     network.eval().requires_grad_(False)
     return Trained(network, name, dataset, scale, weights.path, notes)
+
+
+def weights_file(path: str | Path) -> Path:
+    """The file itself; of a run's folder its best.pth, of a hub folder its model.safetensors. Raises WeightsError."""
+    path = Path(path)
+    if not path.is_dir():
+        return path
+    files = path / "model.safetensors", path / "checkpoints" / "best.pth"
+    found = next((file for file in files if file.is_file()), None)
+    if found is None:
+        raise WeightsError(f"{path}: a folder without {' or '.join(str(f.relative_to(path)) for f in files)}")
+    return found
 
 
 def recognise(weights: Weights) -> str:

@@ -354,11 +354,18 @@ def test_weights_of_an_older_run_know_their_dataset_by_its_options(tmp_path, run
     best = result["files"]["best"]
     trained = load_trained(best)
     assert (trained.name, trained.dataset, trained.score_range) == ("eat_nano", "tad66k", (0, 10))
+    assert load_trained(result["folder"]).path == Path(best)
     import torch
 
     torch.save(dict(torch.load(best)), best)  # without the metadata
     old = load_trained(best)
     assert (old.name, old.dataset, old.score_range) == ("eat_nano", "tad66k", (0, 10))
+
+
+def test_a_folder_without_weights_is_refused(album, command):
+    status, _, err = command(album, "--weights", album, *CPU)
+    assert status == 2
+    assert "a folder without model.safetensors or checkpoints/best.pth" in err
 
 
 def test_a_signal_ends_it_between_two_batches(album, weights, tmp_path, command, monkeypatch):
