@@ -53,6 +53,7 @@ class Reader:
         for kind in ("performance", "browser"):
             self.driver.get_log(kind)
         self.driver.get(path.as_uri())
+        self.until("document.readyState === 'complete' && document.getElementById('count').textContent", 30)
         return self
 
     def do(self, script, *words):
