@@ -43,8 +43,6 @@ class Trained:
     path: Path
     notes: list[str] = field(default_factory=list)
 
-    lower_better = False
-
     @property
     def outputs(self) -> int:
         """Vote levels, or 1."""

@@ -146,7 +146,7 @@ def write(
     # Rows of an earlier run, to which this one has appended: the table does not say where the network looked.
     unseen = [row["image"] for row, attention in chosen if attention is None and row["score"] is not None]
     if unseen:
-        with Looker(trained.model) as looker:
+        with Looker(trained.model, options.layer) as looker:
             seen = {
                 s.path: mean_mass(list(s.looks.values()))
                 for s in again(trained, unseen, looker=looker)
