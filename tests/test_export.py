@@ -220,7 +220,7 @@ def test_overwrite_replaces_a_file_and_a_folder(command, made, tmp_path):
     [
         (("--weights", "nowhere.pth"), "no such weights file"),
         (("--weights", "text.pth"), "text.pth"),
-        (("--weights", "."), "no such weights file"),
+        (("--weights", "."), "a folder without model.safetensors or checkpoints"),
         (("--weights", "bare.pth"), "--dataset"),
         (("--weights", "bare.pth", "--dataset", "ava"), "has 1 outputs, ava needs 10"),
         (("--weights", "bare.pth", "--dataset", "csv"), "needs --score_min and --score_max"),
