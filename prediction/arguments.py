@@ -51,7 +51,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         action="store_true",
         help="go on with --out: photographs that have a row there are left out",
     )
-    add("--overwrite", action="store_true", help="replace --out")
+    add("--overwrite", action="store_true", help="replace --out, --report and --save_calibrated")
     add(
         "--reference",
         metavar="FILE",
