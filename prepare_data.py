@@ -20,7 +20,7 @@ from dataset import Transform
 from interrupt import Watch
 from labels import Labels, Listings, find_images, hold_out
 from option import InputError
-from preparation import official, pictures, summary
+from preparation import copies, official, pictures, splits, summary
 from preparation.arguments import parse
 from preparation.official import Prepared
 from util import atomic_write, write_json
@@ -40,7 +40,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 def read_labels(options: argparse.Namespace) -> Prepared:
     """The official files of a dataset, or any table."""
     if options.command == "ava":
-        return official.read_ava(options.labels, options.test_list)
+        split = options.split or ("official" if options.test_list else "authors")
+        if (split == "official") != bool(options.test_list):
+            raise InputError("--split official and --test_list belong together; give both or neither")
+        return official.read_ava(options.labels, split, options.test_list, options.skip_missing)
     if options.command == "tad66k":
         return official.read_tad66k(options.labels, options.theme)
     if options.command == "flickr_aes":
@@ -98,7 +101,9 @@ def prepare(options: argparse.Namespace) -> None:
         with atomic_write(paths[split]) as file:
             table.to_csv(file, index=False)
     found = summary.describe(prepared)
-    write_json(out / "summary.json", {"dataset": options.command, "seed": options.seed, **found})
+    about = {"dataset": options.command, "seed": options.seed}
+    test = prepared.files[(prepared.table["split"] == "test").to_numpy()]
+    write_json(out / "summary.json", about | {"test_digest": splits.digest(test), **found})
     text.append(summary.as_text(found))
     with atomic_write(out / "summary.txt") as file:
         file.write("\n\n".join(text) + "\n")
@@ -164,6 +169,8 @@ def check(options: argparse.Namespace) -> int:
         raise InputError("--clean needs --csv, the CSVs to clean")
     if options.clean and len({path.name for path in options.csv}) < len(options.csv):
         raise InputError("--csv: two files have the same name; clean them one by one")
+    if options.copies and (len(options.csv) < 2 or not any(path.stem == "train" for path in options.csv)):
+        raise InputError("--copies needs --csv with train.csv and the CSVs of other splits, to compare")
     tables = {path: pictures.named_in(path) for path in options.csv}
     for path in tables:
         if options.clean and (options.clean / path.name).exists():
@@ -184,13 +191,29 @@ def check(options: argparse.Namespace) -> int:
         findings = pictures.examine_all(
             options.images, names, options.out / "pictures.csv", options.num_workers, watch
         )
+        copies_found = look_for_copies(options, tables, watch) if options.copies else []
     print(pictures.report(findings))
     bad = {finding.image for finding in findings if finding.verdict != "used"}
     print(f"each of them: {options.out / 'pictures.csv'}")
+    if options.copies:
+        print(copies.report(copies_found))
+        print(f"each of them: {options.out / 'copies.csv'}")
     if options.clean:
-        print("\n".join(pictures.write_clean(tables, bad, options.clean)))
+        in_train = {pair.image for pair in copies_found if pair.csv == "train.csv"}
+        in_train |= {pair.copy for pair in copies_found if pair.copy_csv == "train.csv"}
+        print("\n".join(pictures.write_clean(tables, bad, options.clean, in_train)))
         return 0
-    return int(bool(bad))
+    return int(bool(bad or copies_found))
+
+
+def look_for_copies(options: argparse.Namespace, tables: dict[Path, pd.DataFrame], watch: Watch) -> list:
+    """`--copies`: what copies.csv then lists."""
+    splits_ = {path.name: list(table["_file"]) for path, table in tables.items()}
+    names = list(dict.fromkeys(name for own in splits_.values() for name in own))
+    known = copies.signatures(options.images, names, options.num_workers, watch)
+    found = copies.find_copies(splits_, known, options.near)
+    copies.write(found, options.out / "copies.csv")
+    return found
 
 
 def fill_cache(options: argparse.Namespace) -> int:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from option import CPUS, DATASETS, Parser, finite, whole
+from preparation.copies import NEAR
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -74,11 +75,21 @@ def _add_datasets(commands) -> None:
 
     made = dataset("ava", "AVA, from AVA.txt", "the official AVA.txt", 0.05, 0.05)
     made.add_argument(
+        "--split",
+        choices=("authors", "official", "random"),
+        help="whose test set: the list that EAT's authors published; AVA's own, by --test_list; or a random one by seed "
+        "(default: official with --test_list, else authors)",
+    )
+    made.add_argument(
         "--test_list",
         metavar="FILE",
         nargs="+",
         default=[],
-        help="official lists of image ids, one in a line: the test set (default: a random one by seed)",
+        help="--split official: AVA's lists of image ids, as generic_test.jpgl; one with `train` in its name, as "
+        "generic_ss_train.jpgl, has the only rows to train on",
+    )
+    made.add_argument(
+        "--skip_missing", action="store_true", help="go on without ids of the lists that AVA.txt lacks"
     )
 
     made = dataset(
@@ -153,7 +164,20 @@ def _add_check(commands) -> None:
         "--clean",
         metavar="FOLDER",
         type=Path,
-        help="write the CSVs there without the pictures that stop or spoil training",
+        help="write the CSVs there without the pictures that stop or spoil training, and train.csv without the copies "
+        "of --copies",
+    )
+    made.add_argument(
+        "--copies",
+        action="store_true",
+        help="also look for the same picture in two splits under two names: same bytes, same pixels, or nearly the same look",
+    )
+    made.add_argument(
+        "--near",
+        type=whole(),
+        default=NEAR,
+        metavar="N",
+        help=f"--copies: perceptual hashes (64 bits) that differ in no more bits are copies (default: {NEAR})",
     )
     _add_workers(made)
 

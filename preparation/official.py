@@ -18,6 +18,7 @@ import pandas as pd
 
 from labels import AVA, FORMATS, Format, name_problem, plain_name, read_numbers, read_table, refuse_where
 from option import InputError
+from preparation import splits
 
 AVA_COLUMNS = (
     "row number",
@@ -49,6 +50,9 @@ class Prepared:
     read: int  # rows of the official files
     dropped: Counter[str] = field(default_factory=Counter)  # rows by reason
     notes: list[str] = field(default_factory=list)
+    split: str = (
+        "random"  # whose test set it is: `authors`, `official`, `workers`, `column`, or `random` by the seed
+    )
 
     @property
     def files(self) -> pd.Series:
@@ -85,8 +89,47 @@ class Prepared:
             self.keep(~own.to_numpy(), f"{split} rows of images that are in another split")
 
 
-def read_ava(path: str | os.PathLike, test_lists: Iterable[str | os.PathLike] = ()) -> Prepared:
-    """`AVA.txt`: AVA_COLUMNS, separated by blanks. test_lists: files of image ids, one in a line: the test set."""
+def read_ava(
+    path: str | os.PathLike,
+    split: str = "random",
+    lists: Iterable[str | os.PathLike] = (),
+    skip_missing: bool = False,
+) -> Prepared:
+    """`AVA.txt`: AVA_COLUMNS, separated by blanks.
+
+    split: `authors`, as EAT's authors published it (see `splits.py`), all other rows train; `official`, by the `lists` of
+    AVA's download; `random`: left open. Raises InputError where AVA.txt lacks ids of the lists, unless `skip_missing`.
+    """
+    prepared = _ava_rows(path)
+    if split == "random":
+        return prepared
+    wanted = _authors_lists() if split == "authors" else _official_lists(lists)
+    name = "the authors' lists" if split == "authors" else ", ".join(map(str, lists))
+    ids = prepared.table[AVA.image_column]
+    listed = pd.Index([number for numbers in wanted.values() for number in numbers])
+    missing = listed[~listed.isin(ids)]
+    if len(missing):
+        problem = f"{len(missing)} of the {len(listed)} ids of {name} are not in {path}, first {missing[0]}"
+        if len(missing) == len(listed):
+            raise InputError(f"{problem}: none of them; is it AVA's? --split random needs no lists")
+        if not skip_missing:
+            raise InputError(f"{problem}; is it whole? --skip_missing goes on without them")
+        prepared.notes.append(problem)
+    prepared.split = split
+    others = "" if split == "official" else "train"  # of the official split the seed holds out val
+    where = pd.Series({number: part for part, numbers in wanted.items() for number in numbers})
+    prepared.table["split"] = ids.map(where).fillna(others)
+    if "train" in wanted:
+        prepared.keep((prepared.table["split"] != "").to_numpy(), "in none of the lists")
+    # The order of the lists, which evaluation keeps: the published figures belong to its batches.
+    order = pd.Series(np.arange(len(listed)), listed)
+    prepared.table = prepared.table.iloc[
+        np.argsort(prepared.table[AVA.image_column].map(order).fillna(-1).to_numpy(), kind="stable")
+    ].reset_index(drop=True)
+    return prepared
+
+
+def _ava_rows(path: str | os.PathLike) -> Prepared:
     rows, lines = [], {}
     for number, text in text_lines(path):
         words = text.split()
@@ -110,22 +153,34 @@ def read_ava(path: str | os.PathLike, test_lists: Iterable[str | os.PathLike] = 
         rows.append(row)
     _some(path, rows)
     columns = [AVA.image_column, *AVA.vote_columns, "tag1", "tag2", "tag3"]
-    kept, repeated = _unrepeated(pd.DataFrame(rows, columns=columns))
-    prepared = Prepared(kept, AVA, len(rows), repeated)
-    test = set()
-    for file in test_lists:
-        for number, text in text_lines(file):
+    kept, repeated = _unrepeated(pd.DataFrame(rows, columns=columns).assign(split=""))
+    return Prepared(kept, AVA, len(rows), repeated)
+
+
+def _authors_lists() -> dict[str, list[int]]:
+    return {split: list(splits.authors_ids(split)) for split in ("val", "test")}
+
+
+def _official_lists(paths: Iterable[str | os.PathLike]) -> dict[str, list[int]]:
+    """The ids by split: those of a file whose name says `train` are train, all others test."""
+    found: dict[str, list[int]] = {}
+    places: dict[int, str] = {}
+    for path in paths:
+        split = "train" if "train" in Path(path).name.lower() else "test"
+        numbers = found.setdefault(split, [])
+        for line, text in text_lines(path):
             if not re.fullmatch(r"[0-9]{1,9}(\.jpg)?", text, re.IGNORECASE):
-                raise _bad(file, number, f"{text!r}: not an image id")
-            test.add(int(text.split(".")[0]))
-    if test and not test & set(lines):
+                raise _bad(path, line, f"{text!r}: not an image id")
+            number = int(text.split(".")[0])
+            if number in places:
+                raise _bad(path, line, f"image {number} stands there again; it is in {places[number]}")
+            places[number] = f"{path}, line {line}"
+            numbers.append(number)
+    if not found.get("test"):
         raise InputError(
-            f"{', '.join(map(str, test_lists))}: none of the {len(test)} ids is in {path}; are they AVA's?"
+            f"{', '.join(map(str, paths))}: no ids of test photographs; give --test_list generic_test.jpgl"
         )
-    if unknown := len(test - set(lines)):
-        prepared.notes.append(f"{unknown} of {len(test)} ids of the test lists are not in {path}")
-    prepared.table["split"] = np.where(prepared.table[AVA.image_column].isin(test), "test", "")
-    return prepared
+    return found
 
 
 def read_tad66k(folder: str | os.PathLike, theme: str | None = None) -> Prepared:
@@ -196,6 +251,7 @@ def read_flickr_aes(scores: str | os.PathLike, workers: str | os.PathLike | None
     prepared.table["split"] = np.where(prepared.table["image"].isin(test), "test", "")
     prepared.keep(prepared.table["image"].isin(rated).to_numpy(), "rated by no worker")
     is_test = prepared.table["split"] == "test"
+    prepared.split = "workers"
     found = {
         "workers held out": len(held_out),
         "test images": int(is_test.sum()),
@@ -290,7 +346,7 @@ def read_any(
         _consistent(path, result)
     result["split"] = splits
     kept, repeated = _unrepeated(result)
-    prepared = Prepared(kept, form, len(result), repeated)
+    prepared = Prepared(kept, form, len(result), repeated, split="column" if split_column else "random")
     prepared.separate(prepared.table["image"])
     return prepared
 
@@ -334,7 +390,8 @@ def _scored(tables: dict[str, pd.DataFrame], dataset: str) -> Prepared:
     read = sum(len(table) for table in tables.values())
     whole = pd.concat([table.assign(split=split) for split, table in tables.items()], ignore_index=True)
     kept, dropped = _unrepeated(whole)
-    prepared = Prepared(kept, FORMATS[dataset], read, dropped)
+    name = "official" if "test" in tables else "random"
+    prepared = Prepared(kept, FORMATS[dataset], read, dropped, split=name)
     prepared.separate(prepared.table["image"])
     return prepared
 

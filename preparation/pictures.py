@@ -259,12 +259,18 @@ def named_in(path: Path) -> pd.DataFrame:
     return table.assign(_file=names)
 
 
-def write_clean(tables: dict[Path, pd.DataFrame], bad: set[str], out: Path) -> list[str]:
-    """Write each CSV of `tables` to the folder `out`, without the rows of the pictures in `bad`. Returns what was done."""
+def write_clean(
+    tables: dict[Path, pd.DataFrame], bad: set[str], out: Path, copies: set[str] = frozenset()
+) -> list[str]:
+    """Write each CSV of `tables` to the folder `out`, without the rows of the pictures in `bad`. Returns what was done.
+
+    copies: pictures that are in another split, too; train.csv goes without them.
+    """
     lines = []
     out.mkdir(parents=True, exist_ok=True)
     for path, table in tables.items():
-        kept = table[~table["_file"].isin(bad)].drop(columns="_file")
+        left_out = bad | copies if path.name == "train.csv" else bad
+        kept = table[~table["_file"].isin(left_out)].drop(columns="_file")
         with atomic_write(out / path.name) as file:
             kept.to_csv(file, index=False)
         left = "" if len(kept) else "; none is left, and training refuses an empty CSV"

@@ -13,6 +13,15 @@ from util import atomic_write
 
 COLOURS = {"train": "#0072b2", "val": "#e69f00", "test": "#009e73"}  # told apart by the colour-blind
 
+SPLITS = {
+    "authors": "the authors' (val.csv and test.csv of their TANet; EAT's checkpoints were probably trained beside them, "
+    "which nobody documented)",
+    "official": "the official one",
+    "workers": "by held-out workers",
+    "column": "as the table says",
+    "random": "random, by the seed: a network from elsewhere may have been trained on its test photographs",
+}
+
 
 def describe(prepared: Prepared) -> dict:
     """Rows read and dropped, and per split: count, mean, spread (standard deviation), share above the threshold."""
@@ -29,6 +38,7 @@ def describe(prepared: Prepared) -> dict:
                 "above_threshold": float((own > prepared.threshold).mean()),
             }
     return {
+        "split": prepared.split,
         "rows_read": prepared.read,
         "dropped": dict(prepared.dropped),
         "rows_kept": len(prepared.table),
@@ -40,7 +50,9 @@ def describe(prepared: Prepared) -> dict:
 
 def as_text(summary: Mapping) -> str:
     """The same for a terminal."""
-    lines = [f"{summary['rows_read']} rows read, {summary['rows_kept']} kept"]
+    lines = [
+        f"{summary['rows_read']} rows read, {summary['rows_kept']} kept; split: {SPLITS[summary['split']]}"
+    ]
     lines += [f"  {count} dropped: {reason}" for reason, count in summary["dropped"].items()]
     lines.append(
         f"{'split':<6} {'images':>8} {'mean':>8} {'spread':>8} {'lowest':>8} {'highest':>8} {'above ' + format(summary['threshold'], 'g'):>10}"

@@ -30,7 +30,9 @@ def many_ava_lines(count):
 
 def test_ava_becomes_the_released_schema(tmp_path, command):
     labels = write(tmp_path / "AVA.txt", "\n".join(many_ava_lines(255)))
-    status, out, err = command("ava", "--labels", labels, "--out", tmp_path / "a", "--seed", 3)
+    status, out, err = command(
+        "ava", "--labels", labels, "--out", tmp_path / "a", "--split", "random", "--seed", 3
+    )
     assert (status, err) == (0, "")
     tables = {split: pd.read_csv(tmp_path / "a" / f"{split}.csv") for split in ("train", "val", "test")}
     assert [len(table) for table in tables.values()] == [229, 13, 13]
@@ -65,22 +67,10 @@ def test_the_released_counts_of_ava():
 def test_a_seed_is_a_split(tmp_path, command):
     labels = write(tmp_path / "AVA.txt", "\n".join(many_ava_lines(100)))
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        assert command("ava", "--labels", labels, "--out", tmp_path / name, "--seed", seed)[0] == 0
+        words = ("--labels", labels, "--out", tmp_path / name, "--split", "random", "--seed", seed)
+        assert command("ava", *words)[0] == 0
     a, b, c = ((tmp_path / name / "test.csv").read_bytes() for name in "abc")
     assert a == b != c
-
-
-def test_avas_official_test_lists(tmp_path, command):
-    labels = write(tmp_path / "AVA.txt", "\n".join(many_ava_lines(100)))
-    lists = (
-        write(tmp_path / "one.txt", b"\xef\xbb\xbf101\r\n 105.jpg\r\n"),
-        write(tmp_path / "two.txt", "110\n7\n"),
-    )
-    status, out, _ = command("ava", "--labels", labels, "--out", tmp_path / "a", "--test_list", *lists)
-    assert status == 0
-    assert pd.read_csv(tmp_path / "a" / "test.csv")["image_id"].tolist() == [101, 105, 110]
-    assert len(pd.read_csv(tmp_path / "a" / "val.csv")) == 5
-    assert "1 of 4 ids of the test lists are not in" in out
 
 
 @pytest.mark.parametrize(
@@ -299,20 +289,10 @@ def test_a_table_that_cannot_be_read_is_named(tmp_path, command, words, message)
     assert message in err
 
 
-def test_a_test_list_of_unknown_ids_is_refused(tmp_path, command):
-    labels, ids = (
-        write(tmp_path / "AVA.txt", "\n".join(many_ava_lines(100))),
-        write(tmp_path / "ids.txt", "7\n8\n"),
-    )
-    status, _, err = command("ava", "--labels", labels, "--out", tmp_path / "a", "--test_list", ids)
-    assert status == 2
-    assert "ids.txt: none of the 2 ids is in" in err
-
-
 def test_a_repeated_row_of_ava_is_dropped_and_counted(tmp_path, command):
     lines = many_ava_lines(100)
     labels = write(tmp_path / "AVA.txt", "\n".join([*lines, lines[4]]))
-    status, out, _ = command("ava", "--labels", labels, "--out", tmp_path / "a")
+    status, out, _ = command("ava", "--labels", labels, "--out", tmp_path / "a", "--split", "random")
     assert status == 0
     assert "1 dropped: repeated, with the same score" in out
 
@@ -370,7 +350,7 @@ def test_official_labels_are_not_written_over(tad66k, command):
 
 def test_csvs_are_not_written_over(tmp_path, command):
     labels = write(tmp_path / "AVA.txt", "\n".join(many_ava_lines(100)))
-    words = ("ava", "--labels", labels, "--out", tmp_path / "a")
+    words = ("ava", "--labels", labels, "--split", "random", "--out", tmp_path / "a")
     assert command(*words)[0] == 0
     before = (tmp_path / "a" / "val.csv").read_bytes()
     status, _, err = command(*words, "--seed", 1)
@@ -388,7 +368,17 @@ def test_rows_without_a_picture_are_left_out_and_counted(tmp_path, command):
     )
     write(tmp_path / "images" / "107.JPG", "not a picture")
     write(tmp_path / "images" / "109.JPG", b"")
-    words = ("ava", "--labels", labels, "--images", tmp_path / "images", "--num_workers", 0)
+    words = (
+        "ava",
+        "--labels",
+        labels,
+        "--split",
+        "random",
+        "--images",
+        tmp_path / "images",
+        "--num_workers",
+        0,
+    )
     status, out, err = command(*words, "--out", tmp_path / "a")
     assert (status, err) == (0, "")
     assert "100 rows read, 96 kept" in out
@@ -417,7 +407,15 @@ def test_a_folder_without_any_of_the_pictures_is_told(tmp_path, command):
         ("nowhere", "no such folder"),
     ):
         status, _, err = command(
-            "ava", "--labels", labels, "--images", tmp_path / images, "--out", tmp_path / "a"
+            "ava",
+            "--labels",
+            labels,
+            "--split",
+            "random",
+            "--images",
+            tmp_path / images,
+            "--out",
+            tmp_path / "a",
         )
         assert status == 2
         assert message in err

@@ -90,7 +90,7 @@ def test_no_bytes_at_all_crash_a_parser(tmp_path, content):
     good = write(tmp_path / "good.txt", "a.jpg 0.5\nb.jpg 0.25\n")
     for read in (
         lambda: official.read_ava(path),
-        lambda: official.read_ava(write(tmp_path / "AVA.txt", AVA_LINES[0]), [path]),
+        lambda: official.read_ava(write(tmp_path / "AVA.txt", AVA_LINES[0]), "official", [path]),
         lambda: official.read_tad66k(tmp_path),
         lambda: official.read_flickr_aes(path),
         lambda: official.read_flickr_aes(good, path),

@@ -1,0 +1,148 @@
+"""The same photograph under two names in two splits: identical bytes, identical pixels, or nearly the same look."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+
+import workers
+from interrupt import Interrupted, Watch, signals_first
+from meters import bar
+from util import atomic_write
+
+SIDE = 224  # pixels are compared after a resize to a square of it, as training sees them
+NEAR = 4  # of the 64 bits of a perceptual hash: two pictures that differ in no more look alike
+HOWS = {
+    "bytes": "the same file",
+    "pixels": f"the same pixels at {SIDE} x {SIDE}",
+    "near": "nearly the same, by perceptual hash",
+}
+CHUNK = 2**24  # pairs of hashes compared at once
+
+
+class Signature(NamedTuple):
+    """What is compared of a picture. None of it where it does not decode, which `check` tells anyway."""
+
+    file: str
+    pixels: str
+    look: int  # imagehash's pHash, 64 bits
+
+
+class Copy(NamedTuple):
+    """Two names of one picture. distance: bits in which their perceptual hashes differ."""
+
+    image: str
+    csv: str
+    copy: str
+    copy_csv: str
+    how: str
+    distance: int
+
+
+def signature(path: Path) -> Signature | None:
+    """Raises nothing: None where the picture cannot be read."""
+    import imagehash  # takes a second, and this command alone needs it
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PIL's, of pictures that are large or written oddly
+            data = path.read_bytes()
+            with Image.open(path) as picture:
+                square = picture.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+    except Exception:  # decoders raise anything at all on a damaged file
+        return None
+    bits = imagehash.phash(square).hash.ravel()
+    look = int.from_bytes(np.packbits(bits).tobytes(), "big")
+    return Signature(_digest(data), _digest(square.tobytes()), look)
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+class _Signatures(Dataset):
+    def __init__(self, folder: Path, names: Sequence[str]):
+        self.folder, self.names = folder, np.asarray(names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getitem__(self, number: int) -> Signature | None:
+        return signature(self.folder / str(self.names[number]))
+
+
+def signatures(
+    folder: str | os.PathLike, names: Sequence[str], num_workers: int = 0, watch: Watch | None = None
+) -> dict[str, Signature]:
+    """Of each picture that decodes. Raises Interrupted when a signal comes."""
+    loader = DataLoader(
+        _Signatures(Path(folder), names),
+        None,
+        num_workers=num_workers,
+        worker_init_fn=workers.start_worker,
+        collate_fn=workers.as_it_is,
+    )
+    found = {}
+    with bar("look for copies", len(names)) as shown, signals_first(watch):
+        for name, one in zip(names, workers.items(loader), strict=True):
+            if watch is not None and watch.received:
+                raise Interrupted(watch.received)
+            if one is not None:
+                found[name] = one
+            shown.update(1)
+    return found
+
+
+def find_copies(
+    splits: Mapping[str, Sequence[str]], known: Mapping[str, Signature], near: int = NEAR
+) -> list[Copy]:
+    """Pictures of one split that stand in another under another name, each pair once, the strongest reason first.
+
+    splits: names by CSV. near: most bits of difference.
+    """
+    found = []
+    csvs = list(splits)
+    own = {csv: [name for name in splits[csv] if name in known] for csv in csvs}
+    looks = {csv: np.array([known[name].look for name in own[csv]], np.uint64) for csv in csvs}
+    for place, csv in enumerate(csvs):
+        for other in csvs[place + 1 :]:
+            step = max(1, CHUNK // max(1, len(own[other])))
+            for start in range(0, len(own[csv]), step):
+                apart = np.bitwise_count(looks[csv][start : start + step, None] ^ looks[other][None])
+                for row, column in np.argwhere(apart <= near):
+                    image, copy = own[csv][start + row], own[other][column]
+                    if image != copy:
+                        how = _how(known[image], known[copy])
+                        found.append(Copy(image, csv, copy, other, how, int(apart[row, column])))
+    return sorted(found, key=lambda pair: (list(HOWS).index(pair.how), pair.distance, pair.image, pair.copy))
+
+
+def _how(one: Signature, other: Signature) -> str:
+    return "bytes" if one.file == other.file else "pixels" if one.pixels == other.pixels else "near"
+
+
+def report(found: Sequence[Copy]) -> str:
+    """How many of each kind, and the first of them."""
+    lines = [f"{len(found)} pairs of pictures in two splits under two names:"]
+    for how, words in HOWS.items():
+        some = [pair for pair in found if pair.how == how]
+        if some:
+            first = some[0]
+            example = f"the first is {first.image} in {first.csv} and {first.copy} in {first.copy_csv}"
+            lines.append(f"{len(some):>8}  {words}; {example}")
+    return "\n".join(lines) if found else "no picture is in two splits under two names, as far as this sees"
+
+
+def write(found: Sequence[Copy], path: Path) -> None:
+    """copies.csv: a row for each pair."""
+    with atomic_write(path) as file:
+        pd.DataFrame(found, columns=Copy._fields).to_csv(file, index=False)
