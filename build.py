@@ -15,11 +15,13 @@ import distributed
 import engine
 from cache import open_filled
 from dataset import Splits, Transform, make_loader
+from evaluation.seen import Seen
 from interrupt import Watch
 from labels import FORMATS, Format, Labels, csv_format
 from models import EAT, RefinementSchedule, Weights, create_model, load_weights, uncalibrated
 from option import InputError
 from steps import Precision, Schedule, Stepper, allow_tf32, make_optimizer
+from trained import origin
 from util import make_loss
 
 log = logging.getLogger("eat")
@@ -90,12 +92,48 @@ def pick_decoders(options: argparse.Namespace, device: torch.device) -> tuple[st
     return "pil" if options.released_protocol else "fast", "pil"
 
 
+def pick_origin(
+    options: argparse.Namespace, weights: Weights | None, form: Format
+) -> tuple[str, Format] | None:
+    """The dataset that weights to be evaluated were trained on, with its format; None where it is `--dataset`.
+
+    Raises InputError where nobody says which it is, or two say different ones.
+    """
+    head = None if weights is None or not options.eval else weights.state.get("cls_head.bias")
+    if head is None:
+        return None
+    outputs, known = len(head), origin(weights)
+    dataset = known.get("dataset")
+    if dataset and options.trained_on not in (None, dataset):
+        raise InputError(
+            f"--trained_on {options.trained_on}: {weights.path} says {dataset}; leave the option out"
+        )
+    dataset = dataset or options.trained_on
+    if dataset is None and outputs != form.outputs and outputs == FORMATS["ava"].outputs:
+        dataset = "ava"
+    if dataset is None and outputs != form.outputs:
+        raise InputError(
+            f"{weights.path}: has {outputs} outputs, {options.dataset} needs {form.outputs}; --trained_on says which "
+            "dataset the weights are of"
+        )
+    if dataset in (None, options.dataset):
+        return None
+    trained = FORMATS.get(dataset)
+    if dataset == "csv":
+        votes = tuple(f"vote{level}" for level in range(1, outputs + 1)) if outputs > 1 else ()
+        scale = known.get("score_range", (0.0, 1.0))
+        trained = Format(vote_columns=votes, score_range=scale, threshold=(1 + outputs) / 2 if votes else 0.5)
+    if trained is None or trained.outputs != outputs:
+        raise InputError(f"{weights.path}: has {outputs} outputs, which is not a network of {dataset}")
+    return dataset, trained
+
+
 def loaders(
-    options: argparse.Namespace, splits: Splits, size: int, device: torch.device, watch: Watch
+    options: argparse.Namespace, splits: Splits, size: int, device: torch.device, watch: Watch, like: str
 ) -> dict:
     """A loader for each split that is there, by its name. The processes share their batches.
 
-    In the released protocol a single one evaluates. Fills the cache, if there is one. Raises Interrupted.
+    like: the dataset whose transforms the network knows. In the released protocol a single one evaluates. Fills the cache, if there is one. Raises Interrupted.
     """
     result = {}
     decoder, eval_decoder = pick_decoders(options, device)
@@ -103,7 +141,7 @@ def loaders(
         train = split == "train"
         if (labels := getattr(splits, split)) is not None and not (train and options.eval):
             alone = options.released_protocol and not train
-            transform = Transform(options.dataset, size, train)
+            transform = Transform(like, size, train)
             used = decoder if train else eval_decoder
             result[split] = make_loader(
                 labels,
@@ -125,8 +163,11 @@ def loaders(
     return result
 
 
-def make_model(options: argparse.Namespace, weights: Weights | None, form: Format) -> EAT:
-    """The network of `options` with `weights`, or fresh. Raises InputError where it could not be evaluated."""
+def make_model(options: argparse.Namespace, weights: Weights | None, form: Format, dataset: str) -> EAT:
+    """The network of `options` with `weights`, or fresh, for the scores of `dataset`, as `form` has them.
+
+    Raises InputError where it could not be evaluated.
+    """
     overrides = {} if options.drop_path_rate is None else {"drop_path_rate": options.drop_path_rate}
     model = create_model(
         options.model,
@@ -138,7 +179,9 @@ def make_model(options: argparse.Namespace, weights: Weights | None, form: Forma
         **overrides,
     )
     model.set_grad_checkpointing(options.grad_checkpoint)
-    model.purpose = {"model": options.model, "dataset": options.dataset, "score_range": list(form.scale)}
+    model.purpose = {"model": options.model, "dataset": dataset, "score_range": list(form.scale)}
+    if weights is not None:
+        model.photographs = dict(weights.photographs)
     if weights is None:
         if options.model != "eat_nano" and not options.resume:
             log.warning(
@@ -193,7 +236,15 @@ def network_notes(options: argparse.Namespace, weights: Weights | None) -> list[
     return notes
 
 
-def calibrate(options, train: Labels, model, device: torch.device, folder: Path, watch: Watch) -> None:
+def remember(model: EAT, splits: Splits) -> None:
+    """Note in the network which photographs it is going to be trained on and selected by; its files keep it."""
+    seen = Seen.from_texts(model.photographs, "the weights")
+    model.photographs = (seen | Seen.of(splits.train.images, splits.val.images)).as_texts()
+
+
+def calibrate(
+    options, train: Labels, model, device: torch.device, folder: Path, watch: Watch, like: str
+) -> None:
     """Estimate the running interest points from `--calibrate_points` images of train.csv, and save the network."""
     count = min(options.calibrate_points, len(train))
     if count < options.calibrate_points:
@@ -202,7 +253,7 @@ def calibrate(options, train: Labels, model, device: torch.device, folder: Path,
     loader = make_loader(
         train.subset(rows),
         options.path_to_images,
-        Transform(options.dataset, model.img_size, train=False),
+        Transform(like, model.img_size, train=False),
         options.batch_size,
         options.num_workers,
         pin_memory=device.type == "cuda",

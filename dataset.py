@@ -40,6 +40,7 @@ class Splits:
     val: Labels | None
     test: Labels
     notes: tuple[str, ...] = ()
+    skipped: int = 0  # rows of test.csv whose pictures are missing
 
 
 class Transform:
@@ -232,15 +233,18 @@ def read_splits(
     if not Path(images).is_dir():
         raise InputError(f"{images}: no such folder; --path_to_images names the folder of the pictures")
 
+    skipped = {}
+
     def read(name: str) -> Labels:
-        labels, skipped = find_images(read_labels(folder / name, form, limit), images, skip_missing)
-        if skipped:
-            notes.append(f"{name}: {skipped} rows skipped, their images are missing")
+        labels, skipped[name] = find_images(read_labels(folder / name, form, limit), images, skip_missing)
+        if skipped[name]:
+            notes.append(f"{name}: {skipped[name]} rows skipped, their images are missing")
         return labels
 
     test = read("test.csv")
     if not train:
-        return Splits(read("train.csv") if calibrate else None, None, test, tuple(notes))
+        training = read("train.csv") if calibrate else None
+        return Splits(training, None, test, tuple(notes), skipped["test.csv"])
     training = read("train.csv")
     if select_on_test:
         validation = test
@@ -255,7 +259,7 @@ def read_splits(
         shared = set(splits[first].images) & set(splits[second].images)
         if shared and splits[first] is not splits[second]:
             notes.append(f"warning: {len(shared)} images are in {first} and in {second}, as {min(shared)}")
-    return Splits(training, validation, test, tuple(notes))
+    return Splits(training, validation, test, tuple(notes), skipped["test.csv"])
 
 
 def make_loader(

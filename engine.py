@@ -21,11 +21,12 @@ import distributed
 from checkpoint import Progress
 from dataset import Batch, batches, to_input
 from interrupt import Interrupted, Watch, signals_first
+from labels import Format
 from meters import DataWait, Losses, bar
 from models import calibrate_points
 from option import InputError
 from steps import Precision, Stepper
-from util import compute_metrics, write_json
+from util import Pairs, compute_metrics, write_json
 
 log = logging.getLogger("eat")
 
@@ -44,8 +45,11 @@ class Evaluation:
     outputs: np.ndarray  # (N, outputs), raw
     targets: np.ndarray  # (N, outputs)
     opinions: np.ndarray  # (N,) the true scores
-    loss: float  # mean over images of their batch's loss
+    loss: (
+        float  # mean over images of their batch's loss; nan where the network is of another dataset's levels
+    )
     metrics: dict[str, float]
+    pairs: Pairs
 
 
 class Training:
@@ -217,13 +221,15 @@ def evaluate(
     model: nn.Module,
     loader: DataLoader,
     criterion: Callable[[Tensor, Tensor], Tensor],
-    threshold: float,
+    form: Format,
     precision: Precision,
     title: str = "evaluate",
     watch: Watch | None = None,
+    trained: Format | None = None,
 ) -> Evaluation:
-    """Run the network over a split, and compute all metrics, in the CSV's order. threshold: see `compute_metrics`.
+    """Run the network over a split, and compute all metrics, in the CSV's order.
 
+    form: of the labels. trained: of the dataset that the network was trained on, where it is another one.
     Several processes share the batches if the loader does, and all return the whole; else rank 0 evaluates for all.
     Raises TrainingError where an output is not finite, Interrupted when a signal comes to a single process.
     """
@@ -240,7 +246,13 @@ def evaluate(
                 with precision():
                     output = model(to_input(batch, precision.device)).float()
                 outputs.append(output)
-                losses.append(criterion(output, _to(batch.targets, precision.device)) * len(batch.names))
+                targets = _to(batch.targets, precision.device)
+                loss = (
+                    criterion(output, targets)
+                    if output.shape == targets.shape
+                    else output.new_tensor(math.nan)
+                )
+                losses.append(loss * len(batch.names))
                 names.append(batch.names)
                 shown.update(len(batch.names))
     sizes = [len(output) for output in outputs]
@@ -256,15 +268,15 @@ def evaluate(
             f"{names[int(np.argmin(finite))]}; lower --init_lr, or look at the weights"
         )
     loss = sum(value for _, _, value in whole) / len(names)
-    metrics = compute_metrics(outputs, labels.targets, threshold, labels.opinions)
-    return Evaluation(names, outputs, labels.targets, labels.opinions, loss, metrics)
+    pairs = form.pairs(outputs, labels, trained)
+    return Evaluation(names, outputs, labels.targets, labels.opinions, loss, compute_metrics(pairs), pairs)
 
 
 def fit(
     training: Training,
     train_loader: DataLoader,
     val_loader: DataLoader,
-    threshold: float,
+    form: Format,
     precision: Precision,
     watch: Watch,
     select_by: str = "srcc",
@@ -283,9 +295,7 @@ def fit(
             training.save()
         start = time.perf_counter()
         try:
-            validation = evaluate(
-                model, val_loader, training.criterion, threshold, precision, "validate", watch
-            )
+            validation = evaluate(model, val_loader, training.criterion, form, precision, "validate", watch)
         except Interrupted:
             training.save()
             raise

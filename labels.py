@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from option import InputError
+from util import Pairs, image_emds, pair, scores
 
 VOTE_COLUMN = re.compile(r"(?:votes?|score|level)?_?(\d+)", re.IGNORECASE)
 
@@ -35,6 +36,38 @@ class Format:
     def scale(self) -> tuple[float, float]:
         """The dataset's own lowest and highest score."""
         return (1.0, float(len(self.vote_columns))) if self.vote_columns else self.score_range
+
+    @property
+    def protocol_scale(self) -> tuple[float, float]:
+        """The lowest and highest score of metrics and predictions.csv: 1 to the levels of votes, else 0 to 1."""
+        return self.scale if self.vote_columns else (0.0, 1.0)
+
+    def thresholds(self, trained: Format | None = None) -> tuple[float, float]:
+        """Above which a predicted and a true score are high, both on the protocol's scale. trained: see `pairs`."""
+        if trained is None:
+            return self.threshold, self.threshold
+        return float(_mapped(np.array(trained.threshold), trained, self)), self.threshold
+
+    def pairs(self, outputs: np.ndarray, labels: Labels, trained: Format | None = None) -> Pairs:
+        """Raw outputs (N, outputs) beside the labels of this format, on the protocol's scale.
+
+        trained: of another dataset, whose outputs they are: scores are mapped linearly from scale to scale, each is high
+        by its own dataset's threshold, and the EMDs are nan where the levels are others.
+        """
+        if trained is None:
+            return pair(outputs, labels.targets, self.threshold, labels.opinions)
+        predicted = _mapped(scores(outputs.astype(np.float64)), trained, self)
+        high, true_high = self.thresholds(trained)
+        agree = ((predicted > high) == (labels.opinions > true_high)).astype(np.float64)
+        emds = [np.full(len(labels), np.nan)] * 2
+        if self.vote_columns and outputs.shape == labels.targets.shape:
+            emds = image_emds(outputs.astype(np.float64), labels.targets.astype(np.float64))
+        return Pairs(predicted, labels.opinions, agree, *emds)
+
+
+def _mapped(values: np.ndarray, trained: Format, form: Format) -> np.ndarray:
+    (low, high), (own_low, own_high) = trained.protocol_scale, form.protocol_scale
+    return own_low + (values - low) * ((own_high - own_low) / (high - low))
 
 
 # score2..score11 are the counts of votes 1..10: off by one, but so are the files.

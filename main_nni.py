@@ -25,17 +25,25 @@ from build import (
     make_model,
     make_training,
     network_notes,
+    pick_decoders,
     pick_device,
     pick_format,
+    pick_origin,
     pick_precisions,
+    remember,
 )
 from command import guarded
 from dataset import Splits, read_splits
+from evaluation import published, released
+from evaluation.figures import Figures, figures, released_accuracy
+from evaluation.seen import Seen
 from interrupt import Interrupted, Watch
 from labels import Format
 from models import Weights, load_weights, read_weights, released_style
 from option import InputError
+from preparation.splits import recognise
 from searching import trial
+from trained import origin
 from util import make_loss, to_json, write_json
 
 log = logging.getLogger("eat")
@@ -108,7 +116,11 @@ def prepare_and_work(options: argparse.Namespace, weights: Weights | None, devic
     for note in splits.notes:
         log.info("%s", note)
     torch.manual_seed(options.seed)
-    model = make_model(options, weights, form)
+    other = pick_origin(options, weights, form)
+    like, trained = other or (options.dataset, form)
+    model = make_model(options, weights, trained, like)
+    if not options.eval:
+        remember(model, splits)
     model.to(device)
     if not first:  # rank 0 goes on as a single process would
         torch.manual_seed(options.seed + distributed.rank())
@@ -133,8 +145,8 @@ def prepare_and_work(options: argparse.Namespace, weights: Weights | None, devic
                 if first:
                     write_json(folder / "options.json", vars(options))
                 if options.calibrate_points:
-                    calibrate(options, splits.train, model, device, folder, watch)
-            result = work(options, form, splits, model, device, folder, watch)
+                    calibrate(options, splits.train, model, device, folder, watch, like)
+            result = work(options, form, splits, model, device, folder, watch, other)
             if first:
                 record.end(folder, "done", result=result)
             return result
@@ -176,13 +188,17 @@ def gather_options(given: dict) -> tuple[argparse.Namespace, Weights | None]:
     weights = None
     if options.path_to_model_weight and not options.resume:
         weights = read_weights(options.path_to_model_weight)
+    if options.eval and weights and "model" not in given:
+        options.model = origin(weights).get("model", options.model)
     option.complete_network(options, given, weights.settings if weights else {})
     return options, weights
 
 
-def train_and_test(options, form: Format, splits: Splits, model, device, folder: Path, watch: Watch) -> dict:
+def train_and_test(
+    options, form: Format, splits: Splits, model, device, folder: Path, watch: Watch, _other: None
+) -> dict:
     """Train, select on the validation set, and report the selected checkpoint's metrics on test.csv."""
-    data = loaders(options, splits, model.img_size, device, watch)
+    data = loaders(options, splits, model.img_size, device, watch, options.dataset)
     first, checkpoints = distributed.rank() == 0, folder / "checkpoints"
     if first:
         checkpoints.mkdir(exist_ok=True)
@@ -206,6 +222,9 @@ def train_and_test(options, form: Format, splits: Splits, model, device, folder:
         row = progress.history[-1]
         record.write_metrics(folder / "metrics.csv", progress.history)
         record.drop_previous(folder)
+        if options.released_protocol and released.keeps(options.dataset, progress.history):
+            name = released.checkpoint_name(options.dataset, row)
+            checkpoint.save(checkpoints / name, released_style(model))
         curves.add(row)
         trial.report_epoch(row, options.search_metric)
         log.info(
@@ -214,56 +233,97 @@ def train_and_test(options, form: Format, splits: Splits, model, device, folder:
             row["val_accuracy"], row["seconds"], ", best so far" if progress.best_epoch == row["epoch"] else "",
         )  # fmt: skip
 
-    engine.fit(
-        training, data["train"], data["val"], form.threshold, precision, watch, options.select_by, on_epoch
-    )
+    engine.fit(training, data["train"], data["val"], form, precision, watch, options.select_by, on_epoch)
     progress = training.progress
     if first:
         curves.close()
-        trial.report_end(progress.history[progress.best_epoch - 1], options.search_metric)
+        last = len(progress.history) if options.released_protocol else progress.best_epoch
+        trial.report_end(progress.history[last - 1], options.search_metric)
     load_weights(model, checkpoints / "best.pth")
-    evaluation = engine.evaluate(
-        model, data["test"], training.criterion, form.threshold, test_precision, "test", watch
-    )
-    result = write_results(options, folder, model, evaluation, progress.history)
+    evaluation = engine.evaluate(model, data["test"], training.criterion, form, test_precision, "test", watch)
+    figures, about = judge(options, splits, form, model, evaluation, test_precision, None)
+    result = write_results(options, folder, model, evaluation, figures, progress.history) | about
     result["files"] |= {"metrics": str(folder / "metrics.csv"), "tensorboard": str(folder / "tensorboard")}
     selected_on = "test.csv" if options.released_protocol else "validation"
     return result | {"best_epoch": progress.best_epoch, "selected_on": selected_on}
 
 
-def evaluate_only(options, form: Format, splits: Splits, model, device, folder: Path, watch: Watch) -> dict:
-    """Evaluate the given weights on test.csv."""
-    data = loaders(options, splits, model.img_size, device, watch)
+def evaluate_only(
+    options, form: Format, splits: Splits, model, device, folder: Path, watch: Watch, other
+) -> dict:
+    """Evaluate the given weights on test.csv. other: see `build.pick_origin`."""
+    like, trained = other or (options.dataset, None)
+    data = loaders(options, splits, model.img_size, device, watch, like)
     _, precision = pick_precisions(options, device)
     if options.compile:
         model.compile()
     evaluation = engine.evaluate(
-        model, data["test"], make_loss(options.loss), form.threshold, precision, "test", watch
+        model, data["test"], make_loss(options.loss), form, precision, "test", watch, trained
     )
-    result = write_results(options, folder, model, evaluation, [])
+    figures, about = judge(options, splits, form, model, evaluation, precision, other)
+    result = write_results(options, folder, model, evaluation, figures, []) | about
     if options.report_images:
+        page = folder / "report.html"
         if distributed.rank() == 0:
-            page = folder / "report.html"
-            record.write_page(page, test_title(options, evaluation), options, form, evaluation, watch)
-        result["files"]["page"] = str(folder / "report.html")
+            facts = {"Trained on": about["trained_on"], "Split": about["labels_split"]}
+            title = test_title(options, evaluation)
+            record.write_page(page, title, options, form, evaluation, figures, facts, watch)
+        result["files"]["page"] = str(page)
     return result
+
+
+def judge(options, splits: Splits, form: Format, model, evaluation, precision, other) -> tuple[Figures, dict]:
+    """What the test says, and what a run's result tells of its photographs. other: see `build.pick_origin`."""
+    trained_on, trained = other or (options.dataset, None)
+    names = [str(name) for name in evaluation.names]
+    split = recognise(options.dataset, options.path_to_save_csv, names)
+    about = {"labels_split": split.name, "trained_on": trained_on, "thresholds": form.thresholds(trained)}
+    notes = [f"split: {split.name} ({split.note})"]
+    if other:
+        notes.insert(
+            0, f"trained on {trained_on}, tested on {options.dataset}: scores mapped from scale to scale"
+        )
+    if trained is None and form.vote_columns:
+        accuracy = released_accuracy(evaluation.outputs, evaluation.targets, form.threshold)
+        about["accuracy_released"] = accuracy
+        notes.append(
+            f"accuracy by the release's float32 sums: {accuracy:.4f}, ours {evaluation.metrics['accuracy']:.4f}"
+        )
+    departures = published.departures(
+        options.dataset if trained is None else "",
+        model=options.model,
+        interest_points=options.interest_points,
+        refinement=options.refinement,
+        batch_size=options.eval_batch_size,
+        decoder=pick_decoders(options, precision.device)[1],
+        half_precision=precision.dtype is not None,
+        skipped=splits.skipped,
+        split=split.departure,
+    )
+    memory = Seen.from_texts(model.photographs, options.path_to_model_weight or "the network")
+    return figures(
+        evaluation.pairs, names, options.dataset, metrics=evaluation.metrics, memory=memory,
+        same_dataset=trained is None, notes=notes, departures=departures,
+    ), about  # fmt: skip
 
 
 def test_title(options, evaluation: engine.Evaluation) -> str:
     return f"{options.model} on {options.dataset}, test.csv ({len(evaluation.names)} images)"
 
 
-def write_results(options, folder: Path, model, evaluation: engine.Evaluation, history: list) -> dict:
+def write_results(
+    options, folder: Path, model, evaluation: engine.Evaluation, found: Figures, history
+) -> dict:
     """Write predictions, report and what weights are asked for; log the metrics beside the published ones; sum up."""
     title = test_title(options, evaluation)
     if distributed.rank() == 0:
         record.write_predictions(folder / "predictions.csv", evaluation)
-        record.draw_report(folder / "report.png", title, evaluation, history)
+        record.draw_report(folder / "report.png", title, evaluation, found, history)
         record.drop_previous(folder)
         if options.save_released_style:
             (folder / "checkpoints").mkdir(exist_ok=True)
             checkpoint.save(folder / "checkpoints" / "released_style.pth", released_style(model))
-    log.info("%s:\n%s", title, record.comparison(options.dataset, evaluation.metrics))
+    log.info("%s:\n%s", title, "\n".join(found.lines()))
     files = {name: str(folder / f"{name}.{end}") for name, end in (("predictions", "csv"), ("report", "png"))}
     files["options"] = str(folder / "options.json")
     for path in (folder / "checkpoints").glob("*.pt*"):
@@ -277,6 +337,7 @@ def write_results(options, folder: Path, model, evaluation: engine.Evaluation, h
         "images": len(evaluation.names),
         "loss": evaluation.loss,
         **evaluation.metrics,
+        **found.as_json(),
         "folder": os.path.abspath(folder),
         "files": files,
     }

@@ -137,18 +137,19 @@ GROUPS: dict[str, tuple[Option, ...]] = {
         Option("search_metric", str, "accuracy", "what a search maximises: accuracy as released, srcc, plcc, or the negative emd per image",
                choices=("accuracy", "srcc", "plcc", "emd")),
         Option("eval", bool, False, "evaluate --path_to_model_weight on test.csv, without training"),
+        Option("trained_on", str, None, "--eval: the dataset that the weights were trained on, where they do not say (default: --dataset; for ten outputs AVA)", choices=DATASETS),
         Option("report_images", int, 1000, "--eval: how many photographs report.html shows, the worst errors and a sample; 0: no such page", low=0),
         Option("resume", bool, False, "go on from the last.pt of --experiment_dir_name, with its options"),
         Option("overwrite", bool, False, "replace the run in --experiment_dir_name"),
         Option("save_released_style", bool, False, "also write checkpoints/released_style.pth, with the released tensors only"),
-        Option("released_protocol", bool, False, "select the checkpoint on test.csv, as the release did"),
+        Option("released_protocol", bool, False, "select the checkpoint on test.csv, keep and report checkpoints as the release did"),
         Option("save_minutes", float, 15.0, "minutes between two last.pt within an epoch; there is one at its end anyway", low=0),
         Option("gpu_id", str, None, "GPU to use, or cpu (default: the first GPU, else the CPU)", metavar="ID"),
         Option("num_workers", int, None, "processes that read images; 0: the training process", low=0),
         Option("seed", int, 0, "seed of weights, order and augmentation", low=0, high=2**32 - 1),
     ),
     "model": (
-        _tunable("model", str, None, "the network", choices=MODELS),
+        _tunable("model", str, None, "the network; with --eval as the weights say, where they do", choices=MODELS),
         _tunable("drop_path_rate", float, None, "drop path of the last block (default: the model's)", low=0, high=0.9),
         _tunable("interest_points", str, None, "mean over the batch, as released; each image its own; or a running mean (default: as the weights were trained, else batch)",
                  choices=("batch", "image", "running")),
@@ -327,7 +328,7 @@ def check_together(options: argparse.Namespace, given: Mapping[str, Any]) -> Non
     if options.eval and not options.path_to_model_weight:
         raise InputError("--eval needs --path_to_model_weight, the weights to evaluate")
     if not options.eval:
-        _refuse(("report_images",), given, "eval", "training")
+        _refuse(("report_images", "trained_on"), given, "eval", "training")
     if options.calibrate_points and not options.path_to_model_weight:
         raise InputError("--calibrate_points needs --path_to_model_weight, the weights to calibrate")
     if options.resume and not options.experiment_dir_name:

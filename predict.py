@@ -74,7 +74,9 @@ def predict(options: argparse.Namespace) -> int:
     precision = pick_precision(options.amp, device)
     reference = read_reference(options.reference, trained) if options.reference else None
     looking = bool(options.explain or options.report)
-    rows = Rows(trained, reference, explained=bool(options.explain), background=looking)
+    if reference is not None:
+        trained.notes += reference.notes
+    rows = Rows(trained, reference and reference.scores, explained=bool(options.explain), background=looking)
     other = pages.read_other(options.compare, trained, device) if options.compare else None
     table = Table(options.out, rows.columns) if options.out else None
     with Watch() as watch, signals_first(watch):

@@ -17,20 +17,12 @@ from matplotlib.figure import Figure
 from tensorboardX import SummaryWriter
 
 from engine import Evaluation
+from evaluation.figures import Figures
 from interrupt import Watch
 from labels import Format
 from option import InputError
 from prediction.report import DEMO, Page, Photo, choose, write_report
-from util import atomic_write, scores, started, write_json
-
-# SRCC, PLCC, accuracy. AVA and TAD66K: from the names of the released checkpoints. AADB and PARA: as later papers report
-# EAT, without an accuracy. FLICKR-AES: none that can be cited.
-PUBLISHED = {
-    "ava": (0.7596, 0.7710, 0.8259),
-    "tad66k": (0.5171, 0.5460, 0.6882),
-    "aadb": (0.759, 0.767, math.nan),
-    "para": (0.909, 0.940, math.nan),
-}
+from util import atomic_write, started, write_json
 
 # Every file that a run writes, relative to its folder.
 _FILES = (
@@ -50,6 +42,7 @@ _FILES = (
     "checkpoints/bad_steps.json",
     "checkpoints/calibrated.pth",
     "checkpoints/released_style.pth",
+    "checkpoints/*_AOT_vacc_*.pth",
     "tensorboard/events.out.tfevents*",
 )
 _PREVIOUS = ".previous_run"  # the run that a new one is about to replace
@@ -161,15 +154,16 @@ def write_metrics(path: Path, history: list[dict[str, float]]) -> None:
 
 
 def write_predictions(path: Path, evaluation: Evaluation) -> None:
-    """predictions.csv: image, true and predicted score, and the outputs level by level, `score` for one."""
+    """predictions.csv: image, true and predicted score; of votes, also the outputs and targets level by level."""
+    pairs = evaluation.pairs
     table = {
         "image": evaluation.names,
-        "true_score": evaluation.opinions,
-        "predicted_score": scores(evaluation.outputs),
+        "true_score": pairs.true,
+        "predicted_score": pairs.predicted.astype(np.float32),
     }
-    levels = evaluation.outputs.shape[1]
-    if levels > 1:
-        table |= {f"output{i + 1}": evaluation.outputs[:, i] for i in range(levels)}
+    for name, values in (("output", evaluation.outputs), ("target", evaluation.targets)):
+        if values.shape[1] > 1:
+            table |= {f"{name}{level}": column for level, column in enumerate(values.T, 1)}
     with atomic_write(path) as file:
         pd.DataFrame(table).to_csv(file, index=False)
 
@@ -190,19 +184,22 @@ class Curves:
         self.writer.close()
 
 
-def draw_report(path: Path, title: str, evaluation: Evaluation, history: list[dict[str, float]]) -> None:
+def draw_report(
+    path: Path, title: str, evaluation: Evaluation, figures: Figures, history: list[dict[str, float]]
+) -> None:
     """report.png: predicted against true scores; with a history the curves of training too."""
     panels = 3 if history else 1
     figure = Figure(figsize=(5.2 * panels, 4.8), layout="constrained")
     axes = figure.subplots(1, panels, squeeze=False)[0]
-    true, predicted = evaluation.opinions, scores(evaluation.outputs)
+    true, predicted = evaluation.pairs.true, evaluation.pairs.predicted
     axes[0].scatter(true, predicted, s=10, alpha=min(1.0, max(0.1, 200 / len(true))), linewidths=0)
     both = np.concatenate([true, predicted])
     limits = [both.min(), both.max()]
     axes[0].plot(limits, limits, color="0.5", linewidth=1, linestyle="--", label="predicted = true")
-    m = evaluation.metrics
+    rows = {row[0]: row for row in figures.rows()}
+    shown = [f"{name} {rows[name][1]} ({rows[name][2]})" for name in ("SRCC", "PLCC", "accuracy")]
+    axes[0].set_title("\n".join(shown), fontsize="medium")
     axes[0].set(
-        title=f"SRCC {m['srcc']:.4f}   PLCC {m['plcc']:.4f}   accuracy {m['accuracy']:.4f}",
         xlabel="true score",
         ylabel="predicted score",
     )
@@ -227,16 +224,27 @@ def _draw_curves(axis, table: pd.DataFrame, curves: list[tuple[str, str]], title
     axis.legend(frameon=False)
 
 
-def write_page(path: Path, title: str, options, form: Format, evaluation: Evaluation, watch: Watch) -> None:
+def write_page(
+    path: Path,
+    title: str,
+    options,
+    form: Format,
+    evaluation: Evaluation,
+    figures: Figures,
+    facts: dict[str, str],
+    watch: Watch,
+) -> None:
     """report.html: predicted against true, and `--report_images` photographs with their scores and votes.
 
-    options: those of the run. Scores are on the dataset's own scale, vote distributions beside the true ones.
+    options: those of the run. facts: more of what was used. Scores are on the dataset's own scale, vote distributions
+    beside the true ones.
     """
+    predicted, true = evaluation.pairs.predicted, evaluation.pairs.true
     low, high = form.scale
-    predicted, true = scores(evaluation.outputs).astype(np.float64), evaluation.opinions
     if not form.vote_columns:
         predicted, true = low + predicted * (high - low), low + true * (high - low)
-    folder, votes = Path(options.path_to_images), bool(form.vote_columns)
+    folder = Path(options.path_to_images)
+    votes = bool(form.vote_columns) and evaluation.outputs.shape == evaluation.targets.shape
     photos = [
         Photo(
             evaluation.names[row],
@@ -252,30 +260,20 @@ def write_page(path: Path, title: str, options, form: Format, evaluation: Evalua
         "Weights": options.path_to_model_weight,
         "Network": options.model,
         "Dataset": f"{options.dataset}, scores {low:g} to {high:g}",
+        **facts,
         "Interest points": options.interest_points,
         "Offset refinement": options.refinement,
         "Batch": f"{options.eval_batch_size} images",
         "Written": time.strftime("%Y-%m-%d %H:%M"),
     }
-    shown = dict(zip(("srcc", "plcc", "accuracy"), ("SRCC", "PLCC", "Accuracy"), strict=True))
     page = Page(
         title,
         facts,
         form.scale,
         [DEMO] if options.dataset == "demo" else [],
-        metrics={label: evaluation.metrics[name] for name, label in shown.items()},
-        published=dict(zip(shown.values(), PUBLISHED.get(options.dataset, ()), strict=False)),
+        figures=figures.rows(),
+        remarks=figures.remarks(),
         all_scores=predicted,
         all_true=true,
     )
     write_report(path, page, photos, num_workers=options.num_workers, watch=watch)
-
-
-def comparison(dataset: str, metrics: dict[str, float]) -> str:
-    """Three lines: this run's SRCC, PLCC and accuracy above the published ones, a dash where there are none."""
-    run = [metrics[name] for name in ("srcc", "plcc", "accuracy")]
-    published = PUBLISHED.get(dataset, (math.nan,) * 3)
-    rows = [("", "SRCC", "PLCC", "accuracy")]
-    for name, values in (("this run", run), ("published", published)):
-        rows.append((name, *(f"{value:.4f}" if math.isfinite(value) else "-" for value in values)))
-    return "\n".join(f"{name:<10}{srcc:>9}{plcc:>9}{accuracy:>10}" for name, srcc, plcc, accuracy in rows)

@@ -108,7 +108,7 @@ def load_trained(
     head = weights.state.get("cls_head.weight")
     if head is None or head.ndim != 2:
         raise WeightsError(f"{weights.path}: has no head (cls_head); it cannot score")
-    known = _of_run(weights.path) | weights.purpose
+    known = origin(weights)
     name = _agreed(weights.path, "model", model, known.get("model")) or recognise(weights)
     if name not in models.list_models():
         raise InputError(f"{weights.path}: no model {name!r}; there are {', '.join(models.list_models())}")
@@ -126,6 +126,7 @@ def load_trained(
     network = create_model(name, outputs, interest_points=points, refinement=refinement)
     load_weights(network, weights)
     network.purpose = {"model": name, "dataset": dataset, "score_range": list(scale)}
+    network.photographs = dict(weights.photographs)
     if points == "running" and models.uncalibrated(network) and not will_calibrate:
         raise InputError(
             f"{weights.path}: has no running interest points, and without other photographs they cannot be calibrated; "
@@ -180,6 +181,11 @@ def _agreed(path: Path, name: str, given: str | None, known: str | None) -> str 
     if given and known and given != known:
         raise InputError(f"--{name} {given}: {path} says {known}; leave the option out")
     return given or known
+
+
+def origin(weights: Weights) -> dict:
+    """`model`, `dataset` and `score_range` of what weights were trained for, as far as they or the run they lie in say."""
+    return _of_run(weights.path) | weights.purpose
 
 
 def _of_run(path: Path) -> dict:

@@ -8,6 +8,7 @@ import os
 import warnings
 from collections.abc import Callable
 from contextlib import contextmanager
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -68,36 +69,63 @@ def scores(outputs: np.ndarray) -> np.ndarray:
     return outputs @ np.arange(1, outputs.shape[1] + 1, dtype=outputs.dtype)
 
 
-def compute_metrics(
-    predicted: np.ndarray, true: np.ndarray, threshold: float, opinions: np.ndarray | None = None
-) -> dict[str, float]:
-    """All of METRICS from outputs and targets, (N, levels) or (N, 1).
+@dataclass(frozen=True)
+class Pairs:
+    """Predicted beside true scores, image by image: all that the metrics need. Every array is (N,) float64.
 
-    threshold: scores above it are high, at it or below low; accuracy is the share on the same side.
-    opinions: (N,), the true scores where they are known more exactly than from `true`: a mean of exactly 5 is
-        low, and must not become 5.0000002.
-    Correlations of constant scores are nan, with a warning; the EMDs of single scores are nan.
+    predicted, true: on one scale. agree: 1 where both are on the same side of their threshold, else 0; a score at
+    the threshold is low. emd_r1, emd_r2: the images' EMDs, nan where there are no two vote distributions.
     """
-    predicted, true = predicted.astype(np.float64), true.astype(np.float64)
-    p, t = scores(predicted), scores(true) if opinions is None else opinions
+
+    predicted: np.ndarray
+    true: np.ndarray
+    agree: np.ndarray
+    emd_r1: np.ndarray
+    emd_r2: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.true)
+
+    def subset(self, rows: np.ndarray) -> Pairs:
+        return Pairs(*(getattr(self, field.name)[rows] for field in fields(self)))
+
+
+def pair(
+    outputs: np.ndarray, targets: np.ndarray, threshold: float, opinions: np.ndarray | None = None
+) -> Pairs:
+    """Pairs of raw outputs and targets, (N, levels) or (N, 1) each.
+
+    threshold: scores above it are high. opinions: (N,), the true scores where they are known more exactly than from
+    `targets`: a mean of exactly 5 is low, and must not become 5.0000002.
+    """
+    outputs, targets = outputs.astype(np.float64), targets.astype(np.float64)
+    predicted, true = scores(outputs), scores(targets) if opinions is None else opinions
+    emds = [np.full(len(true), np.nan)] * 2 if outputs.shape[1] == 1 else image_emds(outputs, targets)
+    agree = ((predicted > threshold) == (true > threshold)).astype(np.float64)
+    return Pairs(predicted, true, agree, *emds)
+
+
+def image_emds(outputs: np.ndarray, targets: np.ndarray) -> list[np.ndarray]:
+    """Each image's EMD with r = 1 and with r = 2, (N,) each, of float64 (N, levels)."""
+    return [image_emd(torch.from_numpy(outputs), torch.from_numpy(targets), r).numpy() for r in (1, 2)]
+
+
+def compute_metrics(pairs: Pairs) -> dict[str, float]:
+    """All of METRICS. Correlations of constant scores are nan, with a warning; the EMDs of single scores are nan."""
+    p, t = pairs.predicted, pairs.true
     constant = [name for name, side in (("predicted", p), ("true", t)) if np.ptp(side) == 0]
     if constant:
         warnings.warn(f"all {len(t)} {constant[0]} scores are equal: correlations are nan", stacklevel=2)
-    values = {
+    return {
         "srcc": math.nan if constant else float(stats.spearmanr(p, t).statistic),
         "plcc": math.nan if constant else float(stats.pearsonr(p, t).statistic),
         "krcc": math.nan if constant else float(stats.kendalltau(p, t).statistic),
-        "accuracy": float(np.mean((p > threshold) == (t > threshold))),
+        "accuracy": float(pairs.agree.mean()),
         "mae": float(mean_absolute_error(t, p)),
         "rmse": float(root_mean_squared_error(t, p)),
-        "emd_r1": math.nan,
-        "emd_r2": math.nan,
+        "emd_r1": float(pairs.emd_r1.mean()),
+        "emd_r2": float(pairs.emd_r2.mean()),
     }
-    if predicted.shape[1] > 1:
-        for r in (1, 2):
-            distances = image_emd(torch.from_numpy(predicted), torch.from_numpy(true), r)
-            values[f"emd_r{r}"] = float(distances.mean())
-    return values
 
 
 @contextmanager

@@ -5,7 +5,8 @@
         --out runs/tad66k -- --dataset tad66k --path_to_images IMAGES --path_to_save_csv CSVS
 
 What follows `--` goes to main_nni.py, for every run. Interrupted, the same command goes on where it stopped. `--out`
-gets a folder for each run, runs.csv (a row per run), table.csv, table.md and ablation.png.
+gets a folder for each run, runs.csv (a row per run), table.csv, table.md, ablation.png, and differences.md: which settings
+differ by more than noise over seeds and images.
 
 The batch spread: every test image is scored in batches of 1, 4 and 16, in the CSV's order and in a shuffled one; its
 spread is its highest score less its lowest.
@@ -30,6 +31,7 @@ import option
 from build import make_model, pick_device, pick_format
 from checkpoint import LAST, PREVIOUS
 from dataset import Transform, make_loader, read_splits
+from evaluation import compare
 from models import read_weights
 from option import InputError
 from steps import Precision, allow_tf32
@@ -64,6 +66,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         rows = run_all([parse_setting(text) for text in given.settings], given.seeds, given.out, given.common)
         write_tables(pd.DataFrame(rows), given.out)
+        write_differences(pd.DataFrame(rows), given.out)
     except InputError as error:
         print(f"ablation: {error}", file=sys.stderr)
         return 2
@@ -73,7 +76,8 @@ def main(argv: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("ablation: interrupted; the same command goes on", file=sys.stderr)
         return 130
-    print((given.out / "table.md").read_text(encoding="utf-8"))
+    for name in ("table.md", "differences.md"):
+        print((given.out / name).read_text(encoding="utf-8"))
     return 0
 
 
@@ -146,7 +150,9 @@ def batch_spread(folder: Path) -> dict[str, float]:
     saved = json.loads((folder / "options.json").read_text(encoding="utf-8"))
     options = argparse.Namespace(**saved)
     device, form = pick_device(options.gpu_id), pick_format(options)
-    model = make_model(options, read_weights(folder / "checkpoints" / "best.pth"), form).to(device)
+    model = make_model(options, read_weights(folder / "checkpoints" / "best.pth"), form, options.dataset).to(
+        device
+    )
     labels = read_splits(
         options.path_to_save_csv,
         options.path_to_images,
@@ -163,9 +169,7 @@ def batch_spread(folder: Path) -> dict[str, float]:
             loader = make_loader(
                 labels.subset(order), options.path_to_images, transform, size, options.num_workers
             )
-            evaluation = engine.evaluate(
-                model, loader, make_loss(options.loss), form.threshold, Precision(device)
-            )
+            evaluation = engine.evaluate(model, loader, make_loss(options.loss), form, Precision(device))
             predicted.append(scores(evaluation.outputs)[np.argsort(order)])
     spread = np.ptp(predicted, axis=0)
     return {"spread_mean": float(spread.mean()), "spread_max": float(spread.max())}
@@ -191,6 +195,23 @@ def write_tables(runs: pd.DataFrame, out: Path) -> None:
         file.write("\n".join(lines) + "\n")
     with atomic_write(out / "ablation.png", "wb") as file:
         draw(runs).savefig(file, format="png", dpi=110)
+
+
+def write_differences(runs: pd.DataFrame, out: Path) -> None:
+    """differences.md: for every two settings the difference of their means over seeds, drawn over seeds and images."""
+    groups: dict[str, list[compare.Predictions]] = {}
+    first = None
+    for setting, seed in zip(runs["setting"], runs["seed"], strict=True):
+        tested = compare.read_predictions(out / f"{setting}-seed{seed}", like=first)
+        first = first or tested
+        groups.setdefault(setting, []).append(tested)
+    lines = compare.difference_lines(compare.compare(groups), list(METRICS))
+    if runs.groupby("setting")["seed"].count().min() < 2:
+        lines.append(
+            "\nOf a setting with one seed the intervals hold what other images would change, and no more."
+        )
+    with atomic_write(out / "differences.md") as file:
+        file.write("\n".join(lines) + "\n")
 
 
 def draw(runs: pd.DataFrame) -> Figure:

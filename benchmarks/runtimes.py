@@ -33,7 +33,7 @@ from exporting.onnx_file import OPSET, write_onnx
 from labels import FORMATS
 from models import create_model, list_models
 from trained import Trained, load_trained
-from util import compute_metrics, write_json
+from util import compute_metrics, pair, write_json
 
 CALIBRATION_IMAGES = 64
 BASE = "PyTorch float32"
@@ -159,7 +159,7 @@ def accuracy(found: dict[str, Way], trained: Trained, data: Path) -> list[dict]:
         scores, srcc = {}, {}
         for size in (16, 1):
             outputs = np.concatenate([run(images[i : i + size]) for i in range(0, len(images), size)])
-            srcc[size] = compute_metrics(outputs, targets, FORMATS["demo"].threshold)["srcc"]
+            srcc[size] = compute_metrics(pair(outputs, targets, FORMATS["demo"].threshold))["srcc"]
             scores[size] = trained.scores(outputs)
         base = scores[16] if base is None else base
         rows.append(

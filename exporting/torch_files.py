@@ -45,7 +45,7 @@ def open_archive(path: Path) -> tuple[dict, Runner]:
 
 def write_safetensors(trained: Trained, path: Path, about: dict) -> None:
     """The tensors under their released names; the header has the settings that `read_weights` reads, and `about`."""
-    header = {"settings": trained.model.settings, "purpose": trained.model.purpose}
+    header = {name: getattr(trained.model, name) for name in ("settings", "purpose", "photographs")}
     state = {name: value.contiguous() for name, value in trained.model.state_dict().items()}
     content = save(state, {"format": "pt", HEADER: json.dumps(header), KEY: as_text(about)})
     path.write_bytes(content)  # safetensors' own file could be read by nobody else

@@ -161,6 +161,7 @@ class EAT(nn.Module):
         self.img_size = img_size
         self.settings = {"interest_points": interest_points, "refinement": refinement}
         self.purpose: dict = {}  # what it is trained for, as `Weights.purpose`; its files remember it
+        self.photographs: dict[str, str] = {}  # those it was trained on, as `Weights.photographs`; the same
         self.num_classes = num_classes
         self.num_features = self.head_hidden_size = dims[-1]
         self.output_fmt = "NHWC"  # of forward_features, as timm's channels-last models say it
@@ -250,7 +251,13 @@ class EAT(nn.Module):
             destination._metadata[prefix[:-1]] |= {
                 "settings": dict(self.settings),
                 "purpose": dict(self.purpose),
+                "photographs": dict(self.photographs),
             }
+
+    def _load_from_state_dict(self, state_dict, prefix: str, local_metadata: dict, *rest) -> None:
+        """A checkpoint that is gone on with brings its photographs along."""
+        self.photographs = dict(local_metadata.get("photographs", self.photographs))
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:

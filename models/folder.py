@@ -54,7 +54,7 @@ def load_folder(folder: str | os.PathLike, num_classes: int | None = None, **ove
     except TypeError as error:
         raise WeightsError(f"{path}: model_args do not fit ({error})") from None
     load_weights(model, weights)
-    model.purpose = dict(weights.purpose)
+    model.purpose, model.photographs = dict(weights.purpose), dict(weights.photographs)
     method = (
         config.get("pretrained_cfg", {}).get("interpolation")
         if isinstance(config.get("pretrained_cfg"), dict)

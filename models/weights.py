@@ -42,12 +42,14 @@ class Weights(NamedTuple):
     settings: the network's `interest_points` and `refinement`, as far as the file says.
     purpose: what it was trained for, as far as the file says: `model`, the variant's name; `dataset`; `score_range`,
         the dataset's own scale (low, high).
+    photographs: which it was trained on and selected by, as `evaluation.seen` writes them, as far as the file says.
     """
 
     path: Path
     state: dict[str, Tensor]
     settings: dict[str, str]
     purpose: dict[str, str | tuple[float, float]] = {}  # noqa: RUF012  nobody writes to it
+    photographs: dict[str, str] = {}  # noqa: RUF012
 
 
 def load_weights(model: nn.Module, source: str | os.PathLike | Weights) -> list[str]:
@@ -161,7 +163,10 @@ def read_weights(path: str | os.PathLike) -> Weights:
             raise WeightsError(f"{path}: {name} stands there twice, with and without 'module.'")
         state[name] = value
     remembered = _remembered(content)
-    return Weights(path, state, _settings(path, remembered, state), _purpose(path, remembered))
+    photographs = dict(remembered.get("photographs", {}))
+    if not all(isinstance(text, str) for text in photographs.values()):
+        raise WeightsError(f"{path}: what it remembers of its photographs is no text")
+    return Weights(path, state, _settings(path, remembered, state), _purpose(path, remembered), photographs)
 
 
 def _read_safetensors(path: Path) -> OrderedDict[str, Tensor]:
@@ -174,11 +179,11 @@ def _read_safetensors(path: Path) -> OrderedDict[str, Tensor]:
 
 
 def _remembered(content: Mapping) -> dict[str, Mapping]:
-    """The network's own entries in a state_dict's metadata, `settings` and `purpose`, wherever they stand."""
+    """The network's own entries in a state_dict's metadata, `settings`, `purpose` and `photographs`, wherever they stand."""
     metadata = getattr(content, "_metadata", None)
     found = {}
     for entry in metadata.values() if isinstance(metadata, Mapping) else ():
-        for name in ("settings", "purpose"):
+        for name in ("settings", "purpose", "photographs"):
             if isinstance(entry, Mapping) and isinstance(entry.get(name), Mapping):
                 found[name] = entry[name]
     return found

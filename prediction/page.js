@@ -25,12 +25,12 @@ function numbersOf(i) {
 
 function overview() {
   const figures = make("div", { className: "stack" }), found = [figures], short = (value) => number(value, 4);
-  if (page.metrics.length) {
-    const published = page.metrics.some((row) => row[2] !== null);
-    const rows = page.metrics.map(([name, ...values]) => [name, ...values.slice(0, published ? 2 : 1).map(short)]);
-    const metrics = table(["", "This run", ...(published ? ["Published"] : [])], rows);
+  if (page.figures.length) {
+    const metrics = table(page.figures[0], page.figures.slice(1));
     for (const cell of metrics.querySelectorAll("td:nth-child(2)")) cell.className = "large";
-    figures.append(box("Against the true scores", metrics));
+    const remarks = make("div", {}, ...page.remarks.map((text) => say("p", "under", text)));
+    const beside = make("div", { className: "beside" }, make("div", { className: "scrolls", tabIndex: 0 }, metrics), remarks);
+    found.unshift(Object.assign(box("Against the true scores", beside), { className: "box wide" }));
   }
   if (other) {
     const scales = `Its scale is ${other.range.join(" to ")}, not ${page.range.join(" to ")}: ranks are compared, as shares of `

@@ -73,8 +73,8 @@ class Page:
     notes: Sequence[str] = ()
     other_name: str = ""  # of the run that is compared; empty: none
     other_range: tuple[float, float] | None = None  # its scale, where it is another: ranks are compared
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    published: Mapping[str, float] = field(default_factory=dict)  # by the names of `metrics`
+    figures: Sequence[Sequence[str]] = ()  # a table of metrics as texts, its header first
+    remarks: Sequence[str] = ()  # what belongs beside it
     all_scores: np.ndarray | None = None  # (N,)
     all_true: np.ndarray | None = None  # (N,), row by row as `all_scores`
     all_other: np.ndarray | None = None  # (N,), the same
@@ -179,9 +179,8 @@ def _content(page: Page, photos: Sequence[Photo], folder: Path) -> dict:
     return {
         "facts": [[plain(str(name)), plain(str(value))] for name, value in page.facts.items()],
         "notes": [plain(note) for note in page.notes],
-        "metrics": [
-            [name, _number(v), _number(page.published.get(name))] for name, v in page.metrics.items()
-        ],
+        "figures": [[plain(text) for text in row] for row in page.figures],
+        "remarks": [plain(remark) for remark in page.remarks],
         "range": [float(value) for value in page.score_range],
         "total": len(everyone),
         "other": _comparison(page, *pairs["other"], ranks) if page.other_name else None,

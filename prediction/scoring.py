@@ -10,9 +10,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from scipy import stats
 
 from dataset import network_input
 from engine import memory_watched
+from evaluation.seen import Seen
+from evaluation.seen import describe as describe_seen
 from interrupt import Interrupted, Watch
 from option import InputError
 from prediction.explain import Look, Looker
@@ -151,8 +154,18 @@ def spread(votes: np.ndarray) -> float:
     return float(np.sqrt(shares @ (levels - mean) ** 2))
 
 
-def read_reference(path: str, trained: Trained) -> np.ndarray:
-    """The sorted scores (N,), on the dataset's own scale, of a run's `predictions.csv`, or of a table of predict.py's."""
+class Reference(NamedTuple):
+    """The scores that photographs are placed among: sorted (N,), on the dataset's own scale; and what to say of them."""
+
+    scores: np.ndarray
+    notes: list[str]
+
+
+def read_reference(path: str, trained: Trained) -> Reference:
+    """Of a run's `predictions.csv`, or of a table of predict.py's. Those that the network has seen are counted.
+
+    With true scores beside them, the notes have the metrics with and without those seen.
+    """
     file = Path(path)
     if not file.is_file():
         raise InputError(f"--reference {path}: no such file; it should be a run's predictions.csv")
@@ -163,10 +176,27 @@ def read_reference(path: str, trained: Trained) -> np.ndarray:
             f"--reference {path}: its scores are {low:g} to {high:g}, those of {trained.path} {own_low:g} to {own_high:g}"
         )
     values = scores_in(file, trained)
-    reference = np.sort(np.array([v for v in values.values() if v is not None and math.isfinite(v)]))
-    if not len(reference):
+    known = {name: v for name, v in values.items() if v is not None and math.isfinite(v)}
+    if not known:
         raise InputError(f"--reference {path}: has no scores; it should be a run's predictions.csv")
-    return reference
+    notes = _seen_notes(file, list(known), trained)
+    return Reference(np.sort(np.array(list(known.values()))), notes)
+
+
+def _seen_notes(file: Path, names: list[str], trained: Trained) -> list[str]:
+    memory = Seen.from_texts(trained.model.photographs, trained.path)
+    seen = memory.among(names, in_folders=True)
+    notes = [f"--reference {file}: {line}" for line in describe_seen(*seen)]
+    unseen = ~(seen[0] | seen[1])
+    rows = {row["image"]: row for row in read_rows(file)} if notes else {}
+    if notes and unseen.sum() > 1 and all("true_score" in rows[name] for name in names):
+        predicted, true = (
+            np.array([rows[name][key] for name in names]) for key in ("predicted_score", "true_score")
+        )
+        for what, some in (("all of them", np.ones(len(names), bool)), ("those not seen", unseen)):
+            srcc, plcc = (f(predicted[some], true[some]).statistic for f in (stats.spearmanr, stats.pearsonr))
+            notes.append(f"--reference {file}: SRCC {srcc:.4f}, PLCC {plcc:.4f} on {what} ({some.sum():,})")
+    return notes
 
 
 def scores_in(path: Path, trained: Trained) -> dict[str, float | None]:

@@ -17,10 +17,17 @@ import export
 import main_nni
 import models
 import prepare_data
+from evaluation import bootstrap
 from exporting import check
 
 GOLDEN = Path(__file__).parent / "golden"
 AVA_COLUMNS = ["image_id", *(f"score{i}" for i in range(2, 12))]
+
+
+@pytest.fixture(autouse=True)
+def few_resamples(monkeypatch):
+    """Intervals of in-process runs, which no test of runs is about, need not be exact."""
+    monkeypatch.setattr(bootstrap, "RESAMPLES", 100)
 
 
 @pytest.fixture(scope="session")

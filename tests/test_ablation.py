@@ -42,6 +42,9 @@ def test_one_command_trains_measures_and_goes_on_where_it_stopped(ava, capsys):
     table = pd.read_csv(out / "table.csv")
     assert table["srcc_mean"].tolist() == runs["srcc"].tolist()
     assert "| batch |" in capsys.readouterr().out
+    told = (out / "differences.md").read_text()
+    assert "| batch − interest_points=image,refinement=off | SRCC |" in told
+    assert "Of a setting with one seed the intervals hold what other images would change" in told
     assert (out / "ablation.png").read_bytes().startswith(b"\x89PNG")
     assert ablation.main(command(ava, "batch")) == 0
     assert (out / "batch-seed0" / "predictions.csv").stat().st_mtime_ns == again

@@ -278,7 +278,7 @@ def test_a_mean_opinion_of_exactly_5_is_low(tmp_path):
     assert labels.opinions.tolist() == [5.0, 5.0, 5.0, pytest.approx(39 / 7)]
     predicted = np.zeros((4, 10))
     predicted[:, 4] = [0.9, 0.8, 0.7, 1.5]  # scores 4.5, 4, 3.5 and 7.5
-    assert compute_metrics(predicted, labels.targets, 5.0, labels.opinions)["accuracy"] == 1.0
+    assert compute_metrics(FORMATS["ava"].pairs(predicted, labels))["accuracy"] == 1.0
 
 
 def test_a_score_at_a_given_threshold_is_low(tmp_path):

@@ -84,11 +84,13 @@ def test_numbers_that_are_none_are_null(tmp_path):
         Photo("b.jpg", None, None, error="cut short", votes=[np.inf]),
         Photo("c.jpg", None, 6.0, numbers={"spread": np.nan, "sharpness_of_it": 2}),
     ]
-    found = data_of(written(tmp_path / "page.html", a_page(metrics={"SRCC": float("nan")}), photos))
+    found = data_of(
+        written(tmp_path / "page.html", a_page(figures=[["", "this run"], ["SRCC", "-"]]), photos)
+    )
     assert found["photos"]["score"] == [5.25, None, 6.0]
     assert found["photos"]["true"] == [None] * 3
     assert found["photos"]["votes"][:2] == [[round(v, 4) for v in VOTES], [None]]
-    assert found["metrics"] == [["SRCC", None, None]]
+    assert found["figures"] == [["", "this run"], ["SRCC", "-"]]
     assert [(n["label"], n["values"]) for n in found["numbers"]] == [
         ("Spread of votes", [None] * 3),
         ("Sharpness of it", [None, None, 2]),
@@ -269,8 +271,15 @@ def test_eval_writes_a_page_with_true_scores_and_votes(ava, run):
     assert found["photos"]["score"] == pytest.approx(table["predicted_score"].tolist(), abs=1e-5)
     assert found["photos"]["true"] == pytest.approx(table["true_score"].tolist(), abs=1e-5)
     assert [sum(votes) for votes in found["photos"]["other_votes"]] == pytest.approx([1] * 6, abs=1e-3)
-    assert [row[2] for row in found["metrics"]] == [0.7596, 0.7710, 0.8259]
-    assert found["metrics"][0][1] == pytest.approx(result["srcc"], abs=1e-5)
+    rows = {row[0]: row[1:] for row in found["figures"]}
+    assert [rows[name][2].split(",")[0] for name in ("SRCC", "PLCC", "accuracy")] == [
+        "0.7596",
+        "0.7710",
+        "0.8259",
+    ]
+    low, high = result["intervals"]["srcc"]
+    assert rows["SRCC"][:2] == [f"{result['srcc']:.4f}", f"{low:.4f} to {high:.4f}"]
+    assert "not the published protocol: eat_nano, not eat_base" in found["remarks"]
 
 
 def test_evals_page_is_on_the_datasets_own_scale(scored, run):

@@ -12,6 +12,10 @@ from test_report import ODD, VOTES, a_page, evaluate
 
 from prediction.report import Photo, open_photo, write_report
 
+FIGURES = [
+    ["", "this run", "95 % interval", "published"],
+    ["SRCC", "0.7000", "0.6900 to 0.7100", "0.7596, above"],
+]
 FLAGS = (
     "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync --window-size=1200,900"
@@ -145,7 +149,9 @@ def shown(tmp_path_factory, pictures):
     """A page with everything in it, and its photographs."""
     path, photos = tmp_path_factory.mktemp("page") / "all of it.html", many(pictures)
     write_report(
-        path, a_page(other_name="other.pth", metrics={"SRCC": 0.7}, published={"SRCC": 0.75}), photos
+        path,
+        a_page(other_name="other.pth", figures=FIGURES, remarks=["split: authors"]),
+        photos,
     )
     return path, photos
 

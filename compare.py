@@ -1,0 +1,66 @@
+"""Compare runs on the same test set: metrics with intervals, and which differences are more than noise. Try `--help`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from command import guarded
+from evaluation import bootstrap, compare
+from option import InputError, Parser, finite
+from util import write_json
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the tables; returns the exit status: 0, 2 for bad input."""
+    parser = Parser(
+        prog="compare.py",
+        usage="compare.py RUN [RUN ...] [OPTION ...]",
+        description="Compare runs on the same test set: each metric with its 95 % bootstrap interval over images; for every "
+        "two runs the difference with its paired interval, a p-value, the same after Holm's correction over the pairs, and "
+        "for PLCC that of Williams' test.",
+        allow_abbrev=False,
+    )
+    parser.add_argument(
+        "runs", nargs="+", type=Path, metavar="RUN", help="a run's folder, or its predictions.csv"
+    )
+    parser.add_argument("--threshold", type=finite, metavar="X",
+                        help="scores above it count as high, on the tables' scale (default: as the runs say)")  # fmt: skip
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all numbers there")
+    options = parser.parse_args(argv)
+    return guarded("compare.py", lambda: run(options.runs, options.threshold, options.json))
+
+
+def run(paths: Sequence[Path], threshold: float | None, out: Path | None) -> None:
+    """Read, compare, print and write."""
+    tested: list[compare.Predictions] = []
+    for path in paths:
+        tested.append(compare.read_predictions(path, threshold, tested[0] if tested else None))
+    if len({one.name for one in tested}) < len(tested):
+        raise InputError("the same table is given twice; give each run once")
+    found = compare.compare({one.name: [one] for one in tested})
+    print(compare.as_markdown(tested, found))
+    print(
+        f"\n{len(tested[0].images):,} images; percentile bootstrap over images, {bootstrap.RESAMPLES:,} resamples "
+        f"(KRCC {bootstrap.krcc_resamples(len(tested[0].images)):,}), the same for all runs. More than noise: p below 0.05 after Holm's correction. "
+        "What another training seed would change is not in it."
+    )
+    if out is not None:
+        runs = [
+            {
+                "run": one.name,
+                "metrics": one.metrics,
+                "intervals": {name: bootstrap.interval(values) for name, values in one.resampled.items()},
+            }
+            for one in tested
+        ]
+        pairs = [
+            {"first": first, "second": second, "differences": {name: vars(one) for name, one in row.items()}}
+            for (first, second), row in found.items()
+        ]
+        write_json(out, {"images": len(tested[0].images), "runs": runs, "pairs": pairs})
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""What figures mean: intervals, comparisons, published figures, and which photographs a network has seen."""

@@ -1,0 +1,194 @@
+"""How sure a figure is: bootstrap intervals over images, paired differences of two networks, and their tests.
+
+Intervals are percentile intervals (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13): images are
+drawn with replacement, each metric is computed anew, and the interval holds the middle 95 % of its values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+from scipy import stats
+
+from util import METRICS, Pairs
+
+RESAMPLES = 10_000
+KRCC_RESAMPLES = 1_000  # of more than KRCC_ALL_UP_TO images: every pair of images counts in it
+KRCC_ALL_UP_TO = 2_000
+BLOCK = 512  # images whose pairs are looked at together
+CHUNK = 2**20  # counts at once, so that they stay in the processor's cache
+
+
+def resample(pairs: Pairs, resamples: int | None = None, seed: int = 0) -> dict[str, np.ndarray]:
+    """The metrics of METRICS in each of `resamples` sets of images drawn with replacement, by name (resamples,).
+
+    resamples: default RESAMPLES; for KRCC see `krcc_resamples`. Two sets of Pairs of the same length are drawn alike
+    under one seed, so their values may be subtracted. nan where a metric is not defined.
+    """
+    resamples, images = resamples or RESAMPLES, len(pairs)
+    moments, ranks = _Moments(pairs), _Ranks(pairs)
+    parts = [
+        moments.metrics(counts) | {"srcc": ranks.srcc(counts)} for counts in _draws(images, resamples, seed)
+    ]
+    values = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    counts = _draws(images, krcc_resamples(images, resamples), seed, KRCC_RESAMPLES)
+    values["krcc"] = np.concatenate([_krcc(pairs, count) for count in counts])
+    return {name: values[name] for name in METRICS}
+
+
+def krcc_resamples(images: int, resamples: int | None = None) -> int:
+    """How many resamples KRCC's interval comes from."""
+    resamples = resamples or RESAMPLES
+    return resamples if images <= KRCC_ALL_UP_TO else min(resamples, KRCC_RESAMPLES)
+
+
+def interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
+    """The percentile interval of resampled values (R,); nan where no resample has a value."""
+    known = values[np.isfinite(values)]
+    if not len(known):
+        return np.nan, np.nan
+    low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def intervals(
+    pairs: Pairs, resamples: int | None = None, seed: int = 0, level: float = 0.95
+) -> dict[str, tuple[float, float]]:
+    """The interval of each of METRICS, by name."""
+    return {name: interval(values, level) for name, values in resample(pairs, resamples, seed).items()}
+
+
+def p_value(differences: np.ndarray) -> float:
+    """Two-sided, of the hypothesis that a difference is 0, from its resampled values (R,); nan without any.
+
+    The level at which the percentile interval just holds 0; one is added to the count, as it is never exactly 0.
+    """
+    known = differences[np.isfinite(differences)]
+    if not len(known):
+        return np.nan
+    less = min((known <= 0).sum(), (known >= 0).sum())
+    return float(min(1.0, 2 * (less + 1) / (len(known) + 1)))
+
+
+def williams(first: float, second: float, between: float, images: int) -> float:
+    """Two-sided p-value of Williams' test that two PLCCs with the same true scores are equal.
+
+    first, second: each prediction's PLCC with the true scores; between: that of the predictions with each other.
+    Source: Williams, 1959, as recommended by Steiger, Psychological Bulletin 87, 1980, equation 7.
+    """
+    if images < 4 or not np.isfinite([first, second, between]).all():
+        return np.nan
+    if first == second or between >= 1:
+        return 1.0
+    determinant = 1 - first**2 - second**2 - between**2 + 2 * first * second * between
+    mean = (first + second) / 2
+    spread = 2 * (images - 1) / (images - 3) * determinant + mean**2 * (1 - between) ** 3
+    t = (first - second) * np.sqrt((images - 1) * (1 + between) / spread)
+    return float(2 * stats.t.sf(abs(t), images - 3))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """The p-values corrected for their number, in their order. nan stays, and counts for nothing. Source: Holm, 1979."""
+    p = np.asarray(p_values, np.float64)
+    known = np.flatnonzero(np.isfinite(p))
+    order = known[np.argsort(p[known], kind="stable")]
+    factors = len(order) - np.arange(len(order))
+    p[order] = np.minimum(np.maximum.accumulate(p[order] * factors), 1) if len(order) else p[order]
+    return p.tolist()
+
+
+def _draws(images: int, resamples: int, seed: int, chunk: int | None = None) -> Iterator[np.ndarray]:
+    """How often each image is in each resample: (images, `chunk` resamples) at a time, float64.
+
+    The first resamples are the same for every chunk.
+    """
+    rng, chunk = np.random.default_rng(seed), chunk or max(16, CHUNK // images)
+    for start in range(0, resamples, chunk):
+        width = min(chunk, resamples - start)
+        drawn = rng.integers(0, images, (width, images), dtype=np.int32).astype(np.int64)
+        places = drawn * width + np.arange(width)[:, None]
+        yield np.bincount(places.ravel(), minlength=images * width).reshape(images, width).astype(np.float64)
+
+
+class _Moments:
+    """The metrics that follow from sums over images."""
+
+    def __init__(self, pairs: Pairs):
+        p, t = pairs.predicted - pairs.predicted.mean(), pairs.true - pairs.true.mean()
+        error = pairs.predicted - pairs.true
+        self.columns = np.stack([
+            p, t, p * p, t * t, p * t, pairs.agree, np.abs(error), error * error, pairs.emd_r1, pairs.emd_r2
+        ])  # fmt: skip
+
+    def metrics(self, counts: np.ndarray) -> Mapping[str, np.ndarray]:
+        means = self.columns @ counts / len(counts)
+        p, t, pp, tt, pt, agree, absolute, squared, emd_r1, emd_r2 = means
+        return {
+            "plcc": _ratio(pt - p * t, np.sqrt(_positive(pp - p * p) * _positive(tt - t * t))),
+            "accuracy": agree,
+            "mae": absolute,
+            "rmse": np.sqrt(squared),
+            "emd_r1": emd_r1,
+            "emd_r2": emd_r2,
+        }
+
+
+class _Ranks:
+    """SRCC of resamples: the correlation of mean ranks, which are cumulated counts; ties share theirs."""
+
+    def __init__(self, pairs: Pairs):
+        self.sides = [_ties(values) for values in (pairs.predicted, pairs.true)]
+
+    def srcc(self, counts: np.ndarray) -> np.ndarray:
+        middle = (len(counts) + 1) / 2
+        ranks, squares = [], []
+        for order, ends, group in self.sides:
+            until = counts[order].cumsum(0)[ends]  # by group of equal scores: images up to its end
+            size = np.diff(until, axis=0, prepend=0)
+            mean_rank = until - (size - 1) / 2 - middle
+            squares.append((size * mean_rank**2).sum(0))
+            ranks.append(mean_rank[group])
+        together = np.einsum("nr,nr,nr->r", counts, *ranks)
+        return _ratio(together, np.sqrt(squares[0] * squares[1]))
+
+
+def _ties(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The order of values (N,), in it the last place of each group of equal ones, and each value's group (N,)."""
+    order = np.argsort(values, kind="stable")
+    new = np.diff(values[order], prepend=np.nan) != 0
+    group = np.empty(len(values), np.int64)
+    group[order] = np.cumsum(new) - 1
+    return order, np.append(np.flatnonzero(new)[1:], len(values)) - 1, group
+
+
+def _krcc(pairs: Pairs, counts: np.ndarray) -> np.ndarray:
+    """Kendall's tau-b of resamples (N, R) -> (R,): concordant less discordant pairs, over those that are not tied."""
+    images, small = len(counts), counts.astype(np.float32)  # sums of counts stay below 2^24: exact
+    difference = np.zeros(counts.shape[1])
+    for start in range(0, images, BLOCK):
+        rows = slice(start, start + BLOCK)
+        sign = _signs(pairs.predicted, rows) * _signs(pairs.true, rows)
+        sign[:, : len(sign)] /= 2  # pairs within the block stand there twice
+        difference += np.einsum("nr,nr->r", sign @ small[start:], counts[rows])
+    untied = []
+    for values in (pairs.predicted, pairs.true):
+        order, ends, _ = _ties(values)
+        size = np.diff(counts[order].cumsum(0)[ends], axis=0, prepend=0)
+        untied.append((images**2 - (size**2).sum(0)) / 2)
+    return _ratio(difference, np.sqrt(untied[0] * untied[1]))
+
+
+def _signs(values: np.ndarray, rows: slice) -> np.ndarray:
+    """Of the differences between those of `rows` and all from there on."""
+    return np.sign(values[rows, None] - values[None, rows.start :]).astype(np.float32)
+
+
+def _positive(variance: np.ndarray) -> np.ndarray:
+    """A variance that rounding made of equal values is none."""
+    return np.where(variance > 1e-14 * np.abs(variance).max(initial=0), variance, 0)
+
+
+def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
+    """nan where there is nothing to divide by."""
+    return np.divide(above, below, out=np.full(len(above), np.nan), where=below > 0)

@@ -1,0 +1,212 @@
+"""Runs on the same test set, compared: tables of predictions, differences with paired intervals, tests, and their words."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import combinations
+from math import isfinite
+from pathlib import Path
+
+import numpy as np
+
+from evaluation import bootstrap
+from evaluation.figures import LABELS
+from labels import FORMATS, read_numbers, read_table
+from option import InputError
+from util import METRICS, Pairs, compute_metrics, image_emds
+
+CONTENT = ("image", "true_score", "predicted_score")
+
+
+@dataclass
+class Predictions:
+    """One run's predictions on a test set."""
+
+    name: str
+    images: list[str]
+    pairs: Pairs
+    metrics: dict[str, float] = field(init=False)
+    resampled: dict[str, np.ndarray] = field(init=False)  # see `bootstrap.resample`
+
+    def __post_init__(self):
+        self.metrics, self.resampled = compute_metrics(self.pairs), bootstrap.resample(self.pairs)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A metric of the first less that of the second, with its paired interval. p: two-sided, corrected where it says so."""
+
+    value: float
+    interval: tuple[float, float]
+    p: float
+    p_holm: float = float("nan")
+    p_williams: float = float("nan")
+
+    @property
+    def beyond_noise(self) -> bool:
+        return self.p_holm < 0.05
+
+
+def read_predictions(
+    path: Path, threshold: float | None = None, like: Predictions | None = None
+) -> Predictions:
+    """A run's predictions.csv. threshold: above which scores are high, on the table's scale; by default as the run says.
+
+    like: a table of the same images, whose order it takes. Raises InputError for anything else.
+    """
+    if path.is_dir():
+        path = path / "predictions.csv"
+    table = read_table(path)
+    if missing := [name for name in CONTENT if name not in table.columns]:
+        found = ", ".join(table.columns)
+        raise InputError(
+            f"{path}: no column {', '.join(missing)}; found {found}; give a run's predictions.csv"
+        )
+    if len(table) < 2:
+        raise InputError(f"{path}: 1 row; a comparison takes two images or more")
+    images = list(table["image"])
+    if (again := table["image"].duplicated()).any():
+        line = table.index[int(np.argmax(again))]
+        raise InputError(f"{path}, line {line}: image {table.loc[line, 'image']} stands there a second time")
+    votes = {stem: [name for name in table.columns if name.startswith(stem)] for stem in ("output", "target")}
+    columns = [*CONTENT[1:], *votes["output"], *votes["target"]]
+    values = dict(zip(columns, read_numbers(path, table, columns).T, strict=True))
+    true, predicted = (values[name] for name in CONTENT[1:])
+    high, true_high = (threshold, threshold) if threshold is not None else _thresholds(path, votes["output"])
+    emds = np.full((2, len(true)), np.nan)
+    if votes["target"] and len(votes["target"]) == len(votes["output"]):
+        emds = image_emds(*(np.stack([values[name] for name in votes[s]], 1) for s in ("output", "target")))
+    agree = ((predicted > high) == (true > true_high)).astype(np.float64)
+    pairs = Pairs(predicted, true, agree, *emds)
+    if like is not None:
+        pairs, images = pairs.subset(_order(path, images, true, like)), like.images
+    return Predictions(str(path.parent if path.name == "predictions.csv" else path), images, pairs)
+
+
+def _order(path: Path, images: list[str], true: np.ndarray, like: Predictions) -> np.ndarray:
+    """The rows of `images` in the other table's order. Raises InputError where they are not the same test set."""
+    places = {image: row for row, image in enumerate(images)}
+    others = set(like.images)
+    for image in like.images:
+        if image not in places:
+            raise InputError(f"{path}: another test set than that of {like.name}: it lacks {image}")
+    for image in images:
+        if image not in others:
+            raise InputError(f"{path}: another test set than that of {like.name}, which lacks {image}")
+    rows = np.array([places[image] for image in like.images])
+    differs = ~np.isclose(true[rows], like.pairs.true, rtol=1e-6, atol=1e-9)
+    if differs.any():
+        row = int(np.argmax(differs))
+        raise InputError(
+            f"{path}: another test set than that of {like.name}: the true score of {like.images[row]} is "
+            f"{true[rows][row]:g}, not {like.pairs.true[row]:g}"
+        )
+    return rows
+
+
+def _thresholds(path: Path, outputs: Sequence[str]) -> tuple[float, float]:
+    """For predicted and true scores: as the run beside the table says, else AVA's for ten outputs, 0.5 for one."""
+
+    def read(name: str) -> dict:
+        try:
+            content = json.loads(path.with_name(name).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return content if isinstance(content, dict) else {}
+
+    known = (read("run.json").get("result") or {}).get("thresholds")
+    if isinstance(known, list) and len(known) == 2:
+        return float(known[0]), float(known[1])
+    dataset = read("options.json").get("dataset")
+    if dataset in FORMATS:
+        return (FORMATS[dataset].threshold,) * 2
+    if dataset is None and len(outputs) in (0, FORMATS["ava"].outputs):
+        return (FORMATS["ava"].threshold if outputs else 0.5,) * 2
+    raise InputError(f"{path}: nothing says above which score an image is high; give --threshold")
+
+
+def differences(
+    first: Sequence[Predictions], second: Sequence[Predictions], seed: int = 0
+) -> dict[str, Difference]:
+    """Of each metric, the mean over the `first` runs less that over the `second`, all on the same images.
+
+    Images are drawn alike for all; of several runs (seeds) on a side, runs are drawn with replacement, too, so that the
+    interval holds what another seed would change. Holm's correction is `compare`'s.
+    """
+    found = {}
+    for name in METRICS:
+        means, drawn = [], []
+        for side, runs in enumerate((first, second)):
+            values = np.stack([run.resampled[name] for run in runs])
+            rng = np.random.default_rng([seed, side])
+            rows = rng.integers(0, len(runs), (len(runs), values.shape[1]))
+            drawn.append(np.take_along_axis(values, rows, 0).mean(0))
+            means.append(np.mean([run.metrics[name] for run in runs]))
+        difference = drawn[0] - drawn[1]
+        williams = float("nan")
+        if name == "plcc" and len(first) == len(second) == 1:
+            between = np.corrcoef(first[0].pairs.predicted, second[0].pairs.predicted)[0, 1]
+            williams = bootstrap.williams(*means, between, len(first[0].pairs))
+        found[name] = Difference(
+            float(means[0] - means[1]),
+            bootstrap.interval(difference),
+            bootstrap.p_value(difference),
+            p_williams=williams,
+        )
+    return found
+
+
+def compare(groups: dict[str, Sequence[Predictions]]) -> dict[tuple[str, str], dict[str, Difference]]:
+    """The differences of every two groups of runs, by their names; p_holm is corrected over the pairs, metric by metric."""
+    found = {pair: differences(*(groups[name] for name in pair)) for pair in combinations(groups, 2)}
+    for metric in METRICS:
+        corrected = bootstrap.holm([row[metric].p for row in found.values()])
+        for row, p in zip(found.values(), corrected, strict=True):
+            row[metric] = Difference(**{**vars(row[metric]), "p_holm": p})
+    return found
+
+
+def as_markdown(runs: Sequence[Predictions], found: dict[tuple[str, str], dict[str, Difference]]) -> str:
+    """Two tables: the runs' metrics, and the differences of every two."""
+    shown = [name for name in METRICS if any(isfinite(run.metrics[name]) for run in runs)]
+    lines = [_row(["run", *(LABELS[name] for name in shown)]), _row(["---"] * (len(shown) + 1))]
+    for run in runs:
+        cells = [
+            _value(run.metrics[name], bootstrap.interval(run.resampled[name]), "{:.4f}") for name in shown
+        ]
+        lines.append(_row([run.name, *cells]))
+    if found:
+        lines += ["", *difference_lines(found, shown)]
+    return "\n".join(lines)
+
+
+def difference_lines(found: dict, shown: Sequence[str]) -> list[str]:
+    """A Markdown table: a row for each pair and metric."""
+    williams = any(isfinite(row["plcc"].p_williams) for row in found.values())
+    head = ["first less second", "metric", "difference, 95 % interval", "p", "p, Holm"]
+    head += ["p, Williams"] * williams + ["more than noise"]
+    lines = [_row(head), _row(["---"] * len(head))]
+    for (first, second), row in found.items():
+        for name in shown:
+            one = row[name]
+            cells = [f"{first} − {second}", LABELS[name], _value(one.value, one.interval, "{:+.4f}")]
+            cells += [_p(one.p), _p(one.p_holm)] + [_p(one.p_williams)] * williams
+            lines.append(_row([*cells, "yes" if one.beyond_noise else "no"]))
+    return lines
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _value(value: float, interval: tuple[float, float], form: str) -> str:
+    if not isfinite(value):
+        return "-"
+    low, high = (form.format(limit) for limit in interval)
+    return f"{form.format(value)} ({low} to {high})"
+
+
+def _p(value: float) -> str:
+    return "" if not isfinite(value) else "< 0.001" if value < 0.001 else f"{value:.3f}"

@@ -1,0 +1,96 @@
+"""The published figures of EAT, what an interval says of them, and what makes a test another one than theirs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from option import RELEASED_PROTOCOLS
+
+# SRCC, PLCC, accuracy. AVA and TAD66K: from the names of the released checkpoints. AADB and PARA: as later papers report
+# EAT, without an accuracy. FLICKR-AES: none that can be cited.
+_FIGURES = {
+    "ava": (0.7596, 0.7710, 0.8259),
+    "tad66k": (0.5171, 0.5460, 0.6882),
+    "aadb": (0.759, 0.767, math.nan),
+    "para": (0.909, 0.940, math.nan),
+}
+BATCH = 16  # of the released evaluation
+
+
+class Published(NamedTuple):
+    """A published figure, and where it lies: `inside` the interval of this run's, `below` or `above` it."""
+
+    value: float
+    place: str
+
+
+def published(dataset: str) -> dict[str, float]:
+    """SRCC, PLCC and accuracy, by the names of METRICS, as far as they were published."""
+    figures = dict(zip(("srcc", "plcc", "accuracy"), _FIGURES.get(dataset, ()), strict=False))
+    return {name: value for name, value in figures.items() if math.isfinite(value)}
+
+
+def beside(dataset: str, intervals: Mapping[str, tuple[float, float]]) -> dict[str, Published]:
+    """Each published figure with its place; none for an interval that is not defined."""
+    found = {}
+    for name, value in published(dataset).items():
+        low, high = intervals[name]
+        if math.isfinite(low):
+            found[name] = Published(value, "below" if value < low else "above" if value > high else "inside")
+    return found
+
+
+def meanings(found: Mapping[str, Published], remembers: bool) -> list[str]:
+    """What the places mean, a sentence each. remembers: the weights know which photographs they were trained on."""
+    places = {figure.place for figure in found.values()}
+    lines = []
+    if "inside" in places:
+        lines.append("published inside the interval: these photographs cannot tell the two figures apart")
+    if "below" in places:
+        reason = (
+            "this network is better on these photographs, and says above whether it has seen any of them"
+            if remembers
+            else "better than published. The weights do not say what they were trained on; the likeliest cause is that "
+            "it was these photographs. The authors' split, `prepare_data.py ava --split authors`, has those that EAT "
+            "was probably tested on"
+        )
+        lines.append(f"published below the interval: {reason}")
+    if "above" in places:
+        lines.append(
+            "published above the interval: this network is worse, or photographs, pixels or batches are others"
+        )
+    return lines
+
+
+def departures(
+    dataset: str,
+    *,
+    model: str,
+    interest_points: str,
+    refinement: str,
+    batch_size: int,
+    decoder: str,
+    half_precision: bool,
+    skipped: int,
+    split: str,
+) -> list[str]:
+    """How a test differs from the published protocol, a line each; none where nobody published one.
+
+    skipped: pictures of test.csv that are missing. split: see `preparation.splits.Split.departure`.
+    """
+    if dataset not in RELEASED_PROTOCOLS:
+        return []
+    batches = interest_points == "batch" and batch_size != BATCH
+    found = {
+        f"batches of {batch_size}, not of {BATCH}: a score depends on its batch": batches,
+        f"interest points of {interest_points}, not means over each batch": interest_points != "batch",
+        f"offset refinement {refinement}, not the released rule": refinement != "released",
+        f"{model}, not eat_base": model != "eat_base",
+        f"pictures decoded by {decoder}, not by PIL": decoder != "pil",
+        "matrix products in half precision": half_precision,
+        f"{skipped} pictures of test.csv are missing and were skipped": bool(skipped),
+        split: bool(split),
+    }
+    return [f"not the published protocol: {what}" for what, holds in found.items() if holds]

@@ -1,0 +1,97 @@
+"""Which photographs a network has seen: a checkpoint remembers 64-bit hashes of their names, and no name in clear."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+
+import numpy as np
+
+from option import InputError
+
+ROLES = ("trained", "selected")  # on train.csv; on what picked the epoch
+
+
+def _none() -> np.ndarray:
+    return np.empty(0, np.uint64)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Hashes (N,) uint64, sorted, of the photographs that weights were trained on, and that selected them."""
+
+    trained: np.ndarray = field(default_factory=_none)
+    selected: np.ndarray = field(default_factory=_none)
+
+    @classmethod
+    def of(cls, trained: Iterable[str], selected: Iterable[str]) -> Seen:
+        """Of file names, as in the CSVs."""
+        return cls(*(np.unique(hashes(names)) for names in (trained, selected)))
+
+    def __or__(self, other: Seen) -> Seen:
+        return Seen(*(np.union1d(getattr(self, role), getattr(other, role)) for role in ROLES))
+
+    def __bool__(self) -> bool:
+        """Whether the weights remember anything."""
+        return bool(len(self.trained) or len(self.selected))
+
+    def among(self, names: Sequence[str], in_folders: bool = False) -> tuple[np.ndarray, np.ndarray]:
+        """Which of `names` were trained on (N,) bool, and which selected the epoch (N,) bool.
+
+        in_folders: the names are paths: one counts where any end of it, from a folder's name on, is known.
+        """
+        if not in_folders:
+            own = hashes(names)
+            return np.isin(own, self.trained), np.isin(own, self.selected)
+        ends = [list(_ends(name)) for name in names]
+        found = self.among([end for some in ends for end in some])
+        starts = np.cumsum([0, *map(len, ends)][:-1])
+        return tuple(np.logical_or.reduceat(one, starts) if ends else one for one in found)
+
+    def as_texts(self) -> dict[str, str]:
+        """For a weights file's metadata: base64 of little-endian hashes; empty where there are none."""
+        if not self:
+            return {}
+        return {
+            role: base64.b64encode(getattr(self, role).astype("<u8").tobytes()).decode() for role in ROLES
+        }
+
+    @classmethod
+    def from_texts(cls, texts: Mapping[str, str], path: object) -> Seen:
+        """The reverse. Raises InputError naming the weights file `path` where that is no such thing."""
+        try:
+            parts = [base64.b64decode(texts.get(role, ""), validate=True) for role in ROLES]
+            return cls(*(np.frombuffer(part, "<u8").astype(np.uint64) for part in parts))
+        except (binascii.Error, TypeError, ValueError) as error:
+            raise InputError(f"{path}: what it remembers of its photographs is damaged ({error})") from None
+
+
+def hashes(names: Iterable[str]) -> np.ndarray:
+    """(N,) uint64. The case of a name's ending does not count, as it does not for finding the file."""
+    digests = (hashlib.blake2b(_bytes(str(name)), digest_size=8).digest() for name in names)
+    return np.frombuffer(b"".join(digests), "<u8").astype(np.uint64)
+
+
+def _bytes(name: str) -> bytes:
+    stem, ending = os.path.splitext(name)
+    return (stem + ending.lower()).encode("utf-8", "surrogateescape")
+
+
+def _ends(name: str) -> Iterable[str]:
+    parts = PurePosixPath(name).parts
+    return ("/".join(parts[start:]) for start in range(len(parts)))
+
+
+def describe(trained: np.ndarray, selected: np.ndarray) -> list[str]:
+    """Sentences of how many photographs (N,) bool each were seen; none where none was."""
+    total, lines = len(trained), []
+    if trained.any():
+        lines.append(f"{trained.sum():,} of {total:,} photographs were in this network's training set")
+    if selected.any():
+        lines.append(f"{selected.sum():,} of {total:,} photographs selected this network's epoch")
+    return lines

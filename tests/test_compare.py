@@ -1,0 +1,144 @@
+"""compare.py: runs on one test set, their differences, and what is no pair of such tables."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import arguments
+
+import compare as program
+from evaluation import bootstrap
+from evaluation.compare import Predictions, compare, differences, read_predictions
+from util import Pairs
+
+COMMAND = program
+
+
+def table(path, noise, seed, images=300, **columns):
+    true = np.random.default_rng(0).uniform(0.1, 0.9, images)
+    predicted = true + np.random.default_rng(seed).normal(0, noise, images)
+    content = {"image": [f"{i}.jpg" for i in range(images)], "true_score": true, "predicted_score": predicted}
+    path.parent.mkdir(exist_ok=True)
+    pd.DataFrame(content | columns).to_csv(path, index=False)
+    return path
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Two good predictions and a worse one."""
+    return [
+        table(tmp_path / n / "predictions.csv", *how)
+        for n, how in zip("abc", ((0.1, 1), (0.1, 2), (0.3, 3)), strict=True)
+    ]
+
+
+def test_differences_are_told_from_noise(runs, tmp_path, command, monkeypatch):
+    monkeypatch.setattr(bootstrap, "RESAMPLES", 2000)
+    status, out, _ = command(*runs, "--json", tmp_path / "c.json")
+    assert status == 0
+    rows = [line for line in out.splitlines() if " − " in line and "| SRCC |" in line]
+    assert [row.split("|")[-2].strip() for row in rows] == ["no", "yes", "yes"]
+    found = json.loads((tmp_path / "c.json").read_text())
+    assert [len(found["runs"]), len(found["pairs"]), found["images"]] == [3, 3, 300]
+    plcc = found["pairs"][1]["differences"]["plcc"]
+    assert plcc["value"] > 0.1
+    assert plcc["p_williams"] < 0.001
+    assert plcc["p_holm"] >= plcc["p"]
+    low, high = plcc["interval"]
+    assert 0 < low < plcc["value"] < high
+
+
+def test_one_table_has_intervals(runs, command):
+    status, out, _ = command(runs[0].parent)
+    assert status == 0
+    assert "| SRCC | PLCC | KRCC | accuracy | MAE | RMSE |" in out
+    assert " − " not in out
+
+
+def test_the_metrics_are_those_of_the_run(ava, run, command):
+    _, result, _ = run(arguments(ava))
+    tested = read_predictions(ava / "run")
+    for name in ("srcc", "plcc", "krcc", "accuracy", "mae", "rmse", "emd_r1", "emd_r2"):
+        assert tested.metrics[name] == pytest.approx(result[name], rel=1e-5)
+    low, high = bootstrap.interval(tested.resampled["srcc"])
+    assert result["intervals"]["srcc"] == pytest.approx([low, high])
+
+
+def test_another_order_of_the_same_images_is_no_difference(runs, tmp_path):
+    shuffled = pd.read_csv(runs[0]).sample(frac=1, random_state=0)
+    shuffled.to_csv(tmp_path / "shuffled.csv", index=False)
+    first = read_predictions(runs[0])
+    again = read_predictions(tmp_path / "shuffled.csv", like=first)
+    assert all(
+        one.value == 0 and one.p == 1
+        for name, one in differences([first], [again]).items()
+        if name[:3] != "emd"
+    )
+
+
+def change(path, row, column, value):
+    frame = pd.read_csv(path, dtype=str)
+    frame.loc[row, column] = value
+    frame.to_csv(path, index=False)
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (lambda p: change(p, 7, "image", "other.jpg"), "another test set than that of {a}: it lacks 7.jpg"),
+        (lambda p: change(p, 7, "true_score", "0.99"), "the true score of 7.jpg is 0.99, not"),
+        (lambda p: change(p, 7, "image", "8.jpg"), "line 10: image 8.jpg stands there a second time"),
+        (lambda p: change(p, 7, "predicted_score", "nan"), "line 9: predicted_score = 'nan': not a number"),
+        (
+            lambda p: pd.read_csv(p).head(1).to_csv(p, index=False),
+            "1 row; a comparison takes two images or more",
+        ),
+        (
+            lambda p: pd.read_csv(p).head(9).to_csv(p, index=False),
+            "another test set than that of {a}: it lacks 9.jpg",
+        ),
+        (
+            lambda p: p.write_text("image,score\na.jpg,1\n"),
+            "no column true_score, predicted_score; found image, score",
+        ),
+        (lambda p: p.unlink(), "no such file"),
+    ],
+)
+def test_tables_that_cannot_be_compared_are_one_line(runs, command, damage, words):
+    damage(runs[1])
+    status, out, err = command(*runs[:2])
+    assert (status, out, len(err.splitlines())) == (2, "", 1)
+    assert err.startswith(f"compare.py: {runs[1]}")
+    assert words.format(a=runs[0].parent) in err
+
+
+def test_the_threshold_is_the_runs_or_must_be_given(tmp_path, command):
+    path = table(tmp_path / "a.csv", 0.1, 1)
+    (tmp_path / "options.json").write_text(json.dumps({"dataset": "csv"}))
+    status, _, err = command(path)
+    assert status == 2
+    assert "nothing says above which score an image is high; give --threshold" in err
+    assert command(path, "--threshold", 0.3)[0] == 0
+    (tmp_path / "run.json").write_text(json.dumps({"result": {"thresholds": [0.4, 0.5]}}))
+    frame = pd.read_csv(path)
+    agree = (frame["predicted_score"] > 0.4) == (frame["true_score"] > 0.5)
+    assert read_predictions(path).metrics["accuracy"] == pytest.approx(agree.mean())
+
+
+def seeds(noise, shift, count=4):
+    rng, true, found = np.random.default_rng(int(shift * 100)), np.random.default_rng(0).normal(size=200), []
+    for number in range(count):
+        own = noise + shift * (number % 2)  # a seed that fails now and then
+        predicted = true + rng.normal(0, own, 200)
+        found.append(Predictions(str(number), [], Pairs(predicted, true, np.ones(200), true * 0, true * 0)))
+    return found
+
+
+def test_over_seeds_the_interval_holds_what_another_seed_would_change(monkeypatch):
+    monkeypatch.setattr(bootstrap, "RESAMPLES", 1000)
+    steady = differences(seeds(0.5, 0), seeds(0.6, 0))["srcc"].interval
+    moody = differences(seeds(0.5, 0), seeds(0.6, 3))["srcc"].interval
+    assert moody[1] - moody[0] > 2 * (steady[1] - steady[0])
+    found = compare({"a": seeds(0.3, 0), "b": seeds(0.9, 0)})
+    assert found["a", "b"]["srcc"].beyond_noise

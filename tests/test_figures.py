@@ -1,0 +1,255 @@
+"""What stands beside a figure: intervals, published figures, departures from their protocol, another dataset's scale."""
+
+import json
+import logging
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import arguments, make_pictures, make_weights
+
+from evaluation import published, released
+from evaluation.figures import figures, released_accuracy
+from labels import FORMATS, Format, Labels, read_labels
+from searching import trial
+from util import METRICS, Pairs
+
+PROTOCOL = {
+    "model": "eat_base",
+    "interest_points": "batch",
+    "refinement": "released",
+    "batch_size": 16,
+    "decoder": "pil",
+    "half_precision": False,
+    "skipped": 0,
+    "split": "",
+}
+
+
+def made(srcc_noise, images=400):
+    rng = np.random.default_rng(0)
+    true = rng.normal(5.4, 0.7, images)
+    predicted = true + rng.normal(0, srcc_noise, images)
+    agree = ((predicted > 5) == (true > 5)).astype(float)
+    return Pairs(predicted, true, agree, np.full(images, 0.05), np.full(images, 0.06))
+
+
+def test_a_published_figure_lies_inside_below_or_above_the_interval():
+    found = published.beside("ava", {"srcc": (0.75, 0.77), "plcc": (0.78, 0.8), "accuracy": (0.7, 0.8)})
+    assert [figure.place for figure in found.values()] == ["inside", "below", "above"]
+    assert found["plcc"].value == 0.7710
+    assert list(published.beside("para", {"srcc": (0, 1), "plcc": (0, 1)})) == ["srcc", "plcc"]
+    assert published.beside("flickr_aes", {}) == {}
+
+
+def test_a_better_figure_of_weights_that_remember_nothing_names_the_likeliest_cause():
+    found = figures(made(0.1), [f"{i}.jpg" for i in range(400)], "ava")
+    assert found.published["srcc"].place == "below"
+    told = "\n".join(found.remarks())
+    assert "the likeliest cause is that it was these photographs" in told
+    assert "prepare_data.py ava --split authors" in told
+
+
+def test_on_another_dataset_nothing_published_is_a_comparison():
+    found = figures(made(0.1), [f"{i}.jpg" for i in range(400)], "ava", same_dataset=False)
+    assert found.published == {}
+    assert "published" not in found.rows()[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({}, None),
+        ({"batch_size": 8}, "batches of 8, not of 16"),
+        (
+            {"batch_size": 8, "interest_points": "image"},
+            "interest points of image, not means over each batch",
+        ),
+        ({"refinement": "off"}, "offset refinement off"),
+        ({"model": "eat_tiny"}, "eat_tiny, not eat_base"),
+        ({"decoder": "fast"}, "decoded by fast"),
+        ({"half_precision": True}, "half precision"),
+        ({"skipped": 3}, "3 pictures of test.csv are missing and were skipped"),
+        ({"split": "in another order"}, "in another order"),
+    ],
+)
+def test_each_departure_from_the_published_protocol_is_one_line(change, words):
+    lines = published.departures("ava", **PROTOCOL | change)
+    assert len(lines) == (words is not None)
+    for line in lines:
+        assert line.startswith("not the published protocol: ")
+        assert words in line
+    assert published.departures("flickr_aes", **PROTOCOL | change) == []
+
+
+def test_skipped_pictures_and_batches_stand_in_log_json_and_page(ava, run, caplog):
+    weights = make_weights(ava / "w.pth", points="batch")
+    next((ava / "images").glob("123.jpg")).unlink()
+    caplog.set_level(logging.INFO)
+    words = arguments(ava, eval=True, path_to_model_weight=weights, num_epoch=None, skip_missing=True)
+    status, result, _ = run(words)
+    assert status == 0
+    page = (ava / "run" / "report.html").read_text()
+    for line in (
+        "not the published protocol: batches of 6, not of 16: a score depends on its batch",
+        "not the published protocol: 1 pictures of test.csv are missing and were skipped",
+    ):
+        assert line in result["departures"]
+        assert line in caplog.text
+        assert line in page
+
+
+def test_the_last_line_has_an_interval_for_every_metric(ava, run):
+    _, result, _ = run(arguments(ava))
+    assert list(result["intervals"]) == list(METRICS)
+    for name in METRICS:
+        low, high = result["intervals"][name]
+        assert low <= result[name] <= high
+    assert result["published"]["srcc"]["value"] == 0.7596
+    kept = json.loads((ava / "run" / "run.json").read_text())["result"]
+    assert kept["intervals"] == result["intervals"]
+    assert kept["labels_split"] == "unknown"
+
+
+def across(trained, form, outputs, opinions, targets=None):
+    """Pairs of outputs of `trained`'s network on labels of `form`."""
+    targets = np.array(opinions, np.float32)[:, None] if targets is None else targets
+    labels = Labels("t.csv", np.array(["a"] * len(opinions)), targets, np.array(opinions))
+    return form.pairs(np.array(outputs, np.float32), labels, trained)
+
+
+def test_scores_are_mapped_from_scale_to_scale_and_are_high_by_their_own_threshold():
+    # AVA's 1, 5 and 10 are 0, 4/9 and 1 of its scale; 5 is low there, whatever TAD66K's 0.5 says.
+    levels = np.eye(10)
+    pairs = across(FORMATS["ava"], FORMATS["tad66k"], levels[[0, 4, 5, 9]], [0.1, 0.4, 0.6, 0.5])
+    assert pairs.predicted == pytest.approx([0, 4 / 9, 5 / 9, 1])
+    assert pairs.agree.tolist() == [1, 1, 1, 0]
+    assert np.isnan(pairs.emd_r1).all()
+    assert FORMATS["tad66k"].thresholds(FORMATS["ava"]) == (pytest.approx(4 / 9), 0.5)
+
+
+def test_the_other_way_and_between_vote_distributions():
+    pairs = across(FORMATS["tad66k"], FORMATS["ava"], [[0.0], [0.5], [0.6]], [1.0, 5.0, 6.0])
+    assert pairs.predicted == pytest.approx([1, 5.5, 6.4])
+    assert pairs.agree.tolist() == [1, 1, 1]
+    five = Format(vote_columns=tuple("12345"), threshold=3.0)
+    votes = np.eye(5, dtype=np.float32)
+    pairs = across(five, FORMATS["ava"], votes[:2], [1.0, 2.0], np.eye(10, dtype=np.float32)[:2])
+    assert np.isnan(pairs.emd_r1).all()
+    pairs = across(FORMATS["demo"], FORMATS["ava"], np.eye(10)[:1], [2.0], np.eye(10, dtype=np.float32)[1:2])
+    assert pairs.emd_r1.tolist() == [0.1]
+
+
+def test_ava_weights_on_tad66k(scored, run, caplog):
+    weights = make_weights(scored / "w.pth", points="image")
+    caplog.set_level(logging.INFO)
+    words = arguments(scored, "tad66k", eval=True, path_to_model_weight=weights, num_epoch=None, model=None)
+    status, result, err = run(words)
+    assert status == 0, err
+    assert result["model"] == "eat_nano"  # as the weights say
+    assert (result["trained_on"], result["dataset"]) == ("ava", "tad66k")
+    assert (result["loss"], result["emd_r1"], result["published"]) == (None, None, {})
+    assert "trained on ava, tested on tad66k" in caplog.text
+    assert "trained on ava, tested on tad66k" in (scored / "run" / "report.html").read_text()
+    table = pd.read_csv(scored / "run" / "predictions.csv")
+    outputs = table[[f"output{level}" for level in range(1, 11)]].to_numpy()
+    assert table["predicted_score"].to_numpy() == pytest.approx(
+        (outputs @ np.arange(1, 11) - 1) / 9, abs=1e-5
+    )
+    true = read_labels(scored / "test.csv", FORMATS["tad66k"]).opinions
+    high = outputs @ np.arange(1, 11) > 5
+    assert result["accuracy"] == pytest.approx(np.mean(high == (true > 0.5)))
+    # The pixels are those of the weights' dataset: AVA's resize is bicubic, TAD66K's bilinear.
+    torch.manual_seed(0)
+    own = make_pixels_seen(scored, weights)
+    assert outputs[0] == pytest.approx(own, abs=1e-5)
+
+
+def make_pixels_seen(folder, weights):
+    from predict import Scorer
+
+    scorer = Scorer(weights, "cpu")
+    name = pd.read_csv(folder / "test.csv")["image"][0]
+    square = np.array(scorer.trained.resize.pil(scorer._picture(folder / "images" / name)))
+    from dataset import network_input
+
+    pixels = torch.from_numpy(square).permute(2, 0, 1)[None]
+    with torch.inference_mode():
+        return scorer.trained.model(network_input(pixels, torch.zeros(1, dtype=torch.bool)))[0].numpy()
+
+
+def test_score_weights_on_votes_need_to_say_what_they_are_of(ava, run):
+    bare = make_weights(ava / "bare.pth", 1, "tad66k", bare=True, scale=(0, 10))
+    options = {"eval": True, "path_to_model_weight": bare, "num_epoch": None}
+    status, _, err = run(arguments(ava, **options))
+    assert (status, err.count("\n")) == (2, 1)
+    assert "bare.pth: has 1 outputs, ava needs 10; --trained_on says which dataset" in err
+    status, result, _ = run(arguments(ava, **options, trained_on="tad66k"))
+    assert (status, result["trained_on"]) == (0, "tad66k")
+    said = make_weights(ava / "said.pth", 1, "tad66k", scale=(0, 10))
+    status, _, err = run(
+        arguments(ava, eval=True, path_to_model_weight=said, num_epoch=None, trained_on="para")
+    )
+    assert status == 2
+    assert "--trained_on para: " in err
+    assert "said.pth says tad66k; leave the option out" in err
+
+
+def test_the_release_sums_in_float32_and_may_call_a_mean_of_exactly_5_high():
+    votes = np.array([[34, 14, 38, 0, 6, 19, 33, 20, 26, 1]])
+    assert votes @ np.arange(1, 11) == 5 * votes.sum()
+    targets = (votes / votes.sum()).astype(np.float32)
+    low, high = np.eye(10, dtype=np.float32)[[[4]]][0], np.eye(10, dtype=np.float32)[[[5]]][0]
+    assert [released_accuracy(outputs, targets, 5.0) for outputs in (low, high)] == [0, 1]
+    labels = Labels("t.csv", np.array(["a.jpg"]), targets, np.array([5.0]))
+    assert [FORMATS["ava"].pairs(outputs, labels).agree[0] for outputs in (low, high)] == [1, 0]
+
+
+def epochs(*rows):
+    names = ("val_srcc", "val_plcc", "val_accuracy", "val_loss")
+    return [dict(zip(names, row, strict=True)) for row in rows]
+
+
+def test_the_release_keeps_epochs_by_rules_of_its_own():
+    assert not released.keeps("ava", epochs((0.75, 0.75, 0.9, 0)))
+    assert released.keeps("ava", epochs((0.7, 0.751, 0.9, 0)))
+    assert released.keeps("ava", epochs((0.9, 0.9, 0.9, 0), (0.76, 0.1, 0.1, 0)))  # every such epoch
+    assert released.keeps("tad66k", epochs((0.49, 0.5, 0.6, 0)))
+    assert not released.keeps("tad66k", epochs((0.48, 0.5, 0.6, 0)))
+    assert not released.keeps("tad66k", epochs((0.5, 0.5, 0.6, 0), (0.5, 0.6, 0.6, 0)))
+    assert released.keeps("tad66k", epochs((0.5, 0.5, 0.6, 0), (0.49, 0.5, 0.61, 0)))
+    row = {"val_accuracy": 0.82594, "val_srcc": 0.7596, "val_plcc": 0.771}
+    assert released.checkpoint_name("ava", row) == "AVA_AOT_vacc_0.8259_srcc_0.7596_vlcc_0.7710.pth"
+
+
+def test_the_released_protocol_keeps_and_reports_as_the_release(ava, run, monkeypatch):
+    monkeypatch.setattr(released, "AVA_ABOVE", -1.0)
+    reported = []
+    monkeypatch.setattr(trial, "report_end", lambda row, _: reported.append(row["epoch"]))
+    run(arguments(ava, released_protocol=True, num_epoch=3, init_lr=1e-3))
+    assert reported == [3]
+    kept = sorted((ava / "run" / "checkpoints").glob("AVA_AOT_vacc_*.pth"))
+    history = pd.read_csv(ava / "run" / "metrics.csv")
+    assert {path.name for path in kept} == {
+        released.checkpoint_name("ava", row) for row in history.to_dict("records")
+    }
+    state = torch.load(kept[0], weights_only=True)
+    assert not getattr(state, "_metadata", {}).get("", {}).get("photographs")
+    run(arguments(ava, num_epoch=2, init_lr=1e-3, overwrite=True))
+    assert reported[1:] == [run_best(ava)]
+    assert not list((ava / "run" / "checkpoints").glob("AVA_AOT_vacc_*.pth"))
+
+
+def run_best(ava):
+    return int(pd.read_csv(ava / "run" / "metrics.csv")["val_srcc"].idxmax() + 1)
+
+
+def test_pictures_of_a_split_are_named_in_the_result(tmp_path, command, run):
+    lines = [f"{i} {i + 100} 1 2 3 4 5 4 3 2 1 {i} 0 1 7" for i in range(1, 61)]
+    (tmp_path / "AVA.txt").write_text("\n".join(lines))
+    make_pictures(tmp_path / "images", [f"{i + 100}.jpg" for i in range(1, 61)])
+    words = ("--labels", tmp_path / "AVA.txt", "--out", tmp_path, "--split", "random")
+    assert command("ava", *words)[0] == 0
+    _, result, _ = run(arguments(tmp_path))
+    assert result["labels_split"] == "random"

@@ -1,0 +1,132 @@
+"""A checkpoint remembers the photographs it was trained and selected on, by hashes; a test on them is told."""
+
+import json
+import logging
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import arguments
+from safetensors import safe_open
+
+import export
+import models
+from evaluation.seen import Seen, hashes
+from option import InputError
+
+
+def test_hashes_are_of_the_name_whatever_the_case_of_its_ending():
+    a, b, c = hashes(["1.jpg", "1.JPG", "2.jpg"])
+    assert a == b != c
+    assert hashes([]).dtype == np.uint64
+
+
+def test_what_is_remembered_comes_back():
+    seen = Seen.of(["a.jpg", "b.jpg"], ["c.jpg"])
+    again = Seen.from_texts(json.loads(json.dumps(seen.as_texts())), "w.pth")
+    trained, selected = again.among(["b.jpg", "c.jpg", "d.jpg"])
+    assert (trained.tolist(), selected.tolist()) == ([True, False, False], [False, True, False])
+    both = seen | Seen.of(["d.jpg"], [])
+    assert both.among(["a.jpg", "d.jpg"])[0].all()
+    assert not Seen()
+    assert Seen().as_texts() == {}
+    trained, _ = seen.among(["/photos/AVA/a.jpg", "/photos/x.jpg"], in_folders=True)
+    assert trained.tolist() == [True, False]
+
+
+@pytest.mark.parametrize("texts", [{"trained": "!"}, {"trained": "AAAA"}])
+def test_a_damaged_memory_is_one_line(texts):
+    with pytest.raises(InputError, match=r"w\.pth: what it remembers of its photographs is damaged"):
+        Seen.from_texts(texts, "w.pth")
+
+
+@pytest.fixture
+def leaky(ava):
+    """An AVA whose test.csv has four of its rows from train.csv, and one from val.csv."""
+    tables = {s: pd.read_csv(ava / f"{s}.csv") for s in ("train", "val", "test")}
+    parts = [tables["test"], tables["train"].iloc[:4], tables["val"].iloc[:1]]
+    (ava / "leaky").mkdir()
+    pd.concat(parts).to_csv(ava / "leaky" / "test.csv", index=False)
+    return ava
+
+
+def evaluate(run, folder, weights, **options):
+    options = {"path_to_save_csv": folder / "leaky", "experiment_dir_name": folder / "e"} | options
+    return run(
+        arguments(folder, eval=True, path_to_model_weight=weights, num_epoch=None, overwrite=True, **options)
+    )
+
+
+def test_photographs_that_a_network_was_trained_on_are_counted(leaky, run, caplog):
+    assert run(arguments(leaky))[0] == 0
+    best = leaky / "run" / "checkpoints" / "best.pth"
+    state = torch.load(best, weights_only=True)
+    assert list(state) == list(models.create_model("eat_nano").state_dict())
+    for name in pd.read_csv(leaky / "train.csv")["image_id"]:
+        assert f"{name}.jpg".encode() not in best.read_bytes()
+    caplog.set_level(logging.INFO)
+    status, result, _ = evaluate(run, leaky, best)
+    assert status == 0
+    assert result["seen"] == {"trained": 4, "selected": 1}
+    assert result["unseen"]["images"] == 6
+    assert "4 of 11 photographs were in this network's training set" in caplog.text
+    assert "1 of 11 photographs selected this network's epoch" in caplog.text
+    rows = pd.read_csv(leaky / "e" / "predictions.csv").iloc[:6]  # those that were in neither
+    expected = rows[["true_score", "predicted_score"]].corr().iloc[0, 1]
+    assert result["unseen"]["plcc"] == pytest.approx(expected, rel=1e-5)
+    page = (leaky / "e" / "report.html").read_text()
+    assert "4 of 11 photographs were in this network's training set" in page
+    assert "without those seen" in page
+
+
+def test_a_clean_test_set_is_told_as_well(leaky, run, caplog):
+    run(arguments(leaky))
+    caplog.set_level(logging.INFO)
+    best = leaky / "run" / "checkpoints" / "best.pth"
+    _, result, _ = evaluate(run, leaky, best, path_to_save_csv=leaky)
+    assert result["seen"] == {"trained": 0, "selected": 0}
+    assert "unseen" not in result
+    assert "none of the 6 photographs was in this network's training set" in caplog.text
+
+
+def test_a_released_style_file_remembers_nothing_and_says_so(leaky, run, caplog):
+    run(arguments(leaky, save_released_style=True))
+    caplog.set_level(logging.INFO)
+    _, result, _ = evaluate(run, leaky, leaky / "run" / "checkpoints" / "released_style.pth")
+    assert result["seen"] is None
+    assert "the weights do not say which photographs they were trained on" in caplog.text
+
+
+def test_memory_grows_with_every_run_and_survives_resume_and_export(leaky, run, tmp_path):
+    run(arguments(leaky, num_epoch=2))
+    folder = leaky / "run" / "checkpoints"
+    first = Seen.from_texts(models.read_weights(folder / "best.pth").photographs, "")
+    resumed = models.create_model("eat_nano")
+    resumed.load_state_dict(torch.load(folder / "last.pt", weights_only=True)["model"])
+    assert resumed.photographs == first.as_texts()
+    table = pd.read_csv(leaky / "leaky" / "test.csv").iloc[:3]
+    (leaky / "more").mkdir()
+    for split in ("train", "val", "test"):
+        table.to_csv(leaky / "more" / f"{split}.csv", index=False)
+    run(
+        arguments(
+            leaky, path_to_save_csv=leaky / "more", path_to_model_weight=folder / "best.pth",
+            experiment_dir_name=leaky / "again",
+        )
+    )  # fmt: skip
+    second = Seen.from_texts(
+        models.read_weights(leaky / "again" / "checkpoints" / "best.pth").photographs, ""
+    )
+    assert (len(first.trained), len(second.trained)) == (12, 15)
+    exported = tmp_path / "w.safetensors"
+    words = ["--weights", str(folder / "best.pth"), "--to", "safetensors", "--out", str(exported)]
+    export.export(export.parse([*words, "--interest_points", "image"]))
+    with safe_open(exported, "pt") as file:
+        assert json.loads(file.metadata()["eat"])["photographs"] == first.as_texts()
+    assert models.read_weights(exported).photographs == first.as_texts()
+
+
+def test_training_selected_on_test_csv_is_told(leaky, run):
+    _, result, _ = run(arguments(leaky, released_protocol=True))
+    assert result["seen"] == {"trained": 0, "selected": 6}
