@@ -64,6 +64,11 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "--out", metavar="FOLDER", type=Path, required=True, help="where the trials and the study go"
     )
     made.add_argument(
+        "--storage",
+        metavar="URL",
+        help="a database for the study, as postgresql://USER:PASSWORD@HOST/DATABASE (default: search.db in --out)",
+    )
+    made.add_argument(
         "--concurrency", metavar="N", type=whole(1), default=1, help="trials at a time (default: 1)"
     )
     made.add_argument(
@@ -130,7 +135,9 @@ def run(options: argparse.Namespace) -> int:
         if name in fixed:
             raise InputError(f"--{name} is given and in {options.space}, too; leave one out")
     option.complete(fixed)
-    search = Search(options.out, space, options.words, options.metric, options.seed, options.pruner)
+    search = Search(
+        options.out, space, options.words, options.metric, options.seed, options.pruner, options.storage
+    )
     with Watch() as watch:
         search.run(options.trials, options.concurrency, watch)
     trials, name = read_trials(options.out)

@@ -78,6 +78,11 @@ def options(given: Mapping[str, Any]) -> dict[str, Any]:
     if not in_search():
         return dict(given)
     own = folder(given.get("experiment_dir_name"))
+    if DRIVEN in os.environ:
+        import fcntl  # for a former process of this trial, whose driver was killed: it may still be saving
+
+        own.mkdir(parents=True, exist_ok=True)
+        fcntl.lockf(os.open(own / ".lock", os.O_CREAT | os.O_RDWR), fcntl.LOCK_EX)  # until this process ends
     mine = dict(given) | parameters() | {"experiment_dir_name": str(own)}
     if (own / "checkpoints" / "last.pt").is_file():
         return mine | {"resume": True}
