@@ -6,10 +6,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from command import guarded
+from commands.errors import guarded
+from commands.files import write_json
 from evaluation import bootstrap, compare
 from option import InputError, Parser, finite
-from util import write_json
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -16,11 +16,11 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
-import workers
-from cache import Cache
-from decode import Encoded, Resize, read_fast, read_pil, read_plain_jpeg, undecodable
-from labels import Format, Labels, find_images, hold_out, read_labels
 from option import InputError
+from photographs import workers
+from photographs.cache import Cache
+from photographs.decode import Encoded, Resize, read_fast, read_pil, read_plain_jpeg, undecodable
+from photographs.labels import Format, Labels, find_images, hold_out, read_labels
 
 
 class Batch(NamedTuple):

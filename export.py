@@ -14,14 +14,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from command import guarded
+from commands.errors import guarded
+from commands.files import to_json
+from commands.signals import Interrupted
 from exporting import hub, onnx_file, torch_files
 from exporting.about import describe
 from exporting.check import BATCHES, ExportError, largest_difference
-from interrupt import Interrupted
+from inference.trained import Trained, load_trained
 from option import MODELS, InputError, Parser, add_weights, score_range
-from trained import Trained, load_trained
-from util import to_json
 
 log = logging.getLogger("eat")
 

@@ -356,6 +356,17 @@ def check_together(options: argparse.Namespace, given: Mapping[str, Any]) -> Non
         _refuse(("decay_every", "decay_factor"), given, "schedule step", options.schedule)
 
 
+def complete_loss(options: argparse.Namespace, votes: bool) -> None:
+    """Fill in the loss, and check what needs vote distributions, once the labels are known. Raises InputError."""
+    options.loss = {"auto": "emd" if votes else "mse"}.get(options.loss, options.loss)
+    for name, other in (("loss", "mse"), ("search_metric", "srcc")):
+        value = getattr(options, name)
+        if not votes and value in ("emd", "nima_r1", "nima_r2"):
+            raise InputError(
+                f"--{name} {value} needs vote distributions; {options.dataset} has scores: use {other}"
+            )
+
+
 def complete_network(
     options: argparse.Namespace, given: Mapping[str, Any], settings: Mapping[str, str]
 ) -> None:

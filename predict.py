@@ -17,23 +17,23 @@ import numpy as np
 import torch
 from PIL import Image
 
-import checkpoint
-from build import pick_device
-from command import guarded
+from commands.bars import bar
+from commands.errors import guarded
+from commands.signals import Interrupted, Watch, signals_first
 from dataset import network_input
-from interrupt import Interrupted, Watch, signals_first
-from meters import bar
+from inference import arguments, pages
+from inference.explain import Look, Looker, background_share, draw, mean_mass
+from inference.photos import Photos, batches, open_rgb
+from inference.scorer import Scorer
+from inference.scoring import Rows, Scored, read_reference, score_all
+from inference.screen import Screen
+from inference.sources import Found, Sources
+from inference.table import Done, Row, Table
+from inference.trained import CALIBRATION_BATCH, Trained, load_trained
 from option import InputError
-from prediction import arguments, pages
-from prediction.explain import Look, Looker, background_share, draw, mean_mass
-from prediction.photos import Photos, batches, open_rgb
-from prediction.scorer import Scorer
-from prediction.scoring import Rows, Scored, read_reference, score_all
-from prediction.screen import Screen
-from prediction.sources import Found, Sources
-from prediction.table import Done, Row, Table
-from steps import Precision
-from trained import CALIBRATION_BATCH, Trained, load_trained
+from training import checkpoint
+from training.build import pick_device
+from training.steps import Precision
 
 __all__ = ["Scorer", "main"]
 

@@ -13,17 +13,17 @@ import numpy as np
 import pandas as pd
 import torch
 
-from build import pick_decoders
-from cache import Cache, repair
-from command import guarded
+from commands.errors import guarded
+from commands.files import atomic_write, write_json
+from commands.signals import Watch
 from dataset import Transform
-from interrupt import Watch
-from labels import Labels, Listings, find_images, hold_out
 from option import InputError
-from preparation import copies, official, pictures, splits, summary
-from preparation.arguments import parse
-from preparation.official import Prepared
-from util import atomic_write, write_json
+from photographs import copies, official, pictures, splits, summary
+from photographs.arguments import parse
+from photographs.cache import Cache, repair
+from photographs.labels import Labels, Listings, find_images, hold_out
+from photographs.official import Prepared
+from training.build import pick_decoders
 
 log = logging.getLogger("eat")
 

@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import option
-from command import guarded
-from interrupt import Watch
+from commands.errors import guarded
+from commands.files import atomic_write, to_json
+from commands.signals import Watch
 from option import InputError, Parser, whole
 from searching import plots
 from searching.space import read_space
 from searching.trials import best_options, find, read_trials, table
-from util import atomic_write, to_json
 
 log = logging.getLogger("eat")
 

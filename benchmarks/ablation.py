@@ -26,16 +26,17 @@ import pandas as pd
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
-import engine
 import option
-from build import make_model, pick_device, pick_format
-from checkpoint import LAST, PREVIOUS
+from commands.files import atomic_write, write_json
 from dataset import Transform, make_loader, read_splits
 from evaluation import compare
 from models import read_weights
 from option import InputError
-from steps import Precision, allow_tf32
-from util import atomic_write, make_loss, scores, write_json
+from training import engine
+from training.build import make_model, pick_device, pick_format
+from training.checkpoint import LAST, PREVIOUS
+from training.steps import Precision, allow_tf32
+from util import make_loss, scores
 
 SETTINGS = {
     "batch": {"interest_points": "batch", "refinement": "released"},
@@ -150,9 +151,8 @@ def batch_spread(folder: Path) -> dict[str, float]:
     saved = json.loads((folder / "options.json").read_text(encoding="utf-8"))
     options = argparse.Namespace(**saved)
     device, form = pick_device(options.gpu_id), pick_format(options)
-    model = make_model(options, read_weights(folder / "checkpoints" / "best.pth"), form, options.dataset).to(
-        device
-    )
+    weights = read_weights(folder / "checkpoints" / "best.pth")
+    model = make_model(options, weights, form, options.dataset, device)
     labels = read_splits(
         options.path_to_save_csv,
         options.path_to_images,

@@ -27,11 +27,11 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from cache import open_filled
+from commands.files import write_json
 from dataset import Transform, batches, make_loader, read_splits
-from decode import Encoded, Resize, read_fast, read_pil, read_plain_jpeg
-from labels import AVA, FORMATS, Labels
-from util import write_json
+from photographs.cache import open_filled
+from photographs.decode import Encoded, Resize, read_fast, read_pil, read_plain_jpeg
+from photographs.labels import AVA, FORMATS, Labels
 
 BATCH = 16
 ROWS = 255_000

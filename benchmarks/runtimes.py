@@ -25,15 +25,16 @@ import onnxruntime
 import torch
 from tqdm import tqdm
 
-import demo
+from commands.files import write_json
 from dataset import Transform, batches, make_loader, read_splits, to_input
 from export import quietly
 from exporting.about import describe
 from exporting.onnx_file import OPSET, write_onnx
-from labels import FORMATS
+from inference.trained import Trained, load_trained
 from models import create_model, list_models
-from trained import Trained, load_trained
-from util import compute_metrics, pair, write_json
+from photographs import demo
+from photographs.labels import FORMATS
+from util import compute_metrics, pair
 
 CALIBRATION_IMAGES = 64
 BASE = "PyTorch float32"

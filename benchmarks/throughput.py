@@ -29,12 +29,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-import demo
 from benchmarks.straightforward import straightforward_forward
 from dataset import Batch, Transform, batches, make_loader, read_splits, to_input
-from labels import FORMATS
 from models import create_model, list_models
-from steps import Precision, Schedule, Stepper, allow_tf32, make_optimizer
+from photographs import demo
+from photographs.labels import FORMATS
+from training.steps import Precision, Schedule, Stepper, allow_tf32, make_optimizer
 from util import emd_loss
 
 DTYPES = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}

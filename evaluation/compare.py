@@ -13,8 +13,8 @@ import numpy as np
 
 from evaluation import bootstrap
 from evaluation.figures import LABELS
-from labels import FORMATS, read_numbers, read_table
 from option import InputError
+from photographs.labels import FORMATS, read_numbers, read_table
 from util import METRICS, Pairs, compute_metrics, image_emds
 
 CONTENT = ("image", "true_score", "predicted_score")

@@ -78,7 +78,7 @@ def departures(
 ) -> list[str]:
     """How a test differs from the published protocol, a line each; none where nobody published one.
 
-    skipped: pictures of test.csv that are missing. split: see `preparation.splits.Split.departure`.
+    skipped: pictures of test.csv that are missing. split: see `photographs.splits.Split.departure`.
     """
     if dataset not in RELEASED_PROTOCOLS:
         return []

@@ -12,7 +12,7 @@ from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
-from trained import Trained
+from inference.trained import Trained
 
 KEY = "about"  # where each artifact keeps the JSON; a hub folder's config.json keeps it under "eat"
 

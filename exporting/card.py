@@ -6,11 +6,11 @@ import json
 import math
 from pathlib import Path
 
-from checkpoint import epoch_of
 from exporting.about import as_text
+from inference.trained import Trained
 from models import read_weights
 from option import GROUPS
-from trained import Trained
+from training.checkpoint import epoch_of
 
 # What a run's options say of its recipe; none of its paths, which are nobody else's business.
 RECIPE = (

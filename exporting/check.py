@@ -12,9 +12,9 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from dataset import network_input
-from decode import read_pil
 from exporting.about import preprocess
-from trained import Trained
+from inference.trained import Trained
+from photographs.decode import read_pil
 
 BATCHES = (1, 2, 5)
 TOLERANCE = 1e-4  # of the prediction, and of the score as a share of its range

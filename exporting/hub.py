@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from commands.files import write_json
 from exporting import card
 from exporting.check import Runner
 from exporting.torch_files import runner, write_safetensors
+from inference.trained import Trained
 from models import create_model
 from models.folder import CONFIG, WEIGHTS
-from trained import Trained
-from util import write_json
 
 CARD = "README.md"
 FILES = (CONFIG, WEIGHTS, CARD)

@@ -11,8 +11,8 @@ import torch
 
 from exporting.about import KEY, Scorer, as_text
 from exporting.check import ExportError, Runner
+from inference.trained import Trained
 from models.sampling import gathers
-from trained import Trained
 
 OPSETS = (18, 23)  # from the first that PyTorch's exporter writes
 OPSET = 20  # has GELU as one operator; eat_tiny ran 1.07 times as fast as with 18 in ONNX Runtime

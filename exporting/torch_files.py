@@ -15,8 +15,8 @@ from torch import nn
 from exporting.about import KEY, as_text, score
 from exporting.check import Runner
 from exporting.onnx_file import trace
+from inference.trained import Trained, load_trained
 from models.weights import HEADER
-from trained import Trained, load_trained
 
 EXTRA = f"{KEY}.json"  # the file in the archive
 

@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from option import InputError
+
 from .eat import POINT_MODES, REFINEMENTS
 
 HEADER = "eat"  # where a .safetensors keeps, as JSON, what a state_dict keeps in its metadata
@@ -32,7 +34,7 @@ OURS = {
 }
 
 
-class WeightsError(ValueError):
+class WeightsError(InputError):
     """A weights file that cannot be used; the message is one line that names the file and what is wrong."""
 
 

@@ -29,12 +29,12 @@ from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 import option
-from interrupt import Interrupted, Watch
+from commands.files import started, write_json
+from commands.signals import Interrupted, Watch
 from option import InputError
 from searching.space import draw
 from searching.trial import DRIVEN, metric
 from searching.trials import read_history, read_json_object, selected
-from util import started, write_json
 
 log = logging.getLogger("eat")
 

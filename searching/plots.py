@@ -10,9 +10,9 @@ from matplotlib import colormaps
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
+from commands.files import atomic_write
 from searching.trial import metric
 from searching.trials import Trial
-from util import atomic_write
 
 COLOURS = "viridis"
 

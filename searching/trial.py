@@ -17,10 +17,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import distributed
-from interrupt import Watch
+from commands import distributed
+from commands.files import read_process, started
+from commands.signals import Watch
 from option import InputError, tuned
-from util import read_process, started
 
 log = logging.getLogger("eat")
 

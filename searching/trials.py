@@ -15,9 +15,9 @@ from typing import Any
 
 import pandas as pd
 
+from commands.files import started
 from option import OPTIONS, RECIPES, InputError
 from searching.trial import metric
-from util import started
 
 # Options that say where a run is and how it is carried out, not what it is.
 CARRIED_OUT = {

@@ -16,13 +16,13 @@ import torch
 from conftest import arguments, make_pictures
 from test_resume import table, weights
 
-import cache
-from cache import Cache, open_filled, repair
+from commands.signals import Interrupted, Watch
 from dataset import Transform, batches, make_loader
-from decode import Resize, read_fast
-from interrupt import Interrupted, Watch
-from labels import FORMATS, read_labels
 from option import InputError
+from photographs import cache
+from photographs.cache import Cache, open_filled, repair
+from photographs.decode import Resize, read_fast
+from photographs.labels import FORMATS, read_labels
 
 ROOT = Path(__file__).parent.parent
 RESIZE = Resize(32, "bilinear")

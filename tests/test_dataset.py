@@ -12,10 +12,10 @@ from sklearn.datasets import load_sample_images
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torchvision.transforms.functional import normalize, to_tensor
 
-import demo
 from dataset import Draws, Transform, batches, make_loader, network_input, read_splits
-from labels import FORMATS, csv_format, read_labels
 from option import InputError
+from photographs import demo
+from photographs.labels import FORMATS, csv_format, read_labels
 from util import compute_metrics
 
 

@@ -11,12 +11,12 @@ import torch
 from conftest import arguments
 from PIL import Image
 
-import build
-import decode
 from dataset import Transform, batches, make_loader, to_input
-from decode import Resize, read_fast, read_pil, read_plain_jpeg
-from labels import FORMATS, read_labels
 from option import InputError
+from photographs import decode
+from photographs.decode import Resize, read_fast, read_pil, read_plain_jpeg
+from photographs.labels import FORMATS, read_labels
+from training import build
 
 PHOTOGRAPHS = sorted((Path(sklearn.datasets.__file__).parent / "images").glob("*.jpg"))
 RESIZES = [Resize(224, "bicubic"), Resize(256, "bilinear"), Resize(64, "bicubic"), Resize(1000, "bilinear")]

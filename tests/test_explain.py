@@ -7,10 +7,10 @@ from conftest import make_pictures, make_weights
 from PIL import Image
 
 import predict
+from inference.explain import Looker, background_share, cell_shares, centre_half, mean_mass, splat
+from inference.table import read_rows
+from inference.trained import load_trained
 from models.attention import bilinear_sample
-from prediction.explain import Looker, background_share, cell_shares, centre_half, mean_mass, splat
-from prediction.table import read_rows
-from trained import load_trained
 
 COMMAND = predict
 CPU = ("--gpu_id", "cpu", "--num_workers", 0)

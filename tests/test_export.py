@@ -16,7 +16,7 @@ import export
 import models
 from exporting import check, hub, onnx_file, torch_files
 from exporting.about import describe, preprocess
-from trained import Trained, load_trained
+from inference.trained import Trained, load_trained
 
 COMMAND = export
 onnx = pytest.importorskip("onnx", reason="requirements-export.txt")

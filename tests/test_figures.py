@@ -11,7 +11,7 @@ from conftest import arguments, make_pictures, make_weights
 
 from evaluation import published, released
 from evaluation.figures import figures, released_accuracy
-from labels import FORMATS, Format, Labels, read_labels
+from photographs.labels import FORMATS, Format, Labels, read_labels
 from searching import trial
 from util import METRICS, Pairs
 

@@ -10,12 +10,12 @@ from conftest import make_toy
 from PIL import Image
 
 import predict
-from decode import Encoded, Resize, read_pil, read_plain_jpeg
-from meters import Losses
+from inference.table import read_rows
 from models import create_model
+from photographs.decode import Encoded, Resize, read_pil, read_plain_jpeg
 from predict import Scorer
-from prediction.table import read_rows
-from steps import Precision, Schedule, Stepper, make_optimizer
+from training.meters import Losses
+from training.steps import Precision, Schedule, Stepper, make_optimizer
 from util import emd_loss
 
 COMMAND = predict

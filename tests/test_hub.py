@@ -12,7 +12,7 @@ from PIL import Image
 import export
 import models
 from exporting import check
-from trained import load_trained
+from inference.trained import load_trained
 
 COMMAND = export
 

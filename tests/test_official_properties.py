@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from test_official import AVA_LINES, write
 
 from option import InputError
-from preparation import official
+from photographs import official
 
 ODDLY = {
     "deadline": None,

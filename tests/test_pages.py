@@ -9,9 +9,9 @@ import pytest
 from conftest import arguments, make_weights
 
 import predict
-from prediction.pages import Gallery, Other, read_other, votes_of
-from prediction.table import read_rows
-from trained import load_trained
+from inference.pages import Gallery, Other, read_other, votes_of
+from inference.table import read_rows
+from inference.trained import load_trained
 
 COMMAND = predict
 CPU = ("--gpu_id", "cpu", "--num_workers", 0)

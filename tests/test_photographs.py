@@ -13,13 +13,13 @@ from conftest import make_pictures
 from PIL import Image
 
 import predict
-from interrupt import Watch
+from commands.signals import Watch
+from inference import photos, sources
+from inference.photos import Photos, batches
+from inference.sources import Found, Sources
+from inference.table import Done, read_rows
+from inference.trained import load_trained
 from option import InputError
-from prediction import photos, sources
-from prediction.photos import Photos, batches
-from prediction.sources import Found, Sources
-from prediction.table import Done, read_rows
-from trained import load_trained
 
 COMMAND = predict
 CPU = ("--gpu_id", "cpu", "--num_workers", 0)
@@ -257,7 +257,7 @@ def test_pictures_stored_turned_are_told_of_and_turned_where_asked(tmp_path, wei
 
 
 def test_outputs_that_are_not_finite_are_an_error(tmp_path, album, weights, command, monkeypatch):
-    import prediction.scoring as scoring
+    from inference import scoring
 
     run = scoring.run
 

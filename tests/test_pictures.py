@@ -11,15 +11,15 @@ import pytest
 from conftest import arguments, make_pictures
 from PIL import Image
 
-from cache import Cache
+from commands.signals import Interrupted, Watch
 from dataset import Transform, batches, make_loader
-from decode import Resize, read_fast, read_pil
-from interrupt import Interrupted, Watch
-from journal import Journal
-from labels import FORMATS, find_images, read_labels
 from option import InputError
-from preparation import pictures
-from preparation.pictures import KINDS, examine, examine_all
+from photographs import pictures
+from photographs.cache import Cache
+from photographs.decode import Resize, read_fast, read_pil
+from photographs.journal import Journal
+from photographs.labels import FORMATS, find_images, read_labels
+from photographs.pictures import KINDS, examine, examine_all
 
 RESIZE = Resize(16, "bilinear")
 

@@ -17,9 +17,9 @@ from PIL import Image
 
 import models
 import predict
-from interrupt import Interrupted
-from prediction import scoring
-from prediction.table import read_rows
+from commands.signals import Interrupted
+from inference import scoring
+from inference.table import read_rows
 
 COMMAND = predict
 CPU = ("--gpu_id", "cpu", "--num_workers", 0)

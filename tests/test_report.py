@@ -14,8 +14,8 @@ from conftest import arguments, make_pictures
 from PIL import Image
 from scipy import stats
 
-from interrupt import Interrupted
-from prediction.report import CHUNK, LARGE, LARGE_UP_TO, SMALL, Page, Photo, choose, open_photo, write_report
+from commands.signals import Interrupted
+from inference.report import CHUNK, LARGE, LARGE_UP_TO, SMALL, Page, Photo, choose, open_photo, write_report
 
 FACTS = {"Weights": "best.pth", "Network": "eat_nano"}
 ODD = 'a "b" </script><b> & c.jpg'

@@ -10,7 +10,7 @@ import pytest
 from conftest import make_pictures
 from test_report import ODD, VOTES, a_page, evaluate
 
-from prediction.report import Photo, open_photo, write_report
+from inference.report import Photo, open_photo, write_report
 
 FIGURES = [
     ["", "this run", "95 % interval", "published"],

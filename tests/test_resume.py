@@ -19,12 +19,9 @@ import torch
 from conftest import arguments
 from test_run import metrics
 
-import checkpoint
 import dataset
-import engine
-import record
-import steps
 from models import EAT
+from training import checkpoint, engine, record, steps
 
 ROOT = Path(__file__).parent.parent
 RECIPE = {
@@ -412,7 +409,7 @@ def test_running_out_of_memory_in_evaluation_names_its_batch(ava, run, monkeypat
 
 def spoilt_losses(monkeypatch, bad):
     """Make the losses of these batches, counted over the run, not finite."""
-    import build
+    from training import build
 
     original, calls = build.make_loss, []
 

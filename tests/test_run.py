@@ -15,8 +15,8 @@ import torch
 from conftest import arguments
 from scipy import stats
 
-import checkpoint
-from steps import Schedule
+from training import checkpoint
+from training.steps import Schedule
 
 ROOT = Path(__file__).parent.parent
 METRICS = ("srcc", "plcc", "krcc", "accuracy", "mae", "rmse", "emd_r1", "emd_r2", "loss")

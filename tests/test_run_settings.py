@@ -9,14 +9,14 @@ from conftest import arguments
 from test_run import metrics, stop_after_an_epoch
 
 import option
-from build import network_notes
-from checkpoint import Progress
+from commands.signals import Watch
 from dataset import Transform, make_loader
-from engine import Training
-from interrupt import Watch
-from labels import FORMATS, find_images, read_labels
 from models import create_model, read_weights
-from steps import Precision, Schedule, Stepper
+from photographs.labels import FORMATS, find_images, read_labels
+from training.build import network_notes
+from training.checkpoint import Progress
+from training.engine import Training
+from training.steps import Precision, Schedule, Stepper
 
 LEARN = {"init_lr": 1e-3, "num_epoch": 2}
 

@@ -18,9 +18,9 @@ from test_resume import table as metrics_table
 
 import option
 import search
-from interrupt import Interrupted, Watch
+from commands.files import started
+from commands.signals import Interrupted, Watch
 from searching import driver, space, trial, trials
-from util import started
 
 ROOT = Path(__file__).parent.parent
 COMMAND = search  # of the fixture `command`

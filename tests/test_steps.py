@@ -17,12 +17,11 @@ import torch
 from conftest import arguments, make_toy
 from test_run import ROOT, metrics
 
-import build
-import meters
 import option
-from meters import DataWait, Losses
 from models import EAT, create_model
-from steps import Precision, Schedule, Stepper, make_optimizer
+from training import build, meters
+from training.meters import DataWait, Losses
+from training.steps import Precision, Schedule, Stepper, make_optimizer
 from util import emd_loss
 
 CPU = torch.device("cpu")

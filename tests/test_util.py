@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from util import METRICS, atomic_write, compute_metrics, emd_loss, make_loss, nima_loss, pair, scores, to_json
+from commands.files import atomic_write, to_json
+from util import METRICS, compute_metrics, emd_loss, make_loss, nima_loss, pair, scores
 
 PREDICTED = torch.tensor([[1.0, 0.0], [0.5, 0.5]])
 TRUE = torch.tensor([[0.0, 1.0], [0.5, 0.5]])

@@ -1,9 +1,10 @@
-"""What a run leaves behind: its folder, tables, curves and report."""
+"""A run's folder: made ready, begun, ended, and put back as it was where nothing came of the run."""
 
 from __future__ import annotations
 
 import itertools
 import json
+import logging
 import math
 import os
 import socket
@@ -11,18 +12,17 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 from tensorboardX import SummaryWriter
 
-from engine import Evaluation
-from evaluation.figures import Figures
-from interrupt import Watch
-from labels import Format
+from commands import distributed
+from commands.errors import TrainingError
+from commands.files import atomic_write, started, write_json
+from commands.signals import Interrupted
 from option import InputError
-from prediction.report import DEMO, Page, Photo, choose, write_report
-from util import atomic_write, started, write_json
+from training import checkpoint
+
+log = logging.getLogger("eat")
 
 # Every file that a run writes, relative to its folder.
 _FILES = (
@@ -49,6 +49,58 @@ _PREVIOUS = ".previous_run"  # the run that a new one is about to replace
 _MOVING = ".previous_run.moving"  # the same on its way: what is not in here is still, or again, in the folder
 
 
+class RunFolder:
+    """A context for a run's work in its folder: run.json says what becomes of it, and nothing that was there is lost.
+
+    resumes: it goes on with the run that is there. trains: it leaves checkpoints to go on from. Of several processes,
+    the first alone writes.
+    """
+
+    def __init__(self, path: Path, *, resumes: bool, trains: bool):
+        self.path, self.resumes, self.trains = path, resumes, trains
+        self.first = distributed.rank() == 0
+
+    def begin(self, parameters: dict, options: dict) -> None:
+        """Write run.json, with the parameters that a search has chosen, and a new run's options.json."""
+        if self.first:
+            begin(self.path, parameters)
+            if not self.resumes:
+                write_json(self.path / "options.json", options)
+
+    def end(self, result: dict) -> None:
+        """The run is done."""
+        if self.first:
+            end(self.path, "done", result=result)
+
+    def __enter__(self) -> RunFolder:
+        return self
+
+    def __exit__(self, _type, error: BaseException | None, _traceback) -> None:
+        """After an error: note it, restore the run that this one would have replaced, or say how to go on."""
+        if error is None:
+            return
+        can_resume = self.trains and (self.path / "checkpoints" / checkpoint.LAST).is_file()
+        if goes_on := can_resume and isinstance(error, Interrupted):
+            error.folder = self.path
+        if self.first:
+            if not goes_on and not self.resumes and restore_previous(self.path):
+                can_resume = False
+            elif isinstance(error, InputError) and not any((self.path / "checkpoints").glob("*")):
+                remove_run(self.path)  # nothing came of it: the same command may be given again
+            else:
+                note_end(self.path, error)
+        if isinstance(error, (InputError, TrainingError)) and can_resume:
+            hint = f"{error}; --resume --experiment_dir_name {self.path} goes on from the last checkpoint"
+            raise type(error)(hint) from error
+
+
+def note_end(folder: Path, error: BaseException) -> None:
+    """Write why the run ended to its run.json."""
+    stopped = isinstance(error, (Interrupted, KeyboardInterrupt))
+    with suppress(OSError):  # the disk may be what it failed for
+        end(folder, "stopped" if stopped else "failed", str(error) or type(error).__name__)
+
+
 def begin(folder: Path, parameters: dict) -> None:
     """Write run.json, what becomes of the run. parameters: those that a search has chosen."""
     content = {"status": "running", "reason": None, "started": _now(), "ended": None}
@@ -70,6 +122,19 @@ def end(folder: Path, status: str, reason: str | None = None, result: dict | Non
 
 def _now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S%z")
+
+
+def open_folder(given: str | None, name: str, *, resume: bool, overwrite: bool, keep: Path | None) -> Path:
+    """The folder of a run, ready for it: `given`, or a new one under runs/, named after `name`, for all processes.
+
+    overwrite, keep: see `prepare_folder`. Raises InputError.
+    """
+    first = distributed.rank() == 0
+    if given is None:
+        given = distributed.share(str(new_folder(Path("runs"), name)) if first else None)
+    if first and not resume:
+        prepare_folder(Path(given), overwrite, keep)
+    return Path(given)
 
 
 def new_folder(parent: Path, name: str) -> Path:
@@ -153,127 +218,35 @@ def write_metrics(path: Path, history: list[dict[str, float]]) -> None:
         pd.DataFrame(history).to_csv(file, index=False)
 
 
-def write_predictions(path: Path, evaluation: Evaluation) -> None:
-    """predictions.csv: image, true and predicted score; of votes, also the outputs and targets level by level."""
-    pairs = evaluation.pairs
-    table = {
-        "image": evaluation.names,
-        "true_score": pairs.true,
-        "predicted_score": pairs.predicted.astype(np.float32),
-    }
-    for name, values in (("output", evaluation.outputs), ("target", evaluation.targets)):
-        if values.shape[1] > 1:
-            table |= {f"{name}{level}": column for level, column in enumerate(values.T, 1)}
-    with atomic_write(path) as file:
-        pd.DataFrame(table).to_csv(file, index=False)
+class Epochs:
+    """What is written of every epoch: metrics.csv, TensorBoard's files, a line of the log. Rank 0 alone has it do so."""
 
+    def __init__(self, folder: Path, progress: checkpoint.Progress):
+        self.folder, self.table, self.curves = folder, folder / "metrics.csv", folder / "tensorboard"
+        self.writer = None
+        if distributed.rank() == 0:
+            if progress.history:
+                write_metrics(self.table, progress.history)
+            self.writer = SummaryWriter(str(self.curves), purge_step=progress.epoch + 1)
 
-class Curves:
-    """TensorBoard's files: losses, learning rate and metrics by epoch."""
+    def __enter__(self) -> Epochs:
+        return self
 
-    def __init__(self, folder: Path, from_epoch: int = 0):
-        self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=from_epoch + 1)
+    def __exit__(self, *_) -> None:
+        if self.writer is not None:
+            self.writer.close()
 
-    def add(self, row: dict[str, float]) -> None:
+    def add(self, progress: checkpoint.Progress, of: int) -> None:
+        """The epoch that was just done, of `of`. With it the run has results: the one that it replaces goes."""
+        row = progress.history[-1]
+        write_metrics(self.table, progress.history)
+        drop_previous(self.folder)
         for name, value in row.items():
             if name not in ("epoch", "seconds") and math.isfinite(value):
                 self.writer.add_scalar(name.replace("val_", "val/", 1), value, row["epoch"])
         self.writer.flush()
-
-    def close(self) -> None:
-        self.writer.close()
-
-
-def draw_report(
-    path: Path, title: str, evaluation: Evaluation, figures: Figures, history: list[dict[str, float]]
-) -> None:
-    """report.png: predicted against true scores; with a history the curves of training too."""
-    panels = 3 if history else 1
-    figure = Figure(figsize=(5.2 * panels, 4.8), layout="constrained")
-    axes = figure.subplots(1, panels, squeeze=False)[0]
-    true, predicted = evaluation.pairs.true, evaluation.pairs.predicted
-    axes[0].scatter(true, predicted, s=10, alpha=min(1.0, max(0.1, 200 / len(true))), linewidths=0)
-    both = np.concatenate([true, predicted])
-    limits = [both.min(), both.max()]
-    axes[0].plot(limits, limits, color="0.5", linewidth=1, linestyle="--", label="predicted = true")
-    rows = {row[0]: row for row in figures.rows()}
-    shown = [f"{name} {rows[name][1]} ({rows[name][2]})" for name in ("SRCC", "PLCC", "accuracy")]
-    axes[0].set_title("\n".join(shown), fontsize="medium")
-    axes[0].set(
-        xlabel="true score",
-        ylabel="predicted score",
-    )
-    axes[0].legend(frameon=False)
-    if history:
-        table = pd.DataFrame(history)
-        curves = [("train_loss", "training"), ("val_loss", "validation")]
-        _draw_curves(axes[1], table, curves, "loss")
-        curves = [("val_srcc", "SRCC"), ("val_plcc", "PLCC"), ("val_accuracy", "accuracy")]
-        _draw_curves(axes[2], table, curves, "validation metrics")
-    figure.suptitle(title)
-    with atomic_write(path, "wb") as file:
-        figure.savefig(file, format="png", dpi=110)
-
-
-def _draw_curves(axis, table: pd.DataFrame, curves: list[tuple[str, str]], title: str) -> None:
-    for column, label in curves:
-        axis.plot(table["epoch"], table[column], marker="o", markersize=3, label=label)
-    axis.set(title=title, xlabel="epoch")
-    axis.xaxis.get_major_locator().set_params(integer=True)
-    axis.grid(alpha=0.3)
-    axis.legend(frameon=False)
-
-
-def write_page(
-    path: Path,
-    title: str,
-    options,
-    form: Format,
-    evaluation: Evaluation,
-    figures: Figures,
-    facts: dict[str, str],
-    watch: Watch,
-) -> None:
-    """report.html: predicted against true, and `--report_images` photographs with their scores and votes.
-
-    options: those of the run. facts: more of what was used. Scores are on the dataset's own scale, vote distributions
-    beside the true ones.
-    """
-    predicted, true = evaluation.pairs.predicted, evaluation.pairs.true
-    low, high = form.scale
-    if not form.vote_columns:
-        predicted, true = low + predicted * (high - low), low + true * (high - low)
-    folder = Path(options.path_to_images)
-    votes = bool(form.vote_columns) and evaluation.outputs.shape == evaluation.targets.shape
-    photos = [
-        Photo(
-            evaluation.names[row],
-            folder / evaluation.names[row],
-            predicted[row],
-            votes=evaluation.outputs[row] if votes else (),
-            true=true[row],
-            other_votes=evaluation.targets[row] if votes else (),
-        )
-        for row in choose(predicted, options.report_images, predicted - true)
-    ]
-    facts = {
-        "Weights": options.path_to_model_weight,
-        "Network": options.model,
-        "Dataset": f"{options.dataset}, scores {low:g} to {high:g}",
-        **facts,
-        "Interest points": options.interest_points,
-        "Offset refinement": options.refinement,
-        "Batch": f"{options.eval_batch_size} images",
-        "Written": time.strftime("%Y-%m-%d %H:%M"),
-    }
-    page = Page(
-        title,
-        facts,
-        form.scale,
-        [DEMO] if options.dataset == "demo" else [],
-        figures=figures.rows(),
-        remarks=figures.remarks(),
-        all_scores=predicted,
-        all_true=true,
-    )
-    write_report(path, page, photos, num_workers=options.num_workers, watch=watch)
+        log.info(
+            "epoch %d/%d: train loss %.4f, val loss %.4f, SRCC %.4f, PLCC %.4f, accuracy %.4f (%.1f s)%s",
+            row["epoch"], of, row["train_loss"], row["val_loss"], row["val_srcc"], row["val_plcc"],
+            row["val_accuracy"], row["seconds"], ", best so far" if progress.best_epoch == row["epoch"] else "",
+        )  # fmt: skip

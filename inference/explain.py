@@ -17,9 +17,9 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 from torch import Tensor, nn
 
+from commands.files import atomic_write
 from models.attention import DeformableAttention
 from option import InputError
-from util import atomic_write
 
 # Okabe and Ito's colours, told apart with every kind of colour vision; shapes differ, too.
 POINT, KEPT, DAMPED = "#56B4E9", "#E69F00", "#CC79A7"

@@ -8,8 +8,8 @@ import sys
 
 from tqdm import tqdm
 
-from prediction.table import Row
-from trained import Trained
+from inference.table import Row
+from inference.trained import Trained
 
 SHOWN = 10  # of the best, of the worst, and of those with an error
 

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import nn
 
-import distributed
+from commands import distributed
+from commands.files import atomic_write
 from option import InputError
-from util import atomic_write
 
 log = logging.getLogger("eat")
 

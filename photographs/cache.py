@@ -27,13 +27,13 @@ import torch
 import torchvision
 from torch.utils.data import DataLoader, Dataset
 
-import workers
-from decode import Resize, read_fast, read_pil, undecodable
-from interrupt import Interrupted, Watch, signals_first
-from journal import Journal, fingerprint, open_at
-from meters import bar
+from commands.bars import bar
+from commands.files import write_json
+from commands.signals import Interrupted, Watch, signals_first
 from option import InputError
-from util import write_json
+from photographs import workers
+from photographs.decode import Resize, read_fast, read_pil, undecodable
+from photographs.journal import Journal, fingerprint, open_at
 
 log = logging.getLogger("eat")
 

@@ -8,8 +8,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from inference.explain import ALL
 from option import CPUS, InputError, Parser, add_weights, score_range, whole
-from prediction.explain import ALL
 
 DESCRIPTION = "Score photographs with trained weights, and say why."
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from matplotlib.figure import Figure
 
-from preparation.official import Prepared
-from util import atomic_write
+from commands.files import atomic_write
+from photographs.official import Prepared
 
 COLOURS = {"train": "#0072b2", "val": "#e69f00", "test": "#009e73"}  # told apart by the colour-blind
 

@@ -12,18 +12,18 @@ import numpy as np
 import torch
 from scipy import stats
 
+from commands.signals import Interrupted, Watch
 from dataset import network_input
-from engine import memory_watched
 from evaluation.seen import Seen
 from evaluation.seen import describe as describe_seen
-from interrupt import Interrupted, Watch
+from inference.explain import Look, Looker
+from inference.photos import Photos, batches
+from inference.sources import Found
+from inference.table import Row, read_rows, scale_beside
+from inference.trained import Trained
 from option import InputError
-from prediction.explain import Look, Looker
-from prediction.photos import Photos, batches
-from prediction.sources import Found
-from prediction.table import Row, read_rows, scale_beside
-from steps import Precision
-from trained import Trained
+from training.engine import memory_watched
+from training.steps import Precision
 
 log = logging.getLogger("eat")
 

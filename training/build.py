@@ -10,18 +10,16 @@ from pathlib import Path
 import numpy as np
 import torch
 
-import checkpoint
-import distributed
-import engine
-from cache import open_filled
+from commands import distributed
+from commands.signals import Watch
 from dataset import Splits, Transform, make_loader
 from evaluation.seen import Seen
-from interrupt import Watch
-from labels import FORMATS, Format, Labels, csv_format
 from models import EAT, RefinementSchedule, Weights, create_model, load_weights, uncalibrated
 from option import InputError
-from steps import Precision, Schedule, Stepper, allow_tf32, make_optimizer
-from trained import origin
+from photographs.cache import open_filled
+from photographs.labels import FORMATS, Format, Labels, csv_format
+from training import checkpoint, engine
+from training.steps import Precision, Schedule, Stepper, allow_tf32, make_optimizer
 from util import make_loss
 
 log = logging.getLogger("eat")
@@ -92,42 +90,6 @@ def pick_decoders(options: argparse.Namespace, device: torch.device) -> tuple[st
     return "pil" if options.released_protocol else "fast", "pil"
 
 
-def pick_origin(
-    options: argparse.Namespace, weights: Weights | None, form: Format
-) -> tuple[str, Format] | None:
-    """The dataset that weights to be evaluated were trained on, with its format; None where it is `--dataset`.
-
-    Raises InputError where nobody says which it is, or two say different ones.
-    """
-    head = None if weights is None or not options.eval else weights.state.get("cls_head.bias")
-    if head is None:
-        return None
-    outputs, known = len(head), origin(weights)
-    dataset = known.get("dataset")
-    if dataset and options.trained_on not in (None, dataset):
-        raise InputError(
-            f"--trained_on {options.trained_on}: {weights.path} says {dataset}; leave the option out"
-        )
-    dataset = dataset or options.trained_on
-    if dataset is None and outputs != form.outputs and outputs == FORMATS["ava"].outputs:
-        dataset = "ava"
-    if dataset is None and outputs != form.outputs:
-        raise InputError(
-            f"{weights.path}: has {outputs} outputs, {options.dataset} needs {form.outputs}; --trained_on says which "
-            "dataset the weights are of"
-        )
-    if dataset in (None, options.dataset):
-        return None
-    trained = FORMATS.get(dataset)
-    if dataset == "csv":
-        votes = tuple(f"vote{level}" for level in range(1, outputs + 1)) if outputs > 1 else ()
-        scale = known.get("score_range", (0.0, 1.0))
-        trained = Format(vote_columns=votes, score_range=scale, threshold=(1 + outputs) / 2 if votes else 0.5)
-    if trained is None or trained.outputs != outputs:
-        raise InputError(f"{weights.path}: has {outputs} outputs, which is not a network of {dataset}")
-    return dataset, trained
-
-
 def loaders(
     options: argparse.Namespace, splits: Splits, size: int, device: torch.device, watch: Watch, like: str
 ) -> dict:
@@ -163,11 +125,25 @@ def loaders(
     return result
 
 
-def make_model(options: argparse.Namespace, weights: Weights | None, form: Format, dataset: str) -> EAT:
+def make_model(
+    options: argparse.Namespace,
+    weights: Weights | None,
+    form: Format,
+    dataset: str,
+    device: torch.device,
+) -> EAT:
     """The network of `options` with `weights`, or fresh, for the scores of `dataset`, as `form` has them.
 
-    Raises InputError where it could not be evaluated.
+    Seeds the random numbers of the run. Raises InputError where the network could not be evaluated.
     """
+    torch.manual_seed(options.seed)
+    model = _filled(options, weights, form, dataset).to(device)
+    if distributed.rank():  # rank 0 goes on as a single process would
+        torch.manual_seed(options.seed + distributed.rank())
+    return model
+
+
+def _filled(options: argparse.Namespace, weights: Weights | None, form: Format, dataset: str) -> EAT:
     overrides = {} if options.drop_path_rate is None else {"drop_path_rate": options.drop_path_rate}
     model = create_model(
         options.model,
@@ -272,7 +248,10 @@ def make_training(
     precision: Precision,
     checkpoints: Path,
 ) -> engine.Training:
-    """The training that the options ask for, at its start."""
+    """The training that the options ask for, at its start. checkpoints: the folder of last.pt, which is made ready."""
+    if distributed.rank() == 0:
+        checkpoints.mkdir(exist_ok=True)
+        checkpoint.remove_strays(checkpoints)
     if options.compile:
         model.compile()
     network, unsynced = model, nullcontext
@@ -312,3 +291,12 @@ def make_training(
         options.save_minutes,
         options.max_bad_steps,
     )
+
+
+def resume(training: engine.Training) -> None:
+    """Put a training where its last.pt says that it stands. Raises InputError."""
+    stepper = training.stepper
+    training.progress = checkpoint.restore(
+        training.checkpoints, stepper.model, stepper.optimizer, stepper.scaler
+    )
+    log.info("resumed after %d epochs and %d batches", training.progress.epoch, training.progress.step)

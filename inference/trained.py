@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import logging
 from collections.abc import Iterable
@@ -14,12 +15,12 @@ from torch import Tensor
 
 import models
 from dataset import Transform
-from decode import Resize
-from labels import FORMATS
 from models import EAT, Weights, WeightsError, create_model, load_weights, read_weights
 from models.eat import POINT_MODES
 from models.weights import TABLES
 from option import DATASETS, InputError
+from photographs.decode import Resize
+from photographs.labels import FORMATS, Format
 from util import scores
 
 log = logging.getLogger("eat")
@@ -186,6 +187,42 @@ def _agreed(path: Path, name: str, given: str | None, known: str | None) -> str 
 def origin(weights: Weights) -> dict:
     """`model`, `dataset` and `score_range` of what weights were trained for, as far as they or the run they lie in say."""
     return _of_run(weights.path) | weights.purpose
+
+
+def pick_origin(
+    options: argparse.Namespace, weights: Weights | None, form: Format
+) -> tuple[str, Format] | None:
+    """The dataset that weights to be evaluated were trained on, with its format; None where it is `--dataset`.
+
+    Raises InputError where nobody says which it is, or two say different ones.
+    """
+    head = None if weights is None or not options.eval else weights.state.get("cls_head.bias")
+    if head is None:
+        return None
+    outputs, known = len(head), origin(weights)
+    dataset = known.get("dataset")
+    if dataset and options.trained_on not in (None, dataset):
+        raise InputError(
+            f"--trained_on {options.trained_on}: {weights.path} says {dataset}; leave the option out"
+        )
+    dataset = dataset or options.trained_on
+    if dataset is None and outputs != form.outputs and outputs == FORMATS["ava"].outputs:
+        dataset = "ava"
+    if dataset is None and outputs != form.outputs:
+        raise InputError(
+            f"{weights.path}: has {outputs} outputs, {options.dataset} needs {form.outputs}; --trained_on says which "
+            "dataset the weights are of"
+        )
+    if dataset in (None, options.dataset):
+        return None
+    trained = FORMATS.get(dataset)
+    if dataset == "csv":
+        votes = tuple(f"vote{level}" for level in range(1, outputs + 1)) if outputs > 1 else ()
+        scale = known.get("score_range", (0.0, 1.0))
+        trained = Format(vote_columns=votes, score_range=scale, threshold=(1 + outputs) / 2 if votes else 0.5)
+    if trained is None or trained.outputs != outputs:
+        raise InputError(f"{weights.path}: has {outputs} outputs, which is not a network of {dataset}")
+    return dataset, trained
 
 
 def _of_run(path: Path) -> dict:

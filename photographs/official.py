@@ -16,9 +16,18 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from labels import AVA, FORMATS, Format, name_problem, plain_name, read_numbers, read_table, refuse_where
 from option import InputError
-from preparation import splits
+from photographs import splits
+from photographs.labels import (
+    AVA,
+    FORMATS,
+    Format,
+    name_problem,
+    plain_name,
+    read_numbers,
+    read_table,
+    refuse_where,
+)
 
 AVA_COLUMNS = (
     "row number",

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from option import CPUS, DATASETS, Parser, finite, whole
-from preparation.copies import NEAR
+from photographs.copies import NEAR
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:

@@ -12,10 +12,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from journal import Journal, locked
-from labels import FORMATS
+from commands.files import atomic_write, to_json, write_json
 from option import InputError
-from util import atomic_write, to_json, write_json
+from photographs.journal import Journal, locked
+from photographs.labels import FORMATS
 
 ENDINGS = (".csv", ".jsonl", ".parquet")
 Row = dict[str, Any]

@@ -15,13 +15,13 @@ import pandas as pd
 from PIL import ExifTags, Image, UnidentifiedImageError
 from torch.utils.data import DataLoader, Dataset
 
-import workers
-from interrupt import Interrupted, Watch, signals_first
-from journal import Journal, fingerprint
-from labels import name_problem, plain_name, read_table
-from meters import bar
+from commands.bars import bar
+from commands.files import atomic_write
+from commands.signals import Interrupted, Watch, signals_first
 from option import InputError
-from util import atomic_write
+from photographs import workers
+from photographs.journal import Journal, fingerprint
+from photographs.labels import name_problem, plain_name, read_table
 
 
 class Kind(NamedTuple):

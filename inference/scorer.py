@@ -14,10 +14,10 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
 from dataset import network_input
+from inference.photos import explain_failure, open_rgb, to_rgb
+from inference.trained import load_trained
 from models import Weights
 from option import InputError
-from prediction.photos import explain_failure, open_rgb, to_rgb
-from trained import load_trained
 
 Photograph = str | os.PathLike | Image.Image | np.ndarray
 

@@ -16,17 +16,17 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from interrupt import Watch
-from meters import bar
+from commands.bars import bar
+from commands.signals import Watch
+from inference.explain import Looker, mean_mass
+from inference.photos import Photos, open_rgb
+from inference.report import DEMO, LARGE, Page, Photo, write_report
+from inference.scoring import Rows, Scored, score_all
+from inference.sources import Found
+from inference.table import ENDINGS, Row, read_rows, scale_beside
+from inference.trained import Trained, load_trained
 from option import InputError
-from prediction.explain import Looker, mean_mass
-from prediction.photos import Photos, open_rgb
-from prediction.report import DEMO, LARGE, Page, Photo, write_report
-from prediction.scoring import Rows, Scored, score_all
-from prediction.sources import Found
-from prediction.table import ENDINGS, Row, read_rows, scale_beside
-from steps import Precision
-from trained import Trained, load_trained
+from training.steps import Precision
 
 log = logging.getLogger("eat")
 

@@ -14,10 +14,10 @@ import pandas as pd
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-import workers
-from interrupt import Interrupted, Watch, signals_first
-from meters import bar
-from util import atomic_write
+from commands.bars import bar
+from commands.files import atomic_write
+from commands.signals import Interrupted, Watch, signals_first
+from photographs import workers
 
 SIDE = 224  # pixels are compared after a resize to a square of it, as training sees them
 NEAR = 4  # of the 64 bits of a perceptual hash: two pictures that differ in no more look alike

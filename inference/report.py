@@ -23,10 +23,10 @@ from PIL import Image
 from scipy import stats
 from torch.utils.data import DataLoader, Dataset
 
-import workers
-from interrupt import Interrupted, Watch, signals_first
-from meters import bar
-from util import atomic_write, to_json
+from commands.bars import bar
+from commands.files import atomic_write, to_json
+from commands.signals import Interrupted, Watch, signals_first
+from photographs import workers
 
 HERE = Path(__file__).parent
 LARGE, SMALL = 384, 192  # long side of a thumbnail, in pixels

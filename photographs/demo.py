@@ -11,9 +11,9 @@ from PIL import Image, ImageFilter
 from sklearn.datasets import load_sample_images
 from tqdm import tqdm
 
-from labels import AVA
+from commands.files import atomic_write
 from option import InputError
-from util import atomic_write
+from photographs.labels import AVA
 
 VERSION = "1"  # raise it when the recipe below changes, so that old copies are built anew
 COUNTS = {"train": 640, "val": 128, "test": 192}

@@ -16,25 +16,24 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-import checkpoint
-import distributed
-from checkpoint import Progress
+from commands import distributed
+from commands.bars import bar
+from commands.errors import TrainingError
+from commands.files import write_json
+from commands.signals import Interrupted, Watch, signals_first
 from dataset import Batch, batches, to_input
-from interrupt import Interrupted, Watch, signals_first
-from labels import Format
-from meters import DataWait, Losses, bar
 from models import calibrate_points
 from option import InputError
-from steps import Precision, Stepper
-from util import Pairs, compute_metrics, write_json
+from photographs.labels import Format
+from training import checkpoint
+from training.checkpoint import Progress
+from training.meters import DataWait, Losses
+from training.steps import Precision, Stepper
+from util import Pairs, compute_metrics
 
 log = logging.getLogger("eat")
 
 CHECK_EVERY = 10  # steps between two looks at the losses, and at what the other processes want
-
-
-class TrainingError(RuntimeError):
-    """Training cannot go on; the message is one line that says where and why. Exit status 1."""
 
 
 @dataclass(frozen=True)

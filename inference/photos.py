@@ -15,10 +15,10 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-import workers
-from decode import Resize, read_plain
-from prediction.sources import Found
-from preparation.pictures import examine
+from inference.sources import Found
+from photographs import workers
+from photographs.decode import Resize, read_plain
+from photographs.pictures import examine
 
 _FAULTS = {
     "missing": "there is no such file",

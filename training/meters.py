@@ -1,4 +1,4 @@
-"""What a long run shows of itself: losses that nobody waits for, the share of time spent waiting for data, bars."""
+"""What a long run says of itself: losses that nobody waits for, and the share of time spent waiting for data."""
 
 from __future__ import annotations
 
@@ -9,9 +9,6 @@ from typing import TypeVar
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
-
-import distributed
 
 Item = TypeVar("Item")
 
@@ -114,17 +111,3 @@ class DataWait:
     @property
     def is_bottleneck(self) -> bool:
         return self.steps >= 20 and self.share > 1 / 3
-
-
-def bar(title: str, images: int, done: int = 0) -> tqdm:
-    """A bar that counts images, with their rate and the time left; none but rank 0's, and only on a terminal."""
-    hidden = True if distributed.rank() else None
-    return tqdm(
-        desc=title,
-        total=images,
-        initial=done,
-        unit=" images",
-        leave=False,
-        disable=hidden,
-        dynamic_ncols=True,
-    )

@@ -1,4 +1,4 @@
-"""What every command of the project does around its work: the log, and errors as one line and an exit status."""
+"""What every command does around its work: the log, and errors as one line and an exit status."""
 
 from __future__ import annotations
 
@@ -9,13 +9,15 @@ from collections.abc import Callable
 
 import torch
 
-import distributed
-from engine import TrainingError
-from interrupt import Interrupted
-from models import WeightsError
+from commands import distributed
+from commands.signals import Interrupted
 from option import InputError
 
 log = logging.getLogger("eat")
+
+
+class TrainingError(RuntimeError):
+    """Training cannot go on; the message is one line that says where and why. Exit status 1."""
 
 
 def guarded(program: str, work: Callable[[], int | None], rest: str = "nothing was saved yet") -> int:
@@ -39,7 +41,7 @@ def guarded(program: str, work: Callable[[], int | None], rest: str = "nothing w
 
     try:
         return work() or 0
-    except (InputError, WeightsError) as error:
+    except InputError as error:
         return fail(error, 2)
     except TrainingError as error:
         return fail(error, 1)

@@ -1,0 +1,1 @@
+"""What every command needs of its process: arguments, errors, signals, several processes, bars, files."""

@@ -1,0 +1,61 @@
+"""Files that are whole or not there, strict JSON, and what Linux says of a process."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from contextlib import contextmanager
+from pathlib import Path
+
+
+@contextmanager
+def atomic_write(path: str | os.PathLike, mode: str = "w"):
+    """Open a temporary file beside `path`, and put it in its place if all went well."""
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, mode, **({} if "b" in mode else {"encoding": "utf-8", "newline": ""})) as file:
+            yield file
+        os.replace(temporary, path)
+    except OSError as error:
+        if error.filename in (None, str(temporary)):  # None: as for a full disk
+            error.filename = str(path)
+        raise
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_json(path: str | os.PathLike, content: dict) -> None:
+    """Write JSON, nan as null, atomically."""
+    with atomic_write(path) as file:
+        file.write(to_json(content, indent=2) + "\n")
+
+
+def to_json(content: dict, indent: int | None = None) -> str:
+    """Strict JSON: nan and infinities become null."""
+    return json.dumps(_finite(content), indent=indent, allow_nan=False)
+
+
+def _finite(value):
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def started(pid: int) -> str:
+    """When a process of this machine began, so that another with its number is told from it; empty when it has ended."""
+    fields = read_process(pid, "stat").rpartition(")")[2].split()
+    return fields[19] if fields and fields[0] != "Z" else ""
+
+
+def read_process(pid: int, name: str) -> str:
+    """What Linux says of a process in /proc; empty where there is none."""
+    try:
+        return Path(f"/proc/{pid}/{name}").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""

@@ -1,0 +1,1 @@
+"""Using a trained network: scores, explanations, tables, the page."""

@@ -1,0 +1,221 @@
+"""A test on test.csv: what it says, and the files that it leaves in the run's folder."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from commands.files import atomic_write
+from commands.signals import Watch
+from dataset import Splits
+from evaluation import published
+from evaluation.figures import Figures, figures, released_accuracy
+from evaluation.seen import Seen
+from inference.report import DEMO, Page, Photo, choose, write_report
+from models import EAT
+from photographs.labels import Format
+from photographs.splits import recognise
+from training.build import pick_decoders
+from training.engine import Evaluation
+from training.steps import Precision
+
+log = logging.getLogger("eat")
+
+
+@dataclass(frozen=True)
+class Tested:
+    """What a network said of test.csv, and what that means.
+
+    options: those of the run. form: of the labels. about: what the run's result tells of its photographs.
+    """
+
+    options: argparse.Namespace
+    form: Format
+    evaluation: Evaluation
+    figures: Figures
+    about: Mapping
+
+    @property
+    def title(self) -> str:
+        return (
+            f"{self.options.model} on {self.options.dataset}, test.csv ({len(self.evaluation.names)} images)"
+        )
+
+    def tell(self) -> None:
+        """The table of figures, to the log."""
+        log.info("%s:\n%s", self.title, "\n".join(self.figures.lines()))
+
+    def result(self, folder: Path) -> dict:
+        """The run's result, as its last line and run.json have it. folder: the run's, with all that was written there."""
+        files = {
+            name: str(folder / f"{name}.{end}") for name, end in (("predictions", "csv"), ("report", "png"))
+        }
+        files["options"] = str(folder / "options.json")
+        files |= {path.stem: str(path) for path in (folder / "checkpoints").glob("*.pt*")}
+        options = self.options
+        return {
+            "dataset": options.dataset,
+            "model": options.model,
+            "interest_points": options.interest_points,
+            "refinement": options.refinement,
+            "split": "test",
+            "images": len(self.evaluation.names),
+            "loss": self.evaluation.loss,
+            **self.evaluation.metrics,
+            **self.figures.as_json(),
+            **self.about,
+            "folder": os.path.abspath(folder),
+            "files": files,
+        }
+
+    def write_predictions(self, path: Path) -> None:
+        """predictions.csv: image, true and predicted score; of votes, also the outputs and targets level by level."""
+        evaluation, pairs = self.evaluation, self.evaluation.pairs
+        table = {
+            "image": evaluation.names,
+            "true_score": pairs.true,
+            "predicted_score": pairs.predicted.astype(np.float32),
+        }
+        for name, values in (("output", evaluation.outputs), ("target", evaluation.targets)):
+            if values.shape[1] > 1:
+                table |= {f"{name}{level}": column for level, column in enumerate(values.T, 1)}
+        with atomic_write(path) as file:
+            pd.DataFrame(table).to_csv(file, index=False)
+
+    def draw(self, path: Path, history: Sequence[Mapping[str, float]] = ()) -> None:
+        """report.png: predicted against true scores; with a history (rows of metrics.csv) the curves of training too."""
+        panels = 3 if history else 1
+        figure = Figure(figsize=(5.2 * panels, 4.8), layout="constrained")
+        axes = figure.subplots(1, panels, squeeze=False)[0]
+        true, predicted = self.evaluation.pairs.true, self.evaluation.pairs.predicted
+        axes[0].scatter(true, predicted, s=10, alpha=min(1.0, max(0.1, 200 / len(true))), linewidths=0)
+        both = np.concatenate([true, predicted])
+        limits = [both.min(), both.max()]
+        axes[0].plot(limits, limits, color="0.5", linewidth=1, linestyle="--", label="predicted = true")
+        rows = {row[0]: row for row in self.figures.rows()}
+        shown = [f"{name} {rows[name][1]} ({rows[name][2]})" for name in ("SRCC", "PLCC", "accuracy")]
+        axes[0].set_title("\n".join(shown), fontsize="medium")
+        axes[0].set(xlabel="true score", ylabel="predicted score")
+        axes[0].legend(frameon=False)
+        if history:
+            table = pd.DataFrame(history)
+            curves = [("train_loss", "training"), ("val_loss", "validation")]
+            _draw_curves(axes[1], table, curves, "loss")
+            curves = [("val_srcc", "SRCC"), ("val_plcc", "PLCC"), ("val_accuracy", "accuracy")]
+            _draw_curves(axes[2], table, curves, "validation metrics")
+        figure.suptitle(self.title)
+        with atomic_write(path, "wb") as file:
+            figure.savefig(file, format="png", dpi=110)
+
+    def write_page(self, path: Path, watch: Watch) -> None:
+        """report.html: predicted against true, and `--report_images` photographs with their scores and votes.
+
+        Scores are on the dataset's own scale, vote distributions beside the true ones. Raises Interrupted.
+        """
+        options, evaluation = self.options, self.evaluation
+        predicted, true = evaluation.pairs.predicted, evaluation.pairs.true
+        low, high = self.form.scale
+        if not self.form.vote_columns:
+            predicted, true = low + predicted * (high - low), low + true * (high - low)
+        folder = Path(options.path_to_images)
+        votes = bool(self.form.vote_columns) and evaluation.outputs.shape == evaluation.targets.shape
+        photos = [
+            Photo(
+                evaluation.names[row],
+                folder / evaluation.names[row],
+                predicted[row],
+                votes=evaluation.outputs[row] if votes else (),
+                true=true[row],
+                other_votes=evaluation.targets[row] if votes else (),
+            )
+            for row in choose(predicted, options.report_images, predicted - true)
+        ]
+        facts = {
+            "Weights": options.path_to_model_weight,
+            "Network": options.model,
+            "Dataset": f"{options.dataset}, scores {low:g} to {high:g}",
+            "Trained on": self.about["trained_on"],
+            "Split": self.about["labels_split"],
+            "Interest points": options.interest_points,
+            "Offset refinement": options.refinement,
+            "Batch": f"{options.eval_batch_size} images",
+            "Written": time.strftime("%Y-%m-%d %H:%M"),
+        }
+        page = Page(
+            self.title,
+            facts,
+            self.form.scale,
+            [DEMO] if options.dataset == "demo" else [],
+            figures=self.figures.rows(),
+            remarks=self.figures.remarks(),
+            all_scores=predicted,
+            all_true=true,
+        )
+        write_report(path, page, photos, num_workers=options.num_workers, watch=watch)
+
+
+def judge(
+    options: argparse.Namespace,
+    splits: Splits,
+    form: Format,
+    model: EAT,
+    evaluation: Evaluation,
+    precision: Precision,
+    other: tuple[str, Format] | None = None,
+) -> Tested:
+    """The figures of an evaluation, with what must be said beside them. other: see `trained.pick_origin`."""
+    trained_on, trained = other or (options.dataset, None)
+    names = [str(name) for name in evaluation.names]
+    split = recognise(options.dataset, options.path_to_save_csv, names)
+    about = {"labels_split": split.name, "trained_on": trained_on, "thresholds": form.thresholds(trained)}
+    notes = [f"split: {split.name} ({split.note})"]
+    if other:
+        notes.insert(
+            0, f"trained on {trained_on}, tested on {options.dataset}: scores mapped from scale to scale"
+        )
+    elif form.vote_columns:
+        accuracy = released_accuracy(evaluation.outputs, evaluation.targets, form.threshold)
+        about["accuracy_released"] = accuracy
+        notes.append(
+            f"accuracy by the release's float32 sums: {accuracy:.4f}, ours {evaluation.metrics['accuracy']:.4f}"
+        )
+    departures = published.departures(
+        "" if other else options.dataset,
+        model=options.model,
+        interest_points=options.interest_points,
+        refinement=options.refinement,
+        batch_size=options.eval_batch_size,
+        decoder=pick_decoders(options, precision.device)[1],
+        half_precision=precision.dtype is not None,
+        skipped=splits.skipped,
+        split=split.departure,
+    )
+    found = figures(
+        evaluation.pairs,
+        names,
+        options.dataset,
+        metrics=evaluation.metrics,
+        memory=Seen.from_texts(model.photographs, options.path_to_model_weight or "the network"),
+        same_dataset=not other,
+        notes=notes,
+        departures=departures,
+    )
+    return Tested(options, form, evaluation, found, about)
+
+
+def _draw_curves(axis, table: pd.DataFrame, curves: list[tuple[str, str]], title: str) -> None:
+    for column, label in curves:
+        axis.plot(table["epoch"], table[column], marker="o", markersize=3, label=label)
+    axis.set(title=title, xlabel="epoch")
+    axis.xaxis.get_major_locator().set_params(integer=True)
+    axis.grid(alpha=0.3)
+    axis.legend(frameon=False)

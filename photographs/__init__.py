@@ -1,0 +1,1 @@
+"""From the official label files and pictures to arrays: parsers, splits, checks, decoding, the cache."""

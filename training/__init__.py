@@ -1,0 +1,1 @@
+"""Training: a run's parts, its loop, its checkpoints and its folder."""
