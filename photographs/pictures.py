@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import NamedTuple
@@ -17,10 +17,10 @@ from torch.utils.data import DataLoader, Dataset
 
 from commands.bars import bar
 from commands.files import atomic_write
+from commands.growing import Growing, fingerprint, read_csv, write_csv
 from commands.signals import Interrupted, Watch, signals_first
 from option import InputError
 from photographs import workers
-from photographs.journal import Journal, fingerprint
 from photographs.labels import name_problem, plain_name, read_table
 
 
@@ -167,45 +167,50 @@ def examine_all(
     num_workers: int = 0,
     watch: Watch | None = None,
 ) -> list[Finding]:
-    """Examine pictures in parallel, noting each in the CSV `journal`, where those that have not changed since are found.
+    """Examine pictures in parallel, noting each for the CSV `journal`, where those that have not changed since are found.
 
     Raises Interrupted when a signal comes; what was seen until then is in the journal. InputError where that is no
     journal of ours.
     """
-    notes = Journal(journal, COLUMNS)
-    try:
-        rows = [
-            Finding(row[0], *map(int, row[1:3]), *row[3:6], *map(int, row[6:9]), row[9])
-            for row in notes.read()
+    folder, notes = Path(folder), Growing(journal, COLUMNS)
+
+    def write(rows: Iterable[list]) -> None:
+        write_csv(notes.path, [COLUMNS, *{row[0]: row for row in rows}.values()])
+
+    with signals_first(watch), notes.open(write, lambda: _read(notes.path)) as note:
+        seen = {row[0]: Finding(*row) for row in notes.rows()}
+        wanted = [
+            name
+            for name in names
+            if name not in seen or (seen[name].bytes, seen[name].changed) != fingerprint(folder / name)
         ]
-    except ValueError as error:
-        raise InputError(f"{journal}: not a list of pictures ({error}); move it away") from None
-    seen = {finding.image: finding for finding in rows}
-    folder = Path(folder)
-    wanted = [
-        name
-        for name in names
-        if name not in seen or (seen[name].bytes, seen[name].changed) != fingerprint(folder / name)
-    ]
-    loader = DataLoader(
-        _Pictures(folder, wanted),
-        None,
-        num_workers=num_workers if len(wanted) >= PARALLEL_FROM else 0,
-        worker_init_fn=workers.start_worker,
-        collate_fn=workers.as_it_is,
-    )
-    with (
-        notes.appending() as note,
-        bar("look at pictures", len(names), len(names) - len(wanted)) as shown,
-        signals_first(watch),
-    ):
-        for finding in workers.items(loader):
-            if watch is not None and watch.received:
-                raise Interrupted(watch.received)
-            note(astuple(finding))
-            seen[finding.image] = finding
-            shown.update(1)
+        loader = DataLoader(
+            _Pictures(folder, wanted),
+            None,
+            num_workers=num_workers if len(wanted) >= PARALLEL_FROM else 0,
+            worker_init_fn=workers.start_worker,
+            collate_fn=workers.as_it_is,
+        )
+        with bar("look at pictures", len(names), len(names) - len(wanted)) as shown:
+            for finding in workers.items(loader):
+                if watch is not None and watch.received:
+                    raise Interrupted(watch.received)
+                note(astuple(finding))
+                seen[finding.image] = finding
+                shown.update(1)
     return [seen[name] for name in names]
+
+
+def _read(path: Path) -> Iterator[list]:
+    """The rows of a `pictures.csv`. Raises InputError where it is none of ours."""
+    try:
+        for number, row in enumerate(read_csv(path)):
+            if number:
+                yield [*row[:1], *map(int, row[1:3]), *row[3:6], *map(int, row[6:9]), row[9]]
+            elif row != COLUMNS:
+                raise ValueError(f"its header is not {','.join(COLUMNS)}")
+    except ValueError as error:
+        raise InputError(f"{path}: not a list of pictures ({error}); move it away") from None
 
 
 def pictures_in(folder: str | os.PathLike) -> tuple[list[str], int]:

@@ -2,6 +2,8 @@
 
 import json
 import logging
+import os
+import sys
 import warnings
 from pathlib import Path
 
@@ -144,6 +146,26 @@ def command(capsys, monkeypatch, request):
         return status, *capsys.readouterr()
 
     return go
+
+
+def fork(work, output=os.devnull) -> int:
+    """Do it in a process of its own that leads a group, sooner than a new interpreter would start; its number."""
+    if child := os.fork():
+        return child
+    os.setsid()
+    status = 70
+    try:
+        torch.set_num_threads(1)  # those of before did not come along
+        sys.stdout = sys.stderr = open(output, "w")  # noqa: SIM115  ends with the process
+        status = work()
+        sys.stderr.flush()
+    finally:
+        os._exit(status or 0)
+
+
+def ended(child: int) -> int:
+    """The exit status of a forked process, or the negative number of the signal that killed it."""
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def make_weights(path, outputs=10, dataset="ava", points="image", bare=False, seed=0, scale=(1, 10)):

@@ -8,16 +8,16 @@ import zlib
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import arguments, make_pictures
+from conftest import arguments, ended, fork, make_pictures
 from PIL import Image
 
+from commands.growing import Growing
 from commands.signals import Interrupted, Watch
 from dataset import Transform, batches, make_loader
 from option import InputError
 from photographs import pictures
 from photographs.cache import Cache
 from photographs.decode import Resize, read_fast, read_pil
-from photographs.journal import Journal
 from photographs.labels import FORMATS, find_images, read_labels
 from photographs.pictures import KINDS, examine, examine_all
 
@@ -194,8 +194,8 @@ def test_any_file_name_can_be_examined_and_found_again(tmp_path, command):
 
 
 def test_two_checks_at_once_do_not_mix(gallery, tmp_path):
-    journal = Journal(tmp_path / "pictures.csv", pictures.COLUMNS)
-    with journal.appending(), pytest.raises(InputError, match=r"pictures.csv: another process is writing it"):
+    journal = Growing(tmp_path / "pictures.csv", pictures.COLUMNS)
+    with journal.open(list), pytest.raises(InputError, match=r"pictures.csv: another process is writing it"):
         examine_all(gallery, ["plain.jpg"], journal.path)
 
 
@@ -302,30 +302,38 @@ def test_a_run_finds_pictures_whose_endings_are_of_another_case(scored):
     assert len(next(batches(loader)).names) == 6
 
 
-def test_an_interrupted_check_goes_on(gallery, tmp_path, monkeypatch):
-    names, journal = sorted(PICTURES), tmp_path / "pictures.csv"
-    looked = []
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_an_interrupted_check_goes_on(gallery, tmp_path, monkeypatch, number):
+    names, journal, looked = sorted(PICTURES), tmp_path / "pictures.csv", tmp_path / "looked"
+    monkeypatch.setattr(Growing, "_kept", property(lambda _: 0, lambda *_: None), raising=False)  # each row
 
     def look(folder, name, original=pictures.examine):
-        looked.append(name)
-        if len(looked) == 8:
-            os.kill(os.getpid(), signal.SIGTERM)
+        with looked.open("a") as file:
+            file.write(f"{name}\n")
+        if len(looked.read_text().split()) == 8:
+            os.kill(os.getpid(), number)
         return original(folder, name)
 
+    def work():
+        with Watch() as watch, pytest.raises(Interrupted):
+            examine_all(gallery, names, journal, 0, watch)
+
     monkeypatch.setattr(pictures, "examine", look)
-    with Watch() as watch, pytest.raises(Interrupted):
-        examine_all(gallery, names, journal, 0, watch)
-    with journal.open("a") as file:
-        file.write("half a li")
+    assert ended(fork(work)) == (0 if number == signal.SIGTERM else -number)
+    assert journal.exists() == (number == signal.SIGTERM)
     findings = examine_all(gallery, names, journal)
     assert [finding.kinds for finding in findings] == [PICTURES[name][0] for name in names]
-    assert sorted(set(looked)) == names
-    assert len(looked) == len(names) + 1  # that of the signal was looked at twice
+    seen = looked.read_text().split()
+    assert sorted(set(seen)) == names
+    assert len(seen) == len(names) + 1  # that of the signal was looked at twice
+    assert not list(tmp_path.glob("pictures.csv.*"))
     photograph("L").save(gallery / "plain.jpg")
     (gallery / "plain.png").unlink()
     found = {finding.image: finding.kinds for finding in examine_all(gallery, names, journal)}
     assert (found["plain.jpg"], found["plain.png"]) == ("grey", "missing")
-    assert sorted(looked[-2:]) == ["plain.jpg", "plain.png"]
+    assert sorted(looked.read_text().split()[-2:]) == ["plain.jpg", "plain.png"]
+    table = pd.read_csv(journal, keep_default_na=False).set_index("image")
+    assert table["kinds"].to_dict() == found
 
 
 def test_sigterm_says_how_to_go_on(gallery, tmp_path, command, monkeypatch):

@@ -3,20 +3,23 @@
 import json
 import logging
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import arguments, make_pictures, make_weights
+from conftest import arguments, ended, fork, make_pictures, make_weights
 from PIL import Image
 
 import models
 import predict
+from commands import growing
 from commands.signals import Interrupted
 from inference import scoring
 from inference.table import read_rows
@@ -248,26 +251,98 @@ def test_an_interrupted_run_goes_on_where_it_stopped(album, weights, tmp_path, c
     assert list(read_rows(out)) == rows
 
 
+def table_of(path, weights):
+    """A table, and how its rows are made."""
+    table = predict.Table(path, scoring.Rows(predict.load_trained(weights), None).columns)
+    return table, json.loads(table.about.read_text())
+
+
 @pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
-def test_a_killed_run_loses_no_whole_row(album, weights, tmp_path, command, ending):
-    """As kill -9 leaves it: without an orderly end, and with half a row."""
+@pytest.mark.parametrize("there", [0, 2])
+def test_a_killed_run_goes_on(album, weights, tmp_path, command, ending, there):
+    """Killed when some rows were there and more were added: those of the last second at most are made anew."""
+    (album / "e\udcff\r'\"\n,.png").write_bytes((album / "b.png").read_bytes())
     out = tmp_path / f"s.{ending}"
     words = (album, "--weights", weights, "--out", out, *CPU)
-    table = predict.Table(out, scoring.Rows(predict.load_trained(weights), None).columns)
     assert command(*words)[0] == 0
-    rows = list(table.rows())
-    if ending == "parquet":
-        out.unlink()
-        lines = [json.dumps({name: row[name] for name in table.columns}) + "\n" for row in rows[:4]]
-        table.growing.write_text("".join(lines))
-    content = table.growing.read_bytes()
-    ends = [i + 1 for i, byte in enumerate(content) if byte == 10]
-    keep = ends[4 if ending == "csv" else 3]  # the header, if there is one, and four rows
-    table.growing.write_bytes(content[:keep] + b'"half a r')
+    whole, rows = out.read_bytes(), list(read_rows(out))
+    table, about = table_of(out, weights)
+    table.path.unlink()
+    if there:
+        with table.writing(about) as write:
+            for row in rows[:there]:
+                write(row)
+
+    def work():
+        with table.writing(about, append=True) as write:
+            for row in rows[there:4]:
+                table.growing._kept = 0  # as if a second had passed
+                write(row)
+            write(rows[4])
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    assert ended(fork(work)) == -signal.SIGKILL
+    assert out.exists() == bool(there)
+    assert "is there already; --append goes on" in command(*words)[2]
+    status, text, err = command(*words, "--append")
+    assert status == 0, err
+    assert "4 had a row already" in text
+    assert list(read_rows(out)) == rows
+    assert out.read_bytes() == whole or ending == "parquet"  # its row groups are others
+    assert sorted(path.name for path in tmp_path.glob("s.*")) == [out.name, f"{out.name}.run.json"]
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+def test_a_table_that_was_whole_when_the_run_was_killed_has_each_row_once(
+    album, weights, tmp_path, command, ending
+):
+    out = tmp_path / f"s.{ending}"
+    (album / "odd\udcff.png").write_bytes((album / "b.png").read_bytes())
+    words = (album, "--weights", weights, "--out", out, *CPU)
+    assert command(*words)[0] == 0
+    content, rows = out.read_bytes(), list(read_rows(out))
+    table, about = table_of(out, weights)
+
+    def work():
+        write_whole = table._write
+        table._write = lambda rows: (write_whole(rows), os.kill(os.getpid(), signal.SIGKILL))
+        with table.writing(about, overwrite=True) as write:
+            for row in rows:
+                write(row)
+
+    assert ended(fork(work)) == -signal.SIGKILL
+    assert table.growing.file.exists()
     status, text, _ = command(*words, "--append")
     assert status == 0
-    assert "4 had a row already" in text
-    assert [row["image"] for row in table.rows()] == [row["image"] for row in rows]
+    assert "8 had a row already" in text
+    assert out.read_bytes() == content
+    assert any("odd" in row["image"] for row in rows)
+
+
+def test_what_is_wrong_with_the_waiting_rows_or_the_disk_is_told_in_a_line(
+    album, weights, tmp_path, command, monkeypatch
+):
+    out = tmp_path / "s.csv"
+    words = (album, "--weights", weights, "--out", out, *CPU)
+    waiting = tmp_path / "s.csv.rows.sqlite"
+    assert command(album / "a.jpg", *words[1:])[0] == 0
+    content = out.read_bytes()
+    for damage in (b"no database" * 1000, b"SQLite format 3\0" + bytes(1000)):
+        waiting.write_bytes(damage)
+        status, _, err = command(*words, "--append")
+        assert status == 2
+        assert re.search(r"s.csv.rows.sqlite: .*; check the disk, or move the file away\n$", err)
+        assert err.count("\n") == 1
+        assert (out.read_bytes(), waiting.read_bytes()) == (content, damage)
+    waiting.unlink()
+    monkeypatch.setattr(growing, "SETTINGS", (*growing.SETTINGS, "max_page_count = 2"))
+    (album / f"{'x' * 200}.png").write_bytes((album / "b.png").read_bytes())
+    make_pictures(album, [f"{i:03d}{'y' * 200}.png" for i in range(30)], size=(2, 2))
+    status, _, err = command(*words, "--append")
+    assert status == 2
+    assert "s.csv.rows.sqlite: database or disk is full; check the disk" in err
+    assert err.count("\n") == 1
+    monkeypatch.undo()
 
 
 def test_what_is_there_is_not_lost(album, weights, tmp_path, command):
@@ -351,9 +426,7 @@ def test_two_do_not_write_one_table(album, weights, tmp_path, command, ending):
     out = tmp_path / f"s.{ending}"
     assert command(album / "a.jpg", "--weights", weights, "--out", out, *CPU)[0] == 0
     before = list(read_rows(out))
-    trained = predict.load_trained(weights)
-    table = predict.Table(out, scoring.Rows(trained, None).columns)
-    about = json.loads(table.about.read_text())
+    table, about = table_of(out, weights)
     with table.writing(about, append=True) as write:
         for words in (("--append",), ("--overwrite",)):
             status, _, err = command(album, "--weights", weights, "--out", out, *words, *CPU)
@@ -361,21 +434,6 @@ def test_two_do_not_write_one_table(album, weights, tmp_path, command, ending):
             assert "another process is writing it" in err
         write(before[0] | {"image": "late"})
     assert [row["image"] for row in read_rows(out)] == [before[0]["image"], "late"]
-
-
-def test_a_parquet_that_was_whole_when_the_run_was_cut_has_each_row_once(album, weights, tmp_path, command):
-    out = tmp_path / "s.parquet"
-    (album / "odd\udcff.png").write_bytes((album / "b.png").read_bytes())
-    words = (album, "--weights", weights, "--out", out, *CPU)
-    assert command(*words)[0] == 0
-    rows = list(read_rows(out))
-    waiting = [json.dumps(row) + "\n" for row in rows]
-    (tmp_path / "s.parquet.rows.jsonl").write_text("".join(waiting))
-    status, text, _ = command(*words, "--append")
-    assert status == 0
-    assert "8 had a row already" in text
-    assert list(read_rows(out)) == rows
-    assert any("odd\\xff.png" in row["image"] for row in rows)
 
 
 def test_rows_that_were_made_otherwise_are_not_appended(album, weights, tmp_path, command):
@@ -460,55 +518,59 @@ def test_tables_with_odd_values_are_refused_in_a_line(album, weights, tmp_path, 
         assert err.count("\n") == 1
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("number", "workers"), [(signal.SIGTERM, 2), (signal.SIGINT, 2), (signal.SIGTERM, 0)]
+    ("number", "workers"),
+    [(signal.SIGTERM, 2), (signal.SIGINT, 2), (signal.SIGTERM, 0), (signal.SIGKILL, 2), (signal.SIGKILL, 0)],
 )
-def test_a_signal_to_the_whole_group_is_told_and_the_run_goes_on(tmp_path, weights, number, workers):
+def test_a_signal_to_the_whole_group_is_told_and_the_run_goes_on(
+    tmp_path, weights, command, monkeypatch, number, workers
+):
     """As Ctrl-C, timeout, or a cluster's scheduler sends it."""
-    make_pictures(tmp_path / "many", [f"{i:04d}.png" for i in range(600)], size=(8, 8))
-    out = tmp_path / "s.csv"
-    words = [sys.executable, predict.__file__, tmp_path / "many", "--weights", weights, "--out", out, "--gpu_id", "cpu",
-             "--num_workers", workers, "--batch_size", "4"]  # fmt: skip
-    words = [str(word) for word in words]
-    process = subprocess.Popen(
-        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    while process.poll() is None and (not out.exists() or out.read_bytes().count(b"\n") < 20):
-        time.sleep(0.05)
-    os.killpg(process.pid, number)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 128 + number, err
-    assert f"stopped by {number.name}; rows written to --out are kept" in err
-    assert "Traceback" not in err
-    kept = len(list(read_rows(out)))
-    assert 19 <= kept < 600
-    again = subprocess.run([*words, "--append"], capture_output=True, text=True, timeout=120)
-    assert again.returncode == 0, again.stderr
+    monkeypatch.setattr(growing.Growing, "_kept", property(lambda _: 0, lambda *_: None), raising=False)
+    make_pictures(tmp_path / "many", [f"{i:04d}.png" for i in range(60)], size=(8, 8))
+    out, said = tmp_path / "s.csv", tmp_path / "said"
+    words = [str(word) for word in (tmp_path / "many", "--weights", weights, "--out", out, "--gpu_id", "cpu",
+             "--num_workers", workers, "--batch_size", "4")]  # fmt: skip
+    child = fork(lambda: predict.main(words), said)
+    log = Path(f"{out}.rows.sqlite-wal")
+    end = time.monotonic() + 60
+    while (
+        not log.exists() or log.stat().st_size < 40_000
+    ):  # SQLite writes 4 KiB for each row that is committed
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    os.killpg(child, number)
+    status, text = ended(child), said.read_text()
+    if number == signal.SIGKILL:
+        assert status == -number
+        assert not out.exists()
+    else:
+        assert status == 128 + number, text
+        assert f"stopped by {number.name}; rows written to --out are kept" in text
+        assert "Traceback" not in text
+        assert 4 <= len(list(read_rows(out))) < 60
+    status, text, err = command(*words[:-4], "--num_workers", 0, "--append")
+    assert status == 0, err
+    assert int(re.search(r"(\d+) had a row already", text)[1]) >= 4
     rows = [row["image"] for row in read_rows(out)]
-    assert len(rows) == len(set(rows)) == 600
+    assert rows == [str(tmp_path / "many" / f"{i:04d}.png") for i in range(60)]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("with_table", [True, False])
-def test_nobody_reads_the_terminal(tmp_path, album, weights, with_table):
+def test_nobody_reads_the_terminal(tmp_path, album, weights):
     out = tmp_path / "s.csv"
-    words = [
-        sys.executable,
-        predict.__file__,
-        album,
-        "--weights",
-        weights,
-        "--gpu_id",
-        "cpu",
-        "--num_workers",
-        0,
+    words = [sys.executable, predict.__file__, album, "--weights", weights, *CPU]
+    runs = [
+        subprocess.Popen(
+            [str(word) for word in (*words, *more)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for more in (("--out", out), ())
     ]
-    words = [str(word) for word in words + ["--out", out] * with_table]
-    process = subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    process.stdout.close()
-    err = process.stderr.read()
-    assert process.wait(60) == (0 if with_table else 141), err
-    assert "Traceback" not in err
-    assert "Broken" not in err
-    assert not with_table or len(list(read_rows(out))) == 7
+    for process in runs:
+        process.stdout.close()
+    for process, status in zip(runs, (0, 141), strict=True):
+        err = process.stderr.read()
+        assert process.wait(60) == status, err
+        assert "Traceback" not in err
+        assert "Broken" not in err
+    assert len(list(read_rows(out))) == 7
