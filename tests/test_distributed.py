@@ -25,7 +25,8 @@ RECIPE = {
 
 # What torchrun starts: main_nni.py, which also leaves each process's own weights behind.
 SPY = """
-import os, sys, torch, engine, main_nni
+import os, sys, torch, main_nni
+from training import engine
 fit = engine.fit
 def spy(training, *rest):
     fit(training, *rest)
