@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from contextlib import nullcontext
+from functools import partial
 
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -19,7 +21,8 @@ from .attention import (
     ShiftedWindowAttention,
     WindowAttention,
 )
-from .eat import POINT_MODES, REFINEMENTS, tracking_nothing
+from .eat import tracking_nothing
+from .weights import KNOWN
 
 OFFSET_KERNELS = (9, 7, 5, 3)  # the offset network's depthwise kernel in stages 1 to 4
 
@@ -39,12 +42,10 @@ class MLP(nn.Module):
 
     def __init__(self, dim: int, expansion: int, drop: float):
         super().__init__()
-        self.chunk = nn.Sequential()
-        self.chunk.add_module("linear1", nn.Linear(dim, dim * expansion))
-        self.chunk.add_module("act", nn.GELU())
-        self.chunk.add_module("drop1", nn.Dropout(drop))
-        self.chunk.add_module("linear2", nn.Linear(dim * expansion, dim))
-        self.chunk.add_module("drop2", nn.Dropout(drop))
+        self.chunk = nn.Sequential(OrderedDict(
+            linear1=nn.Linear(dim, dim * expansion), act=nn.GELU(), drop1=nn.Dropout(drop),
+            linear2=nn.Linear(dim * expansion, dim), drop2=nn.Dropout(drop),
+        ))  # fmt: skip
 
     def forward(self, x: Tensor) -> Tensor:
         return self.chunk(x)
@@ -61,9 +62,8 @@ class Stage(nn.Module):
         self.drop_path = nn.ModuleList(DropPath(rate) for rate in drop_paths)
         self.grad_checkpointing = False
         # A checkpointed block is run again, without counting its batch twice where anything is counted.
-        running = any(
-            isinstance(a, DeformableAttention) and a.ref_point14.mode == "running" for a in attentions
-        )
+        deformable = [a for a in attentions if isinstance(a, DeformableAttention)]
+        running = any(attention.ref_point14.mode == "running" for attention in deformable)
         self.again = {"context_fn": _first_and_again} if running else {}
 
     def block(self, i: int, x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
@@ -138,52 +138,42 @@ class EAT(nn.Module):
         img_size, width = to_2tuple(img_size)
         if not isinstance(img_size, int) or img_size != width:
             raise ValueError(f"img_size {img_size}x{width}: the network takes square images")
-        for name, values in (
-            ("dims", dims),
-            ("depths", depths),
-            ("heads", heads),
-            ("groups", groups),
-            ("window_sizes", window_sizes),
-            ("use_pes", use_pes),
-            ("strides", strides),
-            ("offset_range_factor", offset_range_factor),
-        ):
+        self.settings = {"interest_points": interest_points, "refinement": refinement}
+        for name, known in KNOWN.items():
+            if self.settings[name] not in known:
+                raise ValueError(f"{name} {self.settings[name]!r}: choose from {', '.join(known)}")
+        per_stage = {
+            "dims": dims, "depths": depths, "heads": heads, "groups": groups, "window_sizes": window_sizes,
+            "use_pes": use_pes, "strides": strides, "offset_range_factor": offset_range_factor,
+        }  # fmt: skip
+        for name, values in per_stage.items():
             if len(values) != 4:
                 raise ValueError(f"{name} {values}: one value for each of the four stages")
-        for name, value, known in (
-            ("interest_points", interest_points, POINT_MODES),
-            ("refinement", refinement, REFINEMENTS),
-        ):
-            if value not in known:
-                raise ValueError(f"{name} {value!r}: choose from {', '.join(known)}")
         stage_spec = stage_spec or default_stage_spec(depths)
         check_configuration(img_size, patch_size, dim_stem, dims, depths, stage_spec, strides, fixed_settings)
         self.img_size = img_size
-        self.settings = {"interest_points": interest_points, "refinement": refinement}
         self.purpose: dict = {}  # what it is trained for, as `Weights.purpose`; its files remember it
         self.photographs: dict[str, str] = {}  # those it was trained on, as `Weights.photographs`; the same
-        self.num_classes = num_classes
         self.num_features = self.head_hidden_size = dims[-1]
         self.output_fmt = "NHWC"  # of forward_features, as timm's channels-last models say it
-        self.patch_proj = nn.Sequential(
-            nn.Conv2d(in_chans, dim_stem, patch_size, patch_size), LayerNorm(dim_stem)
-        )
+        convolution = nn.Conv2d(in_chans, dim_stem, patch_size, patch_size)
+        self.patch_proj = nn.Sequential(convolution, LayerNorm(dim_stem))
         blocks = sum(depths)
-        drop_paths = [drop_path_rate * i / max(blocks - 1, 1) for i in range(blocks)]
+        drop_paths = (drop_path_rate * i / max(blocks - 1, 1) for i in range(blocks))
         drops = {"attn_drop": attn_drop_rate, "proj_drop": drop_rate}
         ours = self.settings | {"sync_interest_points": sync_interest_points, "exploit": exploit}
         self.stages = nn.ModuleList()
         for i, (dim, spec) in enumerate(zip(dims, stage_spec, strict=True)):
             fmap_size = img_size // patch_size // 2**i
-            attentions = [
-                make_attention(
-                    kind, dim, heads[i], window_sizes[i], fmap_size, groups[i], OFFSET_KERNELS[i],
-                    offset_range_factor[i], use_pes[i], drops, ours,
-                )
-                for kind in spec
-            ]  # fmt: skip
-            rates, drop_paths = drop_paths[: len(spec)], drop_paths[len(spec) :]
-            self.stages.append(Stage(attentions, dim, expansion, drop_rate, rates))
+            check_stage(spec, dim, heads[i], window_sizes[i], groups[i], fmap_size)
+            make = {
+                "L": partial(WindowAttention, dim, heads[i], window_sizes[i]),
+                "S": partial(ShiftedWindowAttention, dim, heads[i], window_sizes[i], fmap_size),
+                "D": partial(DeformableAttention, dim, heads[i], groups[i], fmap_size, OFFSET_KERNELS[i],
+                             offset_range_factor[i], use_pes[i], **ours),
+            }  # fmt: skip
+            attentions = [make[kind](**drops) for kind in spec]
+            self.stages.append(Stage(attentions, dim, expansion, drop_rate, [next(drop_paths) for _ in spec]))
         self.down_projs = nn.ModuleList(
             nn.Sequential(nn.Conv2d(dims[i], dims[i + 1], 2, 2, bias=False), LayerNorm(dims[i + 1]))
             for i in range(3)
@@ -197,11 +187,9 @@ class EAT(nn.Module):
         return self._features_and_points(images)[0]
 
     def _features_and_points(self, images: Tensor) -> tuple[Tensor, dict[str, AttentionPoints]]:
-        size = images.shape[-2:]
-        if size != (self.img_size, self.img_size):
-            raise ValueError(
-                f"images of {tuple(size)} pixels; this network takes {self.img_size}x{self.img_size}"
-            )
+        size, own = tuple(images.shape[-2:]), self.img_size
+        if size != (own, own):
+            raise ValueError(f"images of {size} pixels; this network takes {own}x{own}")
         x = embed(self.patch_proj, images.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1))
         points = {}
         for i, stage in enumerate(self.stages):
@@ -237,10 +225,9 @@ class EAT(nn.Module):
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
         """A fresh head with `num_classes` outputs; 0 for none. global_pool: `avg`, or `` for the whole map."""
-        if global_pool is not None:
-            if global_pool not in ("avg", ""):
-                raise ValueError(f"global_pool is 'avg' or '', not {global_pool!r}")
-            self.global_pool = global_pool
+        if global_pool not in ("avg", "", None):
+            raise ValueError(f"global_pool is 'avg' or '', not {global_pool!r}")
+        self.global_pool = self.global_pool if global_pool is None else global_pool
         self.num_classes = num_classes
         self.cls_head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
 
@@ -248,11 +235,8 @@ class EAT(nn.Module):
         """Settings that no tensor tells ride where PyTorch keeps a state_dict's versions: its names stay as released."""
         super()._save_to_state_dict(destination, prefix, keep_vars)
         if hasattr(destination, "_metadata"):
-            destination._metadata[prefix[:-1]] |= {
-                "settings": dict(self.settings),
-                "purpose": dict(self.purpose),
-                "photographs": dict(self.photographs),
-            }
+            names = ("settings", "purpose", "photographs")
+            destination._metadata[prefix[:-1]] |= {name: dict(getattr(self, name)) for name in names}
 
     def _load_from_state_dict(self, state_dict, prefix: str, local_metadata: dict, *rest) -> None:
         """A checkpoint that is gone on with brings its photographs along."""
@@ -271,33 +255,14 @@ def embed(projection: nn.Sequential, x: Tensor) -> Tensor:
     return norm(convolution(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
 
 
-def make_attention(
-    kind: str,
-    dim: int,
-    heads: int,
-    window: int,
-    fmap_size: int,
-    groups: int,
-    kernel: int,
-    offset_range_factor: float,
-    use_pe: bool,
-    drops: dict[str, float],
-    ours: dict[str, str | bool],
-) -> nn.Module:
-    """The attention of one block, by its letter in `stage_spec`. Raises ValueError where sizes do not divide."""
+def check_stage(spec: Sequence[str], dim: int, heads: int, window: int, groups: int, fmap_size: int) -> None:
+    """Raises ValueError where the sizes of a stage do not divide."""
     if heads < 1 or dim % heads:
         raise ValueError(f"{dim} channels do not divide into {heads} heads")
-    if kind == "D":
-        if groups < 1 or heads % groups:
-            raise ValueError(f"a deformable layer of {heads} heads cannot have {groups} groups")
-        return DeformableAttention(
-            dim, heads, groups, fmap_size, kernel, offset_range_factor, use_pe, **drops, **ours
-        )
-    if fmap_size % window:
+    if fmap_size % window and set(spec) & set("LS"):
         raise ValueError(f"a map of {fmap_size} cells does not divide into windows of {window}")
-    if kind == "L":
-        return WindowAttention(dim, heads, window, **drops)
-    return ShiftedWindowAttention(dim, heads, window, fmap_size, **drops)
+    if "D" in spec and (groups < 1 or heads % groups):
+        raise ValueError(f"a deformable layer of {heads} heads cannot have {groups} groups")
 
 
 def default_stage_spec(depths: Sequence[int]) -> list[list[str]]:
@@ -309,10 +274,8 @@ def check_configuration(
     img_size, patch_size, dim_stem, dims, depths, stage_spec, strides, fixed_settings
 ) -> None:
     """Raises ValueError with the setting's name and value where the network cannot be built as asked."""
-    if img_size % (patch_size * 8):
-        raise ValueError(
-            f"img_size {img_size} is not a multiple of {patch_size * 8}, the network's total stride"
-        )
+    if img_size % (total := patch_size * 8):
+        raise ValueError(f"img_size {img_size} is not a multiple of {total}, the network's total stride")
     if dim_stem != dims[0]:
         raise ValueError(f"dim_stem {dim_stem} differs from the first stage's dims {dims[0]}")
     if [len(spec) for spec in stage_spec] != list(depths):
@@ -329,7 +292,7 @@ def check_configuration(
             raise ValueError(f"{name} = {value}: EAT has it at {FIXED_SETTINGS[name]} only")
 
 
-def _default_cfg(size: int = 224) -> dict:
+def _default_cfg(size: int) -> dict:
     return {
         "url": "",
         "num_classes": 10,
@@ -345,15 +308,12 @@ def _default_cfg(size: int = 224) -> dict:
     }
 
 
-default_cfgs = generate_default_cfgs(
-    {f"{name}.untrained": _default_cfg() for name in ("eat_nano", "eat_tiny", "eat_small", "eat_base")}
-    | {"eat_base_384.untrained": _default_cfg(384)}
-)
-
-VARIANTS = tuple(default_cfgs)
+SIZES = {"eat_nano": 224, "eat_tiny": 224, "eat_small": 224, "eat_base": 224, "eat_base_384": 384}  # pixels
+VARIANTS = tuple(SIZES)
+default_cfgs = generate_default_cfgs({f"{name}.untrained": _default_cfg(SIZES[name]) for name in VARIANTS})
 
 
-def _create(variant: str, pretrained: bool, settings: dict, overrides: dict) -> EAT:
+def _create(variant: str, pretrained: bool, overrides: dict, **settings) -> EAT:
     return build_model_with_cfg(EAT, variant, pretrained, **(settings | overrides))
 
 
@@ -363,35 +323,32 @@ _WIDTH_96 = {"dim_stem": 96, "dims": (96, 192, 384, 768), "heads": (3, 6, 12, 24
 @register_model
 def eat_nano(pretrained: bool = False, **overrides) -> EAT:
     """Ours, for CPUs, the demo and the tests: every kind of layer, under 1.5 M parameters."""
-    settings = {
-        "dim_stem": 24, "dims": (24, 48, 96, 192), "depths": (2, 2, 2, 2), "heads": (1, 2, 4, 8),
-        "groups": (-1, -1, 2, 4), "drop_path_rate": 0.0,
-    }  # fmt: skip
-    return _create("eat_nano", pretrained, settings, overrides)
+    return _create(
+        "eat_nano", pretrained, overrides, dim_stem=24, dims=(24, 48, 96, 192), depths=(2, 2, 2, 2),
+        heads=(1, 2, 4, 8), groups=(-1, -1, 2, 4), drop_path_rate=0.0,
+    )  # fmt: skip
 
 
 @register_model
 def eat_tiny(pretrained: bool = False, **overrides) -> EAT:
     """27.6 M parameters, 9.1 GFLOP forward at 224 pixels."""
-    settings = _WIDTH_96 | {"depths": (2, 2, 6, 2), "drop_path_rate": 0.2}
-    return _create("eat_tiny", pretrained, settings, overrides)
+    return _create("eat_tiny", pretrained, overrides, depths=(2, 2, 6, 2), drop_path_rate=0.2, **_WIDTH_96)
 
 
 @register_model
 def eat_small(pretrained: bool = False, **overrides) -> EAT:
     """48.9 M parameters: `eat_tiny` with eighteen blocks in stage 3."""
-    settings = _WIDTH_96 | {"depths": (2, 2, 18, 2), "drop_path_rate": 0.3}
-    return _create("eat_small", pretrained, settings, overrides)
+    return _create("eat_small", pretrained, overrides, depths=(2, 2, 18, 2), drop_path_rate=0.3, **_WIDTH_96)
 
 
 @register_model
 def eat_base(pretrained: bool = False, **overrides) -> EAT:
     """The paper's network: 86.9 M parameters, 31.4 GFLOP forward at 224 pixels."""
-    return _create("eat_base", pretrained, {"drop_path_rate": 0.5}, overrides)
+    return _create("eat_base", pretrained, overrides, drop_path_rate=0.5)
 
 
 @register_model
 def eat_base_384(pretrained: bool = False, **overrides) -> EAT:
     """`eat_base` for 384 pixels with windows of 12."""
     settings = {"img_size": 384, "window_sizes": (12, 12, 12, 12), "drop_path_rate": 0.5}
-    return _create("eat_base_384", pretrained, settings, overrides)
+    return _create("eat_base_384", pretrained, overrides, **settings)
