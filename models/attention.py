@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from .eat import InterestPoints, OffsetRefinement, in_float32
@@ -59,12 +60,12 @@ class WindowAttention(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, None]:
         """x: (B, H, W, C), H and W multiples of the window. Returns the same shape, and no points."""
-        batch, height, width, dim = x.shape
-        tokens = to_windows(x, self.window)
-        q, k, v = self.proj_qkv(tokens).unflatten(-1, (3, self.heads, -1)).transpose(1, 3).unbind(2)
-        x = self.attend(q, k, v).transpose(1, 2).reshape(tokens.shape)
+        axes = {"h": x.shape[1] // self.window, "wh": self.window, "ww": self.window}
+        x = rearrange(x, "b (h wh) (w ww) c -> (b h w) (wh ww) c", **axes)
+        q, k, v = rearrange(self.proj_qkv(x), "b n (qkv heads c) -> qkv b heads n c", qkv=3, heads=self.heads)
+        x = rearrange(self.attend(q, k, v), "b heads n c -> b n (heads c)")
         x = self.proj_drop(self.proj_out(x))
-        return from_windows(x, self.window, (batch, height, width, dim)), None
+        return rearrange(x, "(b h w) (wh ww) c -> b (h wh) (w ww) c", w=axes["h"], **axes), None
 
 
 class ShiftedWindowAttention(WindowAttention):
@@ -78,7 +79,7 @@ class ShiftedWindowAttention(WindowAttention):
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         windows = self.attn_mask.shape[0]
         bias = self.position_bias() + self.attn_mask[:, None]
-        bias = bias.expand(q.shape[0] // windows, *bias.shape).flatten(0, 1)
+        bias = repeat(bias, "windows heads q k -> (b windows) heads q k", b=q.shape[0] // windows)
         return attention(q, k, v, bias, self.attn_drop if self.training else 0.0)
 
     def forward(self, x: Tensor) -> tuple[Tensor, None]:
@@ -136,7 +137,7 @@ class DeformableAttention(nn.Module):
         weight = depthwise.weight.repeat(self.groups, 1, 1, 1)
         bias = depthwise.bias.repeat(self.groups)
         x = F.conv2d(q.permute(0, 3, 1, 2), weight, bias, padding=depthwise.padding, groups=q.shape[-1])
-        x = act(norm(x.permute(0, 2, 3, 1).unflatten(-1, (self.groups, -1))))
+        x = act(norm(rearrange(x, "b (groups c) h w -> b h w groups c", groups=self.groups)))
         with in_float32(x.device):
             offsets = F.linear(x.float(), project.weight.flatten(1).float())
             if self.offset_range_factor < 0:
@@ -153,17 +154,17 @@ class DeformableAttention(nn.Module):
         """x: (B, H, W, C). Returns the same shape, and (positions, references), B x groups x H x W x 2 each."""
         q, k, v, bias, points = self.project(x)
         out = attention(q, k, v, bias, self.attn_drop if self.training else 0.0)
-        return self.proj_drop(pointwise(self.proj_out, out.transpose(1, 2).reshape(x.shape))), points
+        out = rearrange(out, "b heads (h w) c -> b h w (heads c)", h=x.shape[1])
+        return self.proj_drop(pointwise(self.proj_out, out)), points
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None, tuple[Tensor, Tensor]]:
         """x: (B, H, W, C). Returns q, k, v, each (B, heads, HW, C / heads); the position bias, (B, heads, HW, HW); the points."""
-        batch, _, _, dim = x.shape
         q = pointwise(self.proj_q, x)
         positions, references = self.positions(x, q)
-        sampled = bilinear_sample(x.unflatten(-1, (self.groups, -1)), positions).reshape(batch, -1, dim)
+        sampled = bilinear_sample(x.unflatten(-1, (self.groups, -1)), positions).flatten(-2)
         k, v = pointwise(self.proj_k, sampled), pointwise(self.proj_v, sampled)
         bias = None if self.rpe_table is None else sampled_position_bias(self.rpe_table, positions)
-        q, k, v = (t.reshape(batch, -1, self.heads, dim // self.heads).transpose(1, 2) for t in (q, k, v))
+        q, k, v = (rearrange(t, "b h w (heads c) -> b heads (h w) c", heads=self.heads) for t in (q, k, v))
         positions = positions.permute(0, 3, 1, 2, 4)
         return q, k, v, bias, (positions, references.permute(0, 3, 1, 2, 4).expand_as(positions))
 
@@ -229,12 +230,11 @@ def bilinear_sample(features: Tensor, positions: Tensor) -> Tensor:
     features: (B, H, W, groups, C); positions: (B, Hk, Wk, groups, 2), -1 and 1 the centres of the border
     cells (`align_corners=True`). Returns (B, Hk, Wk, groups, C).
     """
-    batch, height, width, groups, dim = features.shape
-    maps = features.permute(0, 3, 4, 1, 2).reshape(batch * groups, dim, height, width)
-    grid = positions.transpose(2, 3).transpose(1, 2).flatten(0, 1).flip(-1)
+    maps = rearrange(features, "b h w groups c -> (b groups) c h w")
+    grid = rearrange(positions, "b h w groups yx -> (b groups) h w yx").flip(-1)
     with in_float32(features.device):
         out = sample(maps.float(), grid).to(features.dtype)
-    return out.unflatten(0, (batch, groups)).permute(0, 3, 4, 1, 2)
+    return rearrange(out, "(b groups) c h w -> b h w groups c", groups=features.shape[3])
 
 
 def sampled_position_bias(table: Tensor, positions: Tensor) -> Tensor:
@@ -248,26 +248,14 @@ def sampled_position_bias(table: Tensor, positions: Tensor) -> Tensor:
     x = (torch.arange(width, device=positions.device) + 0.5) * (2 / width) - 1
     # In (x, y) from here on, as grid_sample wants it: the grid is large, and flipping it later would copy it.
     queries = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).reshape(-1, 1, 2) * 0.5
-    keys = positions.flatten(1, 2).transpose(1, 2).flatten(0, 1)[:, None].flip(-1) * 0.5
+    keys = rearrange(positions, "b h w groups yx -> (b groups) 1 (h w) yx").flip(-1) * 0.5
     grid = queries - keys
-    tables = table.unflatten(0, (groups, -1)).expand(batch, -1, -1, -1, -1).flatten(0, 1)
+    # Not the Parameter itself: einops notes every type it meets, and torch.compile compiles again for a new one.
+    tables = table.unflatten(0, (groups, -1))
+    tables = repeat(tables, "groups heads y x -> (b groups) heads y x", b=batch)
     with in_float32(positions.device):
         bias = sample(tables.float(), grid)
-    return bias.unflatten(0, (batch, groups)).flatten(1, 2)
-
-
-def to_windows(x: Tensor, window: int) -> Tensor:
-    """(B, H, W, C) to (B x windows, window^2, C), windows row by row."""
-    batch, height, width, dim = x.shape
-    x = x.view(batch, height // window, window, width // window, window, dim)
-    return x.transpose(2, 3).reshape(-1, window * window, dim)
-
-
-def from_windows(x: Tensor, window: int, shape: tuple[int, int, int, int]) -> Tensor:
-    """The inverse of `to_windows`, to `shape` (B, H, W, C)."""
-    batch, height, width, dim = shape
-    x = x.view(batch, height // window, width // window, window, window, dim)
-    return x.transpose(2, 3).reshape(shape)
+    return rearrange(bias, "(b groups) heads q k -> b (groups heads) q k", groups=groups)
 
 
 def relative_position_index(window: int) -> Tensor:
@@ -281,6 +269,6 @@ def shifted_window_mask(fmap_size: int, window: int, shift: int) -> Tensor:
     """(windows, window^2, window^2): 0 between cells that were neighbours before the shift, -100 otherwise."""
     cells = torch.arange(fmap_size)
     part = (cells >= fmap_size - window).long() + (cells >= fmap_size - shift).long()
-    region = (3 * part[:, None] + part[None]).view(1, fmap_size, fmap_size, 1)
-    region = to_windows(region, window).squeeze(-1)
+    region = 3 * part[:, None] + part
+    region = rearrange(region, "(h wh) (w ww) -> (h w) (wh ww)", wh=window, ww=window)
     return torch.where(region[:, None] == region[:, :, None], 0.0, -100.0)

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange
 from safetensors import safe_open
 from torch import Tensor, nn
 
@@ -237,8 +238,8 @@ def resize_table(table: Tensor, shape: torch.Size) -> Tensor:
     if table.ndim == 3:
         return _resize(table, shape[1:])
     side, new_side = round(table.shape[0] ** 0.5), round(shape[0] ** 0.5)
-    square = table.t().unflatten(1, (side, side))
-    return _resize(square, (new_side, new_side)).flatten(1).t().contiguous()
+    square = _resize(rearrange(table, "(y x) heads -> heads y x", y=side), (new_side, new_side))
+    return rearrange(square, "heads y x -> (y x) heads").contiguous()
 
 
 def _resize(maps: Tensor, size) -> Tensor:

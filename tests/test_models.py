@@ -121,6 +121,15 @@ def test_compiles_without_a_graph_break(toy, golden_images, train):
         assert toy.stages[2].attns[1].ref_point14.weight.grad.abs().sum() > 0
 
 
+def test_the_second_batch_compiles_nothing(monkeypatch, golden_images):
+    """einops notes every type of tensor that it meets, and a new one after compiling would compile again."""
+    monkeypatch.setattr("einops._backends._type2backend", {}, raising=False)  # as in a fresh process
+    compiled = torch.compile(make_toy().train(), fullgraph=True, backend="eager")
+    compiled(golden_images)
+    with torch.compiler.set_stance("fail_on_recompile"):
+        compiled(golden_images)
+
+
 def test_compiles_under_autocast_without_a_graph_break(toy, golden_images):
     compiled = torch.compile(toy, fullgraph=True, backend="aot_eager")
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
