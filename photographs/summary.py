@@ -60,7 +60,9 @@ def as_text(summary: Mapping) -> str:
     for split, row in summary["splits"].items():
         numbers = " ".join(f"{row[name]:>8.3f}" for name in ("mean", "spread", "lowest", "highest"))
         lines.append(f"{split:<6} {row['images']:>8} {numbers} {row['above_threshold']:>10.1%}")
-    named = "splits were compared by the pictures' names; `prepare_data.py check --copies` compares the pictures"
+    named = (
+        "splits were compared by the pictures' names; `prepare_data.py check --copies` compares the pictures"
+    )
     return "\n".join([*lines, *summary["notes"], named])
 
 
