@@ -32,7 +32,8 @@ class Growing:
     ) -> Iterator[Callable[[Sequence], None]]:
         """A function that keeps a row; what came more than a second before the last one survives a kill.
 
-        write: is given all rows at the end, however it came to that, if there is anything new. read: the rows of `path`, to go on with where none wait of a run that was cut; without it, with none.
+        write: is given all rows at the end, however it came to that, if there is anything new.
+        read: the rows of `path`, to go on with where none of a run that was cut wait; without it all begins anew.
         Raises InputError where another process has them, and for what is wrong with the SQLite file or the disk.
         """
         busy = InputError(f"{self.path}: another process is writing it; wait for it to end")
