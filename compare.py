@@ -8,27 +8,28 @@ from pathlib import Path
 
 from commands.errors import guarded
 from commands.files import write_json
+from commands.parser import Parser
 from evaluation import bootstrap, compare
-from option import InputError, Parser, finite
+from option import InputError, Option
+
+# fmt: off
+TABLE = (
+    Option("runs", Path, [], "a run's folder, or its predictions.csv", metavar="RUN", nargs="+", positional=True),
+    Option("threshold", float, None, "scores above it count as high, on the tables' scale (default: as the runs say)"),
+    Option("json", Path, None, "also write all numbers there"),
+)
+# fmt: on
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the tables; returns the exit status: 0, 2 for bad input."""
-    parser = Parser(
-        prog="compare.py",
-        usage="compare.py RUN [RUN ...] [OPTION ...]",
-        description="Compare runs on the same test set: each metric with its 95 % bootstrap interval over images; for every "
+    usage = "compare.py RUN [RUN ...] [OPTION ...]"
+    about = (
+        "Compare runs on the same test set: each metric with its 95 % bootstrap interval over images; for every "
         "two runs the difference with its paired interval, a p-value, the same after Holm's correction over the pairs, and "
-        "for PLCC that of Williams' test.",
-        allow_abbrev=False,
+        "for PLCC that of Williams' test."
     )
-    parser.add_argument(
-        "runs", nargs="+", type=Path, metavar="RUN", help="a run's folder, or its predictions.csv"
-    )
-    parser.add_argument("--threshold", type=finite, metavar="X",
-                        help="scores above it count as high, on the tables' scale (default: as the runs say)")  # fmt: skip
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write all numbers there")
-    options = parser.parse_args(argv)
+    options = Parser({"": TABLE}, prog="compare.py", usage=usage, description=about).parse_args(argv)
     return guarded("compare.py", lambda: run(options.runs, options.threshold, options.json))
 
 

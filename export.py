@@ -16,12 +16,14 @@ from pathlib import Path
 
 from commands.errors import guarded
 from commands.files import to_json
+from commands.parser import Parser
 from commands.signals import Interrupted
 from exporting import hub, onnx_file, torch_files
 from exporting.about import describe
 from exporting.check import BATCHES, ExportError, largest_difference
+from inference.arguments import WEIGHTS, score_range
 from inference.trained import Trained, load_trained
-from option import MODELS, InputError, Parser, add_weights, score_range
+from option import MODELS, InputError, Option
 
 log = logging.getLogger("eat")
 
@@ -44,46 +46,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     return guarded("export.py", work, rest="nothing was written")
 
 
+# fmt: off
+TABLE = {
+    "": (
+        Option("to", str, None, "what to write: an .onnx, a .pt2 archive, a .safetensors, or a folder", choices=list(ENDINGS), required=True),
+        Option("out", Path, None, "what to call it (default: beside the weights, by their name)", metavar="PATH"),
+        Option("overwrite", bool, False, "replace what is there"),
+        Option("gather", bool, False, "ONNX without the operator GridSample, for runtimes that lack it"),
+        Option("int8", bool, False, "ONNX with 8-bit linear layers: smaller; scores are only nearly equal, and depend on the batch"),
+        Option("opset", int, None, f"ONNX operator set, {onnx_file.OPSETS[0]} to {onnx_file.OPSETS[1]} (default: {onnx_file.OPSET})"),
+    ),
+    "weights": WEIGHTS,
+}
+# fmt: on
+
+
 def parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = Parser(
-        prog="export.py",
-        usage="export.py --weights FILE --to FORM [OPTION ...]",
-        description="Export trained weights. What is written is read back, fed with photographs as it says itself, and "
-        "compared with PyTorch; a file that differs is not left in place. The last line is JSON.",
-        allow_abbrev=False,
+    """The options; exits with status 2 where they are wrong."""
+    usage = "export.py --weights FILE --to FORM [OPTION ...]"
+    about = (
+        "Export trained weights. What is written is read back, fed with photographs as it says itself, and "
+        "compared with PyTorch; a file that differs is not left in place. The last line is JSON."
     )
-    add = parser.add_argument
-    add(
-        "--to",
-        required=True,
-        choices=list(ENDINGS),
-        help="what to write: an .onnx, a .pt2 archive, a .safetensors, or a folder",
-    )
-    add(
-        "--out",
-        type=Path,
-        metavar="PATH",
-        help="what to call it (default: beside the weights, by their name)",
-    )
-    add("--overwrite", action="store_true", help="replace what is there")
-    add(
-        "--gather",
-        action="store_true",
-        help="ONNX without the operator GridSample, for runtimes that lack it",
-    )
-    add(
-        "--int8",
-        action="store_true",
-        help="ONNX with 8-bit linear layers: smaller; scores are only nearly equal, and depend on the batch",
-    )
-    add(
-        "--opset",
-        type=int,
-        metavar="N",
-        help=f"ONNX operator set, {onnx_file.OPSETS[0]} to {onnx_file.OPSETS[1]} (default: {onnx_file.OPSET})",
-    )
-    add_weights(parser)
-    return parser.parse_args(argv)
+    return Parser(TABLE, prog="export.py", usage=usage, description=about).parse_args(argv)
 
 
 def export(options: argparse.Namespace) -> dict:

@@ -16,6 +16,7 @@ import option
 from commands import distributed
 from commands.errors import guarded
 from commands.files import to_json
+from commands.parser import parse_options
 from commands.signals import Watch
 from dataset import Splits, read_splits
 from evaluation import released
@@ -36,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run; returns the exit status: 0, 1 if training failed, 2 for a bad request, 128 and more if interrupted."""
 
     def work() -> None:
-        result = run(option.parse(argv))
+        result = run(parse_options(argv))
         if distributed.rank() == 0:
             print(to_json(result), flush=True)
 
@@ -87,10 +88,8 @@ def work(options: argparse.Namespace, weights: Weights | None, device: torch.dev
     if not options.eval:
         build.remember(model, splits)
     name = f"{options.dataset}-{'eval' if options.eval else options.model}"
-    folder = record.open_folder(
-        options.experiment_dir_name, name, resume=options.resume, overwrite=options.overwrite,
-        keep=weights and weights.path,
-    )  # fmt: skip
+    place, keep = options.experiment_dir_name, weights and weights.path
+    folder = record.open_folder(place, name, resume=options.resume, overwrite=options.overwrite, keep=keep)
     options.experiment_dir_name = str(folder)
     log.info("%s on %s, %s, in %s", options.model, options.dataset, device, folder)
     for note in build.network_notes(options, weights):

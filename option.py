@@ -6,7 +6,6 @@ import argparse
 import json
 import math
 import os
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -25,56 +24,42 @@ RELEASED_PROTOCOLS = ("ava", "tad66k")
 CPUS = os.cpu_count() or 1
 
 # The released recipes (AVA, TAD66K), ours for the other sets after TAD66K's, and the demo's own.
+# fmt: off
 _TAD66K = {
-    "model": "eat_base",
-    "loss": "mse",
-    "optimizer": "adam",
-    "init_lr": 1e-5,
-    "schedule": "constant",
-    "weight_decay": 0.0,
-    "warmup_epochs": 0.0,
-    "clip_grad": None,
-    "num_epoch": 25,
-    "batch_size": 16,
-    "num_workers": min(CPUS, 8),
+    "model": "eat_base", "loss": "mse", "optimizer": "adam", "init_lr": 1e-5, "schedule": "constant", "weight_decay": 0.0,
+    "warmup_epochs": 0.0, "clip_grad": None, "num_epoch": 25, "batch_size": 16, "num_workers": min(CPUS, 8),
 }
+_DEMO = {
+    "model": "eat_nano", "loss": "emd", "optimizer": "adamw", "init_lr": 5e-4, "schedule": "cosine", "weight_decay": 0.05,
+    "warmup_epochs": 1.0, "clip_grad": 1.0, "num_epoch": 8, "num_workers": 0,
+}
+# fmt: on
 RECIPES: dict[str, dict[str, Any]] = {
     "ava": _TAD66K | {"loss": "emd", "init_lr": 1e-6, "schedule": "step", "num_epoch": 20},
-    "tad66k": _TAD66K,
-    "flickr_aes": _TAD66K,
-    "aadb": _TAD66K,
-    "para": _TAD66K,
+    **dict.fromkeys(("tad66k", "flickr_aes", "aadb", "para"), _TAD66K),
     "csv": _TAD66K | {"loss": "auto"},
-    "demo": _TAD66K
-    | {
-        "model": "eat_nano",
-        "loss": "emd",
-        "optimizer": "adamw",
-        "init_lr": 5e-4,
-        "schedule": "cosine",
-        "weight_decay": 0.05,
-        "warmup_epochs": 1.0,
-        "clip_grad": 1.0,
-        "num_epoch": 8,
-        "num_workers": 0,
-    },
+    "demo": _TAD66K | _DEMO,
 }
 
 
 @dataclass(frozen=True)
 class Option:
-    """One row of the table. `default` None: by the dataset's recipe, or nothing. `low`, `high`: inclusive."""
+    """One row of a command's table. `default` None: by the dataset's recipe, or nothing. `low`, `high`: inclusive."""
 
     name: str
-    type: type
+    type: Callable[[str], Any]
     default: Any
     help: str
     choices: Sequence[str] | None = None
     low: float | None = None
     high: float | None = None
     positive: bool = False
-    tunable: bool = False
+    tunable: bool = False  # the search may set it
+    resumable: bool = False  # may change without making a resumed run another one
     metavar: str | None = None  # what --help calls the value
+    nargs: str | None = None  # as argparse has it; "append": may be given again and again
+    positional: bool = False
+    required: bool = False
 
     def check(self, value: Any, source: str) -> Any:
         """`value` in this option's type, or InputError naming the option, the value and the remedy.
@@ -103,8 +88,8 @@ class Option:
         if self.positive and not value > 0:
             raise InputError(f"{where} must be greater than 0")
         if (self.low is not None and value < self.low) or (self.high is not None and value > self.high):
-            limit = f"at least {self.low}" if self.high is None else f"between {self.low} and {self.high}"
-            raise InputError(f"{where} must be {limit}")
+            between = f"between {0 if self.low is None else self.low} and {self.high}"
+            raise InputError(f"{where} must be {f'at least {self.low}' if self.high is None else between}")
         return value
 
 
@@ -115,63 +100,56 @@ def _tunable(name: str, type_: type, default: Any, help_: str, **limits: Any) ->
     return Option(name, type_, default, help_, tunable=True, **limits)
 
 
+# fmt: off
 GROUPS: dict[str, tuple[Option, ...]] = {
     "data": (
         Option("dataset", str, "demo", "which labels to read", choices=DATASETS),
-        Option("path_to_images", str, None, "folder of the images; demo: where to build it (data/demo/images)", metavar="FOLDER"),
-        Option("path_to_save_csv", str, None, "folder of train.csv, val.csv and test.csv; demo: data/demo", metavar="FOLDER"),
+        Option("path_to_images", str, None, "folder of the images; demo: where to build it (data/demo/images)", metavar="FOLDER", resumable=True),
+        Option("path_to_save_csv", str, None, "folder of train.csv, val.csv and test.csv; demo: data/demo", metavar="FOLDER", resumable=True),
         Option("val_share", float, 0.1, "share of train.csv held out where there is no val.csv", low=0.01, high=0.5),
         Option("skip_missing", bool, False, "go on without the images that are not in the folder"),
-        Option("decode", str, "auto", "who decodes the pictures; auto: fast (torchvision) in training, pil (as released) in evaluation and for --released_protocol",
-               choices=("auto", "pil", "fast", "gpu")),
-        Option("cache", str, None, "keep the decoded pictures in this folder, and train from them", metavar="FOLDER"),
+        Option("decode", str, "auto", "who decodes the pictures; auto: fast (torchvision) in training, pil (as released) in evaluation and for --released_protocol", choices=("auto", "pil", "fast", "gpu")),
+        Option("cache", str, None, "keep the decoded pictures in this folder, and train from them", metavar="FOLDER", resumable=True),
         Option("limit", int, None, "use the first N rows of each CSV only, for a quick try", low=2),
         Option("score_min", float, 0.0, "--dataset csv: lowest possible score"),
         Option("score_max", float, 1.0, "--dataset csv: highest possible score"),
         Option("threshold", float, None, "--dataset csv: scores above it count as high (default: middle of scale)"),
     ),
     "run": (
-        Option("experiment_dir_name", str, None, "folder of this run (default: a new one under runs/)", metavar="FOLDER"),
+        Option("experiment_dir_name", str, None, "folder of this run (default: a new one under runs/)", metavar="FOLDER", resumable=True),
         Option("path_to_model_weight", str, None, "weights to start from, or to evaluate with --eval", metavar="FILE"),
         Option("options", str, None, "JSON of options, as `search.py best` writes it; the command line's come over them", metavar="FILE"),
-        Option("search_metric", str, "accuracy", "what a search maximises: accuracy as released, srcc, plcc, or the negative emd per image",
-               choices=("accuracy", "srcc", "plcc", "emd")),
+        Option("search_metric", str, "accuracy", "what a search maximises: accuracy as released, srcc, plcc, or the negative emd per image", choices=("accuracy", "srcc", "plcc", "emd")),
         Option("eval", bool, False, "evaluate --path_to_model_weight on test.csv, without training"),
         Option("trained_on", str, None, "--eval: the dataset that the weights were trained on, where they do not say (default: --dataset; for ten outputs AVA)", choices=DATASETS),
         Option("report_images", int, 1000, "--eval: how many photographs report.html shows, the worst errors and a sample; 0: no such page", low=0),
-        Option("resume", bool, False, "go on from the last.pt of --experiment_dir_name, with its options"),
-        Option("overwrite", bool, False, "replace the run in --experiment_dir_name"),
+        Option("resume", bool, False, "go on from the last.pt of --experiment_dir_name, with its options", resumable=True),
+        Option("overwrite", bool, False, "replace the run in --experiment_dir_name", resumable=True),
         Option("save_released_style", bool, False, "also write checkpoints/released_style.pth, with the released tensors only"),
         Option("released_protocol", bool, False, "select the checkpoint on test.csv, keep and report checkpoints as the release did"),
-        Option("save_minutes", float, 15.0, "minutes between two last.pt within an epoch; there is one at its end anyway", low=0),
-        Option("gpu_id", str, None, "GPU to use, or cpu (default: the first GPU, else the CPU)", metavar="ID"),
-        Option("num_workers", int, None, "processes that read images; 0: the training process", low=0),
+        Option("save_minutes", float, 15.0, "minutes between two last.pt within an epoch; there is one at its end anyway", low=0, resumable=True),
+        Option("gpu_id", str, None, "GPU to use, or cpu (default: the first GPU, else the CPU)", metavar="ID", resumable=True),
+        Option("num_workers", int, None, "processes that read images; 0: the training process (default: all cores, at most 8; demo: 0)", low=0, resumable=True),
         Option("seed", int, 0, "seed of weights, order and augmentation", low=0, high=2**32 - 1),
     ),
     "model": (
         _tunable("model", str, None, "the network; with --eval as the weights say, where they do", choices=MODELS),
         _tunable("drop_path_rate", float, None, "drop path of the last block (default: the model's)", low=0, high=0.9),
-        _tunable("interest_points", str, None, "mean over the batch, as released; each image its own; or a running mean (default: as the weights were trained, else batch)",
-                 choices=("batch", "image", "running")),
-        Option("calibrate_points", int, None, "--interest_points running: first estimate them from N training images, and save them",
-               low=1),
+        _tunable("interest_points", str, None, "mean over the batch, as released; each image its own; or a running mean (default: as the weights were trained, else batch)", choices=("batch", "image", "running")),
+        Option("calibrate_points", int, None, "--interest_points running: first estimate them from N training images, and save them", low=1),
         Option("sync_interest_points", bool, False, "several processes: the batch's mean is over all of them"),
-        _tunable("refinement", str, None, "offsets: the released rule; left alone; or explored, then left alone (default: as the weights were trained, else released)",
-                 choices=("released", "off", "scheduled")),
+        _tunable("refinement", str, None, "offsets: the released rule; left alone; or explored, then left alone (default: as the weights were trained, else released)", choices=("released", "off", "scheduled")),
         _tunable("explore_share", float, 0.5, "--refinement scheduled: share of training after which nothing is constrained", low=0, high=1),
         _tunable("explore_same", float, 0.25, "--refinement scheduled: first factor of offsets in their interest point's quadrant", low=0),
         _tunable("explore_other", float, 1.0, "--refinement scheduled: first factor of the other offsets", low=0),
-        _tunable("handover", str, "linear", "--refinement scheduled: factors fade to 1 from the start, or step to 1 at explore_share",
-                 choices=("linear", "step")),
-        Option("eval_refinement", str, "checkpoint", "--refinement scheduled: evaluate with the checkpoint's factors, or with none",
-               choices=("checkpoint", "exploitation")),
+        _tunable("handover", str, "linear", "--refinement scheduled: factors fade to 1 from the start, or step to 1 at explore_share", choices=("linear", "step")),
+        Option("eval_refinement", str, "checkpoint", "--refinement scheduled: evaluate with the checkpoint's factors, or with none", choices=("checkpoint", "exploitation")),
     ),
     "speed": (
-        Option("amp", str, "auto", "number format of matrix products; auto: bf16 in training on a GPU that has it, off for --eval, test.csv and --released_protocol",
-               choices=("auto", "bf16", "fp16", "off")),
+        Option("amp", str, "auto", "number format of matrix products; auto: bf16 in training on a GPU that has it, off for --eval, test.csv and --released_protocol", choices=("auto", "bf16", "fp16", "off")),
         Option("tf32", bool, False, "float32 matrix products on a GPU may use TF32"),
         Option("compile", bool, False, "compile the network with torch.compile"),
-        Option("grad_checkpoint", bool, False, "keep no activations within blocks: less memory, about 1.3 times as long"),
+        Option("grad_checkpoint", bool, False, "keep no activations within blocks: less memory, about 1.3 times as long", resumable=True),
     ),
     "training": (
         _tunable("num_epoch", int, None, "epochs", low=1),
@@ -179,103 +157,21 @@ GROUPS: dict[str, tuple[Option, ...]] = {
         _tunable("accumulate", int, 1, "batches per step, their gradients averaged", low=1),
         _tunable("eval_batch_size", int, None, "images per batch in evaluation (default: batch_size)", low=1),
         _tunable("init_lr", float, None, "learning rate", positive=True),
-        _tunable("loss", str, None, "emd: released, one root per batch; nima_r1, nima_r2: per image; auto: emd for votes, mse for scores",
-                 choices=("emd", "nima_r1", "nima_r2", "mse", "auto")),
+        _tunable("loss", str, None, "emd: released, one root per batch; nima_r1, nima_r2: per image; auto: emd for votes, mse for scores", choices=("emd", "nima_r1", "nima_r2", "mse", "auto")),
         _tunable("optimizer", str, None, "the optimiser", choices=("adam", "adamw")),
         _tunable("weight_decay", float, None, "weight decay", low=0),
         _tunable("schedule", str, None, "learning rate over epochs", choices=("constant", "step", "cosine")),
         _tunable("decay_every", int, 5, "--schedule step: epochs between two drops", low=1),
         _tunable("decay_factor", float, 0.1, "--schedule step: factor of a drop", positive=True, high=1),
         _tunable("warmup_epochs", float, None, "epochs of linear warm-up", low=0),
-        Option("max_bad_steps", int, 10, "steps whose loss or gradient is not finite are left out; more than N end the run", low=0),
+        Option("max_bad_steps", int, 10, "steps whose loss or gradient is not finite are left out; more than N end the run", low=0, resumable=True),
         _tunable("clip_grad", float, None, "clip the gradient's norm to this", positive=True),
-        Option("select_by", str, "srcc", "metric on the selection set that picks best.pth",
-               choices=("srcc", "plcc", "accuracy", "loss")),
+        Option("select_by", str, "srcc", "metric on the selection set that picks best.pth", choices=("srcc", "plcc", "accuracy", "loss")),
     ),
-}  # fmt: skip
+}
+# fmt: on
 
 OPTIONS: dict[str, Option] = {option.name: option for group in GROUPS.values() for option in group}
-
-# What a resumed run may change without becoming another run.
-RESUMABLE = {
-    "num_workers",
-    "gpu_id",
-    "resume",
-    "overwrite",
-    "experiment_dir_name",
-    "path_to_images",
-    "path_to_save_csv",
-    "cache",
-    "save_minutes",
-    "max_bad_steps",
-    "grad_checkpoint",
-}
-
-
-class Parser(argparse.ArgumentParser):
-    """Says in one line what is wrong with a command line, and exits with status 2."""
-
-    def error(self, message: str):
-        self.exit(2, f"{self.prog}: {message} (see --help)\n")
-
-
-def whole(low: int = 0) -> Callable[[str], int]:
-    """For argparse's `type`: a whole number of at least `low`."""
-
-    def check(text: str) -> int:
-        if not (text.isascii() and text.isdigit() and low <= int(text) < 2**32):
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of {low} or more")
-        return int(text)
-
-    return check
-
-
-def finite(text: str) -> float:
-    """For argparse's `type`: a finite number."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a finite number")
-    return value
-
-
-def parse(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """The options given on the command line, checked one by one; argparse exits with status 2 on others."""
-    parser = Parser(
-        prog="main_nni.py",
-        usage="main_nni.py [OPTION ...]",
-        description="Train and evaluate EAT for image aesthetics assessment. Without options: the demo.",
-        argument_default=argparse.SUPPRESS,
-        allow_abbrev=False,
-    )
-    for title, options in GROUPS.items():
-        group = parser.add_argument_group(title)
-        for option in options:
-            flag = f"--{option.name}"
-            if option.type is bool:
-                group.add_argument(flag, action="store_true", help=option.help)
-            else:
-                metavar = option.metavar or {int: "N", float: "X", str: "WORD"}[option.type]
-                if option.choices:
-                    metavar = "{" + ",".join(option.choices) + "}"
-                group.add_argument(flag, metavar=metavar, help=f"{option.help}{_shown_default(option)}")
-    given = vars(parser.parse_args(argv))
-    return {name: OPTIONS[name].check(value, "--") for name, value in given.items()}
-
-
-def _shown_default(option: Option) -> str:
-    if option.default is not None:
-        return f" (default: {option.default})"
-    values = {
-        name: recipe[option.name] for name, recipe in RECIPES.items() if recipe.get(option.name) is not None
-    }
-    if not values or option.name == "num_workers":
-        return ""
-    usual = Counter(values.values()).most_common(1)[0][0] if len(values) == len(RECIPES) else None
-    shown = [f"{name}: {value}" for name, value in values.items() if value != usual]
-    return f" (default: {', '.join([str(usual)] * (usual is not None) + shown)})"
 
 
 def from_file(path: str, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -406,53 +302,8 @@ def resumed(given: Mapping[str, Any], saved: Mapping[str, Any], source: str) -> 
     for name, value in saved.items():
         saved[name] = OPTIONS[name].check(value, source)
     for name, value in given.items():
-        if name not in RESUMABLE and saved.get(name) != value:
+        if not OPTIONS[name].resumable and saved.get(name) != value:
             raise InputError(
                 f"--resume: --{name} {value} differs from the run's {saved.get(name)}; start a new run"
             )
     return saved | dict(given)
-
-
-def add_weights(parser: argparse.ArgumentParser) -> None:
-    """What every command that uses trained weights asks for; see `trained.load_trained`."""
-    group = parser.add_argument_group("weights")
-    add = group.add_argument
-    add(
-        "--weights",
-        required=True,
-        metavar="FILE",
-        help="a run's folder or its best.pth, a released checkpoint, a .safetensors, or a folder that `export.py --to hub` wrote",
-    )
-    add("--dataset", choices=DATASETS, help="what it was trained on, where the file does not say")
-    add("--model", choices=MODELS, help="the network (default: as the file says, or by its tensors)")
-    add(
-        "--score_min",
-        type=finite,
-        metavar="X",
-        help="--dataset csv: lowest possible score, where the file does not say",
-    )
-    add(
-        "--score_max",
-        type=finite,
-        metavar="X",
-        help="--dataset csv: highest possible score, where the file does not say",
-    )
-    add("--interest_points", choices=("image", "running", "batch"),
-        help="each image's own; a running mean; or of the batch, as released: scores then depend on the batch "
-        "(default: as trained, but each image's own instead of the batch's)")  # fmt: skip
-
-
-def score_range(given: argparse.Namespace) -> tuple[float, float] | None:
-    """--score_min and --score_max; None where neither is given. Raises InputError for one without the other."""
-    low, high = given.score_min, given.score_max
-    if low is None and high is None:
-        return None
-    if low is None or high is None:
-        raise InputError("--score_min and --score_max belong together; give both")
-    if low >= high:
-        raise InputError(f"--score_min {low:g} is not below --score_max {high:g}")
-    if high - low < 1e-5 * max(abs(low), abs(high)):
-        raise InputError(
-            f"--score_min {low!r} and --score_max {high!r} lie too close for the seven digits of float32"
-        )
-    return low, high

@@ -11,8 +11,9 @@ from pathlib import Path
 import option
 from commands.errors import guarded
 from commands.files import atomic_write, to_json
+from commands.parser import parse_options, with_commands
 from commands.signals import Watch
-from option import InputError, Parser, whole
+from option import InputError, Option
 from searching import plots
 from searching.space import read_space
 from searching.trials import best_options, find, read_trials, table
@@ -20,14 +21,35 @@ from searching.trials import best_options, find, read_trials, table
 log = logging.getLogger("eat")
 
 METRICS = option.OPTIONS["search_metric"].choices
-OWN = (
-    "experiment_dir_name",
-    "search_metric",
-    "resume",
-    "overwrite",
-    "eval",
-    "options",
-)  # of the search, not of a trial
+# Options of the search, not of a trial.
+OWN = ("experiment_dir_name", "search_metric", "resume", "overwrite", "eval", "options")
+
+# fmt: off
+SEEN = (
+    Option("experiment", str, None, "a folder of runs, or the id of an NNI experiment under runs/nni; live or finished", metavar="EXPERIMENT", positional=True),
+    Option("metric", str, None, "sort by this (default: what the search maximised)", choices=METRICS),
+)
+COMMANDS = {
+    "run": ("search without NNI, by Optuna (TPE); opens no port; the same command goes on after a kill, and may run several times at once", {"": (
+        Option("space", str, "config_search.json", "the search space, as NNI writes it", metavar="FILE"),
+        Option("trials", int, None, "how many trials there are to be in all", low=1, required=True),
+        Option("out", Path, None, "where the trials and the study go", metavar="FOLDER", required=True),
+        Option("storage", str, None, "a database for the study, as postgresql://USER:PASSWORD@HOST/DATABASE (default: search.db in --out)", metavar="URL"),
+        Option("concurrency", int, 1, "trials at a time", low=1),
+        Option("metric", str, "accuracy", "what to maximise (default: accuracy, as released)", choices=METRICS),
+        Option("pruner", str, "none", "end trials early that are below the median", choices=("none", "median")),
+        Option("seed", int, None, "seed of the draws; exact only with --concurrency 1"),
+        Option("words", str, [], "options of main_nni.py, for all trials", metavar="-- OPTION", nargs="*", positional=True),
+    )}),
+    "show": ("print the trials of a search, the best first", {"": SEEN}),
+    "best": ("write the best trial's options as JSON, for `main_nni.py --options FILE`", {"": (
+        *SEEN, Option("out", Path, None, "where to write (default: best.json in the experiment's folder)"),
+    )}),
+    "plot": ("draw every trial's curve, and each hyperparameter against the metric, to a PNG", {"": (
+        *SEEN, Option("out", Path, None, "where to write (default: search.png in the experiment's folder)"),
+    )}),
+}
+# fmt: on
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -39,78 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line; exits with status 2 where it is wrong."""
-    parser = Parser(prog="search.py", description=__doc__.split(" Try")[0], allow_abbrev=False)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
-
-    def command(name: str, help_: str) -> argparse.ArgumentParser:
-        return commands.add_parser(
-            name, help=help_, description=f"{help_[0].upper()}{help_[1:]}.", allow_abbrev=False
-        )
-
-    made = command(
-        "run",
-        "search without NNI, by Optuna (TPE); opens no port; the same command goes on after a kill, and may run several times at once",
-    )
-    made.add_argument(
-        "--space",
-        metavar="FILE",
-        default="config_search.json",
-        help="the search space, as NNI writes it (default: config_search.json)",
-    )
-    made.add_argument(
-        "--trials", metavar="N", type=whole(1), required=True, help="how many trials there are to be in all"
-    )
-    made.add_argument(
-        "--out", metavar="FOLDER", type=Path, required=True, help="where the trials and the study go"
-    )
-    made.add_argument(
-        "--storage",
-        metavar="URL",
-        help="a database for the study, as postgresql://USER:PASSWORD@HOST/DATABASE (default: search.db in --out)",
-    )
-    made.add_argument(
-        "--concurrency", metavar="N", type=whole(1), default=1, help="trials at a time (default: 1)"
-    )
-    made.add_argument(
-        "--metric",
-        choices=METRICS,
-        default="accuracy",
-        help="what to maximise (default: accuracy, as released)",
-    )
-    made.add_argument(
-        "--pruner",
-        choices=("none", "median"),
-        default="none",
-        help="end trials early that are below the median (default: none)",
-    )
-    made.add_argument(
-        "--seed", metavar="N", type=whole(), help="seed of the draws; exact only with --concurrency 1"
-    )
-    made.add_argument("words", metavar="-- OPTION", nargs="*", help="options of main_nni.py, for all trials")
-
-    for name, help_ in {
-        "show": "print the trials of a search, the best first",
-        "best": "write the best trial's options as JSON, for `main_nni.py --options FILE`",
-        "plot": "draw every trial's curve, and each hyperparameter against the metric, to a PNG",
-    }.items():
-        made = command(name, help_)
-        made.add_argument(
-            "experiment",
-            metavar="EXPERIMENT",
-            help="a folder of runs, or the id of an NNI experiment under runs/nni; live or finished",
-        )
-        made.add_argument(
-            "--metric", choices=METRICS, help="sort by this (default: what the search maximised)"
-        )
-        if name != "show":
-            ending = "best.json" if name == "best" else "search.png"
-            made.add_argument(
-                "--out",
-                metavar="FILE",
-                type=Path,
-                help=f"where to write (default: {ending} in the experiment's folder)",
-            )
-    return parser.parse_args(argv)
+    return with_commands("search.py", __doc__.split(" Try")[0], COMMANDS).parse_args(argv)
 
 
 def _writable(path: Path) -> Path:
@@ -127,7 +78,7 @@ def run(options: argparse.Namespace) -> int:
     from searching.driver import Search  # the only user of Optuna
 
     space = read_space(options.space)
-    fixed = option.parse(options.words)
+    fixed = parse_options(options.words)
     for name in OWN:
         if name in fixed:
             raise InputError(f"--{name} is the search's own; leave it out")

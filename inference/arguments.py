@@ -1,4 +1,4 @@
-"""The command line of predict.py."""
+"""The command line of predict.py, and the options of every command that uses trained weights."""
 
 from __future__ import annotations
 
@@ -8,139 +8,79 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from commands.parser import Parser
 from inference.explain import ALL
-from option import CPUS, InputError, Parser, add_weights, score_range, whole
+from option import CPUS, DATASETS, MODELS, InputError, Option
 
-DESCRIPTION = "Score photographs with trained weights, and say why."
+# fmt: off
+# What every command that uses trained weights asks for; see `trained.load_trained`.
+WEIGHTS = (
+    Option("weights", str, None, "a run's folder or its best.pth, a released checkpoint, a .safetensors, or a folder that `export.py --to hub` wrote", metavar="FILE", required=True),
+    Option("dataset", str, None, "what it was trained on, where the file does not say", choices=DATASETS),
+    Option("model", str, None, "the network (default: as the file says, or by its tensors)", choices=MODELS),
+    Option("score_min", float, None, "--dataset csv: lowest possible score, where the file does not say"),
+    Option("score_max", float, None, "--dataset csv: highest possible score, where the file does not say"),
+    Option("interest_points", str, None, "each image's own; a running mean; or of the batch, as released: scores then depend on the batch (default: as trained, but each image's own instead of the batch's)", choices=("image", "running", "batch")),
+)
+
+TABLE = {
+    "": (
+        Option("paths", str, [], "a photograph, a folder (with those below it), or a glob in quotes", metavar="PATH", nargs="*", positional=True),
+        Option("list", str, [], "a text file with a path in each line; -: standard input", metavar="FILE", nargs="append"),
+    ),
+    "weights": WEIGHTS,
+    "calibration": (
+        Option("calibrate_on", str, [], "first estimate running interest points from these photographs, best those trained on", metavar="PATH", nargs="+"),
+        Option("calibrate_points", int, 2000, "how many of them, drawn at random", low=1),
+        Option("save_calibrated", Path, None, "keep the calibrated weights"),
+    ),
+    "what is written": (
+        Option("out", str, None, "table of scores: .csv, .jsonl or .parquet (default: on the terminal only)", metavar="FILE"),
+        Option("append", bool, False, "go on with --out: photographs that have a row there are left out"),
+        Option("overwrite", bool, False, "replace --out, --report and --save_calibrated"),
+        Option("reference", str, None, "a run's predictions.csv, or a table of scores: say what share of it lies below", metavar="FILE"),
+        Option("explain", Path, None, "draw for each photograph where the network looks", metavar="FOLDER"),
+        Option("layer", str, ALL, "one deformable layer, as stages.2.attns.1", metavar="NAME"),
+        Option("mask", Path, None, "pictures named as the photographs, white where the foreground is; without, it is the centre half", metavar="FOLDER"),
+        Option("report", Path, None, "a page for the browser: gallery, votes, attention, distribution"),
+        Option("report_images", int, 5000, "photographs on the page: the best, the worst and a sample", low=1),
+        Option("compare", Path, None, "--report: other weights, or a table of scores, side by side"),
+    ),
+    "how it is done": (
+        Option("upright", bool, False, "turn photographs as EXIF says; by default they are as stored, as in training"),
+        Option("decode", str, "pil", "pil: evaluation's pixels; fast: within a grey level of them", choices=("pil", "fast")),
+        Option("batch_size", int, 16, "photographs per batch", low=1),
+        Option("num_workers", int, min(CPUS, 8), "processes that read photographs (default: all cores, at most 8)"),
+        Option("gpu_id", str, None, "GPU to use, or cpu (default: the first GPU, else the CPU)", metavar="ID"),
+        Option("amp", str, "auto", "number format of matrix products; auto: bf16 on a GPU that has it", choices=("auto", "bf16", "off")),
+    ),
+}
+# fmt: on
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The options; exits with status 2 where they are wrong."""
-    parser = Parser(
-        prog="predict.py",
-        usage="predict.py PATH [PATH ...] --weights FILE [OPTION ...]",
-        description=DESCRIPTION,
-        allow_abbrev=False,
-    )
-    add = parser.add_argument
-    add(
-        "paths",
-        nargs="*",
-        metavar="PATH",
-        help="a photograph, a folder (with those below it), or a glob in quotes",
-    )
-    add(
-        "--list",
-        action="append",
-        default=[],
-        metavar="FILE",
-        help="a text file with a path in each line; -: standard input",
-    )
-    add_weights(parser)
-    _add_points(parser)
-
-    group = parser.add_argument_group("what is written")
-    add = group.add_argument
-    add(
-        "--out",
-        metavar="FILE",
-        help="table of scores: .csv, .jsonl or .parquet (default: on the terminal only)",
-    )
-    add(
-        "--append",
-        action="store_true",
-        help="go on with --out: photographs that have a row there are left out",
-    )
-    add("--overwrite", action="store_true", help="replace --out, --report and --save_calibrated")
-    add(
-        "--reference",
-        metavar="FILE",
-        help="a run's predictions.csv, or a table of scores: say what share of it lies below",
-    )
-    add("--explain", metavar="FOLDER", type=Path, help="draw for each photograph where the network looks")
-    add(
-        "--layer",
-        default=ALL,
-        metavar="NAME",
-        help="one deformable layer, as stages.2.attns.1 (default: all)",
-    )
-    add(
-        "--mask",
-        metavar="FOLDER",
-        type=Path,
-        help="pictures named as the photographs, white where the foreground is; without, it is the centre half",
-    )
-    add(
-        "--report",
-        metavar="FILE",
-        type=Path,
-        help="a page for the browser: gallery, votes, attention, distribution",
-    )
-    add(
-        "--report_images",
-        type=whole(1),
-        default=5000,
-        metavar="N",
-        help="photographs on the page: the best, the worst and a sample (default: 5000)",
-    )
-    add(
-        "--compare",
-        metavar="FILE",
-        type=Path,
-        help="--report: other weights, or a table of scores, side by side",
-    )
-
-    group = parser.add_argument_group("how it is done")
-    add = group.add_argument
-    add(
-        "--upright",
-        action="store_true",
-        help="turn photographs as EXIF says; by default they are as stored, as in training",
-    )
-    add(
-        "--decode",
-        choices=("pil", "fast"),
-        default="pil",
-        help="pil: evaluation's pixels; fast: within a grey level of them (default: pil)",
-    )
-    add("--batch_size", type=whole(1), default=16, metavar="N", help="photographs per batch (default: 16)")
-    add(
-        "--num_workers",
-        type=whole(),
-        default=min(CPUS, 8),
-        metavar="N",
-        help="processes that read photographs (default: all cores, at most 8)",
-    )
-    add("--gpu_id", metavar="ID", help="GPU to use, or cpu (default: the first GPU, else the CPU)")
-    add(
-        "--amp",
-        choices=("auto", "bf16", "off"),
-        default="auto",
-        help="number format of matrix products; auto: bf16 on a GPU that has it",
-    )
-    options = parser.parse_args(argv)
+    """The options; exits with status 2 where they are wrong. Raises InputError for an impossible range of scores."""
+    usage = "predict.py PATH [PATH ...] --weights FILE [OPTION ...]"
+    about = "Score photographs with trained weights, and say why."
+    options = Parser(TABLE, prog="predict.py", usage=usage, description=about).parse_args(argv)
     options.score_range = score_range(options)
-    return options  # fmt: skip
+    return options
 
 
-def _add_points(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("calibration")
-    add = group.add_argument
-    add(
-        "--calibrate_on",
-        nargs="+",
-        default=[],
-        metavar="PATH",
-        help="first estimate running interest points from these photographs, best those trained on",
-    )
-    add(
-        "--calibrate_points",
-        type=whole(1),
-        default=2000,
-        metavar="N",
-        help="how many of them, drawn at random (default: 2000)",
-    )
-    add("--save_calibrated", metavar="FILE", type=Path, help="keep the calibrated weights")  # fmt: skip
+def score_range(given: argparse.Namespace) -> tuple[float, float] | None:
+    """--score_min and --score_max; None where neither is given. Raises InputError for one without the other."""
+    low, high = given.score_min, given.score_max
+    if low is None and high is None:
+        return None
+    if low is None or high is None:
+        raise InputError("--score_min and --score_max belong together; give both")
+    if low >= high:
+        raise InputError(f"--score_min {low:g} is not below --score_max {high:g}")
+    if high - low < 1e-5 * max(abs(low), abs(high)):
+        raise InputError(
+            f"--score_min {low!r} and --score_max {high!r} lie too close for the seven digits of float32"
+        )
+    return low, high
 
 
 def check(options: argparse.Namespace) -> None:
@@ -190,12 +130,8 @@ def _check_places(options: argparse.Namespace) -> None:
         if path.is_dir() or not path.absolute().parent.is_dir():
             what = "is a folder" if path.is_dir() else "lies in a folder that is not there"
             raise InputError(f"--{name} {path}: {what}; give a file")
-        if (
-            name != "out"
-            and path.exists()
-            and not options.overwrite
-            and not (options.append and name == "report")
-        ):
+        replaced = name == "out" or options.overwrite or (name == "report" and options.append)
+        if path.exists() and not replaced:
             raise InputError(f"--{name} {path}: is there already; give another, or --overwrite")
         _try_to_write(path.absolute().parent)
 

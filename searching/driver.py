@@ -30,6 +30,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 import option
 from commands.files import started, write_json
+from commands.parser import parse_options
 from commands.signals import Interrupted, Watch
 from option import InputError
 from searching.space import draw
@@ -193,7 +194,7 @@ class Search:
             "started": started(os.getpid()),
         }
         log.info("%s: %s", name, ", ".join(f"{key} {value}" for key, value in point.items()))
-        epochs = point.get("num_epoch") or option.complete(option.parse(self.words)).num_epoch
+        epochs = point.get("num_epoch") or option.complete(parse_options(self.words)).num_epoch
         with open(folder / "stdout", "a") as out, open(folder / "stderr", "a") as err:
             process = subprocess.Popen(
                 [sys.executable, str(MAIN), "--search_metric", self.name, *self.words],

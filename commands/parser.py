@@ -1,0 +1,120 @@
+"""The command lines: from a table of options, by their groups, to a parser and the values that were given."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from copy import copy
+from pathlib import Path
+from typing import Any
+
+from option import GROUPS, OPTIONS, RECIPES, Option
+
+Table = Mapping[str, Sequence[Option]]  # the rows by the title of their group; "": those that need none
+
+METAVARS = {int: "N", float: "X", str: "WORD", Path: "FILE"}
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser of the options of `table`, which says in one line what is wrong, and exits with status 2.
+
+    only_given: leave options out that are not given, and give the others as text, for `Option.check`.
+    """
+
+    def __init__(self, table: Table | None = None, only_given: bool = False, **known):
+        super().__init__(allow_abbrev=False, argument_default=argparse.SUPPRESS, **known)
+        for title, options in (table or {}).items():
+            group = self.add_argument_group(title) if title else self
+            for option in options:
+                words = _described(option) if only_given else _described(option) | _checked(option)
+                group.add_argument(option.name if option.positional else f"--{option.name}", **words)
+
+    def error(self, message: str):
+        self.exit(2, f"{self.prog}: {message} (see --help)\n")
+
+
+def with_commands(prog: str, description: str, commands: Mapping[str, tuple[str, Table]]) -> Parser:
+    """A parser of subcommands, each with its help and its table; the chosen one is `command`."""
+    parser = Parser(prog=prog, description=description)
+    made = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
+    for name, (help_, table) in commands.items():
+        made.add_parser(name, table=table, help=help_, description=f"{help_[0].upper()}{help_[1:]}.")
+    return parser
+
+
+def parse_options(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """main_nni.py's options that are given, checked one by one. Raises InputError; exits with status 2 for unknown ones."""
+    parser = Parser(
+        GROUPS,
+        only_given=True,
+        prog="main_nni.py",
+        usage="main_nni.py [OPTION ...]",
+        description="Train and evaluate EAT for image aesthetics assessment. Without options: the demo.",
+    )
+    given = vars(parser.parse_args(argv))
+    return {name: OPTIONS[name].check(value, "--") for name, value in given.items()}
+
+
+def _described(option: Option) -> dict[str, Any]:
+    """What argparse is told of any option."""
+    if option.type is bool:
+        return {"action": "store_true", "help": option.help}
+    metavar = option.metavar or METAVARS.get(option.type, "X")
+    if option.choices:
+        metavar = "{" + ",".join(option.choices) + "}"
+    return {"metavar": metavar, "help": option.help + _shown_default(option)}
+
+
+def _checked(option: Option) -> dict[str, Any]:
+    """What argparse is told of an option that it is to check and complete."""
+    words: dict[str, Any] = {"default": copy(option.default)}
+    if option.type is bool:
+        return words
+    words["type"] = {int: whole(option.low or 0, option.high), float: finite}.get(option.type, option.type)
+    if option.choices:
+        words["choices"] = option.choices
+    if option.nargs:
+        words |= {"action": "append"} if option.nargs == "append" else {"nargs": option.nargs}
+    return words | ({} if option.positional else {"required": option.required})
+
+
+def whole(low: float, high: float | None = None) -> Callable[[str], int]:
+    """For argparse's `type`: a whole number of at least `low`, or from `low` to `high`."""
+
+    def check(text: str) -> int:
+        least = low if high is None else 0
+        if not (text.isascii() and text.isdigit() and least <= int(text) < 2**32):
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of {least} or more")
+        if high is not None and not low <= int(text) <= high:
+            raise argparse.ArgumentTypeError(f"{text} must lie between {low} and {high}")
+        return int(text)
+
+    return check
+
+
+def finite(text: str) -> float:
+    """For argparse's `type`: a finite number."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is not a finite number")
+    return value
+
+
+def _shown_default(option: Option) -> str:
+    if "(default: " in option.help or option.default in ("", []):
+        return ""
+    if option.default is not None:
+        return f" (default: {option.default})"
+    if OPTIONS.get(option.name) is not option:
+        return ""
+    values = {name: recipe[option.name] for name, recipe in RECIPES.items() if option.name in recipe}
+    values = {name: value for name, value in values.items() if value is not None}
+    usual = Counter(values.values()).most_common(1)[0][0] if len(values) == len(RECIPES) else None
+    shown = [f"{name}: {value}" for name, value in values.items() if value != usual]
+    shown = [str(usual)] * (usual is not None) + shown
+    return f" (default: {', '.join(shown)})" if shown else ""
