@@ -123,7 +123,6 @@ class PhotoDataset(torch.utils.data.Dataset):
     ):
         self.labels, self.folder, self.transform = labels, Path(folder), transform
         self.decoder, self.cache = decoder, cache
-        self.places = None if cache is None else cache.places(labels.images)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -134,7 +133,7 @@ class PhotoDataset(torch.utils.data.Dataset):
         name, rng = str(self.labels.images[row]), random.Random(seed)
         try:
             if self.cache is not None:
-                image, flip = self.transform(self.cache.read(self.places[row], name), rng)
+                image, flip = self.transform(self.cache.read(name), rng)
             elif self.decoder == "gpu":
                 corner, flip = self.transform.draw(rng)
                 image = _encoded(self.folder / name, self.transform.resize), corner

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import math
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -227,10 +228,11 @@ def fill_cache(options: argparse.Namespace) -> int:
     with Watch() as watch:
         for (resize, decoder), names in wanted.items():
             store = Cache(options.out, resize, decoder)
-            problems += repair(
-                store, np.array(list(dict.fromkeys(names))), options.images, options.num_workers, watch
-            )
-            print(f"{store.folder}: {len(store.index)} pictures, {store.rows * store.size / 2**30:.2f} GiB")
+            names = np.array(list(dict.fromkeys(names)))
+            bad = repair(store, names, options.images, options.num_workers, watch)
+            size = os.path.getsize(store.path) / 2**30
+            print(f"{store.folder}: {len(names) - len(bad)} pictures, {size:.2f} GiB")
+            problems += bad
     for problem in problems[:10]:
         log.error("%s", problem)
     if len(problems) > 10:

@@ -1,14 +1,14 @@
-"""Decoded, resized pictures kept in one memory-mapped file, so that training need not decode them again.
+"""Decoded, resized pictures kept in an LMDB store, so that training need not decode them again.
 
-A cache is a folder with one store per resize and decoder, as `bicubic-224-fast`. A store has `settings.json`;
-`pixels.bin`, the uint8 pictures one after the other; and `index.csv`, a row for each: its place, a checksum of its
-pixels, its file's size and time of change, its name. Both grow at their ends only, so a build that is cut goes on.
+A cache is a folder with one store per resize and decoder, as `bicubic-224-fast`. A store holds its settings, and for
+each picture its file's size and time of change (`f` and its name), its uint8 pixels and their CRC-32 (`p` and its name).
 """
 
 from __future__ import annotations
 
 import errno
 import fcntl
+import hashlib
 import json
 import logging
 import os
@@ -16,30 +16,36 @@ import shutil
 import time
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from functools import cached_property
+from contextlib import contextmanager, suppress
+from itertools import count, islice, takewhile
 from pathlib import Path
 
+import lmdb
 import numpy as np
-import pandas as pd
 import PIL
 import torch
 import torchvision
 from torch.utils.data import DataLoader, Dataset
 
 from commands.bars import bar
-from commands.files import write_json
+from commands.growing import fingerprint
 from commands.signals import Interrupted, Watch, signals_first
 from option import InputError
 from photographs import workers
 from photographs.decode import Resize, read_fast, read_pil, undecodable
-from photographs.journal import Journal, fingerprint, open_at
 
 log = logging.getLogger("eat")
 
-VERSION = 1  # raise it when the files' layout changes
-COLUMNS = ("place", "checksum", "bytes", "changed", "image")
+VERSION = 2  # raise it when the layout changes
+BATCH = 256  # pictures in a transaction, each of which waits for the disk
+SETTINGS = b"settings"
+FILES = ("data.mdb", "lock.mdb", "index.csv", "pixels.bin", "settings.json")  # the last three: of version 1
+# map_size: address space, not memory or disk. readahead: pictures are read in a random order.
+LMDB = {"map_size": 1 << 40, "readahead": False, "meminit": False, "max_readers": 4096, "mode": 0o666}
 REMEDY = "`prepare_data.py cache` makes it good"
+
+# By process, as none may be used across a fork, and file.
+_open: dict[tuple[int, str], tuple[lmdb.Environment, lmdb.Transaction]] = {}
 
 
 class CacheStale(InputError):
@@ -47,177 +53,167 @@ class CacheStale(InputError):
 
 
 class Cache:
-    """One store of a cache. Empty until `load`."""
+    """One store of a cache. Each process that reads opens it for itself."""
 
     def __init__(self, folder: str | os.PathLike, resize: Resize, decoder: str):
         """decoder: `pil` or `fast`."""
         self.resize, self.decoder = resize, decoder
         self.folder = Path(folder) / f"{resize.method}-{resize.side}-{decoder}"
-        self.journal = Journal(self.folder / "index.csv", COLUMNS)
+        self.path = str(self.folder / "data.mdb")
         self.shape = (resize.side, resize.side, 3)
         self.size = resize.side**2 * 3
-        self.settings = {"version": VERSION, "side": resize.side, "method": resize.method, "decoder": decoder}
+        settings = {"version": VERSION, "side": resize.side, "method": resize.method, "decoder": decoder}
         for library in (PIL, torch, torchvision) if decoder == "fast" else (PIL,):
-            self.settings[library.__name__] = library.__version__
-        self._take(_table([]))
+            settings[library.__name__] = str(library.__version__)
+        self.settings = json.dumps(settings).encode()
 
-    def load(self) -> Cache:
-        """Read what the store has. Raises CacheStale where it is of other settings or versions, or damaged."""
-        table, path = _table([]), self.folder / "settings.json"
-        if path.is_file() or any((self.folder / name).exists() for name in ("index.csv", "pixels.bin")):
-            try:
-                settings = json.loads(path.read_text(encoding="utf-8"))
-            except (OSError, ValueError):
-                settings = None
-            if settings != self.settings:
-                raise CacheStale(f"{path}: made with {settings}, not {self.settings}; {REMEDY}")
-            table = self._read_index()
-            found, path = 0, self.folder / "pixels.bin"
-            if path.is_file():
-                found = path.stat().st_size
-            if found < len(table) * self.size:
-                raise CacheStale(f"{path}: cut short, {found} bytes for {len(table)} pictures; {REMEDY}")
-            if found and not self.journal.path.is_file():
-                raise CacheStale(f"{self.journal.path}: missing, beside {found} bytes of pictures; {REMEDY}")
-        self._take(table)
-        if self.rows:
-            self._pixels  # noqa: B018  opened now, it stays the one that the index is of, whatever becomes of the store
-        return self
-
-    def _take(self, table: pd.DataFrame) -> None:
-        self.rows = len(table)
-        self.checksums = table["checksum"].to_numpy()
-        self.fingerprints = table[["bytes", "changed"]].to_numpy()
-        self.index = table.drop_duplicates("image", keep="last").set_index("image")["place"]
-        self.__dict__.pop("_pixels", None)
-
-    def _read_index(self) -> pd.DataFrame:
-        """All lines but one that a build has left half-written."""
-        path = self.journal.path
+    def _get(self, kind: bytes, name: str) -> memoryview | None:
+        """What this process finds, as it was when it began to read. Valid until `close`. Raises CacheStale."""
         try:
-            table = _table(self.journal.read())
-        except ValueError as error:
-            raise CacheStale(f"{path}: damaged ({' '.join(str(error).split())[:120]}); {REMEDY}") from None
-        if not np.array_equal(table["place"], np.arange(len(table))):
-            raise CacheStale(f"{path}: damaged, lines are missing; {REMEDY}")
-        return table
+            _, transaction = _open.get((os.getpid(), self.path)) or self._begin()
+            return transaction and transaction.get(_key(kind, name))
+        except lmdb.Error as error:
+            raise CacheStale(f"{self.path}: damaged ({error}); {REMEDY}") from None
 
-    def places(self, names: Sequence[str]) -> np.ndarray:
-        """(N,) int64: where each picture is, -1 where it is not."""
-        return self.index.reindex(pd.Index(names, dtype=object), fill_value=-1).to_numpy(np.int64)
+    def _begin(self) -> tuple[lmdb.Environment | None, lmdb.Transaction | None]:
+        if (old := self.folder / "pixels.bin").exists():
+            raise CacheStale(f"{old}: is of an earlier version's cache; {REMEDY}")
+        if not os.path.exists(self.path) or not os.path.getsize(self.path):
+            return None, None
+        # Where the lock file cannot be written, none is taken: what is replaced meanwhile then fails its checksum.
+        lock = os.access(self.folder / "lock.mdb", os.W_OK)
+        env = lmdb.open(str(self.folder), readonly=True, lock=lock, **LMDB)
+        env.reader_check()  # frees the places of processes that were killed
+        transaction, fault = env.begin(buffers=True), None
+        needed = (env.info()["last_pgno"] + 1) * env.stat()["psize"]
+        if (found := os.path.getsize(self.path)) < needed:  # reading behind the end would kill the process
+            fault = f"cut short, {found} of {needed} bytes"
+        elif (settings := bytes(transaction.get(SETTINGS, self.settings))) != self.settings:
+            fault = f"made with {settings.decode(errors='replace')}, not {self.settings.decode()}"
+        _open[os.getpid(), self.path] = env, transaction
+        if fault:
+            self.close()
+            raise CacheStale(f"{self.path}: {fault}; {REMEDY}")
+        return env, transaction
 
-    def stale(self, names: Sequence[str], images: str | os.PathLike) -> np.ndarray:
-        """(N,) bool: whose file in the folder `images` is no longer the one that was decoded."""
-        places = self.places(names)
-        stale = np.zeros(len(places), bool)
-        known = np.flatnonzero(places >= 0)
-        found = np.array([fingerprint(Path(images) / names[i]) for i in known]).reshape(-1, 2)
-        stale[known] = (found != self.fingerprints[places[known]]).any(1)
-        return stale
+    def close(self) -> None:
+        """Close it in this process; who reads opens it again."""
+        env, _ = _open.pop((os.getpid(), self.path), (None, None))
+        if env:
+            env.close()
 
-    @cached_property
-    def _pixels(self) -> np.ndarray:
-        pixels = np.memmap(self.folder / "pixels.bin", np.uint8, "r")
-        return pixels[: self.rows * self.size].reshape(self.rows, *self.shape)
+    def compare(self, names: Sequence[str], images: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
+        """Two (N,) bool: who is missing; and whose file in the folder `images` is no longer the one that was decoded."""
+        missing, stale = np.zeros((2, len(names)), bool)
+        for i, name in enumerate(names):
+            kept = self._get(b"f", name)
+            missing[i] = kept is None
+            stale[i] = kept is not None and kept != _file(Path(images) / name)
+        return missing, stale
 
-    def __getstate__(self) -> dict:
-        return {name: value for name, value in self.__dict__.items() if name != "_pixels"}
+    def read(self, name: str) -> np.ndarray:
+        """(side, side, 3) uint8, a view of the file. Raises InputError where it is lost, or its checksum differs."""
+        if (value := self._get(b"p", name)) is None:
+            raise InputError(f"{self.path}: the picture of {name} is lost; {REMEDY}")
+        pixels, checksum = value[: self.size], value[self.size :]
+        if zlib.crc32(pixels).to_bytes(4, "little") != checksum:
+            raise InputError(f"{self.path}: the picture of {name} is damaged; {REMEDY}")
+        return np.frombuffer(pixels, np.uint8).reshape(self.shape)
 
-    def read(self, place: int, name: str) -> np.ndarray:
-        """(side, side, 3) uint8, a view of the file. Raises InputError where its checksum differs."""
-        picture = self._pixels[place]
-        if zlib.crc32(picture) != self.checksums[place]:
-            raise InputError(f"{self.folder / 'pixels.bin'}: the picture of {name} is damaged; {REMEDY}")
-        return picture
-
-    def damaged(self, watch: Watch | None = None) -> list[str]:
-        """The names of the pictures whose checksum differs: reads all of them. Raises Interrupted when a signal comes."""
-        bad = []
-        with bar(f"verify {self.folder.name}", len(self.index)) as shown:
-            for name, place in self.index.items():
+    def faulty(self, names: np.ndarray, images: str | os.PathLike, watch: Watch | None = None) -> np.ndarray:
+        """(N,) bool: missing, stale, or damaged. Reads all pictures. Raises CacheStale, Interrupted when a signal comes."""
+        missing, stale = self.compare(names, images)
+        damaged = np.zeros(len(names), bool)
+        with bar(f"verify {self.folder.name}", len(names)) as shown:
+            for i in np.flatnonzero(~missing & ~stale):
                 if watch is not None and watch.received:
                     raise Interrupted(watch.received)
-                if zlib.crc32(self._pixels[place]) != self.checksums[place]:
-                    bad.append(name)
+                try:
+                    self.read(names[i])
+                except CacheStale:
+                    raise
+                except InputError:
+                    damaged[i] = True
                 shown.update(1)
-        return bad
-
-    def forget(self, names: Sequence[str]) -> None:
-        """Let `add` bring these pictures anew."""
-        self.index = self.index.drop(index=list(names))
+        for what, found in (("have changed", stale), ("are damaged", damaged)):
+            if found.any():
+                log.info("%s: %d pictures %s, first %s", self.folder, found.sum(), what, names[found][0])
+        return missing | stale | damaged
 
     def clear(self) -> None:
-        """Remove all of the store. Who trains from it has its files still open."""
-        for name in ("index.csv", "pixels.bin", "settings.json"):
+        """Remove all of the store. Who reads from it has its file still open."""
+        self.close()
+        for name in FILES:
             (self.folder / name).unlink(missing_ok=True)
-        self._take(_table([]))
 
     def add(
-        self,
-        names: Sequence[str],
-        images: str | os.PathLike,
-        num_workers: int = 0,
-        watch: Watch | None = None,
+        self, names: np.ndarray, images: str | os.PathLike, num_workers: int = 0, watch: Watch | None = None
     ) -> list[InputError]:
-        """Decode the pictures that are not there yet and keep them. Returns the errors of those that do not decode.
+        """Decode these pictures and keep them, over what there is of them. Returns the errors of those that do not decode.
 
         Whoever adds must hold `lock`. Raises OSError where the disk is full, Interrupted when a signal comes; what was
-        written stays, and counts.
+        committed stays, and counts.
         """
-        wanted = np.asarray(names)[self.places(names) < 0]
-        if not len(wanted):
+        if not len(names):
             return []
-        needed, free = len(wanted) * self.size, shutil.disk_usage(self.folder).free
+        needed, free = len(names) * (self.size + 4096), shutil.disk_usage(self.folder).free
         if needed > free:
-            sizes = f"{len(wanted)} pictures take {needed / 2**20:.1f} MiB, {free / 2**20:.1f} MiB are free"
+            sizes = f"{len(names)} pictures take {needed / 2**20:.1f} MiB, {free / 2**20:.1f} MiB are free"
             raise OSError(errno.ENOSPC, sizes, str(self.folder))
-        write_json(self.folder / "settings.json", self.settings)
         problems = []
-        reader = _Files(wanted, images, self.resize, self.decoder)
-        with (
-            open_at(self.folder / "pixels.bin", self.rows * self.size) as pixels,
-            self.journal.appending() as note,
-            bar(f"cache {self.folder.name}", len(wanted)) as shown,
-            signals_first(watch),
-        ):
-            loader = DataLoader(
-                reader,
-                None,
-                num_workers=num_workers,
-                worker_init_fn=workers.start_worker,
-                collate_fn=workers.as_it_is,
-            )
-            for name, found in zip(wanted, workers.items(loader), strict=True):
-                if watch is not None and watch.received:
-                    raise Interrupted(watch.received)
-                if isinstance(found, InputError):
-                    problems.append(found)
-                else:
-                    pixels.write(found[0])
-                    pixels.flush()  # before its line
-                    note([self.rows, zlib.crc32(found[0]), *found[1], name])
-                    self.rows += 1
-                shown.update(1)
-        self.load()
+        reader = _Files(names, images, self.resize, self.decoder)
+        loader = DataLoader(
+            reader,
+            None,
+            num_workers=num_workers,
+            prefetch_factor=16 if num_workers else None,  # they go on while a transaction waits for the disk
+            worker_init_fn=workers.start_worker,
+            collate_fn=workers.as_it_is,
+        )
+        found = zip(names, workers.items(loader), strict=True)
+        found = takewhile(lambda _: watch is None or not watch.received, found)
+        self.close()  # LMDB refuses to open a store twice in a process
+        try:
+            with (
+                lmdb.open(str(self.folder), **LMDB) as env,
+                bar(f"cache {self.folder.name}", len(names)) as shown,
+                signals_first(watch),
+            ):
+                while batch := list(islice(found, BATCH)):
+                    with env.begin(write=True) as transaction:
+                        transaction.put(SETTINGS, self.settings)
+                        for name, decoded in batch:
+                            if isinstance(decoded, InputError):
+                                problems.append(decoded)
+                                transaction.delete(_key(b"f", name))  # what there is of an earlier file
+                            else:
+                                transaction.put(_key(b"f", name), decoded[0])
+                                transaction.put(_key(b"p", name), decoded[1])
+                    shown.update(len(batch))
+        except lmdb.Error as error:
+            raise OSError(errno.EIO, f"pictures cannot be written ({error})", self.path) from None
+        if watch is not None and watch.received:
+            raise Interrupted(watch.received)
         return problems
 
     @contextmanager
     def lock(self, watch: Watch | None = None) -> Iterator[None]:
-        """One process at a time adds to a store. Raises Interrupted when a signal comes while waiting."""
+        """One process at a time fills a store. Raises Interrupted when a signal comes while waiting.
+
+        LMDB's own lock is for one transaction, not for all of them, and a signal does not end the wait for it.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         with open(self.folder / "lock", "w") as file:
-            told = False
-            while True:
-                try:
+            for tries in count():
+                with suppress(BlockingIOError):
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     break
-                except BlockingIOError:
-                    if not told:
-                        log.info("%s: another process is filling it; waiting", self.folder)
-                        told = True
+                if not tries:
+                    log.info("%s: another process is filling it; waiting", self.folder)
                 if watch is not None and watch.received:
                     raise Interrupted(watch.received)
                 time.sleep(0.2)
+            self.close()  # what was open may have been replaced meanwhile
             yield
 
 
@@ -234,13 +230,15 @@ def open_filled(
 
     Raises InputError where files have changed since, or a picture does not decode; CacheStale; and as `Cache.add`.
     """
-    cache = Cache(folder, resize, decoder).load()
-    if (cache.places(names) < 0).any():
+    cache = Cache(folder, resize, decoder)
+    missing, stale = cache.compare(names, images)
+    if missing.any():
         with cache.lock(watch):
-            problems = cache.load().add(names, images, num_workers, watch)
+            missing, stale = cache.compare(names, images)
+            problems = cache.add(names[missing], images, num_workers, watch)
         if problems:
             raise problems[0]
-    stale = cache.stale(names, images)
+    cache.close()  # no process that is forked from this one inherits it
     if stale.any():
         raise InputError(
             f"{cache.folder}: {stale.sum()} pictures have changed since they were cached, first "
@@ -258,22 +256,16 @@ def repair(
     """
     with cache.lock(watch):
         try:
-            cache.load()
+            wanted = cache.faulty(names, images, watch)
         except CacheStale as error:
             log.info("made anew: %s", str(error).removesuffix(f"; {REMEDY}"))
             cache.clear()
-        stale = names[cache.stale(names, images)]
-        if len(stale):
-            log.info("%s: %d pictures have changed, first %s", cache.folder, len(stale), stale[0])
-            cache.forget(stale)
-        if damaged := cache.damaged(watch):
-            log.info("%s: %d pictures are damaged, first %s", cache.folder, len(damaged), damaged[0])
-            cache.forget(damaged)
-        return cache.add(names, images, num_workers, watch)
+            wanted = np.ones(len(names), bool)
+        return cache.add(names[wanted], images, num_workers, watch)
 
 
 class _Files(Dataset):
-    """Decoded pictures, each (pixels, fingerprint), or the InputError of one that does not decode."""
+    """Of each picture what the store keeps, (file, pixels); or the InputError of one that does not decode."""
 
     def __init__(self, names: np.ndarray, images: str | os.PathLike, resize: Resize, decoder: str):
         self.names, self.images, self.resize = names, Path(images), resize
@@ -282,17 +274,21 @@ class _Files(Dataset):
     def __len__(self) -> int:
         return len(self.names)
 
-    def __getitem__(self, number: int):
+    def __getitem__(self, number: int) -> tuple[bytes, bytes] | InputError:
         path = self.images / str(self.names[number])
         try:
-            found = fingerprint(path)  # before it is read
-            return np.ascontiguousarray(self.read(path, self.resize)), found
+            file = _file(path)  # before it is read
+            pixels = self.read(path, self.resize).tobytes()
+            return file, pixels + zlib.crc32(pixels).to_bytes(4, "little")
         except Exception as error:  # decoders raise anything at all on a damaged file
             return undecodable(path, error)
 
 
-def _table(rows: list) -> pd.DataFrame:
-    table = pd.DataFrame(
-        rows, columns=list(COLUMNS), dtype=object
-    )  # pyarrow's strings cannot hold every file name
-    return table.astype({name: object if name == "image" else np.int64 for name in COLUMNS})
+def _file(path: Path) -> bytes:
+    return b"%d %d" % fingerprint(path)
+
+
+def _key(kind: bytes, name: str) -> bytes:
+    """`f` or `p` and the name. LMDB's keys have 511 bytes at most."""
+    encoded = os.fsencode(name)
+    return kind + (encoded if len(encoded) < 500 else hashlib.sha512(encoded).digest())

@@ -21,7 +21,7 @@ from dataset import Transform, batches, make_loader
 from option import InputError
 from photographs import cache
 from photographs.cache import Cache, open_filled, repair
-from photographs.decode import Resize, read_fast
+from photographs.decode import Resize, read_fast, read_pil
 from photographs.labels import FORMATS, read_labels
 
 ROOT = Path(__file__).parent.parent
@@ -37,6 +37,18 @@ def names(scored):
 def fill(scored, names):
     """Open the store of the twelve training pictures, filled."""
     return lambda **given: open_filled(scored / "c", RESIZE, "fast", names, scored / "images", 0, **given)
+
+
+def damage_pixels(store, name, at=None):
+    """Write over some pixels of a picture, or cut the file off before `at`."""
+    with open(store.path, "r+b") as file:
+        if at is not None:
+            return file.truncate(at)
+        picture = store.read(name).tobytes()
+        store.close()
+        start = file.read().index(picture[:2000])
+        file.seek(start + 77)
+        file.write(bytes(value ^ 1 for value in picture[77:84]))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -70,20 +82,23 @@ def test_a_run_from_the_cache_is_the_run_without_it(scored, run):
     assert stores == ["bilinear-224-pil", "bilinear-256-fast"]
 
 
-def test_names_with_commas_quotes_and_other_letters_are_kept(tmp_path):
-    names = np.array(
-        ['a,b "c".png', "d\u2028e.png", "f/\u00fc g.png", "h\x85.png", "i\rj.png", "k\nl.png", "m\udcff.png"]
-    )
+def test_odd_and_long_names_are_kept(tmp_path):
+    long = "/".join(["directory" * 20] * 3)
+    names = [
+        'a,b "c".png',
+        "d\u2028e.png",
+        "f/\u00fc g.png",
+        "k\nl.png",
+        "m\udcff.png",
+        *(f"{long}/{i}.png" for i in "ab"),
+    ]
     make_pictures(tmp_path, names)
-    open_filled(tmp_path / "c", RESIZE, "pil", names, tmp_path, 0)
-    store = Cache(tmp_path / "c", RESIZE, "pil").load()
-    assert store.places(names).tolist() == list(range(7))
-    assert store.places(names[::-1][:2]).tolist() == [6, 5]
-    content = store.journal.path.read_bytes()
-    for end in range(content.index(b"k\n"), len(content) + 1):  # cut anywhere in the last two rows
-        store.journal.path.write_bytes(content[:end])
-        assert Cache(tmp_path / "c", RESIZE, "pil").load().rows in (5, 6, 7)
-    assert store.places(["nothing.png"]).tolist() == [-1]
+    store = open_filled(tmp_path / "c", RESIZE, "pil", np.array(names), tmp_path, 0)
+    for name in names:
+        np.testing.assert_array_equal(store.read(name), read_pil(tmp_path / name, RESIZE))
+    assert store.compare([*names, "nothing.png"], tmp_path)[0].tolist() == [False] * 7 + [True]
+    with pytest.raises(InputError, match=r"the picture of nothing\.png is lost; `prepare_data.py cache`"):
+        store.read("nothing.png")
 
 
 def test_a_changed_picture_is_named_and_replaced(scored, names, fill):
@@ -93,39 +108,42 @@ def test_a_changed_picture_is_named_and_replaced(scored, names, fill):
         InputError, match=f"2 pictures have changed since they were cached, first {names[3]};"
     ):
         fill()
-    store = Cache(scored / "c", RESIZE, "fast")
-    assert repair(store, names, scored / "images", 0) == []
-    store = fill()
-    picture = store.read(store.places([names[3]])[0], names[3])
-    np.testing.assert_array_equal(picture, read_fast(scored / "images" / names[3], RESIZE))
-
-
-def test_a_damaged_picture_is_named_and_replaced(scored, names, fill, run):
-    store = fill()
-    with open(store.folder / "pixels.bin", "r+b") as file:
-        file.seek(5 * store.size + 77)
-        file.write(b"damage!")
-    store = fill()
-    assert store.damaged() == [names[5]]
-    with pytest.raises(
-        InputError, match=rf"pixels.bin: the picture of {names[5]} is damaged; `prepare_data.py cache`"
-    ):
-        store.read(5, names[5])
     assert repair(Cache(scored / "c", RESIZE, "fast"), names, scored / "images", 0) == []
-    assert fill().damaged() == []
+    np.testing.assert_array_equal(fill().read(names[3]), read_fast(scored / "images" / names[3], RESIZE))
+
+
+def test_a_damaged_picture_is_named_and_replaced(scored, names, fill):
+    store = fill()
+    expected = store.read(names[5]).copy()
+    damage_pixels(store, names[5])
+    fill().read(names[4])
+    with pytest.raises(
+        InputError, match=rf"data.mdb: the picture of {names[5]} is damaged; `prepare_data.py"
+    ):
+        store.read(names[5])
+    assert np.flatnonzero(store.faulty(names, scored / "images")).tolist() == [5]
+    assert repair(store, names, scored / "images", 0) == []
+    np.testing.assert_array_equal(fill().read(names[5]), expected)
+
+
+def test_a_replaced_picture_that_does_not_decode_is_no_longer_kept(scored, names, fill):
+    store = fill()
+    (scored / "images" / names[2]).write_bytes(b"no picture")
+    assert len(repair(store, names, scored / "images", 0)) == 1
+    assert store.compare(names, scored / "images")[0].tolist() == [name == names[2] for name in names]
+    with pytest.raises(InputError, match=f"{names[2]}: does not decode"):
+        fill()
 
 
 def test_a_run_with_a_damaged_cache_ends_in_one_line(scored, run):
     words = arguments(scored, "tad66k", cache=scored / "c")
     assert run(words)[0] == 0
-    pixels = scored / "c" / "bilinear-224-pil" / "pixels.bin"
-    content = bytearray(pixels.read_bytes())
-    content[-1000] ^= 1
-    pixels.write_bytes(content)
+    store = Cache(scored / "c", Resize(224, "bilinear"), "pil")
+    damage_pixels(store, "test5.jpg")
     status, _, err = run([*words, "--overwrite"])
     assert status == 2
     assert len(err.splitlines()) == 1
-    assert f"{pixels}: the picture of test5.jpg is damaged; `prepare_data.py cache` makes it good" in err
+    assert f"{store.path}: the picture of test5.jpg is damaged; `prepare_data.py cache` makes it good" in err
 
 
 def test_a_run_that_a_stale_cache_has_ended_leaves_nothing_behind(scored, run, command):
@@ -155,68 +173,87 @@ def test_a_run_that_a_stale_cache_has_ended_leaves_nothing_behind(scored, run, c
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        ("pixels", "cut short"),
-        ("index", "lines are missing"),
-        ("garbage", "index.csv: damaged"),
-        ("settings", "made with None"),
-        ("no settings", "made with None"),
-        ("no index", "index.csv: missing, beside 36864 bytes of pictures"),
-        ("version", "made with"),
+        ("cut", "data.mdb: cut short, 40000 of [0-9]+ bytes"),
+        ("garbage", "data.mdb: damaged"),
+        (
+            "settings",
+            'data.mdb: made with {"version": 2, "side": 32, .*"torch": "0.1", .*}, not {"version": 2, ',
+        ),
+        ("old", "pixels.bin: is of an earlier version's cache"),
     ],
 )
-def test_a_damaged_store_is_named_and_made_anew(scored, names, fill, damage, message):
-    folder = fill().folder
-    lines = (folder / "index.csv").read_text().splitlines(keepends=True)
-    if damage == "pixels":
-        os.truncate(folder / "pixels.bin", 12 * 32 * 32 * 3 - 1)
-    elif damage == "index":
-        (folder / "index.csv").write_text("".join(lines[:3] + lines[4:]))
-    elif damage == "garbage":
-        (folder / "index.csv").write_bytes(b"\xff\xfe,,\nx\n")
-    elif damage.startswith("no "):
-        (folder / {"no settings": "settings.json", "no index": "index.csv"}[damage]).unlink()
-    elif damage == "settings":
-        (folder / "settings.json").write_text("{")
+def test_a_damaged_or_older_store_is_named_and_made_anew(scored, names, fill, monkeypatch, damage, message):
+    if damage == "settings":
+        with monkeypatch.context() as patch:
+            patch.setattr(cache.torch, "__version__", "0.1")
+            store = fill()
     else:
-        text = (folder / "settings.json").read_text()
-        (folder / "settings.json").write_text(text.replace('"version": 1', '"version": 0'))
-    with pytest.raises(InputError, match=message):
+        store = fill()
+    if damage == "cut":
+        damage_pixels(store, names[0], 40000)
+    elif damage == "garbage":
+        (store.folder / "data.mdb").write_bytes(b"\xff\xfe,,\nx\n" * 2000)
+    elif damage == "old":
+        (store.folder / "pixels.bin").write_bytes(bytes(12 * 32 * 32 * 3))
+    with pytest.raises(InputError, match=f"{message}.*; `prepare_data.py cache` makes it good"):
         fill()
     assert repair(Cache(scored / "c", RESIZE, "fast"), names, scored / "images", 0) == []
-    assert fill().rows == 12
+    store = fill()
+    assert not store.faulty(names, scored / "images").any()
+    assert not (store.folder / "pixels.bin").exists()
 
 
 @pytest.mark.parametrize("rows", [0, 1, 7])
 def test_a_build_that_was_cut_goes_on(scored, names, fill, monkeypatch, rows):
-    """Cut in the middle of a picture, then in the middle of a line."""
-    whole = {path.name: path.read_bytes() for path in fill().folder.iterdir()}
-    shutil.rmtree(scored / "c")
-    store = open_filled(scored / "c", RESIZE, "fast", names[: max(1, rows)], scored / "images", 0)
-    if rows == 0:
-        header = (store.folder / "index.csv").read_bytes().splitlines(keepends=True)[0]
-        (store.folder / "index.csv").write_bytes(header)
-        (store.folder / "pixels.bin").write_bytes(b"")
-    with open(store.folder / "pixels.bin", "ab") as file:
-        file.write(bytes(500))
+    """Cut while the file was made, or with part of the pictures and the start of a transaction in it."""
     if rows:
-        with open(store.folder / "index.csv", "ab") as file:
-            file.write(b"7,123")
+        open_filled(scored / "c", RESIZE, "fast", names[:rows], scored / "images", 0)
+    else:
+        (scored / "c" / "bilinear-32-fast").mkdir(parents=True)
+    with open(Cache(scored / "c", RESIZE, "fast").path, "ab") as file:
+        file.write(bytes(5000 if rows else 0))
     decoded = []
     original = cache.read_fast
     monkeypatch.setattr(cache, "read_fast", lambda *given: decoded.append(1) or original(*given))
-    fill()
+    store = fill()
     assert len(decoded) == 12 - rows
-    assert {path.name: path.read_bytes() for path in store.folder.iterdir()} == whole
+    assert not store.faulty(names, scored / "images").any()
 
 
-def test_who_reads_from_a_store_is_not_disturbed_when_it_is_made_anew(scored, names, fill):
-    reader = fill()
-    before = [reader.read(place, names[place]).copy() for place in range(12)]
-    (reader.folder / "settings.json").unlink()
+def test_who_reads_from_a_store_is_not_disturbed_when_it_is_made_anew(scored, names, fill, monkeypatch):
+    store = fill()
+    before = [store.read(name).copy() for name in names]
+    store.close()
+    go, context = scored / "go", multiprocessing.get_context("fork")
+
+    def read():
+        store.read(names[0])
+        (scored / "reading").touch()
+        while not go.exists():
+            time.sleep(0.01)
+        same = all(np.array_equal(store.read(name), kept) for name, kept in zip(names, before, strict=True))
+        os._exit(0 if same else 1)
+
+    reader = context.Process(target=read)
+    reader.start()
+    while not (scored / "reading").exists():
+        time.sleep(0.01)
+    monkeypatch.setattr(cache.torch, "__version__", "0.1")
+    make_pictures(scored / "images", names, seed=9)
     assert repair(Cache(scored / "c", RESIZE, "fast"), names[:3], scored / "images", 0) == []
-    assert fill().rows == 12
-    for place in range(12):
-        np.testing.assert_array_equal(reader.read(place, names[place]), before[place])
+    go.touch()
+    reader.join(60)
+    assert reader.exitcode == 0
+
+
+def test_a_store_that_cannot_be_written_is_read(scored, names, fill, monkeypatch):
+    """As on a file system that is read-only, or one of somebody else's."""
+    expected = fill().read(names[0]).copy()
+    monkeypatch.setattr(cache.os, "access", lambda *_: False)
+    (scored / "c" / "bilinear-32-fast" / "lock.mdb").unlink()
+    store = fill()
+    np.testing.assert_array_equal(store.read(names[0]), expected)
+    assert not (store.folder / "lock.mdb").exists()
 
 
 @pytest.mark.parametrize("work", ["fill", "repair"])
@@ -248,8 +285,9 @@ def test_a_signal_stops_a_build_which_then_goes_on(scored, names, fill, monkeypa
     monkeypatch.setattr(cache, "read_fast", read)
     with Watch() as watch, pytest.raises(Interrupted):
         fill(watch=watch)
-    assert Cache(scored / "c", RESIZE, "fast").load().rows == 4
-    assert fill().rows == 12
+    store = Cache(scored / "c", RESIZE, "fast")
+    assert np.flatnonzero(store.compare(names, scored / "images")[0]).tolist() == list(range(4, 12))
+    fill()
     assert len(calls) == 13
 
 
@@ -262,11 +300,11 @@ def test_a_killed_build_leaves_no_processes_behind_and_goes_on(tmp_path):
     (tmp_path / "test.csv").write_text("image,score\n" + "".join(f"{name},1\n" for name in names))
     shutil.copy(tmp_path / "test.csv", tmp_path / "train.csv")
     words = ("cache", "--dataset", "tad66k", "--images", tmp_path, "--csv", tmp_path, "--out", tmp_path / "k")
-    index = tmp_path / "k" / "bilinear-256-fast" / "index.csv"
+    store = Cache(tmp_path / "k", Resize(256, "bilinear"), "fast")
     with subprocess.Popen(
         [sys.executable, "prepare_data.py", *words, "--num_workers", "2"], cwd=ROOT, stderr=subprocess.DEVNULL
     ) as process:
-        while not index.is_file() or index.stat().st_size < 2000:
+        while not os.path.exists(store.path) or os.path.getsize(store.path) < 300 * store.size:
             assert process.poll() is None
             time.sleep(0.02)
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
@@ -276,23 +314,31 @@ def test_a_killed_build_leaves_no_processes_behind_and_goes_on(tmp_path):
     while any(Path(f"/proc/{child}").exists() for child in children):
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    store = Cache(tmp_path / "k", Resize(256, "bilinear"), "fast").load()
-    assert 10 < store.rows < 3000
-    assert store.damaged() == []
+    missing, _ = store.compare(names, tmp_path)
+    assert 0 < missing.sum() < 3000
+    assert (store.faulty(np.array(names), tmp_path) == missing).all()
 
 
 def test_a_picture_that_does_not_decode_is_told_and_the_others_are_kept(scored, names, fill):
     (scored / "images" / names[2]).write_bytes(b"no picture")
     with pytest.raises(InputError, match=f"{names[2]}: does not decode"):
         fill()
-    store = Cache(scored / "c", RESIZE, "fast").load()
-    assert (store.places(names) < 0).tolist() == [name == names[2] for name in names]
+    store = Cache(scored / "c", RESIZE, "fast")
+    assert store.compare(names, scored / "images")[0].tolist() == [name == names[2] for name in names]
 
 
-def test_processes_that_share_a_cache_fill_it_once(scored, names, fill):
+def test_processes_that_share_a_cache_fill_it_once(scored, names, fill, monkeypatch):
+    original = cache.read_fast
+
+    def read(path, *given):
+        with open(scored / "decoded", "a") as file:
+            file.write(f"{path}\n")
+        return original(path, *given)
+
     def work():
-        os._exit(0 if (fill().places(names) >= 0).all() else 1)
+        os._exit(0 if np.isfinite(fill().read(names[-1])).all() else 1)
 
+    monkeypatch.setattr(cache, "read_fast", read)
     context = multiprocessing.get_context("fork")
     processes = [context.Process(target=work) for _ in range(3)]
     for process in processes:
@@ -300,17 +346,21 @@ def test_processes_that_share_a_cache_fill_it_once(scored, names, fill):
     for process in processes:
         process.join(60)
         assert process.exitcode == 0
-    store = fill()
-    assert store.rows == 12
-    assert (store.folder / "pixels.bin").stat().st_size == 12 * store.size
+    assert len((scored / "decoded").read_text().splitlines()) == 12
 
 
 def test_who_finds_all_pictures_writes_nothing(scored, fill):
+    """But LMDB's note of who reads."""
     folder = fill().folder
-    before = {path: path.stat().st_mtime_ns for path in [folder, *folder.iterdir()]}
+
+    def times():
+        paths = [folder, *folder.iterdir()]
+        return {path: path.stat().st_mtime_ns for path in paths if path.name != "lock.mdb"}
+
+    before = times()
     time.sleep(0.01)
     fill()
-    assert {path: path.stat().st_mtime_ns for path in [folder, *folder.iterdir()]} == before
+    assert times() == before
 
 
 def test_a_disk_that_is_too_small_is_told_before(scored, names, monkeypatch, run):
@@ -321,17 +371,21 @@ def test_a_disk_that_is_too_small_is_told_before(scored, names, monkeypatch, run
     assert "bilinear-256-fast: 11 pictures take 2.1 MiB, 0.0 MiB are free; check the path and the disk" in err
 
 
-def test_a_disk_that_becomes_full_keeps_what_was_written(scored, names):
-    words = [*arguments(scored, "tad66k", cache=scored / "c"), "--val_share", "0.1"]
-    done = subprocess.run(
-        [sys.executable, "main_nni.py", *words], cwd=ROOT, capture_output=True, text=True,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, 10**6)),
-    )  # fmt: skip
-    assert done.returncode == 2
-    assert "Traceback" not in done.stderr
-    assert "File too large" in done.stderr
-    store = Cache(scored / "c", Resize(256, "bilinear"), "fast").load()
-    assert store.rows == 5  # of 192 KiB each
+def test_a_disk_that_becomes_full_keeps_what_was_written(scored, names, run, monkeypatch):
+    monkeypatch.setattr(cache, "BATCH", 2)
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, limits[1]))
+    try:
+        status, _, err = run(arguments(scored, "tad66k", cache=scored / "c"))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert status == 2
+    assert len(err.splitlines()) == 1
+    assert "bilinear-256-fast/data.mdb: pictures cannot be written (" in err
+    missing, _ = Cache(scored / "c", Resize(256, "bilinear"), "fast").compare(names, scored / "images")
+    assert (~missing).sum() == 4  # of 196 KiB each
+    store = open_filled(scored / "c", Resize(256, "bilinear"), "fast", names, scored / "images", 0)
+    assert not store.faulty(names, scored / "images").any()
 
 
 def test_gpu_decoding_and_a_cache_exclude_each_other(scored, run):

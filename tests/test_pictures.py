@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from conftest import arguments, ended, fork, make_pictures
 from PIL import Image
+from test_cache import damage_pixels
 
 from commands.growing import Growing
 from commands.signals import Interrupted, Watch
@@ -425,10 +426,7 @@ def test_cache_repairs_and_tells_what_does_not_decode(scored, command, caplog):
     assert command(*words)[0] == 0
     (scored / "images" / "train1.jpg").write_text("not a picture")
     make_pictures(scored / "images", ["test1.jpg"], seed=4)
-    pixels = scored / "k" / "bilinear-224-pil" / "pixels.bin"
-    content = bytearray(pixels.read_bytes())
-    content[-3] ^= 1
-    pixels.write_bytes(content)
+    damage_pixels(Cache(scored / "k", Resize(224, "bilinear"), "pil"), "test5.jpg")
     with caplog.at_level("INFO"):
         status, _, _ = command(*words)
     assert status == 2
