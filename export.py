@@ -21,8 +21,8 @@ from commands.signals import Interrupted
 from exporting import hub, onnx_file, torch_files
 from exporting.about import describe
 from exporting.check import BATCHES, ExportError, largest_difference
-from inference.arguments import WEIGHTS, score_range
-from inference.trained import Trained, load_trained
+from inference.arguments import WEIGHTS, load
+from inference.trained import Trained
 from option import MODELS, InputError, Option
 
 log = logging.getLogger("eat")
@@ -74,13 +74,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def export(options: argparse.Namespace) -> dict:
     """Write what is asked for, check it, and say what it is. Raises InputError, WeightsError, ExportError."""
     check(options)
-    trained = load_trained(
-        options.weights,
-        model=options.model,
-        dataset=options.dataset,
-        score_range=score_range(options),
-        interest_points=options.interest_points,
-    )
+    trained = load(options)
     for note in trained.notes:
         log.warning("%s", note)
     about, out = describe(trained), target(options, trained)

@@ -9,8 +9,8 @@ import os
 import random
 import signal
 import sys
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +29,7 @@ from inference.scoring import Rows, Scored, read_reference, score_all
 from inference.screen import Screen
 from inference.sources import Found, Sources
 from inference.table import Done, Row, Table
-from inference.trained import CALIBRATION_BATCH, Trained, load_trained
+from inference.trained import CALIBRATION_BATCH
 from option import InputError
 from training import checkpoint
 from training.build import pick_device
@@ -47,7 +47,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         options = arguments.parse(argv)
         arguments.check(options)
         try:
-            return predict(options)
+            prediction = Prediction(options)
+            with Watch() as watch, signals_first(watch):
+                return prediction.run(watch)
         except BrokenPipeError:  # nobody reads the rows any more
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 128 + signal.SIGPIPE
@@ -57,77 +59,166 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
 
 
-def predict(options: argparse.Namespace) -> int:
-    """Do what the options ask. Returns 1 where a photograph has an error, else 0."""
-    device = pick_device(options.gpu_id)
-    sources = Sources(options.paths, options.list)
-    trained = load_trained(
-        options.weights,
-        model=options.model,
-        dataset=options.dataset,
-        score_range=options.score_range,
-        interest_points=options.interest_points,
-        will_calibrate=bool(options.calibrate_on),
-    )
-    trained.model.to(device)
-    photos = Photos(trained.resize, options.decode, options.upright)
-    precision = pick_precision(options.amp, device)
-    reference = read_reference(options.reference, trained) if options.reference else None
-    looking = bool(options.explain or options.report)
-    if reference is not None:
-        trained.notes += reference.notes
-    rows = Rows(trained, reference and reference.scores, explained=bool(options.explain), background=looking)
-    other = pages.read_other(options.compare, trained, device) if options.compare else None
-    table = Table(options.out, rows.columns) if options.out else None
-    with Watch() as watch, signals_first(watch):
-        total = count(sources, watch) if sources.countable else None
+class Prediction:
+    """Photographs on their way to rows, and those to the table, the screen and the page. Raises InputError."""
+
+    def __init__(self, options: argparse.Namespace):
+        self.options, self.device = options, pick_device(options.gpu_id)
+        self.sources = Sources(options.paths, options.list)
+        self.trained = arguments.load(options, will_calibrate=bool(options.calibrate_on))
+        self.trained.model.to(self.device)
+        self.photos = Photos(self.trained.resize, options.decode, options.upright)
+        self.precision = pick_precision(options.amp, self.device)
+        reference = read_reference(options.reference, self.trained) if options.reference else None
+        if reference is not None:
+            self.trained.notes += reference.notes
+        self.looking = bool(options.explain or options.report)
+        self.rows = Rows(
+            self.trained, reference and reference.scores, bool(options.explain), background=self.looking
+        )
+        self.other = pages.read_other(options.compare, self.trained, self.device) if options.compare else None
+        self.table = Table(options.out, self.rows.columns) if options.out else None
+        self.gallery = pages.Gallery(options.report_images) if options.report else None
+        self.screen, self.seen = Screen(self.trained, options.out), Done()
+        self.nothing = f"no photographs in {', '.join(options.paths + options.list)}"
+
+    def run(self, watch: Watch) -> int:
+        """Do what the options ask. Returns 1 where a photograph has an error, else 0. Raises Interrupted."""
+        total = count(self.sources, watch) if self.sources.countable else None
         if total == 0:
-            raise InputError(
-                f"no photographs in {', '.join(options.paths + options.list)}{_left_out(sources)}"
-            )
-        if options.calibrate_on:
-            calibrate(options, trained, photos, device, watch)
-        for note in trained.notes + (other.trained.notes if other and other.trained else []):
+            raise InputError(self.nothing + _left_out(self.sources))
+        if self.options.calibrate_on:
+            self.calibrate(watch)
+        self.tell()
+        self.score(total, watch)
+        self.screen.close(_left_out(self.sources))
+        if self.gallery is not None:
+            pages.write(self.options, self.trained, self.photos, self.gallery, self.other, self.device, watch)
+        return 1 if self.screen.any_errors else 0
+
+    def tell(self) -> None:
+        """Say by which network the scores are made."""
+        trained, (low, high) = self.trained, self.trained.score_range
+        for note in trained.notes + (self.other.trained.notes if self.other and self.other.trained else []):
             log.info("%s", note)
-        low, high = trained.score_range
-        log.info(
-            "%s trained on %s, scores %g to %g, %s interest points, on %s",
-            trained.name, trained.dataset, low, high, trained.points, device,
-        )  # fmt: skip
-        gallery = pages.Gallery(options.report_images) if options.report else None
-        screen = Screen(trained, options.out)
-        seen = Done()
+        scale = f"trained on {trained.dataset}, scores {low:g} to {high:g}"
+        log.info("%s %s, %s interest points, on %s", trained.name, scale, trained.points, self.device)
+
+    def score(self, total: int | None, watch: Watch) -> None:
+        """Score the photographs that have no row yet."""
+        options = self.options
         with ExitStack() as stack:
-            write = None
-            if table is not None:
-                about = describe(options, trained, rows, precision)
-                write = stack.enter_context(table.writing(about, options.append, options.overwrite))
-                for row in table.rows():
-                    seen.add(table.key(os.path.abspath(row["image"])))
-                    screen.before(row)
-                    if gallery is not None:
-                        gallery.add(row)
-            looker = stack.enter_context(Looker(trained.model, options.layer)) if looking else None
-            shown = stack.enter_context(bar("score", total, len(seen)))
-            key = table.key if table is not None else str
-            found = (one for one in sources if seen.add(key(os.path.abspath(one.path))))
+            write = stack.enter_context(self.table_open()) if self.table is not None else None
+            looker = stack.enter_context(Looker(self.trained.model, options.layer)) if self.looking else None
+            shown = stack.enter_context(bar("score", total, len(self.seen)))
             for scored in score_all(
-                trained, photos, found, precision,
-                batch_size=options.batch_size, num_workers=options.num_workers, looker=looker, watch=watch,
-            ):  # fmt: skip
-                row, attention = finish_row(options, trained, rows, scored)
+                self.trained,
+                self.photos,
+                self.new(),
+                self.precision,
+                batch_size=options.batch_size,
+                num_workers=options.num_workers,
+                looker=looker,
+                watch=watch,
+            ):
+                row, attention = self.finish_row(scored)
                 if write is not None:
                     write(row)
-                if gallery is not None:
-                    gallery.add(row, attention)
-                screen.add(row)
+                if self.gallery is not None:
+                    self.gallery.add(row, attention)
+                self.screen.add(row)
                 shown.update(1)
-            if not len(seen):
-                raise InputError(f"no photographs in {', '.join(options.paths + options.list)}")
-        screen.close(_left_out(sources))
-        if gallery is not None:
-            pages.write(options, trained, photos, gallery, other, device, watch)
-    return 1 if screen.any_errors else 0
+            if not len(self.seen):
+                raise InputError(self.nothing)
+
+    @contextmanager
+    def table_open(self) -> Iterator[Callable[[Row], None]]:
+        """A function that writes a row to --out. The rows that are there already are taken in first."""
+        options = self.options
+        with self.table.writing(self.describe(), options.append, options.overwrite) as write:
+            for row in self.table.rows():
+                self.seen.add(self.table.key(os.path.abspath(row["image"])))
+                self.screen.before(row)
+                if self.gallery is not None:
+                    self.gallery.add(row)
+            yield write
+
+    def new(self) -> Iterator[Found]:
+        """The photographs without a row, each once."""
+        key = self.table.key if self.table is not None else str
+        return (one for one in self.sources if self.seen.add(key(os.path.abspath(one.path))))
+
+    def finish_row(self, scored: Scored) -> tuple[Row, np.ndarray | None]:
+        """A photograph's row, and the map of its attention, if it was looked for; its overlay is drawn."""
+        if not scored.looks:
+            return self.rows.row(scored), None
+        attention = mean_mass(list(scored.looks.values()))
+        foreground, known = read_mask(self.options.mask, scored.path) if self.options.mask else (None, True)
+        background = background_share(attention, foreground) if known else None
+        explanation = ""
+        if self.options.explain:
+            path = overlay_path(self.options.explain, scored.path)
+            score = float(self.trained.scores(scored.outputs[None].astype(np.float64))[0])
+            low, high = self.trained.score_range
+            title = f"{Path(scored.path).name}: score {score:.3f} ({low:g} to {high:g})"
+            if draw_overlay(path, scored.path, self.options.upright, scored.looks, title, foreground):
+                explanation = str(path)
+        return self.rows.row(scored, background, explanation), attention
+
+    def calibrate(self, watch: Watch) -> None:
+        """Estimate the running interest points from photographs of `--calibrate_on`, drawn at random."""
+        options = self.options
+        drawn = draw_some(Sources(options.calibrate_on), options.calibrate_points)
+        shown = bar("calibrate", len(drawn))
+        counts = {"used": 0, "left out": 0}
+
+        def inputs() -> Iterator[torch.Tensor]:
+            for batch in batches(self.photos, drawn, CALIBRATION_BATCH, options.num_workers):
+                if watch.received:
+                    raise Interrupted(watch.received)
+                shown.update(len(batch.paths))
+                counts["used"] += len(batch.images)
+                counts["left out"] += sum(map(bool, batch.errors))
+                if len(batch.images):
+                    images = batch.images.to(self.device)
+                    flips = torch.zeros(len(images), dtype=torch.bool, device=self.device)
+                    yield network_input(images, flips)
+
+        with shown:
+            try:
+                self.trained.calibrate(inputs())
+            except InputError:
+                raise
+            except ValueError:
+                given = " ".join(options.calibrate_on)
+                raise InputError(f"--calibrate_on {given}: no photograph there decodes") from None
+        note = f"running interest points calibrated on {counts['used']} photographs"
+        note += f"; {counts['left out']} could not be read" if counts["left out"] else ""
+        self.trained.notes.append(note)
+        if options.save_calibrated:
+            checkpoint.save(options.save_calibrated, self.trained.model.state_dict())
+
+    def describe(self) -> dict:
+        """How the scores are made: what the rows of one table have in common."""
+        options, trained, reference = self.options, self.trained, self.rows.reference
+        about = {
+            "weights": str(trained.path),
+            "model": trained.name,
+            "dataset": trained.dataset,
+            "score_range": list(trained.score_range),
+            "interest_points": trained.points,
+            "columns": self.rows.columns,
+            "decode": options.decode,
+            "upright": options.upright,
+            "precision": str(self.precision.dtype or torch.float32),
+            "reference": None if reference is None else digest([reference.tobytes()]),
+            "network": digest(bytes_of(trained.model)),
+        }
+        if "attention_background" in self.rows.columns:
+            about |= {"layer": options.layer, "mask": options.mask and str(options.mask)}
+        if trained.points == "batch":
+            about["batch_size"] = options.batch_size
+        return about
 
 
 def count(sources: Sources, watch: Watch) -> int:
@@ -137,24 +228,6 @@ def count(sources: Sources, watch: Watch) -> int:
         if watch.received:
             raise Interrupted(watch.received)
     return number
-
-
-def finish_row(options, trained: Trained, rows: Rows, scored: Scored) -> tuple[Row, np.ndarray | None]:
-    """A photograph's row, and the map of its attention, if it was looked for; its overlay is drawn."""
-    if not scored.looks:
-        return rows.row(scored), None
-    attention = mean_mass(list(scored.looks.values()))
-    foreground, known = read_mask(options.mask, scored.path) if options.mask else (None, True)
-    background = background_share(attention, foreground) if known else None
-    explanation = ""
-    if options.explain:
-        path = overlay_path(options.explain, scored.path)
-        score = float(trained.scores(scored.outputs[None].astype(np.float64))[0])
-        low, high = trained.score_range
-        title = f"{Path(scored.path).name}: score {score:.3f} ({low:g} to {high:g})"
-        if draw_overlay(path, scored.path, options.upright, scored.looks, title, foreground):
-            explanation = str(path)
-    return rows.row(scored, background, explanation), attention
 
 
 def draw_overlay(
@@ -200,41 +273,6 @@ def read_mask(folder: Path, photograph: str) -> tuple[np.ndarray | None, bool]:
     return None, False
 
 
-def calibrate(options, trained: Trained, photos: Photos, device: torch.device, watch: Watch) -> None:
-    """Estimate the running interest points from photographs of `--calibrate_on`, drawn at random."""
-    sources = Sources(options.calibrate_on)
-    drawn = draw_some(sources, options.calibrate_points)
-    shown = bar("calibrate", len(drawn))
-    counts = {"used": 0, "left out": 0}
-
-    def inputs() -> Iterator[torch.Tensor]:
-        for batch in batches(photos, drawn, CALIBRATION_BATCH, options.num_workers):
-            if watch.received:
-                raise Interrupted(watch.received)
-            shown.update(len(batch.paths))
-            counts["used"] += len(batch.images)
-            counts["left out"] += sum(map(bool, batch.errors))
-            if len(batch.images):
-                images = batch.images.to(device)
-                yield network_input(images, torch.zeros(len(images), dtype=torch.bool, device=device))
-
-    with shown:
-        try:
-            trained.calibrate(inputs())
-        except ValueError as error:
-            if isinstance(error, InputError):
-                raise
-            raise InputError(
-                f"--calibrate_on {' '.join(options.calibrate_on)}: no photograph there decodes"
-            ) from None
-    trained.notes.append(
-        f"running interest points calibrated on {counts['used']} photographs"
-        + (f"; {counts['left out']} could not be read" if counts["left out"] else "")
-    )
-    if options.save_calibrated:
-        checkpoint.save(options.save_calibrated, trained.model.state_dict())
-
-
 def draw_some(found: Iterable[Found], count: int, seed: int = 0) -> list[Found]:
     """`count` of them at random, in one pass; all where there are no more. In their order."""
     rng, drawn = random.Random(seed), []
@@ -246,32 +284,19 @@ def draw_some(found: Iterable[Found], count: int, seed: int = 0) -> list[Found]:
     return [one for _, one in sorted(drawn)]
 
 
-def describe(options, trained: Trained, rows: Rows, precision: Precision) -> dict:
-    """How the scores are made: what the rows of one table have in common."""
-    digest = hashlib.sha256()
-    for name, value in trained.model.state_dict().items():
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    about = {
-        "weights": str(trained.path),
-        "model": trained.name,
-        "dataset": trained.dataset,
-        "score_range": list(trained.score_range),
-        "interest_points": trained.points,
-        "columns": rows.columns,
-        "decode": options.decode,
-        "upright": options.upright,
-        "precision": str(precision.dtype or torch.float32),
-        "reference": None
-        if rows.reference is None
-        else hashlib.sha256(rows.reference.tobytes()).hexdigest()[:16],
-        "network": digest.hexdigest()[:16],
-    }
-    if "attention_background" in rows.columns:
-        about |= {"layer": options.layer, "mask": options.mask and str(options.mask)}
-    if trained.points == "batch":
-        about["batch_size"] = options.batch_size
-    return about
+def bytes_of(model: torch.nn.Module) -> Iterator[bytes]:
+    """The names and values of its parameters and buffers."""
+    for name, value in model.state_dict().items():
+        yield name.encode()
+        yield value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+
+
+def digest(parts: Iterable[bytes]) -> str:
+    """SHA-256 of all parts, its first 16 digits."""
+    found = hashlib.sha256()
+    for part in parts:
+        found.update(part)
+    return found.hexdigest()[:16]
 
 
 def pick_precision(amp: str, device: torch.device) -> Precision:

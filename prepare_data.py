@@ -76,14 +76,7 @@ def prepare(options: argparse.Namespace) -> None:
     """A dataset's subcommand: read, split, look at the pictures, write the CSVs and the summary, and print it."""
     out = options.out
     paths = {split: out / f"{split}.csv" for split in ("train", "val", "test")}
-    given = Path(options.scores if options.command == "flickr_aes" else options.labels)
-    inputs = [given, *(folder / path.name for folder in (given, given / "merge") for path in paths.values())]
-    if mine := {path.resolve() for path in inputs} & {
-        path.resolve() for path in paths.values() if path.exists()
-    }:
-        raise InputError(f"{min(mine)}: is one of the official labels; give another --out")
-    if (there := [path for path in paths.values() if path.exists()]) and not options.overwrite:
-        raise InputError(f"{there[0]}: is there already; give --overwrite or another --out")
+    refuse_what_is_there(options, list(paths.values()))
     prepared = read_labels(options)
     split_at_random(prepared, options.val_share, getattr(options, "test_share", None), options.seed)
     out.mkdir(parents=True, exist_ok=True)
@@ -93,14 +86,7 @@ def prepare(options: argparse.Namespace) -> None:
     else:
         with Watch() as watch:
             text += look(prepared, options, out / "pictures.csv", watch)
-    tables = {
-        split: prepared.table[prepared.table["split"] == split].drop(columns="split") for split in paths
-    }
-    if empty := [split for split, table in tables.items() if table.empty]:
-        raise InputError(f"no rows are left for {empty[0]}.csv; look at --images, the shares and the labels")
-    for split, table in tables.items():
-        with atomic_write(paths[split]) as file:
-            table.to_csv(file, index=False)
+    write_splits(prepared.table, paths)
     found = summary.describe(prepared)
     about = {"dataset": options.command, "seed": options.seed}
     test = prepared.files[(prepared.table["split"] == "test").to_numpy()]
@@ -110,9 +96,29 @@ def prepare(options: argparse.Namespace) -> None:
         file.write("\n\n".join(text) + "\n")
     summary.draw(prepared, f"{options.command}: {found['rows_kept']} images", out / "histogram.png")
     print("\n\n".join(text))
-    print(
-        f"\nwritten to {out}: {', '.join(p.name for p in paths.values())}, summary.txt, summary.json, histogram.png"
-    )
+    written = [*(path.name for path in paths.values()), "summary.txt", "summary.json", "histogram.png"]
+    print(f"\nwritten to {out}: {', '.join(written)}")
+
+
+def refuse_what_is_there(options: argparse.Namespace, paths: list[Path]) -> None:
+    """Raises InputError for CSVs that would replace official labels, or others without --overwrite."""
+    given = Path(options.scores if options.command == "flickr_aes" else options.labels)
+    inputs = [given, *(folder / path.name for folder in (given, given / "merge") for path in paths)]
+    there = [path for path in paths if path.exists()]
+    if mine := {path.resolve() for path in inputs} & {path.resolve() for path in there}:
+        raise InputError(f"{min(mine)}: is one of the official labels; give another --out")
+    if there and not options.overwrite:
+        raise InputError(f"{there[0]}: is there already; give --overwrite or another --out")
+
+
+def write_splits(table: pd.DataFrame, paths: dict[str, Path]) -> None:
+    """Write the CSV of each split. Raises InputError where one would be empty."""
+    tables = {split: table[table["split"] == split].drop(columns="split") for split in paths}
+    if empty := [split for split, rows in tables.items() if rows.empty]:
+        raise InputError(f"no rows are left for {empty[0]}.csv; look at --images, the shares and the labels")
+    for split, rows in tables.items():
+        with atomic_write(paths[split]) as file:
+            rows.to_csv(file, index=False)
 
 
 def split_at_random(prepared: Prepared, val_share: float, test_share: float | None, seed: int) -> None:
@@ -162,8 +168,8 @@ def look(prepared: Prepared, options: argparse.Namespace, journal: Path, watch: 
     return [pictures.report(findings)]
 
 
-def check(options: argparse.Namespace) -> int:
-    """The subcommand `check`."""
+def check_request(options: argparse.Namespace) -> None:
+    """Raises InputError where `check` could not do what is asked."""
     if not Path(options.images).is_dir():
         raise InputError(f"{options.images}: no such folder; --images names the folder of the pictures")
     if options.clean and not options.csv:
@@ -172,10 +178,15 @@ def check(options: argparse.Namespace) -> int:
         raise InputError("--csv: two files have the same name; clean them one by one")
     if options.copies and (len(options.csv) < 2 or not any(path.stem == "train" for path in options.csv)):
         raise InputError("--copies needs --csv with train.csv and the CSVs of other splits, to compare")
-    tables = {path: pictures.named_in(path) for path in options.csv}
-    for path in tables:
-        if options.clean and (options.clean / path.name).exists():
+    for path in options.csv if options.clean else ():
+        if (options.clean / path.name).exists():
             raise InputError(f"{options.clean / path.name}: is there already; give another --clean")
+
+
+def check(options: argparse.Namespace) -> int:
+    """The subcommand `check`."""
+    check_request(options)
+    tables = {path: pictures.named_in(path) for path in options.csv}
     listings = Listings(options.images)
     for table in tables.values():
         table["_file"] = [listings.find(name) or name for name in table["_file"]]
@@ -188,14 +199,13 @@ def check(options: argparse.Namespace) -> int:
         if not names:
             raise InputError(f"{options.images}: no pictures in it")
     options.out.mkdir(parents=True, exist_ok=True)
+    journal = options.out / "pictures.csv"
     with Watch() as watch:
-        findings = pictures.examine_all(
-            options.images, names, options.out / "pictures.csv", options.num_workers, watch
-        )
+        findings = pictures.examine_all(options.images, names, journal, options.num_workers, watch)
         copies_found = look_for_copies(options, tables, watch) if options.copies else []
     print(pictures.report(findings))
     bad = {finding.image for finding in findings if finding.verdict != "used"}
-    print(f"each of them: {options.out / 'pictures.csv'}")
+    print(f"each of them: {journal}")
     if options.copies:
         print(copies.report(copies_found))
         print(f"each of them: {options.out / 'copies.csv'}")

@@ -117,9 +117,8 @@ class _Moments:
     def __init__(self, pairs: Pairs):
         p, t = pairs.predicted - pairs.predicted.mean(), pairs.true - pairs.true.mean()
         error = pairs.predicted - pairs.true
-        self.columns = np.stack([
-            p, t, p * p, t * t, p * t, pairs.agree, np.abs(error), error * error, pairs.emd_r1, pairs.emd_r2
-        ])  # fmt: skip
+        errors = (np.abs(error), error * error, pairs.emd_r1, pairs.emd_r2)
+        self.columns = np.stack([p, t, p * p, t * t, p * t, pairs.agree, *errors])
 
     def metrics(self, counts: np.ndarray) -> Mapping[str, np.ndarray]:
         means = self.columns @ counts / len(counts)

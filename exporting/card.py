@@ -65,26 +65,29 @@ def write(trained: Trained, about: dict) -> str:
     result = _result(run, trained) if options else {}
     low, high = trained.score_range
     data = NAMES[trained.dataset]
-    parts = [
-        f"# {trained.name}, trained on {data}",
-        "An EAT network (\"An Enhancer for Aesthetics-Oriented Transformers\", ACM MM 2023, a reproduction) that scores "
-        f"how beautiful a photograph is, on the scale of {data}, {low:g} to {high:g}."
-        + (" **These are demo weights: their scores are not aesthetics**, but follow damage done to two photographs."
-           if trained.dataset == "demo" else ""),
+    about_demo = ""
+    if trained.dataset == "demo":
+        about_demo = " **These are demo weights: their scores are not aesthetics**, but follow damage done to two photographs."
+    head = (
+        f"# {trained.name}, trained on {data}\n\n"
+        'An EAT network ("An Enhancer for Aesthetics-Oriented Transformers", ACM MM 2023, a reproduction) that scores '
+        f"how beautiful a photograph is, on the scale of {data}, {low:g} to {high:g}.{about_demo}\n\n"
         f"- {_millions(trained)} M parameters, {trained.model.img_size} x {trained.model.img_size} pixels, "
         f"{trained.outputs} output{'s' * (trained.outputs > 1)} ({about['prediction']['meaning']})\n"
         f"- interest points: {POINTS[trained.points]}\n"
         f"- offset refinement: {trained.model.settings['refinement']}\n"
-        f"- made from `{about['weights']['file']}`, SHA-256 `{about['weights']['sha256']}`",
-        "## Data", f"{data[0].upper()}{data[1:]}. " + _data(options),
-        "## Recipe", _recipe(options),
-        "## Metrics", _metrics(result, trained),
-        "## Use", _use(about),
-        "## Preprocessing",
-        "Exactly this; `config.json` has it under `eat`. In timm it is `crop_mode=\"squash\"` with `crop_pct=1.0`.\n\n"
-        f"```json\n{as_text(about['preprocessing'])}\n```",
-        "## Limits", _limits(trained),
-    ]  # fmt: skip
+        f"- made from `{about['weights']['file']}`, SHA-256 `{about['weights']['sha256']}`"
+    )
+    sections = {
+        "Data": f"{data[0].upper()}{data[1:]}. {_data(options)}",
+        "Recipe": _recipe(options),
+        "Metrics": _metrics(result, trained),
+        "Use": _use(about),
+        "Preprocessing": 'Exactly this; `config.json` has it under `eat`. In timm it is `crop_mode="squash"` with '
+        f"`crop_pct=1.0`.\n\n```json\n{as_text(about['preprocessing'])}\n```",
+        "Limits": _limits(trained),
+    }
+    parts = [head, *(f"## {title}\n\n{text}" for title, text in sections.items())]
     return f"---\n{_front_matter(trained, result)}---\n\n" + "\n\n".join(parts) + "\n"
 
 

@@ -31,16 +31,13 @@ class ExportError(Exception):
 def photographs() -> list[bytes]:
     """Files of five photographs: the two that come with scikit-learn, and parts of them."""
     files = [Path(name).read_bytes() for name in load_sample_images().filenames]
-    for file, box in (
-        (files[0], (0, 0, 320, 427)),
-        (files[1], (160, 40, 560, 400)),
-        (files[0], (250, 90, 610, 330)),
-    ):
+    parts = ((0, (0, 0, 320, 427)), (1, (160, 40, 560, 400)), (0, (250, 90, 610, 330)))
+    for number, box in parts:
         part = io.BytesIO()
-        with Image.open(io.BytesIO(file)) as picture:
+        with Image.open(io.BytesIO(files[number])) as picture:
             picture.crop(box).save(part, "PNG")
         files.append(part.getvalue())
-    return files  # fmt: skip
+    return files
 
 
 def our_input(trained: Trained, files: list[bytes]) -> torch.Tensor:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from commands.parser import Parser
 from inference.explain import ALL
+from inference.trained import Trained, load_trained
 from option import CPUS, DATASETS, MODELS, InputError, Option
 
 # fmt: off
@@ -59,12 +60,22 @@ TABLE = {
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The options; exits with status 2 where they are wrong. Raises InputError for an impossible range of scores."""
+    """The options; exits with status 2 where they are wrong."""
     usage = "predict.py PATH [PATH ...] --weights FILE [OPTION ...]"
     about = "Score photographs with trained weights, and say why."
-    options = Parser(TABLE, prog="predict.py", usage=usage, description=about).parse_args(argv)
-    options.score_range = score_range(options)
-    return options
+    return Parser(TABLE, prog="predict.py", usage=usage, description=about).parse_args(argv)
+
+
+def load(options: argparse.Namespace, will_calibrate: bool = False) -> Trained:
+    """The network that the options of WEIGHTS ask for; see `load_trained`. Raises InputError."""
+    return load_trained(
+        options.weights,
+        model=options.model,
+        dataset=options.dataset,
+        score_range=score_range(options),
+        interest_points=options.interest_points,
+        will_calibrate=will_calibrate,
+    )
 
 
 def score_range(given: argparse.Namespace) -> tuple[float, float] | None:
@@ -85,6 +96,7 @@ def score_range(given: argparse.Namespace) -> tuple[float, float] | None:
 
 def check(options: argparse.Namespace) -> None:
     """Raises InputError for options that contradict each other, and for what could not be written at the end."""
+    score_range(options)
     for name, owners in (
         ("append", ["out"]),
         ("overwrite", ["out", "report", "save_calibrated"]),

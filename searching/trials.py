@@ -93,13 +93,10 @@ def read_trials(folder: Path, name: str | None = None) -> tuple[list[Trial], str
         parameters = run.get("parameters") or {key: options[key] for key in searched if key in options}
         value, best_epoch = selected(history, options.get("select_by", "srcc"), name)
         early = known.pop(place.name, {}).get("status") == "early stopped"
-        status = "early stopped" if early and _status(run) in ("stopped", "lost") else None
-        trials.append(
-            Trial(
-                place.name if place == folder else str(place.relative_to(folder)), place, status or _status(run), run.get("reason") or "", options,
-                parameters, history, value, best_epoch,
-            )
-        )  # fmt: skip
+        status = "early stopped" if early and _status(run) in ("stopped", "lost") else _status(run)
+        shown = place.name if place == folder else str(place.relative_to(folder))
+        reason = run.get("reason") or ""
+        trials.append(Trial(shown, place, status, reason, options, parameters, history, value, best_epoch))
     for trial, entry in known.items():  # that never got as far as a folder
         trials.append(
             Trial(trial, folder / trial, entry["status"], "", {}, entry["parameters"], pd.DataFrame())

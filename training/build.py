@@ -105,6 +105,12 @@ def loaders(
             alone = options.released_protocol and not train
             transform = Transform(like, size, train)
             used = decoder if train else eval_decoder
+            cache = None
+            if options.cache is not None:
+                images, workers = options.path_to_images, options.num_workers
+                cache = open_filled(
+                    options.cache, transform.resize, used, labels.images, images, workers, watch
+                )
             result[split] = make_loader(
                 labels,
                 options.path_to_images,
@@ -116,12 +122,9 @@ def loaders(
                 rank=0 if alone else distributed.rank(),
                 world=1 if alone else distributed.world(),
                 decoder=used,
-                cache=None if options.cache is None else open_filled(
-                    options.cache, transform.resize, used, labels.images, options.path_to_images,
-                    options.num_workers, watch,
-                ),
+                cache=cache,
                 persistent=split != "test",
-            )  # fmt: skip
+            )
     return result
 
 

@@ -176,18 +176,15 @@ class Training:
                     f"at these images; {self.checkpoints / 'bad_steps.json'} lists all such batches "
                     f"({len(progress.bad_steps)}; --max_bad_steps {self.max_bad_steps})"
                 )
-            log.warning(
-                "warning: %s: the step is left out (%d of --max_bad_steps %d)",
-                what, len(progress.bad_steps), self.max_bad_steps,
-            )  # fmt: skip
+            count = f"{len(progress.bad_steps)} of --max_bad_steps {self.max_bad_steps}"
+            log.warning("warning: %s: the step is left out (%s)", what, count)
 
     def _tell_of_waiting(self, wait: DataWait, loader: DataLoader) -> None:
         if not self.told_of_waiting and wait.is_bottleneck:
             self.told_of_waiting = True
-            log.info(
-                "training waits for images %.0f %% of the time: raise --num_workers (now %d), or keep the decoded pictures "
-                "with --cache FOLDER", 100 * wait.share, loader.num_workers,
-            )  # fmt: skip
+            workers = f"raise --num_workers (now {loader.num_workers})"
+            remedy = f"{workers}, or keep the decoded pictures with --cache FOLDER"
+            log.info("training waits for images %.0f %% of the time: %s", 100 * wait.share, remedy)
 
 
 @contextmanager

@@ -245,8 +245,9 @@ class Epochs:
             if name not in ("epoch", "seconds") and math.isfinite(value):
                 self.writer.add_scalar(name.replace("val_", "val/", 1), value, row["epoch"])
         self.writer.flush()
-        log.info(
-            "epoch %d/%d: train loss %.4f, val loss %.4f, SRCC %.4f, PLCC %.4f, accuracy %.4f (%.1f s)%s",
-            row["epoch"], of, row["train_loss"], row["val_loss"], row["val_srcc"], row["val_plcc"],
-            row["val_accuracy"], row["seconds"], ", best so far" if progress.best_epoch == row["epoch"] else "",
-        )  # fmt: skip
+        figures = (
+            "train loss {train_loss:.4f}, val loss {val_loss:.4f}, SRCC {val_srcc:.4f}, PLCC {val_plcc:.4f}, "
+        )
+        figures += "accuracy {val_accuracy:.4f} ({seconds:.1f} s)"
+        best = ", best so far" if progress.best_epoch == row["epoch"] else ""
+        log.info("epoch %d/%d: %s%s", row["epoch"], of, figures.format(**row), best)
