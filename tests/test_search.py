@@ -75,7 +75,8 @@ def fake(tmp_path, monkeypatch):
     monkeypatch.setattr(driver, "MAIN", tmp_path / "fake.py")
     monkeypatch.setattr(driver, "POLL_SECONDS", 0.02)
     monkeypatch.setattr("logging.basicConfig", lambda **_: None)
-    monkeypatch.setattr(option, "parse", lambda words: {"dataset": "demo", "num_epoch": int(words[1])})
+    for module in (driver, search):
+        monkeypatch.setattr(module, "parse_options", lambda w: {"dataset": "demo", "num_epoch": int(w[1])})
     return tmp_path
 
 
