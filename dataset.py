@@ -106,31 +106,29 @@ def _statistics(device: torch.device) -> tuple[Tensor, ...]:
     )
 
 
+class Sample(NamedTuple):
+    """All that a process that reads needs of the labels, which stay with the process that it reads for."""
+
+    name: str
+    target: np.ndarray  # (outputs,)
+    seed: int  # of its augmentation
+
+
 class PhotoDataset(torch.utils.data.Dataset):
-    """Images of one split. An image that does not decode comes back as an InputError, raised by `batches`.
+    """Images by `Sample`. One that does not decode comes back as an InputError, raised by `batches`.
 
     decoder: one of `decode.DECODERS`; `gpu` leaves plain JPEGs for `to_input` to decode.
-    cache: where the decoded pictures are, of these labels, this resize and this decoder.
+    cache: where the decoded pictures are, of this resize and this decoder.
     """
 
     def __init__(
-        self,
-        labels: Labels,
-        folder: str | Path,
-        transform: Transform,
-        decoder: str = "pil",
-        cache: Cache | None = None,
+        self, folder: str | Path, transform: Transform, decoder: str = "pil", cache: Cache | None = None
     ):
-        self.labels, self.folder, self.transform = labels, Path(folder), transform
-        self.decoder, self.cache = decoder, cache
+        self.folder, self.transform, self.decoder, self.cache = Path(folder), transform, decoder, cache
 
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, draw: tuple[int, int]):
-        """draw: (row, seed of its augmentation)."""
-        row, seed = draw
-        name, rng = str(self.labels.images[row]), random.Random(seed)
+    def __getitem__(self, sample: Sample):
+        name, target, seed = sample
+        rng = random.Random(seed)
         try:
             if self.cache is not None:
                 image, flip = self.transform(self.cache.read(name), rng)
@@ -144,7 +142,7 @@ class PhotoDataset(torch.utils.data.Dataset):
             return error
         except Exception as error:  # decoders raise anything at all on a damaged file
             return undecodable(self.folder / name, error)
-        return image, flip, self.labels.targets[row], name
+        return image, flip, target, name
 
     def collate(self, samples: list) -> Batch | InputError:
         """One batch; an error where there is one among the samples."""
@@ -205,6 +203,19 @@ class Draws(Sampler):
             starts = range(0, self.length, self.batch_size)[self.rank :: self.world]
             batches = ([(r, 0) for r in range(s, min(s + self.batch_size, self.length))] for s in starts)
         return islice(batches, self.start, None)
+
+
+class Samples(Draws):
+    """As `Draws`, of these labels: batches of Samples."""
+
+    def __init__(self, labels: Labels, *given):
+        super().__init__(len(labels), *given)
+        self.labels = labels
+
+    def __iter__(self) -> Iterator[list[Sample]]:
+        images, targets = self.labels.images, self.labels.targets
+        for batch in super().__iter__():
+            yield [Sample(str(images[row]), targets[row], seed) for row, seed in batch]
 
 
 def read_splits(
@@ -279,13 +290,12 @@ def make_loader(
 
     rank, world: see `Draws`. decoder, cache: see `PhotoDataset`. persistent: workers stay between epochs.
     """
-    dataset = PhotoDataset(labels, images, transform, decoder, cache)
-    return DataLoader(
+    dataset = PhotoDataset(images, transform, decoder, cache)
+    return workers.loader(
         dataset,
-        batch_sampler=Draws(len(labels), batch_size, seed, transform.train, rank, world),
-        num_workers=num_workers,
+        num_workers,
+        batch_sampler=Samples(labels, batch_size, seed, transform.train, rank, world),
         collate_fn=dataset.collate,
-        worker_init_fn=workers.start_worker,
         persistent_workers=persistent and num_workers > 0,
         pin_memory=pin_memory,
         # Its own generator: starting workers must not advance the one that drop path draws from.

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from inference.sources import Found
 from photographs import workers
@@ -79,12 +79,11 @@ def batches(
 ) -> Iterator[PhotoBatch]:
     """Batches in the order of `found`, which is only read as far ahead as the workers are busy. Raises InputError."""
     iterator = iter(found)
-    loader = DataLoader(
+    loader = workers.loader(
         photos,
+        num_workers,
         batch_sampler=iter(lambda: list(islice(iterator, batch_size)), []),
-        num_workers=num_workers,
         collate_fn=photos.collate,
-        worker_init_fn=workers.start_worker,
     )
     return workers.items(loader)
 

@@ -21,7 +21,7 @@ from urllib.parse import quote
 import numpy as np
 from PIL import Image
 from scipy import stats
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from commands.bars import bar
 from commands.files import atomic_write, to_json
@@ -31,7 +31,6 @@ from photographs import workers
 HERE = Path(__file__).parent
 LARGE, SMALL = 384, 192  # long side of a thumbnail, in pixels
 LARGE_UP_TO = 500  # photographs; a page of more has small ones, so that 5,000 stay below 60 MB
-PARALLEL_FROM = 100  # pictures; fewer are read sooner than other processes start
 CHUNK = 100  # thumbnails in one element of the page
 BINS = 30  # of a distribution of scores
 CELLS = 40  # of the density behind a scatter, each way
@@ -332,15 +331,11 @@ def _link(path: Path | None, folder: Path) -> str | None:
 
 
 class _Pictures(Dataset):
-    def __init__(self, paths: Sequence[Path | None], side: int, open_photo: Callable[[Path], Image.Image]):
-        self.paths, self.side, self.open_photo = paths, side, open_photo
+    def __init__(self, side: int, open_photo: Callable[[Path], Image.Image]):
+        self.side, self.open_photo = side, open_photo
 
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, number: int) -> bytes:
+    def __getitem__(self, path: Path | None) -> bytes:
         """A JPEG of the photograph's own aspect ratio; empty where it cannot be read."""
-        path = self.paths[number]
         if path is None:
             return b""
         with warnings.catch_warnings():
@@ -357,15 +352,9 @@ class _Pictures(Dataset):
 
 def _thumbnails(photos, open_photo, num_workers: int, watch: Watch | None) -> Iterator[bytes]:
     side = LARGE if len(photos) <= LARGE_UP_TO else SMALL
-    loader = DataLoader(
-        _Pictures([photo.path for photo in photos], side, open_photo),
-        None,
-        num_workers=num_workers if len(photos) >= PARALLEL_FROM else 0,
-        worker_init_fn=workers.start_worker,
-        collate_fn=workers.as_it_is,
-    )
+    paths = [photo.path for photo in photos]
     with bar("report", len(photos)) as shown, signals_first(watch):
-        for thumbnail in workers.items(loader):
+        for thumbnail in workers.each(_Pictures(side, open_photo), paths, num_workers):
             if watch is not None and watch.received:
                 raise Interrupted(watch.received)
             shown.update(1)

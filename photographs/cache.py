@@ -25,7 +25,7 @@ import numpy as np
 import PIL
 import torch
 import torchvision
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from commands.bars import bar
 from commands.growing import fingerprint
@@ -161,16 +161,8 @@ class Cache:
             sizes = f"{len(names)} pictures take {needed / 2**20:.1f} MiB, {free / 2**20:.1f} MiB are free"
             raise OSError(errno.ENOSPC, sizes, str(self.folder))
         problems = []
-        reader = _Files(names, images, self.resize, self.decoder)
-        loader = DataLoader(
-            reader,
-            None,
-            num_workers=num_workers,
-            prefetch_factor=16 if num_workers else None,  # they go on while a transaction waits for the disk
-            worker_init_fn=workers.start_worker,
-            collate_fn=workers.as_it_is,
-        )
-        found = zip(names, workers.items(loader), strict=True)
+        reader = _Files(images, self.resize, self.decoder)
+        found = zip(names, workers.each(reader, names, num_workers), strict=True)
         found = takewhile(lambda _: watch is None or not watch.received, found)
         self.close()  # LMDB refuses to open a store twice in a process
         try:
@@ -267,15 +259,12 @@ def repair(
 class _Files(Dataset):
     """Of each picture what the store keeps, (file, pixels); or the InputError of one that does not decode."""
 
-    def __init__(self, names: np.ndarray, images: str | os.PathLike, resize: Resize, decoder: str):
-        self.names, self.images, self.resize = names, Path(images), resize
+    def __init__(self, images: str | os.PathLike, resize: Resize, decoder: str):
+        self.images, self.resize = Path(images), resize
         self.read = read_fast if decoder == "fast" else read_pil
 
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def __getitem__(self, number: int) -> tuple[bytes, bytes] | InputError:
-        path = self.images / str(self.names[number])
+    def __getitem__(self, name: str) -> tuple[bytes, bytes] | InputError:
+        path = self.images / name
         try:
             file = _file(path)  # before it is read
             pixels = self.read(path, self.resize).tobytes()

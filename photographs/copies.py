@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 from PIL import Image
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from commands.bars import bar
 from commands.files import atomic_write
@@ -70,30 +70,20 @@ def _digest(data: bytes) -> str:
 
 
 class _Signatures(Dataset):
-    def __init__(self, folder: Path, names: Sequence[str]):
-        self.folder, self.names = folder, np.asarray(names)
+    def __init__(self, folder: Path):
+        self.folder = folder
 
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def __getitem__(self, number: int) -> Signature | None:
-        return signature(self.folder / str(self.names[number]))
+    def __getitem__(self, name: str) -> Signature | None:
+        return signature(self.folder / name)
 
 
 def signatures(
     folder: str | os.PathLike, names: Sequence[str], num_workers: int = 0, watch: Watch | None = None
 ) -> dict[str, Signature]:
     """Of each picture that decodes. Raises Interrupted when a signal comes."""
-    loader = DataLoader(
-        _Signatures(Path(folder), names),
-        None,
-        num_workers=num_workers,
-        worker_init_fn=workers.start_worker,
-        collate_fn=workers.as_it_is,
-    )
     found = {}
     with bar("look for copies", len(names)) as shown, signals_first(watch):
-        for name, one in zip(names, workers.items(loader), strict=True):
+        for name, one in zip(names, workers.each(_Signatures(Path(folder)), names, num_workers), strict=True):
             if watch is not None and watch.received:
                 raise Interrupted(watch.received)
             if one is not None:

@@ -87,7 +87,7 @@ class Labels:
     """The images of one split, in the order of its CSV, and their targets."""
 
     source: str  # the CSV, for messages
-    images: np.ndarray  # (N,) file names relative to the image folder, fixed-width so that workers share them
+    images: np.ndarray  # (N,) file names relative to the image folder, fixed-width, for less memory
     targets: np.ndarray  # (N, outputs) float32: vote distributions that sum to 1, or scores in 0..1
     opinions: np.ndarray  # (N,) float64: the true scores, exact where their CSV is: 5 is 5, not 5.0000002
 

@@ -10,10 +10,9 @@ from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 import pandas as pd
 from PIL import ExifTags, Image, UnidentifiedImageError
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
 from commands.bars import bar
 from commands.files import atomic_write
@@ -79,7 +78,6 @@ class Finding:
         return next(verdict for verdict in ("stops", "spoils", "used") if verdict in verdicts)
 
 
-PARALLEL_FROM = 100  # pictures; fewer are looked at sooner than other processes start
 COLUMNS = [field.name for field in fields(Finding)]
 
 
@@ -150,14 +148,11 @@ def _line(error: Exception) -> str:
 
 
 class _Pictures(Dataset):
-    def __init__(self, folder: str | os.PathLike, names: Sequence[str]):
-        self.folder, self.names = folder, np.asarray(names)
+    def __init__(self, folder: str | os.PathLike):
+        self.folder = folder
 
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def __getitem__(self, number: int) -> Finding:
-        return examine(self.folder, str(self.names[number]))
+    def __getitem__(self, name: str) -> Finding:
+        return examine(self.folder, name)
 
 
 def examine_all(
@@ -184,15 +179,8 @@ def examine_all(
             for name in names
             if name not in seen or (seen[name].bytes, seen[name].changed) != fingerprint(folder / name)
         ]
-        loader = DataLoader(
-            _Pictures(folder, wanted),
-            None,
-            num_workers=num_workers if len(wanted) >= PARALLEL_FROM else 0,
-            worker_init_fn=workers.start_worker,
-            collate_fn=workers.as_it_is,
-        )
         with bar("look at pictures", len(names), len(names) - len(wanted)) as shown:
-            for finding in workers.items(loader):
+            for finding in workers.each(_Pictures(folder), wanted, num_workers):
                 if watch is not None and watch.received:
                     raise Interrupted(watch.received)
                 note(astuple(finding))

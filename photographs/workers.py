@@ -1,18 +1,71 @@
-"""The processes that read pictures: how they take signals, and what becomes of a run when one dies."""
+"""The processes that read pictures: how they start, take signals and end, and what becomes of a run when one dies."""
 
 from __future__ import annotations
 
 import gc
+import multiprocessing
 import os
 import signal
+import sys
 import threading
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from multiprocessing import forkserver
 from typing import Any
 
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
+from commands.signals import Watch
 from option import InputError
+
+# Neither copies a process that has threads, as `fork` does, nor imports everything once for each process, as `spawn`.
+START = "forkserver"
+PRELOAD = ["__main__", "dataset"]  # what a process would else import at its start, for seconds
+# The server of `forkserver` must have one thread. OpenBLAS and Arrow start others when they are imported.
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "JE_ARROW_MALLOC_CONF": "background_thread:false"}
+PARALLEL_FROM = 100  # pictures; fewer are read sooner than other processes start
+
+
+def loader(dataset: Dataset, num_workers: int, **given: Any) -> DataLoader:
+    """A DataLoader with such processes. What `dataset` holds is copied to each; what the sampler gives is not."""
+    context = None
+    if num_workers:
+        context = multiprocessing.get_context(START)
+        if START == "forkserver":
+            _start_server(context)
+    return DataLoader(
+        dataset,
+        num_workers=num_workers,
+        multiprocessing_context=context,
+        worker_init_fn=start_worker,
+        **given,
+    )
+
+
+def _start_server(context: multiprocessing.context.BaseContext) -> None:
+    """Once for a process. It finds our modules from any folder, and from its first moment on ignores what `Watch` notes."""
+    context.set_forkserver_preload(PRELOAD)
+    environment, handlers = dict(os.environ), {}
+    if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
+        handlers = {number: signal.signal(number, signal.SIG_IGN) for number in Watch.SIGNALS}
+    os.environ.update(ONE_THREAD, PYTHONPATH=os.pathsep.join(sys.path))
+    try:
+        forkserver.ensure_running()
+    finally:
+        os.environ.clear()
+        os.environ.update(environment)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def each(reader: Dataset, samples: Sequence, num_workers: int) -> Iterator[Any]:
+    """What `reader` makes of each sample, in order. Raises InputError where a worker dies."""
+    num_workers = num_workers if len(samples) >= PARALLEL_FROM else 0
+    ahead = 16 if num_workers else None  # they go on while who takes them writes to the disk
+    return items(
+        loader(
+            reader, num_workers, batch_size=None, sampler=samples, collate_fn=as_it_is, prefetch_factor=ahead
+        )
+    )
 
 
 def start_worker(_: int) -> None:
@@ -23,30 +76,27 @@ def start_worker(_: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     gc.freeze()  # what the worker has inherited stays shared: collecting it would touch, and so copy, all of it
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
-def _end_with(parent: int) -> None:
+def _end_with_parent() -> None:
     """A worker that waits to hand over a picture does not notice that nobody will take it."""
-    while os.getppid() == parent:
-        time.sleep(2)
+    multiprocessing.parent_process().join()
     os._exit(1)
 
 
 def items(loader: DataLoader) -> Iterator[Any]:
     """What a loader gives. Raises InputError where a worker dies."""
-    iterator = iter(loader)
-    if loader.num_workers and threading.current_thread() is threading.main_thread():
-        # torch raises a worker's death wherever the main thread is, in the middle of a step too; here, it is noticed
-        # where an item is waited for.
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    iterator = None
     while True:
         try:
+            iterator = iter(loader) if iterator is None else iterator
             item = next(iterator)
         except StopIteration:
             return
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error):
+        except (RuntimeError, EOFError, ConnectionError) as error:
+            # What a dead worker has left in the queue cannot be fetched from it: torch may notice this first.
+            if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
                 raise
             raise InputError(
                 f"a process that reads images died ({' '.join(str(error).split())[:160]}); if it was killed for want of "

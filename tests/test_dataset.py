@@ -1,5 +1,6 @@
 """Labels, transforms and the order of batches."""
 
+import pickle
 import random
 
 import numpy as np
@@ -128,18 +129,30 @@ def test_byte_order_mark_windows_lines_blanks_and_spaces_are_read(tmp_path):
     assert labels.targets.tolist() == [[0.25], [0.5]]
 
 
-def test_order_and_augmentation_do_not_depend_on_the_workers(ava):
+@pytest.mark.parametrize("start", ["forkserver", "spawn", "fork"])
+def test_order_and_augmentation_do_not_depend_on_the_workers(ava, start, monkeypatch):
+    monkeypatch.setattr("workers.START", start)
     labels = read_labels(ava / "train.csv", FORMATS["ava"])
 
     def epoch(workers, number):
         loader = make_loader(labels, ava / "images", Transform("ava", 32, True), 5, workers, seed=3)
-        return [(batch.names, batch.images) for batch in batches(loader, number)]
+        return [(batch.names, batch.images, batch.flips, batch.targets) for batch in batches(loader, number)]
 
     alone, pair = epoch(0, 4), epoch(2, 4)
-    assert [len(names) for names, _ in alone] == [5, 5, 2]
-    assert [names for names, _ in alone] == [names for names, _ in pair]
-    assert all(torch.equal(a, b) for (_, a), (_, b) in zip(alone, pair, strict=True))
-    assert [names for names, _ in alone] != [names for names, _ in epoch(0, 5)]
+    assert [len(names) for names, *_ in alone] == [5, 5, 2]
+    for (names, *tensors), (others, *same) in zip(alone, pair, strict=True):
+        assert names == others
+        assert all(map(torch.equal, tensors, same))
+    assert [names for names, *_ in alone] != [names for names, *_ in epoch(0, 5)]
+
+
+def test_a_worker_is_given_no_labels_but_those_of_its_batches(ava):
+    labels = read_labels(ava / "train.csv", FORMATS["ava"])
+    many = labels.subset(np.zeros(100_000, int))
+    loader = make_loader(many, ava / "images", Transform("ava", 32, True), 5, 2)
+    assert len(loader) == 20_000
+    assert len(pickle.dumps((loader.dataset, loader.collate_fn))) < 2_000
+    assert len(pickle.dumps(next(iter(loader.batch_sampler)))) < 2_000
 
 
 def test_evaluation_keeps_the_csvs_order(ava):

@@ -228,11 +228,11 @@ def test_names_that_leave_the_folder_are_refused(tmp_path, command):
         assert problem in err
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_check_reports_each_kind_and_exits_1(gallery, tmp_path, command, workers, monkeypatch):
-    monkeypatch.setattr(pictures, "PARALLEL_FROM", 1)
+@pytest.mark.parametrize("processes", [0, 2])
+def test_check_reports_each_kind_and_exits_1(gallery, tmp_path, command, processes, monkeypatch):
+    monkeypatch.setattr("workers.PARALLEL_FROM", 1)
     status, out, err = command(
-        "check", "--images", gallery, "--out", tmp_path / "c", "--num_workers", workers
+        "check", "--images", gallery, "--out", tmp_path / "c", "--num_workers", processes
     )
     assert (status, err) == (1, "")
     table = pd.read_csv(tmp_path / "c" / "pictures.csv", keep_default_na=False).set_index("image")

@@ -10,6 +10,7 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -19,7 +20,6 @@ import torch
 from conftest import arguments
 from test_run import metrics
 
-import dataset
 from models import EAT
 from training import checkpoint, engine, record, steps
 
@@ -211,34 +211,35 @@ def test_an_image_that_becomes_unreadable_stops_the_run_where_it_can_go_on(ava, 
 
 @pytest.mark.parametrize("when", ["in a step", "while waiting"])
 def test_a_worker_that_dies_is_told_and_the_run_goes_on(ava, run, monkeypatch, whole, when):
-    """In a step: from another process, while this one computes; torch would raise it right there."""
+    picture, original, calls = ava / "images" / "103.jpg", steps.Stepper.backward, []
+    content = picture.read_bytes()
+
+    def kill():
+        while not (workers := multiprocessing.active_children()):
+            time.sleep(0.05)
+        for worker in workers:
+            os.kill(worker.pid, signal.SIGKILL)
+
+    def step(self, *args):
+        calls.append(1)
+        if len(calls) == 3:
+            kill()
+        return original(self, *args)
+
     with monkeypatch.context() as patch:
         if when == "in a step":
-            original, calls = steps.Stepper.backward, []
-
-            def kill(self, *args):
-                calls.append(1)
-                if len(calls) == 3:
-                    for child in multiprocessing.active_children():
-                        os.kill(child.pid, signal.SIGKILL)
-                    time.sleep(0.3)
-                return original(self, *args)
-
-            patch.setattr(steps.Stepper, "backward", kill)
+            patch.setattr(steps.Stepper, "backward", step)
         else:
-            item = dataset.PhotoDataset.__getitem__
-
-            def die(self, draw):
-                if self.transform.train and draw[0] == 3:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                return item(self, draw)
-
-            patch.setattr(dataset.PhotoDataset, "__getitem__", die)
+            picture.unlink()
+            os.mkfifo(picture)  # a worker waits for its content, and the run for the worker
+            threading.Timer(1, kill).start()
         status, _, err = run(arguments(ava, experiment_dir_name=ava / "cut", num_workers=1, **RECIPE))
     assert status == 2
     assert "a process that reads images died" in err
     assert "lower --num_workers (now 1)" in err
     assert len(err.splitlines()) == 1
+    picture.unlink()
+    picture.write_bytes(content)
     if "--resume" in err:
         assert_same(whole, ava / "cut", resume(run, ava / "cut"))
     else:

@@ -229,7 +229,7 @@ def evaluate(
     Several processes share the batches if the loader does, and all return the whole; else rank 0 evaluates for all.
     Raises TrainingError where an output is not finite, Interrupted when a signal comes to a single process.
     """
-    draws, labels = loader.batch_sampler, loader.dataset.labels
+    draws, labels = loader.batch_sampler, loader.batch_sampler.labels
     shared = draws.world == distributed.world()
     outputs, losses, names = [], [], []
     if shared or distributed.rank() == 0:
