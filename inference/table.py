@@ -102,8 +102,8 @@ class Table:
             write_csv(self.path, chain([self.columns], rows))
         elif self.ending == ".jsonl":
             with atomic_write(self.path) as file:
-                for row in rows:
-                    file.write(to_json(dict(zip(self.columns, row, strict=True))) + "\n")
+                for row in rows:  # SQLite has made null of nan
+                    file.write(json.dumps(dict(zip(self.columns, row, strict=True))) + "\n")
         else:
             self._write_parquet(rows)
 
