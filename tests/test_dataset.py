@@ -131,7 +131,7 @@ def test_byte_order_mark_windows_lines_blanks_and_spaces_are_read(tmp_path):
 
 @pytest.mark.parametrize("start", ["forkserver", "spawn", "fork"])
 def test_order_and_augmentation_do_not_depend_on_the_workers(ava, start, monkeypatch):
-    monkeypatch.setattr("workers.START", start)
+    monkeypatch.setattr("photographs.workers.START", start)
     labels = read_labels(ava / "train.csv", FORMATS["ava"])
 
     def epoch(workers, number):

@@ -230,7 +230,7 @@ def test_names_that_leave_the_folder_are_refused(tmp_path, command):
 
 @pytest.mark.parametrize("processes", [0, 2])
 def test_check_reports_each_kind_and_exits_1(gallery, tmp_path, command, processes, monkeypatch):
-    monkeypatch.setattr("workers.PARALLEL_FROM", 1)
+    monkeypatch.setattr("photographs.workers.PARALLEL_FROM", 1)
     status, out, err = command(
         "check", "--images", gallery, "--out", tmp_path / "c", "--num_workers", processes
     )
