@@ -166,7 +166,7 @@ def test_who_decodes(ava, run, monkeypatch):
             return loader
 
         with monkeypatch.context() as patch:
-            patch.setattr("build.make_loader", spy)
+            patch.setattr("training.build.make_loader", spy)
             status, _, err = run(arguments(ava, overwrite=True, **options))
         assert status == 0, err
         return used

@@ -23,6 +23,7 @@ from commands import growing
 from commands.signals import Interrupted
 from inference import scoring
 from inference.table import read_rows
+from inference.trained import load_trained, recognise
 
 COMMAND = predict
 CPU = ("--gpu_id", "cpu", "--num_workers", 0)
@@ -154,7 +155,7 @@ def test_the_larger_variants_are_recognised(tmp_path):
     for name in ("eat_tiny", "eat_base_384"):
         with torch.device("meta"):
             state = models.released_style(models.create_model(name, 10))
-        assert predict.load_trained.__globals__["recognise"](models.Weights(tmp_path, state, {})) == name
+        assert recognise(models.Weights(tmp_path, state, {})) == name
 
 
 def test_points_of_the_batch_only_where_asked_for(album, tmp_path, scored_rows, caplog):
@@ -253,7 +254,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(album, weights, tmp_path, c
 
 def table_of(path, weights):
     """A table, and how its rows are made."""
-    table = predict.Table(path, scoring.Rows(predict.load_trained(weights), None).columns)
+    table = predict.Table(path, scoring.Rows(load_trained(weights), None).columns)
     return table, json.loads(table.about.read_text())
 
 
