@@ -1,4 +1,4 @@
-// What a reader does with the page: sort, filter, move, look closer. It goes on from charts.js.
+// What a reader does with the page: sort, filter, move, look closer. It goes on from parts.js.
 const known = (values) => values.some((value) => value !== null);
 const errorOf = (score, i) => (score === null || photos.true[i] === null ? null : score - photos.true[i]);
 const miss = photos.score.map(errorOf), ranks = Boolean(other?.ranks), differs = ranks ? percent : number;
@@ -40,20 +40,14 @@ function overview() {
   }
   if (page.facts.length) figures.append(box("What was used", definitions(page.facts)));
   found.push(...page.distributions.map(distribution));
-  const { true: truth, other: compared } = page.density;
+  const { true: truth, other: compared } = page.scatters;
   if (truth) {
-    found.push(scatter({
-      title: "Predicted against true", values: photos.true, density: truth, xLabel: "true score", yLabel: "predicted score",
-      diagonal: true, label: `Predicted against true scores of ${whole(truth.number)} photographs; the worst errors are listed.`,
-    }));
+    found.push(scatter("Predicted against true", truth, "The worst errors"));
     const words = (i) => `${number(photos.score[i])}, true ${number(photos.true[i])}`;
     found.push(listOf("Worst errors", miss, words, number));
   }
   if (compared) {
-    found.push(scatter({
-      title: `This run against ${other.name}`, values: photos.other, density: compared, xLabel: other.name, yLabel: "this run",
-      diagonal: !ranks, label: `Scores of this run against those of ${other.name}; the largest disagreements are listed.`,
-    }));
+    found.push(scatter(`This run against ${other.name}`, compared, "The largest disagreements"));
     const words = (i) => `${number(photos.score[i])} and ${number(photos.other[i])}`;
     found.push(listOf("Largest disagreements", photos.difference, words, differs));
   }
@@ -92,7 +86,7 @@ const near = new IntersectionObserver((entries) => {
     near.unobserve(target);
     const card = target.firstChild, i = numberOf(card);
     addPicture(card.querySelector(".frame"), i, (ratio) => `${Math.min(100, 75 * ratio)}%`);
-    card.querySelector(".place")?.append(smallVotes(i));
+    card.querySelector(".place")?.append(drawVotes(i));
     if ($("everywhere").checked) attend(card);
   }
 }, { rootMargin: "900px 0px" });
@@ -183,7 +177,7 @@ function view(position) {
   $("next").disabled = position === order.length - 1;
   if (photos.error[i]) about.append(say("p", "failed", photos.error[i]));
   about.append(definitions(numbersOf(i)));
-  if (photos.votes[i].length) about.append(say("h3", "", "Votes, as the network gives them"), largeVotes(i));
+  if (photos.votes[i].length) about.append(say("h3", "", "Votes, as the network gives them"), drawVotes(i, true));
   if (photos.votes[i].length && photos.other_votes[i].length) {
     about.append(make("p", { className: "under" }, say("span", "first", `■ ${own} `), say("span", "second", `■ ${theirs}`)));
   }

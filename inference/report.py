@@ -1,6 +1,7 @@
 """The report: one HTML page that needs nothing else, with photographs, their scores, votes and attention.
 
-The page's frame is page.html, its looks page.css, its behaviour charts.js and page.js; here are the numbers and the thumbnails.
+The page's frame is page.html, its looks page.css, its behaviour parts.js and page.js, its charts charts.py's;
+here are the numbers and the thumbnails.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 import numpy as np
+from matplotlib import colormaps
 from PIL import Image
 from scipy import stats
 from torch.utils.data import Dataset
@@ -26,14 +28,13 @@ from torch.utils.data import Dataset
 from commands.bars import bar
 from commands.files import atomic_write, to_json
 from commands.signals import Interrupted, Watch, signals_first
+from inference import charts
 from photographs import workers
 
 HERE = Path(__file__).parent
 LARGE, SMALL = 384, 192  # long side of a thumbnail, in pixels
 LARGE_UP_TO = 500  # photographs; a page of more has small ones, so that 5,000 stay below 60 MB
 CHUNK = 100  # thumbnails in one element of the page
-BINS = 30  # of a distribution of scores
-CELLS = 40  # of the density behind a scatter, each way
 GRID = 32  # most cells of an attention map, each way
 LIST = 10  # rows of the lists of worst errors and largest disagreements
 DEMO = "The demo's scores are of damage done to two photographs. They are not aesthetics."
@@ -134,7 +135,7 @@ def write_report(
 
 def _frame(title: str, content: dict) -> tuple[bytes, bytes]:
     """page.html, filled, up to the place of the thumbnails and from there on."""
-    parts = [(HERE / name).read_text(encoding="utf-8") for name in ("page.css", "charts.js", "page.js")]
+    parts = [(HERE / name).read_text(encoding="utf-8") for name in ("page.css", "parts.js", "page.js")]
     style, script = parts[0], "".join(parts[1:])
     values = {
         "title": html.escape(plain(title)),
@@ -183,8 +184,14 @@ def _content(page: Page, photos: Sequence[Photo], folder: Path) -> dict:
         "range": [float(value) for value in page.score_range],
         "total": len(everyone),
         "other": _comparison(page, *pairs["other"], ranks) if page.other_name else None,
-        "distributions": _distributions(page, everyone, pairs, ranks),
-        "density": {name: _density(*pair) for name, pair in pairs.items()},
+        "distributions": charts.distributions(
+            everyone, *(v for _, v in pairs.values()), plain(page.other_name), ranks
+        ),
+        "scatters": {
+            "true": charts.scatter(*pairs["true"], ("predicted score", "true score"), True),
+            "other": charts.scatter(*pairs["other"], ("score by this run", "score by the other"), not ranks),
+        },
+        "colours": colormaps["cividis"](np.arange(256), bytes=True)[:, :3].tolist(),
         "attention_limit": limit,
         "numbers": _named_numbers(photos),
         "chunk": CHUNK,
@@ -248,43 +255,6 @@ def _comparison(page: Page, scores: np.ndarray, other: np.ndarray, ranks: bool) 
         "ranks": ranks,
         "srcc": srcc,
         "count": int(both.sum()),
-    }
-
-
-def _distributions(page: Page, scores: np.ndarray, pairs: Mapping, ranks: bool) -> list[dict]:
-    """Histograms of the scores, the true and the other ones. What has one scale shares its limits."""
-    true, other = (values[np.isfinite(values)] for _, values in pairs.values())
-    alike = {"Predicted" if len(true) else "Score": scores[np.isfinite(scores)], "True": true}
-    groups = [alike, {plain(page.other_name): other}] if ranks else [alike | {plain(page.other_name): other}]
-    found = []
-    for group in groups:
-        columns = {name: values for name, values in group.items() if len(values)}
-        for name, values in columns.items():
-            low, high = min(v.min() for v in columns.values()), max(v.max() for v in columns.values())
-            if low == high:
-                low, high = low - 0.5, high + 0.5
-            found.append({
-                "name": name, "number": len(values), "mean": _number(values.mean()), "low": float(low), "high": float(high),
-                "quartiles": _numbers(np.percentile(values, (0, 25, 50, 75, 100))),
-                "counts": np.histogram(values, BINS, (low, high))[0].tolist(),
-            })  # fmt: skip
-    return found
-
-
-def _density(scores: np.ndarray, others: np.ndarray) -> dict | None:
-    """How many photographs lie where in a scatter of `others` (across) and `scores` (up), both (N,); None: nowhere."""
-    both = np.isfinite(scores) & np.isfinite(others)
-    if not both.any():
-        return None
-    across, up = others[both], scores[both]
-    ranges = [(v.min(), v.max()) if np.ptp(v) else (v.min() - 0.5, v.max() + 0.5) for v in (across, up)]
-    counts, _, _ = np.histogram2d(across, up, CELLS, ranges)
-    filled = np.argwhere(counts)
-    return {
-        "ranges": [_numbers(limits) for limits in ranges],
-        "side": CELLS,
-        "cells": [[int(x), int(y), int(counts[x, y])] for x, y in filled],
-        "number": int(both.sum()),
     }
 
 
