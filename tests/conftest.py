@@ -5,6 +5,7 @@ import logging
 import os
 import sys
 import warnings
+from multiprocessing import forkserver
 from pathlib import Path
 
 import numpy as np
@@ -156,6 +157,7 @@ def fork(work, output=os.devnull) -> int:
     status = 70
     try:
         torch.set_num_threads(1)  # those of before did not come along
+        forkserver._forkserver.__init__()  # a process of its own has a server of its own
         sys.stdout = sys.stderr = open(output, "w")  # noqa: SIM115  ends with the process
         status = work()
         sys.stderr.flush()
