@@ -6,6 +6,7 @@ import json
 import math
 from pathlib import Path
 
+from evaluation.figures import LABELS
 from exporting.about import as_text
 from inference.trained import Trained
 from models import read_weights
@@ -34,16 +35,6 @@ NAMES = {
     "para": "PARA",
     "demo": "the demo's made-up pictures",
     "csv": "a dataset of its trainer's own",
-}
-METRICS = {
-    "srcc": "SRCC",
-    "plcc": "PLCC",
-    "krcc": "KRCC",
-    "accuracy": "accuracy",
-    "mae": "MAE",
-    "rmse": "RMSE",
-    "emd_r1": "EMD, r = 1",
-    "emd_r2": "EMD, r = 2",
 }
 HUB_METRICS = {"srcc": "spearmanr", "plcc": "pearsonr", "accuracy": "accuracy"}  # names that the hub knows
 POINTS = {
@@ -100,7 +91,7 @@ def _front_matter(trained: Trained, result: dict) -> str:
     if trained.dataset not in ("demo", "csv"):
         entries["datasets"] = [trained.dataset]
     metrics = [
-        {"type": kind, "name": METRICS[name], "value": round(result[name], 4)}
+        {"type": kind, "name": LABELS[name], "value": round(result[name], 4)}
         for name, kind in HUB_METRICS.items()
         if _known(result.get(name)) and _measured_so(result, trained)
     ]
@@ -148,7 +139,7 @@ def _metrics(result: dict, trained: Trained) -> str:
         "| metric | value |",
         "|---|---|",
     ]
-    lines += [f"| {METRICS[name]} | {result[name]:.4f} |" for name in METRICS if _known(result.get(name))]
+    lines += [f"| {LABELS[name]} | {result[name]:.4f} |" for name in LABELS if _known(result.get(name))]
     if trained.outputs == 1:
         lines.append("\nMAE and RMSE are those of scores from 0 to 1.")
     if not _measured_so(result, trained):
