@@ -180,6 +180,7 @@ def test_wrong_weights(run, ava):
         ({"init_lr": -1}, ("--init_lr -1 must be greater than 0",)),
         ({"init_lr": "nan"}, ("--init_lr nan is not a finite number",)),
         ({"num_epoch": 1.5}, ("--num_epoch 1.5 is not a whole number",)),
+        ({"batch_size": "1e300"}, ("--batch_size 1e300 is too large",)),
         ({"dataset": "imagenet"}, ("--dataset imagenet: choose from demo, ava",)),
         ({"path_to_model_weight": ""}, ("--path_to_model_weight is empty",)),
         ({"path_to_images": "x" * 300}, ("File name too long",)),
