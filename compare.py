@@ -35,15 +35,19 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(paths: Sequence[Path], threshold: float | None, out: Path | None) -> None:
     """Read, compare, print and write."""
+    if out is not None and out.exists():
+        raise InputError(f"--json {out}: is there already; give another file")
+    if len({path.resolve() for path in paths}) < len(paths):
+        raise InputError("the same run is given twice; give each once")
     tested: list[compare.Predictions] = []
     for path in paths:
         tested.append(compare.read_predictions(path, threshold, tested[0] if tested else None))
     if len({one.name for one in tested}) < len(tested):
-        raise InputError("the same table is given twice; give each run once")
+        raise InputError("the same run is given twice; give each once")
     found = compare.compare({one.name: [one] for one in tested})
     print(compare.as_markdown(tested, found))
     print(
-        f"\n{len(tested[0].images):,} images; percentile bootstrap over images, {bootstrap.RESAMPLES:,} resamples "
+        f"\n{len(tested[0].images):,} images, high above {tested[0].thresholds[1]:g}; percentile bootstrap over images, {bootstrap.RESAMPLES:,} resamples "
         f"(KRCC {bootstrap.krcc_resamples(len(tested[0].images)):,}), the same for all runs. More than noise: p below 0.05 after Holm's correction. "
         "What another training seed would change is not in it."
     )

@@ -20,8 +20,10 @@ from commands.parser import parse_options
 from commands.signals import Watch
 from dataset import Splits, read_splits
 from evaluation import released
+from evaluation.seen import Seen
+from inference import trained
 from inference.tested import Tested, judge
-from inference.trained import origin, pick_origin
+from inference.trained import Origin, pick_origin
 from models import EAT, Weights, load_weights, read_weights, released_style
 from option import InputError
 from photographs import demo
@@ -63,18 +65,14 @@ def run(given: dict) -> dict:
 
 @dataclass
 class Job:
-    """What training and evaluation work on. like: the dataset whose photographs and scores the network knows.
-
-    other: that dataset and its format, where it is not the labels' own; see `pick_origin`.
-    """
+    """What training and evaluation work on. origin: the dataset whose photographs and scores the network knows."""
 
     options: argparse.Namespace
     form: Format
     splits: Splits
     model: EAT
     device: torch.device
-    like: str
-    other: tuple[str, Format] | None
+    origin: Origin
     folder: Path
     watch: Watch
 
@@ -82,9 +80,8 @@ class Job:
 def work(options: argparse.Namespace, weights: Weights | None, device: torch.device) -> dict:
     """Options to data, network and folder; then train or evaluate. Returns the result."""
     form, splits = read_data(options)
-    other = pick_origin(options, weights, form)
-    like, trained = other or (options.dataset, form)
-    model = build.make_model(options, weights, trained, like, device)
+    origin = pick_origin(options, weights, form)
+    model = build.make_model(options, weights, origin.form or form, origin.dataset, device)
     if not options.eval:
         build.remember(model, splits)
     name = f"{options.dataset}-{'eval' if options.eval else options.model}"
@@ -99,9 +96,9 @@ def work(options: argparse.Namespace, weights: Weights | None, device: torch.dev
         Watch() as watch,
     ):
         own.begin(trial.chosen(), vars(options))
-        job = Job(options, form, splits, model, device, like, other, folder, watch)
+        job = Job(options, form, splits, model, device, origin, folder, watch)
         if options.calibrate_points and not options.resume:
-            build.calibrate(options, splits.train, model, device, folder, watch, like)
+            build.calibrate(options, splits.train, model, device, folder, watch, origin.dataset)
         result = evaluate_only(job) if options.eval else train_and_test(job)
         own.end(result)
     return result
@@ -128,8 +125,9 @@ def gather_options(given: dict) -> tuple[argparse.Namespace, Weights | None]:
     weights = None
     if options.path_to_model_weight and not options.resume:
         weights = read_weights(options.path_to_model_weight)
+        Seen.from_texts(weights.photographs, weights.path)  # damaged: told now, not after the test
     if options.eval and weights and "model" not in given:
-        options.model = origin(weights).get("model", options.model)
+        options.model = trained.origin(weights).get("model", options.model)
     option.complete_network(options, given, weights.settings if weights else {})
     return options, weights
 
@@ -162,7 +160,7 @@ def read_data(options: argparse.Namespace) -> tuple[Format, Splits]:
 def train_and_test(job: Job) -> dict:
     """Train, select on the validation set, and report the selected checkpoint's metrics on test.csv."""
     options, model, checkpoints = job.options, job.model, job.folder / "checkpoints"
-    data = build.loaders(options, job.splits, model.img_size, job.device, job.watch, job.like)
+    data = build.loaders(options, job.splits, model.img_size, job.device, job.watch, job.origin.dataset)
     precision, test_precision = build.pick_precisions(options, job.device)
     training = build.make_training(options, model, precision, checkpoints)
     if options.resume:
@@ -188,7 +186,7 @@ def train_and_test(job: Job) -> dict:
     evaluation = engine.evaluate(
         model, data["test"], training.criterion, job.form, test_precision, "test", job.watch
     )
-    tested = judge(options, job.splits, job.form, model, evaluation, test_precision)
+    tested = judge(options, job.splits, job.form, model, evaluation, test_precision, job.origin)
     result = leave(job, tested, progress.history)
     result["files"] |= {"metrics": str(epochs.table), "tensorboard": str(epochs.curves)}
     selected_on = "test.csv" if options.released_protocol else "validation"
@@ -198,15 +196,14 @@ def train_and_test(job: Job) -> dict:
 def evaluate_only(job: Job) -> dict:
     """Evaluate the given weights on test.csv."""
     options, model = job.options, job.model
-    data = build.loaders(options, job.splits, model.img_size, job.device, job.watch, job.like)
+    data = build.loaders(options, job.splits, model.img_size, job.device, job.watch, job.origin.dataset)
     _, precision = build.pick_precisions(options, job.device)
     if options.compile:
         model.compile()
-    trained = job.other and job.other[1]
     evaluation = engine.evaluate(
-        model, data["test"], make_loss(options.loss), job.form, precision, "test", job.watch, trained
+        model, data["test"], make_loss(options.loss), job.form, precision, "test", job.watch, job.origin.form
     )
-    tested = judge(options, job.splits, job.form, model, evaluation, precision, job.other)
+    tested = judge(options, job.splits, job.form, model, evaluation, precision, job.origin)
     result = leave(job, tested)
     if options.report_images:
         page = job.folder / "report.html"

@@ -79,7 +79,9 @@ class Option:
             value = int(float(value)) if self.type is int else self.type(value)
         except (TypeError, ValueError, OverflowError):
             raise InputError(f"{where} is not {_ARTICLES[self.type]}") from None
-        if self.type is int and abs(value) >= 2**53:  # beyond it a float, as a file may give one, is not exact
+        if (
+            self.type is int and abs(value) >= 2**53
+        ):  # beyond it a float, as a file may give one, is not exact
             raise InputError(f"{where} is too large")
         if self.type is float and not math.isfinite(value):
             raise InputError(f"{where} is not a finite number")

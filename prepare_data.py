@@ -174,10 +174,10 @@ def check_request(options: argparse.Namespace) -> None:
         raise InputError(f"{options.images}: no such folder; --images names the folder of the pictures")
     if options.clean and not options.csv:
         raise InputError("--clean needs --csv, the CSVs to clean")
-    if options.clean and len({path.name for path in options.csv}) < len(options.csv):
-        raise InputError("--csv: two files have the same name; clean them one by one")
-    if options.copies and (len(options.csv) < 2 or not any(path.stem == "train" for path in options.csv)):
-        raise InputError("--copies needs --csv with train.csv and the CSVs of other splits, to compare")
+    if (options.clean or options.copies) and len({path.name for path in options.csv}) < len(options.csv):
+        raise InputError("--csv: two files have the same name; give those of one dataset")
+    if options.copies and len(options.csv) < 2:
+        raise InputError("--copies needs --csv with the CSVs of two splits or more, to compare")
     for path in options.csv if options.clean else ():
         if (options.clean / path.name).exists():
             raise InputError(f"{options.clean / path.name}: is there already; give another --clean")

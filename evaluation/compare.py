@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import combinations
 from math import isfinite
 from pathlib import Path
 
 import numpy as np
+from scipy import stats
 
 from evaluation import bootstrap
 from evaluation.figures import LABELS
@@ -27,6 +29,10 @@ class Predictions:
     name: str
     images: list[str]
     pairs: Pairs
+    thresholds: tuple[float, float] = (
+        math.nan,
+        math.nan,
+    )  # above which a predicted and a true score are high
     metrics: dict[str, float] = field(init=False)
     resampled: dict[str, np.ndarray] = field(init=False)  # see `bootstrap.resample`
 
@@ -74,7 +80,13 @@ def read_predictions(
     columns = [*CONTENT[1:], *votes["output"], *votes["target"]]
     values = dict(zip(columns, read_numbers(path, table, columns).T, strict=True))
     true, predicted = (values[name] for name in CONTENT[1:])
-    high, true_high = (threshold, threshold) if threshold is not None else _thresholds(path, votes["output"])
+    thresholds = (threshold, threshold) if threshold is not None else _thresholds(path, votes["output"], true)
+    high, true_high = thresholds
+    if like is not None and true_high != like.thresholds[1]:
+        raise InputError(
+            f"{path}: its true scores are high above {true_high:g}, those of {like.name} above {like.thresholds[1]:g}; "
+            "give --threshold"
+        )
     emds = np.full((2, len(true)), np.nan)
     if votes["target"] and len(votes["target"]) == len(votes["output"]):
         emds = image_emds(*(np.stack([values[name] for name in votes[s]], 1) for s in ("output", "target")))
@@ -82,7 +94,9 @@ def read_predictions(
     pairs = Pairs(predicted, true, agree, *emds)
     if like is not None:
         pairs, images = pairs.subset(_order(path, images, true, like)), like.images
-    return Predictions(str(path.parent if path.name == "predictions.csv" else path), images, pairs)
+    return Predictions(
+        str(path.parent if path.name == "predictions.csv" else path), images, pairs, thresholds
+    )
 
 
 def _order(path: Path, images: list[str], true: np.ndarray, like: Predictions) -> np.ndarray:
@@ -106,7 +120,7 @@ def _order(path: Path, images: list[str], true: np.ndarray, like: Predictions) -
     return rows
 
 
-def _thresholds(path: Path, outputs: Sequence[str]) -> tuple[float, float]:
+def _thresholds(path: Path, outputs: Sequence[str], true: np.ndarray) -> tuple[float, float]:
     """For predicted and true scores: as the run beside the table says, else AVA's for ten outputs, 0.5 for one."""
 
     def read(name: str) -> dict:
@@ -122,49 +136,60 @@ def _thresholds(path: Path, outputs: Sequence[str]) -> tuple[float, float]:
     dataset = read("options.json").get("dataset")
     if dataset in FORMATS:
         return (FORMATS[dataset].threshold,) * 2
-    if dataset is None and len(outputs) in (0, FORMATS["ava"].outputs):
-        return (FORMATS["ava"].threshold if outputs else 0.5,) * 2
+    if dataset is None and len(outputs) == FORMATS["ava"].outputs:
+        return (FORMATS["ava"].threshold,) * 2
+    if dataset is None and not outputs and true.min() >= 0 and true.max() <= 1:
+        return 0.5, 0.5
     raise InputError(f"{path}: nothing says above which score an image is high; give --threshold")
 
 
-def differences(
-    first: Sequence[Predictions], second: Sequence[Predictions], seed: int = 0
-) -> dict[str, Difference]:
+def differences(first: Sequence[Predictions], second: Sequence[Predictions]) -> dict[str, Difference]:
     """Of each metric, the mean over the `first` runs less that over the `second`, all on the same images.
 
-    Images are drawn alike for all; of several runs (seeds) on a side, runs are drawn with replacement, too, so that the
-    interval holds what another seed would change. Holm's correction is `compare`'s.
+    One run a side: the paired percentile bootstrap over images. Several (seeds): Welch's t over the runs, to whose
+    variance the bootstrap's over images is added; a side with a single run adds none of its own. Holm's correction is
+    `compare`'s.
     """
+    single = len(first) == len(second) == 1
     found = {}
     for name in METRICS:
-        means, drawn = [], []
-        for side, runs in enumerate((first, second)):
-            values = np.stack([run.resampled[name] for run in runs])
-            rng = np.random.default_rng([seed, side])
-            rows = rng.integers(0, len(runs), (len(runs), values.shape[1]))
-            drawn.append(np.take_along_axis(values, rows, 0).mean(0))
-            means.append(np.mean([run.metrics[name] for run in runs]))
-        difference = drawn[0] - drawn[1]
-        williams = float("nan")
-        if name == "plcc" and len(first) == len(second) == 1:
-            between = np.corrcoef(first[0].pairs.predicted, second[0].pairs.predicted)[0, 1]
+        drawn = [np.mean([run.resampled[name] for run in runs], 0) for runs in (first, second)]
+        values = [np.array([run.metrics[name] for run in runs]) for runs in (first, second)]
+        means, difference = [side.mean() for side in values], drawn[0] - drawn[1]
+        williams = math.nan
+        if name == "plcc" and single:
+            with np.errstate(invalid="ignore", divide="ignore"):  # constant scores: no correlation, nan
+                between = np.corrcoef(first[0].pairs.predicted, second[0].pairs.predicted)[0, 1]
             williams = bootstrap.williams(*means, between, len(first[0].pairs))
-        found[name] = Difference(
-            float(means[0] - means[1]),
-            bootstrap.interval(difference),
-            bootstrap.p_value(difference),
-            p_williams=williams,
-        )
+        value = float(means[0] - means[1])
+        limits, p = bootstrap.interval(difference), bootstrap.p_value(difference)
+        if not single:
+            limits, p = _welch(value, difference, values, len(first[0].pairs))
+        found[name] = Difference(value, limits, p, p_williams=williams)
     return found
+
+
+def _welch(value: float, drawn: np.ndarray, sides: Sequence[np.ndarray], images: int) -> tuple:
+    """Interval and p-value of a difference of means over runs. drawn: (R,) of it over images; sides: the runs' values."""
+    parts = [(np.var(drawn), images - 1)]
+    parts += [(np.var(side, ddof=1) / len(side), len(side) - 1) for side in sides if len(side) > 1]
+    variance = sum(part for part, _ in parts)
+    if not variance > 0:
+        return (value, value), 1.0 if value == 0 else math.nan
+    freedom = variance**2 / sum(part**2 / degrees for part, degrees in parts)  # Welch and Satterthwaite
+    error = math.sqrt(variance)
+    reach = stats.t.ppf(0.975, freedom) * error
+    return (value - reach, value + reach), float(2 * stats.t.sf(abs(value) / error, freedom))
 
 
 def compare(groups: dict[str, Sequence[Predictions]]) -> dict[tuple[str, str], dict[str, Difference]]:
     """The differences of every two groups of runs, by their names; p_holm is corrected over the pairs, metric by metric."""
     found = {pair: differences(*(groups[name] for name in pair)) for pair in combinations(groups, 2)}
     for metric in METRICS:
-        corrected = bootstrap.holm([row[metric].p for row in found.values()])
-        for row, p in zip(found.values(), corrected, strict=True):
-            row[metric] = Difference(**{**vars(row[metric]), "p_holm": p})
+        for given, corrected in (("p", "p_holm"), ("p_williams", "p_williams")):
+            values = bootstrap.holm([getattr(row[metric], given) for row in found.values()])
+            for row, p in zip(found.values(), values, strict=True):
+                row[metric] = replace(row[metric], **{corrected: p})
     return found
 
 
@@ -186,7 +211,7 @@ def difference_lines(found: dict, shown: Sequence[str]) -> list[str]:
     """A Markdown table: a row for each pair and metric."""
     williams = any(isfinite(row["plcc"].p_williams) for row in found.values())
     head = ["first less second", "metric", "difference, 95 % interval", "p", "p, Holm"]
-    head += ["p, Williams"] * williams + ["more than noise"]
+    head += ["p, Williams, Holm"] * williams + ["more than noise"]
     lines = [_row(head), _row(["---"] * len(head))]
     for (first, second), row in found.items():
         for name in shown:

@@ -54,6 +54,8 @@ class Figures:
     departures: Sequence[str] = ()
     seen: tuple[int, int] | None = None
     unseen: Measured | None = None
+    dataset: str = ""
+    remembers: bool = False  # the weights know all photographs that they have seen
 
     def as_json(self) -> dict:
         """The keys that a run's last line and run.json have."""
@@ -107,7 +109,7 @@ class Figures:
         """All sentences beside the table."""
         return [
             *self.notes,
-            *published.meanings(self.published, self.seen is not None),
+            *published.meanings(self.published, LABELS, self.dataset, self.remembers),
             *self.departures,
             f"intervals: 95 % percentile bootstrap, {self._resamples('srcc'):,} resamples of the images "
             f"(KRCC {self._resamples('krcc'):,})",
@@ -148,7 +150,13 @@ def figures(
         told = seen.describe(trained, selected)
         if told and not same_dataset:
             told = [f"{line}, by their names" for line in told]
-        notes += told or [f"none of the {len(names):,} photographs was in this network's training set"]
+        notes += told or [
+            f"none of the {len(names):,} photographs was in this network's training set, by their names"
+        ]
+        if not memory.whole:
+            notes.append(
+                "it started from weights that do not say which photographs they had seen: there may be more"
+            )
         fresh = ~(trained | selected)
         if told and fresh.sum() > 1:
             unseen = Measured.of(pairs.subset(fresh))
@@ -157,7 +165,8 @@ def figures(
     elif memory is not None:
         notes.append("the weights do not say which photographs they were trained on")
     beside = published.beside(dataset, measured.intervals) if same_dataset else {}
-    return Figures(measured, beside, notes, departures, counts, unseen)
+    remembers = bool(memory) and memory.whole
+    return Figures(measured, beside, notes, departures, counts, unseen, dataset, remembers)
 
 
 def released_accuracy(outputs: np.ndarray, targets: np.ndarray, threshold: float) -> float:

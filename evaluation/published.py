@@ -33,34 +33,38 @@ def published(dataset: str) -> dict[str, float]:
 
 
 def beside(dataset: str, intervals: Mapping[str, tuple[float, float]]) -> dict[str, Published]:
-    """Each published figure with its place; none for an interval that is not defined."""
+    """Each published figure with its place; none for an interval that is not defined, or has no width: too few images."""
     found = {}
     for name, value in published(dataset).items():
         low, high = intervals[name]
-        if math.isfinite(low):
+        if low < high:  # False for nan
             found[name] = Published(value, "below" if value < low else "above" if value > high else "inside")
     return found
 
 
-def meanings(found: Mapping[str, Published], remembers: bool) -> list[str]:
-    """What the places mean, a sentence each. remembers: the weights know which photographs they were trained on."""
-    places = {figure.place for figure in found.values()}
+def meanings(
+    found: Mapping[str, Published], labels: Mapping[str, str], dataset: str, remembers: bool
+) -> list[str]:
+    """What the places mean, a sentence each. labels: the metrics' names for people.
+
+    remembers: the weights know all photographs that they have seen. Where they do not, a better correlation is most
+    likely due to photographs seen before; an accuracy alone says nothing of the kind.
+    """
     lines = []
-    if "inside" in places:
-        lines.append("published inside the interval: these photographs cannot tell the two figures apart")
-    if "below" in places:
-        reason = (
-            "this network is better on these photographs, and says above whether it has seen any of them"
-            if remembers
-            else "better than published. The weights do not say what they were trained on; the likeliest cause is that "
-            "it was these photographs. The authors' split, `prepare_data.py ava --split authors`, has those that EAT "
-            "was probably tested on"
-        )
-        lines.append(f"published below the interval: {reason}")
-    if "above" in places:
-        lines.append(
-            "published above the interval: this network is worse, or photographs, pixels or batches are others"
-        )
+    words = {
+        "inside": "these photographs cannot tell the two figures apart",
+        "below": "this network is better on these photographs",
+        "above": "this network is worse, or photographs, pixels or batches are others",
+    }
+    for place, meaning in words.items():
+        names = [name for name, figure in found.items() if figure.place == place]
+        if names:
+            lines.append(f"published {place} the interval ({', '.join(labels[n] for n in names)}): {meaning}")
+        if place == "below" and {"srcc", "plcc"} & set(names) and not remembers:
+            cause = "the weights do not say all that they were trained on: the likeliest cause is that it was these photographs"
+            if dataset == "ava":
+                cause += "; `prepare_data.py ava --split authors` makes the authors' split, EAT's probable test set"
+            lines.append(cause)
     return lines
 
 

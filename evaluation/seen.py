@@ -15,6 +15,7 @@ import numpy as np
 from option import InputError
 
 ROLES = ("trained", "selected")  # on train.csv; on what picked the epoch
+UNKNOWN = {"before": "unknown"}  # of weights that started from others which did not say theirs
 
 
 def _none() -> np.ndarray:
@@ -27,6 +28,7 @@ class Seen:
 
     trained: np.ndarray = field(default_factory=_none)
     selected: np.ndarray = field(default_factory=_none)
+    whole: bool = True  # False: they started from weights that did not say which photographs they had seen
 
     @classmethod
     def of(cls, trained: Iterable[str], selected: Iterable[str]) -> Seen:
@@ -34,7 +36,8 @@ class Seen:
         return cls(*(np.unique(hashes(names)) for names in (trained, selected)))
 
     def __or__(self, other: Seen) -> Seen:
-        return Seen(*(np.union1d(getattr(self, role), getattr(other, role)) for role in ROLES))
+        both = (np.union1d(getattr(self, role), getattr(other, role)) for role in ROLES)
+        return Seen(*both, self.whole and other.whole)
 
     def __bool__(self) -> bool:
         """Whether the weights remember anything."""
@@ -55,18 +58,19 @@ class Seen:
 
     def as_texts(self) -> dict[str, str]:
         """For a weights file's metadata: base64 of little-endian hashes; empty where there are none."""
-        if not self:
-            return {}
-        return {
-            role: base64.b64encode(getattr(self, role).astype("<u8").tobytes()).decode() for role in ROLES
-        }
+        texts = {} if self.whole else dict(UNKNOWN)
+        if self:
+            for role in ROLES:
+                texts[role] = base64.b64encode(getattr(self, role).astype("<u8").tobytes()).decode()
+        return texts
 
     @classmethod
     def from_texts(cls, texts: Mapping[str, str], path: object) -> Seen:
         """The reverse. Raises InputError naming the weights file `path` where that is no such thing."""
         try:
             parts = [base64.b64decode(texts.get(role, ""), validate=True) for role in ROLES]
-            return cls(*(np.frombuffer(part, "<u8").astype(np.uint64) for part in parts))
+            known = (np.frombuffer(part, "<u8").astype(np.uint64) for part in parts)
+            return cls(*known, UNKNOWN.items().isdisjoint(texts.items()))
         except (binascii.Error, TypeError, ValueError) as error:
             raise InputError(f"{path}: what it remembers of its photographs is damaged ({error})") from None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import heapq
+import json
 import logging
 import random
 import time
@@ -26,6 +27,7 @@ from inference.sources import Found
 from inference.table import ENDINGS, Row, read_rows, scale_beside
 from inference.trained import Trained, load_trained
 from option import InputError
+from photographs.labels import FORMATS
 from training.steps import Precision
 
 log = logging.getLogger("eat")
@@ -95,6 +97,16 @@ class Other:
         ]
 
 
+def votes_of_run(path: Path, row: Row) -> bool:
+    """Whether a run's predictions are of a test set of votes: as its options say, else by the row's outputs."""
+    try:
+        options = json.loads(path.with_name("options.json").read_text(encoding="utf-8"))
+        dataset, loss = options["dataset"], options["loss"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return any(name.startswith("output") for name in row)
+    return bool(FORMATS[dataset].vote_columns) if dataset in FORMATS else loss != "mse"
+
+
 def read_other(path: Path, trained: Trained, device: torch.device) -> Other:
     """The weights or the table of `--compare`. Raises InputError."""
     if path.suffix.lower() not in ENDINGS:
@@ -105,8 +117,9 @@ def read_other(path: Path, trained: Trained, device: torch.device) -> Other:
     for row in read_rows(path):
         if "predicted_score" in row:
             row["score"] = row["predicted_score"]
-            if not any(name.startswith("output") for name in row):  # the protocol's, 0 to 1
+            if not votes_of_run(path, row):  # the protocol's, 0 to 1
                 row["score"] = scale[0] + row["score"] * (scale[1] - scale[0])
+                row = {name: value for name, value in row.items() if not name.startswith("output")}
         if "score" not in row:
             raise InputError(f"--compare {path}: has no column `score`; it should be a table of scores")
         rows[row["image"]] = row

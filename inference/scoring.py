@@ -186,10 +186,14 @@ def read_reference(path: str, trained: Trained) -> Reference:
 def _seen_notes(file: Path, names: list[str], trained: Trained) -> list[str]:
     memory = Seen.from_texts(trained.model.photographs, trained.path)
     seen = memory.among(names, in_folders=True)
-    notes = [f"--reference {file}: {line}" for line in describe_seen(*seen)]
+    told = describe_seen(*seen)
+    if not told:
+        found = "none of its photographs was in this network's training set, by their names"
+        told = [found if memory else "the weights do not say which photographs they were trained on"]
+    notes = [f"--reference {file}: {line}" for line in told]
     unseen = ~(seen[0] | seen[1])
-    rows = {row["image"]: row for row in read_rows(file)} if notes else {}
-    if notes and unseen.sum() > 1 and all("true_score" in rows[name] for name in names):
+    rows = {} if unseen.all() else {row["image"]: row for row in read_rows(file)}
+    if rows and unseen.sum() > 1 and all("true_score" in rows[name] for name in names):
         predicted, true = (
             np.array([rows[name][key] for name in names]) for key in ("predicted_score", "true_score")
         )

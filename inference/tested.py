@@ -21,6 +21,7 @@ from evaluation import published
 from evaluation.figures import Figures, figures, released_accuracy
 from evaluation.seen import Seen
 from inference.report import DEMO, Page, Photo, choose, write_report
+from inference.trained import Origin
 from models import EAT
 from photographs.labels import Format
 from photographs.splits import recognise
@@ -143,7 +144,7 @@ class Tested:
             "Weights": options.path_to_model_weight,
             "Network": options.model,
             "Dataset": f"{options.dataset}, scores {low:g} to {high:g}",
-            "Trained on": self.about["trained_on"],
+            "Trained on": self.about["trained_on"] or "not known",
             "Split": self.about["labels_split"],
             "Interest points": options.interest_points,
             "Offset refinement": options.refinement,
@@ -170,23 +171,31 @@ def judge(
     model: EAT,
     evaluation: Evaluation,
     precision: Precision,
-    other: tuple[str, Format] | None = None,
+    origin: Origin,
 ) -> Tested:
-    """The figures of an evaluation, with what must be said beside them. other: see `trained.pick_origin`."""
-    trained_on, trained = other or (options.dataset, None)
+    """The figures of an evaluation, with what must be said beside them. origin: of the network."""
+    other = origin.form is not None
     names = [str(name) for name in evaluation.names]
     split = recognise(options.dataset, options.path_to_save_csv, names)
-    about = {"labels_split": split.name, "trained_on": trained_on, "thresholds": form.thresholds(trained)}
+    about = {
+        "labels_split": split.name,
+        "trained_on": origin.dataset if origin.said else None,
+        "thresholds": form.thresholds(origin.form),
+    }
     notes = [f"split: {split.name} ({split.note})"]
     if other:
         notes.insert(
-            0, f"trained on {trained_on}, tested on {options.dataset}: scores mapped from scale to scale"
+            0, f"trained on {origin.dataset}, tested on {options.dataset}: scores mapped from scale to scale"
         )
     elif form.vote_columns:
         accuracy = released_accuracy(evaluation.outputs, evaluation.targets, form.threshold)
         about["accuracy_released"] = accuracy
         notes.append(
             f"accuracy by the release's float32 sums: {accuracy:.4f}, ours {evaluation.metrics['accuracy']:.4f}"
+        )
+    if not origin.said:
+        notes.append(
+            f"nobody says what the weights were trained on; taken as {origin.dataset} (--trained_on)"
         )
     departures = published.departures(
         "" if other else options.dataset,
@@ -205,7 +214,8 @@ def judge(
         options.dataset,
         metrics=evaluation.metrics,
         memory=Seen.from_texts(model.photographs, options.path_to_model_weight or "the network"),
-        same_dataset=not other,
+        same_dataset=not other
+        and options.dataset != "csv",  # two sets of that name may have nothing in common
         notes=notes,
         departures=departures,
     )

@@ -8,6 +8,7 @@ import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -189,16 +190,23 @@ def origin(weights: Weights) -> dict:
     return _of_run(weights.path) | weights.purpose
 
 
-def pick_origin(
-    options: argparse.Namespace, weights: Weights | None, form: Format
-) -> tuple[str, Format] | None:
-    """The dataset that weights to be evaluated were trained on, with its format; None where it is `--dataset`.
+class Origin(NamedTuple):
+    """What weights were trained on: the dataset; its format, None where it is the labels' own; whether anybody says so."""
 
-    Raises InputError where nobody says which it is, or two say different ones.
+    dataset: str
+    form: Format | None
+    said: bool
+
+
+def pick_origin(options: argparse.Namespace, weights: Weights | None, form: Format) -> Origin:
+    """The dataset that weights to be evaluated were trained on; in training `--dataset`.
+
+    The file, the run that it lies in or `--trained_on` say it; without a word, ten outputs are AVA's, and all others are
+    taken as the labels' own. Raises InputError where that cannot be, or two say different ones.
     """
     head = None if weights is None or not options.eval else weights.state.get("cls_head.bias")
     if head is None:
-        return None
+        return Origin(options.dataset, None, True)
     outputs, known = len(head), origin(weights)
     dataset = known.get("dataset")
     if dataset and options.trained_on not in (None, dataset):
@@ -206,23 +214,30 @@ def pick_origin(
             f"--trained_on {options.trained_on}: {weights.path} says {dataset}; leave the option out"
         )
     dataset = dataset or options.trained_on
-    if dataset is None and outputs != form.outputs and outputs == FORMATS["ava"].outputs:
+    said = dataset is not None
+    if not said and outputs == FORMATS["ava"].outputs and options.dataset != "demo":
         dataset = "ava"
-    if dataset is None and outputs != form.outputs:
+    elif not said and outputs != form.outputs:
         raise InputError(
             f"{weights.path}: has {outputs} outputs, {options.dataset} needs {form.outputs}; --trained_on says which "
             "dataset the weights are of"
         )
-    if dataset in (None, options.dataset):
-        return None
+    dataset = dataset or options.dataset
     trained = FORMATS.get(dataset)
-    if dataset == "csv":
-        votes = tuple(f"vote{level}" for level in range(1, outputs + 1)) if outputs > 1 else ()
-        scale = known.get("score_range", (0.0, 1.0))
-        trained = Format(vote_columns=votes, score_range=scale, threshold=(1 + outputs) / 2 if votes else 0.5)
+    if trained is None and dataset == "csv":
+        trained = _csv_form(outputs, known.get("score_range"), form)
     if trained is None or trained.outputs != outputs:
         raise InputError(f"{weights.path}: has {outputs} outputs, which is not a network of {dataset}")
-    return dataset, trained
+    alike = dataset == options.dataset and (trained.outputs, trained.scale) == (form.outputs, form.scale)
+    return Origin(dataset, None if alike else trained, said)
+
+
+def _csv_form(outputs: int, scale: tuple[float, float] | None, form: Format) -> Format:
+    """Of a `csv` network, high above the middle of its scale; where its scale is not known, that of `form`."""
+    if outputs > 1:
+        votes = tuple(f"vote{level}" for level in range(1, outputs + 1))
+        return Format(vote_columns=votes, threshold=(1 + outputs) / 2)
+    return Format(score_range=scale or form.score_range)
 
 
 def _of_run(path: Path) -> dict:

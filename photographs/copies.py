@@ -22,6 +22,7 @@ from photographs import workers
 SIDE = 224  # pixels are compared after a resize to a square of it, as training sees them
 NEAR = 4  # of the 64 bits of a perceptual hash: two pictures that differ in no more look alike
 HOWS = {
+    "name": "the same name",
     "bytes": "the same file",
     "pixels": f"the same pixels at {SIDE} x {SIDE}",
     "near": "nearly the same, by perceptual hash",
@@ -95,7 +96,7 @@ def signatures(
 def find_copies(
     splits: Mapping[str, Sequence[str]], known: Mapping[str, Signature], near: int = NEAR
 ) -> list[Copy]:
-    """Pictures of one split that stand in another under another name, each pair once, the strongest reason first.
+    """Pictures of one split that stand in another, too, each pair once, the strongest reason first.
 
     splits: names by CSV. near: most bits of difference.
     """
@@ -110,9 +111,8 @@ def find_copies(
                 apart = np.bitwise_count(looks[csv][start : start + step, None] ^ looks[other][None])
                 for row, column in np.argwhere(apart <= near):
                     image, copy = own[csv][start + row], own[other][column]
-                    if image != copy:
-                        how = _how(known[image], known[copy])
-                        found.append(Copy(image, csv, copy, other, how, int(apart[row, column])))
+                    how = "name" if image == copy else _how(known[image], known[copy])
+                    found.append(Copy(image, csv, copy, other, how, int(apart[row, column])))
     return sorted(found, key=lambda pair: (list(HOWS).index(pair.how), pair.distance, pair.image, pair.copy))
 
 
@@ -122,14 +122,14 @@ def _how(one: Signature, other: Signature) -> str:
 
 def report(found: Sequence[Copy]) -> str:
     """How many of each kind, and the first of them."""
-    lines = [f"{len(found)} pairs of pictures in two splits under two names:"]
+    lines = [f"{len(found)} pictures that are in two splits:"]
     for how, words in HOWS.items():
         some = [pair for pair in found if pair.how == how]
         if some:
             first = some[0]
             example = f"the first is {first.image} in {first.csv} and {first.copy} in {first.copy_csv}"
             lines.append(f"{len(some):>8}  {words}; {example}")
-    return "\n".join(lines) if found else "no picture is in two splits under two names, as far as this sees"
+    return "\n".join(lines) if found else "no picture is in two splits, as far as this sees"
 
 
 def write(found: Sequence[Copy], path: Path) -> None:

@@ -51,22 +51,28 @@ def recognise(dataset: str, folder: str | os.PathLike, names: Sequence[str]) -> 
         known, published = [f"{number}.jpg" for number in authors_ids("test")], "the authors' test.csv"
         own = [os.path.splitext(name)[0] + ".jpg" for name in names]
         count, whole, among = len(known), own == known, set(own) <= set(known)
+        places = {name: place for place, name in enumerate(known)}
+        ordered = among and sorted(own, key=places.get) == own
     elif dataset == "tad66k":
         (count, expected), published = TAD66K_TEST, "the official test.csv"
-        whole = among = digest(names) == expected
+        whole = among = ordered = digest(names) == expected
     else:
         return _told(folder, names)
     name = "authors" if dataset == "ava" else "official"
     if whole:
         return Split(name, f"the {count} photographs of {published}, in its order")
     if among and len(names) < count:
-        what = f"{len(names)} of the {count} photographs of {published}"
+        what = (
+            f"{len(names)} of the {count} photographs of {published}{'' if ordered else ', in another order'}"
+        )
         return Split(name, what, what)
     if among:
         what = f"the photographs of {published} in another order"
         return Split(name, what, what)
     other = _told(folder, names)
-    return other._replace(departure=f"not exactly the photographs of {published} (split: {other.name})")
+    return other._replace(
+        departure=f"other photographs than those of {published}, not all of them, or another order (split: {other.name})"
+    )
 
 
 def _told(folder: str | os.PathLike, names: Sequence[str]) -> Split:

@@ -52,7 +52,7 @@ def test_copies_across_splits_are_listed(album, command):
         ("c.png", "train.csv", "c2.jpg", "test.csv", "near"),
     ]  # fmt: skip
     assert found["distance"].iloc[:2].tolist() == [0, 0]
-    assert "3 pairs of pictures in two splits under two names" in out
+    assert "3 pictures that are in two splits" in out
     assert "1  the same file; the first is a.png in train.csv and a2.png in test.csv" in out
 
 
@@ -83,4 +83,19 @@ def test_copies_need_the_csvs_of_splits(album, command):
         "--copies",
     )
     assert status == 2
-    assert "--copies needs --csv with train.csv and the CSVs of other splits" in err
+    assert "--copies needs --csv with the CSVs of two splits or more" in err
+
+
+def test_the_same_name_in_two_splits_and_csvs_of_one_name(album, command):
+    table = pd.read_csv(album / "test.csv")
+    table.loc[2, "image"] = "d.png"
+    table.to_csv(album / "test.csv", index=False)
+    check(command, album, "--clean", album / "clean")
+    found = pd.read_csv(album / "out" / "copies.csv")
+    assert found[["image", "copy", "how"]].iloc[0].tolist() == ["d.png", "d.png", "name"]
+    assert pd.read_csv(album / "clean" / "train.csv").empty
+    (album / "more").mkdir()
+    table.to_csv(album / "more" / "test.csv", index=False)
+    status, _, err = check(command, album, "--csv", album / "test.csv", album / "more" / "test.csv")
+    assert status == 2
+    assert "two files have the same name" in err

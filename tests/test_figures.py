@@ -35,6 +35,21 @@ def made(srcc_noise, images=400):
     return Pairs(predicted, true, agree, np.full(images, 0.05), np.full(images, 0.06))
 
 
+def test_an_interval_without_width_says_nothing_and_accuracy_alone_accuses_nobody():
+    assert published.beside(
+        "tad66k", {"srcc": (-0.3, 0.2), "plcc": (-0.3, 0.2), "accuracy": (1, 1)}
+    ).keys() == {
+        "srcc",
+        "plcc",
+    }
+    found = published.beside("tad66k", {"srcc": (-0.3, 0.2), "plcc": (0.5, 0.6), "accuracy": (0.8, 0.9)})
+    told = published.meanings(
+        found, {"srcc": "SRCC", "plcc": "PLCC", "accuracy": "accuracy"}, "tad66k", False
+    )
+    assert "published below the interval (accuracy): this network is better on these photographs" in told
+    assert not any("likeliest" in line or "ava" in line for line in told)
+
+
 def test_a_published_figure_lies_inside_below_or_above_the_interval():
     found = published.beside("ava", {"srcc": (0.75, 0.77), "plcc": (0.78, 0.8), "accuracy": (0.7, 0.8)})
     assert [figure.place for figure in found.values()] == ["inside", "below", "above"]

@@ -130,3 +130,29 @@ def test_memory_grows_with_every_run_and_survives_resume_and_export(leaky, run, 
 def test_training_selected_on_test_csv_is_told(leaky, run):
     _, result, _ = run(arguments(leaky, released_protocol=True))
     assert result["seen"] == {"trained": 0, "selected": 6}
+
+
+def test_weights_that_say_nothing_leave_their_mark_on_what_is_trained_from_them(leaky, run, caplog):
+    run(arguments(leaky, save_released_style=True))
+    bare = leaky / "run" / "checkpoints" / "released_style.pth"
+    caplog.set_level(logging.INFO)
+    run(arguments(leaky, path_to_model_weight=bare, experiment_dir_name=leaky / "tuned"))
+    told = "it started from weights that do not say which photographs they had seen: there may be more"
+    assert told in caplog.text
+    tuned = leaky / "tuned" / "checkpoints" / "best.pth"
+    memory = Seen.from_texts(models.read_weights(tuned).photographs, "")
+    assert (len(memory.trained), memory.whole) == (12, False)
+    _, result, _ = evaluate(run, leaky, tuned)
+    assert told in result["notes"]
+    assert not (memory | Seen()).whole
+
+
+def test_a_damaged_memory_is_told_before_the_test(leaky, run):
+    run(arguments(leaky))
+    state = torch.load(leaky / "run" / "checkpoints" / "best.pth", weights_only=True)
+    state._metadata[""]["photographs"] = {"trained": "%%%"}
+    torch.save(state, leaky / "w.pth")
+    status, _, err = evaluate(run, leaky, leaky / "w.pth")
+    assert status == 2
+    assert "what it remembers of its photographs is damaged" in err
+    assert not (leaky / "e").exists()

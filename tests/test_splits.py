@@ -117,10 +117,11 @@ def test_the_test_csv_itself_says_whether_it_is_the_authors(tmp_path):
     names[0] = names[0].replace(".jpg", ".JPG")  # as it may be on a disk
     assert recognise("ava", tmp_path, names)[::2] == ("authors", "")
     assert "12770 of the 12776 photographs of the authors'" in recognise("ava", tmp_path, names[6:]).departure
-    assert "in another order" in recognise("ava", tmp_path, names[::-1]).departure
+    for some in (names[::-1], names[:50][::-1]):
+        assert "in another order" in recognise("ava", tmp_path, some).departure
     other = recognise("ava", tmp_path, ["1.jpg", *names[1:]])
     assert other.name == "unknown"
-    assert "not exactly the photographs of the authors' test.csv" in other.departure
+    assert "other photographs than those of the authors' test.csv" in other.departure
 
 
 def test_a_summary_is_believed_of_its_own_test_csv_only(tmp_path):
@@ -131,6 +132,6 @@ def test_a_summary_is_believed_of_its_own_test_csv_only(tmp_path):
     (tmp_path / "summary.json").write_text("[]")
     assert recognise("flickr_aes", tmp_path, ["a.jpg", "b.jpg"]).name == "unknown"
     assert recognise("tad66k", tmp_path, ["a.jpg"]).departure.startswith(
-        "not exactly the photographs of the off"
+        "other photographs than those of the off"
     )
     assert TAD66K_TEST[0] == 14_079

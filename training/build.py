@@ -13,7 +13,7 @@ import torch
 from commands import distributed
 from commands.signals import Watch
 from dataset import Splits, Transform, make_loader
-from evaluation.seen import Seen
+from evaluation.seen import UNKNOWN, Seen
 from models import EAT, RefinementSchedule, Weights, create_model, load_weights, uncalibrated
 from option import InputError
 from photographs.cache import open_filled
@@ -175,6 +175,8 @@ def _filled(options: argparse.Namespace, weights: Weights | None, form: Format, 
         if options.eval:
             raise InputError(f"{weights.path}: plain DAT, without EAT's head: train it before --eval")
         log.info("plain DAT's weights: %s start fresh", ", ".join(plain))
+    elif not weights.photographs:  # a trained EAT, as released
+        model.photographs = dict(UNKNOWN)
     if options.eval and uncalibrated(model) and not options.calibrate_points:
         raise InputError(
             f"{weights.path}: has no running interest points; --calibrate_points N estimates them from N training "
