@@ -77,7 +77,12 @@ def test_interrupted_it_lets_the_run_save_and_goes_on_with_it(ava, number):
     ]
     log = ava / "out" / "batch-seed0" / "train.log"
     with subprocess.Popen(
-        words, cwd=ROOT, stderr=subprocess.PIPE, start_new_session=True, text=True
+        words,
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # jobs in the background ignore it
     ) as process:
         while not (log.is_file() and "epoch 2/500" in log.read_text()):
             time.sleep(0.05)
