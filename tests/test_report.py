@@ -20,7 +20,6 @@ from inference.report import (
     CHUNK,
     LARGE,
     LARGE_UP_TO,
-    PARALLEL_FROM,
     SMALL,
     Page,
     Photo,
@@ -28,6 +27,7 @@ from inference.report import (
     open_photo,
     write_report,
 )
+from photographs.workers import PARALLEL_FROM
 
 FACTS = {"Weights": "best.pth", "Network": "eat_nano"}
 ODD = 'a "b" </script><b> & c.jpg'

@@ -252,9 +252,9 @@ def test_a_driver_that_is_killed_goes_on_with_the_same_trials(fake, command, mon
     points = {one.name: one.parameters for one in found(fake)}
     status, _, err = command(*words(fake, 4, epochs=12, concurrency=2))
     assert (status, err) == (0, "")
-    assert sorted((one.name, one.status, len(one.history)) for one in found(fake)) == [
-        (f"trial_000{number}", "done", 12) for number in range(4)
-    ]
+    # A trial that was killed before it had a folder leaves its number out.
+    assert {"trial_0000", "trial_0001"} <= {one.name for one in found(fake)}
+    assert [(one.status, len(one.history)) for one in found(fake)] == [("done", 12)] * 4
     assert points.items() <= {one.name: one.parameters for one in found(fake)}.items()
     assert (fake / "s" / "trial_0001" / "stderr").read_text().count("started") == 2  # it went on
 
