@@ -91,7 +91,7 @@ class Figures:
             row = [label, *_shown(self.all, name)]
             if self.published:
                 figure = self.published.get(name)
-                row.append(f"{figure.value:.4f}, {figure.place}" if figure else "-")
+                row.append(", ".join(filter(None, (f"{figure.value:.4f}", figure.place))) if figure else "-")
             table.append(row + (_shown(self.unseen, name) if self.unseen else []))
         return table
 

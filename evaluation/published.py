@@ -20,7 +20,7 @@ BATCH = 16  # of the released evaluation
 
 
 class Published(NamedTuple):
-    """A published figure, and where it lies: `inside` the interval of this run's, `below` or `above` it."""
+    """A published figure, and where it lies: `inside` the interval of this run's, `below` or `above` it, or empty."""
 
     value: float
     place: str
@@ -33,12 +33,12 @@ def published(dataset: str) -> dict[str, float]:
 
 
 def beside(dataset: str, intervals: Mapping[str, tuple[float, float]]) -> dict[str, Published]:
-    """Each published figure with its place; none for an interval that is not defined, or has no width: too few images."""
+    """Each published figure with its place; an empty one where the interval has no width: too few images."""
     found = {}
     for name, value in published(dataset).items():
         low, high = intervals[name]
-        if low < high:  # False for nan
-            found[name] = Published(value, "below" if value < low else "above" if value > high else "inside")
+        place = "below" if value < low else "above" if value > high else "inside"
+        found[name] = Published(value, place if low < high else "")  # nan is not below anything
     return found
 
 
