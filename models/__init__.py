@@ -5,9 +5,10 @@ import os
 import timm
 
 from .attention import AttentionPoints
-from .dat import EAT, VARIANTS
+from .dat import EAT
 from .eat import RefinementSchedule, calibrate_points, set_refinement, uncalibrated
 from .folder import load_folder
+from .variants import VARIANTS
 from .weights import Weights, WeightsError, load_weights, read_weights, released_style
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""EAT's backbone (a hierarchical DAT transformer), its variants, and their registration with timm."""
+"""EAT's backbone: a hierarchical DAT transformer."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ from contextlib import nullcontext
 from functools import partial
 
 import torch
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import DropPath, to_2tuple
-from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -24,6 +22,7 @@ from .attention import (
 from .eat import tracking_nothing
 from .weights import KNOWN
 
+PER_STAGE = ["dims", "depths", "heads", "groups", "window_sizes", "use_pes", "strides", "offset_range_factor"]
 OFFSET_KERNELS = (9, 7, 5, 3)  # the offset network's depthwise kernel in stages 1 to 4
 
 # Switches of the released configuration that no variant turns on: accepted at these values only.
@@ -42,10 +41,14 @@ class MLP(nn.Module):
 
     def __init__(self, dim: int, expansion: int, drop: float):
         super().__init__()
-        self.chunk = nn.Sequential(OrderedDict(
-            linear1=nn.Linear(dim, dim * expansion), act=nn.GELU(), drop1=nn.Dropout(drop),
-            linear2=nn.Linear(dim * expansion, dim), drop2=nn.Dropout(drop),
-        ))  # fmt: skip
+        layers = OrderedDict(
+            linear1=nn.Linear(dim, dim * expansion),
+            act=nn.GELU(),
+            drop1=nn.Dropout(drop),
+            linear2=nn.Linear(dim * expansion, dim),
+            drop2=nn.Dropout(drop),
+        )
+        self.chunk = nn.Sequential(layers)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.chunk(x)
@@ -142,14 +145,11 @@ class EAT(nn.Module):
         for name, known in KNOWN.items():
             if self.settings[name] not in known:
                 raise ValueError(f"{name} {self.settings[name]!r}: choose from {', '.join(known)}")
-        per_stage = {
-            "dims": dims, "depths": depths, "heads": heads, "groups": groups, "window_sizes": window_sizes,
-            "use_pes": use_pes, "strides": strides, "offset_range_factor": offset_range_factor,
-        }  # fmt: skip
-        for name, values in per_stage.items():
+        stage_spec = stage_spec or default_stage_spec(depths)
+        per_stage = (dims, depths, heads, groups, window_sizes, use_pes, strides, offset_range_factor)
+        for name, values in zip(PER_STAGE, per_stage, strict=True):
             if len(values) != 4:
                 raise ValueError(f"{name} {values}: one value for each of the four stages")
-        stage_spec = stage_spec or default_stage_spec(depths)
         check_configuration(img_size, patch_size, dim_stem, dims, depths, stage_spec, strides, fixed_settings)
         self.img_size = img_size
         self.purpose: dict = {}  # what it is trained for, as `Weights.purpose`; its files remember it
@@ -166,12 +166,14 @@ class EAT(nn.Module):
         for i, (dim, spec) in enumerate(zip(dims, stage_spec, strict=True)):
             fmap_size = img_size // patch_size // 2**i
             check_stage(spec, dim, heads[i], window_sizes[i], groups[i], fmap_size)
+            window = {"dim": dim, "heads": heads[i], "window": window_sizes[i]}
+            deformable = {"dim": dim, "heads": heads[i], "groups": groups[i], "kernel": OFFSET_KERNELS[i]}
+            deformable |= {"offset_range_factor": offset_range_factor[i], "use_pe": use_pes[i]} | ours
             make = {
-                "L": partial(WindowAttention, dim, heads[i], window_sizes[i]),
-                "S": partial(ShiftedWindowAttention, dim, heads[i], window_sizes[i], fmap_size),
-                "D": partial(DeformableAttention, dim, heads[i], groups[i], fmap_size, OFFSET_KERNELS[i],
-                             offset_range_factor[i], use_pes[i], **ours),
-            }  # fmt: skip
+                "L": partial(WindowAttention, **window),
+                "S": partial(ShiftedWindowAttention, fmap_size=fmap_size, **window),
+                "D": partial(DeformableAttention, fmap_size=fmap_size, **deformable),
+            }
             attentions = [make[kind](**drops) for kind in spec]
             self.stages.append(Stage(attentions, dim, expansion, drop_rate, [next(drop_paths) for _ in spec]))
         self.down_projs = nn.ModuleList(
@@ -290,65 +292,3 @@ def check_configuration(
         values = value if isinstance(value, (list, tuple)) else [value]
         if any(v != FIXED_SETTINGS[name] for v in values):
             raise ValueError(f"{name} = {value}: EAT has it at {FIXED_SETTINGS[name]} only")
-
-
-def _default_cfg(size: int) -> dict:
-    return {
-        "url": "",
-        "num_classes": 10,
-        "input_size": (3, size, size),
-        "fixed_input_size": True,
-        "interpolation": "bicubic",
-        "crop_pct": 1.0,
-        "crop_mode": "squash",  # timm's word for a resize that ignores the aspect ratio
-        "mean": IMAGENET_DEFAULT_MEAN,
-        "std": IMAGENET_DEFAULT_STD,
-        "first_conv": "patch_proj.0",
-        "classifier": "cls_head",
-    }
-
-
-SIZES = {"eat_nano": 224, "eat_tiny": 224, "eat_small": 224, "eat_base": 224, "eat_base_384": 384}  # pixels
-VARIANTS = tuple(SIZES)
-default_cfgs = generate_default_cfgs({f"{name}.untrained": _default_cfg(SIZES[name]) for name in VARIANTS})
-
-
-def _create(variant: str, pretrained: bool, overrides: dict, **settings) -> EAT:
-    return build_model_with_cfg(EAT, variant, pretrained, **(settings | overrides))
-
-
-_WIDTH_96 = {"dim_stem": 96, "dims": (96, 192, 384, 768), "heads": (3, 6, 12, 24), "groups": (-1, -1, 3, 6)}
-
-
-@register_model
-def eat_nano(pretrained: bool = False, **overrides) -> EAT:
-    """Ours, for CPUs, the demo and the tests: every kind of layer, under 1.5 M parameters."""
-    return _create(
-        "eat_nano", pretrained, overrides, dim_stem=24, dims=(24, 48, 96, 192), depths=(2, 2, 2, 2),
-        heads=(1, 2, 4, 8), groups=(-1, -1, 2, 4), drop_path_rate=0.0,
-    )  # fmt: skip
-
-
-@register_model
-def eat_tiny(pretrained: bool = False, **overrides) -> EAT:
-    """27.6 M parameters, 9.1 GFLOP forward at 224 pixels."""
-    return _create("eat_tiny", pretrained, overrides, depths=(2, 2, 6, 2), drop_path_rate=0.2, **_WIDTH_96)
-
-
-@register_model
-def eat_small(pretrained: bool = False, **overrides) -> EAT:
-    """48.9 M parameters: `eat_tiny` with eighteen blocks in stage 3."""
-    return _create("eat_small", pretrained, overrides, depths=(2, 2, 18, 2), drop_path_rate=0.3, **_WIDTH_96)
-
-
-@register_model
-def eat_base(pretrained: bool = False, **overrides) -> EAT:
-    """The paper's network: 86.9 M parameters, 31.4 GFLOP forward at 224 pixels."""
-    return _create("eat_base", pretrained, overrides, drop_path_rate=0.5)
-
-
-@register_model
-def eat_base_384(pretrained: bool = False, **overrides) -> EAT:
-    """`eat_base` for 384 pixels with windows of 12."""
-    settings = {"img_size": 384, "window_sizes": (12, 12, 12, 12), "drop_path_rate": 0.5}
-    return _create("eat_base_384", pretrained, overrides, **settings)

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import timm
 
-from .dat import EAT, VARIANTS
+from .dat import EAT
+from .variants import VARIANTS
 from .weights import KNOWN, WeightsError, load_weights, read_weights
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"  # Hugging Face's names, and timm's

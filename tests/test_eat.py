@@ -139,6 +139,7 @@ def share_points(rank, folder):
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_synced_points_are_the_mean_over_all_processes_and_so_are_their_gradients(tmp_path):
     torch.multiprocessing.spawn(share_points, (str(tmp_path),), nprocs=2)
     (a, running_a, grad_a), (b, running_b, grad_b) = (torch.load(tmp_path / f"{r}.pt") for r in (0, 1))
