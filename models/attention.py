@@ -16,7 +16,7 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from .eat import InterestPoints, OffsetRefinement, in_float32
-from .sampling import sample
+from .sampling import sample_bias, sample_features
 
 
 class AttentionPoints(NamedTuple):
@@ -161,9 +161,9 @@ class DeformableAttention(nn.Module):
         """x: (B, H, W, C). Returns q, k, v, each (B, heads, HW, C / heads); the position bias, (B, heads, HW, HW); the points."""
         q = pointwise(self.proj_q, x)
         positions, references = self.positions(x, q)
-        sampled = bilinear_sample(x.unflatten(-1, (self.groups, -1)), positions).flatten(-2)
+        sampled = sample_features(x.unflatten(-1, (self.groups, -1)), positions).flatten(-2)
         k, v = pointwise(self.proj_k, sampled), pointwise(self.proj_v, sampled)
-        bias = None if self.rpe_table is None else sampled_position_bias(self.rpe_table, positions)
+        bias = None if self.rpe_table is None else sample_bias(self.rpe_table, positions)
         q, k, v = (rearrange(t, "b h w (heads c) -> b heads (h w) c", heads=self.heads) for t in (q, k, v))
         positions = positions.permute(0, 3, 1, 2, 4)
         return q, k, v, bias, (positions, references.permute(0, 3, 1, 2, 4).expand_as(positions))
@@ -222,40 +222,6 @@ class LeanAttention(torch.autograd.Function):
 def pointwise(conv: nn.Conv2d, x: Tensor) -> Tensor:
     """A 1x1 convolution on channels-last x (..., C)."""
     return F.linear(x, conv.weight.flatten(1), conv.bias)
-
-
-def bilinear_sample(features: Tensor, positions: Tensor) -> Tensor:
-    """Sample each group's map at its positions; what lies outside counts as zero.
-
-    features: (B, H, W, groups, C); positions: (B, Hk, Wk, groups, 2), -1 and 1 the centres of the border
-    cells (`align_corners=True`). Returns (B, Hk, Wk, groups, C).
-    """
-    maps = rearrange(features, "b h w groups c -> (b groups) c h w")
-    grid = rearrange(positions, "b h w groups yx -> (b groups) h w yx").flip(-1)
-    with in_float32(features.device):
-        out = sample(maps.float(), grid).to(features.dtype)
-    return rearrange(out, "(b groups) c h w -> b h w groups c", groups=features.shape[3])
-
-
-def sampled_position_bias(table: Tensor, positions: Tensor) -> Tensor:
-    """The relative position bias between every query's pixel centre and every sampling position.
-
-    table: (heads, 2H-1, 2W-1); positions: (B, H, W, groups, 2). Returns (B, heads, HW, HW), queries then keys:
-    the table sampled bilinearly at (query - position) / 2, zeros outside.
-    """
-    batch, height, width, groups, _ = positions.shape
-    y = (torch.arange(height, device=positions.device) + 0.5) * (2 / height) - 1
-    x = (torch.arange(width, device=positions.device) + 0.5) * (2 / width) - 1
-    # In (x, y) from here on, as grid_sample wants it: the grid is large, and flipping it later would copy it.
-    queries = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).reshape(-1, 1, 2) * 0.5
-    keys = rearrange(positions, "b h w groups yx -> (b groups) 1 (h w) yx").flip(-1) * 0.5
-    grid = queries - keys
-    # Not the Parameter itself: einops notes every type it meets, and torch.compile compiles again for a new one.
-    tables = table.unflatten(0, (groups, -1))
-    tables = repeat(tables, "groups heads y x -> (b groups) heads y x", b=batch)
-    with in_float32(positions.device):
-        bias = sample(tables.float(), grid)
-    return rearrange(bias, "(b groups) heads q k -> b (groups heads) q k", groups=groups)
 
 
 def relative_position_index(window: int) -> Tensor:

@@ -1,4 +1,8 @@
-"""Bilinear sampling: torch's own, or spelled out as gathers for runtimes that have no `GridSample`."""
+"""Bilinear sampling of features and of the position bias: by `grid_sample`, by gathers for exports, or dense.
+
+Dense means a product with hat functions: the share of each cell in a linear interpolation, 1 at its centre, 0 a cell
+away. It has no scattered additions in its gradient, which on a GPU are slow and come in another order each time.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +11,117 @@ from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
+from einops import rearrange, repeat
 from torch import Tensor
 
+from .eat import in_float32
+
 _by_gather = False  # a plain global, which torch.compile and torch.export can read
+
+
+def sample_features(features: Tensor, positions: Tensor, dense: bool = False) -> Tensor:
+    """Sample each group's map at its positions; what lies outside counts as zero.
+
+    features: (B, H, W, groups, C); positions: (B, Hk, Wk, groups, 2), -1 and 1 the centres of the border
+    cells (`align_corners=True`). Returns (B, Hk, Wk, groups, C). dense: by hat functions; the same to rounding.
+    """
+    with in_float32(features.device):
+        if dense:
+            return _dense_features(features.float(), positions).to(features.dtype)
+        maps = rearrange(features, "b h w groups c -> (b groups) c h w")
+        grid = rearrange(positions, "b h w groups yx -> (b groups) h w yx").flip(-1)
+        out = sample(maps.float(), grid).to(features.dtype)
+    return rearrange(out, "(b groups) c h w -> b h w groups c", groups=features.shape[3])
+
+
+def sample_bias(table: Tensor, positions: Tensor, dense: bool = False) -> Tensor:
+    """The relative position bias between every query's pixel centre and every sampling position.
+
+    table: (heads, 2H-1, 2W-1); positions: (B, H, W, groups, 2). Returns (B, heads, HW, HW), queries then keys:
+    the table sampled bilinearly at (query - position) / 2, zeros outside. dense: by hat functions; the same to rounding.
+    """
+    batch, height, width, groups, _ = positions.shape
+    y = (torch.arange(height, device=positions.device) + 0.5) * (2 / height) - 1
+    x = (torch.arange(width, device=positions.device) + 0.5) * (2 / width) - 1
+    # Not the Parameter itself: einops notes every type it meets, and torch.compile compiles again for a new one.
+    tables = table.unflatten(0, (groups, -1))
+    if dense:
+        keys = rearrange(positions, "b h w groups yx -> yx b groups (h w) 1") * 0.5
+        with in_float32(positions.device):
+            bias = DenseBias.apply(tables.float(), y * 0.5 - keys[0], x * 0.5 - keys[1])
+        return rearrange(bias, "b groups heads y x k -> b (groups heads) (y x) k")
+    # In (x, y) from here on, as grid_sample wants it: the grid is large, and flipping it later would copy it.
+    queries = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).reshape(-1, 1, 2) * 0.5
+    keys = rearrange(positions, "b h w groups yx -> (b groups) 1 (h w) yx").flip(-1) * 0.5
+    grid = queries - keys
+    tables = repeat(tables, "groups heads y x -> (b groups) heads y x", b=batch)
+    with in_float32(positions.device):
+        bias = sample(tables.float(), grid)
+    return rearrange(bias, "(b groups) heads q k -> b (groups heads) q k", groups=groups)
+
+
+class DenseBias(torch.autograd.Function):
+    """The bias as two products with hat functions: along a table's rows, then along its columns.
+
+    tables: (groups, heads, Y, X); y, x: (B, groups, keys, H) and (.., W), each key's coordinate from each row and column
+    of queries, -1 and 1 the table's borders. Returns (B, groups, heads, H, W, keys). For the gradient the products are
+    made again: the first one, B x heads x keys x H x X numbers, is larger than the bias.
+    """
+
+    @staticmethod
+    def forward(tables: Tensor, y: Tensor, x: Tensor) -> Tensor:
+        rows, columns = (hats(at, cells) for at, cells in zip((y, x), tables.shape[-2:], strict=True))
+        return torch.einsum("bgkqhx,bgkpx->bghqpk", _along_rows(rows, tables), columns)
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        tables, y, x = ctx.saved_tensors
+        rows, columns = (hats(at, cells) for at, cells in zip((y, x), tables.shape[-2:], strict=True))
+        grad_columns = torch.einsum("bgkqhx,bghqpk->bgkpx", _along_rows(rows, tables), grad)
+        grad_first = torch.einsum("bghqpk,bgkpx->bgkqhx", grad, columns)
+        grad_tables = torch.einsum("bgkqy,bgkqhx->ghyx", rows, grad_first)
+        grad_rows = torch.einsum("bgkqhx,ghyx->bgkqy", grad_first, tables)
+        return grad_tables, _to_places(grad_rows, y), _to_places(grad_columns, x)
+
+
+def _along_rows(rows: Tensor, tables: Tensor) -> Tensor:
+    return torch.einsum("bgkqy,ghyx->bgkqhx", rows, tables)
+
+
+def _dense_features(features: Tensor, positions: Tensor) -> Tensor:
+    height, width = features.shape[1:3]
+    y, x = rearrange(positions, "b h w groups yx -> yx b groups (h w)")
+    shares = hats(y, height)[..., None] * hats(x, width)[..., None, :]
+    out = torch.einsum("bgkc,bcgd->bkgd", shares.flatten(-2), features.flatten(1, 2))
+    return out.unflatten(1, positions.shape[1:3])
+
+
+def hats(places: Tensor, cells: int) -> Tensor:
+    """The share of each of `cells` in the linear interpolation at `places` (...): (..., cells), zeros outside.
+
+    places: -1 and 1 the centres of the border cells. On a cell's centre the slopes are those to its right, as
+    `grid_sample` has them.
+    """
+    cell, left, share = _place(places, cells)
+    return torch.where(cell == left, 1 - share, torch.where(cell == left + 1, share, 0.0))
+
+
+def _to_places(grad: Tensor, places: Tensor) -> Tensor:
+    """The gradient of `places` from that of their hats."""
+    cell, left, _ = _place(places, cells := grad.shape[-1])
+    slopes = torch.where(cell == left, -grad, torch.where(cell == left + 1, grad, 0.0))
+    return slopes.sum(-1) * ((cells - 1) / 2)
+
+
+def _place(places: Tensor, cells: int) -> tuple[Tensor, Tensor, Tensor]:
+    """The numbers of all cells, (cells,); the cell to the left of each place and the share of its right neighbour, (..., 1)."""
+    place = ((places + 1) * ((cells - 1) / 2))[..., None]
+    left = place.floor()
+    return torch.arange(cells, device=places.device), left, place - left
 
 
 def sample(maps: Tensor, grid: Tensor) -> Tensor:
@@ -40,8 +152,8 @@ def sample_by_gather(maps: Tensor, grid: Tensor) -> Tensor:
     so that no lookup needs a mask.
     """
     count, dim, height, width = maps.shape
-    x, left = _place(grid[..., 0], width)
-    y, top = _place(grid[..., 1], height)
+    x, left = _in_frame(grid[..., 0], width)
+    y, top = _in_frame(grid[..., 1], height)
     rows = F.pad(maps.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1)).reshape(-1, dim)
     wide = width + 2
     first = torch.arange(count, device=maps.device).view(-1, 1, 1) * ((height + 2) * wide)
@@ -55,7 +167,7 @@ def sample_by_gather(maps: Tensor, grid: Tensor) -> Tensor:
     return out.view(*grid.shape[:-1], dim).permute(0, 3, 1, 2)
 
 
-def _place(coordinate: Tensor, cells: int) -> tuple[Tensor, Tensor]:
+def _in_frame(coordinate: Tensor, cells: int) -> tuple[Tensor, Tensor]:
     """Along one axis: the share of the right neighbour, and the left neighbour's index with the frame counted."""
     cell = ((coordinate + 1) * ((cells - 1) / 2)).clamp(-1, cells)
     left = cell.floor().clamp(max=cells - 1)

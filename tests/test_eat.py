@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from models.attention import bilinear_sample, sampled_position_bias
 from models.eat import InterestPoints, OffsetRefinement, RefinementSchedule, refine_offsets, set_refinement
+from models.sampling import sample_bias, sample_features
 
 
 def test_offset_in_interest_points_quadrant_is_kept():
@@ -154,7 +154,7 @@ def test_synced_points_are_the_mean_over_all_processes_and_so_are_their_gradient
 def test_sampling_reads_cells_at_their_centres_and_zeros_outside():
     features = torch.arange(4.0).view(1, 2, 2, 1, 1)
     positions = torch.tensor([[-1.0, -1.0], [1.0, 0.0], [0.0, 0.0], [3.0, 0.0]]).view(1, 2, 2, 1, 2)
-    assert bilinear_sample(features, positions).flatten().tolist() == [0.0, 2.5, 1.5, 0.0]
+    assert sample_features(features, positions).flatten().tolist() == [0.0, 2.5, 1.5, 0.0]
 
 
 def test_position_bias_of_a_key_on_its_own_query_is_the_tables_centre():
@@ -162,7 +162,7 @@ def test_position_bias_of_a_key_on_its_own_query_is_the_tables_centre():
     table[0, 1, 1] = 1.0
     centres = torch.tensor([-0.5, 0.5])  # of two cells: (i + 0.5) / 2 * 2 - 1
     positions = torch.cartesian_prod(centres, centres).view(1, 2, 2, 1, 2)
-    bias = sampled_position_bias(table, positions)
+    bias = sample_bias(table, positions)
     assert bias.shape == (1, 1, 4, 4)
     assert bias[0, 0].diagonal().tolist() == [1.0] * 4
     # One cell away is 1 in coordinates, halved 0.5, in a table of 3 half a cell: half of the centre remains.

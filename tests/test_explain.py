@@ -10,7 +10,7 @@ import predict
 from inference.explain import Looker, background_share, cell_shares, centre_half, mean_mass, splat
 from inference.table import read_rows
 from inference.trained import load_trained
-from models.attention import bilinear_sample
+from models.sampling import sample_features
 
 COMMAND = predict
 CPU = ("--gpu_id", "cpu", "--num_workers", 0)
@@ -28,7 +28,7 @@ def test_mass_is_put_where_bilinear_sampling_reads():
     features = torch.randn(2, 6, 5, 3, 1).expand(-1, -1, -1, 3, -1)[:, :, :, :1].expand(-1, -1, -1, 3, -1)
     positions = torch.randn(2, 3, 6, 5, 2) * 0.9  # some lie outside
     mass = torch.rand(2, 3, 30).softmax(-1)
-    sampled = bilinear_sample(features, positions.permute(0, 2, 3, 1, 4))  # (B, H, W, groups, 1)
+    sampled = sample_features(features, positions.permute(0, 2, 3, 1, 4))  # (B, H, W, groups, 1)
     expected = (mass * sampled[..., 0].permute(0, 3, 1, 2).flatten(2)).sum((1, 2)) / 3
     cells = splat(mass, positions)
     found = (cells * features[..., 0, 0]).sum((1, 2))
