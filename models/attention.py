@@ -18,6 +18,10 @@ from torch import Tensor, nn
 from .eat import InterestPoints, OffsetRefinement, in_float32
 from .sampling import sample_bias, sample_features
 
+# The ways a layer may be computed by, all of them equal to rounding; the first is today's everywhere. See `models.ways`.
+WINDOW_WAYS = ("fused", "explicit")
+DEFORMABLE_WAYS = ("sampled", "dense", "dense_bias", "kernel")
+
 
 class AttentionPoints(NamedTuple):
     """Where a deformable layer looked: both B x groups x H x W x 2, (y, x), -1 and 1 the border cells' centres."""
@@ -43,6 +47,7 @@ class WindowAttention(nn.Module):
     def __init__(self, dim: int, heads: int, window: int, attn_drop: float = 0.0, proj_drop: float = 0.0):
         super().__init__()
         self.heads, self.window, self.attn_drop = heads, window, attn_drop
+        self.way = WINDOW_WAYS[0]
         self.relative_position_bias_table = nn.Parameter(torch.empty((2 * window - 1) ** 2, heads))
         nn.init.trunc_normal_(self.relative_position_bias_table, std=0.01)
         self.register_buffer("relative_position_index", relative_position_index(window))
@@ -56,7 +61,11 @@ class WindowAttention(nn.Module):
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
         """q, k, v: (B x windows, heads, window^2, C / heads). Returns the same shape."""
-        return attention(q, k, v, self.position_bias()[None], self.attn_drop if self.training else 0.0)
+        return self._softmax(q, k, v, self.position_bias()[None])
+
+    def _softmax(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+        compute = explicit_attention if self.way == "explicit" else attention
+        return compute(q, k, v, bias, self.attn_drop if self.training else 0.0)
 
     def forward(self, x: Tensor) -> tuple[Tensor, None]:
         """x: (B, H, W, C), H and W multiples of the window. Returns the same shape, and no points."""
@@ -80,7 +89,7 @@ class ShiftedWindowAttention(WindowAttention):
         windows = self.attn_mask.shape[0]
         bias = self.position_bias() + self.attn_mask[:, None]
         bias = repeat(bias, "windows heads q k -> (b windows) heads q k", b=q.shape[0] // windows)
-        return attention(q, k, v, bias, self.attn_drop if self.training else 0.0)
+        return self._softmax(q, k, v, bias)
 
     def forward(self, x: Tensor) -> tuple[Tensor, None]:
         x, _ = super().forward(x.roll((-self.shift, -self.shift), dims=(1, 2)))
@@ -108,6 +117,7 @@ class DeformableAttention(nn.Module):
     ):
         super().__init__()
         self.heads, self.groups, self.attn_drop = heads, groups, attn_drop
+        self.way = DEFORMABLE_WAYS[0]
         self.offset_range_factor = offset_range_factor
         if use_pe:
             self.rpe_table = nn.Parameter(torch.empty(heads, 2 * fmap_size - 1, 2 * fmap_size - 1))
@@ -152,26 +162,38 @@ class DeformableAttention(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """x: (B, H, W, C). Returns the same shape, and (positions, references), B x groups x H x W x 2 each."""
-        q, k, v, bias, points = self.project(x)
-        out = attention(q, k, v, bias, self.attn_drop if self.training else 0.0)
+        q, k, v, positions, points = self.project(x)
+        dropout = self.attn_drop if self.training else 0.0
+        if self.way == "kernel":
+            from .kernel import attend  # Triton is not everywhere
+
+            out = attend(q, k, v, self.rpe_table, positions)
+        else:
+            out = attention(q, k, v, self.bias(positions), dropout)
         out = rearrange(out, "b heads (h w) c -> b h w (heads c)", h=x.shape[1])
         return self.proj_drop(pointwise(self.proj_out, out)), points
 
-    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None, tuple[Tensor, Tensor]]:
-        """x: (B, H, W, C). Returns q, k, v, each (B, heads, HW, C / heads); the position bias, (B, heads, HW, HW); the points."""
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, tuple[Tensor, Tensor]]:
+        """x: (B, H, W, C). Returns q, k, v, each (B, heads, HW, C / heads); the keys' positions; the points."""
         q = pointwise(self.proj_q, x)
         positions, references = self.positions(x, q)
-        sampled = sample_features(x.unflatten(-1, (self.groups, -1)), positions).flatten(-2)
+        dense = self.way in ("dense", "kernel")
+        sampled = sample_features(x.unflatten(-1, (self.groups, -1)), positions, dense).flatten(-2)
         k, v = pointwise(self.proj_k, sampled), pointwise(self.proj_v, sampled)
-        bias = None if self.rpe_table is None else sample_bias(self.rpe_table, positions)
         q, k, v = (rearrange(t, "b h w (heads c) -> b heads (h w) c", heads=self.heads) for t in (q, k, v))
-        positions = positions.permute(0, 3, 1, 2, 4)
-        return q, k, v, bias, (positions, references.permute(0, 3, 1, 2, 4).expand_as(positions))
+        by_group, references = positions.permute(0, 3, 1, 2, 4), references.permute(0, 3, 1, 2, 4)
+        return q, k, v, positions, (by_group, references.expand_as(by_group))
+
+    def bias(self, positions: Tensor) -> Tensor | None:
+        """The position bias (B, heads, HW, HW) of keys at `positions`; None where there is none."""
+        if self.rpe_table is None:
+            return None
+        return sample_bias(self.rpe_table, positions, dense=self.way != "sampled")
 
     def weights(self, x: Tensor) -> tuple[Tensor, AttentionPoints]:
         """The softmax of the attention to x (B, H, W, C): (B, heads, queries, keys), HW each; and where the keys lie."""
-        q, k, _, bias, points = self.project(x)
-        logits = q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)
+        q, k, _, positions, points = self.project(x)
+        logits, bias = q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1), self.bias(positions)
         return (logits if bias is None else logits + bias).softmax(-1), AttentionPoints(*points)
 
 
@@ -189,6 +211,12 @@ def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, dropout: flo
     ):
         return LeanAttention.apply(q, k, v, bias)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
+
+
+def explicit_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, dropout: float) -> Tensor:
+    """As `attention`, spelled out."""
+    weights = (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1) + bias.to(q.dtype)).softmax(-1)
+    return F.dropout(weights, dropout).to(v.dtype) @ v
 
 
 class LeanAttention(torch.autograd.Function):
