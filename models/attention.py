@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
-from .eat import InterestPoints, OffsetRefinement, in_float32
+from .eat import GridPoints, InterestPoints, OffsetRefinement, in_float32
 from .sampling import sample_bias, sample_features
 
 # The ways a layer may be computed by, all of them equal to rounding; the first is today's everywhere. See `models.ways`.
@@ -137,7 +137,10 @@ class DeformableAttention(nn.Module):
         self.proj_out = nn.Conv2d(dim, dim, 1)
         self.proj_drop = nn.Dropout(proj_drop)
         # The odd name is the released checkpoints'.
-        self.ref_point14 = InterestPoints(dim, fmap_size, interest_points, sync_interest_points)
+        learned = interest_points != "grid"
+        self.ref_point14 = (
+            InterestPoints(dim, fmap_size, interest_points, sync_interest_points) if learned else GridPoints()
+        )
         self.refinement = OffsetRefinement(refinement, exploit)
 
     def offsets(self, q: Tensor) -> Tensor:

@@ -102,7 +102,8 @@ class EAT(nn.Module):
         stage_spec: for each block `L` (window), `S` (shifted window) or `D` (deformable attention).
         groups, use_pes, offset_range_factor: read by deformable layers only; -1 elsewhere by custom.
         drop_path_rate: of the last block; it grows linearly from 0 over all blocks.
-        interest_points: `batch` (released), `image` or `running`; see `models.eat.InterestPoints`.
+        interest_points: `batch` (released), `image` or `running`; see `models.eat.InterestPoints`. `grid`: none, but
+            fixed cell centres; with refinement `off` the network is plain DAT.
         refinement: `released`, `off` or `scheduled`; see `models.eat.OffsetRefinement`.
         sync_interest_points: the batch's mean is taken over all processes in training.
         exploit: `scheduled` refinement is evaluated without any constraint, wherever its schedule stands.

@@ -15,7 +15,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-POINT_MODES = ("batch", "image", "running")
+POINT_MODES = ("batch", "image", "running", "grid")
 REFINEMENTS = ("released", "off", "scheduled")
 RELEASED_FACTORS = (1.0, 0.25)  # of offsets in their interest point's quadrant, and of the others
 NO_CONSTRAINT = (1.0, 1.0)
@@ -80,6 +80,18 @@ class InterestPoints(nn.Conv2d):
         moved = self.running_points + share * (mean - self.running_points)
         self.running_points.copy_(torch.where(self.num_images_tracked == 0, mean, moved))
         self.num_images_tracked.copy_(seen)
+
+
+class GridPoints(nn.Module):
+    """Plain DAT's reference points in place of learned ones: the centre of each cell. No weights."""
+
+    mode, sync = "grid", False
+
+    def forward(self, features: Tensor) -> Tensor:
+        """features: (B, H, W, C). Returns (1, H, W, 2), -1 and 1 the borders of the image. Source: DAT, CVPR 2022."""
+        sides = features.shape[1:3]
+        y, x = ((torch.arange(n, device=features.device) + 0.5) * (2 / n) - 1 for n in sides)
+        return torch.stack(torch.meshgrid(y, x, indexing="ij"), -1)[None]
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import os
 import pickle
 import re
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -63,21 +63,19 @@ def load_weights(model: nn.Module, source: str | os.PathLike | Weights) -> list[
 
     source: the path of a released-style state_dict (`.pth`), `{"model": state_dict}` (ImageNet DAT, our `last.pt`) or
         `.safetensors`, or what `read_weights` made of it; names may begin with `module.`.
-    A file without any `ref_point14` is a plain DAT: its head is left out and `cls_head` and `ref_point14` keep
-    their fresh start. Position tables of another resolution are resized, and their index and mask rebuilt; running
+    A file without any `ref_point14` is a plain DAT: `ref_point14` keeps its fresh start, and so does `cls_head` where the
+    network has points of its own or a head of another size; but for a file of ours that says `grid`, whose head is kept.
+    A network without points leaves out those of the file. Position tables of another resolution are resized, and their index and mask rebuilt; running
     points of another resolution are left out. The model keeps its own `interest_points` and `refinement`, whatever
     the file says of its own. Anything else that is missing, unexpected or misshapen is an error.
     """
     weights = source if isinstance(source, Weights) else read_weights(source)
     path, state = weights.path, weights.state
     own = model.state_dict()
-    fresh = set()
-    model_has_points, file_has_points = (
-        any("ref_point14" in name for name in names) for names in (own, state)
-    )
-    if model_has_points and not file_has_points:
-        state = {name: value for name, value in state.items() if not name.startswith("cls_head.")}
-        fresh = {name for name in own if "ref_point14" in name or name.startswith("cls_head.")}
+    fresh = _without_points(weights, own)
+    state = {name: value for name, value in state.items() if name not in fresh}
+    if not _has_points(own):
+        state = {name: value for name, value in state.items() if "ref_point14" not in name}
     state, absent = _fit_ours(own, state)
     fresh |= absent
     for name, value in list(state.items()):
@@ -103,6 +101,21 @@ def load_weights(model: nn.Module, source: str | os.PathLike | Weights) -> list[
         raise WeightsError(f"{path} does not fit this network: {'; '.join(problems)}")
     model.load_state_dict({name: state.get(name, value) for name, value in own.items()})
     return sorted(fresh)
+
+
+def _has_points(names: Iterable[str]) -> bool:
+    return any("ref_point14" in name for name in names)
+
+
+def _without_points(weights: Weights, own: Mapping[str, Tensor]) -> set[str]:
+    """The names that keep their fresh start where a file is a plain DAT's, ImageNet's or one of ours."""
+    if _has_points(weights.state):
+        return set()
+    fresh = {name for name in own if "ref_point14" in name}
+    head = {name for name in own if name.startswith("cls_head.")}
+    same = all(name in weights.state and weights.state[name].shape == own[name].shape for name in head)
+    ours = weights.settings.get("interest_points") == "grid"
+    return fresh if ours or (same and not _has_points(own)) else fresh | head
 
 
 def _fit_ours(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], set[str]]:
