@@ -3,10 +3,14 @@
 import json
 import logging
 import os
+import signal
 import sys
 import warnings
 from multiprocessing import forkserver
 from pathlib import Path
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # the cores are the workers'; torch reads it when it is imported
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 import numpy as np
 import pandas as pd
@@ -25,6 +29,8 @@ from exporting import check
 
 GOLDEN = Path(__file__).parent / "golden"
 AVA_COLUMNS = ["image_id", *(f"score{i}" for i in range(2, 12))]
+
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 
 
 @pytest.fixture(autouse=True)
