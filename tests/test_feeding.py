@@ -15,6 +15,6 @@ def test_every_part_of_the_way_is_timed_and_set_against_a_step(capsys):
     assert "| copy | 2.00 (1.00 to 4.00) | 2.0% |" in printed
 
 
-def test_a_folder_without_pictures_is_one_line(tmp_path, caplog):
+def test_a_folder_without_pictures_is_one_line(tmp_path, capsys):
     assert feeding.main(["--images", str(tmp_path)]) == 2
-    assert "no folder with JPEGs" in caplog.text
+    assert "no folder with JPEGs" in capsys.readouterr().err
