@@ -17,8 +17,7 @@ from torch import Tensor
 import models
 from dataset import Transform
 from models import EAT, Weights, WeightsError, create_model, load_weights, read_weights
-from models.eat import POINT_MODES
-from models.weights import TABLES
+from models.weights import POINT_MODES, TABLES
 from option import DATASETS, InputError
 from photographs.decode import Resize
 from photographs.labels import FORMATS, Format

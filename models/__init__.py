@@ -1,37 +1,48 @@
-"""EAT's networks, their weights and their interest points. Importing this registers the networks with timm."""
+"""EAT's networks, their weights and their interest points, and timm's beside them. Importing this registers ours with timm.
 
+What is EAT's own is imported when it is first asked for: a run of another network needs none of it.
+"""
+
+import importlib
 import os
 
 import timm
 
-from .attention import AttentionPoints
-from .dat import EAT
-from .eat import RefinementSchedule, calibrate_points, set_refinement, uncalibrated
-from .folder import load_folder
+from .backbone import PREFIX, create_backbone
 from .variants import VARIANTS
 from .weights import Weights, WeightsError, load_weights, read_weights, released_style
 
+_LATER = {
+    "EAT": "dat",
+    "AttentionPoints": "attention",
+    "RefinementSchedule": "eat",
+    "calibrate_points": "eat",
+    "set_refinement": "eat",
+    "uncalibrated": "eat",
+}
 __all__ = [
-    "EAT",
-    "AttentionPoints",
-    "RefinementSchedule",
+    *_LATER,
     "Weights",
     "WeightsError",
-    "calibrate_points",
     "create_model",
     "list_models",
     "load_weights",
     "read_weights",
     "released_style",
-    "set_refinement",
-    "uncalibrated",
 ]
 
 
-def create_model(name: str | os.PathLike, num_classes: int | None = None, **overrides) -> EAT:
-    """Build a variant with fresh weights, or load a folder that `export.py --to hub` has written.
+def __getattr__(name: str):
+    if name not in _LATER:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_LATER[name]}"), name)
 
-    name: one of `list_models()`, or the folder: its weights, settings and purpose come with it (`models.folder`).
+
+def create_model(name: str | os.PathLike, num_classes: int | None = None, **overrides):
+    """Build a variant with fresh weights, a network of timm, or load a folder that `export.py --to hub` has written.
+
+    name: one of `list_models()`; `timm/NAME` (`models.backbone`); or the folder: its weights, settings and purpose come
+        with it (`models.folder`).
     num_classes: outputs, 10 for vote distributions, 1 for scores (default: 10, or the folder's).
     overrides: the released configuration's names, as in `img_size`, `dims`, `drop_path_rate`, and ours, as in
         `interest_points`, `refinement`; see `EAT`.
@@ -40,13 +51,17 @@ def create_model(name: str | os.PathLike, num_classes: int | None = None, **over
     """
     if not isinstance(name, (str, os.PathLike)):
         raise ValueError(f"no model {name!r}; give the name of one, or a folder")
+    if str(name).startswith(PREFIX):
+        return create_backbone(str(name), 10 if num_classes is None else num_classes, **overrides)
     if name in VARIANTS:
         return timm.create_model(name, num_classes=10 if num_classes is None else num_classes, **overrides)
     if os.path.isdir(name):
+        from .folder import load_folder
+
         return load_folder(name, num_classes, **overrides)
     raise ValueError(f"no model {name!r}; there are {', '.join(VARIANTS)}")
 
 
 def list_models() -> list[str]:
-    """The names that `create_model` takes, smallest first."""
+    """The names of EAT's variants, smallest first."""
     return list(VARIANTS)

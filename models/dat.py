@@ -20,6 +20,7 @@ from .attention import (
     WindowAttention,
 )
 from .eat import tracking_nothing
+from .memory import remember
 from .weights import KNOWN
 
 PER_STAGE = ["dims", "depths", "heads", "groups", "window_sizes", "use_pes", "strides", "offset_range_factor"]
@@ -142,10 +143,10 @@ class EAT(nn.Module):
         img_size, width = to_2tuple(img_size)
         if not isinstance(img_size, int) or img_size != width:
             raise ValueError(f"img_size {img_size}x{width}: the network takes square images")
-        self.settings = {"interest_points": interest_points, "refinement": refinement}
+        settings = {"interest_points": interest_points, "refinement": refinement}
         for name, known in KNOWN.items():
-            if self.settings[name] not in known:
-                raise ValueError(f"{name} {self.settings[name]!r}: choose from {', '.join(known)}")
+            if settings[name] not in known:
+                raise ValueError(f"{name} {settings[name]!r}: choose from {', '.join(known)}")
         stage_spec = stage_spec or default_stage_spec(depths)
         per_stage = (dims, depths, heads, groups, window_sizes, use_pes, strides, offset_range_factor)
         for name, values in zip(PER_STAGE, per_stage, strict=True):
@@ -153,8 +154,7 @@ class EAT(nn.Module):
                 raise ValueError(f"{name} {values}: one value for each of the four stages")
         check_configuration(img_size, patch_size, dim_stem, dims, depths, stage_spec, strides, fixed_settings)
         self.img_size = img_size
-        self.purpose: dict = {}  # what it is trained for, as `Weights.purpose`; its files remember it
-        self.photographs: dict[str, str] = {}  # those it was trained on, as `Weights.photographs`; the same
+        remember(self, settings)
         self.num_features = self.head_hidden_size = dims[-1]
         self.output_fmt = "NHWC"  # of forward_features, as timm's channels-last models say it
         convolution = nn.Conv2d(in_chans, dim_stem, patch_size, patch_size)
@@ -162,7 +162,7 @@ class EAT(nn.Module):
         blocks = sum(depths)
         drop_paths = (drop_path_rate * i / max(blocks - 1, 1) for i in range(blocks))
         drops = {"attn_drop": attn_drop_rate, "proj_drop": drop_rate}
-        ours = self.settings | {"sync_interest_points": sync_interest_points, "exploit": exploit}
+        ours = settings | {"sync_interest_points": sync_interest_points, "exploit": exploit}
         self.stages = nn.ModuleList()
         for i, (dim, spec) in enumerate(zip(dims, stage_spec, strict=True)):
             fmap_size = img_size // patch_size // 2**i
@@ -233,18 +233,6 @@ class EAT(nn.Module):
         self.global_pool = self.global_pool if global_pool is None else global_pool
         self.num_classes = num_classes
         self.cls_head = nn.Linear(self.num_features, num_classes) if num_classes else nn.Identity()
-
-    def _save_to_state_dict(self, destination, prefix: str, keep_vars: bool) -> None:
-        """Settings that no tensor tells ride where PyTorch keeps a state_dict's versions: its names stay as released."""
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-        if hasattr(destination, "_metadata"):
-            names = ("settings", "purpose", "photographs")
-            destination._metadata[prefix[:-1]] |= {name: dict(getattr(self, name)) for name in names}
-
-    def _load_from_state_dict(self, state_dict, prefix: str, local_metadata: dict, *rest) -> None:
-        """A checkpoint that is gone on with brings its photographs along."""
-        self.photographs = dict(local_metadata.get("photographs", self.photographs))
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:

@@ -15,8 +15,6 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-POINT_MODES = ("batch", "image", "running", "grid")
-REFINEMENTS = ("released", "off", "scheduled")
 RELEASED_FACTORS = (1.0, 0.25)  # of offsets in their interest point's quadrant, and of the others
 NO_CONSTRAINT = (1.0, 1.0)
 

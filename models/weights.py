@@ -20,12 +20,12 @@ from torch import Tensor, nn
 
 from option import InputError
 
-from .eat import POINT_MODES, REFINEMENTS
-
 HEADER = "eat"  # where a .safetensors keeps, as JSON, what a state_dict keeps in its metadata
 TABLES = ("relative_position_bias_table", "rpe_table")
 BUFFERS = ("relative_position_index", "attn_mask")
 # The settings that a file may hold, and their values, the released one first.
+POINT_MODES = ("batch", "image", "running", "grid")
+REFINEMENTS = ("released", "off", "scheduled")
 KNOWN = {"interest_points": POINT_MODES, "refinement": REFINEMENTS}
 # Buffers that the release does not have, by the end of their names, and their values where there are none.
 OURS = {

@@ -1,0 +1,108 @@
+"""Any image model of timm as `timm/NAME`: its network with a head of the dataset's size, beside EAT under one protocol."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from pathlib import Path
+
+import timm
+import torch
+from timm.data import resolve_data_config
+from torch import Tensor, nn
+
+from option import InputError
+
+from .memory import remember
+from .weights import Weights, WeightsError, read_weights
+
+PREFIX = "timm/"
+FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")  # of a Hugging Face folder
+
+
+def create_backbone(name: str, num_classes: int = 10, pretrained: bool = False, **settings) -> nn.Module:
+    """timm's network of that name, `timm/NAME`, with a fresh head of `num_classes` outputs, in training mode.
+
+    pretrained: timm fetches its weights from the network's hub. settings: go to timm, as `drop_path_rate`.
+    It has `img_size`, pixels of the square that it takes, and `statistics`, the mean and the deviation of its input.
+    Raises InputError for a name that timm does not have, with the nearest, and for a network without a pooled head.
+    """
+    bare = name.removeprefix(PREFIX)
+    if bare not in timm.list_models() and bare not in timm.list_pretrained():
+        near = difflib.get_close_matches(bare, timm.list_models(), 3, 0)
+        raise InputError(f"--model {name}: timm has no such model; the nearest are {', '.join(near)}")
+    given = {name: value for name, value in settings.items() if value is not None}
+    try:
+        model = timm.create_model(bare, pretrained=pretrained, num_classes=num_classes, **given)
+    except TypeError as error:
+        raise InputError(f"--model {name}: does not take {', '.join(given)} ({_line(error)})") from None
+    except Exception as error:
+        if not pretrained:
+            raise
+        raise InputError(
+            f"--model {name}: its weights cannot be fetched ({_line(error)}); give a file"
+        ) from None
+    config = resolve_data_config({}, model=model)
+    channels, height, width = config["input_size"]
+    if channels != 3 or height != width:
+        raise InputError(f"--model {name}: takes {channels} x {height} x {width}, not square RGB images")
+    model.img_size, model.statistics = height, (tuple(config["mean"]), tuple(config["std"]))
+    _check_head(name, model, num_classes)
+    remember(model, {})
+    return model
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:160]
+
+
+def _check_head(name: str, model: nn.Module, outputs: int) -> None:
+    """Raises InputError where images (B, 3, H, W) do not become (B, outputs)."""
+    was_training = model.training
+    try:
+        with torch.no_grad():
+            out = model.eval()(torch.zeros(1, 3, model.img_size, model.img_size))
+        shape = tuple(out.shape) if isinstance(out, Tensor) else "no tensor"
+    except Exception as error:
+        shape = _line(error)
+    model.train(was_training)
+    if shape != (1, outputs):
+        raise InputError(
+            f"--model {name}: has no pooled head for images (its output: {shape}); choose a classifier"
+        )
+
+
+def weights_path(path: str | os.PathLike) -> Path:
+    """The file of `local-dir:FOLDER`, of a folder as Hugging Face has it, or the file itself. Raises WeightsError."""
+    folder = Path(str(path).removeprefix("local-dir:"))
+    if not folder.is_dir():
+        return folder
+    for name in FOLDER_FILES:
+        if (folder / name).is_file():
+            return folder / name
+    raise WeightsError(f"{folder}: has neither {' nor '.join(FOLDER_FILES)}; give a weights file")
+
+
+def load_backbone(model: nn.Module, source: str | os.PathLike | Weights) -> list[str]:
+    """Load weights of the same architecture into a network of `create_backbone`, in place, or raise WeightsError.
+
+    A head of another size keeps its fresh start, and is returned by its names.
+    """
+    weights = source if isinstance(source, Weights) else read_weights(weights_path(source))
+    own, state = model.state_dict(), dict(weights.state)
+    classifier = model.pretrained_cfg.get("classifier") or ()
+    heads = tuple(f"{name}." for name in ([classifier] if isinstance(classifier, str) else classifier))
+    others = [
+        n for n, v in own.items() if n.startswith(heads) and (n not in state or state[n].shape != v.shape)
+    ]
+    fresh = [name for name in own if name.startswith(heads)] if others else []
+    state = {name: value for name, value in state.items() if not (fresh and name.startswith(heads))}
+    missing = [name for name in own if name not in state and name not in fresh]
+    unexpected = [name for name in state if name not in own]
+    misshapen = [name for name in state if name in own and state[name].shape != own[name].shape]
+    for word, names in (("missing", missing), ("unexpected", unexpected), ("misshapen", misshapen)):
+        if names:
+            what = f"{len(names)} tensors {word}, first {names[0]}"
+            raise WeightsError(f"{weights.path} is of another architecture: {what}")
+    model.load_state_dict(own | state)
+    return sorted(fresh)

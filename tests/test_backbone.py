@@ -1,0 +1,86 @@
+"""timm's networks beside EAT: their heads, their own input, what they remember, and weights that do not fit."""
+
+import subprocess
+import sys
+
+import pytest
+import timm
+import torch
+
+import models
+from models.backbone import create_backbone, load_backbone, weights_path
+from option import InputError
+
+SMALL = ("timm/test_resnet", "timm/test_vit")
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_network_has_a_head_of_the_datasets_size_and_timms_own_input(name):
+    model = models.create_model(name, num_classes=10)
+    assert model.training
+    assert model.img_size == 160
+    assert model.statistics == ((0.5,) * 3, (0.5,) * 3)
+    assert model(torch.randn(2, 3, 160, 160)).shape == (2, 10)
+
+
+def test_what_it_remembers_travels_with_its_weights(tmp_path):
+    model = models.create_model(SMALL[0], num_classes=1)
+    model.purpose, model.photographs = {"model": SMALL[0], "score_range": [0, 1]}, {"train": "abc"}
+    torch.save(model.state_dict(), tmp_path / "best.pth")
+    weights = models.read_weights(tmp_path / "best.pth")
+    assert weights.purpose["model"] == SMALL[0]
+    assert weights.photographs == {"train": "abc"}
+    again = models.create_model(SMALL[0], num_classes=1)
+    again.load_state_dict(torch.load(tmp_path / "best.pth", weights_only=True))
+    assert again.photographs == {"train": "abc"}
+    assert again.purpose == {}
+    assert load_backbone(models.create_model(SMALL[0], num_classes=1), weights) == []
+
+
+@pytest.mark.parametrize("name", SMALL)
+def test_imagenets_head_is_left_out_and_all_else_is_loaded(name, tmp_path):
+    source = timm.create_model(name.removeprefix("timm/"), num_classes=1000)
+    (tmp_path / "hub").mkdir()
+    torch.save(source.state_dict(), tmp_path / "hub" / "pytorch_model.bin")
+    model = models.create_model(name, num_classes=10)
+    head = model.pretrained_cfg["classifier"]
+    before = model.state_dict()[f"{head}.weight"].clone()
+    fresh = load_backbone(model, weights_path(f"local-dir:{tmp_path / 'hub'}"))
+    assert fresh == [f"{head}.bias", f"{head}.weight"]
+    for key, value in model.state_dict().items():
+        assert torch.equal(
+            value, before if key == f"{head}.weight" else value if key in fresh else source.state_dict()[key]
+        )
+
+
+def test_weights_of_another_architecture_are_one_line(tmp_path):
+    torch.save(create_backbone(SMALL[1]).state_dict(), tmp_path / "vit.pth")
+    with pytest.raises(models.WeightsError, match=r"of another architecture: .* missing, first"):
+        load_backbone(create_backbone(SMALL[0]), tmp_path / "vit.pth")
+    with pytest.raises(models.WeightsError, match="neither"):
+        weights_path(tmp_path)
+
+
+def test_unknown_names_get_the_three_nearest():
+    with pytest.raises(InputError, match=r"nearest are resnet50[^,]*, [^,]+, [^,]+$"):
+        create_backbone("timm/resnet5o")
+
+
+def test_networks_without_a_pooled_head_and_odd_settings_are_refused(monkeypatch):
+    monkeypatch.setattr(
+        timm, "create_model", lambda *_, **__: timm.models.create_model("test_vit", num_classes=0)
+    )
+    with pytest.raises(InputError, match="no pooled head"):
+        create_backbone("timm/test_vit", 10)
+    monkeypatch.undo()
+    with pytest.raises(InputError, match="does not take no_such"):
+        create_backbone("timm/test_resnet", no_such=1)
+
+
+def test_nothing_of_eats_is_imported():
+    script = "import sys, models; models.create_model('timm/test_resnet'); print([n for n in sys.modules if n.startswith('models.')])"
+    ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert not any(
+        f"models.{name}'" in ran.stdout for name in ("eat", "dat", "attention", "sampling", "kernel")
+    )
+    assert "models.backbone" in ran.stdout
