@@ -67,33 +67,29 @@ class Option:
         source: `--` for the command line, or who else gave the value.
         """
         where = f"--{self.name} {value}" if source == "--" else f"{source}: {self.name} = {value!r}"
-        if self.type is bool or isinstance(value, bool):
-            if not (self.type is bool and isinstance(value, bool)):
-                raise InputError(f"{where} is not {_ARTICLES[self.type]}")
-            return value
+        kind, low, high = self.type, self.low, self.high
         try:
-            if self.type is int and float(value) != int(float(value)):
+            if (kind is bool) != isinstance(value, bool):
                 raise ValueError
-            if isinstance(value, str) != (self.type is str) and source != "--":
+            if (kind is str) != isinstance(value, str) and source != "--":
                 raise ValueError
-            value = int(float(value)) if self.type is int else self.type(value)
+            if kind is int and not (value := float(value)).is_integer():
+                raise ValueError
+            value = kind(value)
         except (TypeError, ValueError, OverflowError):
-            raise InputError(f"{where} is not {_ARTICLES[self.type]}") from None
-        if (
-            self.type is int and abs(value) >= 2**53
-        ):  # beyond it a float, as a file may give one, is not exact
-            raise InputError(f"{where} is too large")
-        if self.type is float and not math.isfinite(value):
-            raise InputError(f"{where} is not a finite number")
-        if self.type is str and not value.strip():
-            raise InputError(f"{where} is empty; give a value or leave the option out")
-        if self.choices and value not in self.choices:
-            raise InputError(f"{where}: choose from {', '.join(self.choices)}")
-        if self.positive and not value > 0:
-            raise InputError(f"{where} must be greater than 0")
-        if (self.low is not None and value < self.low) or (self.high is not None and value > self.high):
-            between = f"between {0 if self.low is None else self.low} and {self.high}"
-            raise InputError(f"{where} must be {f'at least {self.low}' if self.high is None else between}")
+            raise InputError(f"{where} is not {_ARTICLES[kind]}") from None
+        limits = f"at least {low}" if high is None else f"between {low or 0} and {high}"
+        outside = (low is not None and value < low) or (high is not None and value > high)
+        for wrong, problem in (  # beyond 2**53 a float, as a file may give one, is not exact
+            (kind is int and abs(value) >= 2**53, " is too large"),
+            (kind is float and not math.isfinite(value), " is not a finite number"),
+            (kind is str and not value.strip(), " is empty; give a value or leave the option out"),
+            (self.choices and value not in self.choices, f": choose from {', '.join(self.choices or ())}"),
+            (self.positive and not value > 0, " must be greater than 0"),
+            (outside, f" must be {limits}"),
+        ):
+            if wrong:
+                raise InputError(where + problem)
         return value
 
 
@@ -178,20 +174,29 @@ GROUPS: dict[str, tuple[Option, ...]] = {
 OPTIONS: dict[str, Option] = {option.name: option for group in GROUPS.values() for option in group}
 
 
-def from_file(path: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a JSON file with `given` ones over them, checked. Raises InputError."""
+def read_json(path: str | os.PathLike, problem: str) -> dict[str, Any]:
+    """The JSON object of a file. problem: what to tell of one that is none. Raises InputError."""
     try:
         with open(path, encoding="utf-8") as file:
             content = json.load(file)
+        if not isinstance(content, dict):
+            raise ValueError("it does not hold options; it must be a JSON object")
     except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read as options ({error}); it must be a JSON object") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: does not hold options; it must be a JSON object")
+        raise InputError(f"{path}: {problem} ({error})") from None
+    return content
+
+
+def from_file(path: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a JSON file with `given` ones over them, checked. Raises InputError."""
+    content = read_json(path, "cannot be read as options")
     for name in content:
         if name not in OPTIONS or name == "options":
             raise InputError(f"{path}: unknown option {name!r}; --help lists them")
-    content = {name: value for name, value in content.items() if value is not None}
-    return {name: OPTIONS[name].check(value, path) for name, value in content.items()} | dict(given)
+    return _checked(content, path) | dict(given)
+
+
+def _checked(content: Mapping[str, Any], source: str) -> dict[str, Any]:
+    return {n: OPTIONS[n].check(v, source) for n, v in content.items() if n in OPTIONS and v is not None}
 
 
 def tuned(parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -222,36 +227,35 @@ def complete(given: Mapping[str, Any]) -> argparse.Namespace:
 
 def check_together(options: argparse.Namespace, given: Mapping[str, Any]) -> None:
     """Raises InputError for options that contradict each other."""
+    dataset = options.dataset
     for name in ("path_to_images", "path_to_save_csv"):
         if getattr(options, name) is None:
-            raise InputError(f"--dataset {options.dataset} needs --{name}")
-    if options.eval and not options.path_to_model_weight:
-        raise InputError("--eval needs --path_to_model_weight, the weights to evaluate")
-    if not options.eval:
-        _refuse(("report_images", "trained_on"), given, "eval", "training")
-    if options.calibrate_points and not options.path_to_model_weight:
-        raise InputError("--calibrate_points needs --path_to_model_weight, the weights to calibrate")
-    if options.resume and not options.experiment_dir_name:
-        raise InputError("--resume needs --experiment_dir_name, the folder of the run to go on with")
+            raise InputError(f"--dataset {dataset} needs --{name}")
+    weights = "path_to_model_weight"
+    for name, needed, what in (
+        ("eval", weights, "weights to evaluate"),
+        ("calibrate_points", weights, "weights to calibrate"),
+        ("resume", "experiment_dir_name", "folder of the run to go on with"),
+    ):
+        if getattr(options, name) and not getattr(options, needed):
+            raise InputError(f"--{name} needs --{needed}, the {what}")
     for first, second in (("resume", "overwrite"), ("resume", "eval"), ("eval", "released_protocol")):
         if getattr(options, first) and getattr(options, second):
             raise InputError(f"--{first} and --{second} exclude each other; leave one out")
-    if options.released_protocol and options.dataset not in RELEASED_PROTOCOLS:
-        raise InputError(
-            f"--released_protocol: {options.dataset} has none; {' and '.join(RELEASED_PROTOCOLS)} have"
-        )
+    if options.released_protocol and dataset not in RELEASED_PROTOCOLS:
+        raise InputError(f"--released_protocol: {dataset} has none; {' and '.join(RELEASED_PROTOCOLS)} have")
     if options.cache and options.decode == "gpu":
         raise InputError("--cache keeps decoded pictures, --decode gpu decodes them anew; leave one out")
-    if options.dataset in ("tad66k", "flickr_aes", "aadb", "para") and options.loss not in ("mse", "auto"):
-        raise InputError(
-            f"--loss {options.loss} needs vote distributions; {options.dataset} has scores: use mse"
-        )
+    if dataset in ("tad66k", "flickr_aes", "aadb", "para"):
+        complete_loss(options, votes=False)
     if options.warmup_epochs > options.num_epoch:
         raise InputError(f"--warmup_epochs {options.warmup_epochs:g} exceeds --num_epoch {options.num_epoch}")
-    if options.dataset != "csv":
-        _refuse(("score_min", "score_max", "threshold"), given, "dataset csv", options.dataset)
-    elif options.score_min >= options.score_max:
+    if dataset == "csv" and options.score_min >= options.score_max:
         raise InputError(f"--score_min {options.score_min:g} is not below --score_max {options.score_max:g}")
+    if not options.eval:
+        _refuse(("report_images", "trained_on"), given, "eval", "training")
+    if dataset != "csv":
+        _refuse(("score_min", "score_max", "threshold"), given, "dataset csv", dataset)
     if options.schedule != "step":
         _refuse(("decay_every", "decay_factor"), given, "schedule step", options.schedule)
 
@@ -262,14 +266,11 @@ def complete_loss(options: argparse.Namespace, votes: bool) -> None:
     for name, other in (("loss", "mse"), ("search_metric", "srcc")):
         value = getattr(options, name)
         if not votes and value in ("emd", "nima_r1", "nima_r2"):
-            raise InputError(
-                f"--{name} {value} needs vote distributions; {options.dataset} has scores: use {other}"
-            )
+            scores = f"{options.dataset} has scores"
+            raise InputError(f"--{name} {value} needs vote distributions; {scores}: use {other}")
 
 
-def complete_network(
-    options: argparse.Namespace, given: Mapping[str, Any], settings: Mapping[str, str]
-) -> None:
+def complete_network(options: argparse.Namespace, given: Mapping, settings: Mapping[str, str]) -> None:
     """Fill in the network's settings, those of the weights (`settings`) where none is given, and check them together.
 
     Raises InputError for options that belong to other settings.
@@ -277,12 +278,11 @@ def complete_network(
     for name, released in (("interest_points", "batch"), ("refinement", "released")):
         if getattr(options, name) is None:
             setattr(options, name, settings.get(name, released))
+    if options.interest_points == "running" and options.compile and options.grad_checkpoint:
+        both = "--grad_checkpoint and --interest_points running"
+        raise InputError(f"--compile does not go with {both}; leave one out")
     if options.interest_points != "running":
         _refuse(("calibrate_points",), given, "interest_points running", options.interest_points)
-    if options.interest_points == "running" and options.compile and options.grad_checkpoint:
-        raise InputError(
-            "--compile does not go with --grad_checkpoint and --interest_points running; leave one out"
-        )
     if options.interest_points == "image":
         _refuse(("sync_interest_points",), given, "interest_points batch or running", "image")
     if options.refinement != "scheduled":
@@ -296,18 +296,15 @@ def _refuse(names: Sequence[str], given: Mapping[str, Any], owner: str, found: s
             raise InputError(f"--{name} belongs to --{owner}, not {found}")
 
 
-def resumed(given: Mapping[str, Any], saved: Mapping[str, Any], source: str) -> dict[str, Any]:
-    """The options of a resumed run: `saved` ones, read from `source`, with those of `given` that may change.
+def resumed(given: Mapping[str, Any], path: os.PathLike) -> dict[str, Any]:
+    """The options of a resumed run: those that it left in `path`, with those of `given` that may change.
 
-    Raises InputError where `given` would make it another run, or `saved` are not options.
+    Raises InputError where `given` would make it another run, or there are no options.
     """
-    saved = {name: value for name, value in saved.items() if name in OPTIONS and value is not None}
+    saved = _checked(read_json(path, "no run to resume"), str(path))
     saved.pop("overwrite", None)  # it was for that run's start
-    for name, value in saved.items():
-        saved[name] = OPTIONS[name].check(value, source)
     for name, value in given.items():
         if not OPTIONS[name].resumable and saved.get(name) != value:
-            raise InputError(
-                f"--resume: --{name} {value} differs from the run's {saved.get(name)}; start a new run"
-            )
+            found = saved.get(name)
+            raise InputError(f"--resume: --{name} {value} differs from the run's {found}; start a new run")
     return saved | dict(given)

@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from functools import partial
 
 import numpy as np
 import torch
@@ -22,44 +23,34 @@ def cdf_difference(prediction: Tensor, target: Tensor) -> Tensor:
 
 
 def emd_loss(prediction: Tensor, target: Tensor) -> Tensor:
-    """EMD as EAT's release computes it: one square root for the whole batch. (B, levels) each; a scalar.
-
-    Its value is not the mean of the images' EMDs, and depends on which images share the batch.
-    """
+    """EMD as EAT's release computes it: one root for the whole batch, on which it depends. (B, levels) each; a scalar."""
     return cdf_difference(prediction, target).square().mean().sqrt()
 
 
-def nima_loss(prediction: Tensor, target: Tensor, r: int) -> Tensor:
-    """EMD of each image, averaged over the batch: mean over levels of |CDF difference|^r, to the 1 / r.
-
-    (B, levels) each; r 1 or 2; a scalar. Source: NIMA, Talebi and Milanfar, 2018.
-    """
-    return image_emd(prediction, target, r).mean()
-
-
 def image_emd(prediction: Tensor, target: Tensor, r: int) -> Tensor:
-    """(B,), each image's EMD. Where r is 2 the root's gradient is kept finite at a perfect prediction."""
+    """(B,), each image's EMD: mean over levels of |CDF difference|^r, to the 1 / r. (B, levels) each; r 1 or 2.
+
+    With r = 2 the root's gradient is finite at a perfect prediction. Source: NIMA, Talebi and Milanfar, 2018.
+    """
     difference = cdf_difference(prediction, target)
     if r == 1:
         return difference.abs().mean(-1)
     return difference.square().mean(-1).clamp_min(torch.finfo(difference.dtype).tiny).sqrt()
 
 
+def nima_loss(prediction: Tensor, target: Tensor, r: int) -> Tensor:
+    """The mean of the images' EMDs, a scalar."""
+    return image_emd(prediction, target, r).mean()
+
+
 def make_loss(name: str) -> Callable[[Tensor, Tensor], Tensor]:
     """The loss of `--loss`: (prediction, target), each (B, outputs), to a scalar."""
-    return {
-        "emd": emd_loss,
-        "nima_r1": lambda prediction, target: nima_loss(prediction, target, 1),
-        "nima_r2": lambda prediction, target: nima_loss(prediction, target, 2),
-        "mse": torch.nn.functional.mse_loss,
-    }[name]
+    nima = {f"nima_r{r}": partial(nima_loss, r=r) for r in (1, 2)}
+    return (nima | {"emd": emd_loss, "mse": torch.nn.functional.mse_loss})[name]
 
 
 def scores(outputs: np.ndarray) -> np.ndarray:
-    """Scores (N,) of outputs or targets (N, levels): the sum of level times output, or a single output as it is.
-
-    The outputs are used raw, without a softmax, as released.
-    """
+    """Scores (N,) of raw outputs (N, levels), as released without a softmax: sum of level times output, or a single one."""
     if outputs.shape[1] == 1:
         return outputs[:, 0]
     return outputs @ np.arange(1, outputs.shape[1] + 1, dtype=outputs.dtype)
@@ -112,13 +103,9 @@ def compute_metrics(pairs: Pairs) -> dict[str, float]:
     constant = [name for name, side in (("predicted", p), ("true", t)) if np.ptp(side) == 0]
     if constant:
         warnings.warn(f"all {len(t)} {constant[0]} scores are equal: correlations are nan", stacklevel=2)
-    return {
-        "srcc": math.nan if constant else float(stats.spearmanr(p, t).statistic),
-        "plcc": math.nan if constant else float(stats.pearsonr(p, t).statistic),
-        "krcc": math.nan if constant else float(stats.kendalltau(p, t).statistic),
-        "accuracy": float(pairs.agree.mean()),
-        "mae": float(mean_absolute_error(t, p)),
-        "rmse": float(root_mean_squared_error(t, p)),
-        "emd_r1": float(pairs.emd_r1.mean()),
-        "emd_r2": float(pairs.emd_r2.mean()),
-    }
+    figures = {"srcc": stats.spearmanr, "plcc": stats.pearsonr, "krcc": stats.kendalltau}
+    metrics = {name: math.nan if constant else figure(p, t).statistic for name, figure in figures.items()}
+    errors = {"mae": mean_absolute_error(t, p), "rmse": root_mean_squared_error(t, p)}
+    metrics |= {"accuracy": pairs.agree.mean()} | errors
+    metrics |= {"emd_r1": pairs.emd_r1.mean(), "emd_r2": pairs.emd_r2.mean()}
+    return {name: float(value) for name, value in metrics.items()}

@@ -29,11 +29,6 @@ def world() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def local_rank() -> int:
-    """This process's number on its machine."""
-    return int(os.environ.get("LOCAL_RANK", "0"))
-
-
 def is_loss_of_another(error: BaseException) -> bool:
     """Whether `error` says that another process of the run is gone."""
     lost = isinstance(error, dist.DistError) or "gloo" in str(error).lower()
@@ -43,50 +38,28 @@ def is_loss_of_another(error: BaseException) -> bool:
 @contextmanager
 def processes(device: torch.device):
     """Meet the other processes, if there are any, and part from them at the end."""
-    if world() == 1:
-        yield
-        return
-    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=PATIENCE)
+    if world() > 1:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     try:
         yield
-        dist.barrier()
+        if world() > 1:
+            dist.barrier()
     finally:
-        dist.destroy_process_group()
+        if world() > 1:
+            dist.destroy_process_group()
 
 
 def gather(value: Any) -> list[Any]:
-    """Everybody's `value`, by rank, for everybody."""
-    if world() == 1:
-        return [value]
-    values = [None] * world()
-    dist.all_gather_object(values, value)
-    return values
-
-
-def share(value: Any) -> Any:
-    """Rank 0's `value`, for everybody."""
-    if world() == 1:
-        return value
-    values = [value]
-    dist.broadcast_object_list(values)
-    return values[0]
-
-
-def largest(values: list[int]) -> list[int]:
-    """The largest of everybody's, one by one; on the CPU, so that no GPU is waited for."""
-    if world() == 1:
-        return values
-    tensor = torch.tensor(values)
-    dist.all_reduce(tensor, dist.ReduceOp.MAX)
-    return tensor.tolist()
-
-
-def total(values: Tensor) -> Tensor:
-    """The sum of everybody's."""
+    """Everybody's `value`, by rank, for everybody; by way of the CPU. The first is rank 0's."""
+    values = [value] * world()
     if world() > 1:
-        dist.all_reduce(values)
+        dist.all_gather_object(values, value)
     return values
+
+
+def largest(*values: int) -> list[int]:
+    """The largest of everybody's, one by one."""
+    return [max(own) for own in zip(*gather(values), strict=True)]
 
 
 def copy_first(tensors: Iterable[Tensor]) -> None:

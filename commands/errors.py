@@ -25,11 +25,9 @@ def guarded(program: str, work: Callable[[], int | None], rest: str = "nothing w
 
     rest: what to tell after a signal, where there is no training run to go on with.
     """
+    level = logging.INFO if distributed.rank() == 0 else logging.ERROR
     logging.basicConfig(
-        stream=sys.stderr,
-        level=logging.INFO if distributed.rank() == 0 else logging.ERROR,
-        format="[%(asctime)s] %(message)s",
-        datefmt="%H:%M:%S",
+        stream=sys.stderr, level=level, format="[%(asctime)s] %(message)s", datefmt="%H:%M:%S"
     )
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names are bytes
@@ -41,16 +39,13 @@ def guarded(program: str, work: Callable[[], int | None], rest: str = "nothing w
 
     try:
         return work() or 0
-    except InputError as error:
-        return fail(error, 2)
-    except TrainingError as error:
-        return fail(error, 1)
+    except (InputError, TrainingError) as error:
+        return fail(error, 2 if isinstance(error, InputError) else 1)
     except OSError as error:
         what = f"{error.filename or 'a file'}: {error.strerror or error}"
         return fail(f"{what}; check the path and the disk", 2)
     except Interrupted as stop:
-        if stop.folder:
-            rest = f"--resume --experiment_dir_name {stop.folder} goes on"
+        rest = f"--resume --experiment_dir_name {stop.folder} goes on" if stop.folder else rest
         return fail(f"stopped by {stop}; {rest}", 128 + stop.number)
     except KeyboardInterrupt:
         return fail("interrupted", 130)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,8 +13,9 @@ def atomic_write(path: str | os.PathLike, mode: str = "w"):
     """Open a temporary file beside `path`, and put it in its place if all went well."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
     try:
-        with open(temporary, mode, **({} if "b" in mode else {"encoding": "utf-8", "newline": ""})) as file:
+        with open(temporary, mode, **text) as file:
             yield file
         os.replace(temporary, path)
     except OSError as error:
@@ -34,17 +34,8 @@ def write_json(path: str | os.PathLike, content: dict) -> None:
 
 def to_json(content: dict, indent: int | None = None) -> str:
     """Strict JSON: nan and infinities become null."""
-    return json.dumps(_finite(content), indent=indent, allow_nan=False)
-
-
-def _finite(value):
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
+    finite = json.loads(json.dumps(content), parse_constant=lambda _: None)
+    return json.dumps(finite, indent=indent)
 
 
 def started(pid: int) -> str:

@@ -7,7 +7,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -62,14 +62,13 @@ class Growing:
                 raise busy from None
             raise InputError(f"{self.file}: {error}; check the disk, or move the file away") from None
 
-    def rows(self) -> Iterator[Sequence]:
+    def rows(self) -> Iterator[list]:
         """All, in their order, one at a time."""
         last = 0
         while rows := self._db.execute("SELECT * FROM rows WHERE rowid > ? LIMIT 1000", (last,)).fetchall():
             last += len(rows)
             for row in rows:
-                odd = bytes in map(type, row)
-                yield [v.decode(**TEXT) if isinstance(v, bytes) else v for v in row] if odd else row
+                yield [v.decode(**TEXT) if isinstance(v, bytes) else v for v in row]
 
     def _begin(self, rows: Iterable[Sequence]) -> None:
         """With these rows: all of them, or none if that is cut."""
@@ -77,21 +76,19 @@ class Growing:
             self._db.execute("BEGIN")
             self._db.execute("DROP TABLE IF EXISTS rows")
             self._db.execute(f"CREATE TABLE rows ({', '.join(self.columns)})")
-            for row in rows:
-                self._insert(row)
+            self._db.executemany(self._sql, map(_stored, rows))
 
     def _add(self, row: Sequence[Any]) -> None:
-        self._insert(row)
+        self._db.execute(self._sql, _stored(row))
         self._changed = True
         if time.monotonic() > self._kept + 1:
             self._db.commit()
             self._kept = time.monotonic()
 
-    def _insert(self, row: Sequence[Any]) -> None:
-        try:
-            self._db.execute(self._sql, row)
-        except UnicodeEncodeError:  # file names are bytes, SQLite's texts UTF-8
-            self._db.execute(self._sql, [v.encode(**TEXT) if isinstance(v, str) else v for v in row])
+
+def _stored(row: Sequence[Any]) -> list:
+    """Texts as bytes: file names are, and not always UTF-8, as SQLite's texts."""
+    return [v.encode(**TEXT) if isinstance(v, str) else v for v in row]
 
 
 def read_csv(path: Path) -> Iterator[list[str]]:
@@ -111,18 +108,17 @@ def write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
     """Write a CSV, its header first, whole or not at all; numbers with the seven digits that float32 has."""
     with atomic_write(path) as file:
         file.reconfigure(errors="surrogateescape")
-        plain, quoted = (
-            csv.writer(file, lineterminator="\n", quoting=how) for how in (csv.QUOTE_MINIMAL, csv.QUOTE_ALL)
-        )
         for row in rows:
-            odd = any("\n" in v or "\r" in v for v in row if isinstance(v, str))
-            (quoted if odd else plain).writerow([f"{v:.7g}" if isinstance(v, float) else v for v in row])
+            odd = any("\r" in v for v in row if isinstance(v, str))
+            writer = csv.writer(
+                file, lineterminator="\n", quoting=csv.QUOTE_ALL if odd else csv.QUOTE_MINIMAL
+            )
+            writer.writerow([f"{v:.7g}" if isinstance(v, float) else v for v in row])
 
 
 def fingerprint(path: Path) -> tuple[int, int]:
     """Size in bytes and time of change in nanoseconds; -1 for a file that is not there."""
-    try:
+    with suppress(OSError):
         found = path.stat()
-    except OSError:
-        return -1, -1
-    return found.st_size, found.st_mtime_ns
+        return found.st_size, found.st_mtime_ns
+    return -1, -1

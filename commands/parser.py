@@ -6,6 +6,7 @@ import argparse
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from copy import copy
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,8 @@ class Parser(argparse.ArgumentParser):
         for title, options in (table or {}).items():
             group = self.add_argument_group(title) if title else self
             for option in options:
-                words = _described(option) if only_given else _described(option) | _checked(option)
-                group.add_argument(option.name if option.positional else f"--{option.name}", **words)
+                name = option.name if option.positional else f"--{option.name}"
+                group.add_argument(name, **_words(option, only_given))
 
     def error(self, message: str):
         self.exit(2, f"{self.prog}: {message} (see --help)\n")
@@ -46,35 +47,24 @@ def with_commands(prog: str, description: str, commands: Mapping[str, tuple[str,
 
 def parse_options(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """main_nni.py's options that are given, checked one by one. Raises InputError; exits with status 2 for unknown ones."""
-    parser = Parser(
-        GROUPS,
-        only_given=True,
-        prog="main_nni.py",
-        usage="main_nni.py [OPTION ...]",
-        description="Train and evaluate EAT for image aesthetics assessment. Without options: the demo.",
-    )
-    given = vars(parser.parse_args(argv))
+    about = "Train and evaluate EAT for image aesthetics assessment. Without options: the demo."
+    usage = "main_nni.py [OPTION ...]"
+    given = vars(Parser(GROUPS, True, prog="main_nni.py", usage=usage, description=about).parse_args(argv))
     return {name: OPTIONS[name].check(value, "--") for name, value in given.items()}
 
 
-def _described(option: Option) -> dict[str, Any]:
-    """What argparse is told of any option."""
+def _words(option: Option, only_given: bool) -> dict[str, Any]:
+    """What argparse is told of an option; where it is to check and complete it, all."""
+    words: dict[str, Any] = {} if only_given else {"default": copy(option.default)}
     if option.type is bool:
-        return {"action": "store_true", "help": option.help}
+        return words | {"action": "store_true", "help": option.help}
     metavar = option.metavar or METAVARS.get(option.type, "X")
-    if option.choices:
-        metavar = "{" + ",".join(option.choices) + "}"
-    return {"metavar": metavar, "help": option.help + _shown_default(option)}
-
-
-def _checked(option: Option) -> dict[str, Any]:
-    """What argparse is told of an option that it is to check and complete."""
-    words: dict[str, Any] = {"default": copy(option.default)}
-    if option.type is bool:
+    words["metavar"] = "{" + ",".join(option.choices) + "}" if option.choices else metavar
+    words["help"] = option.help + _shown_default(option)
+    if only_given:
         return words
     words["type"] = {int: whole(option.low or 0, option.high), float: finite}.get(option.type, option.type)
-    if option.choices:
-        words["choices"] = option.choices
+    words["choices"] = option.choices
     if option.nargs:
         words |= {"action": "append"} if option.nargs == "append" else {"nargs": option.nargs}
     return words | ({} if option.positional else {"required": option.required})
@@ -96,13 +86,10 @@ def whole(low: float, high: float | None = None) -> Callable[[str], int]:
 
 def finite(text: str) -> float:
     """For argparse's `type`: a finite number."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"{text!r} is not a finite number")
-    return value
+    with suppress(ValueError):
+        if math.isfinite(value := float(text)):
+            return value
+    raise argparse.ArgumentTypeError(f"{text!r} is not a finite number")
 
 
 def _shown_default(option: Option) -> str:
@@ -110,11 +97,9 @@ def _shown_default(option: Option) -> str:
         return ""
     if option.default is not None:
         return f" (default: {option.default})"
-    if OPTIONS.get(option.name) is not option:
+    values = {name: recipe.get(option.name) for name, recipe in RECIPES.items()}
+    if OPTIONS.get(option.name) is not option or not any(value is not None for value in values.values()):
         return ""
-    values = {name: recipe[option.name] for name, recipe in RECIPES.items() if option.name in recipe}
-    values = {name: value for name, value in values.items() if value is not None}
-    usual = Counter(values.values()).most_common(1)[0][0] if len(values) == len(RECIPES) else None
-    shown = [f"{name}: {value}" for name, value in values.items() if value != usual]
-    shown = [str(usual)] * (usual is not None) + shown
-    return f" (default: {', '.join(shown)})" if shown else ""
+    usual = Counter(values.values()).most_common(1)[0][0]
+    others = [f"{n}: {v}" for n, v in values.items() if v not in (usual, None)]
+    return f" (default: {', '.join([str(usual)] * (usual is not None) + others)})"

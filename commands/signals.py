@@ -28,8 +28,7 @@ class Watch:
     any_received = False  # by any watch of this process
 
     def __init__(self):
-        self.received = 0
-        self._before: dict[int, object] = {}
+        self.received, self._before = 0, {}
 
     def __enter__(self) -> Watch:
         if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers

@@ -86,7 +86,7 @@ def score_all(
 def run(trained: Trained, images: torch.Tensor, precision: Precision, looker: Looker | None = None):
     """Raw outputs (B, levels) float32 of pixels (B, 3, H, W) uint8; and by layer a list of Looks, if there is a looker."""
     remedy = f"try --batch_size {max(1, len(images) // 2)}"
-    with torch.inference_mode(), memory_watched(len(images), None, precision.device, remedy):
+    with torch.inference_mode(), memory_watched(len(images), precision.device, remedy):
         pixels = images.to(precision.device, non_blocking=True)
         inputs = network_input(pixels, torch.zeros(len(images), dtype=torch.bool, device=precision.device))
         with precision():

@@ -1,8 +1,12 @@
 """What the tests share: the golden vectors, small made-up datasets, and a way to run main_nni.py in-process."""
 
+import contextlib
+import functools
+import io
 import json
 import logging
 import os
+import shutil
 import signal
 import sys
 import warnings
@@ -29,6 +33,7 @@ import models
 import prepare_data
 from evaluation import bootstrap
 from exporting import check
+from training import build
 
 GOLDEN = Path(__file__).parent / "golden"
 AVA_COLUMNS = ["image_id", *(f"score{i}" for i in range(2, 12))]
@@ -76,9 +81,56 @@ def make_pictures(folder: Path, names, size=(48, 40), seed=0) -> None:
         Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(folder / name)
 
 
+# eat_nano with one or two narrow blocks a stage, every kind among them: 15,000 parameters.
+SMALL = {
+    "dim_stem": 8, "dims": (8, 8, 16, 16), "heads": (1, 1, 2, 2), "groups": (-1, -1, 1, 1),
+    "depths": (1, 1, 2, 1), "stage_spec": (("L",), ("S",), ("L", "D"), ("D",)),
+}  # fmt: skip
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Runs of this process, and of those that it forks, have the SMALL network."""
+    monkeypatch.setattr(build, "create_model", functools.partial(models.create_model, **SMALL))
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """trained(**options): the result of a run of the SMALL network on `ava`, made once; its folder is not to be changed."""
+    folder, cache = make_ava(tmp_path_factory.mktemp("trained")), {}
+
+    def get(**options):
+        key = tuple(sorted(options.items()))
+        if key not in cache:
+            words = arguments(folder, **options | {"experiment_dir_name": folder / f"run{len(cache)}"})
+            out = io.StringIO()
+            logging.disable()
+            with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out):
+                patch.setattr(build, "create_model", functools.partial(models.create_model, **SMALL))
+                patch.setattr(warnings, "showwarning", warnings.showwarning)
+                patch.delenv("NNI_TRIAL_JOB_ID", raising=False)
+                assert main_nni.main(words) == 0
+            logging.disable(logging.NOTSET)
+            cache[key] = json.loads(out.getvalue())
+        return cache[key]
+
+    return get
+
+
+@pytest.fixture
+def ran(ava, small, trained):
+    """The result of a run whose folder is `ava / "run"`."""
+    shutil.copytree(trained()["folder"], ava / "run")
+    return trained()
+
+
 @pytest.fixture
 def ava(tmp_path):
     """A small AVA: folder with train, val and test CSVs of 12, 6 and 6 rows, and its images."""
+    return make_ava(tmp_path)
+
+
+def make_ava(tmp_path: Path) -> Path:
     rng = np.random.default_rng(1)
     start = 100
     for split, count in (("train", 12), ("val", 6), ("test", 6)):

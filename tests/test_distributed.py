@@ -1,8 +1,11 @@
-"""Two processes of torchrun on one CPU: the same weights everywhere, a single process's metrics, one message."""
+"""Two processes on one CPU: the same weights everywhere, a single process's metrics, one message."""
 
+import functools
 import json
+import logging
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -11,8 +14,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from conftest import arguments
+from conftest import arguments, ended, fork
 from test_run import metrics
+
+import main_nni
+from training import engine
 
 ROOT = Path(__file__).parent.parent
 RECIPE = {
@@ -23,41 +29,49 @@ RECIPE = {
     "interest_points": "running",
 }
 
-# What torchrun starts: main_nni.py, which also leaves each process's own weights behind.
-SPY = """
-import os, sys, torch, main_nni
-from training import engine
-fit = engine.fit
-def spy(training, *rest):
-    fit(training, *rest)
-    torch.save(training.stepper.model.state_dict(), os.path.join(os.environ["SPY"], os.environ["RANK"] + ".pt"))
-engine.fit = spy
-sys.exit(main_nni.main(sys.argv[1:]))
-"""
 
-
-def start(folder, words):
-    (folder / "spy.py").write_text(SPY)
+def start(words):
+    """torchrun, as a user starts it."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     return subprocess.Popen(
-        [*command, folder / "spy.py", *map(str, words)],
+        [*command, "main_nni.py", *map(str, words)],
         cwd=ROOT,
-        env=os.environ | {"SPY": str(folder), "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
 
 
-def torchrun(folder, words):
-    """(exit status, JSON or None, standard error) of a run of two processes."""
-    process = start(folder, words)
-    out, err = process.communicate(timeout=300)
-    lines = out.strip().splitlines()
-    assert len(lines) <= 1
-    return process.returncode, json.loads(lines[0]) if lines else None, err
+def two_processes(folder, words):
+    """(exit status, JSON or None, log) of a run of two processes, forked here; each leaves its own weights behind."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
+
+    def work(rank):
+        os.environ.update(place, RANK=str(rank), LOCAL_RANK=str(rank))
+        logging.getLogger().handlers[:] = [logging.StreamHandler(sys.stderr)]  # instead of pytest's
+        logging.getLogger().setLevel(logging.INFO)
+        fit = engine.fit
+
+        def spy(training, *rest):
+            yield from fit(training, *rest)
+            torch.save(training.stepper.model.state_dict(), folder / f"{rank}.pt")
+
+        engine.fit = spy
+        return main_nni.main([str(word) for word in words])
+
+    logs = [folder / f"{rank}.log" for rank in (0, 1)]
+    children = [fork(functools.partial(work, rank), log) for rank, log in enumerate(logs)]
+    status = max(ended(child) for child in children)
+    lines = [line for log in logs for line in log.read_text().splitlines()]
+    results = [json.loads(line) for line in lines if line.startswith("{")]
+    assert len(results) <= 1
+    return status, results[0] if results else None, "\n".join(lines)
 
 
+@pytest.mark.usefixtures("small")
 @pytest.mark.parametrize(("points", "sync"), [("batch", None), ("running", None), ("running", True)])
 def test_two_processes_train_one_network_and_evaluate_as_one_does(ava, run, points, sync):
     """14 test images in batches of 4: the last batch is short, and the processes have two batches each."""
@@ -65,7 +79,7 @@ def test_two_processes_train_one_network_and_evaluate_as_one_does(ava, run, poin
     with (ava / "test.csv").open("a") as file:
         file.write("\n".join(lines[1:9]) + "\n")
     given = RECIPE | {"interest_points": points, "eval_batch_size": 4, "sync_interest_points": sync}
-    status, result, err = torchrun(ava, arguments(ava, **given))
+    status, result, err = two_processes(ava, arguments(ava, **given))
     assert status == 0, err
     assert err.count("epoch 2/2") == 1  # one process logs
     a, b = (torch.load(ava / f"{rank}.pt") for rank in (0, 1))
@@ -76,7 +90,7 @@ def test_two_processes_train_one_network_and_evaluate_as_one_does(ava, run, poin
         "eval_batch_size": 4,
     }
     _, alone, _ = run(arguments(ava, **best, experiment_dir_name=ava / "alone"))
-    status, together, err = torchrun(ava, arguments(ava, **best, experiment_dir_name=ava / "together"))
+    status, together, err = two_processes(ava, arguments(ava, **best, experiment_dir_name=ava / "together"))
     assert status == 0, err
     assert result["images"] == alone["images"] == 14
     assert metrics(together) == pytest.approx(metrics(alone), rel=1e-6, nan_ok=True)
@@ -90,8 +104,11 @@ def test_two_processes_train_one_network_and_evaluate_as_one_does(ava, run, poin
         pd.testing.assert_frame_equal(table, tables[0], rtol=1e-5)
 
 
+@pytest.mark.usefixtures("small")
 def test_the_released_protocol_evaluates_on_one_process(ava, run):
-    status, result, err = torchrun(ava, arguments(ava, released_protocol=True, num_epoch=1, batch_size=4))
+    status, result, err = two_processes(
+        ava, arguments(ava, released_protocol=True, num_epoch=1, batch_size=4)
+    )
     assert status == 0, err
     weights = ava / "run" / "checkpoints" / "best.pth"
     _, alone, _ = run(
@@ -102,18 +119,19 @@ def test_the_released_protocol_evaluates_on_one_process(ava, run):
     assert metrics(result) == pytest.approx(metrics(alone), rel=1e-6, nan_ok=True)
 
 
+@pytest.mark.slow
 def test_two_processes_accumulate_stop_and_resume_as_if_they_had_not(ava):
     given = RECIPE | {"accumulate": 2, "num_epoch": 3}
-    status, whole, err = torchrun(ava, arguments(ava, **given, experiment_dir_name=ava / "whole"))
+    status, whole, err = two_processes(ava, arguments(ava, **given, experiment_dir_name=ava / "whole"))
     assert status == 0, err
     last = ava / "cut" / "checkpoints" / "last.pt"
-    process = start(ava, arguments(ava, **given, experiment_dir_name=ava / "cut", save_minutes=0))
+    process = start(arguments(ava, **given, experiment_dir_name=ava / "cut", save_minutes=0))
     while not last.exists() and process.poll() is None:
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)  # torchrun hands it on
     _, err = process.communicate()
     assert "stopped by SIGTERM; --resume --experiment_dir_name" in err
-    status, resumed, err = torchrun(ava, ["--resume", "--experiment_dir_name", ava / "cut"])
+    status, resumed, err = two_processes(ava, ["--resume", "--experiment_dir_name", ava / "cut"])
     assert status == 0, err
     assert metrics(resumed) == metrics(whole)
     columns = ["train_loss", "val_loss", "val_srcc"]
@@ -121,12 +139,14 @@ def test_two_processes_accumulate_stop_and_resume_as_if_they_had_not(ava):
     pd.testing.assert_frame_equal(*tables, check_exact=True)
 
 
+@pytest.mark.slow
 def test_one_process_that_fails_ends_all_with_its_message(ava):
     (ava / "images" / "103.jpg").write_bytes(b"")
     start_time = time.monotonic()
-    status, result, err = torchrun(ava, arguments(ava, **RECIPE))
-    assert status != 0
-    assert result is None
+    process = start(arguments(ava, **RECIPE))
+    out, err = process.communicate(timeout=300)
+    assert process.returncode != 0
+    assert out == ""
     assert "103.jpg: does not decode" in err
     assert time.monotonic() - start_time < 120
     ours = [line for line in err.splitlines() if line.startswith("main_nni.py: ")]
@@ -135,8 +155,7 @@ def test_one_process_that_fails_ends_all_with_its_message(ava):
     assert err.count("Traceback (most recent call last)") == 1  # torchrun's own
 
 
-def test_another_number_of_processes_does_not_resume(ava, run):
-    assert run(arguments(ava, num_epoch=1))[0] == 0
-    status, _, err = torchrun(ava, ["--resume", "--experiment_dir_name", ava / "run"])
+def test_another_number_of_processes_does_not_resume(ava, ran):
+    status, _, err = two_processes(ava, ["--resume", "--experiment_dir_name", ava / "run"])
     assert status != 0
     assert "of a run with 1 processes, not 2; start as many" in err

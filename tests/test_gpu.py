@@ -14,7 +14,6 @@ from inference.table import read_rows
 from models import create_model
 from photographs.decode import Encoded, Resize, read_pil, read_plain_jpeg
 from predict import Scorer
-from training.meters import Losses
 from training.steps import Precision, Schedule, Stepper, make_optimizer
 from util import emd_loss
 
@@ -39,30 +38,28 @@ def test_training_steps_wait_for_nothing(dtype, points):
     stepper = Stepper(
         model, make_optimizer(model, "adamw", 0.1), Schedule(1e-4, 1), Precision(device, dtype), clip_grad=1.0
     )
-    losses = Losses(device)
+    losses = []
     images = torch.randn(4, 3, 224, 224, device=device)
     target = torch.rand(4, 10, device=device).softmax(-1)
 
-    def step(number):
+    def step():
         with stepper.precision():
             output = model(images)
         loss = emd_loss(output.float(), target)
         stepper.backward(loss)
         stepper.update(0.0)
-        losses.add(number, loss.detach(), ["image"] * 4)
+        losses.append(loss.detach())
 
-    for number in range(3):
-        step(number)
+    for _ in range(3):
+        step()
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
     try:
-        for number in range(3, 10):
-            step(number)
+        for _ in range(7):
+            step()
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    losses.flush()
-    assert losses.sums()[1] == 40
-    assert not losses.take_bad()
+    assert torch.stack(losses).isfinite().all()
 
 
 @pytest.mark.parametrize("resize", [Resize(224, "bicubic"), Resize(256, "bilinear")], ids=str)

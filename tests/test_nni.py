@@ -72,7 +72,7 @@ class Experiment:
         deadline = time.time() + seconds
         while not (found := what()):
             assert time.time() < deadline, self.statuses()
-            time.sleep(1)
+            time.sleep(0.2)
         return found
 
     def folders(self):
@@ -183,7 +183,7 @@ def test_outside_an_experiment_nothing_is_asked_of_nni(monkeypatch):
 
 
 @pytest.fixture
-def in_experiment(monkeypatch):
+def in_experiment(monkeypatch, small):
     """As if NNI had started this process, which must not fork here."""
     monkeypatch.setattr(trial, "in_experiment", lambda: True)
     monkeypatch.setattr(trial, "supervised", lambda: None)

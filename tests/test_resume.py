@@ -8,8 +8,6 @@ import os
 import random
 import resource
 import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -17,24 +15,31 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from conftest import arguments
+from conftest import arguments, ended, fork
 from test_run import metrics
 
+import main_nni
 from models import EAT
 from training import checkpoint, engine, record, steps
 
-ROOT = Path(__file__).parent.parent
 RECIPE = {
     "init_lr": 1e-3, "num_epoch": 3, "batch_size": 2, "drop_path_rate": 0.3, "optimizer": "adamw", "schedule": "cosine",
     "interest_points": "running", "refinement": "scheduled",
 }  # fmt: skip
 
 
+pytestmark = pytest.mark.usefixtures("small")
+
+
 @pytest.fixture
-def whole(ava, run):
+def whole(trained):
     """The uninterrupted run: its result, final weights and table. 18 steps in 3 epochs."""
-    _, result, _ = run(arguments(ava, experiment_dir_name=ava / "whole", **RECIPE))
-    return result, weights(ava / "whole"), table(ava / "whole")
+    return kept(trained(**RECIPE))
+
+
+def kept(result):
+    folder = Path(result["folder"])
+    return result, weights(folder), table(folder)
 
 
 def weights(folder):
@@ -51,6 +56,10 @@ def assert_same(whole, folder, result):
     found = weights(folder)
     assert all(torch.equal(found[name], state[name]) for name in state)
     pd.testing.assert_frame_equal(table(folder), rows, check_exact=True)
+
+
+def contents(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def resume(run, folder):
@@ -80,24 +89,20 @@ def cut(ava, run, monkeypatch, step=8, number=signal.SIGTERM, **options):
     return status, err
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("attempt", [1, 2])
 def test_killed_at_a_random_step(ava, run, whole, attempt):
     folder = ava / "cut"
     last = folder / "checkpoints" / "last.pt"
-    saves = random.randint(1, 16)
+    saves = random.randint(1, 12)
     print(f"killed after {saves} saves")
     words = arguments(ava, experiment_dir_name=folder, save_minutes=0, **RECIPE)
-    with subprocess.Popen(
-        [sys.executable, "main_nni.py", *words], cwd=ROOT, stderr=subprocess.DEVNULL
-    ) as process:
-        seen = set()
-        while len(seen) < saves and process.poll() is None:
-            with contextlib.suppress(FileNotFoundError):  # not there yet, or just becoming previous.pt
-                seen.add(last.stat().st_mtime_ns)
-            time.sleep(0.005)
-        process.send_signal(signal.SIGKILL)
-    assert process.returncode == -signal.SIGKILL
+    child, seen = fork(lambda: main_nni.main(words)), set()
+    while len(seen) < saves and os.waitpid(child, os.WNOHANG) == (0, 0):
+        with contextlib.suppress(FileNotFoundError):  # not there yet, or just becoming previous.pt
+            seen.add(last.stat().st_mtime_ns)
+        time.sleep(0.001)
+    os.kill(child, signal.SIGKILL)
+    assert ended(child) == -signal.SIGKILL
     assert_same(whole, folder, resume(run, folder))
 
 
@@ -128,10 +133,8 @@ def test_a_signal_while_validating(ava, run, monkeypatch, whole):
     assert_same(whole, ava / "cut", resume(run, ava / "cut"))
 
 
-def test_accumulated_steps_are_never_cut_in_two(ava, run, monkeypatch):
-    given = RECIPE | {"accumulate": 4, "experiment_dir_name": ava / "whole"}
-    _, result, _ = run(arguments(ava, **given))
-    expected = result, weights(ava / "whole"), table(ava / "whole")
+def test_accumulated_steps_are_never_cut_in_two(ava, run, monkeypatch, trained):
+    expected = kept(trained(**RECIPE, accumulate=4))
     assert cut(ava, run, monkeypatch, 2, accumulate=4)[0] == 143
     assert torch.load(ava / "cut" / "checkpoints" / "last.pt", weights_only=True)["progress"]["step"] == 4
     assert_same(expected, ava / "cut", resume(run, ava / "cut"))
@@ -165,24 +168,16 @@ def test_a_full_disk_is_told_and_the_old_checkpoint_survives(ava, run, monkeypat
     cut(ava, run, monkeypatch)
     last = ava / "cut" / "checkpoints" / "last.pt"
     before = last.read_bytes()
-    done = subprocess.run(
-        [
-            sys.executable,
-            "main_nni.py",
-            "--resume",
-            "--experiment_dir_name",
-            ava / "cut",
-            "--save_minutes",
-            "0",
-        ],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, 10**6)),
-    )
-    assert done.returncode == 2
-    assert "last.pt.new: not written (File too large); the checkpoint before it is kept" in done.stderr
-    assert "Traceback" not in done.stderr
+    words = ["--resume", "--experiment_dir_name", str(ava / "cut"), "--save_minutes", "0"]
+
+    def work():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10**5, 10**5))
+        return main_nni.main(words)
+
+    assert ended(fork(work, ava / "log")) == 2
+    log = (ava / "log").read_text()
+    assert "last.pt.new: not written (File too large); the checkpoint before it is kept" in log
+    assert "Traceback" not in log
     assert last.read_bytes() == before
     assert not [path for path in last.parent.iterdir() if ".tmp" in path.name or path.name.endswith(".new")]
     assert_same(whole, ava / "cut", resume(run, ava / "cut"))
@@ -314,10 +309,9 @@ def test_lost_best_weights_are_told_and_chosen_anew(ava, run, monkeypatch, caplo
     assert "best.pth: not of epoch 1; the best epoch is looked for from here on" in caplog.text
 
 
-def test_a_signal_while_calibrating_or_evaluating_leaves_what_was_there(ava, run, monkeypatch, whole):
-    best = ava / "whole" / "checkpoints" / "best.pth"
-    run(arguments(ava))
-    before = {path: path.read_bytes() for path in (ava / "run").rglob("*") if path.is_file()}
+def test_a_signal_while_calibrating_or_evaluating_leaves_what_was_there(ava, run, monkeypatch, ran, whole):
+    best = whole[0]["files"]["best"]
+    before = contents(ava / "run")
     for title, given in (
         ("calibrate", {"calibrate_points": 6, "path_to_model_weight": best}),
         ("test", {"eval": True, "path_to_model_weight": best}),
@@ -327,7 +321,7 @@ def test_a_signal_while_calibrating_or_evaluating_leaves_what_was_there(ava, run
             status, _, err = run(arguments(ava, overwrite=True, **given))
         assert status == 143
         assert err.splitlines() == ["main_nni.py: stopped by SIGTERM; nothing was saved yet"]
-        assert {path: path.read_bytes() for path in (ava / "run").rglob("*") if path.is_file()} == before
+        assert contents(ava / "run") == before
 
 
 def test_an_overwriting_run_keeps_the_old_one_until_its_first_epoch_is_done(ava, run, monkeypatch, whole):
@@ -341,13 +335,8 @@ def test_an_overwriting_run_keeps_the_old_one_until_its_first_epoch_is_done(ava,
 
 
 @pytest.mark.parametrize("stop", range(1, 9))
-def test_setting_a_run_aside_can_be_cut_anywhere(ava, run, monkeypatch, stop):
-    run(arguments(ava))
-    before = {
-        path.relative_to(ava / "run"): path.read_bytes()
-        for path in (ava / "run").rglob("*")
-        if path.is_file()
-    }
+def test_setting_a_run_aside_can_be_cut_anywhere(ava, ran, monkeypatch, stop):
+    before = contents(ava / "run")
     replace, calls = os.replace, []
 
     def cut_short(*paths):
@@ -363,12 +352,7 @@ def test_setting_a_run_aside_can_be_cut_anywhere(ava, run, monkeypatch, stop):
             record.restore_previous(ava / "run")
     record.prepare_folder(ava / "run", overwrite=True)
     record.restore_previous(ava / "run")
-    after = {
-        path.relative_to(ava / "run"): path.read_bytes()
-        for path in (ava / "run").rglob("*")
-        if path.is_file()
-    }
-    assert after == before
+    assert contents(ava / "run") == before
 
 
 def test_what_a_killed_save_left_is_removed(ava, run, monkeypatch):
@@ -479,12 +463,3 @@ def test_bad_steps_before_a_break_stay_in_the_evidence(ava, run, monkeypatch):
     resume(run, ava / "run")
     evidence = json.loads((ava / "run" / "checkpoints" / "bad_steps.json").read_text())["bad_steps"]
     assert [row["step"] for row in evidence] == [1, 5]
-
-
-def test_random_states_come_back_to_the_bit():
-    import numpy as np
-
-    state = checkpoint._random_states()
-    first = (torch.rand(3).tolist(), np.random.rand(3).tolist(), random.random())  # noqa: NPY002
-    checkpoint._set_random_states(state)
-    assert (torch.rand(3).tolist(), np.random.rand(3).tolist(), random.random()) == first  # noqa: NPY002

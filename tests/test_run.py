@@ -5,21 +5,24 @@ import logging
 import math
 import re
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
-from conftest import arguments
+from conftest import arguments, ended, fork
 from scipy import stats
 
+import main_nni
 from training import checkpoint
 from training.steps import Schedule
 
 ROOT = Path(__file__).parent.parent
 METRICS = ("srcc", "plcc", "krcc", "accuracy", "mae", "rmse", "emd_r1", "emd_r2", "loss")
+
+
+pytestmark = pytest.mark.usefixtures("small")
 
 
 def stop_after_an_epoch(monkeypatch):
@@ -60,22 +63,20 @@ def test_a_run_writes_its_files_and_ends_with_json(ava, run):
     assert all(isinstance(value, torch.Tensor) for value in state.values())
 
 
-def test_eval_of_best_gives_the_runs_own_metrics(ava, run):
-    _, trained, _ = run(arguments(ava))
+def test_eval_of_best_gives_the_runs_own_metrics(ava, run, ran):
     weights = ava / "run" / "checkpoints" / "best.pth"
     status, evaluated, _ = run(
         arguments(ava, eval=True, path_to_model_weight=weights, experiment_dir_name=ava / "evaluated")
     )
     assert status == 0
-    assert metrics(evaluated) == metrics(trained)
+    assert metrics(evaluated) == metrics(ran)
     assert not (ava / "evaluated" / "checkpoints").exists()
     assert (ava / "evaluated" / "predictions.csv").read_bytes() == (
         ava / "run" / "predictions.csv"
     ).read_bytes()
 
 
-def test_eval_prints_the_published_figures(ava, run, caplog):
-    run(arguments(ava))
+def test_eval_prints_the_published_figures(ava, run, caplog, ran):
     caplog.set_level(logging.INFO)
     weights = ava / "run" / "checkpoints" / "best.pth"
     run(arguments(ava, eval=True, path_to_model_weight=weights, experiment_dir_name=ava / "e"))
@@ -83,8 +84,7 @@ def test_eval_prints_the_published_figures(ava, run, caplog):
         assert re.search(rf"^{name} .* {figure}, (inside|below|above)$", caplog.text, re.MULTILINE)
 
 
-def test_eval_depends_on_the_batch_size_as_in_the_release(ava, run):
-    run(arguments(ava))
+def test_eval_depends_on_the_batch_size_as_in_the_release(ava, run, ran):
     weights = ava / "run" / "checkpoints" / "best.pth"
     predicted = []
     for size in (6, 1):
@@ -110,7 +110,7 @@ def test_two_runs_with_one_seed_are_identical(ava, run):
     assert metrics(other) != results[0]
 
 
-def test_resume_after_an_epoch_equals_an_uninterrupted_run(ava, run, monkeypatch):
+def test_resume_after_an_epoch_equals_an_uninterrupted_run(ava, run, monkeypatch, trained):
     given = {
         "init_lr": 1e-3,
         "num_epoch": 3,
@@ -118,7 +118,7 @@ def test_resume_after_an_epoch_equals_an_uninterrupted_run(ava, run, monkeypatch
         "optimizer": "adamw",
         "schedule": "cosine",
     }
-    _, whole, _ = run(arguments(ava, experiment_dir_name=ava / "whole", **given))
+    whole = trained(**given)
     with monkeypatch.context() as patch:
         stop_after_an_epoch(patch)
         status, _, err = run(arguments(ava, experiment_dir_name=ava / "cut", **given))
@@ -127,16 +127,14 @@ def test_resume_after_an_epoch_equals_an_uninterrupted_run(ava, run, monkeypatch
     status, resumed, _ = run(["--resume", "--experiment_dir_name", ava / "cut"])
     assert status == 0
     assert metrics(resumed) == metrics(whole)
-    tables = [pd.read_csv(ava / name / "metrics.csv").drop(columns="seconds") for name in ("whole", "cut")]
+    folders = Path(whole["folder"]), ava / "cut"
+    tables = [pd.read_csv(folder / "metrics.csv").drop(columns="seconds") for folder in folders]
     pd.testing.assert_frame_equal(*tables, check_exact=True)
-    a, b = (
-        torch.load(ava / n / "checkpoints" / "last.pt", weights_only=True)["model"] for n in ("whole", "cut")
-    )
+    a, b = (torch.load(folder / "checkpoints" / "last.pt", weights_only=True)["model"] for folder in folders)
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
-def test_a_run_started_with_overwrite_resumes(ava, run):
-    run(arguments(ava))
+def test_a_run_started_with_overwrite_resumes(ava, run, ran):
     _, whole, _ = run(arguments(ava, overwrite=True))
     status, resumed, err = run(["--resume", "--experiment_dir_name", ava / "run"])
     assert status == 0, err
@@ -144,8 +142,7 @@ def test_a_run_started_with_overwrite_resumes(ava, run):
 
 
 @pytest.mark.parametrize("content", ["[]", "null", '{"dataset": "foo"}', '{"batch_size": "x"}', "{"])
-def test_resume_from_damaged_options_is_one_line(ava, run, content):
-    run(arguments(ava))
+def test_resume_from_damaged_options_is_one_line(ava, run, content, ran):
     (ava / "run" / "options.json").write_text(content)
     status, _, err = run(["--resume", "--experiment_dir_name", ava / "run"])
     assert status == 2
@@ -153,8 +150,7 @@ def test_resume_from_damaged_options_is_one_line(ava, run, content):
     assert len(err.splitlines()) == 1
 
 
-def test_eval_of_plain_dat_is_refused(ava, run):
-    run(arguments(ava))
+def test_eval_of_plain_dat_is_refused(ava, run, ran):
     state = torch.load(ava / "run" / "checkpoints" / "best.pth", weights_only=True)
     torch.save({"model": {n: v for n, v in state.items() if "ref_point14" not in n}}, ava / "dat.pth")
     given = {"path_to_model_weight": ava / "dat.pth", "experiment_dir_name": ava / "dat"}
@@ -164,24 +160,21 @@ def test_eval_of_plain_dat_is_refused(ava, run):
     assert run(arguments(ava, **given))[0] == 0
 
 
-def test_resume_refuses_another_recipe(ava, run):
-    run(arguments(ava))
+def test_resume_refuses_another_recipe(ava, run, ran):
     status, _, err = run(["--resume", "--experiment_dir_name", ava / "run", "--init_lr", "0.1"])
     assert status == 2
     assert "--init_lr 0.1 differs from the run's 1e-06" in err
 
 
 @pytest.mark.parametrize("damage", [b"", b"half a checkpoint"])
-def test_resume_from_a_damaged_checkpoint_is_one_line(ava, run, damage):
-    run(arguments(ava))
+def test_resume_from_a_damaged_checkpoint_is_one_line(ava, run, damage, ran):
     (ava / "run" / "checkpoints" / "last.pt").write_bytes(damage)
     status, _, err = run(["--resume", "--experiment_dir_name", ava / "run"])
     assert status == 2
     assert "last.pt: cannot be resumed from" in err
 
 
-def test_a_folder_that_holds_a_run_is_refused_and_overwrite_replaces_only_the_run(ava, run):
-    run(arguments(ava))
+def test_a_folder_that_holds_a_run_is_refused_and_overwrite_replaces_only_the_run(ava, run, ran):
     (ava / "run" / "notes.txt").write_text("mine")
     before = (ava / "run" / "predictions.csv").read_bytes()
     status, _, err = run(arguments(ava))
@@ -194,8 +187,7 @@ def test_a_folder_that_holds_a_run_is_refused_and_overwrite_replaces_only_the_ru
     assert (ava / "run" / "notes.txt").read_text() == "mine"
 
 
-def test_a_run_that_fails_at_once_does_not_cost_the_one_it_would_replace(ava, run):
-    run(arguments(ava))
+def test_a_run_that_fails_at_once_does_not_cost_the_one_it_would_replace(ava, run, ran):
     (ava / "run" / "checkpoints" / "mine.pth").write_text("mine")
     before = {path: path.read_bytes() for path in (ava / "run").rglob("*") if path.is_file()}
     (ava / "images" / "103.jpg").write_bytes(b"")
@@ -214,8 +206,7 @@ def test_a_checkpoint_alone_is_a_run_that_is_not_overwritten(ava, run):
     assert weights.read_bytes() == b"mine"
 
 
-def test_overwrite_never_removes_the_weights_it_reads(ava, run):
-    run(arguments(ava))
+def test_overwrite_never_removes_the_weights_it_reads(ava, run, ran):
     weights = ava / "run" / "checkpoints" / "best.pth"
     status, _, err = run(arguments(ava, overwrite=True, eval=True, path_to_model_weight=weights))
     assert status == 2
@@ -293,15 +284,17 @@ def test_non_finite_loss_stops_with_epoch_step_and_images(ava, run):
 
 
 def test_runs_without_nni_installed(ava):
-    """In a process where nni cannot be imported, as the same command line would run it."""
-    block = "import sys; sys.modules['nni'] = None; import main_nni; sys.exit(main_nni.main(sys.argv[1:]))"
-    done = subprocess.run(
-        [sys.executable, "-c", block, *arguments(ava)], cwd=ROOT, capture_output=True, text=True, timeout=300
-    )
-    assert done.returncode == 0, done.stderr
-    assert len(done.stdout.splitlines()) == 1
-    assert json.loads(done.stdout)["model"] == "eat_nano"
-    assert "epoch 1/1" in done.stderr
+    """In a process where nni cannot be imported."""
+
+    def work():
+        sys.modules["nni"] = None
+        logging.getLogger().handlers.clear()  # pytest's
+        return main_nni.main(arguments(ava))
+
+    assert ended(fork(work, ava / "log")) == 0
+    *log, result = (ava / "log").read_text().splitlines()
+    assert json.loads(result)["model"] == "eat_nano"
+    assert "epoch 1/1" in "".join(log)
 
 
 def test_each_unnamed_run_gets_a_new_folder(ava, run, monkeypatch):

@@ -1,6 +1,7 @@
 """Whole runs of main_nni.py with other interest points and refinements than the released."""
 
 import logging
+import shutil
 
 import pandas as pd
 import pytest
@@ -14,11 +15,12 @@ from dataset import Transform, make_loader
 from models import create_model, read_weights
 from photographs.labels import FORMATS, find_images, read_labels
 from training.build import network_notes
-from training.checkpoint import Progress
 from training.engine import Training
 from training.steps import Precision, Schedule, Stepper
 
 LEARN = {"init_lr": 1e-3, "num_epoch": 2}
+
+pytestmark = pytest.mark.usefixtures("small")
 
 
 def evaluate(run, ava, weights, name="evaluated", **options):
@@ -43,23 +45,23 @@ def test_eval_knows_how_the_weights_were_trained_and_scores_do_not_depend_on_the
     assert scores.std() > 1e-4
 
 
-def test_eval_with_other_settings_than_the_weights_says_so(ava, run, caplog):
-    run(arguments(ava, interest_points="image"))
+def test_eval_with_other_settings_than_the_weights_says_so(ava, run, caplog, trained):
     caplog.set_level(logging.INFO)
-    evaluate(run, ava, best(ava), interest_points="batch")
+    evaluate(run, ava, trained(interest_points="image")["files"]["best"], interest_points="batch")
     assert "interest points: batch; offset refinement: released" in caplog.text
     assert "best.pth was trained with --interest_points image, not batch" in caplog.text
     assert "a score depends on the other images of its batch of 6" in caplog.text
 
 
-def released(ava, run):
-    """A released-style checkpoint."""
-    run(arguments(ava, **LEARN))
+@pytest.fixture
+def released(ava, trained):
+    """A released-style checkpoint, in the folder of a run."""
+    shutil.copytree(trained(**LEARN)["folder"], ava / "run")
     return best(ava)
 
 
-def test_running_without_running_points_names_calibrate_points(ava, run):
-    given = {"eval": True, "path_to_model_weight": released(ava, run), "interest_points": "running"}
+def test_running_without_running_points_names_calibrate_points(ava, run, released):
+    given = {"eval": True, "path_to_model_weight": released, "interest_points": "running"}
     status, _, err = run(arguments(ava, **given, experiment_dir_name=ava / "e"))
     assert status == 2
     assert len(err.splitlines()) == 1
@@ -67,31 +69,29 @@ def test_running_without_running_points_names_calibrate_points(ava, run):
     assert not (ava / "e").exists()
 
 
-def test_calibrated_points_are_saved_and_make_scores_independent_of_the_batch(ava, run, caplog):
+def test_calibrated_points_are_saved_and_make_scores_independent_of_the_batch(ava, run, released, caplog):
     caplog.set_level(logging.INFO)
-    weights = released(ava, run)
     (ava / "val.csv").unlink()
     given = {"interest_points": "running", "calibrate_points": 8}
-    first, scores = evaluate(run, ava, weights, **given)
+    first, scores = evaluate(run, ava, released, **given)
     assert "estimated from 8 training images" in caplog.text
     calibrated = first["files"]["calibrated"]
     state = torch.load(calibrated, weights_only=True)
     assert state["stages.2.attns.1.ref_point14.num_images_tracked"] == 8
-    original = torch.load(weights, weights_only=True)
+    original = torch.load(released, weights_only=True)
     assert all(torch.equal(state[name], original[name]) for name in original)
     again, alone = evaluate(run, ava, calibrated, "again", eval_batch_size=1)
     assert again["srcc"] == first["srcc"]
     assert alone.to_numpy() == pytest.approx(scores.to_numpy(), abs=1e-5)
 
 
-def test_calibration_takes_all_images_where_there_are_too_few(ava, run, caplog):
-    weights = released(ava, run)
-    evaluate(run, ava, weights, interest_points="running", calibrate_points=500)
+def test_calibration_takes_all_images_where_there_are_too_few(ava, run, released, caplog):
+    evaluate(run, ava, released, interest_points="running", calibrate_points=500)
     assert "train.csv has 12 images, fewer than --calibrate_points" in caplog.text
 
 
-def test_training_goes_on_from_calibrated_points(ava, run):
-    given = {"interest_points": "running", "calibrate_points": 12, "path_to_model_weight": released(ava, run)}
+def test_training_goes_on_from_calibrated_points(ava, run, released):
+    given = {"interest_points": "running", "calibrate_points": 12, "path_to_model_weight": released}
     status, result, _ = run(arguments(ava, **given, experiment_dir_name=ava / "on"))
     assert status == 0
     state = torch.load(result["files"]["last"], weights_only=True)["model"]
@@ -125,15 +125,15 @@ def test_the_checkpoint_remembers_the_factors_of_its_step(ava, run):
     assert (checkpoint - off).abs().max() > 1e-6
 
 
-def test_scheduled_without_a_checkpoints_factors_is_refused(ava, run):
-    given = {"eval": True, "path_to_model_weight": released(ava, run), "refinement": "scheduled"}
+def test_scheduled_without_a_checkpoints_factors_is_refused(ava, run, released):
+    given = {"eval": True, "path_to_model_weight": released, "refinement": "scheduled"}
     status, _, err = run(arguments(ava, **given, experiment_dir_name=ava / "e"))
     assert status == 2
     assert "--eval_refinement exploitation" in err
     evaluate(run, ava, best(ava), refinement="scheduled", eval_refinement="exploitation")
 
 
-def test_resume_keeps_running_points_factors_and_steps(ava, run, monkeypatch):
+def test_resume_keeps_running_points_factors_and_steps(ava, run, monkeypatch, trained):
     given = {
         "interest_points": "running",
         "refinement": "scheduled",
@@ -142,16 +142,14 @@ def test_resume_keeps_running_points_factors_and_steps(ava, run, monkeypatch):
         "num_epoch": 3,
     }
     given |= {"init_lr": 1e-3}
-    _, whole, _ = run(arguments(ava, experiment_dir_name=ava / "whole", **given))
+    whole = trained(**given)
     with monkeypatch.context() as patch:
         stop_after_an_epoch(patch)
         assert run(arguments(ava, experiment_dir_name=ava / "cut", **given))[0] == 130
     status, resumed, _ = run(["--resume", "--experiment_dir_name", ava / "cut"])
     assert status == 0
     assert metrics(resumed) == metrics(whole)
-    a, b = (
-        torch.load(ava / n / "checkpoints" / "last.pt", weights_only=True)["model"] for n in ("whole", "cut")
-    )
+    a, b = (torch.load(r["files"]["last"], weights_only=True)["model"] for r in (whole, resumed))
     assert all(torch.equal(a[name], b[name]) for name in a)
 
 
@@ -169,8 +167,7 @@ def test_accumulated_batches_are_one_step(scored):
         optimizer = torch.optim.SGD(model.parameters(), lr=1.0, fused=True)
         stepper = Stepper(model, optimizer, Schedule(0.1, 1), Precision(torch.device("cpu")), accumulate)
         mse = torch.nn.functional.mse_loss
-        training = Training(model, stepper, mse, scored, Progress())
-        training.epoch(loader, Watch())
+        Training(model, stepper, mse, scored).epoch(loader, Watch())
         rates.append(optimizer.param_groups[0]["lr"])
         networks.append(model)
     assert rates == [0.1, 0.1]
@@ -207,8 +204,7 @@ def test_what_the_batch_is_stands_in_the_log(monkeypatch, options, processes, no
         assert note in notes
 
 
-def test_released_runs_save_what_the_release_saves(ava, run):
-    run(arguments(ava, **LEARN))
+def test_released_runs_save_what_the_release_saves(ava, released):
     state = torch.load(best(ava), weights_only=True)
     assert not any(name.endswith(("running_points", "factors", "tracked")) for name in state)
     assert read_weights(best(ava)).settings == {"interest_points": "batch", "refinement": "released"}

@@ -6,7 +6,6 @@ import math
 import os
 import pty
 import struct
-import subprocess
 import sys
 import termios
 import time
@@ -14,17 +13,20 @@ from contextlib import suppress
 
 import pytest
 import torch
-from conftest import arguments, make_toy
-from test_run import ROOT, metrics
+from conftest import SMALL, arguments, ended, fork, make_toy
+from test_run import metrics
 
+import main_nni
 import option
 from models import EAT, create_model
-from training import build, meters
-from training.meters import DataWait, Losses
+from training import build, engine
+from training.engine import DataWait, Training
 from training.steps import Precision, Schedule, Stepper, make_optimizer
 from util import emd_loss
 
 CPU = torch.device("cpu")
+
+pytestmark = pytest.mark.usefixtures("small")
 
 
 def options(**given):
@@ -73,10 +75,12 @@ def test_tf32_is_off_unless_asked(tf32):
     build.pick_precisions(options(), CPU)
 
 
+@pytest.mark.slow
 def test_checkpointed_gradients_compile_in_one_graph(golden_images, golden):
     losses = []
     for compiled in (False, True):
-        model = make_toy().train()
+        torch.manual_seed(0)
+        model = create_model("eat_nano", **SMALL).train()
         model.set_grad_checkpointing(True)
         torch._dynamo.reset()
         network = torch.compile(model, fullgraph=True, backend="aot_eager") if compiled else model
@@ -110,24 +114,32 @@ def test_checkpointed_gradients_in_a_run(ava, run):
     assert results[1] == pytest.approx(results[0], rel=1e-3)
 
 
-def test_compile_is_handed_to_the_network(monkeypatch, tmp_path):
-    compiled = []
-    model = create_model("eat_nano")
-    monkeypatch.setattr(model, "compile", lambda: compiled.append(True))
-    for flag in (False, True):
-        build.make_training(options(compile=flag, loss="emd"), model, Precision(CPU), tmp_path)
-    assert compiled == [True]
-
-
-def test_a_compiled_run_is_the_plain_one(ava, run, monkeypatch):
+@pytest.mark.slow
+def test_a_compiled_run_is_the_plain_one(ava, run, monkeypatch, trained):
     """By a backend that needs no C++ compiler and no minutes; batches of 5 and 2."""
     given = {"init_lr": 1e-4, "interest_points": "running", "batch_size": 5}
-    _, plain, _ = run(arguments(ava, experiment_dir_name=ava / "plain", **given))
+    plain = trained(**given)
     torch._dynamo.reset()
-    monkeypatch.setattr(EAT, "compile", lambda self: torch.nn.Module.compile(self, backend="aot_eager"))
+    asked = []
+
+    def quickly(self):
+        asked.append(True)
+        torch.nn.Module.compile(self, backend="aot_eager")
+
+    monkeypatch.setattr(EAT, "compile", quickly)
     status, compiled, err = run(arguments(ava, experiment_dir_name=ava / "compiled", compile=True, **given))
-    assert status == 0, err
+    assert (status, asked) == (0, [True]), err
     assert metrics(compiled) == pytest.approx(metrics(plain), rel=1e-3)
+
+
+def test_adamw_decays_matrices_but_no_biases_norms_and_position_tables():
+    model = create_model("eat_nano", **SMALL)
+    decayed, rest = (
+        {id(p) for p in group["params"]} for group in make_optimizer(model, "adamw", 0.1).param_groups
+    )
+    for name, parameter in model.named_parameters():
+        table = name.endswith(("bias_table", "rpe_table"))
+        assert id(parameter) in (rest if table or parameter.ndim < 2 else decayed), name
 
 
 @pytest.mark.parametrize("name", ["adam", "adamw"])
@@ -149,18 +161,21 @@ def test_a_gradient_that_is_not_finite_changes_nothing(name):
     assert all(parameter.isfinite().all() for parameter in model.parameters())
 
 
-def test_losses_are_summed_over_images_and_bad_ones_told_once():
-    losses = Losses(CPU, 6.0, 2)
-    for step, (value, names) in enumerate([(1.0, ["a", "b"]), (math.nan, ["c"]), (2.0, ["d"])]):
-        losses.add(step, torch.tensor(value), names)
-    assert losses.read() == 2.0
-    assert [(step, names) for step, _, names in losses.take_bad()] == [(1, ["c"])]
-    assert losses.take_bad() == []
-    assert losses.sums() == (10.0, 5)
+def test_losses_are_summed_over_images_and_bad_ones_told_once(tmp_path, caplog):
+    model = torch.nn.Linear(1, 1)
+    stepper = Stepper(model, torch.optim.SGD(model.parameters()), Schedule(1.0, 1), Precision(CPU))
+    training = Training(model, stepper, None, tmp_path, max_bad_steps=1)
+    for step, (value, names) in enumerate([(3.0, ["a", "b"]), (math.nan, ["c"]), (2.0, ["d", "e"])]):
+        training.unread.append((step, torch.tensor(value), names))
+    for _ in range(2):
+        training._read_losses()
+        assert (training.progress.loss, training.progress.images) == (10.0, 4)
+    assert [(row["step"], row["images"]) for row in training.progress.bad_steps] == [(2, ["c"])]
+    assert caplog.text.count("the step is left out (1 of --max_bad_steps 1)") == 1
 
 
 def test_waiting_for_data_is_measured_from_the_first_batch_on():
-    wait = DataWait()
+    wait = DataWait(CPU)
 
     def slow():
         time.sleep(0.3)
@@ -175,7 +190,8 @@ def test_waiting_for_data_is_measured_from_the_first_batch_on():
 
 
 def test_a_busy_device_does_not_wait_for_data():
-    wait = DataWait(idle=lambda: False)
+    wait = DataWait(CPU)
+    wait.idle = lambda: False
     for _ in wait.timed(range(30)):
         time.sleep(0.001)
     assert wait.share == 0
@@ -183,7 +199,7 @@ def test_a_busy_device_does_not_wait_for_data():
 
 def test_a_run_that_waits_for_data_says_so_once(ava, run, monkeypatch, caplog):
     caplog.set_level(logging.INFO)
-    monkeypatch.setattr(meters.DataWait, "is_bottleneck", property(lambda self: True))
+    monkeypatch.setattr(engine.DataWait, "is_bottleneck", property(lambda self: True))
     run(arguments(ava, num_epoch=2, batch_size=1))
     assert caplog.text.count("raise --num_workers (now 0)") == 1
 
@@ -194,16 +210,21 @@ def test_bars_stand_on_a_terminal_and_nowhere_else(ava, terminal):
     if terminal:
         fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 40, 120, 0, 0))
     words = arguments(ava, num_epoch=1, batch_size=1)
-    with subprocess.Popen(
-        [sys.executable, "main_nni.py", *words], cwd=ROOT, stderr=theirs, stdout=subprocess.PIPE
-    ) as process:
-        os.close(theirs)
-        shown = b""
-        with suppress(OSError):  # a terminal's end is an error
-            while part := os.read(ours, 4096):
-                shown += part
+
+    def work():
+        os.dup2(theirs, 2)
+        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115  ends with the process
+        logging.getLogger().handlers.clear()  # pytest's
+        return main_nni.main(words)
+
+    child = fork(work)
+    os.close(theirs)
+    shown = b""
+    with suppress(OSError):  # a terminal's end is an error
+        while part := os.read(ours, 4096):
+            shown += part
     os.close(ours)
-    assert process.returncode == 0
+    assert ended(child) == 0
     assert b"epoch 1/1" in shown
     for text in (b"images/s", b"waiting for data", b"validate:"):
         assert (text in shown) == terminal

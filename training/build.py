@@ -4,17 +4,28 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
 from contextlib import nullcontext
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch.utils.data import DataLoader
 
 from commands import distributed
 from commands.signals import Watch
-from dataset import Splits, Transform, make_loader
+from dataset import Splits, Transform, make_loader, to_input
 from evaluation.seen import UNKNOWN, Seen
-from models import EAT, RefinementSchedule, Weights, create_model, load_weights, uncalibrated
+from models import (
+    EAT,
+    RefinementSchedule,
+    Weights,
+    calibrate_points,
+    create_model,
+    load_weights,
+    uncalibrated,
+)
 from option import InputError
 from photographs.cache import open_filled
 from photographs.labels import FORMATS, Format, Labels, csv_format
@@ -24,32 +35,28 @@ from util import make_loss
 
 log = logging.getLogger("eat")
 
+EXPLORATION = attrgetter("explore_share", "explore_same", "explore_other", "handover")
+SCHEDULE = attrgetter("init_lr", "num_epoch", "schedule", "decay_every", "decay_factor", "warmup_epochs")
+
 
 def pick_device(gpu_id: str | None) -> torch.device:
-    """The GPU of `--gpu_id`, `cpu`, or by default the first GPU, else the CPU. Raises InputError.
-
-    Of several processes on a machine each takes the GPU of its number.
-    """
-    count = torch.cuda.device_count()
+    """The device of `--gpu_id`; by default the GPU of this process's number, else the CPU. Raises InputError."""
+    count, local = torch.cuda.device_count(), int(os.environ.get("LOCAL_RANK", "0"))
     if gpu_id == "cpu":
         return torch.device("cpu")
     if distributed.world() > 1:
         if gpu_id is not None:
             raise InputError(f"--gpu_id {gpu_id}: torchrun gives each process a GPU of its own; leave it out")
-        if 0 < count <= distributed.local_rank():
-            raise InputError(
-                f"{count} GPUs are here, fewer than processes; lower torchrun's --nproc_per_node"
-            )
-        gpu_id = str(distributed.local_rank()) if count else None
-    if gpu_id is None:
-        device = torch.device("cuda:0" if count else "cpu")
-    elif not gpu_id.isdecimal() or int(gpu_id) >= count:
+        if 0 < count <= local:
+            remedy = "lower torchrun's --nproc_per_node"
+            raise InputError(f"{count} GPUs are here, fewer than processes; {remedy}")
+    if gpu_id is None and not count:
+        return torch.device("cpu")
+    if gpu_id is not None and (not gpu_id.isdecimal() or int(gpu_id) >= count):
         found = f"GPUs 0 to {count - 1} are here" if count else "no GPU is here; use --gpu_id cpu"
         raise InputError(f"--gpu_id {gpu_id}: no such GPU; {found}")
-    else:
-        device = torch.device(f"cuda:{gpu_id}")
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
+    device = torch.device("cuda", int(gpu_id or local))
+    torch.cuda.set_device(device)
     return device
 
 
@@ -68,17 +75,17 @@ def pick_precisions(options: argparse.Namespace, device: torch.device) -> tuple[
 
 
 def pick_format(options: argparse.Namespace) -> Format:
-    """How the dataset's CSVs are written."""
+    """How the dataset's CSVs are written. Raises InputError where those of `--dataset csv` differ."""
     if options.dataset != "csv":
         return FORMATS[options.dataset]
     folder, scale = Path(options.path_to_save_csv), (options.score_min, options.score_max)
     names = ["test.csv"] if options.eval and not options.calibrate_points else ["train.csv", "test.csv"]
     names += ["val.csv"] * (not options.eval and (folder / "val.csv").is_file())
-    form, *others = (csv_format(folder / name, scale, options.threshold) for name in names)
-    for name, other in zip(names[1:], others, strict=True):
-        if other != form:
+    forms = [csv_format(folder / name, scale, options.threshold) for name in names]
+    for name, form in zip(names, forms, strict=True):
+        if form != forms[0]:
             raise InputError(f"{folder / name}: its label columns differ from those of {names[0]}")
-    return form
+    return forms[0]
 
 
 def pick_decoders(options: argparse.Namespace, device: torch.device) -> tuple[str, str]:
@@ -91,118 +98,88 @@ def pick_decoders(options: argparse.Namespace, device: torch.device) -> tuple[st
 
 
 def loaders(
-    options: argparse.Namespace, splits: Splits, size: int, device: torch.device, watch: Watch, like: str
-) -> dict:
-    """A loader for each split that is there, by its name. The processes share their batches.
+    options: argparse.Namespace, splits: Splits, side: int, device: torch.device, watch: Watch, like: str
+) -> dict[str, DataLoader]:
+    """A loader for each split that is there, by its name. Fills the cache, if there is one. Raises Interrupted.
 
-    like: the dataset whose transforms the network knows. In the released protocol a single one evaluates. Fills the cache, if there is one. Raises Interrupted.
+    like: the dataset whose transforms the network knows. The processes share the batches; in the released protocol only
+    those of training.
     """
-    result = {}
-    decoder, eval_decoder = pick_decoders(options, device)
+    result, (decoder, eval_decoder) = {}, pick_decoders(options, device)
+    images, workers = options.path_to_images, options.num_workers
     for split in ("train", "val", "test"):
         train = split == "train"
-        if (labels := getattr(splits, split)) is not None and not (train and options.eval):
-            alone = options.released_protocol and not train
-            transform = Transform(like, size, train)
-            used = decoder if train else eval_decoder
-            cache = None
-            if options.cache is not None:
-                images, workers = options.path_to_images, options.num_workers
-                cache = open_filled(
-                    options.cache, transform.resize, used, labels.images, images, workers, watch
-                )
-            result[split] = make_loader(
-                labels,
-                options.path_to_images,
-                transform,
-                options.batch_size if train else options.eval_batch_size,
-                options.num_workers,
-                options.seed,
-                pin_memory=device.type == "cuda",
-                rank=0 if alone else distributed.rank(),
-                world=1 if alone else distributed.world(),
-                decoder=used,
-                cache=cache,
-                persistent=split != "test",
-            )
+        if (labels := getattr(splits, split)) is None or (train and options.eval):
+            continue
+        alone = options.released_protocol and not train
+        transform, used, cache = Transform(like, side, train), decoder if train else eval_decoder, None
+        if options.cache is not None:
+            cache = open_filled(options.cache, transform.resize, used, labels.images, images, workers, watch)
+        given = {"decoder": used, "cache": cache, "persistent": split != "test"}
+        given["pin_memory"] = device.type == "cuda"
+        if not alone:
+            given |= {"rank": distributed.rank(), "world": distributed.world()}
+        size = options.batch_size if train else options.eval_batch_size
+        result[split] = make_loader(labels, images, transform, size, workers, options.seed, **given)
     return result
 
 
 def make_model(
-    options: argparse.Namespace,
-    weights: Weights | None,
-    form: Format,
-    dataset: str,
-    device: torch.device,
+    options: argparse.Namespace, weights: Weights | None, form: Format, dataset: str, device: torch.device
 ) -> EAT:
     """The network of `options` with `weights`, or fresh, for the scores of `dataset`, as `form` has them.
 
     Seeds the random numbers of the run. Raises InputError where the network could not be evaluated.
     """
     torch.manual_seed(options.seed)
-    model = _filled(options, weights, form, dataset).to(device)
-    if distributed.rank():  # rank 0 goes on as a single process would
-        torch.manual_seed(options.seed + distributed.rank())
-    return model
-
-
-def _filled(options: argparse.Namespace, weights: Weights | None, form: Format, dataset: str) -> EAT:
-    overrides = {} if options.drop_path_rate is None else {"drop_path_rate": options.drop_path_rate}
-    model = create_model(
-        options.model,
-        form.outputs,
-        interest_points=options.interest_points,
-        refinement=options.refinement,
-        sync_interest_points=options.sync_interest_points,
-        exploit=options.eval_refinement == "exploitation",
-        **overrides,
-    )
+    names = ("interest_points", "refinement", "sync_interest_points", "drop_path_rate")
+    settings = {name: value for name in names if (value := getattr(options, name)) is not None}
+    exploit = options.eval_refinement == "exploitation"
+    model = create_model(options.model, form.outputs, exploit=exploit, **settings)
     model.set_grad_checkpointing(options.grad_checkpoint)
     model.purpose = {"model": options.model, "dataset": dataset, "score_range": list(form.scale)}
     if weights is not None:
-        model.photographs = dict(weights.photographs)
-    if weights is None:
-        if options.model != "eat_nano" and not options.resume:
-            log.warning(
-                "warning: %s starts from random weights; --path_to_model_weight takes ImageNet's",
-                options.model,
-            )
-        return model
+        _fill(model, weights, options)
+    elif options.model != "eat_nano" and not options.resume:
+        remedy = "--path_to_model_weight takes ImageNet's"
+        log.warning("warning: %s starts from random weights; %s", options.model, remedy)
+    if distributed.rank():  # rank 0 goes on as a single process would
+        torch.manual_seed(options.seed + distributed.rank())
+    return model.to(device)
+
+
+def _fill(model: EAT, weights: Weights, options: argparse.Namespace) -> None:
+    model.photographs = dict(weights.photographs)
     fresh = load_weights(model, weights)
-    if plain := [
-        name for name in fresh if name.startswith("cls_head.") or name.endswith("ref_point14.weight")
-    ]:
-        if options.eval:
-            raise InputError(f"{weights.path}: plain DAT, without EAT's head: train it before --eval")
+    plain = [name for name in fresh if name.startswith("cls_head.") or name.endswith("ref_point14.weight")]
+    if plain and not options.eval:
         log.info("plain DAT's weights: %s start fresh", ", ".join(plain))
-    elif not weights.photographs:  # a trained EAT, as released
+    elif not plain and not weights.photographs:  # a trained EAT, as released
         model.photographs = dict(UNKNOWN)
-    if options.eval and uncalibrated(model) and not options.calibrate_points:
-        raise InputError(
-            f"{weights.path}: has no running interest points; --calibrate_points N estimates them from N training "
-            "images, --interest_points batch evaluates as released"
-        )
-    no_factors = any(name.endswith("refinement.factors") for name in fresh)
-    if options.eval and no_factors and options.eval_refinement == "checkpoint":
-        raise InputError(
-            f"{weights.path}: remembers no factors of a refinement schedule; --eval_refinement exploitation "
-            "evaluates without any, --refinement released by the released rule"
-        )
-    return model
+    if not options.eval:
+        return
+    lacks = None
+    if plain:
+        lacks = "plain DAT, without EAT's head: train it before --eval"
+    elif uncalibrated(model) and not options.calibrate_points:
+        lacks = "has no running interest points; --calibrate_points N estimates them from N training images, "
+        lacks += "--interest_points batch evaluates as released"
+    elif options.eval_refinement == "checkpoint" and any(n.endswith("refinement.factors") for n in fresh):
+        lacks = "remembers no factors of a refinement schedule; --eval_refinement exploitation evaluates "
+        lacks += "without any, --refinement released by the released rule"
+    if lacks:
+        raise InputError(f"{weights.path}: {lacks}")
 
 
 def network_notes(options: argparse.Namespace, weights: Weights | None) -> list[str]:
     """What a user should know of the interest points and the refinement of this run, line by line."""
     notes = [f"interest points: {options.interest_points}; offset refinement: {options.refinement}"]
     for name, value in (weights.settings if weights else {}).items():
-        if getattr(options, name) != value:
-            notes.append(
-                f"warning: {weights.path} was trained with --{name} {value}, not {getattr(options, name)}"
-            )
+        if (used := getattr(options, name)) != value:
+            notes.append(f"warning: {weights.path} was trained with --{name} {value}, not {used}")
     if options.interest_points == "batch" and options.eval:
-        notes.append(
-            f"a score depends on the other images of its batch of {options.eval_batch_size}, as in the release"
-        )
+        batch = f"its batch of {options.eval_batch_size}"
+        notes.append(f"a score depends on the other images of {batch}, as in the release")
     processes = distributed.world()
     images, mean_of = options.batch_size, "batch"
     if options.sync_interest_points:
@@ -211,9 +188,8 @@ def network_notes(options: argparse.Namespace, weights: Weights | None) -> list[
             notes.append("--sync_interest_points changes nothing: there is one process")
     step = options.batch_size * options.accumulate * processes
     if options.interest_points != "image" and not options.eval and images != step:
-        notes.append(
-            f"interest points are means over the {images} images of a {mean_of}, not over the {step} images of a step"
-        )
+        means = f"means over the {images} images of a {mean_of}"
+        notes.append(f"interest points are {means}, not over the {step} images of a step")
     return notes
 
 
@@ -230,78 +206,34 @@ def calibrate(
     count = min(options.calibrate_points, len(train))
     if count < options.calibrate_points:
         log.warning("warning: train.csv has %d images, fewer than --calibrate_points", count)
-    rows = np.random.default_rng(options.seed).permutation(len(train))[:count]
-    loader = make_loader(
-        train.subset(rows),
-        options.path_to_images,
-        Transform(like, model.img_size, train=False),
-        options.batch_size,
-        options.num_workers,
-        pin_memory=device.type == "cuda",
-    )
-    engine.calibrate(model, loader, device, watch)
+    labels = train.subset(np.random.default_rng(options.seed).permutation(len(train))[:count])
+    transform, pinned = Transform(like, model.img_size, train=False), device.type == "cuda"
+    images, workers = options.path_to_images, options.num_workers
+    loader = make_loader(labels, images, transform, options.batch_size, workers, pin_memory=pinned)
+    with engine.without_training("calibrate", loader, device, watch) as items:
+        calibrate_points(model, (to_input(batch, device) for batch in items))
     path = folder / "checkpoints" / "calibrated.pth"
-    if distributed.rank() == 0:
-        path.parent.mkdir(exist_ok=True)
-        checkpoint.save(path, model.state_dict())
+    checkpoint.save(path, model.state_dict())
     log.info("running interest points estimated from %d training images, saved in %s", count, path)
 
 
 def make_training(
-    options: argparse.Namespace,
-    model: EAT,
-    precision: Precision,
-    checkpoints: Path,
+    options: argparse.Namespace, model: EAT, precision: Precision, checkpoints: Path
 ) -> engine.Training:
     """The training that the options ask for, at its start. checkpoints: the folder of last.pt, which is made ready."""
-    if distributed.rank() == 0:
-        checkpoints.mkdir(exist_ok=True)
-        checkpoint.remove_strays(checkpoints)
-    if options.compile:
-        model.compile()
+    checkpoint.make_ready(checkpoints)
     network, unsynced = model, nullcontext
     if distributed.world() > 1:
-        device_ids = [precision.device.index] if precision.device.type == "cuda" else None
-        network = torch.nn.parallel.DistributedDataParallel(model, device_ids=device_ids)
+        network = torch.nn.parallel.DistributedDataParallel(model)
         unsynced = network.no_sync
-    refinement = None
-    if options.refinement == "scheduled":
-        refinement = RefinementSchedule(
-            options.explore_share, options.explore_same, options.explore_other, options.handover
-        )
-    schedule = Schedule(
-        options.init_lr,
-        options.num_epoch,
-        options.schedule,
-        options.decay_every,
-        options.decay_factor,
-        options.warmup_epochs,
-    )
-    stepper = Stepper(
-        model,
-        make_optimizer(model, options.optimizer, options.weight_decay),
-        schedule,
-        precision,
-        options.accumulate,
-        options.clip_grad,
-        refinement,
-        unsynced,
-    )
-    return engine.Training(
-        network,
-        stepper,
-        make_loss(options.loss),
-        checkpoints,
-        checkpoint.Progress(),
-        options.save_minutes,
-        options.max_bad_steps,
-    )
-
-
-def resume(training: engine.Training) -> None:
-    """Put a training where its last.pt says that it stands. Raises InputError."""
-    stepper = training.stepper
-    training.progress = checkpoint.restore(
-        training.checkpoints, stepper.model, stepper.optimizer, stepper.scaler
-    )
-    log.info("resumed after %d epochs and %d batches", training.progress.epoch, training.progress.step)
+    optimizer = make_optimizer(model, options.optimizer, options.weight_decay)
+    schedule = Schedule(*SCHEDULE(options))
+    refinement = RefinementSchedule(*EXPLORATION(options)) if options.refinement == "scheduled" else None
+    given = options.accumulate, options.clip_grad
+    stepper = Stepper(model, optimizer, schedule, precision, *given, refinement, unsynced)
+    progress = checkpoint.Progress()
+    if options.resume:
+        progress = checkpoint.restore(checkpoints, stepper)
+        log.info("resumed after %d epochs and %d batches", progress.epoch, progress.step)
+    limits = options.save_minutes, options.max_bad_steps
+    return engine.Training(network, stepper, make_loss(options.loss), checkpoints, *limits, progress)

@@ -6,22 +6,22 @@ import errno
 import logging
 import math
 import os
-import random
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 
 from commands import distributed
 from commands.files import atomic_write
 from option import InputError
+from training.steps import Stepper
 
 log = logging.getLogger("eat")
 
 LAST, PREVIOUS = "last.pt", "previous.pt"
 BEST, PREVIOUS_BEST = "best.pth", "previous_best.pth"
+PARTS = ("model", "optimizer", "scaler")  # of a Stepper
 
 
 @dataclass
@@ -40,7 +40,13 @@ class Progress:
 
 
 def save(path: Path, content: dict) -> None:
-    """torch.save, atomically: what was at `path` stays whole until the new file is. Raises OSError, with the path."""
+    """torch.save by rank 0, atomically: what was at `path` stays whole until the new file is.
+
+    Raises OSError, with the path.
+    """
+    if distributed.rank():
+        return
+    path.parent.mkdir(exist_ok=True)
     try:
         with atomic_write(path, "wb") as file:
             torch.save(content, file)
@@ -48,29 +54,35 @@ def save(path: Path, content: dict) -> None:
             os.fsync(file.fileno())
     except (OSError, RuntimeError) as error:  # torch wraps what the file says
         cause = error if isinstance(error, OSError) else error.__context__
-        code = cause.errno if isinstance(cause, OSError) and cause.errno else errno.EIO
-        raise OSError(
-            code, f"not written ({os.strerror(code)}); the checkpoint before it is kept", str(path)
-        ) from error
+        code = getattr(cause, "errno", None) or errno.EIO
+        what = f"not written ({os.strerror(code)}); the checkpoint before it is kept"
+        raise OSError(code, what, str(path)) from error
 
 
-def remove_strays(folder: Path) -> None:
-    """Remove what a run that was killed while it saved has left half-written."""
-    for path in [*folder.glob(".*.tmp"), folder / f"{LAST}.new", folder / f"{BEST}.new"]:
-        path.unlink(missing_ok=True)
+def _save_over(path: Path, content: dict, previous: Path) -> None:
+    fresh = path.with_name(f"{path.name}.new")
+    save(fresh, content)
+    if distributed.rank() == 0:
+        if path.exists():
+            os.replace(path, previous)
+        os.replace(fresh, path)
 
 
-def snapshot(model: nn.Module, optimizer, scaler, progress: Progress) -> dict:
+def make_ready(folder: Path) -> None:
+    """Make the folder; remove what a run that was killed while it saved has left half-written."""
+    if distributed.rank() == 0:
+        folder.mkdir(exist_ok=True)
+        for path in [*folder.glob(".*.tmp"), folder / f"{LAST}.new", folder / f"{BEST}.new"]:
+            path.unlink(missing_ok=True)
+
+
+def snapshot(stepper: Stepper, progress: Progress) -> dict:
     """All that last.pt holds. Every process must call it: each has random states of its own."""
-    return {
-        "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "scaler": scaler.state_dict(),
-        "progress": vars(progress),
-        "processes": distributed.gather(
-            {"random": _random_states(), "loss": progress.loss, "images": progress.images}
-        ),
-    }
+    cuda = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
+    own = {"random": {"torch": torch.get_rng_state(), "cuda": cuda}}
+    own |= {"loss": progress.loss, "images": progress.images}
+    parts = {name: getattr(stepper, name).state_dict() for name in PARTS}
+    return parts | {"progress": vars(progress), "processes": distributed.gather(own)}
 
 
 def save_last(folder: Path, content: dict) -> None:
@@ -85,16 +97,8 @@ def save_best(folder: Path, model: nn.Module, epoch: int) -> None:
     _save_over(folder / BEST, state, folder / PREVIOUS_BEST)
 
 
-def _save_over(path: Path, content: dict, previous: Path) -> None:
-    fresh = path.with_name(f"{path.name}.new")
-    save(fresh, content)
-    if path.exists():
-        os.replace(path, previous)
-    os.replace(fresh, path)
-
-
-def restore(folder: Path, model: nn.Module, optimizer, scaler) -> Progress:
-    """Put last.pt, or where it is damaged previous.pt, back into all of them and into the generators of random numbers.
+def restore(folder: Path, stepper: Stepper) -> Progress:
+    """Put last.pt, or where it is damaged previous.pt, back into its parts and into the generators of random numbers.
 
     Returns where the run stood. Raises InputError where neither is of this network and this number of processes.
     """
@@ -104,48 +108,48 @@ def restore(folder: Path, model: nn.Module, optimizer, scaler) -> Progress:
     problems = []
     for path in paths:
         try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-            states = content["processes"]
-            if len(states) != distributed.world():
-                raise InputError(
-                    f"{path}: of a run with {len(states)} processes, not {distributed.world()}; start as many"
-                )
-            model.load_state_dict(content["model"])
-            optimizer.load_state_dict(content["optimizer"])
-            scaler.load_state_dict(content["scaler"])
-            own = states[distributed.rank()]
-            progress = Progress(**content["progress"] | {"loss": own["loss"], "images": own["images"]})
-            _set_random_states(own["random"])
+            progress = _load(path, stepper)
+            break
         except InputError:
             raise
         except Exception as error:  # a damaged file fails in many ways
             problems.append(f"{path}: cannot be resumed from ({' '.join(str(error).split())[:200]})")
-            continue
-        for problem in problems:
-            log.warning("warning: %s; going on from %s instead", problem, path.name)
-        if (
-            problems and distributed.rank() == 0
-        ):  # or the next save would push the damaged one over the good one
-            os.replace(path, folder / LAST)
-        if not distributed.share(distributed.rank() == 0 and _match_best(folder, progress.best_epoch)):
-            log.warning(
-                "warning: %s: not of epoch %d; the best epoch is looked for from here on",
-                folder / BEST,
-                progress.best_epoch,
-            )
-            progress.best_epoch, progress.best_value = 0, -math.inf
-        return progress
-    raise InputError("; ".join(problems))
+    else:
+        raise InputError("; ".join(problems))
+    for problem in problems:
+        log.warning("warning: %s; going on from %s instead", problem, path.name)
+    first = distributed.rank() == 0
+    if problems and first:  # or the next save would push the damaged one over the good one
+        os.replace(path, folder / LAST)
+    if not distributed.gather(first and _match_best(folder, progress.best_epoch))[0]:
+        what = "warning: %s: not of epoch %d; the best epoch is looked for from here on"
+        log.warning(what, folder / BEST, progress.best_epoch)
+        progress.best_epoch, progress.best_value = 0, -math.inf
+    return progress
+
+
+def _load(path: Path, stepper: Stepper) -> Progress:
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    states, world = content["processes"], distributed.world()
+    if len(states) != world:
+        raise InputError(f"{path}: of a run with {len(states)} processes, not {world}; start as many")
+    for name in PARTS:
+        getattr(stepper, name).load_state_dict(content[name])
+    own = states[distributed.rank()]
+    random = own.pop("random")  # of the generators that networks draw from; loaders have their own
+    torch.set_rng_state(random["torch"])
+    if random["cuda"] is not None and torch.cuda.is_available():
+        torch.cuda.set_rng_state(random["cuda"])
+    return Progress(**content["progress"] | own)
 
 
 def _match_best(folder: Path, epoch: int) -> bool:
     """Make best.pth that of `epoch`: a run that is cut between best.pth and last.pt leaves one that is too new."""
     if epoch == 0 or epoch_of(folder / BEST) == epoch:
         return True
-    if epoch_of(folder / PREVIOUS_BEST) != epoch:
-        return False
-    os.replace(folder / PREVIOUS_BEST, folder / BEST)
-    return True
+    if found := epoch_of(folder / PREVIOUS_BEST) == epoch:
+        os.replace(folder / PREVIOUS_BEST, folder / BEST)
+    return found
 
 
 def epoch_of(path: Path) -> int | None:
@@ -154,22 +158,3 @@ def epoch_of(path: Path) -> int | None:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)._metadata[""]["epoch"]
     except Exception:  # missing, damaged or of another program
         return None
-
-
-def _random_states() -> dict:
-    kind, keys, *rest = np.random.get_state()  # noqa: NPY002  a library may use it
-    return {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None,
-        "numpy": [kind, keys.tolist(), *rest],
-        "python": random.getstate(),
-    }
-
-
-def _set_random_states(states: dict) -> None:
-    torch.set_rng_state(states["torch"])
-    if states["cuda"] is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(states["cuda"])
-    np.random.set_state(tuple(states["numpy"]))  # noqa: NPY002
-    version, numbers, gauss = states["python"]
-    random.setstate((version, tuple(numbers), gauss))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import itertools
 import json
 import logging
@@ -9,7 +10,8 @@ import math
 import os
 import socket
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import pandas as pd
@@ -20,140 +22,101 @@ from commands.errors import TrainingError
 from commands.files import atomic_write, started, write_json
 from commands.signals import Interrupted
 from option import InputError
-from training import checkpoint
+from training.checkpoint import LAST, Progress
 
 log = logging.getLogger("eat")
 
-# Every file that a run writes, relative to its folder.
-_FILES = (
-    "options.json",
-    "run.json",
-    "metrics.csv",
-    "predictions.csv",
-    "report.png",
-    "report.html",
-    "checkpoints/best.pth",
-    "checkpoints/best.pth.new",
-    "checkpoints/previous_best.pth",
-    "checkpoints/last.pt",
-    "checkpoints/last.pt.new",
-    "checkpoints/.*.tmp",
-    "checkpoints/previous.pt",
-    "checkpoints/bad_steps.json",
-    "checkpoints/calibrated.pth",
-    "checkpoints/released_style.pth",
-    "checkpoints/*_AOT_vacc_*.pth",
-    "tensorboard/events.out.tfevents*",
-)
-_PREVIOUS = ".previous_run"  # the run that a new one is about to replace
+# Every file that a run writes, by the folder in the run's.
+_WEIGHTS = ("best.pth", "previous_best.pth", "calibrated.pth", "released_style.pth", "*_AOT_vacc_*.pth")
+_STATES = ("last.pt", "previous.pt", "last.pt.new", "best.pth.new", ".*.tmp", "bad_steps.json")
+_FILES = {
+    "checkpoints": (*_WEIGHTS, *_STATES),
+    "tensorboard": ("events.out.tfevents*",),
+    "": ("options.json", "run.json", "metrics.csv", "predictions.csv", "report.png", "report.html"),
+}
+PREVIOUS = ".previous_run"  # the run that a new one is about to replace
 _MOVING = ".previous_run.moving"  # the same on its way: what is not in here is still, or again, in the folder
 
 
-class RunFolder:
-    """A context for a run's work in its folder: run.json says what becomes of it, and nothing that was there is lost.
+@contextmanager
+def kept(folder: Path, options: argparse.Namespace, parameters: dict) -> Iterator[None]:
+    """While a run works in its folder: run.json says what becomes of it, and nothing that was there is lost.
 
-    resumes: it goes on with the run that is there. trains: it leaves checkpoints to go on from. Of several processes,
-    the first alone writes.
+    parameters: those that a search has chosen. After an error the replaced run is put back, or the message says how to
+    go on. Of several processes, the first alone writes.
     """
-
-    def __init__(self, path: Path, *, resumes: bool, trains: bool):
-        self.path, self.resumes, self.trains = path, resumes, trains
-        self.first = distributed.rank() == 0
-
-    def begin(self, parameters: dict, options: dict) -> None:
-        """Write run.json, with the parameters that a search has chosen, and a new run's options.json."""
-        if self.first:
-            begin(self.path, parameters)
-            if not self.resumes:
-                write_json(self.path / "options.json", options)
-
-    def end(self, result: dict) -> None:
-        """The run is done."""
-        if self.first:
-            end(self.path, "done", result=result)
-
-    def __enter__(self) -> RunFolder:
-        return self
-
-    def __exit__(self, _type, error: BaseException | None, _traceback) -> None:
-        """After an error: note it, restore the run that this one would have replaced, or say how to go on."""
-        if error is None:
-            return
-        can_resume = self.trains and (self.path / "checkpoints" / checkpoint.LAST).is_file()
-        if goes_on := can_resume and isinstance(error, Interrupted):
-            error.folder = self.path
-        if self.first:
-            if not goes_on and not self.resumes and restore_previous(self.path):
-                can_resume = False
-            elif isinstance(error, InputError) and not any((self.path / "checkpoints").glob("*")):
-                remove_run(self.path)  # nothing came of it: the same command may be given again
-            else:
-                note_end(self.path, error)
-        if isinstance(error, (InputError, TrainingError)) and can_resume:
-            hint = f"{error}; --resume --experiment_dir_name {self.path} goes on from the last checkpoint"
-            raise type(error)(hint) from error
-
-
-def note_end(folder: Path, error: BaseException) -> None:
-    """Write why the run ended to its run.json."""
-    stopped = isinstance(error, (Interrupted, KeyboardInterrupt))
-    with suppress(OSError):  # the disk may be what it failed for
-        end(folder, "stopped" if stopped else "failed", str(error) or type(error).__name__)
-
-
-def begin(folder: Path, parameters: dict) -> None:
-    """Write run.json, what becomes of the run. parameters: those that a search has chosen."""
-    content = {"status": "running", "reason": None, "started": _now(), "ended": None}
-    content |= {"pid": os.getpid(), "pid_started": started(os.getpid())}
-    write_json(folder / "run.json", content | {"host": socket.gethostname(), "parameters": parameters})
-
-
-def end(folder: Path, status: str, reason: str | None = None, result: dict | None = None) -> None:
-    """Note in run.json how the run ended: `done`, `stopped` or `failed`, and why; or its result."""
-    path = folder / "run.json"
+    first, checkpoints = distributed.rank() == 0, folder / "checkpoints"
     try:
+        if first:
+            content = {"status": "running", "reason": None, "started": _now(), "ended": None}
+            content |= {"pid": os.getpid(), "pid_started": started(os.getpid()), "host": socket.gethostname()}
+            write_json(folder / "run.json", content | {"parameters": parameters})
+            if not options.resume:
+                write_json(folder / "options.json", vars(options))
+        yield
+    except BaseException as error:
+        can_resume = not options.eval and (checkpoints / LAST).is_file()
+        if goes_on := can_resume and isinstance(error, Interrupted):
+            error.folder = folder
+        if first and not goes_on and not options.resume and restore_previous(folder):
+            can_resume = False
+        elif first and isinstance(error, InputError) and not any(checkpoints.glob("*")):
+            remove_run(folder)  # nothing came of it: the same command may be given again
+        else:
+            end(folder, error)
+        if can_resume and isinstance(error, (InputError, TrainingError)):
+            hint = f"{error}; --resume --experiment_dir_name {folder} goes on from the last checkpoint"
+            raise type(error)(hint) from error
+        raise
+
+
+def end(folder: Path, outcome: dict | BaseException) -> None:
+    """Note in run.json how the run ended: done, and its result; stopped or failed, and why. Rank 0 alone does."""
+    failed = isinstance(outcome, BaseException)
+    stopped = isinstance(outcome, (Interrupted, KeyboardInterrupt))
+    note = {"status": "stopped" if stopped else "failed" if failed else "done", "ended": _now()}
+    note["reason"] = (str(outcome) or type(outcome).__name__) if failed else None
+    content, path = {"started": _now(), "parameters": {}}, folder / "run.json"
+    with suppress(OSError, ValueError):
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        content = {"started": _now(), "parameters": {}}
-    content |= {"status": status, "reason": reason, "ended": _now(), "result": result}
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(path, content)
+    with suppress(OSError) if failed else nullcontext():  # the disk may be what it failed for
+        if distributed.rank() == 0:
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json(path, content | note | {"result": None if failed else outcome})
 
 
 def _now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S%z")
 
 
-def open_folder(given: str | None, name: str, *, resume: bool, overwrite: bool, keep: Path | None) -> Path:
-    """The folder of a run, ready for it: `given`, or a new one under runs/, named after `name`, for all processes.
+def open_folder(options: argparse.Namespace, keep: Path | None) -> Path:
+    """The folder of a run, ready for it, for all processes: the one that is given, or a new one under runs/.
 
-    overwrite, keep: see `prepare_folder`. Raises InputError.
+    keep: a file that must not be overwritten with the run that is there. Raises InputError.
     """
-    first = distributed.rank() == 0
+    first, given = distributed.rank() == 0, options.experiment_dir_name
     if given is None:
-        given = distributed.share(str(new_folder(Path("runs"), name)) if first else None)
-    if first and not resume:
-        prepare_folder(Path(given), overwrite, keep)
+        name = f"{options.dataset}-{'eval' if options.eval else options.model}"
+        given = distributed.gather(first and str(_new_folder(Path("runs"), name)))[0]
+    elif first and not options.resume:
+        prepare_folder(Path(given), options.overwrite, keep)
     return Path(given)
 
 
-def new_folder(parent: Path, name: str) -> Path:
-    """Make a new folder in `parent`, named after `name` and the time."""
+def _new_folder(parent: Path, name: str) -> Path:
     stem = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
     for count in itertools.count(1):
         folder = parent / (stem if count == 1 else f"{stem}-{count}")
-        try:
+        with suppress(FileExistsError):
             folder.mkdir(parents=True)
-        except FileExistsError:
-            continue
-        return folder
+            return folder
 
 
 def prepare_folder(folder: Path, overwrite: bool, keep: Path | None = None) -> None:
     """Make `folder` ready for a new run. keep: a file that must not be overwritten with it.
 
-    Raises InputError where a run is there already, unless `overwrite`, which sets that run's files aside until
-    `drop_previous` or `restore_previous`; other files in the folder are left alone.
+    Raises InputError where a run is there already, unless `overwrite`, which sets that run's files aside in PREVIOUS
+    until they are removed, or `restore_previous`; other files in the folder are left alone.
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: --experiment_dir_name is a file, not a folder")
@@ -164,35 +127,29 @@ def prepare_folder(folder: Path, overwrite: bool, keep: Path | None = None) -> N
     if not _run_files(folder) and not (folder / _MOVING).exists():
         return
     if not overwrite:
-        raise InputError(
-            f"{folder}: holds a run; give --resume, --overwrite or another --experiment_dir_name"
-        )
+        remedy = "give --resume, --overwrite or another --experiment_dir_name"
+        raise InputError(f"{folder}: holds a run; {remedy}")
     if keep is not None and folder.resolve() in keep.resolve().parents:
         raise InputError(f"{keep}: lies in the run that --overwrite would replace; use another folder")
-    if (folder / _PREVIOUS).exists():  # of a run that was killed before its first epoch
+    if (folder / PREVIOUS).exists():  # of a run that was killed before its first epoch
         remove_run(folder)
     else:
         _move_run(folder, folder / _MOVING)
-        os.replace(folder / _MOVING, folder / _PREVIOUS)
-
-
-def drop_previous(folder: Path) -> None:
-    """The new run has results: remove the one that it replaces."""
-    remove_run(folder / _PREVIOUS)
+        os.replace(folder / _MOVING, folder / PREVIOUS)
 
 
 def restore_previous(folder: Path) -> bool:
     """The new run failed before it had results: put back the one that it would have replaced. False: there is none."""
-    if not (folder / _PREVIOUS).exists():
+    if not (folder / PREVIOUS).exists():
         return False
     remove_run(folder)
-    os.replace(folder / _PREVIOUS, folder / _MOVING)
+    os.replace(folder / PREVIOUS, folder / _MOVING)
     _move_run(folder / _MOVING, folder)
     return True
 
 
 def _run_files(folder: Path) -> list[Path]:
-    return [path for pattern in _FILES for path in folder.glob(pattern)]
+    return [path for room, names in _FILES.items() for name in names for path in (folder / room).glob(name)]
 
 
 def _move_run(source: Path, target: Path) -> None:
@@ -207,47 +164,37 @@ def remove_run(folder: Path) -> None:
     """Remove a run's files, and its folder if nothing else is in it."""
     for path in _run_files(folder):
         path.unlink()
-    for name in ("checkpoints", "tensorboard", ""):
+    for room in _FILES:
         with suppress(OSError):  # not there, or not empty: somebody else's files
-            (folder / name).rmdir()
+            (folder / room).rmdir()
 
 
-def write_metrics(path: Path, history: list[dict[str, float]]) -> None:
-    """metrics.csv: a row per epoch."""
-    with atomic_write(path) as file:
-        pd.DataFrame(history).to_csv(file, index=False)
+def _write_metrics(folder: Path, progress: Progress) -> None:
+    with atomic_write(folder / "metrics.csv") as file:
+        pd.DataFrame(progress.history).to_csv(file, index=False)
 
 
-class Epochs:
-    """What is written of every epoch: metrics.csv, TensorBoard's files, a line of the log. Rank 0 alone has it do so."""
+def open_curves(folder: Path, progress: Progress) -> AbstractContextManager:
+    """TensorBoard's writer for `note_epoch`, rank 0's; it and metrics.csv go on where the run stands."""
+    if distributed.rank():
+        return nullcontext()
+    if progress.history:
+        _write_metrics(folder, progress)
+    return SummaryWriter(str(folder / "tensorboard"), purge_step=progress.epoch + 1)
 
-    def __init__(self, folder: Path, progress: checkpoint.Progress):
-        self.folder, self.table, self.curves = folder, folder / "metrics.csv", folder / "tensorboard"
-        self.writer = None
-        if distributed.rank() == 0:
-            if progress.history:
-                write_metrics(self.table, progress.history)
-            self.writer = SummaryWriter(str(self.curves), purge_step=progress.epoch + 1)
 
-    def __enter__(self) -> Epochs:
-        return self
-
-    def __exit__(self, *_) -> None:
-        if self.writer is not None:
-            self.writer.close()
-
-    def add(self, progress: checkpoint.Progress, of: int) -> None:
-        """The epoch that was just done, of `of`. With it the run has results: the one that it replaces goes."""
-        row = progress.history[-1]
-        write_metrics(self.table, progress.history)
-        drop_previous(self.folder)
-        for name, value in row.items():
-            if name not in ("epoch", "seconds") and math.isfinite(value):
-                self.writer.add_scalar(name.replace("val_", "val/", 1), value, row["epoch"])
-        self.writer.flush()
-        figures = (
-            "train loss {train_loss:.4f}, val loss {val_loss:.4f}, SRCC {val_srcc:.4f}, PLCC {val_plcc:.4f}, "
-        )
-        figures += "accuracy {val_accuracy:.4f} ({seconds:.1f} s)"
-        best = ", best so far" if progress.best_epoch == row["epoch"] else ""
-        log.info("epoch %d/%d: %s%s", row["epoch"], of, figures.format(**row), best)
+def note_epoch(folder: Path, writer: SummaryWriter, progress: Progress, of: int) -> None:
+    """Write the epoch that was just done, of `of`. With it the run has results: the one that it replaces goes."""
+    row = progress.history[-1]
+    _write_metrics(folder, progress)
+    remove_run(folder / PREVIOUS)
+    for name, value in row.items():
+        if name not in ("epoch", "seconds") and math.isfinite(value):
+            writer.add_scalar(name.replace("val_", "val/", 1), value, row["epoch"])
+    writer.flush()
+    figures = (
+        "train loss {train_loss:.4f}, val loss {val_loss:.4f}, SRCC {val_srcc:.4f}, PLCC {val_plcc:.4f}, "
+    )
+    figures += "accuracy {val_accuracy:.4f} ({seconds:.1f} s)"
+    best = ", best so far" if progress.best_epoch == row["epoch"] else ""
+    log.info("epoch %d/%d: %s%s", row["epoch"], of, figures.format(**row), best)

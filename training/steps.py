@@ -15,7 +15,7 @@ from models import RefinementSchedule, set_refinement
 
 @dataclass(frozen=True)
 class Schedule:
-    """The learning rate as a function of training time, counted in epochs."""
+    """The learning rate over training time, in epochs (fractions count); cosine falls to 0 at the end."""
 
     init_lr: float
     num_epoch: int
@@ -25,7 +25,6 @@ class Schedule:
     warmup_epochs: float = 0.0
 
     def __call__(self, epochs: float) -> float:
-        """The rate after `epochs` (fractions count) of training; cosine falls to 0 at the end."""
         if epochs < self.warmup_epochs:
             return self.init_lr * epochs / self.warmup_epochs
         if self.kind == "step":
@@ -52,42 +51,36 @@ def make_optimizer(model: nn.Module, name: str, weight_decay: float) -> torch.op
     """Adam or AdamW, fused. AdamW's decay spares biases, norms and position tables; Adam's is plain L2 on all, as ever."""
     if name == "adam":
         return torch.optim.Adam(model.parameters(), weight_decay=weight_decay, fused=True)
-    spared = model.no_weight_decay()
-    decayed, rest = [], []
+    spared, decayed, rest = model.no_weight_decay(), [], []
     for parameter_name, parameter in model.named_parameters():
         (rest if parameter.ndim < 2 or parameter_name in spared else decayed).append(parameter)
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, fused=True)
 
 
+@dataclass(eq=False)
 class Stepper:
     """From a loss to new weights: scaling, gradients, accumulation, clipping, the optimiser.
 
     optimizer: a fused one. accumulate: batches per step; their gradients are averaged. precision: gradients are scaled
-    in fp16 only.
+    in fp16 only. unsynced: a context in which gradients stay with their process, until a step's last batch.
     A step whose gradient is not finite changes nothing; that is decided on the device, which is not waited for.
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        optimizer: torch.optim.Optimizer,
-        schedule: Schedule,
-        precision: Precision,
-        accumulate: int = 1,
-        clip_grad: float | None = None,
-        refinement: RefinementSchedule | None = None,
-        unsynced: Callable = nullcontext,
-    ):
-        """unsynced: a context for forward and backward in which gradients stay with their process, until a step's last batch."""
-        self.unsynced = unsynced
-        self.model, self.optimizer, self.schedule, self.precision = model, optimizer, schedule, precision
-        self.accumulate, self.clip_grad, self.refinement = accumulate, clip_grad, refinement
-        self.scaler = torch.amp.GradScaler(precision.device.type, enabled=precision.dtype == torch.float16)
-        self.left_out: Tensor | None = (
-            None  # whether the last step was, for its gradient; a bool on the device
-        )
-        self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    schedule: Schedule
+    precision: Precision
+    accumulate: int = 1
+    clip_grad: float | None = None
+    refinement: RefinementSchedule | None = None
+    unsynced: Callable = nullcontext
+
+    def __post_init__(self):
+        half = self.precision.dtype == torch.float16
+        self.scaler = torch.amp.GradScaler(self.precision.device.type, enabled=half)
+        self.left_out: Tensor | None = None  # whether the last step was; a bool on the device
+        self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def begin(self, now: float) -> None:
         """Before a batch's forward pass. now: epochs done, fractions count."""
@@ -109,11 +102,7 @@ class Stepper:
         for group in self.optimizer.param_groups:
             group["lr"] = self.schedule(now)
         self.scaler.unscale_(self.optimizer)
-        gradients = [p.grad for p in self.parameters if p.grad is not None]
-        if self.clip_grad is None:
-            norm = nn.utils.get_total_norm(gradients)
-        else:
-            norm = nn.utils.clip_grad_norm_(self.parameters, self.clip_grad)
+        norm = nn.utils.clip_grad_norm_(self.parameters, self.clip_grad or math.inf)
         if self.scaler.is_enabled():  # it leaves steps out to find its scale: nothing to tell
             self.scaler.step(self.optimizer)
             self.scaler.update()
