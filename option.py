@@ -209,10 +209,7 @@ def tuned(parameters: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def complete(given: Mapping[str, Any]) -> argparse.Namespace:
-    """All options: `given` over the dataset's recipe over the table's defaults, checked together.
-
-    Raises InputError for a combination that is impossible.
-    """
+    """All options: `given` over the dataset's recipe over the table's defaults, checked together. Raises InputError."""
     dataset = given.get("dataset", "demo")
     defaults = {name: option.default for name, option in OPTIONS.items()}
     options = argparse.Namespace(**(defaults | RECIPES[dataset] | dict(given)))
@@ -271,10 +268,7 @@ def complete_loss(options: argparse.Namespace, votes: bool) -> None:
 
 
 def complete_network(options: argparse.Namespace, given: Mapping, settings: Mapping[str, str]) -> None:
-    """Fill in the network's settings, those of the weights (`settings`) where none is given, and check them together.
-
-    Raises InputError for options that belong to other settings.
-    """
+    """Fill in the network's settings, those of the weights (`settings`) where none is given. Raises InputError."""
     for name, released in (("interest_points", "batch"), ("refinement", "released")):
         if getattr(options, name) is None:
             setattr(options, name, settings.get(name, released))
@@ -297,10 +291,7 @@ def _refuse(names: Sequence[str], given: Mapping[str, Any], owner: str, found: s
 
 
 def resumed(given: Mapping[str, Any], path: os.PathLike) -> dict[str, Any]:
-    """The options of a resumed run: those that it left in `path`, with those of `given` that may change.
-
-    Raises InputError where `given` would make it another run, or there are no options.
-    """
+    """A resumed run's options: those left in `path`, under `given` ones that may change. Raises InputError for others."""
     saved = _checked(read_json(path, "no run to resume"), str(path))
     saved.pop("overwrite", None)  # it was for that run's start
     for name, value in given.items():

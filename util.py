@@ -58,10 +58,10 @@ def scores(outputs: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Pairs:
-    """Predicted beside true scores, image by image: all that the metrics need. Every array is (N,) float64.
+    """Predicted beside true scores, image by image, on one scale: all that the metrics need. (N,) float64 each.
 
-    predicted, true: on one scale. agree: 1 where both are on the same side of their threshold, else 0; a score at
-    the threshold is low. emd_r1, emd_r2: the images' EMDs, nan where there are no two vote distributions.
+    agree: 1 where both are on the same side of their threshold, else 0; a score at the threshold is low.
+    emd_r1, emd_r2: the images' EMDs, nan where there are no two vote distributions.
     """
 
     predicted: np.ndarray

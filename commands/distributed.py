@@ -1,7 +1,4 @@
-"""The processes of one run, as `torchrun` starts them: who this one is, and what they agree on.
-
-A single process is rank 0 of 1, and nothing here costs it anything.
-"""
+"""The processes of one run, as `torchrun` starts them; a single one is rank 0 of 1, and pays nothing for it."""
 
 from __future__ import annotations
 
@@ -15,8 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-# How long a process waits for the others: rank 0 alone may evaluate a whole test set meanwhile.
-PATIENCE = timedelta(hours=2)
+PATIENCE = timedelta(hours=2)  # rank 0 alone may evaluate a whole test set, while the others wait
 
 
 def rank() -> int:

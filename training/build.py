@@ -127,9 +127,9 @@ def loaders(
 def make_model(
     options: argparse.Namespace, weights: Weights | None, form: Format, dataset: str, device: torch.device
 ) -> EAT:
-    """The network of `options` with `weights`, or fresh, for the scores of `dataset`, as `form` has them.
+    """The network of `options` with `weights`, or fresh, for the scores of `dataset`, as `form` has them; seeds the run.
 
-    Seeds the random numbers of the run. Raises InputError where the network could not be evaluated.
+    Raises InputError where the network could not be evaluated.
     """
     torch.manual_seed(options.seed)
     names = ("interest_points", "refinement", "sync_interest_points", "drop_path_rate")

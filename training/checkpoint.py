@@ -40,10 +40,7 @@ class Progress:
 
 
 def save(path: Path, content: dict) -> None:
-    """torch.save by rank 0, atomically: what was at `path` stays whole until the new file is.
-
-    Raises OSError, with the path.
-    """
+    """torch.save by rank 0: what was at `path` stays whole until the new file is. Raises OSError, with the path."""
     if distributed.rank():
         return
     path.parent.mkdir(exist_ok=True)

@@ -90,9 +90,9 @@ def _now() -> str:
 
 
 def open_folder(options: argparse.Namespace, keep: Path | None) -> Path:
-    """The folder of a run, ready for it, for all processes: the one that is given, or a new one under runs/.
+    """The folder of a run, for all processes: the one that is given, made ready, or a new one under runs/.
 
-    keep: a file that must not be overwritten with the run that is there. Raises InputError.
+    keep: see `prepare_folder`. Raises InputError.
     """
     first, given = distributed.rank() == 0, options.experiment_dir_name
     if given is None:
@@ -115,8 +115,8 @@ def _new_folder(parent: Path, name: str) -> Path:
 def prepare_folder(folder: Path, overwrite: bool, keep: Path | None = None) -> None:
     """Make `folder` ready for a new run. keep: a file that must not be overwritten with it.
 
-    Raises InputError where a run is there already, unless `overwrite`, which sets that run's files aside in PREVIOUS
-    until they are removed, or `restore_previous`; other files in the folder are left alone.
+    Raises InputError where a run is there already, unless `overwrite`, which sets that run's files, no others, aside in
+    PREVIOUS.
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: --experiment_dir_name is a file, not a folder")
