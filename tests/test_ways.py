@@ -1,12 +1,16 @@
 """Every way of computing attention gives the network of the golden numbers; the fastest that does so is found by measuring."""
 
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import make_toy
+from conftest import arguments, make_toy
 
 from models import attention, ways
+from option import InputError
+from training import attention as run_attention
+from training.steps import Precision
 from util import emd_loss
 
 
@@ -86,3 +90,99 @@ def test_a_way_that_differs_or_fails_is_left_out_with_one_warning(toy, golden_im
 
 def test_the_fastest_is_chosen():
     assert ways.fastest({"L": {"fused": 2.0, "explicit": 1.0}, "D": {}}) == {"L": "explicit"}
+
+
+@pytest.fixture
+def options():
+    """On what stands for a GPU, and measures on the CPU."""
+    return SimpleNamespace(
+        attention="auto", deterministic=False, released_protocol=False, tf32=False, compile=False
+    )
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    monkeypatch.setattr(Precision, "__call__", lambda self: nullcontext())
+    return Precision(torch.device("cuda"))
+
+
+def test_a_run_takes_the_fastest_ways_and_says_so_in_one_line(
+    toy, golden_images, options, gpu, monkeypatch, caplog
+):
+    caplog.set_level("INFO")
+    choose = run_attention.chooser(options, toy.train(), gpu, {})
+    seen = []
+
+    def measured(model, images, precision, tolerance, compiled, warn):
+        seen.append((len(images), tolerance))
+        return {name: {"dense": 1.5, "sampled": 3.0} for name in ways.layers(model) if name[0] == "D"}
+
+    monkeypatch.setattr(ways, "measure", measured)
+    chosen = choose(golden_images)
+    assert seen == [(len(golden_images), ways.EXACT)]
+    assert {way for name, way in chosen.items() if name[0] == "D"} == {"dense"}
+    assert chosen == ways.ways_of(toy)
+    assert [line for line in caplog.messages if "D 32 channels, 4 heads: dense* 1.50, sampled 3.00" in line]
+
+
+def test_a_resumed_run_takes_the_ways_that_it_had(toy, options, gpu):
+    known = ways.ways_of(toy) | {"D 32 channels, 4 heads": "dense_bias"}
+    assert run_attention.chooser(options, toy, gpu, known) is None
+    assert ways.ways_of(toy) == known
+
+
+def test_nothing_is_chosen_on_a_cpu_when_told_and_in_the_released_protocol(toy, options, gpu):
+    assert run_attention.chooser(options, toy, Precision(torch.device("cpu")), {}) is None
+    for other in ({"attention": "dense"}, {"released_protocol": True}):
+        assert run_attention.chooser(SimpleNamespace(**vars(options) | other), toy, gpu, {}) is None
+    assert set(ways.ways_of(toy).values()) == {"fused", "sampled"}
+
+
+def test_deterministic_on_a_gpu_is_dense_throughout_and_says_what_it_costs(
+    toy, golden_images, options, gpu, monkeypatch, caplog
+):
+    caplog.set_level("INFO")
+    options.deterministic = True
+    try:
+        run_attention.prepare(options, toy, gpu.device)
+        assert torch.are_deterministic_algorithms_enabled()
+        assert set(ways.ways_of(toy).values()) == {"dense", "explicit"}
+        times = {
+            name: {"sampled": 1.0, "dense": 3.0, "fused": 1.0, "explicit": 2.0} for name in ways.layers(toy)
+        }
+        monkeypatch.setattr(ways, "measure", lambda *_, **__: times)
+        run_attention.chooser(options, toy, gpu, {})(golden_images)
+        assert torch.are_deterministic_algorithms_enabled()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert set(ways.ways_of(toy).values()) == {"dense", "explicit"}
+    # The toy has seven layers of windows and three deformable ones.
+    assert "attention takes 23.0 ms of a step, instead of 10.0 ms by the fastest ways" in caplog.text
+
+
+def test_dense_trains_to_the_same_metrics_and_resumes(ava, run, ran):
+    status, result, _ = run(arguments(ava, attention="dense", experiment_dir_name=ava / "dense"))
+    assert status == 0
+    assert result["srcc"] == pytest.approx(ran["srcc"], abs=1e-3)
+    status, resumed, _ = run(["--resume", "--experiment_dir_name", ava / "dense"])
+    assert status == 0
+    assert resumed["srcc"] == result["srcc"]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ({"deterministic": True, "attention": "sampled"}, "leave it or --deterministic out"),
+        ({"attention": "fast"}, "choose from auto, sampled, dense"),
+    ],
+)
+def test_options_that_do_not_go_together_are_one_line(ava, run, words, message):
+    status, _, err = run(arguments(ava, **words))
+    assert status == 2
+    assert message in err
+
+
+def test_dense_attention_needs_deformable_layers(options):
+    options.attention = "dense"
+    with pytest.raises(InputError, match=r"--attention dense: .*no deformable layers"):
+        run_attention.prepare(options, torch.nn.Linear(2, 2), torch.device("cpu"))

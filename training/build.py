@@ -29,7 +29,7 @@ from models import (
 from option import InputError
 from photographs.cache import open_filled
 from photographs.labels import FORMATS, Format, Labels, csv_format
-from training import checkpoint, engine
+from training import attention, checkpoint, engine
 from training.steps import Precision, Schedule, Stepper, allow_tf32, make_optimizer
 from util import make_loss
 
@@ -145,6 +145,7 @@ def make_model(
         log.warning("warning: %s starts from random weights; %s", options.model, remedy)
     if distributed.rank():  # rank 0 goes on as a single process would
         torch.manual_seed(options.seed + distributed.rank())
+    attention.prepare(options, model, device)
     return model.to(device)
 
 
@@ -235,5 +236,6 @@ def make_training(
     if options.resume:
         progress = checkpoint.restore(checkpoints, stepper)
         log.info("resumed after %d epochs and %d batches", progress.epoch, progress.step)
+    choose = attention.chooser(options, model, precision, progress.ways)
     limits = options.save_minutes, options.max_bad_steps
-    return engine.Training(network, stepper, make_loss(options.loss), checkpoints, *limits, progress)
+    return engine.Training(network, stepper, make_loss(options.loss), checkpoints, *limits, progress, choose)

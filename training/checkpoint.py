@@ -37,6 +37,7 @@ class Progress:
     best_epoch: int = 0
     best_value: float = -math.inf
     history: list[dict[str, float]] = field(default_factory=list)
+    ways: dict[str, str] = field(default_factory=dict)  # of attention, where they were chosen by measuring
 
 
 def save(path: Path, content: dict) -> None:

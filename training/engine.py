@@ -25,6 +25,7 @@ from dataset import Batch, batches, to_input
 from option import InputError
 from photographs.labels import Format
 from training import checkpoint
+from training.attention import Chooser
 from training.checkpoint import Progress
 from training.steps import Precision, Stepper
 from util import Pairs, compute_metrics
@@ -94,6 +95,7 @@ class Training:
     save_minutes: float = math.inf
     max_bad_steps: int = 0
     progress: Progress = field(default_factory=Progress)
+    choose: Chooser | None = None  # by the first batch, how attention is computed
 
     def __post_init__(self):
         self.device = self.stepper.precision.device
@@ -146,9 +148,12 @@ class Training:
         remedy += f"--batch_size {half} --accumulate {stepper.accumulate * 2}"
         with memory_watched(len(batch.names), self.device, remedy):
             stepper.begin(now)
+            images = to_input(batch, self.device)
+            if self.choose is not None:
+                self.progress.ways, self.choose = self.choose(images), None
             with nullcontext() if last else stepper.unsynced():
                 with stepper.precision():
-                    output = self.network(to_input(batch, self.device))
+                    output = self.network(images)
                 loss = self.criterion(output.float(), batch.targets.to(self.device, non_blocking=True))
                 stepper.backward(loss, together)
             loss = loss.detach()
