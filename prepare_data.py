@@ -45,31 +45,11 @@ def read_labels(options: argparse.Namespace) -> Prepared:
         if (split == "official") != bool(options.test_list):
             raise InputError("--split official and --test_list belong together; give both or neither")
         return official.read_ava(options.labels, split, options.test_list, options.skip_missing)
-    if options.command == "tad66k":
-        return official.read_tad66k(options.labels, options.theme)
     if options.command == "flickr_aes":
         return official.read_flickr_aes(options.scores, options.workers)
-    if options.command in ("aadb", "para"):
-        return {"aadb": official.read_aadb, "para": official.read_para}[options.command](options.labels)
-    if options.score_column and options.vote_columns:
-        raise InputError("--score_column and --vote_columns exclude each other; leave one out")
-    if options.score_min >= options.score_max:
-        raise InputError(f"--score_min {options.score_min:g} is not below --score_max {options.score_max:g}")
-    separator = {"tab": "\t", "\\t": "\t"}.get(options.separator, options.separator)
-    if len(separator) != 1 or not separator.isascii():
-        raise InputError(f"--separator {options.separator!r} is not one plain character, or tab")
-    if options.vote_columns and len(set(options.vote_columns)) < max(2, len(options.vote_columns)):
-        raise InputError("--vote_columns needs two columns or more, each once")
-    return official.read_any(
-        options.labels,
-        options.image_column,
-        options.suffix,
-        options.score_column or "score",
-        options.vote_columns,
-        options.split_column,
-        (options.score_min, options.score_max),
-        separator,
-    )
+    if options.command == "csv":
+        return official.read_any(options)
+    return official.read_folder(options.command, options.labels, getattr(options, "theme", None))
 
 
 def prepare(options: argparse.Namespace) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import os
 import re
 from collections.abc import Sequence
@@ -133,108 +134,120 @@ def _check_threshold(path, threshold: float | None, low: float, high: float) -> 
         raise InputError(f"--threshold {threshold:g} lies outside the scale of {path}, {low:g} to {high:g}")
 
 
-def read_labels(path: str | os.PathLike, form: Format, limit: int | None = None) -> Labels:
-    """Read one CSV. limit: the first rows only.
+def read_labels(path: str | os.PathLike, form: Format | None, limit: int | None = None) -> Labels:
+    """Read one CSV. form None: whose pictures alone are wanted, with targets of 0. limit: the first rows only.
 
     Raises InputError naming the file, the line and the value for anything that is not a label.
     """
     table = read_table(path)
-    needed = [form.image_column, *(form.vote_columns or ("score",))]
-    if missing := [column for column in needed if column not in table.columns]:
-        raise InputError(f"{path}: no column {', '.join(missing)}; found {', '.join(table.columns)}")
-    if limit is not None:
-        table = table.head(limit)
-    names = [plain_name(name) for name in table[form.image_column]]
-    for line, name in zip(table.index, names, strict=True):
-        if problem := name_problem(name):
-            raise InputError(f"{path}, line {line}: image name {name!r} {problem}")
-    images = np.array([name + form.suffix for name in names])
-    duplicated = pd.Series(images, index=table.index, dtype=object)[lambda s: s.duplicated()]
-    if len(duplicated):
+    names_alone, form = form is None, form or names_format(table)
+    require(path, table, [form.image_column, *(() if names_alone else form.vote_columns or ["score"])])
+    table = table.head(limit) if limit is not None else table
+    images = pd.Series(read_names(path, table, form), index=table.index)
+    if len(again := images[images.duplicated()]):
         raise InputError(
-            f"{path}, line {duplicated.index[0]}: image {duplicated.iloc[0]} stands there a second time "
-            f"({len(duplicated)} repeated in all); keep one row for each image"
+            f"{path}, line {again.index[0]}: image {again.iloc[0]} stands there a second time "
+            f"({len(again)} repeated in all); keep one row for each image"
         )
-    targets, opinions = _votes(path, table, form) if form.vote_columns else _scores(path, table, form)
-    return Labels(str(path), images, targets, opinions)
+    if names_alone:
+        targets = opinions = np.zeros(len(table))
+    elif form.vote_columns:
+        votes = read_votes(path, table, form.vote_columns, form.image_column)
+        totals = votes.sum(1)
+        opinions = votes @ np.arange(1.0, votes.shape[1] + 1) / totals
+        targets = votes / totals[:, None]
+    else:
+        low, high = form.score_range
+        targets = opinions = (read_scores(path, table, form.score_range) - low) / (high - low)
+    targets = targets.reshape(len(table), -1).astype(np.float32)
+    return Labels(str(path), np.array(images, dtype=str), targets, opinions)
 
 
-def _votes(path, table: pd.DataFrame, form: Format) -> tuple[np.ndarray, np.ndarray]:
-    votes = read_numbers(path, table, form.vote_columns)
-    refuse_where(path, table, votes < 0, form.vote_columns, "votes cannot be negative")
-    refuse_where(path, table, votes > 1e12, form.vote_columns, "too many votes to be true")
-    totals = votes.sum(1)
-    if (totals == 0).any():
-        raise InputError(
-            f"{path}, line {table.index[np.argmax(totals == 0)]}: all votes are 0; remove the row"
-        )
-    opinions = votes @ np.arange(1.0, votes.shape[1] + 1) / totals
-    return (votes / totals[:, None]).astype(np.float32), opinions
+def names_format(table: pd.DataFrame) -> Format:
+    """Where the names of the pictures stand in a prepared CSV: of AVA, or any other."""
+    return AVA if "image_id" in table.columns and "image" not in table.columns else Format()
 
 
-def _scores(path, table: pd.DataFrame, form: Format) -> tuple[np.ndarray, np.ndarray]:
-    low, high = form.score_range
-    values = read_numbers(path, table, ["score"])
-    refuse_where(path, table, (values < low) | (values > high), ["score"], f"scores are {low:g} to {high:g}")
-    opinions = (values - low) / (high - low)
-    return opinions.astype(np.float32), opinions[:, 0]
+def read_table(path: str | os.PathLike, separator: str = ",", columns: Sequence[str] = ()) -> pd.DataFrame:
+    """A CSV as text, indexed by its line numbers, blank lines left out. Raises InputError.
 
-
-def read_table(path: str | os.PathLike, separator: str = ",") -> pd.DataFrame:
-    """A CSV as text, indexed by its line numbers, blank lines left out. Raises InputError."""
+    columns: of a file without a header that separates them by blanks, which the first may hold itself.
+    """
     if not Path(path).is_file():
-        raise InputError(f"{path}: no such file; check the folder of the CSVs")
-    if b"\0" in Path(path).read_bytes():  # which pandas' versions read differently
-        raise InputError(f"{path}: holds NUL characters; it must be UTF-8 text")
+        raise InputError(f"{path}: no such file; check its name and folder")
     try:
-        # Without a header, so that pandas neither renames repeated columns nor takes a long row for an index.
-        table = pd.read_csv(
-            path,
-            sep=separator,
-            dtype=str,
-            na_filter=False,
-            skip_blank_lines=False,
-            encoding="utf-8-sig",
-            header=None,
-        )
-    except pd.errors.EmptyDataError:
-        raise InputError(f"{path}: empty; it needs a header and rows") from None
-    except pd.errors.ParserError as error:
-        found = re.search(r"Expected (\d+) fields in line (\d+), saw (\d+)", str(error))
-        what = (
-            f", line {found[2]}: {found[3]} columns, not {found[1]}"
-            if found
-            else f": not a readable CSV ({error})"
-        )
-        raise InputError(f"{path}{what}; a value with a {separator!r} in it needs quotes") from None
-    except (UnicodeDecodeError, ValueError) as error:
-        raise InputError(f"{path}: not a readable CSV ({' '.join(str(error).split())})") from None
-    table = table.fillna("")
-    table.index = table.index + 1
-    blank = (table[0].str.strip() == "").to_numpy(bool, copy=True)
-    for row in np.flatnonzero(blank):
-        blank[row] = not "".join(table.iloc[row]).strip()
-    table = table[~blank]
-    if table.empty:
-        raise InputError(f"{path}: empty; it needs a header and rows")
-    columns = [str(column).strip() for column in table.iloc[0]]
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            if columns:
+                rows = {n: line.strip().rsplit(None, len(columns) - 1) for n, line in enumerate(file, 1)}
+            else:
+                reader = csv.reader(file, delimiter=separator, strict=True)
+                rows = {}
+                for row in reader:
+                    rows[reader.line_num] = row
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: not UTF-8 text; save it as such") from None
+    except csv.Error as error:
+        raise InputError(f"{path}, line {reader.line_num}: not a readable CSV ({error})") from None
+    rows = {line: row for line, row in rows.items() if any(map(str.strip, row))}
+    if not rows:
+        raise InputError(f"{path}: empty; it needs rows")
+    fewest, hint = len(columns), ""
+    if not columns:
+        columns = [column.strip() for column in rows.pop(next(iter(rows)))]
+        hint = f"; a value with a {separator!r} in it needs quotes"
     if repeated := sorted({column for column in columns if columns.count(column) > 1}):
         raise InputError(f"{path}: column {', '.join(repeated)} stands there more than once")
-    table = table.iloc[1:]
-    if table.empty:
+    if not rows:
         raise InputError(f"{path}: no rows under the header {', '.join(columns)}")
-    table.columns = columns
-    return table
+    for line, row in rows.items():
+        if not fewest <= len(row) <= len(columns):
+            raise InputError(f"{path}, line {line}: {len(row)} columns, not {len(columns)}{hint}")
+        row += [""] * (len(columns) - len(row))
+    return pd.DataFrame(list(rows.values()), list(rows), columns, dtype=str)
+
+
+def require(path, table: pd.DataFrame, columns: Sequence[str]) -> None:
+    """Raises InputError for the columns that the table lacks."""
+    if missing := [column for column in columns if column not in table.columns]:
+        raise InputError(f"{path}: no column {', '.join(missing)}; found {', '.join(table.columns)}")
+
+
+def read_names(path, table: pd.DataFrame, form: Format) -> list[str]:
+    """The picture file of each row."""
+    names = [plain_name(name) for name in table[form.image_column]]
+    for line, name in zip(table.index, names, strict=True):
+        if problem := _name_problem(name):
+            raise InputError(f"{path}, line {line}: image name {name!r} {problem}")
+    return [name + form.suffix for name in names]
+
+
+def read_votes(path, table: pd.DataFrame, columns: Sequence[str], image_column: str) -> np.ndarray:
+    """(N, levels) float64: counts of votes."""
+    votes = read_numbers(path, table, columns)
+    refuse_where(path, table, votes < 0, columns, "votes cannot be negative")
+    refuse_where(path, table, votes > 1e12, columns, "too many votes to be true")
+    refuse_where(
+        path, table, votes.sum(1, keepdims=True) == 0, [image_column], "all votes are 0; remove the row"
+    )
+    return votes
+
+
+def read_scores(path, table: pd.DataFrame, scale: tuple[float, float], column: str = "score") -> np.ndarray:
+    """(N,) float64, all of them within the scale."""
+    (low, high), values = scale, read_numbers(path, table, [column])
+    refuse_where(path, table, (values < low) | (values > high), [column], f"scores are {low:g} to {high:g}")
+    return values[:, 0]
 
 
 def read_numbers(path, table: pd.DataFrame, columns: Sequence[str]) -> np.ndarray:
-    columns = list(columns)
-    values = table[columns].apply(pd.to_numeric, errors="coerce").to_numpy(np.float64)
+    """(N, columns) float64, finite."""
+    values = table[list(columns)].apply(pd.to_numeric, errors="coerce").to_numpy(np.float64)
     refuse_where(path, table, ~np.isfinite(values), columns, "not a number")
     return values
 
 
 def refuse_where(path, table: pd.DataFrame, bad: np.ndarray, columns: Sequence[str], problem: str) -> None:
+    """Raises InputError for the first value of `columns` that is bad, a (N, columns) bool."""
     if bad.any():
         row, column = np.argwhere(bad)[0]
         value = table[columns[column]].iloc[row]
@@ -248,12 +261,10 @@ def plain_name(name: str) -> str:
     return name if ".." in name or not name else PurePosixPath(name).as_posix()
 
 
-def name_problem(name: str) -> str | None:
+def _name_problem(name: str) -> str | None:
     path = PurePosixPath(name.replace("\\", "/"))
-    if not name:
-        return "is empty"
-    if "\0" in name:
-        return "holds a NUL character"
+    if not name or "\0" in name:
+        return "holds a NUL character" if name else "is empty"
     if path.is_absolute() or ".." in path.parts or re.match(r"[A-Za-z]:", name):
         return "leaves the image folder; names are relative to it"
     return None

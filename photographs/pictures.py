@@ -20,7 +20,7 @@ from commands.growing import Growing, fingerprint, read_csv, write_csv
 from commands.signals import Interrupted, Watch, signals_first
 from option import InputError
 from photographs import workers
-from photographs.labels import name_problem, plain_name, read_table
+from photographs.labels import names_format, read_names, read_table, require
 
 
 class Kind(NamedTuple):
@@ -241,15 +241,9 @@ def report(findings: Iterable[Finding]) -> str:
 def named_in(path: Path) -> pd.DataFrame:
     """A CSV as it is, as text, with the pictures that it names in the column `_file`."""
     table = read_table(path)
-    column = next((name for name in ("image", "image_id") if name in table.columns), None)
-    if column is None:
-        raise InputError(f"{path}: no column image or image_id; found {', '.join(table.columns)}")
-    ending = ".jpg" if column == "image_id" else ""
-    names = [plain_name(name) + ending for name in table[column]]
-    for line, name in zip(table.index, names, strict=True):
-        if problem := name_problem(name):
-            raise InputError(f"{path}, line {line}: image name {name!r} {problem}")
-    return table.assign(_file=names)
+    form = names_format(table)
+    require(path, table, [form.image_column])
+    return table.assign(_file=read_names(path, table, form))
 
 
 def write_clean(

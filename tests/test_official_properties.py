@@ -67,7 +67,7 @@ def test_tad66k_written_oddly_is_the_same(tmp_path, scores, data):
         )
     write(tmp_path / "merge" / "train.csv", text)
     write(tmp_path / "merge" / "test.csv", "image,score\nother.png,5\n")
-    table = official.read_tad66k(tmp_path).table.query("split == 'train'")
+    table = official.read_folder("tad66k", tmp_path).table.query("split == 'train'")
     assert dict(zip(table["image"], table["score"], strict=True)) == scores
 
 
@@ -91,7 +91,7 @@ def test_no_bytes_at_all_crash_a_parser(tmp_path, content):
     for read in (
         lambda: official.read_ava(path),
         lambda: official.read_ava(write(tmp_path / "AVA.txt", AVA_LINES[0]), "official", [path]),
-        lambda: official.read_tad66k(tmp_path),
+        lambda: official.read_folder("tad66k", tmp_path),
         lambda: official.read_flickr_aes(path),
         lambda: official.read_flickr_aes(good, path),
     ):

@@ -219,7 +219,7 @@ def test_a_folder_without_pictures_is_told(tmp_path, command):
 
 def test_names_that_leave_the_folder_are_refused(tmp_path, command):
     make_pictures(tmp_path / "images", ["a.jpg"], (8, 8))
-    for name, problem in (("../a.jpg", "leaves the image folder"), ("a\0.jpg", "holds NUL characters")):
+    for name, problem in (("../a.jpg", "leaves the image folder"), ("a\0.jpg", "holds a NUL character")):
         (tmp_path / "t.csv").write_text(f"image,score\n{name},1\n")
         words = ("--images", tmp_path / "images", "--csv", tmp_path / "t.csv", "--out", tmp_path / "c")
         status, _, err = command("check", *words)

@@ -90,8 +90,8 @@ def test_the_official_lists_say_what_is_tested_and_trained(tmp_path, command):
         ("101\n105\n101\n", "list.txt, line 3: image 101 stands there again; it is in"),
         ("101\n7\n8\n", "2 of the 3 ids of {list} are not in {labels}, first 7"),
         ("7\n", "1 of the 1 ids of {list} are not in"),
-        ("101\nx\n", "list.txt, line 2: 'x': not an image id"),
-        ("\n", "no ids of test photographs"),
+        ("101\nx\n", "list.txt, line 2: id = 'x': not an image id"),
+        ("\n", "list.txt: empty; it needs rows"),
     ],
 )
 def test_a_wrong_test_list_is_one_line(tmp_path, command, text, problem):
