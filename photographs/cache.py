@@ -16,20 +16,19 @@ import shutil
 import time
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from itertools import count, islice, takewhile
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
+from typing import TextIO
 
 import lmdb
 import numpy as np
 import PIL
 import torch
 import torchvision
-from torch.utils.data import Dataset
 
-from commands.bars import bar
 from commands.growing import fingerprint
-from commands.signals import Interrupted, Watch, signals_first
+from commands.signals import Interrupted, Watch
 from option import InputError
 from photographs import workers
 from photographs.decode import Resize, read_fast, read_pil, undecodable
@@ -104,12 +103,12 @@ class Cache:
 
     def compare(self, names: Sequence[str], images: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
         """Two (N,) bool: who is missing; and whose file in the folder `images` is no longer the one that was decoded."""
-        missing, stale = np.zeros((2, len(names)), bool)
-        for i, name in enumerate(names):
-            kept = self._get(b"f", name)
-            missing[i] = kept is None
-            stale[i] = kept is not None and kept != _file(Path(images) / name)
-        return missing, stale
+        kept = [self._get(b"f", name) for name in names]
+        missing = np.array([file is None for file in kept], bool)
+        found = (
+            file is not None and file != _file(Path(images) / n) for file, n in zip(kept, names, strict=True)
+        )
+        return missing, np.fromiter(found, bool, len(names))
 
     def read(self, name: str) -> np.ndarray:
         """(side, side, 3) uint8, a view of the file. Raises InputError where it is lost, or its checksum differs."""
@@ -123,18 +122,14 @@ class Cache:
     def faulty(self, names: np.ndarray, images: str | os.PathLike, watch: Watch | None = None) -> np.ndarray:
         """(N,) bool: missing, stale, or damaged. Reads all pictures. Raises CacheStale, Interrupted when a signal comes."""
         missing, stale = self.compare(names, images)
-        damaged = np.zeros(len(names), bool)
-        with bar(f"verify {self.folder.name}", len(names)) as shown:
-            for i in np.flatnonzero(~missing & ~stale):
-                if watch is not None and watch.received:
-                    raise Interrupted(watch.received)
-                try:
-                    self.read(names[i])
-                except CacheStale:
-                    raise
-                except InputError:
-                    damaged[i] = True
-                shown.update(1)
+        damaged, there = np.zeros(len(names), bool), np.flatnonzero(~missing & ~stale)
+        for i in workers.watched(there, f"verify {self.folder.name}", len(there), watch):
+            try:
+                self.read(names[i])
+            except CacheStale:
+                raise
+            except InputError:
+                damaged[i] = True
         for what, found in (("have changed", stale), ("are damaged", damaged)):
             if found.any():
                 log.info("%s: %d pictures %s, first %s", self.folder, found.sum(), what, names[found][0])
@@ -161,32 +156,36 @@ class Cache:
             sizes = f"{len(names)} pictures take {needed / 2**20:.1f} MiB, {free / 2**20:.1f} MiB are free"
             raise OSError(errno.ENOSPC, sizes, str(self.folder))
         problems = []
-        reader = _Files(images, self.resize, self.decoder)
-        found = zip(names, workers.each(reader, names, num_workers), strict=True)
-        found = takewhile(lambda _: watch is None or not watch.received, found)
+        decoded = workers.each(workers.Calls(partial(self._decode, Path(images))), names, num_workers)
+        decoded = workers.watched(decoded, f"cache {self.folder.name}", len(names), watch)
         self.close()  # LMDB refuses to open a store twice in a process
         try:
-            with (
-                lmdb.open(str(self.folder), **LMDB) as env,
-                bar(f"cache {self.folder.name}", len(names)) as shown,
-                signals_first(watch),
-            ):
-                while batch := list(islice(found, BATCH)):
-                    with env.begin(write=True) as transaction:
+            with lmdb.open(str(self.folder), **LMDB) as env, ExitStack() as batch:
+                for number, (name, found) in enumerate(zip(names, decoded, strict=True)):
+                    if number % BATCH == 0:
+                        batch.close()
+                        transaction = env.begin(write=True)
+                        batch.callback(transaction.commit)  # a signal cuts it short
                         transaction.put(SETTINGS, self.settings)
-                        for name, decoded in batch:
-                            if isinstance(decoded, InputError):
-                                problems.append(decoded)
-                                transaction.delete(_key(b"f", name))  # what there is of an earlier file
-                            else:
-                                transaction.put(_key(b"f", name), decoded[0])
-                                transaction.put(_key(b"p", name), decoded[1])
-                    shown.update(len(batch))
+                    if isinstance(found, InputError):
+                        problems.append(found)
+                        transaction.delete(_key(b"f", name))  # what there is of an earlier file
+                    else:
+                        transaction.put(_key(b"p", name), found[1])
+                        transaction.put(_key(b"f", name), found[0])
         except lmdb.Error as error:
             raise OSError(errno.EIO, f"pictures cannot be written ({error})", self.path) from None
-        if watch is not None and watch.received:
-            raise Interrupted(watch.received)
         return problems
+
+    def _decode(self, images: Path, name: str) -> tuple[bytes, bytes] | InputError:
+        """What is kept of a picture, or the error of one that does not decode."""
+        path, read = images / name, read_fast if self.decoder == "fast" else read_pil
+        try:
+            file = _file(path)  # before it is read
+            pixels = read(path, self.resize).tobytes()
+        except Exception as error:  # decoders raise anything at all on a damaged file
+            return undecodable(path, error)
+        return file, pixels + zlib.crc32(pixels).to_bytes(4, "little")
 
     @contextmanager
     def lock(self, watch: Watch | None = None) -> Iterator[None]:
@@ -196,12 +195,11 @@ class Cache:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         with open(self.folder / "lock", "w") as file:
-            for tries in count():
-                with suppress(BlockingIOError):
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                if not tries:
+            told = False
+            while not _locked(file):
+                if not told:
                     log.info("%s: another process is filling it; waiting", self.folder)
+                told = True
                 if watch is not None and watch.received:
                     raise Interrupted(watch.received)
                 time.sleep(0.2)
@@ -256,21 +254,12 @@ def repair(
         return cache.add(names[wanted], images, num_workers, watch)
 
 
-class _Files(Dataset):
-    """Of each picture what the store keeps, (file, pixels); or the InputError of one that does not decode."""
-
-    def __init__(self, images: str | os.PathLike, resize: Resize, decoder: str):
-        self.images, self.resize = Path(images), resize
-        self.read = read_fast if decoder == "fast" else read_pil
-
-    def __getitem__(self, name: str) -> tuple[bytes, bytes] | InputError:
-        path = self.images / name
-        try:
-            file = _file(path)  # before it is read
-            pixels = self.read(path, self.resize).tobytes()
-            return file, pixels + zlib.crc32(pixels).to_bytes(4, "little")
-        except Exception as error:  # decoders raise anything at all on a damaged file
-            return undecodable(path, error)
+def _locked(file: TextIO) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 def _file(path: Path) -> bytes:

@@ -6,17 +6,17 @@ import hashlib
 import os
 import warnings
 from collections.abc import Mapping, Sequence
+from functools import partial
+from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from PIL import Image
-from torch.utils.data import Dataset
 
-from commands.bars import bar
 from commands.files import atomic_write
-from commands.signals import Interrupted, Watch, signals_first
+from commands.signals import Watch
 from photographs import workers
 
 SIDE = 224  # pixels are compared after a resize to a square of it, as training sees them
@@ -49,15 +49,15 @@ class Copy(NamedTuple):
     distance: int
 
 
-def signature(path: Path) -> Signature | None:
+def signature(folder: Path, name: str) -> Signature | None:
     """Raises nothing: None where the picture cannot be read."""
     import imagehash  # takes a second, and this command alone needs it
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PIL's, of pictures that are large or written oddly
-            data = path.read_bytes()
-            with Image.open(path) as picture:
+            data = (folder / name).read_bytes()
+            with Image.open(folder / name) as picture:
                 square = picture.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BICUBIC)
     except Exception:  # decoders raise anything at all on a damaged file
         return None
@@ -70,27 +70,13 @@ def _digest(data: bytes) -> str:
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
-class _Signatures(Dataset):
-    def __init__(self, folder: Path):
-        self.folder = folder
-
-    def __getitem__(self, name: str) -> Signature | None:
-        return signature(self.folder / name)
-
-
 def signatures(
     folder: str | os.PathLike, names: Sequence[str], num_workers: int = 0, watch: Watch | None = None
 ) -> dict[str, Signature]:
     """Of each picture that decodes. Raises Interrupted when a signal comes."""
-    found = {}
-    with bar("look for copies", len(names)) as shown, signals_first(watch):
-        for name, one in zip(names, workers.each(_Signatures(Path(folder)), names, num_workers), strict=True):
-            if watch is not None and watch.received:
-                raise Interrupted(watch.received)
-            if one is not None:
-                found[name] = one
-            shown.update(1)
-    return found
+    found = workers.each(workers.Calls(partial(signature, Path(folder))), names, num_workers)
+    found = workers.watched(found, "look for copies", len(names), watch)
+    return {name: one for name, one in zip(names, found, strict=True) if one is not None}
 
 
 def find_copies(
@@ -101,23 +87,23 @@ def find_copies(
     splits: names by CSV. near: most bits of difference.
     """
     found = []
-    csvs = list(splits)
-    own = {csv: [name for name in splits[csv] if name in known] for csv in csvs}
-    looks = {csv: np.array([known[name].look for name in own[csv]], np.uint64) for csv in csvs}
-    for place, csv in enumerate(csvs):
-        for other in csvs[place + 1 :]:
-            step = max(1, CHUNK // max(1, len(own[other])))
-            for start in range(0, len(own[csv]), step):
-                apart = np.bitwise_count(looks[csv][start : start + step, None] ^ looks[other][None])
-                for row, column in np.argwhere(apart <= near):
-                    image, copy = own[csv][start + row], own[other][column]
-                    how = "name" if image == copy else _how(known[image], known[copy])
-                    found.append(Copy(image, csv, copy, other, how, int(apart[row, column])))
+    own = {csv: [name for name in names if name in known] for csv, names in splits.items()}
+    looks = {csv: np.array([known[name].look for name in names], np.uint64) for csv, names in own.items()}
+    for csv, other in combinations(own, 2):
+        step = max(1, CHUNK // max(1, len(own[other])))
+        for start in range(0, len(own[csv]), step):
+            apart = np.bitwise_count(looks[csv][start : start + step, None] ^ looks[other][None])
+            for row, column in np.argwhere(apart <= near):
+                image, copy = own[csv][start + row], own[other][column]
+                one, two = known[image], known[copy]
+                same = {
+                    "name": image == copy,
+                    "bytes": one.file == two.file,
+                    "pixels": one.pixels == two.pixels,
+                }
+                how = next((how for how, is_it in same.items() if is_it), "near")
+                found.append(Copy(image, csv, copy, other, how, int(apart[row, column])))
     return sorted(found, key=lambda pair: (list(HOWS).index(pair.how), pair.distance, pair.image, pair.copy))
-
-
-def _how(one: Signature, other: Signature) -> str:
-    return "bytes" if one.file == other.file else "pixels" if one.pixels == other.pixels else "near"
 
 
 def report(found: Sequence[Copy]) -> str:

@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import astuple, dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
 from PIL import ExifTags, Image, UnidentifiedImageError
-from torch.utils.data import Dataset
 
-from commands.bars import bar
 from commands.files import atomic_write
 from commands.growing import Growing, fingerprint, read_csv, write_csv
-from commands.signals import Interrupted, Watch, signals_first
+from commands.signals import Watch
 from option import InputError
 from photographs import workers
 from photographs.labels import names_format, read_names, read_table, require
@@ -56,8 +53,7 @@ _MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"RIFF", b"BM", b"II*\
 _GREY, _DEEP = {"1", "L", "LA", "La"}, ("I;16", "I", "F")
 
 
-@dataclass(frozen=True)
-class Finding:
+class Finding(NamedTuple):
     """One picture. kinds: of KINDS, joined by ` + `. bytes and changed tell whether the file is still that one."""
 
     image: str
@@ -78,7 +74,7 @@ class Finding:
         return next(verdict for verdict in ("stops", "spoils", "used") if verdict in verdicts)
 
 
-COLUMNS = [field.name for field in fields(Finding)]
+COLUMNS = list(Finding._fields)
 
 
 def examine(folder: str | os.PathLike, name: str) -> Finding:
@@ -123,21 +119,16 @@ def _frames(picture: Image.Image) -> int:
 
 def _kinds(picture: Image.Image) -> list[str]:
     mode, deep = picture.mode, picture.mode.startswith(_DEEP)
-    oriented = (
-        picture.getexif().get(ExifTags.Base.Orientation, 1)
-        if picture.format in ("JPEG", "MPO", "TIFF")
-        else 1
-    )
+    exif = picture.getexif() if picture.format in ("JPEG", "MPO", "TIFF") else {}
+    deep_png = picture.format == "PNG" and any(";16" in str(tile[-1]) for tile in picture.tile)
     found = {
         "16-bit grey": deep,
-        "16-bit colour": not deep
-        and picture.format == "PNG"
-        and any(";16" in str(t[-1]) for t in picture.tile),
+        "16-bit colour": deep_png and not deep,
         "CMYK": mode == "CMYK",
         "grey": mode in _GREY,
         "palette": mode in ("P", "PA"),
         "transparent": mode in ("RGBA", "RGBa", "LA", "La", "PA") or "transparency" in picture.info,
-        "rotated": oriented not in (0, 1),
+        "rotated": exif.get(ExifTags.Base.Orientation, 1) not in (0, 1),
         "other colours": mode in ("YCbCr", "LAB", "HSV"),
     }
     return [kind for kind, is_it in found.items() if is_it]
@@ -145,14 +136,6 @@ def _kinds(picture: Image.Image) -> list[str]:
 
 def _line(error: Exception) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
-
-
-class _Pictures(Dataset):
-    def __init__(self, folder: str | os.PathLike):
-        self.folder = folder
-
-    def __getitem__(self, name: str) -> Finding:
-        return examine(self.folder, name)
 
 
 def examine_all(
@@ -172,20 +155,15 @@ def examine_all(
     def write(rows: Iterable[list]) -> None:
         write_csv(notes.path, [COLUMNS, *{row[0]: row for row in rows}.values()])
 
-    with signals_first(watch), notes.open(write, lambda: _read(notes.path)) as note:
+    with notes.open(write, lambda: _read(notes.path)) as note:
         seen = {row[0]: Finding(*row) for row in notes.rows()}
-        wanted = [
-            name
-            for name in names
-            if name not in seen or (seen[name].bytes, seen[name].changed) != fingerprint(folder / name)
-        ]
-        with bar("look at pictures", len(names), len(names) - len(wanted)) as shown:
-            for finding in workers.each(_Pictures(folder), wanted, num_workers):
-                if watch is not None and watch.received:
-                    raise Interrupted(watch.received)
-                note(astuple(finding))
-                seen[finding.image] = finding
-                shown.update(1)
+        known = {name: (finding.bytes, finding.changed) for name, finding in seen.items()}
+        wanted = [name for name in names if known.get(name) != fingerprint(folder / name)]
+        found = workers.each(workers.Calls(partial(examine, folder)), wanted, num_workers)
+        done = len(names) - len(wanted)
+        for finding in workers.watched(found, "look at pictures", len(names), watch, done):
+            note(finding)
+            seen[finding.image] = finding
     return [seen[name] for name in names]
 
 
@@ -222,19 +200,17 @@ def pictures_in(folder: str | os.PathLike) -> tuple[list[str], int]:
     return sorted(names), others
 
 
-def report(findings: Iterable[Finding]) -> str:
+def report(findings: Sequence[Finding]) -> str:
     """A table: how many pictures of each kind, what training does with them, and the first of them."""
-    counts, first, total = Counter(), {}, 0
+    images: dict[str, list[str]] = {}
     for finding in findings:
-        total += 1
         for kind in finding.kinds.split(" + "):
-            counts[kind] += 1
-            first.setdefault(kind, finding.image)
-    lines = [f"{total} pictures; what training does with them:"]
+            images.setdefault(kind, []).append(finding.image)
+    lines = [f"{len(findings)} pictures; what training does with them:"]
     for kind, (_, training) in KINDS.items():
-        if counts[kind]:
-            example = "" if kind == "plain" else f"; the first is {first[kind]}"
-            lines.append(f"{counts[kind]:>8}  {kind:<14} {training}{example}")
+        if own := images.get(kind):
+            example = "" if kind == "plain" else f"; the first is {own[0]}"
+            lines.append(f"{len(own):>8}  {kind:<14} {training}{example}")
     return "\n".join(lines)
 
 

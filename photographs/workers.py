@@ -8,13 +8,14 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from multiprocessing import forkserver
 from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
 
-from commands.signals import Watch
+from commands.bars import bar
+from commands.signals import Interrupted, Watch, signals_first
 from option import InputError
 
 # Neither copies a process that has threads, as `fork` does, nor imports everything once for each process, as `spawn`.
@@ -57,15 +58,32 @@ def _start_server(context: multiprocessing.context.BaseContext) -> None:
             signal.signal(number, handler)
 
 
+class Calls(Dataset):
+    """What a function makes of each sample."""
+
+    def __init__(self, function: Callable[[Any], Any]):
+        self.function = function
+
+    def __getitem__(self, sample: Any) -> Any:
+        return self.function(sample)
+
+
 def each(reader: Dataset, samples: Sequence, num_workers: int) -> Iterator[Any]:
     """What `reader` makes of each sample, in order. Raises InputError where a worker dies."""
     num_workers = num_workers if len(samples) >= PARALLEL_FROM else 0
     ahead = 16 if num_workers else None  # they go on while who takes them writes to the disk
-    return items(
-        loader(
-            reader, num_workers, batch_size=None, sampler=samples, collate_fn=as_it_is, prefetch_factor=ahead
-        )
-    )
+    given = {"batch_size": None, "sampler": samples, "collate_fn": as_it_is, "prefetch_factor": ahead}
+    return items(loader(reader, num_workers, **given))
+
+
+def watched(things: Iterable, title: str, total: int, watch: Watch | None, done: int = 0) -> Iterator[Any]:
+    """The same things, counted by a bar. Raises Interrupted when a signal comes."""
+    with bar(title, total, done) as shown, signals_first(watch):
+        for thing in things:
+            if watch is not None and watch.received:
+                raise Interrupted(watch.received)
+            yield thing
+            shown.update(1)
 
 
 def start_worker(_: int) -> None:
