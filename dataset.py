@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import cache
-from itertools import islice
+from itertools import combinations
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,8 +31,7 @@ class Batch(NamedTuple):
     names: list[str]
 
 
-@dataclass(frozen=True)
-class Splits:
+class Splits(NamedTuple):
     """Labels by split. `notes` says in words what was done to get them."""
 
     train: Labels | None
@@ -100,10 +98,8 @@ def network_input(images: Tensor, flips: Tensor) -> Tensor:
 @cache
 @torch.inference_mode(False)  # whoever asks first
 def _statistics(device: torch.device) -> tuple[Tensor, ...]:
-    return tuple(
-        torch.tensor(values, device=device).view(3, 1, 1)
-        for values in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
-    )
+    both = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+    return tuple(torch.tensor(values, device=device).view(3, 1, 1) for values in both)
 
 
 class Sample(NamedTuple):
@@ -128,27 +124,26 @@ class PhotoDataset(torch.utils.data.Dataset):
 
     def __getitem__(self, sample: Sample):
         name, target, seed = sample
-        rng = random.Random(seed)
+        path, rng = self.folder / name, random.Random(seed)
         try:
             if self.cache is not None:
                 image, flip = self.transform(self.cache.read(name), rng)
             elif self.decoder == "gpu":
+                data = read_plain_jpeg(path)
+                data = torch.tensor(read_pil(path, self.transform.resize)) if data is None else data
                 corner, flip = self.transform.draw(rng)
-                image = _encoded(self.folder / name, self.transform.resize), corner
+                image = data, corner
             else:
                 read = read_fast if self.decoder == "fast" else read_pil
-                image, flip = self.transform(read(self.folder / name, self.transform.resize), rng)
-        except InputError as error:
-            return error
+                image, flip = self.transform(read(path, self.transform.resize), rng)
         except Exception as error:  # decoders raise anything at all on a damaged file
-            return undecodable(self.folder / name, error)
+            return undecodable(path, error)
         return image, flip, target, name
 
     def collate(self, samples: list) -> Batch | InputError:
         """One batch; an error where there is one among the samples."""
-        for sample in samples:
-            if isinstance(sample, InputError):
-                return sample
+        if errors := [sample for sample in samples if isinstance(sample, InputError)]:
+            return errors[0]
         images, flips, targets, names = zip(*samples, strict=True)
         if self.cache is None and self.decoder == "gpu":
             pictures, corners = zip(*images, strict=True)
@@ -156,11 +151,6 @@ class PhotoDataset(torch.utils.data.Dataset):
         else:
             pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
         return Batch(pixels, torch.tensor(flips), torch.from_numpy(np.stack(targets)), list(names))
-
-
-def _encoded(path: Path, resize: Resize) -> Tensor:
-    data = read_plain_jpeg(path)
-    return torch.tensor(read_pil(path, resize)) if data is None else data
 
 
 class Draws(Sampler):
@@ -176,33 +166,29 @@ class Draws(Sampler):
         self.length, self.batch_size, self.seed, self.shuffle = length, batch_size, seed, shuffle
         self.rank, self.world = rank, world
         self.epoch = self.start = 0
+        if shuffle:
+            share = -(-length // world)
+            self.places = (torch.arange(rank, share * world, world) % length).split(batch_size)
+        else:
+            self.places = torch.arange(length).split(batch_size)[rank::world]
 
     @property
     def images(self) -> int:
         """How many images this process has in an epoch."""
-        if self.shuffle:
-            return -(-self.length // self.world)
-        starts = range(0, self.length, self.batch_size)[self.rank :: self.world]
-        return sum(min(self.batch_size, self.length - start) for start in starts)
+        return sum(map(len, self.places))
 
     def __len__(self) -> int:
         """How many batches this process has in an epoch."""
-        if self.shuffle:
-            return -(-self.images // self.batch_size)
-        return len(range(0, self.length, self.batch_size)[self.rank :: self.world])
+        return len(self.places)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        rows, seeds = torch.arange(self.length), torch.zeros(self.length, dtype=torch.int64)
         if self.shuffle:
             generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
             rows = torch.randperm(self.length, generator=generator)
             seeds = torch.randint(2**62, (self.length,), generator=generator)
-            own = torch.arange(self.rank, self.images * self.world, self.world) % self.length
-            parts = zip(rows[own].split(self.batch_size), seeds[own].split(self.batch_size), strict=True)
-            batches = (list(zip(*(part.tolist() for part in pair), strict=True)) for pair in parts)
-        else:
-            starts = range(0, self.length, self.batch_size)[self.rank :: self.world]
-            batches = ([(r, 0) for r in range(s, min(s + self.batch_size, self.length))] for s in starts)
-        return islice(batches, self.start, None)
+        for places in self.places[self.start :]:
+            yield list(zip(rows[places].tolist(), seeds[places].tolist(), strict=True))
 
 
 class Samples(Draws):
@@ -221,7 +207,7 @@ class Samples(Draws):
 def read_splits(
     folder: str | Path,
     images: str | Path,
-    form: Format,
+    form: Format | None,
     *,
     train: bool = True,
     calibrate: bool = False,
@@ -233,41 +219,39 @@ def read_splits(
 ) -> Splits:
     """Read `train.csv`, `val.csv` and `test.csv` of `folder` and find their images.
 
-    train: False reads test.csv only, and with `calibrate` train.csv too. select_on_test: test.csv serves as the validation set, as in the release.
-    Where there is no val.csv, `val_share` of train.csv is held out, by `seed`.
+    form: see `read_labels`. train: False reads test.csv only, and with `calibrate` train.csv too. select_on_test: test.csv
+    serves as the validation set, as in the release. Where there is no val.csv, `val_share` of train.csv is held out, by `seed`.
     """
-    folder, notes = Path(folder), []
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; --path_to_save_csv names the folder of the CSVs")
-
-    if not Path(images).is_dir():
-        raise InputError(f"{images}: no such folder; --path_to_images names the folder of the pictures")
-
-    skipped = {}
+    for place, option, what in (
+        (folder, "--path_to_save_csv", "CSVs"),
+        (images, "--path_to_images", "pictures"),
+    ):
+        if not Path(place).is_dir():
+            raise InputError(f"{place}: no such folder; {option} names the folder of the {what}")
+    notes, skipped = [], {}
 
     def read(name: str) -> Labels:
-        labels, skipped[name] = find_images(read_labels(folder / name, form, limit), images, skip_missing)
+        labels, skipped[name] = find_images(
+            read_labels(Path(folder) / name, form, limit), images, skip_missing
+        )
         if skipped[name]:
             notes.append(f"{name}: {skipped[name]} rows skipped, their images are missing")
         return labels
 
-    test = read("test.csv")
-    if not train:
-        training = read("train.csv") if calibrate else None
-        return Splits(training, None, test, tuple(notes), skipped["test.csv"])
-    training = read("train.csv")
-    if select_on_test:
+    test, validation = read("test.csv"), None
+    training = read("train.csv") if train or calibrate else None
+    if train and select_on_test:
         validation = test
         notes.append("released protocol: the checkpoint is selected on test.csv")
-    elif (folder / "val.csv").is_file():
+    elif train and (Path(folder) / "val.csv").is_file():
         validation = read("val.csv")
-    else:
+    elif train:
         training, validation = hold_out(training, val_share, seed)
         notes.append(f"no val.csv: {len(validation)} rows of train.csv held out for validation")
-    splits = {"train": training, "val": validation, "test": test}
-    for first, second in (("train", "val"), ("train", "test"), ("val", "test")):
-        shared = set(splits[first].images) & set(splits[second].images)
-        if shared and splits[first] is not splits[second]:
+    splits = {"train": training, "val": validation, "test": test} if train else {}
+    for (first, one), (second, other) in combinations(splits.items(), 2):
+        shared = set(one.images) & set(other.images)
+        if shared and one is not other:
             notes.append(f"warning: {len(shared)} images are in {first} and in {second}, as {min(shared)}")
     return Splits(training, validation, test, tuple(notes), skipped["test.csv"])
 

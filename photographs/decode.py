@@ -6,6 +6,7 @@ import io
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -86,14 +87,15 @@ def _is_plain_jpeg(data: bytearray) -> bool:
 
 
 def undecodable(path: Path, error: Exception) -> InputError:
-    """What to tell of a picture that a decoder refused."""
+    """What to tell of a picture that could not be read: of what a decoder raised, or the InputError itself."""
+    if isinstance(error, InputError):
+        return error
     unknown = isinstance(error, UnidentifiedImageError)
     reason = "no decoder knows it" if unknown else " ".join(str(error).split()) or type(error).__name__
     return InputError(f"{path}: does not decode ({reason}); replace it or remove its row")
 
 
-@dataclass(frozen=True)
-class Encoded:
+class Encoded(NamedTuple):
     """A batch that is still to be decoded, on the device where it is needed."""
 
     pictures: list[Tensor]  # (N,) a JPEG's bytes, or what PIL made of another file, (side, side, 3); uint8
@@ -101,26 +103,17 @@ class Encoded:
     resize: Resize
     crop: int  # its side
 
-    def pin_memory(self) -> Encoded:
-        """As the DataLoader asks for it."""
-        return Encoded([data.pin_memory() for data in self.pictures], self.corners, self.resize, self.crop)
-
     def decode(self, device: torch.device) -> Tensor:
         """(B, 3, crop, crop) uint8 on the device. Raises RuntimeError where a file is damaged."""
-        jpegs = [data for data in self.pictures if data.ndim == 1]
-        decoded = iter(_decode_all(jpegs, device))
-        squares = [
-            self.resize.tensor(next(decoded))
-            if data.ndim == 1
-            else data.to(device, non_blocking=True).permute(2, 0, 1)
-            for data in self.pictures
-        ]
-        return torch.stack(
-            [
-                square[:, top : top + self.crop, left : left + self.crop]
-                for square, (left, top) in zip(squares, self.corners, strict=True)
-            ]
-        )
+        decoded = iter(_decode_all([data for data in self.pictures if data.ndim == 1], device))
+        crops = []
+        for data, (left, top) in zip(self.pictures, self.corners, strict=True):
+            if data.ndim == 1:
+                square = self.resize.tensor(next(decoded))
+            else:
+                square = data.to(device, non_blocking=True).permute(2, 0, 1)
+            crops.append(square[:, top : top + self.crop, left : left + self.crop])
+        return torch.stack(crops)
 
 
 def _decode_all(jpegs: list[Tensor], device: torch.device) -> list[Tensor]:
