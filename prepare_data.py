@@ -17,12 +17,12 @@ import torch
 from commands.errors import guarded
 from commands.files import atomic_write, write_json
 from commands.signals import Watch
-from dataset import Transform
+from dataset import Transform, read_splits
 from option import InputError
 from photographs import copies, official, pictures, splits, summary
 from photographs.arguments import parse
 from photographs.cache import Cache, repair
-from photographs.labels import Labels, Listings, find_images, hold_out
+from photographs.labels import finder
 from photographs.official import Prepared
 from training.build import pick_decoders
 
@@ -34,8 +34,13 @@ GOES_ON = "the same command goes on where it stopped"
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand; returns the exit status: 0, 1 if `check` found pictures to remove, 2 for bad input, 128 and more."""
     options = parse(argv)
-    work = {"check": check, "cache": fill_cache}.get(options.command, prepare)
-    return guarded("prepare_data.py", lambda: work(options), GOES_ON)
+
+    def work() -> int | None:
+        if options.images is not None and not Path(options.images).is_dir():
+            raise InputError(f"{options.images}: no such folder; --images names the folder of the pictures")
+        return {"check": check, "cache": fill_cache}.get(options.command, prepare)(options)
+
+    return guarded("prepare_data.py", work, GOES_ON)
 
 
 def read_labels(options: argparse.Namespace) -> Prepared:
@@ -120,38 +125,34 @@ def split_at_random(prepared: Prepared, val_share: float, test_share: float | No
 
 def look(prepared: Prepared, options: argparse.Namespace, journal: Path, watch: Watch) -> list[str]:
     """Leave out the rows whose pictures are missing, or stop or spoil training. Returns what was seen, as text."""
-    if not Path(options.images).is_dir():
-        raise InputError(f"{options.images}: no such folder; --images names the folder of the pictures")
-    listings = Listings(options.images)
-    found = [listings.find(name) for name in prepared.files]
+    find = finder(options.images)
+    found = [find(name) for name in prepared.files]
     if not any(found):
         raise InputError(
             f"{options.images}: none of the {len(found)} pictures is there, as {prepared.files[0]}"
         )
-    names = pd.Series([there or name for there, name in zip(found, prepared.files, strict=True)])
+    names = pd.Series(found).fillna(prepared.files)
     if not prepared.form.suffix:
         prepared.table["image"] = names
         prepared.separate(names)  # a.jpg and a.JPG may be one file
-        prepared.keep(~prepared.files.duplicated().to_numpy(), "another row has the same picture")
+        prepared.keep(~prepared.files.duplicated(), "another row has the same picture")
         names = prepared.files
     if options.no_check:
-        present = np.array([listings.find(name) is not None for name in names])
-        if not present.all():
-            prepared.notes.append(f"the first picture that is missing: {names[int(np.argmin(present))]}")
-        prepared.keep(present, "picture missing")
-        return []
-    findings = pictures.examine_all(options.images, names, journal, options.num_workers, watch)
-    kinds = pd.Series([finding.kinds if finding.verdict != "used" else "" for finding in findings])
+        kinds = pd.Series(["" if find(name) else "missing" for name in names])
+        if kinds.any():
+            prepared.notes.append(f"the first picture that is missing: {names[kinds.argmax()]}")
+        findings = []
+    else:
+        findings = pictures.examine_all(options.images, names, journal, options.num_workers, watch)
+        kinds = pd.Series([finding.kinds if finding.verdict != "used" else "" for finding in findings])
     for kind in sorted(set(kinds) - {""}):
-        prepared.keep((kinds != kind).to_numpy(), f"picture {kind}")
+        prepared.keep(kinds != kind, f"picture {kind}")
         kinds = kinds[kinds != kind].reset_index(drop=True)
-    return [pictures.report(findings)]
+    return [pictures.report(findings)] if findings else []
 
 
 def check_request(options: argparse.Namespace) -> None:
     """Raises InputError where `check` could not do what is asked."""
-    if not Path(options.images).is_dir():
-        raise InputError(f"{options.images}: no such folder; --images names the folder of the pictures")
     if options.clean and not options.csv:
         raise InputError("--clean needs --csv, the CSVs to clean")
     if (options.clean or options.copies) and len({path.name for path in options.csv}) < len(options.csv):
@@ -167,57 +168,63 @@ def check(options: argparse.Namespace) -> int:
     """The subcommand `check`."""
     check_request(options)
     tables = {path: pictures.named_in(path) for path in options.csv}
-    listings = Listings(options.images)
+    find = finder(options.images)
     for table in tables.values():
-        table["_file"] = [listings.find(name) or name for name in table["_file"]]
-    if tables:
-        names = list(dict.fromkeys(name for table in tables.values() for name in table["_file"]))
-    else:
+        table["_file"] = [find(name) or name for name in table["_file"]]
+    names = list(dict.fromkeys(name for table in tables.values() for name in table["_file"]))
+    if not tables:
         names, others = pictures.pictures_in(options.images)
         if others:
             print(f"{others} files whose names do not end as a picture's are not looked at")
         if not names:
             raise InputError(f"{options.images}: no pictures in it")
     options.out.mkdir(parents=True, exist_ok=True)
-    journal = options.out / "pictures.csv"
+    journal, pairs = options.out / "pictures.csv", []
     with Watch() as watch:
         findings = pictures.examine_all(options.images, names, journal, options.num_workers, watch)
-        copies_found = look_for_copies(options, tables, watch) if options.copies else []
+        if options.copies:
+            known = copies.signatures(options.images, names, options.num_workers, watch)
+            splits_ = {path.name: list(table["_file"]) for path, table in tables.items()}
+            pairs = copies.find_copies(splits_, known, options.near)
+            copies.write(pairs, options.out / "copies.csv")
     print(pictures.report(findings))
-    bad = {finding.image for finding in findings if finding.verdict != "used"}
     print(f"each of them: {journal}")
     if options.copies:
-        print(copies.report(copies_found))
+        print(copies.report(pairs))
         print(f"each of them: {options.out / 'copies.csv'}")
+    bad = {finding.image for finding in findings if finding.verdict != "used"}
     if options.clean:
-        in_train = {pair.image for pair in copies_found if pair.csv == "train.csv"}
-        in_train |= {pair.copy for pair in copies_found if pair.copy_csv == "train.csv"}
-        print("\n".join(pictures.write_clean(tables, bad, options.clean, in_train)))
+        print("\n".join(pictures.write_clean(tables, bad, options.clean, copies.of(pairs, "train.csv"))))
         return 0
-    return int(bool(bad or copies_found))
-
-
-def look_for_copies(options: argparse.Namespace, tables: dict[Path, pd.DataFrame], watch: Watch) -> list:
-    """`--copies`: what copies.csv then lists."""
-    splits_ = {path.name: list(table["_file"]) for path, table in tables.items()}
-    names = list(dict.fromkeys(name for own in splits_.values() for name in own))
-    known = copies.signatures(options.images, names, options.num_workers, watch)
-    found = copies.find_copies(splits_, known, options.near)
-    copies.write(found, options.out / "copies.csv")
-    return found
+    return int(bool(bad or pairs))
 
 
 def fill_cache(options: argparse.Namespace) -> int:
     """The subcommand `cache`: what `main_nni.py --cache` would need with the same options."""
-    decoders = dict(zip(("train", "val"), pick_decoders(options, torch.device("cpu")), strict=True))
+    if not options.csv.is_dir():
+        raise InputError(f"{options.csv}: no such folder; --csv names the folder of the CSVs")
+    protocol, share = options.released_protocol, options.val_share
+    splits = read_splits(
+        options.csv,
+        options.images,
+        None,
+        select_on_test=protocol,
+        skip_missing=True,
+        val_share=share,
+        seed=options.seed,
+    )
+    for note in splits.notes:
+        log.info("%s", note)
+    decoder, eval_decoder = pick_decoders(options, torch.device("cpu"))
     wanted: dict[tuple, list[str]] = {}
-    for split, labels in cached_splits(options).items():
+    for split in ("train", "val", "test"):
         resize = Transform(options.dataset, options.size, split == "train").resize
-        wanted.setdefault((resize, decoders.get(split, decoders["val"])), []).extend(labels.images)
+        kind = resize, decoder if split == "train" else eval_decoder
+        wanted.setdefault(kind, []).extend(getattr(splits, split).images)
     problems = []
     with Watch() as watch:
-        for (resize, decoder), names in wanted.items():
-            store = Cache(options.out, resize, decoder)
+        for (resize, used), names in wanted.items():
+            store = Cache(options.out, resize, used)
             names = np.array(list(dict.fromkeys(names)))
             bad = repair(store, names, options.images, options.num_workers, watch)
             size = os.path.getsize(store.path) / 2**30
@@ -228,30 +235,6 @@ def fill_cache(options: argparse.Namespace) -> int:
     if len(problems) > 10:
         log.error("and %d more; `prepare_data.py check` names them all", len(problems) - 10)
     return 2 if problems else 0
-
-
-def cached_splits(options: argparse.Namespace) -> dict[str, Labels]:
-    """The pictures of each split, as `main_nni.py` would have them; those that are missing are left out."""
-
-    def read(split: str) -> Labels:
-        path = options.csv / f"{split}.csv"
-        names = pictures.named_in(path)["_file"].to_numpy(str)
-        labels = Labels(str(path), names, np.zeros((len(names), 1), np.float32), np.zeros(len(names)))
-        labels, missing = find_images(labels, options.images, skip_missing=True)
-        if missing:
-            log.info("%s: %d of its pictures are missing", path, missing)
-        return labels
-
-    if not options.csv.is_dir():
-        raise InputError(f"{options.csv}: no such folder; --csv names the folder of the CSVs")
-    splits = {"train": read("train"), "test": read("test")}
-    if options.released_protocol:
-        return splits
-    if (options.csv / "val.csv").is_file():
-        splits["val"] = read("val")
-    else:
-        splits["train"], splits["val"] = hold_out(splits["train"], options.val_share, options.seed)
-    return {split: splits[split] for split in ("train", "val", "test") if split in splits}
 
 
 if __name__ == "__main__":

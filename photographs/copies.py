@@ -118,6 +118,13 @@ def report(found: Sequence[Copy]) -> str:
     return "\n".join(lines) if found else "no picture is in two splits, as far as this sees"
 
 
+def of(found: Sequence[Copy], csv: str) -> set[str]:
+    """The pictures of a CSV that are in another one, too."""
+    return {pair.image for pair in found if pair.csv == csv} | {
+        pair.copy for pair in found if pair.copy_csv == csv
+    }
+
+
 def write(found: Sequence[Copy], path: Path) -> None:
     """copies.csv: a row for each pair."""
     with atomic_write(path) as file:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import csv
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -109,10 +110,23 @@ def csv_format(path: str | os.PathLike, score_range: tuple[float, float], thresh
     """
     columns = list(read_table(path).columns)
     if "score" in columns:
-        low, high = score_range
-        _check_threshold(path, threshold, low, high)
-        middle = 0.5 if threshold is None else (threshold - low) / (high - low)
-        return Format(score_range=score_range, threshold=middle)
+        form = Format(score_range=score_range)
+    else:
+        votes = _vote_columns(path, columns)
+        if score_range != (0.0, 1.0):
+            raise InputError(
+                f"{path}: has vote columns; --score_min and --score_max belong to a column 'score'"
+            )
+        form = Format(vote_columns=votes, threshold=(1 + len(votes)) / 2)
+    if threshold is None:
+        return form
+    low, high = form.scale
+    if not low <= threshold <= high:
+        raise InputError(f"--threshold {threshold:g} lies outside the scale of {path}, {low:g} to {high:g}")
+    return replace(form, threshold=threshold if form.vote_columns else (threshold - low) / (high - low))
+
+
+def _vote_columns(path: str | os.PathLike, columns: Sequence[str]) -> tuple[str, ...]:
     numbered = sorted((int(m[1]), column) for column in columns if (m := VOTE_COLUMN.fullmatch(column)))
     if len(numbered) < 2:
         raise InputError(
@@ -122,16 +136,7 @@ def csv_format(path: str | os.PathLike, score_range: tuple[float, float], thresh
     numbers, votes = zip(*numbered, strict=True)
     if numbers != tuple(range(numbers[0], numbers[0] + len(numbers))):
         raise InputError(f"{path}: the vote columns {', '.join(votes)} are not numbered one after the other")
-    if score_range != (0.0, 1.0):
-        raise InputError(f"{path}: has vote columns; --score_min and --score_max belong to a column 'score'")
-    _check_threshold(path, threshold, 1, len(votes))
-    middle = (1 + len(votes)) / 2 if threshold is None else threshold
-    return Format(vote_columns=votes, threshold=middle)
-
-
-def _check_threshold(path, threshold: float | None, low: float, high: float) -> None:
-    if threshold is not None and not low <= threshold <= high:
-        raise InputError(f"--threshold {threshold:g} lies outside the scale of {path}, {low:g} to {high:g}")
+    return votes
 
 
 def read_labels(path: str | os.PathLike, form: Format | None, limit: int | None = None) -> Labels:
@@ -285,12 +290,9 @@ def find_images(labels: Labels, folder: str | os.PathLike, skip_missing: bool) -
     Returns the labels whose images are there, and how many were skipped (with skip_missing).
     Raises InputError with the count and the first ten of the missing.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; it should be that of the pictures")
-    listings = Listings(folder)
-    names = [listings.find(str(name)) for name in labels.images]
-    present = np.array([name is not None for name in names])
+    find = finder(folder)
+    names = np.array([find(str(name)) or "" for name in labels.images])
+    present = names != ""
     missing = labels.images[~present]
     if len(missing) and not (skip_missing and present.any()):
         hint = "none of them is there" if not present.any() else "--skip_missing goes on without them"
@@ -298,27 +300,24 @@ def find_images(labels: Labels, folder: str | os.PathLike, skip_missing: bool) -
         raise InputError(
             f"{labels.source}: {len(missing)} of {len(labels)} images are not in {folder}: {shown}; {hint}"
         )
-    images = np.array([name for name in names if name is not None])
-    return replace(labels.subset(present), images=images), len(missing)
+    return replace(labels.subset(present), images=names[present]), len(missing)
 
 
-class Listings:
-    """What is in a folder of pictures, by one listing of each folder that is asked for."""
+def finder(folder: str | os.PathLike) -> Callable[[str], str | None]:
+    """A function that gives a file's name as it is on the disk, or None; the case of its ending may differ (`.JPG`)."""
 
-    def __init__(self, folder: str | os.PathLike):
-        self.folder = Path(folder)
-        self._known: dict[str, dict[str, str]] = {}
+    @cache
+    def listing(parent: str) -> dict[str, str]:
+        place = Path(folder, parent)
+        found = os.listdir(place) if place.is_dir() else []
+        return {_lower_ending(name): name for name in found} | {name: name for name in found}
 
-    def find(self, name: str) -> str | None:
-        """The name of the file as it is on the disk, where the case of its ending may differ (`.JPG`); None: not there."""
+    def find(name: str) -> str | None:
         parent, base = os.path.split(name)
-        if parent not in self._known:
-            place = self.folder / parent
-            found = os.listdir(place) if place.is_dir() else []
-            self._known[parent] = {_lower_ending(n): n for n in found} | {n: n for n in found}
-        known = self._known[parent]
-        found = known.get(base) or known.get(_lower_ending(base))
+        found = listing(parent).get(base) or listing(parent).get(_lower_ending(base))
         return found and os.path.join(parent, found)
+
+    return find
 
 
 def _lower_ending(name: str) -> str:

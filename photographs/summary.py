@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from matplotlib.figure import Figure
 
 from commands.files import atomic_write
@@ -25,74 +26,63 @@ SPLITS = {
 
 def describe(prepared: Prepared) -> dict:
     """Rows read and dropped, and per split: count, mean, spread (standard deviation), share above the threshold."""
-    scores, splits = prepared.scores, {}
-    for split in COLOURS:
-        own = scores[(prepared.table["split"] == split).to_numpy()]
-        if len(own):
-            splits[split] = {
-                "images": len(own),
-                "mean": float(own.mean()),
-                "spread": float(own.std()),
-                "lowest": float(own.min()),
-                "highest": float(own.max()),
-                "above_threshold": float((own > prepared.threshold).mean()),
-            }
+    scores = pd.Series(prepared.scores).groupby(prepared.table["split"])
+    splits = pd.DataFrame(
+        {
+            "images": scores.size(),
+            "mean": scores.mean(),
+            "spread": scores.std(ddof=0),
+            "lowest": scores.min(),
+            "highest": scores.max(),
+            "above_threshold": scores.agg(lambda own: (own > prepared.threshold).mean()),
+        }
+    )
     return {
         "split": prepared.split,
         "rows_read": prepared.read,
         "dropped": dict(prepared.dropped),
         "rows_kept": len(prepared.table),
         "threshold": prepared.threshold,
-        "splits": splits,
+        "splits": splits.loc[list(COLOURS)].to_dict("index"),
         "notes": prepared.notes,
     }
 
 
 def as_text(summary: Mapping) -> str:
     """The same for a terminal."""
-    lines = [
-        f"{summary['rows_read']} rows read, {summary['rows_kept']} kept; split: {SPLITS[summary['split']]}"
-    ]
-    lines += [f"  {count} dropped: {reason}" for reason, count in summary["dropped"].items()]
-    lines.append(
-        f"{'split':<6} {'images':>8} {'mean':>8} {'spread':>8} {'lowest':>8} {'highest':>8} {'above ' + format(summary['threshold'], 'g'):>10}"
-    )
+    kept = f"{summary['rows_read']} rows read, {summary['rows_kept']} kept"
+    dropped = [f"  {count} dropped: {reason}" for reason, count in summary["dropped"].items()]
+    titles = ("images", "mean", "spread", "lowest", "highest")
+    shown, above = (f"{title:>8}" for title in titles), f"above {summary['threshold']:g}"
+    lines = [" ".join([f"{'split':<6}", *shown, f"{above:>10}"])]
     for split, row in summary["splits"].items():
-        numbers = " ".join(f"{row[name]:>8.3f}" for name in ("mean", "spread", "lowest", "highest"))
+        numbers = " ".join(f"{row[name]:>8.3f}" for name in titles[1:5])
         lines.append(f"{split:<6} {row['images']:>8} {numbers} {row['above_threshold']:>10.1%}")
     named = (
         "splits were compared by the pictures' names; `prepare_data.py check --copies` compares the pictures"
     )
-    return "\n".join([*lines, *summary["notes"], named])
+    split = f"{kept}; split: {SPLITS[summary['split']]}"
+    return "\n".join([split, *dropped, *lines, *summary["notes"], named])
 
 
 def draw(prepared: Prepared, title: str, path: Path) -> None:
     """A histogram of the scores of each split, in shares, with the threshold, to a PNG."""
     scores, splits = prepared.scores, prepared.table["split"].to_numpy()
+    own = {split: scores[splits == split] for split in COLOURS}
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     low, high = scores.min(), scores.max()
-    bins = np.linspace(low, high if high > low else low + 1, 41)
-    for split, colour in COLOURS.items():
-        own = scores[splits == split]
-        if len(own):
-            weights = np.full(len(own), 1 / len(own))
-            axes.hist(
-                own,
-                bins,
-                weights=weights,
-                histtype="step",
-                linewidth=1.6,
-                color=colour,
-                label=f"{split} ({len(own)})",
-            )
-    axes.axvline(
-        prepared.threshold,
-        color="0.4",
-        linestyle="--",
-        linewidth=1,
-        label=f"threshold {prepared.threshold:g}",
+    axes.hist(
+        list(own.values()),
+        np.linspace(low, high if high > low else low + 1, 41),
+        weights=[np.full(len(part), 1 / len(part)) for part in own.values()],
+        label=[f"{split} ({len(part)})" for split, part in own.items()],
+        color=list(COLOURS.values()),
+        histtype="step",
+        linewidth=1.6,
     )
+    threshold = prepared.threshold
+    axes.axvline(threshold, color="0.4", linestyle="--", linewidth=1, label=f"threshold {threshold:g}")
     axes.set(title=title, xlabel="score", ylabel="share of the split's images")
     axes.yaxis.set_major_formatter("{x:.0%}")
     axes.legend(frameon=False)
