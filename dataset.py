@@ -78,11 +78,9 @@ def to_input(batch: Batch, device: torch.device) -> Tensor:
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:
-            reason = " ".join(str(error).split())[:160]
-            raise InputError(
-                f"a picture of {', '.join(batch.names)} does not decode on {device} ({reason}); "
-                "`prepare_data.py check` finds it, --decode fast goes on without"
-            ) from error
+            reason = f"does not decode on {device} ({' '.join(str(error).split())[:160]})"
+            remedy = "`prepare_data.py check` finds it, --decode fast goes on without"
+            raise InputError(f"a picture of {', '.join(batch.names)} {reason}; {remedy}") from error
     else:
         images = batch.images.to(device, non_blocking=True)
     return network_input(images, batch.flips.to(device, non_blocking=True))
@@ -117,9 +115,7 @@ class PhotoDataset(torch.utils.data.Dataset):
     cache: where the decoded pictures are, of this resize and this decoder.
     """
 
-    def __init__(
-        self, folder: str | Path, transform: Transform, decoder: str = "pil", cache: Cache | None = None
-    ):
+    def __init__(self, folder: str | Path, transform: Transform, decoder: str, cache: Cache | None):
         self.folder, self.transform, self.decoder, self.cache = Path(folder), transform, decoder, cache
 
     def __getitem__(self, sample: Sample):
@@ -222,12 +218,12 @@ def read_splits(
     form: see `read_labels`. train: False reads test.csv only, and with `calibrate` train.csv too. select_on_test: test.csv
     serves as the validation set, as in the release. Where there is no val.csv, `val_share` of train.csv is held out, by `seed`.
     """
-    for place, option, what in (
-        (folder, "--path_to_save_csv", "CSVs"),
-        (images, "--path_to_images", "pictures"),
+    for place, what in (
+        (folder, "--path_to_save_csv names the folder of the CSVs"),
+        (images, "--path_to_images names that of the pictures"),
     ):
         if not Path(place).is_dir():
-            raise InputError(f"{place}: no such folder; {option} names the folder of the {what}")
+            raise InputError(f"{place}: no such folder; {what}")
     notes, skipped = [], {}
 
     def read(name: str) -> Labels:

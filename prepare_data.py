@@ -128,9 +128,8 @@ def look(prepared: Prepared, options: argparse.Namespace, journal: Path, watch: 
     find = finder(options.images)
     found = [find(name) for name in prepared.files]
     if not any(found):
-        raise InputError(
-            f"{options.images}: none of the {len(found)} pictures is there, as {prepared.files[0]}"
-        )
+        none = f"none of the {len(found)} pictures is there, as {prepared.files[0]}"
+        raise InputError(f"{options.images}: {none}")
     names = pd.Series(found).fillna(prepared.files)
     if not prepared.form.suffix:
         prepared.table["image"] = names
@@ -203,16 +202,8 @@ def fill_cache(options: argparse.Namespace) -> int:
     """The subcommand `cache`: what `main_nni.py --cache` would need with the same options."""
     if not options.csv.is_dir():
         raise InputError(f"{options.csv}: no such folder; --csv names the folder of the CSVs")
-    protocol, share = options.released_protocol, options.val_share
-    splits = read_splits(
-        options.csv,
-        options.images,
-        None,
-        select_on_test=protocol,
-        skip_missing=True,
-        val_share=share,
-        seed=options.seed,
-    )
+    given = {"skip_missing": True, "val_share": options.val_share, "seed": options.seed}
+    splits = read_splits(options.csv, options.images, None, select_on_test=options.released_protocol, **given)
     for note in splits.notes:
         log.info("%s", note)
     decoder, eval_decoder = pick_decoders(options, torch.device("cpu"))

@@ -16,10 +16,10 @@ import shutil
 import time
 import zlib
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
+from itertools import count
 from pathlib import Path
-from typing import TextIO
 
 import lmdb
 import numpy as np
@@ -104,11 +104,9 @@ class Cache:
     def compare(self, names: Sequence[str], images: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
         """Two (N,) bool: who is missing; and whose file in the folder `images` is no longer the one that was decoded."""
         kept = [self._get(b"f", name) for name in names]
+        now = [_file(Path(images) / name) for name in names]
         missing = np.array([file is None for file in kept], bool)
-        found = (
-            file is not None and file != _file(Path(images) / n) for file, n in zip(kept, names, strict=True)
-        )
-        return missing, np.fromiter(found, bool, len(names))
+        return missing, ~missing & np.array([file != own for file, own in zip(kept, now, strict=True)], bool)
 
     def read(self, name: str) -> np.ndarray:
         """(side, side, 3) uint8, a view of the file. Raises InputError where it is lost, or its checksum differs."""
@@ -195,11 +193,12 @@ class Cache:
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         with open(self.folder / "lock", "w") as file:
-            told = False
-            while not _locked(file):
-                if not told:
+            for tries in count():
+                with suppress(BlockingIOError):
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                if not tries:
                     log.info("%s: another process is filling it; waiting", self.folder)
-                told = True
                 if watch is not None and watch.received:
                     raise Interrupted(watch.received)
                 time.sleep(0.2)
@@ -230,10 +229,8 @@ def open_filled(
             raise problems[0]
     cache.close()  # no process that is forked from this one inherits it
     if stale.any():
-        raise InputError(
-            f"{cache.folder}: {stale.sum()} pictures have changed since they were cached, first "
-            f"{names[np.argmax(stale)]}; {REMEDY}"
-        )
+        changed = f"{stale.sum()} pictures have changed since they were cached, first {names[stale][0]}"
+        raise InputError(f"{cache.folder}: {changed}; {REMEDY}")
     return cache
 
 
@@ -252,14 +249,6 @@ def repair(
             cache.clear()
             wanted = np.ones(len(names), bool)
         return cache.add(names[wanted], images, num_workers, watch)
-
-
-def _locked(file: TextIO) -> bool:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
 
 
 def _file(path: Path) -> bytes:

@@ -70,6 +70,10 @@ def _digest(data: bytes) -> str:
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
+def _how(one: Signature, other: Signature) -> str:
+    return "bytes" if one.file == other.file else "pixels" if one.pixels == other.pixels else "near"
+
+
 def signatures(
     folder: str | os.PathLike, names: Sequence[str], num_workers: int = 0, watch: Watch | None = None
 ) -> dict[str, Signature]:
@@ -95,27 +99,21 @@ def find_copies(
             apart = np.bitwise_count(looks[csv][start : start + step, None] ^ looks[other][None])
             for row, column in np.argwhere(apart <= near):
                 image, copy = own[csv][start + row], own[other][column]
-                one, two = known[image], known[copy]
-                same = {
-                    "name": image == copy,
-                    "bytes": one.file == two.file,
-                    "pixels": one.pixels == two.pixels,
-                }
-                how = next((how for how, is_it in same.items() if is_it), "near")
+                how = "name" if image == copy else _how(known[image], known[copy])
                 found.append(Copy(image, csv, copy, other, how, int(apart[row, column])))
     return sorted(found, key=lambda pair: (list(HOWS).index(pair.how), pair.distance, pair.image, pair.copy))
 
 
 def report(found: Sequence[Copy]) -> str:
     """How many of each kind, and the first of them."""
+    if not found:
+        return "no picture is in two splits, as far as this sees"
     lines = [f"{len(found)} pictures that are in two splits:"]
     for how, words in HOWS.items():
-        some = [pair for pair in found if pair.how == how]
-        if some:
-            first = some[0]
-            example = f"the first is {first.image} in {first.csv} and {first.copy} in {first.copy_csv}"
-            lines.append(f"{len(some):>8}  {words}; {example}")
-    return "\n".join(lines) if found else "no picture is in two splits, as far as this sees"
+        if some := [pair for pair in found if pair.how == how]:
+            image, csv, copy, copy_csv, *_ = some[0]
+            lines.append(f"{len(some):>8}  {words}; the first is {image} in {csv} and {copy} in {copy_csv}")
+    return "\n".join(lines)
 
 
 def of(found: Sequence[Copy], csv: str) -> set[str]:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,6 +17,12 @@ import pandas as pd
 from option import InputError
 from util import Pairs, image_emds, pair, scores
 
+# What a file name may not contain.
+NAME_PROBLEMS = {
+    "the image's name is empty": r"^$",
+    "the image's name holds a NUL character": "\0",
+    "leaves the image folder; names are relative to it": r"^[/\\]|^[A-Za-z]:|(?:^|[/\\])\.\.(?:[/\\]|$)",
+}
 VOTE_COLUMN = re.compile(r"(?:votes?|score|level)?_?(\d+)", re.IGNORECASE)
 
 
@@ -97,9 +104,7 @@ class Labels:
         return len(self.images)
 
     def subset(self, rows: np.ndarray) -> Labels:
-        return replace(
-            self, images=self.images[rows], targets=self.targets[rows], opinions=self.opinions[rows]
-        )
+        return Labels(self.source, self.images[rows], self.targets[rows], self.opinions[rows])
 
 
 def csv_format(path: str | os.PathLike, score_range: tuple[float, float], threshold: float | None) -> Format:
@@ -109,18 +114,17 @@ def csv_format(path: str | os.PathLike, score_range: tuple[float, float], thresh
     their numbers, in order, are the levels 1, 2, ... The default threshold is the middle of the scale.
     """
     columns = list(read_table(path).columns)
-    if "score" in columns:
-        form = Format(score_range=score_range)
-    else:
+    form = Format(score_range=score_range)
+    if "score" not in columns:
         votes = _vote_columns(path, columns)
         if score_range != (0.0, 1.0):
             raise InputError(
                 f"{path}: has vote columns; --score_min and --score_max belong to a column 'score'"
             )
         form = Format(vote_columns=votes, threshold=(1 + len(votes)) / 2)
+    low, high = form.scale
     if threshold is None:
         return form
-    low, high = form.scale
     if not low <= threshold <= high:
         raise InputError(f"--threshold {threshold:g} lies outside the scale of {path}, {low:g} to {high:g}")
     return replace(form, threshold=threshold if form.vote_columns else (threshold - low) / (high - low))
@@ -129,10 +133,8 @@ def csv_format(path: str | os.PathLike, score_range: tuple[float, float], thresh
 def _vote_columns(path: str | os.PathLike, columns: Sequence[str]) -> tuple[str, ...]:
     numbered = sorted((int(m[1]), column) for column in columns if (m := VOTE_COLUMN.fullmatch(column)))
     if len(numbered) < 2:
-        raise InputError(
-            f"{path}: needs the column 'score', or one column per vote level (as in vote1, vote2); "
-            f"found {', '.join(columns)}"
-        )
+        needs = "needs the column 'score', or one column per vote level (as in vote1, vote2)"
+        raise InputError(f"{path}: {needs}; found {', '.join(columns)}")
     numbers, votes = zip(*numbered, strict=True)
     if numbers != tuple(range(numbers[0], numbers[0] + len(numbers))):
         raise InputError(f"{path}: the vote columns {', '.join(votes)} are not numbered one after the other")
@@ -148,24 +150,19 @@ def read_labels(path: str | os.PathLike, form: Format | None, limit: int | None 
     names_alone, form = form is None, form or names_format(table)
     require(path, table, [form.image_column, *(() if names_alone else form.vote_columns or ["score"])])
     table = table.head(limit) if limit is not None else table
-    images = pd.Series(read_names(path, table, form), index=table.index)
-    if len(again := images[images.duplicated()]):
-        raise InputError(
-            f"{path}, line {again.index[0]}: image {again.iloc[0]} stands there a second time "
-            f"({len(again)} repeated in all); keep one row for each image"
-        )
+    images = pd.Series(read_names(path, table, form))
+    again = "stands there a second time; keep one row for each image"
+    refuse_where(path, table, images.duplicated(), form.image_column, again)
     if names_alone:
         targets = opinions = np.zeros(len(table))
     elif form.vote_columns:
         votes = read_votes(path, table, form.vote_columns, form.image_column)
-        totals = votes.sum(1)
-        opinions = votes @ np.arange(1.0, votes.shape[1] + 1) / totals
-        targets = votes / totals[:, None]
+        targets, opinions = votes / votes.sum(1, keepdims=True), mean_votes(votes)
     else:
         low, high = form.score_range
         targets = opinions = (read_scores(path, table, form.score_range) - low) / (high - low)
     targets = targets.reshape(len(table), -1).astype(np.float32)
-    return Labels(str(path), np.array(images, dtype=str), targets, opinions)
+    return Labels(str(path), np.array(images, str), targets, opinions)
 
 
 def names_format(table: pd.DataFrame) -> Format:
@@ -194,16 +191,17 @@ def read_table(path: str | os.PathLike, separator: str = ",", columns: Sequence[
     except csv.Error as error:
         raise InputError(f"{path}, line {reader.line_num}: not a readable CSV ({error})") from None
     rows = {line: row for line, row in rows.items() if any(map(str.strip, row))}
-    if not rows:
-        raise InputError(f"{path}: empty; it needs rows")
-    fewest, hint = len(columns), ""
-    if not columns:
+    fewest, hint, empty = len(columns), "", "empty; it needs rows"
+    if rows and not columns:
         columns = [column.strip() for column in rows.pop(next(iter(rows)))]
-        hint = f"; a value with a {separator!r} in it needs quotes"
+        hint, empty = (
+            f"; a value with a {separator!r} in it needs quotes",
+            f"no rows under the header {', '.join(columns)}",
+        )
+    if not rows:
+        raise InputError(f"{path}: {empty}")
     if repeated := sorted({column for column in columns if columns.count(column) > 1}):
         raise InputError(f"{path}: column {', '.join(repeated)} stands there more than once")
-    if not rows:
-        raise InputError(f"{path}: no rows under the header {', '.join(columns)}")
     for line, row in rows.items():
         if not fewest <= len(row) <= len(columns):
             raise InputError(f"{path}, line {line}: {len(row)} columns, not {len(columns)}{hint}")
@@ -219,11 +217,10 @@ def require(path, table: pd.DataFrame, columns: Sequence[str]) -> None:
 
 def read_names(path, table: pd.DataFrame, form: Format) -> list[str]:
     """The picture file of each row."""
-    names = [plain_name(name) for name in table[form.image_column]]
-    for line, name in zip(table.index, names, strict=True):
-        if problem := _name_problem(name):
-            raise InputError(f"{path}, line {line}: image name {name!r} {problem}")
-    return [name + form.suffix for name in names]
+    names = table[form.image_column].map(plain_name)
+    for problem, pattern in NAME_PROBLEMS.items():
+        refuse_where(path, table, names.str.contains(pattern), form.image_column, problem)
+    return list(names + form.suffix)
 
 
 def read_votes(path, table: pd.DataFrame, columns: Sequence[str], image_column: str) -> np.ndarray:
@@ -231,17 +228,20 @@ def read_votes(path, table: pd.DataFrame, columns: Sequence[str], image_column: 
     votes = read_numbers(path, table, columns)
     refuse_where(path, table, votes < 0, columns, "votes cannot be negative")
     refuse_where(path, table, votes > 1e12, columns, "too many votes to be true")
-    refuse_where(
-        path, table, votes.sum(1, keepdims=True) == 0, [image_column], "all votes are 0; remove the row"
-    )
+    refuse_where(path, table, votes.sum(1) == 0, image_column, "all votes are 0; remove the row")
     return votes
+
+
+def mean_votes(votes: np.ndarray) -> np.ndarray:
+    """(N,) the mean levels, 1 to the last, of (N, levels) votes."""
+    return votes @ np.arange(1.0, votes.shape[1] + 1) / votes.sum(1)
 
 
 def read_scores(path, table: pd.DataFrame, scale: tuple[float, float], column: str = "score") -> np.ndarray:
     """(N,) float64, all of them within the scale."""
-    (low, high), values = scale, read_numbers(path, table, [column])
-    refuse_where(path, table, (values < low) | (values > high), [column], f"scores are {low:g} to {high:g}")
-    return values[:, 0]
+    (low, high), values = scale, read_numbers(path, table, [column])[:, 0]
+    refuse_where(path, table, (values < low) | (values > high), column, f"scores are {low:g} to {high:g}")
+    return values
 
 
 def read_numbers(path, table: pd.DataFrame, columns: Sequence[str]) -> np.ndarray:
@@ -251,28 +251,21 @@ def read_numbers(path, table: pd.DataFrame, columns: Sequence[str]) -> np.ndarra
     return values
 
 
-def refuse_where(path, table: pd.DataFrame, bad: np.ndarray, columns: Sequence[str], problem: str) -> None:
-    """Raises InputError for the first value of `columns` that is bad, a (N, columns) bool."""
+def refuse_where(path, table: pd.DataFrame, bad: Any, columns: str | Sequence[str], problem: str) -> None:
+    """Raises InputError for the first value of `columns`, one or several, that is bad, a bool of their shape."""
+    bad = np.asarray(bad, bool).reshape(len(table), -1)
     if bad.any():
         row, column = np.argwhere(bad)[0]
-        value = table[columns[column]].iloc[row]
+        name = columns if isinstance(columns, str) else columns[column]
         more = f" ({bad.any(1).sum()} such rows)" if bad.any(1).sum() > 1 else ""
-        raise InputError(f"{path}, line {table.index[row]}: {columns[column]} = {value!r}: {problem}{more}")
+        value = str(table[name].iloc[row])
+        raise InputError(f"{path}, line {table.index[row]}: {name} = {value!r}: {problem}{more}")
 
 
 def plain_name(name: str) -> str:
     """A file name without stray spaces, `./` and doubled slashes, so that one image has one name."""
     name = name.strip()
     return name if ".." in name or not name else PurePosixPath(name).as_posix()
-
-
-def _name_problem(name: str) -> str | None:
-    path = PurePosixPath(name.replace("\\", "/"))
-    if not name or "\0" in name:
-        return "holds a NUL character" if name else "is empty"
-    if path.is_absolute() or ".." in path.parts or re.match(r"[A-Za-z]:", name):
-        return "leaves the image folder; names are relative to it"
-    return None
 
 
 def hold_out(labels: Labels, share: float, seed: int) -> tuple[Labels, Labels]:
@@ -297,9 +290,8 @@ def find_images(labels: Labels, folder: str | os.PathLike, skip_missing: bool) -
     if len(missing) and not (skip_missing and present.any()):
         hint = "none of them is there" if not present.any() else "--skip_missing goes on without them"
         shown = ", ".join(missing[:10]) + (", ..." if len(missing) > 10 else "")
-        raise InputError(
-            f"{labels.source}: {len(missing)} of {len(labels)} images are not in {folder}: {shown}; {hint}"
-        )
+        count = f"{len(missing)} of {len(labels)} images"
+        raise InputError(f"{labels.source}: {count} are not in {folder}: {shown}; {hint}")
     return replace(labels.subset(present), images=names[present]), len(missing)
 
 

@@ -10,7 +10,7 @@ import argparse
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -19,29 +19,11 @@ import numpy as np
 import pandas as pd
 
 from option import InputError
-from photographs import splits
-from photographs.labels import (
-    AVA,
-    FORMATS,
-    Format,
-    plain_name,
-    read_names,
-    read_scores,
-    read_table,
-    read_votes,
-    refuse_where,
-    require,
-)
+from photographs import labels, splits
+from photographs.labels import AVA, FORMATS, Format, plain_name
 
-AVA_TAGS = ("tag1", "tag2", "tag3")
-AVA_COLUMNS = (
-    "row number",
-    "image id",
-    *(f"votes of {level}" for level in range(1, 11)),
-    "tag 1",
-    "tag 2",
-    "challenge",
-)
+_VOTES = [f"votes of {level}" for level in range(1, 11)]
+AVA_COLUMNS = ["row number", "image id", *_VOTES, "tag 1", "tag 2", "challenge"]
 # FLICKR-AES, Ren et al., ICCV 2017: what the usual split is said to have.
 FLICKR_FIGURES = {
     "workers held out": "37", "test images": "4737", "training images": "35263", "names": "40988", "ratings": "some 193,000",
@@ -63,21 +45,16 @@ class Source(NamedTuple):
     header: bool = True
 
 
+_AADB = {
+    "train": ("imgListTrainRegression_score.txt",),
+    "val": ("imgListValidationRegression_score.txt",),
+    "test": ("imgListTestNewRegression_score.txt", "imgListTestRegression_score.txt"),
+}
+_PARA = {"train": ("PARA-GiaaTrain.csv",), "test": ("PARA-GiaaTest.csv",)}
 SOURCES = {
     "tad66k": Source({split: (f"merge/{split}.csv", f"{split}.csv") for split in ("train", "test")}),
-    "para": Source(
-        {"train": ("PARA-GiaaTrain.csv",), "test": ("PARA-GiaaTest.csv",)},
-        ("sessionId", "imageName"),
-        "aestheticScore_mean",
-    ),
-    "aadb": Source(
-        {
-            "train": ("imgListTrainRegression_score.txt",),
-            "val": ("imgListValidationRegression_score.txt",),
-            "test": ("imgListTestNewRegression_score.txt", "imgListTestRegression_score.txt"),
-        },
-        header=False,
-    ),
+    "para": Source(_PARA, ("sessionId", "imageName"), "aestheticScore_mean"),
+    "aadb": Source(_AADB, header=False),
     "flickr_aes": Source(header=False),
 }
 
@@ -107,8 +84,7 @@ class Prepared:
         """(N,) on the dataset's own scale."""
         if not self.form.vote_columns:
             return self.table["score"].to_numpy(float)
-        votes = self.table[list(self.form.vote_columns)].to_numpy(float)
-        return votes @ np.arange(1.0, votes.shape[1] + 1) / votes.sum(1)
+        return labels.mean_votes(self.table[list(self.form.vote_columns)].to_numpy(float))
 
     @property
     def threshold(self) -> float:
@@ -133,22 +109,19 @@ class Prepared:
 
 
 def read_ava(
-    path: str | os.PathLike,
-    split: str = "random",
-    lists: Iterable[str | os.PathLike] = (),
-    skip_missing: bool = False,
+    path: str, split: str = "random", lists: Sequence[str] = (), skip_missing: bool = False
 ) -> Prepared:
     """`AVA.txt`: AVA_COLUMNS, separated by blanks.
 
     split: `authors`, as EAT's authors published it (see `splits.py`), all other rows train; `official`, by the `lists` of
     AVA's download; `random`: left open. Raises InputError where AVA.txt lacks ids of the lists, unless `skip_missing`.
     """
-    table = read_table(path, columns=AVA_COLUMNS)
+    table = labels.read_table(path, columns=AVA_COLUMNS)
     odd = ~table.apply(lambda words: words.str.fullmatch("[0-9]{1,9}")).to_numpy(bool)
-    refuse_where(path, table, odd, AVA_COLUMNS, "not a whole number from 0 to 999999999")
-    read_votes(path, table, AVA_COLUMNS[2:12], "image id")
+    labels.refuse_where(path, table, odd, AVA_COLUMNS, "not a whole number from 0 to 999999999")
+    labels.read_votes(path, table, _VOTES, "image id")
     table = table.drop(columns="row number").astype(np.int64)
-    table.columns = [AVA.image_column, *AVA.vote_columns, *AVA_TAGS]
+    table.columns = [AVA.image_column, *AVA.vote_columns, "tag1", "tag2", "tag3"]
     prepared = _prepared({path: table.assign(split="")}, AVA, split)
     if split == "random":
         return prepared
@@ -156,7 +129,7 @@ def read_ava(
         name, others = "the authors' lists", "train"
         listed = pd.concat([pd.Series(part, splits.authors_ids(part)) for part in ("val", "test")])
     else:  # of the official split the seed holds out val
-        name, others, listed = ", ".join(map(str, lists)), "", _official_lists(lists)
+        name, others, listed = ", ".join(lists), "", _official_lists(lists)
     ids = prepared.table[AVA.image_column]
     missing = listed.index[~listed.index.isin(ids)]
     if len(missing):
@@ -175,27 +148,22 @@ def read_ava(
     return prepared
 
 
-def _official_lists(paths: Iterable[str | os.PathLike]) -> pd.Series:
+def _official_lists(paths: Sequence[str]) -> pd.Series:
     """The split of each id: those of a file whose name says `train` are train, all others test."""
-    parts = []
+    found = pd.Series(dtype=str)
     for path in paths:
-        table = read_table(path, columns=["id"])
-        odd = ~table["id"].str.fullmatch(r"[0-9]{1,9}(\.jpg)?", case=False).to_numpy(bool)
-        refuse_where(path, table, odd[:, None], ["id"], "not an image id")
+        table = labels.read_table(path, columns=["id"])
+        odd = ~table["id"].str.fullmatch(r"[0-9]{1,9}(?:\.jpg)?", case=False).astype(bool)
+        labels.refuse_where(path, table, odd, "id", "not an image id")
         ids = table["id"].str.split(".").str[0].astype(np.int64)
-        split = "train" if "train" in Path(path).name.lower() else "test"
-        places = [f"{path}, line {line}" for line in table.index]
-        parts.append(pd.DataFrame({"split": split, "place": places}, index=ids))
-    found = pd.concat(parts)
-    again = found.index[found.index.duplicated()]
-    if len(again):
-        first, second, *_ = found.loc[again[0], "place"]
-        raise InputError(f"{second}: image {again[0]} stands there again; it is in {first}")
-    if "test" not in set(found["split"]):
+        again = ids.duplicated() | ids.isin(found.index)
+        labels.refuse_where(path, table, again, "id", "is in the lists a second time")
+        found = pd.concat([found, pd.Series("train" if "train" in Path(path).name.lower() else "test", ids)])
+    if "test" not in set(found):
         raise InputError(
-            f"{', '.join(map(str, paths))}: no ids of test photographs; give --test_list generic_test.jpgl"
+            f"{', '.join(paths)}: no ids of test photographs; give --test_list generic_test.jpgl"
         )
-    return found["split"]
+    return found
 
 
 def read_folder(dataset: str, folder: str | os.PathLike, theme: str | None = None) -> Prepared:
@@ -215,19 +183,16 @@ def read_folder(dataset: str, folder: str | os.PathLike, theme: str | None = Non
 def _theme_files(folder: Path, theme: str) -> dict[str, Path]:
     """The files whose paths consist of the theme's words and train or test."""
     place = folder / "unmerge" if (folder / "unmerge").is_dir() else folder
-    found = {path: _words(path.relative_to(place)) for path in sorted(place.rglob("*.csv"))}
-    paths, wanted = {}, _words(theme)
+    found = {path: _words(path.relative_to(place).with_suffix("")) for path in sorted(place.rglob("*.csv"))}
+    paths = {}
     for split in ("train", "test"):
-        fitting = [path for path, words in found.items() if wanted and {*wanted, split, "csv"} == set(words)]
+        fitting = [path for path, words in found.items() if theme and {*_words(theme), split} == set(words)]
         if len(fitting) != 1:
-            plain = (
-                [word for word in words if word not in ("train", "test", "csv")] for words in found.values()
-            )
-            themes = sorted({" ".join(words) for words in plain})
-            raise InputError(
-                f"{place}: {len(fitting)} files of {split} rows for --theme {theme}; themes found: "
-                f"{', '.join(themes) or 'none'}"
-            )
+            themes = {
+                " ".join(word for word in words if word not in ("train", "test")) for words in found.values()
+            }
+            what = f"{len(fitting)} files of {split} rows for --theme {theme}"
+            raise InputError(f"{place}: {what}; themes found: {', '.join(sorted(themes)) or 'none'}")
         paths[split] = fitting[0]
     return paths
 
@@ -245,19 +210,20 @@ def read_flickr_aes(scores: str | os.PathLike, workers: str | os.PathLike | None
     prepared = _scored({"": Path(scores)}, "flickr_aes")
     if workers is None:
         return prepared
-    ratings = read_table(workers)
+    ratings = labels.read_table(workers)
     ratings.columns = [column.lower() for column in ratings.columns]
     columns = ["worker", "imagepair"]
-    require(workers, ratings, [*columns, "score"])
-    read_scores(workers, ratings, (1, 5))
+    labels.require(workers, ratings, [*columns, "score"])
+    labels.read_scores(workers, ratings, (1, 5))
     ratings[columns] = ratings[columns].map(plain_name)
-    refuse_where(workers, ratings, (ratings[columns] == "").to_numpy(), columns, "empty")
+    labels.refuse_where(workers, ratings, (ratings[columns] == "").to_numpy(), columns, "empty")
     counts = ratings.groupby("worker").size()
     held_out = counts.index[counts.between(*HELD_OUT_RATINGS)]
     if not 0 < len(held_out) < len(counts):
+        low, high = HELD_OUT_RATINGS
+        have = f"{len(held_out)} of {len(counts)} workers have {low} to {high} ratings"
         raise InputError(
-            f"{workers}: {len(held_out)} of {len(counts)} workers have {HELD_OUT_RATINGS[0]} to {HELD_OUT_RATINGS[1]} "
-            "ratings; it is not the official file; leave --workers out for a random split"
+            f"{workers}: {have}; it is not the official file; leave --workers out for a random split"
         )
     known, rated = prepared.table["image"], ratings["imagepair"]
     names = len(known) + prepared.dropped[REPEATED]
@@ -280,12 +246,12 @@ def _scored(paths: Mapping[str, Path], dataset: str) -> Prepared:
     """The files of a dataset with one score per image, by split."""
     source, form, tables = SOURCES[dataset], FORMATS[dataset], {}
     for split, path in paths.items():
-        table = read_table(path, columns=() if source.header else ("image", "score"))
-        require(path, table, [*source.images, source.score])
-        score = read_scores(path, table, form.score_range, source.score)
+        table = labels.read_table(path, columns=() if source.header else ("image", "score"))
+        labels.require(path, table, [*source.images, source.score])
+        score = labels.read_scores(path, table, form.score_range, source.score)
         folder, *names = (table[column].str.strip() for column in source.images)
         table["image"] = folder.str.cat(names, "/") if names else folder
-        image = read_names(path, table, form)
+        image = labels.read_names(path, table, form)
         tables[path] = pd.DataFrame({"image": image, "score": score, "split": split}, table.index)
     return _prepared(tables, form, "official" if "test" in paths else "random")
 
@@ -293,14 +259,11 @@ def _scored(paths: Mapping[str, Path], dataset: str) -> Prepared:
 def _prepared(tables: Mapping[str | os.PathLike, pd.DataFrame], form: Format, split: str) -> Prepared:
     """One table of those of several files. Raises InputError where an image has two labels in one of them."""
     for path, table in tables.items():
-        labels = table.drop(columns="split").drop_duplicates()
-        again = labels[form.image_column].duplicated()
-        if again.any():
-            line, image = again.idxmax(), labels.loc[again.idxmax(), form.image_column]
-            first = (labels[form.image_column] == image).idxmax()
-            raise InputError(
-                f"{path}, line {line}: image {image} has another label than in line {first}; keep one of them"
-            )
+        names = table.drop(columns="split").drop_duplicates()[form.image_column]
+        other = table.index.isin(names.index[names.duplicated()])
+        labels.refuse_where(
+            path, table, other, form.image_column, "stands there with another label; keep one row"
+        )
     whole = pd.concat(tables.values(), ignore_index=True)
     prepared = Prepared(whole, form, len(whole), split)
     prepared.keep(~whole.duplicated(), REPEATED)
@@ -320,22 +283,24 @@ def read_any(options: argparse.Namespace) -> Prepared:
         raise InputError(f"--separator {options.separator!r} is not one plain character, or tab")
     if votes and len(set(votes)) < max(2, len(votes)):
         raise InputError("--vote_columns needs two columns or more, each once")
-    table, column = read_table(path, separator), options.score_column or "score"
-    require(path, table, [options.image_column, *(votes or [column]), *filter(None, [options.split_column])])
-    names = read_names(path, table, Format(options.image_column, options.suffix))
+    table, column = labels.read_table(path, separator), options.score_column or "score"
+    labels.require(
+        path, table, [options.image_column, *(votes or [column]), *filter(None, [options.split_column])]
+    )
+    names = labels.read_names(path, table, Format(options.image_column, options.suffix))
     result = pd.DataFrame({"image": names}, table.index)
     if votes:
-        counts = read_votes(path, table, votes, options.image_column)
+        counts = labels.read_votes(path, table, votes, options.image_column)
         levels = tuple(f"vote{level}" for level in range(1, len(votes) + 1))
         form = Format(vote_columns=levels, threshold=(1 + len(levels)) / 2)
         result[list(levels)] = counts.astype(np.int64) if (counts == counts.round()).all() else counts
     else:
         form = Format(score_range=scale)
-        result["score"] = read_scores(path, table, scale, column)
+        result["score"] = labels.read_scores(path, table, scale, column)
     result["split"] = ""
-    if options.split_column:
-        words = table[options.split_column].str.strip().str.lower()
+    if column := options.split_column:
+        words = table[column].str.strip().str.lower()
         result["split"] = words.replace({"training": "train", "valid": "val", "validation": "val"})
-        unknown = ~result[["split"]].isin(["train", "val", "test"]).to_numpy()
-        refuse_where(path, table, unknown, [options.split_column], "neither train, val nor test")
+        unknown = ~result["split"].isin(["train", "val", "test"])
+        labels.refuse_where(path, table, unknown, column, "neither train, val nor test")
     return _prepared({path: result}, form, "column" if options.split_column else "random")

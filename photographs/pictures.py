@@ -27,6 +27,7 @@ class Kind(NamedTuple):
     training: str  # what it does with the picture
 
 
+_WHITE = "cuts its values off at 255, so it is almost white"
 KINDS = {
     "missing": Kind("stops", "ends, or leaves it out with --skip_missing: there is no such file"),
     "empty": Kind("stops", "ends: the file has 0 bytes"),
@@ -35,10 +36,7 @@ KINDS = {
     "truncated": Kind("stops", "ends: the file is cut short"),
     "damaged": Kind("stops", "ends: the file does not decode"),
     "too large": Kind("stops", "ends: more than 178 million pixels are refused, not decoded"),
-    "16-bit grey": Kind(
-        "spoils",
-        "(or floating point) cuts its values off at 255, so it is almost white; convert it to 8 bits",
-    ),
+    "16-bit grey": Kind("spoils", f"(or floating point) {_WHITE}; convert it to 8 bits"),
     "16-bit colour": Kind("used", "keeps the upper 8 bits of each value"),
     "animated": Kind("used", "sees the first frame, or page"),
     "CMYK": Kind("used", "converts it to RGB, without its colour profile"),
@@ -81,10 +79,8 @@ def examine(folder: str | os.PathLike, name: str) -> Finding:
     """Decode one picture, as training would."""
     path = Path(folder) / name
     known = name, *fingerprint(path)
-    if known[1] < 0:
-        return Finding(*known, "missing")
-    if known[1] == 0:
-        return Finding(*known, "empty")
+    if known[1] <= 0:
+        return Finding(*known, "empty" if known[1] == 0 else "missing")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PIL's, of pictures that are large or written oddly
         try:
@@ -147,8 +143,7 @@ def examine_all(
 ) -> list[Finding]:
     """Examine pictures in parallel, noting each for the CSV `journal`, where those that have not changed since are found.
 
-    Raises Interrupted when a signal comes; what was seen until then is in the journal. InputError where that is no
-    journal of ours.
+    Raises Interrupted when a signal comes, with the journal written; InputError where that is no journal of ours.
     """
     folder, notes = Path(folder), Growing(journal, COLUMNS)
 
@@ -184,20 +179,18 @@ def pictures_in(folder: str | os.PathLike) -> tuple[list[str], int]:
 
     Hidden ones are left out. Raises OSError where a folder cannot be read.
     """
-    folder, names, others = Path(folder), [], 0
-    endings = set(Image.registered_extensions())
+    found: list[str] = []
 
     def refuse(error: OSError) -> None:
         raise error
 
     for place, folders, files in os.walk(folder, onerror=refuse):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in files:
-            if os.path.splitext(name)[1].lower() in endings:
-                names.append((Path(place) / name).relative_to(folder).as_posix())
-            elif not name.startswith("."):
-                others += 1
-    return sorted(names), others
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        within = Path(place).relative_to(folder)
+        found += [(within / name).as_posix() for name in files if not name.startswith(".")]
+    endings = Image.registered_extensions()
+    names = sorted(name for name in found if os.path.splitext(name)[1].lower() in endings)
+    return names, len(found) - len(names)
 
 
 def report(findings: Sequence[Finding]) -> str:
@@ -222,9 +215,7 @@ def named_in(path: Path) -> pd.DataFrame:
     return table.assign(_file=read_names(path, table, form))
 
 
-def write_clean(
-    tables: dict[Path, pd.DataFrame], bad: set[str], out: Path, copies: set[str] = frozenset()
-) -> list[str]:
+def write_clean(tables: dict[Path, pd.DataFrame], bad: set[str], out: Path, copies: set[str]) -> list[str]:
     """Write each CSV of `tables` to the folder `out`, without the rows of the pictures in `bad`. Returns what was done.
 
     copies: pictures that are in another split, too; train.csv goes without them.

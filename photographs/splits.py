@@ -61,18 +61,13 @@ def recognise(dataset: str, folder: str | os.PathLike, names: Sequence[str]) -> 
     name = "authors" if dataset == "ava" else "official"
     if whole:
         return Split(name, f"the {count} photographs of {published}, in its order")
-    if among and len(names) < count:
-        what = (
-            f"{len(names)} of the {count} photographs of {published}{'' if ordered else ', in another order'}"
-        )
-        return Split(name, what, what)
     if among:
-        what = f"the photographs of {published} in another order"
+        some = "the" if len(names) == count else f"{len(names)} of the {count}"
+        what = f"{some} photographs of {published}{'' if ordered else ', in another order'}"
         return Split(name, what, what)
     other = _told(folder, names)
-    return other._replace(
-        departure=f"other photographs than those of {published}, not all of them, or another order (split: {other.name})"
-    )
+    differs = f"other photographs than those of {published}, not all of them, or another order (split: {other.name})"
+    return other._replace(departure=differs)
 
 
 def _told(folder: str | os.PathLike, names: Sequence[str]) -> Split:

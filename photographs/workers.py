@@ -28,18 +28,11 @@ PARALLEL_FROM = 100  # pictures; fewer are read sooner than other processes star
 
 def loader(dataset: Dataset, num_workers: int, **given: Any) -> DataLoader:
     """A DataLoader with such processes. What `dataset` holds is copied to each; what the sampler gives is not."""
-    context = None
-    if num_workers:
-        context = multiprocessing.get_context(START)
-        if START == "forkserver":
-            _start_server(context)
-    return DataLoader(
-        dataset,
-        num_workers=num_workers,
-        multiprocessing_context=context,
-        worker_init_fn=start_worker,
-        **given,
-    )
+    context = multiprocessing.get_context(START) if num_workers else None
+    if num_workers and START == "forkserver":
+        _start_server(context)
+    ours = {"multiprocessing_context": context, "worker_init_fn": start_worker}
+    return DataLoader(dataset, num_workers=num_workers, **ours, **given)
 
 
 def _start_server(context: multiprocessing.context.BaseContext) -> None:
@@ -105,22 +98,16 @@ def _end_with_parent() -> None:
 
 def items(loader: DataLoader) -> Iterator[Any]:
     """What a loader gives. Raises InputError where a worker dies."""
-    iterator = None
-    while True:
-        try:
-            iterator = iter(loader) if iterator is None else iterator
-            item = next(iterator)
-        except StopIteration:
-            return
-        except (RuntimeError, EOFError, ConnectionError) as error:
-            # What a dead worker has left in the queue cannot be fetched from it: torch may notice this first.
-            if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
-                raise
-            raise InputError(
-                f"a process that reads images died ({' '.join(str(error).split())[:160]}); if it was killed for want of "
-                f"memory, lower --num_workers (now {loader.num_workers})"
-            ) from error
-        yield item
+    try:
+        yield from loader
+    except (RuntimeError, EOFError, ConnectionError) as error:
+        # What a dead worker has left in the queue cannot be fetched from it: torch may notice this first.
+        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
+            raise
+        raise InputError(
+            f"a process that reads images died ({' '.join(str(error).split())[:160]}); if it was killed for want of "
+            f"memory, lower --num_workers (now {loader.num_workers})"
+        ) from error
 
 
 def as_it_is(sample: Any) -> Any:

@@ -83,7 +83,10 @@ def test_a_seed_is_a_split(tmp_path, command):
         ("3 954184 0 0 4 8 ٣ 56 10 3 4 4 0 0 1396", "votes of 5 = '٣'"),
         ("3 954184 0 0 4 8 9999999999 56 10 3 4 4 0 0 1396", "votes of 5 = '9999999999'"),
         ("3 954184 0 0 0 0 0 0 0 0 0 0 0 0 1396", "image id = '954184': all votes are 0"),
-        ("3 953619 0 1 5 17 38 36 15 6 5 2 1 22 1396", "image 953619 has another label than in line 1"),
+        (
+            "3 953619 0 1 5 17 38 36 15 6 5 2 1 22 1396",
+            "image_id = '953619': stands there with another label",
+        ),
         (b"\xff\xfe3\x00", "not UTF-8 text"),
     ],
 )
@@ -189,8 +192,12 @@ def test_flickr_aes_at_random(flickr, command):
         ("scores.txt", "a.jpg 0.5\nb.jpg\n", "line 2: 1 columns, not 2"),
         ("scores.txt", "a.jpg 0.5\nb.jpg 1.5\n", "line 2: score = '1.5': scores are 0 to 1"),
         ("scores.txt", "a.jpg nan\n", "line 1: score = 'nan'"),
-        ("scores.txt", "../a.jpg 0.5\n", "line 1: image name '../a.jpg' leaves the image folder"),
-        ("scores.txt", "a.jpg 0.5\n\na.jpg 0.6\n", "line 3: image a.jpg has another label than in line 1"),
+        ("scores.txt", "../a.jpg 0.5\n", "line 1: image = '../a.jpg': leaves the image folder"),
+        (
+            "scores.txt",
+            "a.jpg 0.5\n\na.jpg 0.6\n",
+            "line 3: image = 'a.jpg': stands there with another label",
+        ),
         ("scores.txt", " \n", "empty; it needs rows"),
         ("workers.csv", "worker,score\na,1\n", "no column imagepair; found worker, score"),
         ("workers.csv", "worker,imagePair,score\na,b.jpg,6\n", "line 2: score = '6': scores are 1 to 5"),
