@@ -41,9 +41,8 @@ def build(folder: str | os.PathLike, images: str | os.PathLike, seed: int = 2023
     for stamp in stamps:
         taken = stamp.parent.is_dir() and any(p.suffix in (".csv", ".jpg") for p in stamp.parent.iterdir())
         if taken and not stamp.is_file():
-            raise InputError(
-                f"{stamp.parent}: holds files that are not the demo's; give --dataset or another folder"
-            )
+            foreign = "holds files that are not the demo's; give --dataset or another folder"
+            raise InputError(f"{stamp.parent}: {foreign}")
     for stamp in stamps:
         stamp.parent.mkdir(parents=True, exist_ok=True)
         stamp.write_text("being built")

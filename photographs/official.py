@@ -108,9 +108,7 @@ class Prepared:
             self.keep(~own, f"{split} rows of images that are in another split")
 
 
-def read_ava(
-    path: str, split: str = "random", lists: Sequence[str] = (), skip_missing: bool = False
-) -> Prepared:
+def read_ava(path, split: str = "random", lists: Sequence[str] = (), skip_missing: bool = False) -> Prepared:
     """`AVA.txt`: AVA_COLUMNS, separated by blanks.
 
     split: `authors`, as EAT's authors published it (see `splits.py`), all other rows train; `official`, by the `lists` of
@@ -160,9 +158,8 @@ def _official_lists(paths: Sequence[str]) -> pd.Series:
         labels.refuse_where(path, table, again, "id", "is in the lists a second time")
         found = pd.concat([found, pd.Series("train" if "train" in Path(path).name.lower() else "test", ids)])
     if "test" not in set(found):
-        raise InputError(
-            f"{', '.join(paths)}: no ids of test photographs; give --test_list generic_test.jpgl"
-        )
+        name = ", ".join(paths)
+        raise InputError(f"{name}: no ids of test photographs; give --test_list generic_test.jpgl")
     return found
 
 
@@ -184,15 +181,14 @@ def _theme_files(folder: Path, theme: str) -> dict[str, Path]:
     """The files whose paths consist of the theme's words and train or test."""
     place = folder / "unmerge" if (folder / "unmerge").is_dir() else folder
     found = {path: _words(path.relative_to(place).with_suffix("")) for path in sorted(place.rglob("*.csv"))}
-    paths = {}
+    paths, wanted = {}, _words(theme)
     for split in ("train", "test"):
-        fitting = [path for path, words in found.items() if theme and {*_words(theme), split} == set(words)]
+        fitting = [path for path, words in found.items() if wanted and {*wanted, split} == set(words)]
         if len(fitting) != 1:
-            themes = {
-                " ".join(word for word in words if word not in ("train", "test")) for words in found.values()
-            }
+            plain = ([word for word in words if word not in ("train", "test")] for words in found.values())
+            themes = sorted({" ".join(words) for words in plain})
             what = f"{len(fitting)} files of {split} rows for --theme {theme}"
-            raise InputError(f"{place}: {what}; themes found: {', '.join(sorted(themes)) or 'none'}")
+            raise InputError(f"{place}: {what}; themes found: {', '.join(themes) or 'none'}")
         paths[split] = fitting[0]
     return paths
 
@@ -222,9 +218,8 @@ def read_flickr_aes(scores: str | os.PathLike, workers: str | os.PathLike | None
     if not 0 < len(held_out) < len(counts):
         low, high = HELD_OUT_RATINGS
         have = f"{len(held_out)} of {len(counts)} workers have {low} to {high} ratings"
-        raise InputError(
-            f"{workers}: {have}; it is not the official file; leave --workers out for a random split"
-        )
+        remedy = "it is not the official file; leave --workers out for a random split"
+        raise InputError(f"{workers}: {have}; {remedy}")
     known, rated = prepared.table["image"], ratings["imagepair"]
     names = len(known) + prepared.dropped[REPEATED]
     without_score = len(set(rated) - set(known))

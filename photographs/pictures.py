@@ -19,33 +19,26 @@ from option import InputError
 from photographs import workers
 from photographs.labels import names_format, read_names, read_table, require
 
-
-class Kind(NamedTuple):
-    """verdict: `stops` training, `spoils` it unnoticed, or the picture is `used`."""
-
-    verdict: str
-    training: str  # what it does with the picture
-
-
 _WHITE = "cuts its values off at 255, so it is almost white"
+# What it does to training: `stops` it, `spoils` it unnoticed, or the picture is `used`; and what training does with it.
 KINDS = {
-    "missing": Kind("stops", "ends, or leaves it out with --skip_missing: there is no such file"),
-    "empty": Kind("stops", "ends: the file has 0 bytes"),
-    "not an image": Kind("stops", "ends: no decoder knows the file"),
-    "unreadable": Kind("stops", "ends: there is no permission to read the file"),
-    "truncated": Kind("stops", "ends: the file is cut short"),
-    "damaged": Kind("stops", "ends: the file does not decode"),
-    "too large": Kind("stops", "ends: more than 178 million pixels are refused, not decoded"),
-    "16-bit grey": Kind("spoils", f"(or floating point) {_WHITE}; convert it to 8 bits"),
-    "16-bit colour": Kind("used", "keeps the upper 8 bits of each value"),
-    "animated": Kind("used", "sees the first frame, or page"),
-    "CMYK": Kind("used", "converts it to RGB, without its colour profile"),
-    "grey": Kind("used", "sees three equal channels"),
-    "palette": Kind("used", "looks its colours up"),
-    "transparent": Kind("used", "drops the transparency; the colours beneath it show"),
-    "rotated": Kind("used", "sees it as it is stored: EXIF's orientation is ignored, as in the release"),
-    "other colours": Kind("used", "converts it to RGB"),
-    "plain": Kind("used", "sees it as it is"),
+    "missing": ("stops", "ends, or leaves it out with --skip_missing: there is no such file"),
+    "empty": ("stops", "ends: the file has 0 bytes"),
+    "not an image": ("stops", "ends: no decoder knows the file"),
+    "unreadable": ("stops", "ends: there is no permission to read the file"),
+    "truncated": ("stops", "ends: the file is cut short"),
+    "damaged": ("stops", "ends: the file does not decode"),
+    "too large": ("stops", "ends: more than 178 million pixels are refused, not decoded"),
+    "16-bit grey": ("spoils", f"(or floating point) {_WHITE}; convert it to 8 bits"),
+    "16-bit colour": ("used", "keeps the upper 8 bits of each value"),
+    "animated": ("used", "sees the first frame, or page"),
+    "CMYK": ("used", "converts it to RGB, without its colour profile"),
+    "grey": ("used", "sees three equal channels"),
+    "palette": ("used", "looks its colours up"),
+    "transparent": ("used", "drops the transparency; the colours beneath it show"),
+    "rotated": ("used", "sees it as it is stored: EXIF's orientation is ignored, as in the release"),
+    "other colours": ("used", "converts it to RGB"),
+    "plain": ("used", "sees it as it is"),
 }
 _MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"RIFF", b"BM", b"II*\0", b"MM\0*")
 _GREY, _DEEP = {"1", "L", "LA", "La"}, ("I;16", "I", "F")
@@ -68,8 +61,9 @@ class Finding(NamedTuple):
     @property
     def verdict(self) -> str:
         """The worst of its kinds'."""
-        verdicts = {KINDS[kind].verdict for kind in self.kinds.split(" + ")}
-        return next(verdict for verdict in ("stops", "spoils", "used") if verdict in verdicts)
+        return min(
+            (KINDS[kind][0] for kind in self.kinds.split(" + ")), key=["stops", "spoils", "used"].index
+        )
 
 
 COLUMNS = list(Finding._fields)

@@ -104,10 +104,9 @@ def items(loader: DataLoader) -> Iterator[Any]:
         # What a dead worker has left in the queue cannot be fetched from it: torch may notice this first.
         if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
             raise
-        raise InputError(
-            f"a process that reads images died ({' '.join(str(error).split())[:160]}); if it was killed for want of "
-            f"memory, lower --num_workers (now {loader.num_workers})"
-        ) from error
+        died = f"a process that reads images died ({' '.join(str(error).split())[:160]})"
+        remedy = f"if it was killed for want of memory, lower --num_workers (now {loader.num_workers})"
+        raise InputError(f"{died}; {remedy}") from error
 
 
 def as_it_is(sample: Any) -> Any:

@@ -5,17 +5,16 @@ import os
 import resource
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import arguments, make_pictures
+from conftest import arguments, ended, fork, make_pictures
 from test_resume import table, weights
 
+import prepare_data
 from commands.signals import Interrupted, Watch
 from dataset import Transform, batches, make_loader
 from option import InputError
@@ -24,7 +23,6 @@ from photographs.cache import Cache, open_filled, repair
 from photographs.decode import Resize, read_fast, read_pil
 from photographs.labels import FORMATS, read_labels
 
-ROOT = Path(__file__).parent.parent
 RESIZE = Resize(32, "bilinear")
 
 
@@ -49,6 +47,10 @@ def damage_pixels(store, name, at=None):
         start = file.read().index(picture[:2000])
         file.seek(start + 77)
         file.write(bytes(value ^ 1 for value in picture[77:84]))
+
+
+def cache_words(folder, out):
+    return f"cache --dataset tad66k --images {folder}/images --csv {folder} --out {folder / out}".split()
 
 
 def descendants(pid):
@@ -77,7 +79,7 @@ def test_batches_are_the_same_from_the_cache(scored, names, train, workers):
 
 def test_a_run_from_the_cache_is_the_run_without_it(scored, run):
     for name, given in (("plain", {}), ("kept", {"cache": scored / "c"}), ("again", {"cache": scored / "c"})):
-        words = arguments(scored, "tad66k", experiment_dir_name=scored / name, num_epoch=2, **given)
+        words = arguments(scored, "tad66k", experiment_dir_name=scored / name, **given)
         status, _, err = run(words)
         assert status == 0, err
         assert table(scored / name).equals(table(scored / "plain"))
@@ -140,39 +142,26 @@ def test_a_replaced_picture_that_does_not_decode_is_no_longer_kept(scored, names
         fill()
 
 
-def test_a_run_with_a_damaged_cache_ends_in_one_line(scored, run):
-    words = arguments(scored, "tad66k", cache=scored / "c")
-    assert run(words)[0] == 0
+def test_a_run_with_a_damaged_cache_ends_in_one_line(scored, run, command):
+    assert command(*cache_words(scored, "c"))[0] == 0
     store = Cache(scored / "c", Resize(224, "bilinear"), "pil")
     damage_pixels(store, "test5.jpg")
-    status, _, err = run([*words, "--overwrite"])
+    status, _, err = run(arguments(scored, "tad66k", cache=scored / "c"))
     assert status == 2
     assert len(err.splitlines()) == 1
     assert f"{store.path}: the picture of test5.jpg is damaged; `prepare_data.py cache` makes it good" in err
 
 
 def test_a_run_that_a_stale_cache_has_ended_leaves_nothing_behind(scored, run, command):
-    words = arguments(scored, "tad66k", cache=scored / "c")
-    assert run(words)[0] == 0
+    assert command(*cache_words(scored, "c"))[0] == 0
     make_pictures(scored / "images", ["test2.jpg"], seed=9)
-    again = arguments(scored, "tad66k", cache=scored / "c", experiment_dir_name=scored / "again")
-    status, _, err = run(again)
+    words = arguments(scored, "tad66k", cache=scored / "c")
+    status, _, err = run(words)
     assert status == 2
     assert "1 pictures have changed since they were cached, first test2.jpg" in err
-    assert not (scored / "again").exists()
-    made = (
-        "cache",
-        "--dataset",
-        "tad66k",
-        "--images",
-        scored / "images",
-        "--csv",
-        scored,
-        "--out",
-        scored / "c",
-    )
-    assert command(*made)[0] == 0
-    assert run(again)[0] == 0
+    assert not (scored / "run").exists()
+    assert command(*cache_words(scored, "c"))[0] == 0
+    assert run(words)[0] == 0
 
 
 @pytest.mark.parametrize(
@@ -296,6 +285,7 @@ def test_a_signal_stops_a_build_which_then_goes_on(scored, names, fill, monkeypa
     assert len(calls) == 13
 
 
+@pytest.mark.slow
 def test_a_killed_build_leaves_no_processes_behind_and_goes_on(tmp_path):
     """Its workers may be waiting to hand over a picture, larger than a pipe holds."""
     names = [f"{i}.jpg" for i in range(3000)]
@@ -306,15 +296,14 @@ def test_a_killed_build_leaves_no_processes_behind_and_goes_on(tmp_path):
     shutil.copy(tmp_path / "test.csv", tmp_path / "train.csv")
     words = ("cache", "--dataset", "tad66k", "--images", tmp_path, "--csv", tmp_path, "--out", tmp_path / "k")
     store = Cache(tmp_path / "k", Resize(256, "bilinear"), "fast")
-    with subprocess.Popen(
-        [sys.executable, "prepare_data.py", *words, "--num_workers", "2"], cwd=ROOT, stderr=subprocess.DEVNULL
-    ) as process:
-        while not os.path.exists(store.path) or os.path.getsize(store.path) < 300 * store.size:
-            assert process.poll() is None
-            time.sleep(0.02)
-        children = descendants(process.pid)
-        process.kill()
-    assert len(children) >= 4  # the server that starts workers, what tidies up after it, two workers
+    child = fork(lambda: prepare_data.main([str(word) for word in (*words, "--num_workers", 2)]))
+    while not os.path.exists(store.path) or os.path.getsize(store.path) < 300 * store.size:
+        assert os.waitpid(child, os.WNOHANG) == (0, 0)
+        time.sleep(0.02)
+    children = descendants(child)
+    os.kill(child, signal.SIGKILL)
+    assert ended(child) == -signal.SIGKILL
+    assert len(children) >= 3  # the server that starts workers, two workers
     deadline = time.monotonic() + 20
     while any(Path(f"/proc/{child}").exists() for child in children):
         assert time.monotonic() < deadline

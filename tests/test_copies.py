@@ -72,16 +72,8 @@ def test_how_near_is_an_option(album, command):
 
 
 def test_copies_need_the_csvs_of_splits(album, command):
-    status, _, err = command(
-        "check",
-        "--images",
-        album / "images",
-        "--csv",
-        album / "train.csv",
-        "--out",
-        album / "out",
-        "--copies",
-    )
+    words = f"check --images {album}/images --csv {album}/train.csv --out {album}/out --copies"
+    status, _, err = command(*words.split())
     assert status == 2
     assert "--copies needs --csv with the CSVs of two splits or more" in err
 

@@ -239,7 +239,7 @@ def test_para_has_pictures_in_sessions(tmp_path, command):
 def test_any_table_with_a_score(tmp_path, command):
     rows = "".join(f"x{i}.png;{i};{'Test' if i % 5 == 0 else 'training'}\n" for i in range(20))
     labels = write(tmp_path / "t.csv", "file;beauty;part\n" + rows)
-    words = (
+    words = [
         "--image_column",
         "file",
         "--score_column",
@@ -248,7 +248,7 @@ def test_any_table_with_a_score(tmp_path, command):
         "part",
         "--separator",
         ";",
-    )
+    ]
     status, out, _ = command("csv", "--labels", labels, "--out", tmp_path / "a", *words, "--score_max", 20)
     assert status == 0
     assert "above 10" in out
@@ -311,17 +311,7 @@ def test_no_picture_is_in_two_splits(tmp_path, command, names):
     rows += [f"{names[0]},0.5,train", f"{names[1]},0.5,val"]
     labels = write(tmp_path / "t.csv", "image,score,split\n" + "\n".join(rows))
     make_pictures(tmp_path / "images", [f"x{i}.png" for i in range(40)], (8, 8))
-    words = (
-        "csv",
-        "--labels",
-        labels,
-        "--images",
-        tmp_path / "images",
-        "--split_column",
-        "split",
-        "--num_workers",
-        0,
-    )
+    words = f"csv --labels {labels} --images {tmp_path}/images --split_column split --num_workers 0".split()
     status, out, err = command(*words, "--out", tmp_path / "a")
     assert status == 0, err
     counts = [len(pd.read_csv(tmp_path / "a" / f"{split}.csv")) for split in ("train", "val", "test")]
@@ -333,7 +323,7 @@ def test_no_picture_is_in_two_splits(tmp_path, command, names):
 def test_names_without_an_ending_are_given_one(tmp_path, command):
     rows = "".join(f"{i}\t{i / 100}\n" for i in range(40))
     labels = write(tmp_path / "t.tsv", "image_id\tbeauty\n" + rows)
-    words = (
+    words = [
         "--separator",
         "tab",
         "--image_column",
@@ -342,7 +332,7 @@ def test_names_without_an_ending_are_given_one(tmp_path, command):
         ".jpg",
         "--score_column",
         "beauty",
-    )
+    ]
     assert command("csv", "--labels", labels, "--out", tmp_path / "a", *words)[0] == 0
     assert pd.read_csv(tmp_path / "a" / "val.csv")["image"].str.fullmatch(r"[0-9]+\.jpg").all()
 
@@ -375,17 +365,7 @@ def test_rows_without_a_picture_are_left_out_and_counted(tmp_path, command):
     )
     write(tmp_path / "images" / "107.JPG", "not a picture")
     write(tmp_path / "images" / "109.JPG", b"")
-    words = (
-        "ava",
-        "--labels",
-        labels,
-        "--split",
-        "random",
-        "--images",
-        tmp_path / "images",
-        "--num_workers",
-        0,
-    )
+    words = f"ava --labels {labels} --split random --images {tmp_path}/images --num_workers 0".split()
     status, out, err = command(*words, "--out", tmp_path / "a")
     assert (status, err) == (0, "")
     assert "100 rows read, 96 kept" in out
@@ -413,16 +393,7 @@ def test_a_folder_without_any_of_the_pictures_is_told(tmp_path, command):
         ("images", "none of the 3 pictures is there, as 953619.jpg"),
         ("nowhere", "no such folder"),
     ):
-        status, _, err = command(
-            "ava",
-            "--labels",
-            labels,
-            "--split",
-            "random",
-            "--images",
-            tmp_path / images,
-            "--out",
-            tmp_path / "a",
-        )
+        words = f"ava --labels {labels} --split random --images {tmp_path / images} --out {tmp_path}/a"
+        status, _, err = command(*words.split())
         assert status == 2
         assert message in err

@@ -4,6 +4,7 @@ import string
 
 import numpy as np
 import pandas as pd
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_official import AVA_LINES, write
@@ -13,7 +14,7 @@ from photographs import official
 
 ODDLY = {
     "deadline": None,
-    "max_examples": 150,
+    "max_examples": 50,
     "suppress_health_check": [HealthCheck.function_scoped_fixture],
 }
 
@@ -80,7 +81,8 @@ ANYTHING = st.one_of(
 )  # fmt: skip
 
 
-@settings(**ODDLY)
+@pytest.mark.slow
+@settings(**ODDLY | {"max_examples": 150})
 @given(ANYTHING)
 def test_no_bytes_at_all_crash_a_parser(tmp_path, content):
     """Whatever a file holds: rows, or an InputError of one line."""

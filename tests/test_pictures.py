@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 from conftest import arguments, ended, fork, make_pictures
 from PIL import Image
-from test_cache import damage_pixels
+from test_cache import cache_words, damage_pixels
 
 from commands.growing import Growing
 from commands.signals import Interrupted, Watch
@@ -256,17 +256,7 @@ def test_clean_csvs_have_no_bad_rows_and_are_otherwise_as_they_were(gallery, tmp
     csv.write_text(
         "image,score,note\n" + "".join(f"{name},{i / 4:.2f},n{i}\n" for i, name in enumerate(names))
     )
-    words = (
-        "check",
-        "--images",
-        gallery,
-        "--csv",
-        csv,
-        "--out",
-        tmp_path / "c",
-        "--clean",
-        tmp_path / "clean",
-    )
+    words = f"check --images {gallery} --csv {csv} --out {tmp_path}/c --clean {tmp_path}/clean".split()
     status, out, err = command(*words, "--num_workers", 0)
     assert (status, err) == (0, "")
     good = [name for name in PICTURES if examine(gallery, name).verdict == "used"]
@@ -373,17 +363,7 @@ def test_check_tells_what_it_cannot_do(gallery, tmp_path, command, words, messag
 
 
 def test_cache_makes_what_a_run_needs(scored, command, run, monkeypatch):
-    words = (
-        "cache",
-        "--dataset",
-        "tad66k",
-        "--images",
-        scored / "images",
-        "--csv",
-        scored,
-        "--out",
-        scored / "k",
-    )
+    words = cache_words(scored, "k")
     status, out, err = command(*words, "--num_workers", 0)
     assert (status, err) == (0, "")
     assert "bilinear-256-fast: 11 pictures" in out
@@ -394,17 +374,7 @@ def test_cache_makes_what_a_run_needs(scored, command, run, monkeypatch):
 
 
 def test_a_cache_of_no_size_is_refused(scored, command):
-    words = (
-        "cache",
-        "--dataset",
-        "tad66k",
-        "--images",
-        scored / "images",
-        "--csv",
-        scored,
-        "--out",
-        scored / "k",
-    )
+    words = cache_words(scored, "k")
     status, _, err = command(*words, "--size", 0)
     assert status == 2
     assert "0 must lie between 8 and 4096" in err
@@ -412,17 +382,7 @@ def test_a_cache_of_no_size_is_refused(scored, command):
 
 
 def test_cache_repairs_and_tells_what_does_not_decode(scored, command, caplog):
-    words = (
-        "cache",
-        "--dataset",
-        "tad66k",
-        "--images",
-        scored / "images",
-        "--csv",
-        scored,
-        "--out",
-        scored / "k",
-    )
+    words = cache_words(scored, "k")
     assert command(*words)[0] == 0
     (scored / "images" / "train1.jpg").write_text("not a picture")
     make_pictures(scored / "images", ["test1.jpg"], seed=4)

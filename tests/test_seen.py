@@ -2,15 +2,18 @@
 
 import json
 import logging
+import shutil
+import warnings
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import arguments
+from conftest import AVA_COLUMNS, arguments, make_pictures
 from safetensors import safe_open
 
 import export
+import main_nni
 import models
 from evaluation.seen import Seen, hashes
 from option import InputError
@@ -41,14 +44,30 @@ def test_a_damaged_memory_is_one_line(texts):
         Seen.from_texts(texts, "w.pth")
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """An AVA whose test.csv, in leaky/, has four of its rows from train.csv, and one from val.csv; and a run on it."""
+    folder, rng = tmp_path_factory.mktemp("ava"), np.random.default_rng(1)
+    votes = pd.DataFrame(rng.integers(1, 30, (24, 10)), range(100, 124), AVA_COLUMNS[1:])
+    rows = votes.rename_axis("image_id").reset_index()
+    tables = {"train": rows[:12], "val": rows[12:18], "test": rows[18:]}
+    tables["leaky/test"] = pd.concat([tables["test"], tables["train"][:4], tables["val"][:1]])
+    (folder / "leaky").mkdir()
+    for name, table in tables.items():
+        table.to_csv(folder / f"{name}.csv", index=False)
+    make_pictures(folder / "images", [f"{number}.jpg" for number in rows["image_id"]])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(logging, "basicConfig", lambda **_: None)
+        patch.setattr(warnings, "showwarning", warnings.showwarning)  # main sets it
+        assert main_nni.main(arguments(folder, save_released_style=True)) == 0
+    return folder
+
+
 @pytest.fixture
-def leaky(ava):
-    """An AVA whose test.csv has four of its rows from train.csv, and one from val.csv."""
-    tables = {s: pd.read_csv(ava / f"{s}.csv") for s in ("train", "val", "test")}
-    parts = [tables["test"], tables["train"].iloc[:4], tables["val"].iloc[:1]]
-    (ava / "leaky").mkdir()
-    pd.concat(parts).to_csv(ava / "leaky" / "test.csv", index=False)
-    return ava
+def leaky(whole, tmp_path):
+    """The same, with a folder of its own for each test."""
+    shutil.copytree(whole, tmp_path / "ava")
+    return tmp_path / "ava"
 
 
 def evaluate(run, folder, weights, **options):
@@ -59,7 +78,6 @@ def evaluate(run, folder, weights, **options):
 
 
 def test_photographs_that_a_network_was_trained_on_are_counted(leaky, run, caplog):
-    assert run(arguments(leaky))[0] == 0
     best = leaky / "run" / "checkpoints" / "best.pth"
     state = torch.load(best, weights_only=True)
     assert list(state) == list(models.create_model("eat_nano").state_dict())
@@ -81,7 +99,6 @@ def test_photographs_that_a_network_was_trained_on_are_counted(leaky, run, caplo
 
 
 def test_a_clean_test_set_is_told_as_well(leaky, run, caplog):
-    run(arguments(leaky))
     caplog.set_level(logging.INFO)
     best = leaky / "run" / "checkpoints" / "best.pth"
     _, result, _ = evaluate(run, leaky, best, path_to_save_csv=leaky)
@@ -91,7 +108,6 @@ def test_a_clean_test_set_is_told_as_well(leaky, run, caplog):
 
 
 def test_a_released_style_file_remembers_nothing_and_says_so(leaky, run, caplog):
-    run(arguments(leaky, save_released_style=True))
     caplog.set_level(logging.INFO)
     _, result, _ = evaluate(run, leaky, leaky / "run" / "checkpoints" / "released_style.pth")
     assert result["seen"] is None
@@ -99,7 +115,6 @@ def test_a_released_style_file_remembers_nothing_and_says_so(leaky, run, caplog)
 
 
 def test_memory_grows_with_every_run_and_survives_resume_and_export(leaky, run, tmp_path):
-    run(arguments(leaky, num_epoch=2))
     folder = leaky / "run" / "checkpoints"
     first = Seen.from_texts(models.read_weights(folder / "best.pth").photographs, "")
     resumed = models.create_model("eat_nano")
@@ -128,12 +143,11 @@ def test_memory_grows_with_every_run_and_survives_resume_and_export(leaky, run, 
 
 
 def test_training_selected_on_test_csv_is_told(leaky, run):
-    _, result, _ = run(arguments(leaky, released_protocol=True))
+    _, result, _ = run(arguments(leaky, released_protocol=True, overwrite=True))
     assert result["seen"] == {"trained": 0, "selected": 6}
 
 
 def test_weights_that_say_nothing_leave_their_mark_on_what_is_trained_from_them(leaky, run, caplog):
-    run(arguments(leaky, save_released_style=True))
     bare = leaky / "run" / "checkpoints" / "released_style.pth"
     caplog.set_level(logging.INFO)
     run(arguments(leaky, path_to_model_weight=bare, experiment_dir_name=leaky / "tuned"))
@@ -148,7 +162,6 @@ def test_weights_that_say_nothing_leave_their_mark_on_what_is_trained_from_them(
 
 
 def test_a_damaged_memory_is_told_before_the_test(leaky, run):
-    run(arguments(leaky))
     state = torch.load(leaky / "run" / "checkpoints" / "best.pth", weights_only=True)
     state._metadata[""]["photographs"] = {"trained": "%%%"}
     torch.save(state, leaky / "w.pth")
