@@ -138,8 +138,8 @@ def look(prepared: Prepared, options: argparse.Namespace, journal: Path, watch: 
         names = prepared.files
     if options.no_check:
         kinds = pd.Series(["" if find(name) else "missing" for name in names])
-        if kinds.any():
-            prepared.notes.append(f"the first picture that is missing: {names[kinds.argmax()]}")
+        if (missing := kinds != "").any():
+            prepared.notes.append(f"the first picture that is missing: {names[missing.argmax()]}")
         findings = []
     else:
         findings = pictures.examine_all(options.images, names, journal, options.num_workers, watch)

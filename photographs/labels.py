@@ -118,9 +118,8 @@ def csv_format(path: str | os.PathLike, score_range: tuple[float, float], thresh
     if "score" not in columns:
         votes = _vote_columns(path, columns)
         if score_range != (0.0, 1.0):
-            raise InputError(
-                f"{path}: has vote columns; --score_min and --score_max belong to a column 'score'"
-            )
+            remedy = "--score_min and --score_max belong to a column 'score'"
+            raise InputError(f"{path}: has vote columns; {remedy}")
         form = Format(vote_columns=votes, threshold=(1 + len(votes)) / 2)
     low, high = form.scale
     if threshold is None:

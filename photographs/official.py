@@ -148,15 +148,16 @@ def read_ava(path, split: str = "random", lists: Sequence[str] = (), skip_missin
 
 def _official_lists(paths: Sequence[str]) -> pd.Series:
     """The split of each id: those of a file whose name says `train` are train, all others test."""
-    found = pd.Series(dtype=str)
+    parts: list[pd.Series] = []
     for path in paths:
         table = labels.read_table(path, columns=["id"])
         odd = ~table["id"].str.fullmatch(r"[0-9]{1,9}(?:\.jpg)?", case=False).astype(bool)
         labels.refuse_where(path, table, odd, "id", "not an image id")
         ids = table["id"].str.split(".").str[0].astype(np.int64)
-        again = ids.duplicated() | ids.isin(found.index)
+        again = pd.concat([*(part.index.to_series() for part in parts), ids]).duplicated()[-len(ids) :]
         labels.refuse_where(path, table, again, "id", "is in the lists a second time")
-        found = pd.concat([found, pd.Series("train" if "train" in Path(path).name.lower() else "test", ids)])
+        parts.append(pd.Series("train" if "train" in Path(path).name.lower() else "test", ids))
+    found = pd.concat(parts)
     if "test" not in set(found):
         name = ", ".join(paths)
         raise InputError(f"{name}: no ids of test photographs; give --test_list generic_test.jpgl")
