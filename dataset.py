@@ -218,18 +218,15 @@ def read_splits(
     form: see `read_labels`. train: False reads test.csv only, and with `calibrate` train.csv too. select_on_test: test.csv
     serves as the validation set, as in the release. Where there is no val.csv, `val_share` of train.csv is held out, by `seed`.
     """
-    for place, what in (
-        (folder, "--path_to_save_csv names the folder of the CSVs"),
-        (images, "--path_to_images names that of the pictures"),
-    ):
-        if not Path(place).is_dir():
-            raise InputError(f"{place}: no such folder; {what}")
+    if not Path(folder).is_dir():
+        raise InputError(f"{folder}: no such folder; --path_to_save_csv names the folder of the CSVs")
+    if not Path(images).is_dir():
+        raise InputError(f"{images}: no such folder; --path_to_images names the folder of the pictures")
     notes, skipped = [], {}
 
     def read(name: str) -> Labels:
-        labels, skipped[name] = find_images(
-            read_labels(Path(folder) / name, form, limit), images, skip_missing
-        )
+        labels = read_labels(Path(folder) / name, form, limit)
+        labels, skipped[name] = find_images(labels, images, skip_missing)
         if skipped[name]:
             notes.append(f"{name}: {skipped[name]} rows skipped, their images are missing")
         return labels
@@ -244,12 +241,16 @@ def read_splits(
     elif train:
         training, validation = hold_out(training, val_share, seed)
         notes.append(f"no val.csv: {len(validation)} rows of train.csv held out for validation")
-    splits = {"train": training, "val": validation, "test": test} if train else {}
+    if train:
+        notes += _shared({"train": training, "val": validation, "test": test})
+    return Splits(training, validation, test, tuple(notes), skipped["test.csv"])
+
+
+def _shared(splits: dict[str, Labels]) -> Iterator[str]:
     for (first, one), (second, other) in combinations(splits.items(), 2):
         shared = set(one.images) & set(other.images)
         if shared and one is not other:
-            notes.append(f"warning: {len(shared)} images are in {first} and in {second}, as {min(shared)}")
-    return Splits(training, validation, test, tuple(notes), skipped["test.csv"])
+            yield f"warning: {len(shared)} images are in {first} and in {second}, as {min(shared)}"
 
 
 def make_loader(

@@ -193,10 +193,8 @@ def read_table(path: str | os.PathLike, separator: str = ",", columns: Sequence[
     fewest, hint, empty = len(columns), "", "empty; it needs rows"
     if rows and not columns:
         columns = [column.strip() for column in rows.pop(next(iter(rows)))]
-        hint, empty = (
-            f"; a value with a {separator!r} in it needs quotes",
-            f"no rows under the header {', '.join(columns)}",
-        )
+        hint = f"; a value with a {separator!r} in it needs quotes"
+        empty = f"no rows under the header {', '.join(columns)}"
     if not rows:
         raise InputError(f"{path}: {empty}")
     if repeated := sorted({column for column in columns if columns.count(column) > 1}):
