@@ -54,7 +54,7 @@ TABLE = {
         Option("overwrite", bool, False, "replace what is there"),
         Option("gather", bool, False, "ONNX without the operator GridSample, for runtimes that lack it"),
         Option("int8", bool, False, "ONNX with 8-bit linear layers: smaller; scores are only nearly equal, and depend on the batch"),
-        Option("opset", int, None, f"ONNX operator set, {onnx_file.OPSETS[0]} to {onnx_file.OPSETS[1]} (default: {onnx_file.OPSET})"),
+        Option("opset", int, None, f"ONNX operator set, {onnx_file.OPSETS[0]} to {onnx_file.OPSETS[1]} (default: {onnx_file.OPSET})", low=onnx_file.OPSETS[0], high=onnx_file.OPSETS[1]),
     ),
     "weights": WEIGHTS,
 }
@@ -78,28 +78,23 @@ def export(options: argparse.Namespace) -> dict:
     for note in trained.notes:
         log.warning("%s", note)
     about, out = describe(trained), target(options, trained)
+    write, read = {
+        "onnx": (onnx_file.write_onnx, onnx_file.open_onnx),
+        "torch_export": (torch_files.write_archive, torch_files.open_archive),
+        "safetensors": (torch_files.write_safetensors, torch_files.open_safetensors),
+        "hub": (hub.write_hub, hub.open_hub),
+    }[options.to]
+    kind = {"gather": options.gather, "int8": options.int8} if options.to == "onnx" else {}
+    opset = {"opset": options.opset or onnx_file.OPSET} if options.to == "onnx" else {}
     with replacing(out, options.overwrite, options.to == "hub") as temporary, quietly():
-        if options.to == "onnx":
-            onnx_file.write_onnx(
-                trained, temporary, about, options.gather, options.int8, options.opset or onnx_file.OPSET
-            )
-            found, run = onnx_file.open_onnx(temporary)
-        elif options.to == "torch_export":
-            torch_files.write_archive(trained, temporary, about)
-            found, run = torch_files.open_archive(temporary)
-        elif options.to == "safetensors":
-            torch_files.write_safetensors(trained, temporary, about)
-            found, run = torch_files.open_safetensors(temporary)
-        else:
-            hub.write_hub(trained, temporary, about)
-            found, run = hub.open_hub(temporary)
+        write(trained, temporary, about, **kind, **opset)
+        found, run = read(temporary)
         difference = largest_difference(trained, found, run, exact=not options.int8)
         size = sum(path.stat().st_size for path in (temporary, *temporary.glob("*")) if path.is_file())
-    kinds = {"onnx": {"gather": options.gather, "int8": options.int8}}
     return {
         "written": str(out),
         "to": options.to,
-        **kinds.get(options.to, {}),
+        **kind,
         "model": trained.name,
         "dataset": trained.dataset,
         "score_range": list(trained.score_range),
@@ -115,9 +110,6 @@ def check(options: argparse.Namespace) -> None:
     for name in ("gather", "int8", "opset"):
         if getattr(options, name) and options.to != "onnx":
             raise InputError(f"--{name} belongs to --to onnx, not {options.to}")
-    low, high = onnx_file.OPSETS
-    if options.opset is not None and not low <= options.opset <= high:
-        raise InputError(f"--opset {options.opset} must be between {low} and {high}")
     missing = [name for name in PACKAGES.get(options.to, ()) if importlib.util.find_spec(name) is None]
     if missing:
         raise InputError(
@@ -149,46 +141,39 @@ def replacing(out: Path, overwrite: bool, folder: bool) -> Iterator[Path]:
 
     Raises InputError where something is there and may not be replaced.
     """
-
-    def refuse_what_is_there() -> None:
-        if not (out.exists() or out.is_symlink()):
-            return
-        if not overwrite:
-            raise InputError(f"{out}: is there already; give --overwrite or another --out")
-        if out.is_dir() != folder:
-            what = "a folder" if out.is_dir() else "a file"
-            raise InputError(f"{out}: is {what}, which no such export has written; give another --out")
-        if folder and (
-            others := [p.name for p in out.iterdir() if p.name not in hub.FILES or not p.is_file()]
-        ):
-            raise InputError(f"{out}: holds {min(others)}, which no export has written; give another --out")
-
-    refuse_what_is_there()
+    _refuse_what_is_there(out, overwrite, folder)
     if not out.parent.is_dir():
         raise InputError(f"{out.parent}: no such folder; make it, or give another --out")
     try:
-        place = tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent)
-    except OSError as error:
-        error.filename = str(out.parent)
-        raise
-    with place as beside:
-        temporary = Path(beside) / out.name
-        try:
+        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as beside:
+            temporary, replaced = Path(beside) / out.name, Path(beside) / "replaced"
             yield temporary
-        except OSError as error:
-            error.filename = error.filename or str(out.parent)  # as for a full disk
-            raise
-        refuse_what_is_there()  # it took a while
-        if not (out.is_dir() or (out.exists() and temporary.is_dir())):
-            os.replace(temporary, out)
-            return
-        replaced = Path(beside) / "replaced"  # a folder is not replaced in one step
-        os.replace(out, replaced)
-        try:
-            os.replace(temporary, out)
-        except BaseException:
-            os.replace(replaced, out)
-            raise
+            _refuse_what_is_there(out, overwrite, folder)  # it took a while
+            if folder and out.is_dir():  # a folder is not replaced in one step
+                os.replace(out, replaced)
+            try:
+                os.replace(temporary, out)
+            except BaseException:
+                if replaced.exists():
+                    os.replace(replaced, out)
+                raise
+    except OSError as error:
+        if not error.filename or f".{out.name}." in str(error.filename):  # none: as for a full disk
+            error.filename = str(out.parent)
+        raise
+
+
+def _refuse_what_is_there(out: Path, overwrite: bool, folder: bool) -> None:
+    if not (out.exists() or out.is_symlink()):
+        return
+    if not overwrite:
+        raise InputError(f"{out}: is there already; give --overwrite or another --out")
+    if out.is_dir() != folder:
+        what = "a folder" if out.is_dir() else "a file"
+        raise InputError(f"{out}: is {what}, which no such export has written; give another --out")
+    others = [p.name for p in out.iterdir() if p.name not in hub.FILES or not p.is_file()] if folder else []
+    if others:
+        raise InputError(f"{out}: holds {min(others)}, which no export has written; give another --out")
 
 
 @contextmanager
@@ -197,8 +182,7 @@ def quietly() -> Iterator[None]:
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):
             yield
     finally:
         logging.disable(before)

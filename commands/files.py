@@ -38,6 +38,15 @@ def to_json(content: dict, indent: int | None = None) -> str:
     return json.dumps(finite, indent=indent)
 
 
+def read_json_object(path: str | os.PathLike) -> dict:
+    """The object in a JSON file; empty where there is none."""
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
 def started(pid: int) -> str:
     """When a process of this machine began, so that another with its number is told from it; empty when it has ended."""
     fields = read_process(pid, "stat").rpartition(")")[2].split()

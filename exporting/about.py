@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
-import json
+from hashlib import sha256
 
 import numpy as np
 import torch
@@ -32,9 +31,8 @@ class Scorer(nn.Module):
 
 def describe(trained: Trained) -> dict:
     """Everything that a program needs to use the network without this project. JSON values only."""
-    low, high = trained.score_range
-    levels = list(range(1, trained.outputs + 1))
-    resize = trained.resize
+    (low, high), votes, resize = trained.score_range, trained.outputs > 1, trained.resize
+    shares = f"shares of the votes 1 to {trained.outputs}, raw: no softmax, and they need not sum to 1"
     return {
         "model": trained.name,
         "dataset": trained.dataset,
@@ -44,14 +42,12 @@ def describe(trained: Trained) -> dict:
         "depends_on_batch": trained.points == "batch",
         "prediction": {
             "outputs": trained.outputs,
-            "meaning": f"shares of the votes 1 to {trained.outputs}, raw: no softmax, and they need not sum to 1"
-            if trained.outputs > 1
-            else "the score from 0 to 1, raw",
+            "meaning": shares if votes else "the score from 0 to 1, raw",
         },
         "score": {
             "formula": "sum over outputs of weights * prediction, plus offset; may lie outside score_range",
-            "weights": [float(level) for level in levels] if trained.outputs > 1 else [high - low],
-            "offset": 0.0 if trained.outputs > 1 else low,
+            "weights": [float(level + 1) for level in range(trained.outputs)] if votes else [high - low],
+            "offset": 0.0 if votes else low,
         },
         "preprocessing": {
             "decode": "8-bit RGB; the pixels as stored, no EXIF orientation and no colour profile applied",
@@ -69,10 +65,7 @@ def describe(trained: Trained) -> dict:
             "layout": "NCHW",
             "dtype": "float32",
         },
-        "weights": {
-            "file": trained.path.name,
-            "sha256": hashlib.sha256(trained.path.read_bytes()).hexdigest(),
-        },
+        "weights": {"file": trained.path.name, "sha256": sha256(trained.path.read_bytes()).hexdigest()},
         "torch": torch.__version__,
     }
 
@@ -91,7 +84,3 @@ def preprocess(about: dict, photograph: bytes) -> np.ndarray:
 def score(about: dict, prediction: np.ndarray) -> np.ndarray:
     """Scores (N,) of a prediction (N, outputs), by nothing but what an artifact says of itself."""
     return prediction @ np.float32(about["score"]["weights"]) + np.float32(about["score"]["offset"])
-
-
-def as_text(about: dict) -> str:
-    return json.dumps(about, indent=2, allow_nan=False)

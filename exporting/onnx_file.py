@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from exporting.about import KEY, Scorer, as_text
+from commands.files import to_json
+from exporting.about import KEY, Scorer
 from exporting.check import ExportError, Runner
 from inference.trained import Trained
 from models.sampling import gathers
@@ -54,10 +56,11 @@ def write_onnx(trained: Trained, path: Path, about: dict, gather: bool, int8: bo
     graph = onnx.load(path)
     _name_batch(graph)
     _forget_origin(graph)
-    about = about | {"gather": gather, "int8": int8, "opset": onnx_opset(graph)}
+    versions = {entry.domain: entry.version for entry in graph.opset_import}
+    about = about | {"gather": gather, "int8": int8, "opset": versions[""]}
     # Dynamic quantisation takes the range of each activation over the whole batch.
     about["depends_on_batch"] = about["depends_on_batch"] or int8
-    onnx.helper.set_model_props(graph, {KEY: as_text(about)})
+    onnx.helper.set_model_props(graph, {KEY: to_json(about, indent=2)})
     onnx.checker.check_model(graph)
     onnx.save(graph, path)
 
@@ -76,10 +79,9 @@ def quantize(path: Path) -> None:
     model = onnx.load(ready)
     graph = model.graph
     del graph.value_info[:]  # some exporters' shapes are those from before a weight was transposed
-    onnx.save(model, ready)
     vectors = {weight.name for weight in graph.initializer if len(weight.dims) == 1}
     quantize_dynamic(
-        ready,
+        model,
         path,
         op_types_to_quantize=["MatMul", "Gemm"],
         per_channel=True,
@@ -113,32 +115,29 @@ def _forget_origin(graph) -> None:
     graph.opset_import.extend(kept)
 
 
-def onnx_opset(graph) -> int:
-    """The version of ONNX's own operators."""
-    return next(entry.version for entry in graph.opset_import if entry.domain == "")
-
-
 def open_onnx(path: Path) -> tuple[dict, Runner]:
     """What the file says of itself, and the file in ONNX Runtime on the CPU. Raises ExportError where that fails."""
     import onnxruntime
 
     settings = onnxruntime.SessionOptions()
     settings.log_severity_level = 4  # its errors are raised, too
-    try:
+    with _told():
         session = onnxruntime.InferenceSession(path, settings, providers=["CPUExecutionProvider"])
-    except Exception as error:  # ONNX Runtime has kinds of its own
-        raise _not_run(error) from error
-    about = json.loads(session.get_modelmeta().custom_metadata_map[KEY])
 
     def run(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        try:
+        with _told():
             return tuple(session.run(["prediction", "score"], {"images": images}))
-        except Exception as error:
-            raise _not_run(error) from error
 
-    return about, run
+    return json.loads(session.get_modelmeta().custom_metadata_map[KEY]), run
 
 
-def _not_run(error: Exception) -> ExportError:
-    reason = " ".join(str(error).split())[:200]
-    return ExportError(f"ONNX Runtime does not run it ({reason}); nothing was written; try another --opset")
+@contextmanager
+def _told() -> Iterator[None]:
+    """ONNX Runtime's errors, which have kinds of their own, as an ExportError."""
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ExportError(
+            f"ONNX Runtime does not run it ({reason}); nothing was written; try another --opset"
+        ) from error

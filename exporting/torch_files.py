@@ -12,7 +12,8 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import nn
 
-from exporting.about import KEY, as_text, score
+from commands.files import to_json
+from exporting.about import KEY, score
 from exporting.check import Runner
 from exporting.onnx_file import trace
 from inference.trained import Trained, load_trained
@@ -28,7 +29,7 @@ def write_archive(trained: Trained, path: Path, about: dict) -> None:
         for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
             node.meta.pop("stack_trace", None)  # where the code lay on this disk
     content = io.BytesIO()  # torch's own file ends the process where the disk is full
-    torch.export.save(program, content, extra_files={EXTRA: as_text(about)})
+    torch.export.save(program, content, extra_files={EXTRA: to_json(about, indent=2)})
     path.write_bytes(content.getvalue())
 
 
@@ -47,7 +48,7 @@ def write_safetensors(trained: Trained, path: Path, about: dict) -> None:
     """The tensors under their released names; the header has the settings that `read_weights` reads, and `about`."""
     header = {name: getattr(trained.model, name) for name in ("settings", "purpose", "photographs")}
     state = {name: value.contiguous() for name, value in trained.model.state_dict().items()}
-    content = save(state, {"format": "pt", HEADER: json.dumps(header), KEY: as_text(about)})
+    content = save(state, {"format": "pt", HEADER: json.dumps(header), KEY: to_json(about, indent=2)})
     path.write_bytes(content)  # safetensors' own file could be read by nobody else
 
 
