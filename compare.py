@@ -37,34 +37,33 @@ def run(paths: Sequence[Path], threshold: float | None, out: Path | None) -> Non
     """Read, compare, print and write."""
     if out is not None and out.exists():
         raise InputError(f"--json {out}: is there already; give another file")
-    if len({path.resolve() for path in paths}) < len(paths):
+    files = [(path / "predictions.csv" if path.is_dir() else path).resolve() for path in paths]
+    if len(set(files)) < len(files):
         raise InputError("the same run is given twice; give each once")
     tested: list[compare.Predictions] = []
     for path in paths:
         tested.append(compare.read_predictions(path, threshold, tested[0] if tested else None))
-    if len({one.name for one in tested}) < len(tested):
-        raise InputError("the same run is given twice; give each once")
-    found = compare.compare({one.name: [one] for one in tested})
+    found, images = compare.compare({one.name: [one] for one in tested}), len(tested[0].images)
     print(compare.as_markdown(tested, found))
     print(
-        f"\n{len(tested[0].images):,} images, high above {tested[0].thresholds[1]:g}; percentile bootstrap over images, {bootstrap.RESAMPLES:,} resamples "
-        f"(KRCC {bootstrap.krcc_resamples(len(tested[0].images)):,}), the same for all runs. More than noise: p below 0.05 after Holm's correction. "
+        f"\n{images:,} images, high above {tested[0].thresholds[1]:g}; percentile bootstrap over images, {bootstrap.RESAMPLES:,} resamples "
+        f"(KRCC {bootstrap.krcc_resamples(images):,}), the same for all runs. More than noise: p below 0.05 after Holm's correction. "
         "What another training seed would change is not in it."
     )
-    if out is not None:
-        runs = [
-            {
-                "run": one.name,
-                "metrics": one.metrics,
-                "intervals": {name: bootstrap.interval(values) for name, values in one.resampled.items()},
-            }
-            for one in tested
-        ]
-        pairs = [
-            {"first": first, "second": second, "differences": {name: vars(one) for name, one in row.items()}}
-            for (first, second), row in found.items()
-        ]
-        write_json(out, {"images": len(tested[0].images), "runs": runs, "pairs": pairs})
+    if out is None:
+        return
+    intervals = [
+        {name: bootstrap.interval(values) for name, values in one.resampled.items()} for one in tested
+    ]
+    runs = [
+        {"run": one.name, "metrics": one.metrics, "intervals": limits}
+        for one, limits in zip(tested, intervals, strict=True)
+    ]
+    pairs = [
+        {"first": first, "second": second, "differences": {name: vars(one) for name, one in row.items()}}
+        for (first, second), row in found.items()
+    ]
+    write_json(out, {"images": images, "runs": runs, "pairs": pairs})
 
 
 if __name__ == "__main__":

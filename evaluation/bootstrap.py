@@ -6,7 +6,8 @@ drawn with replacement, each metric is computed anew, and the interval holds the
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
@@ -27,13 +28,12 @@ def resample(pairs: Pairs, resamples: int | None = None, seed: int = 0) -> dict[
     under one seed, so their values may be subtracted. nan where a metric is not defined.
     """
     resamples, images = resamples or RESAMPLES, len(pairs)
-    moments, ranks = _Moments(pairs), _Ranks(pairs)
-    parts = [
-        moments.metrics(counts) | {"srcc": ranks.srcc(counts)} for counts in _draws(images, resamples, seed)
-    ]
+    columns, ties = _columns(pairs), [_ties(pairs.predicted), _ties(pairs.true)]
+    draws = _draws(images, resamples, seed)
+    parts = [_of_means(columns @ counts / images) | {"srcc": _srcc(ties, counts)} for counts in draws]
     values = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    counts = _draws(images, krcc_resamples(images, resamples), seed, KRCC_RESAMPLES)
-    values["krcc"] = np.concatenate([_krcc(pairs, count) for count in counts])
+    draws = _draws(images, krcc_resamples(images, resamples), seed, KRCC_RESAMPLES)
+    values["krcc"] = np.concatenate([_krcc(pairs, ties, counts) for counts in draws])
     return {name: values[name] for name in METRICS}
 
 
@@ -90,11 +90,10 @@ def williams(first: float, second: float, between: float, images: int) -> float:
 
 def holm(p_values: Sequence[float]) -> list[float]:
     """The p-values corrected for their number, in their order. nan stays, and counts for nothing. Source: Holm, 1979."""
-    p = np.asarray(p_values, np.float64)
-    known = np.flatnonzero(np.isfinite(p))
-    order = known[np.argsort(p[known], kind="stable")]
-    factors = len(order) - np.arange(len(order))
-    p[order] = np.minimum(np.maximum.accumulate(p[order] * factors), 1) if len(order) else p[order]
+    p = np.array(p_values, np.float64)
+    order = np.argsort(p, kind="stable")  # nan last
+    factors = np.isfinite(p).sum() - np.arange(len(p))
+    p[order] = np.minimum(np.maximum.accumulate(p[order] * factors), 1)
     return p.tolist()
 
 
@@ -111,57 +110,55 @@ def _draws(images: int, resamples: int, seed: int, chunk: int | None = None) -> 
         yield np.bincount(places.ravel(), minlength=images * width).reshape(images, width).astype(np.float64)
 
 
-class _Moments:
-    """The metrics that follow from sums over images."""
-
-    def __init__(self, pairs: Pairs):
-        p, t = pairs.predicted - pairs.predicted.mean(), pairs.true - pairs.true.mean()
-        error = pairs.predicted - pairs.true
-        errors = (np.abs(error), error * error, pairs.emd_r1, pairs.emd_r2)
-        self.columns = np.stack([p, t, p * p, t * t, p * t, pairs.agree, *errors])
-
-    def metrics(self, counts: np.ndarray) -> Mapping[str, np.ndarray]:
-        means = self.columns @ counts / len(counts)
-        p, t, pp, tt, pt, agree, absolute, squared, emd_r1, emd_r2 = means
-        return {
-            "plcc": _ratio(pt - p * t, np.sqrt(_positive(pp - p * p) * _positive(tt - t * t))),
-            "accuracy": agree,
-            "mae": absolute,
-            "rmse": np.sqrt(squared),
-            "emd_r1": emd_r1,
-            "emd_r2": emd_r2,
-        }
+def _columns(pairs: Pairs) -> np.ndarray:
+    """(10, N): those whose means over images `_of_means` makes metrics of."""
+    p, t = pairs.predicted - pairs.predicted.mean(), pairs.true - pairs.true.mean()
+    error = pairs.predicted - pairs.true
+    errors = (np.abs(error), error * error, pairs.emd_r1, pairs.emd_r2)
+    return np.stack([p, t, p * p, t * t, p * t, pairs.agree, *errors])
 
 
-class _Ranks:
-    """SRCC of resamples: the correlation of mean ranks, which are cumulated counts; ties share theirs."""
-
-    def __init__(self, pairs: Pairs):
-        self.sides = [_ties(values) for values in (pairs.predicted, pairs.true)]
-
-    def srcc(self, counts: np.ndarray) -> np.ndarray:
-        middle = (len(counts) + 1) / 2
-        ranks, squares = [], []
-        for order, ends, group in self.sides:
-            until = counts[order].cumsum(0)[ends]  # by group of equal scores: images up to its end
-            size = np.diff(until, axis=0, prepend=0)
-            mean_rank = until - (size - 1) / 2 - middle
-            squares.append((size * mean_rank**2).sum(0))
-            ranks.append(mean_rank[group])
-        together = np.einsum("nr,nr,nr->r", counts, *ranks)
-        return _ratio(together, np.sqrt(squares[0] * squares[1]))
+def _of_means(means: np.ndarray) -> dict[str, np.ndarray]:
+    """The metrics, (R,) each, that follow from means (10, R) over images."""
+    p, t, pp, tt, pt, agree, absolute, squared, emd_r1, emd_r2 = means
+    plcc = _ratio(pt - p * t, np.sqrt(_positive(pp - p * p) * _positive(tt - t * t)))
+    errors = {"mae": absolute, "rmse": np.sqrt(squared), "emd_r1": emd_r1, "emd_r2": emd_r2}
+    return {"plcc": plcc, "accuracy": agree} | errors
 
 
-def _ties(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The order of values (N,), in it the last place of each group of equal ones, and each value's group (N,)."""
+class _Ties(NamedTuple):
+    """The order of scores (N,), in it the last place of each group of equal ones, and each score's group (N,)."""
+
+    order: np.ndarray
+    ends: np.ndarray
+    group: np.ndarray
+
+    def sizes(self, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Of resamples (N, R), by group: how many images there are up to its end, and in it."""
+        until = counts[self.order].cumsum(0)[self.ends]
+        return until, np.diff(until, axis=0, prepend=0)
+
+
+def _ties(values: np.ndarray) -> _Ties:
     order = np.argsort(values, kind="stable")
     new = np.diff(values[order], prepend=np.nan) != 0
     group = np.empty(len(values), np.int64)
     group[order] = np.cumsum(new) - 1
-    return order, np.append(np.flatnonzero(new)[1:], len(values)) - 1, group
+    return _Ties(order, np.append(np.flatnonzero(new)[1:], len(values)) - 1, group)
 
 
-def _krcc(pairs: Pairs, counts: np.ndarray) -> np.ndarray:
+def _srcc(ties: Sequence[_Ties], counts: np.ndarray) -> np.ndarray:
+    """Of resamples (N, R) -> (R,): the correlation of mean ranks, which are cumulated counts; ties share theirs."""
+    ranks, squares = [], []
+    for side in ties:
+        until, size = side.sizes(counts)
+        mean_rank = until - (size - 1) / 2 - (len(counts) + 1) / 2
+        squares.append((size * mean_rank**2).sum(0))
+        ranks.append(mean_rank[side.group])
+    return _ratio(np.einsum("nr,nr,nr->r", counts, *ranks), np.sqrt(squares[0] * squares[1]))
+
+
+def _krcc(pairs: Pairs, ties: Sequence[_Ties], counts: np.ndarray) -> np.ndarray:
     """Kendall's tau-b of resamples (N, R) -> (R,): concordant less discordant pairs, over those that are not tied."""
     images, small = len(counts), counts.astype(np.float32)  # sums of counts stay below 2^24: exact
     difference = np.zeros(counts.shape[1])
@@ -170,11 +167,7 @@ def _krcc(pairs: Pairs, counts: np.ndarray) -> np.ndarray:
         sign = _signs(pairs.predicted, rows) * _signs(pairs.true, rows)
         sign[:, : len(sign)] /= 2  # pairs within the block stand there twice
         difference += np.einsum("nr,nr->r", sign @ small[start:], counts[rows])
-    untied = []
-    for values in (pairs.predicted, pairs.true):
-        order, ends, _ = _ties(values)
-        size = np.diff(counts[order].cumsum(0)[ends], axis=0, prepend=0)
-        untied.append((images**2 - (size**2).sum(0)) / 2)
+    untied = [(images**2 - (side.sizes(counts)[1] ** 2).sum(0)) / 2 for side in ties]
     return _ratio(difference, np.sqrt(untied[0] * untied[1]))
 
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import combinations
 from math import isfinite
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from scipy import stats
 
+from commands.files import read_json_object
 from evaluation import bootstrap
 from evaluation.figures import LABELS
 from option import InputError
@@ -27,12 +28,9 @@ class Predictions:
     """One run's predictions on a test set."""
 
     name: str
-    images: list[str]
+    images: pd.Index
     pairs: Pairs
-    thresholds: tuple[float, float] = (
-        math.nan,
-        math.nan,
-    )  # above which a predicted and a true score are high
+    thresholds: tuple[float, float] = (math.nan, math.nan)  # of predicted and true scores: high above them
     metrics: dict[str, float] = field(init=False)
     resampled: dict[str, np.ndarray] = field(init=False)  # see `bootstrap.resample`
 
@@ -40,19 +38,15 @@ class Predictions:
         self.metrics, self.resampled = compute_metrics(self.pairs), bootstrap.resample(self.pairs)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Difference:
     """A metric of the first less that of the second, with its paired interval. p: two-sided, corrected where it says so."""
 
     value: float
     interval: tuple[float, float]
     p: float
-    p_holm: float = float("nan")
-    p_williams: float = float("nan")
-
-    @property
-    def beyond_noise(self) -> bool:
-        return self.p_holm < 0.05
+    p_holm: float = math.nan
+    p_williams: float = math.nan
 
 
 def read_predictions(
@@ -64,22 +58,10 @@ def read_predictions(
     """
     if path.is_dir():
         path = path / "predictions.csv"
-    table = read_table(path)
-    if missing := [name for name in CONTENT if name not in table.columns]:
-        found = ", ".join(table.columns)
-        raise InputError(
-            f"{path}: no column {', '.join(missing)}; found {found}; give a run's predictions.csv"
-        )
-    if len(table) < 2:
-        raise InputError(f"{path}: 1 row; a comparison takes two images or more")
-    images = list(table["image"])
-    if (again := table["image"].duplicated()).any():
-        line = table.index[int(np.argmax(again))]
-        raise InputError(f"{path}, line {line}: image {table.loc[line, 'image']} stands there a second time")
+    table = _read(path)
+    images = pd.Index(table["image"])
     votes = {stem: [name for name in table.columns if name.startswith(stem)] for stem in ("output", "target")}
-    columns = [*CONTENT[1:], *votes["output"], *votes["target"]]
-    values = dict(zip(columns, read_numbers(path, table, columns).T, strict=True))
-    true, predicted = (values[name] for name in CONTENT[1:])
+    true, predicted = read_numbers(path, table, CONTENT[1:]).T
     thresholds = (threshold, threshold) if threshold is not None else _thresholds(path, votes["output"], true)
     high, true_high = thresholds
     if like is not None and true_high != like.thresholds[1]:
@@ -89,55 +71,56 @@ def read_predictions(
         )
     emds = np.full((2, len(true)), np.nan)
     if votes["target"] and len(votes["target"]) == len(votes["output"]):
-        emds = image_emds(*(np.stack([values[name] for name in votes[s]], 1) for s in ("output", "target")))
+        emds = image_emds(*(read_numbers(path, table, names) for names in votes.values()))
     agree = ((predicted > high) == (true > true_high)).astype(np.float64)
     pairs = Pairs(predicted, true, agree, *emds)
     if like is not None:
         pairs, images = pairs.subset(_order(path, images, true, like)), like.images
-    return Predictions(
-        str(path.parent if path.name == "predictions.csv" else path), images, pairs, thresholds
-    )
+    name = str(path.parent if path.name == "predictions.csv" else path)
+    return Predictions(name, images, pairs, thresholds)
 
 
-def _order(path: Path, images: list[str], true: np.ndarray, like: Predictions) -> np.ndarray:
-    """The rows of `images` in the other table's order. Raises InputError where they are not the same test set."""
-    places = {image: row for row, image in enumerate(images)}
-    others = set(like.images)
-    for image in like.images:
-        if image not in places:
-            raise InputError(f"{path}: another test set than that of {like.name}: it lacks {image}")
-    for image in images:
-        if image not in others:
-            raise InputError(f"{path}: another test set than that of {like.name}, which lacks {image}")
-    rows = np.array([places[image] for image in like.images])
-    differs = ~np.isclose(true[rows], like.pairs.true, rtol=1e-6, atol=1e-9)
-    if differs.any():
-        row = int(np.argmax(differs))
+def _read(path: Path) -> pd.DataFrame:
+    """The table as text. Raises InputError where it is no run's predictions.csv."""
+    table = read_table(path)
+    if missing := [name for name in CONTENT if name not in table.columns]:
+        found = ", ".join(table.columns)
         raise InputError(
-            f"{path}: another test set than that of {like.name}: the true score of {like.images[row]} is "
-            f"{true[rows][row]:g}, not {like.pairs.true[row]:g}"
+            f"{path}: no column {', '.join(missing)}; found {found}; give a run's predictions.csv"
+        )
+    if len(table) < 2:
+        raise InputError(f"{path}: 1 row; a comparison takes two images or more")
+    for line in table.index[table["image"].duplicated()][:1]:
+        raise InputError(f"{path}, line {line}: image {table.loc[line, 'image']} stands there a second time")
+    return table
+
+
+def _order(path: Path, images: pd.Index, true: np.ndarray, like: Predictions) -> np.ndarray:
+    """The rows of `images` in the other table's order. Raises InputError where they are not the same test set."""
+    another = f"{path}: another test set than that of {like.name}"
+    for image in like.images.difference(images, sort=False)[:1]:
+        raise InputError(f"{another}: it lacks {image}")
+    for image in images.difference(like.images, sort=False)[:1]:
+        raise InputError(f"{another}, which lacks {image}")
+    rows = images.get_indexer(like.images)
+    for row in np.flatnonzero(~np.isclose(true[rows], like.pairs.true, rtol=1e-6, atol=1e-9))[:1]:
+        expected = like.pairs.true[row]
+        raise InputError(
+            f"{another}: the true score of {like.images[row]} is {true[rows][row]:g}, not {expected:g}"
         )
     return rows
 
 
 def _thresholds(path: Path, outputs: Sequence[str], true: np.ndarray) -> tuple[float, float]:
     """For predicted and true scores: as the run beside the table says, else AVA's for ten outputs, 0.5 for one."""
-
-    def read(name: str) -> dict:
-        try:
-            content = json.loads(path.with_name(name).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return content if isinstance(content, dict) else {}
-
-    known = (read("run.json").get("result") or {}).get("thresholds")
+    known = (read_json_object(path.with_name("run.json")).get("result") or {}).get("thresholds")
     if isinstance(known, list) and len(known) == 2:
         return float(known[0]), float(known[1])
-    dataset = read("options.json").get("dataset")
+    dataset = read_json_object(path.with_name("options.json")).get("dataset")
+    if dataset is None and len(outputs) == FORMATS["ava"].outputs:
+        dataset = "ava"
     if dataset in FORMATS:
         return (FORMATS[dataset].threshold,) * 2
-    if dataset is None and len(outputs) == FORMATS["ava"].outputs:
-        return (FORMATS["ava"].threshold,) * 2
     if dataset is None and not outputs and true.min() >= 0 and true.max() <= 1:
         return 0.5, 0.5
     raise InputError(f"{path}: nothing says above which score an image is high; give --threshold")
@@ -189,48 +172,42 @@ def compare(groups: dict[str, Sequence[Predictions]]) -> dict[tuple[str, str], d
         for given, corrected in (("p", "p_holm"), ("p_williams", "p_williams")):
             values = bootstrap.holm([getattr(row[metric], given) for row in found.values()])
             for row, p in zip(found.values(), values, strict=True):
-                row[metric] = replace(row[metric], **{corrected: p})
+                setattr(row[metric], corrected, p)
     return found
 
 
 def as_markdown(runs: Sequence[Predictions], found: dict[tuple[str, str], dict[str, Difference]]) -> str:
     """Two tables: the runs' metrics, and the differences of every two."""
     shown = [name for name in METRICS if any(isfinite(run.metrics[name]) for run in runs)]
-    lines = [_row(["run", *(LABELS[name] for name in shown)]), _row(["---"] * (len(shown) + 1))]
+    rows = [["run", *(LABELS[name] for name in shown)]]
     for run in runs:
-        cells = [
-            _value(run.metrics[name], bootstrap.interval(run.resampled[name]), "{:.4f}") for name in shown
-        ]
-        lines.append(_row([run.name, *cells]))
-    if found:
-        lines += ["", *difference_lines(found, shown)]
-    return "\n".join(lines)
+        intervals = {name: bootstrap.interval(run.resampled[name]) for name in shown}
+        rows.append([run.name, *(_value(run.metrics[name], intervals[name], ".4f") for name in shown)])
+    return "\n".join(_table(rows) + (["", *difference_lines(found, shown)] if found else []))
 
 
 def difference_lines(found: dict, shown: Sequence[str]) -> list[str]:
     """A Markdown table: a row for each pair and metric."""
     williams = any(isfinite(row["plcc"].p_williams) for row in found.values())
-    head = ["first less second", "metric", "difference, 95 % interval", "p", "p, Holm"]
-    head += ["p, Williams, Holm"] * williams + ["more than noise"]
-    lines = [_row(head), _row(["---"] * len(head))]
+    rows = [["first less second", "metric", "difference, 95 % interval", "p", "p, Holm"]]
+    rows[0] += ["p, Williams, Holm"] * williams + ["more than noise"]
     for (first, second), row in found.items():
         for name in shown:
             one = row[name]
-            cells = [f"{first} − {second}", LABELS[name], _value(one.value, one.interval, "{:+.4f}")]
+            cells = [f"{first} − {second}", LABELS[name], _value(one.value, one.interval, "+.4f")]
             cells += [_p(one.p), _p(one.p_holm)] + [_p(one.p_williams)] * williams
-            lines.append(_row([*cells, "yes" if one.beyond_noise else "no"]))
-    return lines
+            rows.append([*cells, "yes" if one.p_holm < 0.05 else "no"])
+    return _table(rows)
 
 
-def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+def _table(rows: list[list[str]]) -> list[str]:
+    rows.insert(1, ["---"] * len(rows[0]))
+    return [f"| {' | '.join(cells)} |" for cells in rows]
 
 
 def _value(value: float, interval: tuple[float, float], form: str) -> str:
-    if not isfinite(value):
-        return "-"
-    low, high = (form.format(limit) for limit in interval)
-    return f"{form.format(value)} ({low} to {high})"
+    low, high = interval
+    return f"{value:{form}} ({low:{form}} to {high:{form}})" if isfinite(value) else "-"
 
 
 def _p(value: float) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from math import isfinite
 
 import numpy as np
@@ -21,7 +21,7 @@ LABELS = {
     "emd_r1": "EMD, r = 1",
     "emd_r2": "EMD, r = 2",
 }
-Intervals = dict[str, tuple[float, float]]
+BEFORE = "it started from weights that do not say which photographs they had seen: there may be more"
 
 
 @dataclass(frozen=True)
@@ -30,32 +30,37 @@ class Measured:
 
     images: int
     metrics: dict[str, float]
-    intervals: Intervals
+    intervals: dict[str, tuple[float, float]]
 
     @classmethod
     def of(cls, pairs: Pairs, metrics: dict[str, float] | None = None) -> Measured:
-        return cls(
-            len(pairs), compute_metrics(pairs) if metrics is None else metrics, bootstrap.intervals(pairs)
-        )
+        return cls(len(pairs), metrics or compute_metrics(pairs), bootstrap.intervals(pairs))
+
+    def shown(self, name: str) -> list[str]:
+        """A metric and its interval as texts."""
+        value, (low, high) = self.metrics[name], self.intervals[name]
+        interval = f"{low:.4f} to {high:.4f}" if isfinite(low) else "-"
+        return [f"{value:.4f}" if isfinite(value) else "-", interval]
 
 
 @dataclass(frozen=True)
 class Figures:
     """What a test says.
 
-    notes: sentences that belong beside the figures: which photographs, what was seen, how it departs from the
-    published protocol. seen: how many photographs were trained on, and how many selected the epoch; None: the weights
-    do not say. unseen: the figures without them; None where nothing was seen, or nothing else is left.
+    notes: sentences that belong beside the figures: which photographs, what was seen. departures: how it departs from
+    the published protocol. seen: how many photographs were trained on, and how many selected the epoch; None: the
+    weights do not say. unseen: the figures without them; None where nothing was seen, or nothing else is left.
+    remembers: the weights know all photographs that they have seen.
     """
 
     all: Measured
-    published: dict[str, published.Published] = field(default_factory=dict)
-    notes: Sequence[str] = ()
-    departures: Sequence[str] = ()
-    seen: tuple[int, int] | None = None
-    unseen: Measured | None = None
-    dataset: str = ""
-    remembers: bool = False  # the weights know all photographs that they have seen
+    dataset: str
+    published: dict[str, published.Published]
+    notes: Sequence[str]
+    departures: Sequence[str]
+    seen: tuple[int, int] | None
+    unseen: Measured | None
+    remembers: bool
 
     def as_json(self) -> dict:
         """The keys that a run's last line and run.json have."""
@@ -66,17 +71,10 @@ class Figures:
             "published": {name: figure._asdict() for name, figure in self.published.items()},
             "departures": list(self.departures),
             "notes": list(self.notes),
-            "seen": None,
+            "seen": self.seen and dict(zip(seen.ROLES, self.seen, strict=True)),
         }
-        if self.seen is not None:
-            found["seen"] = dict(zip(seen.ROLES, self.seen, strict=True))
-        if self.unseen is not None:
-            measured = self.unseen
-            found["unseen"] = {
-                "images": measured.images,
-                **measured.metrics,
-                "intervals": measured.intervals,
-            }
+        if one := self.unseen:
+            found["unseen"] = {"images": one.images, **one.metrics, "intervals": one.intervals}
         return found
 
     def rows(self) -> list[list[str]]:
@@ -88,22 +86,19 @@ class Figures:
         for name, label in LABELS.items():
             if not isfinite(self.all.metrics[name]) and name.startswith("emd"):
                 continue
-            row = [label, *_shown(self.all, name)]
+            row = [label, *self.all.shown(name)]
             if self.published:
                 figure = self.published.get(name)
                 row.append(", ".join(filter(None, (f"{figure.value:.4f}", figure.place))) if figure else "-")
-            table.append(row + (_shown(self.unseen, name) if self.unseen else []))
+            table.append(row + (self.unseen.shown(name) if self.unseen else []))
         return table
 
     def lines(self) -> list[str]:
         """The table and the notes, for a terminal."""
         table = self.rows()
-        widths = [max(len(row[column]) for row in table) for column in range(len(table[0]))]
-        lines = [
-            "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
-            for row in table
-        ]
-        return [*lines, *self.remarks()]
+        widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+        aligned = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in table)
+        return [*aligned, *self.remarks()]
 
     def remarks(self) -> list[str]:
         """All sentences beside the table."""
@@ -117,14 +112,6 @@ class Figures:
 
     def _resamples(self, name: str) -> int:
         return bootstrap.krcc_resamples(self.all.images) if name == "krcc" else bootstrap.RESAMPLES
-
-
-def _shown(measured: Measured, name: str) -> list[str]:
-    value, (low, high) = measured.metrics[name], measured.intervals[name]
-    return [
-        f"{value:.4f}" if isfinite(value) else "-",
-        f"{low:.4f} to {high:.4f}" if isfinite(low) else "-",
-    ]
 
 
 def figures(
@@ -143,30 +130,26 @@ def figures(
     memory: what the weights remember. same_dataset: they were trained on that dataset; on another one, published
     figures are no comparison, and a photograph is known by its name alone.
     """
-    measured, counts, unseen, notes = Measured.of(pairs, metrics), None, None, list(notes)
+    measured, counts, unseen, told = Measured.of(pairs, metrics), None, None, []
     if memory:
         trained, selected = memory.among(names)
-        counts = int(trained.sum()), int(selected.sum())
-        told = seen.describe(trained, selected)
-        if told and not same_dataset:
-            told = [f"{line}, by their names" for line in told]
-        notes += told or [
-            f"none of the {len(names):,} photographs was in this network's training set, by their names"
-        ]
-        if not memory.whole:
-            notes.append(
-                "it started from weights that do not say which photographs they had seen: there may be more"
-            )
-        fresh = ~(trained | selected)
+        counts, fresh = (int(trained.sum()), int(selected.sum())), ~(trained | selected)
+        told = [line + ", by their names" * (not same_dataset) for line in seen.describe(trained, selected)]
         if told and fresh.sum() > 1:
             unseen = Measured.of(pairs.subset(fresh))
-        elif told:
-            notes.append("no figure can be given without them: too few photographs are left")
+        if not told:
+            told = [
+                f"none of the {len(names):,} photographs was in this network's training set, by their names"
+            ]
+        if not memory.whole:
+            told.append(BEFORE)
+        if not unseen and not fresh.all():
+            told.append("no figure can be given without them: too few photographs are left")
     elif memory is not None:
-        notes.append("the weights do not say which photographs they were trained on")
+        told = ["the weights do not say which photographs they were trained on"]
     beside = published.beside(dataset, measured.intervals) if same_dataset else {}
     remembers = bool(memory) and memory.whole
-    return Figures(measured, beside, notes, departures, counts, unseen, dataset, remembers)
+    return Figures(measured, dataset, beside, [*notes, *told], departures, counts, unseen, remembers)
 
 
 def released_accuracy(outputs: np.ndarray, targets: np.ndarray, threshold: float) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -13,8 +12,8 @@ from option import RELEASED_PROTOCOLS
 _FIGURES = {
     "ava": (0.7596, 0.7710, 0.8259),
     "tad66k": (0.5171, 0.5460, 0.6882),
-    "aadb": (0.759, 0.767, math.nan),
-    "para": (0.909, 0.940, math.nan),
+    "aadb": (0.759, 0.767),
+    "para": (0.909, 0.940),
 }
 BATCH = 16  # of the released evaluation
 
@@ -26,16 +25,10 @@ class Published(NamedTuple):
     place: str
 
 
-def published(dataset: str) -> dict[str, float]:
-    """SRCC, PLCC and accuracy, by the names of METRICS, as far as they were published."""
-    figures = dict(zip(("srcc", "plcc", "accuracy"), _FIGURES.get(dataset, ()), strict=False))
-    return {name: value for name, value in figures.items() if math.isfinite(value)}
-
-
 def beside(dataset: str, intervals: Mapping[str, tuple[float, float]]) -> dict[str, Published]:
     """Each published figure with its place; an empty one where the interval has no width: too few images."""
     found = {}
-    for name, value in published(dataset).items():
+    for name, value in zip(("srcc", "plcc", "accuracy"), _FIGURES.get(dataset, ()), strict=False):
         low, high = intervals[name]
         place = "below" if value < low else "above" if value > high else "inside"
         found[name] = Published(value, place if low < high else "")  # nan is not below anything
@@ -84,17 +77,16 @@ def departures(
 
     skipped: pictures of test.csv that are missing. split: see `photographs.splits.Split.departure`.
     """
-    if dataset not in RELEASED_PROTOCOLS:
-        return []
-    batches = interest_points == "batch" and batch_size != BATCH
     found = {
-        f"batches of {batch_size}, not of {BATCH}: a score depends on its batch": batches,
+        f"batches of {batch_size}, not of {BATCH}: a score depends on its batch": interest_points == "batch"
+        and batch_size != BATCH,
         f"interest points of {interest_points}, not means over each batch": interest_points != "batch",
         f"offset refinement {refinement}, not the released rule": refinement != "released",
         f"{model}, not eat_base": model != "eat_base",
         f"pictures decoded by {decoder}, not by PIL": decoder != "pil",
         "matrix products in half precision": half_precision,
-        f"{skipped} pictures of test.csv are missing and were skipped": bool(skipped),
-        split: bool(split),
+        f"{skipped} pictures of test.csv are missing and were skipped": skipped,
+        split: split,
     }
-    return [f"not the published protocol: {what}" for what, holds in found.items() if holds]
+    told = [f"not the published protocol: {what}" for what, holds in found.items() if holds]
+    return told if dataset in RELEASED_PROTOCOLS else []

@@ -8,6 +8,8 @@ import hashlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -18,16 +20,12 @@ ROLES = ("trained", "selected")  # on train.csv; on what picked the epoch
 UNKNOWN = {"before": "unknown"}  # of weights that started from others which did not say theirs
 
 
-def _none() -> np.ndarray:
-    return np.empty(0, np.uint64)
-
-
 @dataclass(frozen=True)
 class Seen:
     """Hashes (N,) uint64, sorted, of the photographs that weights were trained on, and that selected them."""
 
-    trained: np.ndarray = field(default_factory=_none)
-    selected: np.ndarray = field(default_factory=_none)
+    trained: np.ndarray = field(default_factory=partial(np.empty, 0, np.uint64))
+    selected: np.ndarray = field(default_factory=partial(np.empty, 0, np.uint64))
     whole: bool = True  # False: they started from weights that did not say which photographs they had seen
 
     @classmethod
@@ -48,13 +46,10 @@ class Seen:
 
         in_folders: the names are paths: one counts where any end of it, from a folder's name on, is known.
         """
-        if not in_folders:
-            own = hashes(names)
-            return np.isin(own, self.trained), np.isin(own, self.selected)
-        ends = [list(_ends(name)) for name in names]
-        found = self.among([end for some in ends for end in some])
-        starts = np.cumsum([0, *map(len, ends)][:-1])
-        return tuple(np.logical_or.reduceat(one, starts) if ends else one for one in found)
+        ends = [list(_ends(name)) if in_folders else [str(name)] for name in names]
+        own, starts = hashes(chain(*ends)), np.cumsum([0, *map(len, ends)][:-1])
+        known = (np.isin(own, self.trained), np.isin(own, self.selected))
+        return tuple(np.logical_or.reduceat(one, starts) if ends else one for one in known)
 
     def as_texts(self) -> dict[str, str]:
         """For a weights file's metadata: base64 of little-endian hashes; empty where there are none."""
@@ -77,13 +72,10 @@ class Seen:
 
 def hashes(names: Iterable[str]) -> np.ndarray:
     """(N,) uint64. The case of a name's ending does not count, as it does not for finding the file."""
-    digests = (hashlib.blake2b(_bytes(str(name)), digest_size=8).digest() for name in names)
+    stems_and_endings = (os.path.splitext(str(name)) for name in names)
+    clear = ((stem + ending.lower()).encode("utf-8", "surrogateescape") for stem, ending in stems_and_endings)
+    digests = (hashlib.blake2b(name, digest_size=8).digest() for name in clear)
     return np.frombuffer(b"".join(digests), "<u8").astype(np.uint64)
-
-
-def _bytes(name: str) -> bytes:
-    stem, ending = os.path.splitext(name)
-    return (stem + ending.lower()).encode("utf-8", "surrogateescape")
 
 
 def _ends(name: str) -> Iterable[str]:
@@ -93,9 +85,11 @@ def _ends(name: str) -> Iterable[str]:
 
 def describe(trained: np.ndarray, selected: np.ndarray) -> list[str]:
     """Sentences of how many photographs (N,) bool each were seen; none where none was."""
-    total, lines = len(trained), []
-    if trained.any():
-        lines.append(f"{trained.sum():,} of {total:,} photographs were in this network's training set")
-    if selected.any():
-        lines.append(f"{selected.sum():,} of {total:,} photographs selected this network's epoch")
+    lines = []
+    for which, what in (
+        (trained, "were in this network's training set"),
+        (selected, "selected this network's epoch"),
+    ):
+        if which.any():
+            lines.append(f"{which.sum():,} of {len(which):,} photographs {what}")
     return lines

@@ -143,7 +143,7 @@ def test_over_seeds_the_interval_holds_what_another_seed_would_change(monkeypatc
     moody = differences(seeds(0.3, draw=1), seeds(0.3, draw=2))["srcc"].interval
     assert moody[1] - moody[0] > 1.5 * (steady[1] - steady[0])
     found = compare({"a": seeds(0.02, 0.2, draw=1), "b": seeds(0.02, 1.5, draw=2)})
-    assert found["a", "b"]["srcc"].beyond_noise
+    assert found["a", "b"]["srcc"].p_holm < 0.05
 
 
 def test_settings_that_do_not_differ_are_seldom_called_different():
@@ -151,7 +151,7 @@ def test_settings_that_do_not_differ_are_seldom_called_different():
     wrong = 0
     for number in range(60):
         groups = {str(k): seeds(0.15, draw=[number, k]) for k in range(5)}
-        wrong += any(row["srcc"].beyond_noise for row in compare(groups).values())
+        wrong += any(row["srcc"].p_holm < 0.05 for row in compare(groups).values())
     assert wrong <= 7
 
 
