@@ -10,7 +10,7 @@ from pathlib import Path
 
 import option
 from commands.errors import guarded
-from commands.files import atomic_write, to_json
+from commands.files import write_json
 from commands.parser import parse_options, with_commands
 from commands.signals import Watch
 from option import InputError, Option
@@ -64,12 +64,11 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return with_commands("search.py", __doc__.split(" Try")[0], COMMANDS).parse_args(argv)
 
 
-def _writable(path: Path) -> Path:
-    """The file to write. Raises InputError where it cannot be one."""
-    if path.is_dir() or not path.parent.is_dir():
-        raise InputError(
-            f"{path}: {'is a folder' if path.is_dir() else 'its folder is not there'}; give another --out"
-        )
+def _out(options: argparse.Namespace, usual: str) -> Path:
+    """The file to write. Raises InputError for a folder."""
+    path = options.out or find(options.experiment) / usual
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; give another --out")
     return path
 
 
@@ -86,11 +85,8 @@ def run(options: argparse.Namespace) -> int:
         if name in fixed:
             raise InputError(f"--{name} is given and in {options.space}, too; leave one out")
     option.complete(fixed)
-    search = Search(
-        options.out, space, options.words, options.metric, options.seed, options.pruner, options.storage
-    )
     with Watch() as watch:
-        search.run(options.trials, options.concurrency, watch)
+        Search(options, space, watch).run()
     trials, name = read_trials(options.out)
     print(table(trials, name))
     return 0 if any(trial.status == "done" for trial in trials) else 1
@@ -104,12 +100,10 @@ def show(options: argparse.Namespace) -> None:
 
 def best(options: argparse.Namespace) -> None:
     """The subcommand `best`."""
-    folder = find(options.experiment)
-    trials, name = read_trials(folder, options.metric)
+    trials, name = read_trials(find(options.experiment), options.metric)
     first, chosen = best_options(trials)
-    path = _writable(options.out or folder / "best.json")
-    with atomic_write(path) as file:
-        file.write(to_json(chosen, indent=2) + "\n")
+    path = _out(options, "best.json")
+    write_json(path, chosen)
     print(f"{path}: trial {first.name}, {name} {first.value:.4f} in epoch {first.best_epoch}")
     print(f"python main_nni.py --options {path}")
 
@@ -120,7 +114,7 @@ def plot(options: argparse.Namespace) -> None:
     trials, name = read_trials(folder, options.metric)
     if not any(len(trial.history) for trial in trials):
         raise InputError(f"{folder}: no trial has finished an epoch yet")
-    path = _writable(options.out or folder / "search.png")
+    path = _out(options, "search.png")
     plots.draw(trials, name, f"{folder.name}: {len(trials)} trials", path)
     print(path)
 

@@ -6,6 +6,7 @@ several processes may share it.
 
 from __future__ import annotations
 
+import argparse
 import fcntl
 import json
 import logging
@@ -14,8 +15,8 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
@@ -28,14 +29,12 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.engine import URL, make_url
 from sqlalchemy.exc import SQLAlchemyError
 
-import option
-from commands.files import started, write_json
-from commands.parser import parse_options
+from commands.files import read_json_object, started, write_json
 from commands.signals import Interrupted, Watch
 from option import InputError
 from searching.space import draw
 from searching.trial import DRIVEN, metric
-from searching.trials import read_history, read_json_object, selected
+from searching.trials import read_history, selected
 
 log = logging.getLogger("eat")
 
@@ -53,62 +52,47 @@ class TrialEnded(Exception):
 class Search:
     """Trials of one folder, `trial_0000` and on, until there are as many as wanted."""
 
-    def __init__(
-        self,
-        folder: Path,
-        space: Mapping[str, Mapping[str, Any]],
-        words: Sequence[str],
-        name: str = "accuracy",
-        seed: int | None = None,
-        pruner: str = "none",
-        storage: str | None = None,
-    ):
-        """words: of main_nni.py's command line. name: the metric to maximise. seed: of the sampler.
-
-        pruner: `median` ends a trial whose best epoch so far is below the median of the others' at that epoch, once
-        four have ended. storage: the URL of a database, where the study has the folder's name; default:
-        `search.db` in the folder. Raises InputError where the folder is another search's, or of something else.
-        """
+    def __init__(self, options: argparse.Namespace, space: Mapping[str, Mapping[str, Any]], watch: Watch):
+        """options: of `search.py run`. Raises InputError where its folder is another search's, or of something else."""
+        self.options, self.space, self.watch, self.folder = options, dict(space), watch, options.out
         self.broken = False  # by an error in one of its threads
-        self.folder, self.space, self.words, self.name = folder, dict(space), list(words), name
-        if (folder / "study.journal").exists():
-            raise InputError(
-                f"{folder}: holds a search of an earlier version, which this one can show, but not go on with; give another --out"
-            )
+        database = options.storage or URL.create("sqlite", database=str(self.folder / "search.db"))
         try:
-            self.url = make_url(storage or URL.create("sqlite", database=str(folder / "search.db")))
+            self.url = make_url(database)
         except (SQLAlchemyError, ValueError):  # their text may hold the password
             raise InputError(
                 "--storage: give a URL such as postgresql://USER:PASSWORD@HOST/DATABASE"
             ) from None
-        folder.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         # Heartbeats count as experimental, and Optuna 4.9 has renamed their parts.
         warnings.filterwarnings("ignore", module=r"optuna|searching\.driver")
         self.retry = RetryFailedTrialCallback()
+        pruners = {
+            "none": optuna.pruners.NopPruner(),
+            "median": optuna.pruners.MedianPruner(n_startup_trials=4),
+        }
         with self._lock(), self._database():
             self.storage = RDBStorage(
                 self.url.render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}"),
-                {} if storage else {"connect_args": {"timeout": 60}},
+                {} if options.storage else {"connect_args": {"timeout": 60}},
                 heartbeat_interval=BEAT_SECONDS,
                 grace_period=GRACE_SECONDS,
                 failed_trial_callback=self.retry,
             )
             self.study = optuna.create_study(
                 storage=self.storage,
-                study_name=folder.resolve().name if storage else "search",
+                study_name=self.folder.resolve().name if options.storage else "search",
                 direction="maximize",
                 load_if_exists=True,
-                sampler=optuna.samplers.TPESampler(seed=seed, constant_liar=True),
-                pruner=optuna.pruners.MedianPruner(n_startup_trials=4)
-                if pruner == "median"
-                else optuna.pruners.NopPruner(),
+                sampler=optuna.samplers.TPESampler(seed=options.seed, constant_liar=True),
+                pruner=pruners[options.pruner],
             )
             self._compare()
 
     def _compare(self) -> None:
         """Refuse to mix two searches in one study, or a search with other runs."""
-        mine = {"space": self.space, "options": self.words, "metric": self.name}
+        mine = {"space": self.space, "options": self.options.words, "metric": self.options.metric}
         other = self.study.user_attrs.get("search")
         if other is None:
             if any(self.folder.glob("*/run.json")) or (self.folder / "run.json").exists():
@@ -142,38 +126,40 @@ class Search:
                 raise
             raise InputError(f"{self.folder}: this process stood still, so another took its trial") from None
 
-    def run(self, trials: int, concurrency: int, watch: Watch) -> None:
-        """Go on until the study has `trials` of them, `concurrency` at a time.
+    def run(self) -> None:
+        """Go on until the study has as many trials as wanted, `concurrency` at a time.
 
         Raises Interrupted when a signal comes, InputError where the first three trials fail.
         """
-        self.ending = lambda: watch.received or self.broken
-        with ThreadPoolExecutor(concurrency) as pool:
-            for worker in [pool.submit(self._work, trials) for _ in range(concurrency)]:
-                worker.result()
-        if watch.received:
-            raise Interrupted(watch.received)
+        with ThreadPoolExecutor(self.options.concurrency) as pool:
+            workers = [pool.submit(self._work) for _ in range(self.options.concurrency)]
+            wait(workers, return_when=FIRST_EXCEPTION)
+            self.broken = any(worker.done() and worker.exception() for worker in workers)
+        for worker in workers:
+            worker.result()
+        if self.watch.received:
+            raise Interrupted(self.watch.received)
 
-    def _work(self, trials: int) -> None:
+    @property
+    def ending(self) -> bool:
+        return bool(self.watch.received) or self.broken
+
+    def _work(self) -> None:
         """One trial after another, first those whose driver has died or was stopped, until there are enough."""
         busy = time.monotonic()
-        try:
-            while not self.ending():
-                with self._database(), ExitStack() as held:
-                    held.enter_context(self._lock())
-                    optuna.storages.fail_stale_trials(self.study)
-                    known = self.study.get_trials(deepcopy=False)
-                    states = [one.state for one in known]
-                    if TrialState.WAITING in states or _count(known) < trials:
-                        self.study.optimize(partial(self._train, held), n_trials=1, catch=TrialEnded)
-                        busy = time.monotonic()
-                        continue
-                if TrialState.RUNNING not in states or time.monotonic() - busy > GRACE_SECONDS + BEAT_SECONDS:
-                    return  # what others have under way is left to them
-                time.sleep(POLL_SECONDS)
-        except BaseException:
-            self.broken = True
-            raise
+        while not self.ending:
+            with self._database(), ExitStack() as held:
+                held.enter_context(self._lock())
+                optuna.storages.fail_stale_trials(self.study)
+                known = self.study.get_trials(deepcopy=False)
+                states = [one.state for one in known]
+                if TrialState.WAITING in states or _count(known) < self.options.trials:
+                    self.study.optimize(partial(self._train, held), n_trials=1, catch=TrialEnded)
+                    busy = time.monotonic()
+                    continue
+            if TrialState.RUNNING not in states or time.monotonic() - busy > GRACE_SECONDS + BEAT_SECONDS:
+                return  # what others have under way is left to them
+            time.sleep(POLL_SECONDS)
 
     def _train(self, held: ExitStack, trial: Trial) -> float:
         """Run a trial as a process of its own; `held` until it is known which. Returns the metric.
@@ -187,43 +173,13 @@ class Search:
         held.close()
         folder = self.folder / name
         folder.mkdir(exist_ok=True)
-        own = {
-            "parameters": point,
-            "folder": str(folder),
-            "driver": os.getpid(),
-            "started": started(os.getpid()),
-        }
         log.info("%s: %s", name, ", ".join(f"{key} {value}" for key, value in point.items()))
-        epochs = point.get("num_epoch") or option.complete(parse_options(self.words)).num_epoch
-        with open(folder / "stdout", "a") as out, open(folder / "stderr", "a") as err:
-            process = subprocess.Popen(
-                [sys.executable, str(MAIN), "--search_metric", self.name, *self.words],
-                env=os.environ | {DRIVEN: json.dumps(own)},
-                stdin=subprocess.DEVNULL,
-                stdout=out,
-                stderr=err,
-                start_new_session=True,  # Ctrl-C reaches the driver alone, which passes it on
-            )
-        asked, reported = "", 0
-        while process.poll() is None:  # should this loop fail, the driver ends, and the trial with it
-            time.sleep(POLL_SECONDS)
-            rows = read_history(folder / "metrics.csv").to_dict("records")[reported:]
-            reported += len(rows)
-            for row in rows:
-                trial.report(metric(row, self.name), int(row["epoch"]))
-            if asked or process.poll() is not None:
-                continue
-            if self.ending():
-                asked = "stopped"
-            elif rows and rows[-1]["epoch"] < epochs and trial.should_prune():
-                asked = "early stopped"
-                log.info("%s is ended early, in epoch %d", name, rows[-1]["epoch"])
-            if asked:
-                process.terminate()
+        process = self._start(folder, point)
+        asked = self._follow(process, folder, trial)
         if process.returncode == 0:
-            options = read_json_object(folder / "options.json")
-            value, _ = selected(read_history(folder / "metrics.csv"), options["select_by"], self.name)
-            log.info("%s: %s %.4f", name, self.name, value)
+            select_by = read_json_object(folder / "options.json")["select_by"]
+            value, _ = selected(read_history(folder / "metrics.csv"), select_by, self.options.metric)
+            log.info("%s: %s %.4f", name, self.options.metric, value)
             return value
         if asked == "early stopped":
             path = folder / "run.json"
@@ -231,21 +187,62 @@ class Search:
             raise optuna.TrialPruned
         if asked:  # the next command goes on with it
             self.retry(self.study, self.storage.get_trial(trial._trial_id))
-            raise TrialEnded
+        else:
+            self._note_failure(process.returncode, folder, trial)
+        raise TrialEnded
+
+    def _start(self, folder: Path, point: Mapping[str, Any]) -> subprocess.Popen:
+        """The process of a trial, with its output beside its run."""
+        pid = os.getpid()
+        own = {"parameters": point, "folder": str(folder), "driver": pid, "started": started(pid)}
+        with open(folder / "stdout", "a") as out, open(folder / "stderr", "a") as err:
+            return subprocess.Popen(
+                [sys.executable, str(MAIN), "--search_metric", self.options.metric, *self.options.words],
+                env=os.environ | {DRIVEN: json.dumps(own)},
+                stdin=subprocess.DEVNULL,
+                stdout=out,
+                stderr=err,
+                start_new_session=True,  # Ctrl-C reaches the driver alone, which passes it on
+            )
+
+    def _follow(self, process: subprocess.Popen, folder: Path, trial: Trial) -> str:
+        """Report the trial's epochs until it ends; why it was asked to, or an empty text."""
+        asked, reported = "", 0
+        while process.poll() is None:  # should this loop fail, the driver ends, and the trial with it
+            time.sleep(POLL_SECONDS)
+            rows = read_history(folder / "metrics.csv").to_dict("records")[reported:]
+            reported += len(rows)
+            for row in rows:
+                trial.report(metric(row, self.options.metric), int(row["epoch"]))
+            if asked or process.poll() is not None:
+                continue
+            if self.ending:
+                asked = "stopped"
+            elif rows and rows[-1]["epoch"] < _epochs(folder) and trial.should_prune():
+                asked = "early stopped"
+                log.info("%s is ended early, in epoch %d", folder.name, rows[-1]["epoch"])
+            if asked:
+                process.terminate()
+        return asked
+
+    def _note_failure(self, status: int, folder: Path, trial: Trial) -> None:
+        """Say why a trial has failed. Raises InputError where it was the third and no other has ended well."""
         lines = (folder / "stderr").read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        status = process.returncode
         reason = f"killed by signal {-status}" if status < 0 else lines[-1] if lines else f"status {status}"
-        log.warning("warning: %s failed: %s", name, reason)
+        log.warning("warning: %s failed: %s", folder.name, reason)
         trial.set_user_attr("reason", reason)
         known = self.study.get_trials(deepcopy=False)
         failed = sum("reason" in one.user_attrs for one in known)
-        if failed == HOPELESS and not any(
-            one.state in (TrialState.COMPLETE, TrialState.PRUNED) for one in known
-        ):
+        well = any(one.state in (TrialState.COMPLETE, TrialState.PRUNED) for one in known)
+        if failed == HOPELESS and not well:
             raise InputError(f"the first {HOPELESS} trials have all failed, the last one: {reason}")
-        raise TrialEnded
 
 
-def _count(known: Sequence[FrozenTrial]) -> int:
+def _epochs(folder: Path) -> int:
+    """How many the trial in a folder takes."""
+    return read_json_object(folder / "options.json").get("num_epoch", 0)
+
+
+def _count(known: list[FrozenTrial]) -> int:
     """How many trials there are: to Optuna, one that was stopped and goes on is two, of one folder."""
     return len({one.user_attrs.get("folder", one.number) for one in known})

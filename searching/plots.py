@@ -49,18 +49,10 @@ def draw(trials: list[Trial], name: str, title: str, path: Path) -> None:
 
 def _scatter(panel, settings: list, values: np.ndarray, colours: np.ndarray) -> None:
     numbers = all(isinstance(setting, (int, float)) and not isinstance(setting, bool) for setting in settings)
-    if numbers:
-        panel.scatter(settings, values, c=colours, edgecolors="black", linewidths=0.5)
-        if min(settings) > 0 and max(settings) >= 20 * min(settings):
-            panel.set_xscale("log")
-        return
-    words = sorted({str(setting) for setting in settings})
-    panel.scatter(
-        [words.index(str(setting)) for setting in settings],
-        values,
-        c=colours,
-        edgecolors="black",
-        linewidths=0.5,
-    )
-    panel.set_xticks(range(len(words)), words)
-    panel.set_xlim(-0.5, len(words) - 0.5)
+    if not numbers:
+        settings = [str(setting) for setting in settings]
+        panel.xaxis.update_units(sorted(set(settings)))
+        panel.set_xlim(-0.5, len(set(settings)) - 0.5)
+    panel.scatter(settings, values, c=colours, edgecolors="black", linewidths=0.5)
+    if numbers and min(settings) > 0 and max(settings) >= 20 * min(settings):
+        panel.set_xscale("log")

@@ -40,26 +40,25 @@ def in_search() -> bool:
 
 def parameters() -> dict[str, Any]:
     """The tuner's options for this trial, checked; none outside a search. Raises InputError."""
+    return tuned(_given("get_next_parameter"))
+
+
+def chosen() -> dict[str, Any]:
+    """The parameters that `parameters` gave, again."""
+    return _given("get_current_parameter")
+
+
+def _given(function: str) -> dict[str, Any]:
+    """By the driver, or by NNI's function of that name."""
     if DRIVEN in os.environ:
-        return tuned(_driven()["parameters"])
+        return _driven()["parameters"]
     if not in_experiment():
         return {}
     try:
         import nni
     except ImportError:
         raise InputError("an NNI experiment started this trial, but nni is not installed here") from None
-    return tuned(nni.get_next_parameter() or {})
-
-
-def chosen() -> dict[str, Any]:
-    """The parameters that `parameters` gave, again."""
-    if DRIVEN in os.environ:
-        return _driven()["parameters"]
-    if not in_experiment():
-        return {}
-    import nni
-
-    return nni.get_current_parameter() or {}
+    return getattr(nni, function)() or {}
 
 
 def folder(parent: str | None) -> Path:
@@ -177,19 +176,15 @@ def tied_to_manager() -> Iterator[None]:
         yield
         return
     done = threading.Event()
-
     began = _driven()["started"] if DRIVEN in os.environ else started(manager)
 
     def watch() -> None:
-        while True:
-            if started(manager) == began:
-                if done.wait(POLL_SECONDS):
-                    return
-                continue
-            if not Watch.any_received:  # else it is saving already, and a second signal would end it at once
-                log.warning("warning: the manager of this search has ended; saving, then ending too")
-                os.kill(os.getpid(), signal.SIGTERM)
-            return
+        while started(manager) == began:
+            if done.wait(POLL_SECONDS):
+                return
+        if not Watch.any_received:  # else it is saving already, and a second signal would end it at once
+            log.warning("warning: the manager of this search has ended; saving, then ending too")
+            os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=watch, daemon=True).start()
     try:
@@ -203,17 +198,9 @@ def _manager() -> int | None:
     if DRIVEN in os.environ:
         return _driven()["driver"]
     pid = os.getppid()
-    while pid > 1 and (words := _command(pid)):
-        if "nni_node" in words or "nni_manager" in words or "trial_runner" in words:
+    while pid > 1 and (words := read_process(pid, "cmdline")):
+        if any(name in words for name in ("nni_node", "nni_manager", "trial_runner")):
             return pid
-        pid = _parent(pid)
+        fields = read_process(pid, "stat").rpartition(")")[2].split()
+        pid = int(fields[1]) if fields else 0
     return None
-
-
-def _command(pid: int) -> str:
-    return read_process(pid, "cmdline").replace("\0", " ")
-
-
-def _parent(pid: int) -> int:
-    fields = read_process(pid, "stat").rpartition(")")[2].split()
-    return int(fields[1]) if fields else 0

@@ -8,14 +8,16 @@ import re
 import socket
 import sqlite3
 from collections.abc import Mapping
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
+from datetime import timedelta
+from glob import glob
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
-from commands.files import started
+from commands.files import read_json_object, started
 from option import OPTIONS, RECIPES, InputError
 from searching.trial import metric
 
@@ -25,7 +27,7 @@ CARRIED_OUT = {
     "overwrite", "save_minutes", "num_workers", "gpu_id", "cache", "eval_batch_size", "save_released_style", "report_images",
 }  # fmt: skip
 
-METRIC_COLUMNS = {"emd": "val_emd_r1"}
+LEFT_OUT = {"experiment_dir_name", "options", "resume", "overwrite", "gpu_id"}  # of the best trial's options
 NNI_STATUSES = {
     "SUCCEEDED": "done",
     "USER_CANCELED": "stopped",
@@ -48,11 +50,6 @@ class Trial:
     value: float = math.nan
     best_epoch: int = 0
 
-    @property
-    def seconds(self) -> float:
-        """Spent on all epochs."""
-        return float(self.history["seconds"].sum()) if "seconds" in self.history else 0.0
-
 
 def find(experiment: str) -> Path:
     """The folder of an experiment: a path, or the id of an NNI experiment under runs/nni. Raises InputError."""
@@ -69,15 +66,11 @@ def read_trials(folder: Path, name: str | None = None) -> tuple[list[Trial], str
 
     Raises InputError where there are none.
     """
-    places = sorted(
-        {path.parent for pattern in ("run.json", "options.json") for path in folder.rglob(pattern)}
-    )
-    places = [
-        place for place in places if not any(part.startswith(".") for part in place.relative_to(folder).parts)
-    ]
+    ends = ("**/run.json", "**/options.json")
+    places = {(folder / path).parent for end in ends for path in glob(end, root_dir=folder, recursive=True)}
     runs = [
-        (place, read_json_object(place / "options.json"), read_json_object(place / "run.json"))
-        for place in places
+        (place, *(read_json_object(place / f"{n}.json") for n in ("options", "run")))
+        for place in sorted(places)
     ]
     runs = [run for run in runs if run[1].get("eval") is not True]
     known = nni_trials(folder.name)
@@ -91,29 +84,19 @@ def read_trials(folder: Path, name: str | None = None) -> tuple[list[Trial], str
     for place, options, run in runs:
         history = read_history(place / "metrics.csv")
         parameters = run.get("parameters") or {key: options[key] for key in searched if key in options}
-        value, best_epoch = selected(history, options.get("select_by", "srcc"), name)
-        early = known.pop(place.name, {}).get("status") == "early stopped"
-        status = "early stopped" if early and _status(run) in ("stopped", "lost") else _status(run)
+        status = _status(run)
+        if status in ("stopped", "lost") and known.get(place.name, {}).get("status") == "early stopped":
+            status = "early stopped"
+        known.pop(place.name, None)
         shown = place.name if place == folder else str(place.relative_to(folder))
-        reason = run.get("reason") or ""
-        trials.append(Trial(shown, place, status, reason, options, parameters, history, value, best_epoch))
+        trial = Trial(shown, place, status, run.get("reason") or "", options, parameters, history)
+        trial.value, trial.best_epoch = selected(history, options.get("select_by", "srcc"), name)
+        trials.append(trial)
     for trial, entry in known.items():  # that never got as far as a folder
         trials.append(
             Trial(trial, folder / trial, entry["status"], "", {}, entry["parameters"], pd.DataFrame())
         )
-    trials.sort(
-        key=lambda trial: (math.isnan(trial.value), -trial.value if trial.value == trial.value else 0)
-    )
-    return trials, name
-
-
-def read_json_object(path: Path) -> dict:
-    """The object in a JSON file; empty where there is none."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
+    return sorted(trials, key=lambda trial: math.inf if math.isnan(trial.value) else -trial.value), name
 
 
 def read_history(path: Path) -> pd.DataFrame:
@@ -126,14 +109,12 @@ def read_history(path: Path) -> pd.DataFrame:
 
 def selected(history: pd.DataFrame, select_by: str, name: str) -> tuple[float, int]:
     """The metric at the epoch that a run would select, and that epoch."""
-    if not len(history):
+    try:
+        values = -history["val_loss"] if select_by == "loss" else history[f"val_{select_by}"]
+        row = history.loc[values.idxmax() if values.notna().any() else 0]
+        return metric(row, name), int(row["epoch"])
+    except KeyError:  # no epoch yet, or a table of something else
         return math.nan, 0
-    column = f"val_{select_by}"
-    if not {column, "val_loss", "epoch", "seconds", METRIC_COLUMNS.get(name, f"val_{name}")} <= set(history):
-        return math.nan, 0
-    values = -history["val_loss"] if select_by == "loss" else history[column]
-    row = history.loc[values.idxmax() if values.notna().any() else 0]
-    return metric(row, name), int(row["epoch"])
 
 
 def _status(run: Mapping[str, Any]) -> str:
@@ -155,25 +136,19 @@ def nni_trials(experiment: str) -> dict[str, dict[str, Any]]:
     """What NNI's own files say of an experiment's trials, by id: status and parameters. Empty where there are none."""
     home = Path.home() / "nni-experiments"
     place = Path(read_json_object(home / ".experiment").get(experiment, {}).get("logDir", home)) / experiment
-    path = place / "db" / "nni.sqlite"
-    if not path.is_file():
-        return {}
-    trials: dict[str, dict[str, Any]] = {}
+    database = f"file:{place / 'db' / 'nni.sqlite'}?mode=ro"
     try:
-        with closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=10)) as database:
-            rows = database.execute(
-                "select trialJobId, event, data from TrialJobEvent order by timestamp"
-            ).fetchall()
+        with closing(sqlite3.connect(database, uri=True, timeout=10)) as opened:
+            query = "select trialJobId, event, data from TrialJobEvent order by timestamp"
+            rows = opened.execute(query).fetchall()
     except sqlite3.Error:
         return {}
+    trials: dict[str, dict[str, Any]] = {}
     for trial, event, data in rows:
-        entry = trials.setdefault(trial, {"status": "", "parameters": {}})
+        entry = trials.setdefault(trial, {"parameters": {}})
         entry["status"] = NNI_STATUSES.get(event, event.lower().replace("_", " "))
-        if data:
-            try:
-                entry["parameters"] = json.loads(data)["parameters"]
-            except (ValueError, KeyError, TypeError):
-                continue
+        with suppress(ValueError, KeyError, TypeError):  # not every event's data are parameters
+            entry["parameters"] = json.loads(data)["parameters"]
     log = (
         place / "log" / "nnimanager.log"
     )  # NNI 3.0's database does not tell an assessor's stop from a user's
@@ -189,30 +164,24 @@ def table(trials: list[Trial], name: str) -> str:
     names = list(dict.fromkeys(key for trial in trials for key in trial.parameters))
     rows = []
     for trial in trials:
-        shown = "-" if math.isnan(trial.value) else f"{trial.value:.4f}"
-        row = {"trial": trial.name, name: shown, "status": trial.status}
-        row |= {
+        seconds = round(trial.history["seconds"].sum()) if "seconds" in trial.history else 0
+        row = {
+            "trial": trial.name,
+            name: "-" if math.isnan(trial.value) else f"{trial.value:.4f}",
+            "status": trial.status,
             "epochs": f"{len(trial.history)}/{trial.options.get('num_epoch', '-')}",
             "best": trial.best_epoch or "-",
+            "time": str(timedelta(seconds=seconds)).removeprefix("0:").removeprefix("0"),
         }
-        row["time"] = _duration(trial.seconds)
-        row |= {key: _short(trial.parameters.get(key, "-")) for key in names}
+        given = {key: trial.parameters.get(key, "-") for key in names}
+        row |= {
+            key: f"{value:.4g}" if isinstance(value, float) else str(value) for key, value in given.items()
+        }
         rows.append(row | {"folder": trial.folder})
-    lines = pd.DataFrame(rows).to_string(index=False).splitlines()
-    reasons = [
+    failed = [
         f"{trial.name}: {trial.reason}" for trial in trials if trial.status == "failed" and trial.reason
     ]
-    return "\n".join(lines + reasons)
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
-
-
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return "\n".join([pd.DataFrame(rows).to_string(index=False), *failed])
 
 
 def best_options(trials: list[Trial]) -> tuple[Trial, dict[str, Any]]:
@@ -224,13 +193,11 @@ def best_options(trials: list[Trial]) -> tuple[Trial, dict[str, Any]]:
     ]
     if not done:
         raise InputError("no trial has ended well yet; `search.py show` says what became of them")
-    leave = {"experiment_dir_name", "options", "resume", "overwrite", "gpu_id"}
     recipe = {name: option.default for name, option in OPTIONS.items()} | RECIPES[done[0].options["dataset"]]
+    recipe |= {"dataset": None}  # which is told in any case
     kept = {
         name: value
         for name, value in done[0].options.items()
-        if name not in leave
-        and value is not None
-        and ((name in recipe and recipe[name] != value) or name == "dataset")
+        if name in recipe.keys() - LEFT_OUT and value not in (None, recipe[name])
     }
     return done[0], kept | done[0].parameters
