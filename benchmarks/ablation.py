@@ -27,11 +27,14 @@ from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import option
-from commands.files import atomic_write, write_json
+from commands.errors import TrainingError, guarded
+from commands.files import atomic_write, read_json_object, write_json
+from commands.parser import Parser
+from commands.signals import Interrupted
 from dataset import Transform, make_loader, read_splits
 from evaluation import compare
 from models import read_weights
-from option import InputError
+from option import InputError, Option
 from training import engine
 from training.build import make_model, pick_device, pick_format
 from training.checkpoint import LAST, PREVIOUS
@@ -51,35 +54,31 @@ SPREADS = {"spread_mean": "batch spread, mean", "spread_max": "batch spread, lar
 ROOT = Path(__file__).parent.parent
 
 
+# fmt: off
+TABLE = (
+    Option("settings", str, list(SETTINGS), f"{', '.join(SETTINGS)}, or option=value,option=value (default: those five)", metavar="SETTING", nargs="+"),
+    Option("seeds", int, [0, 1, 2], "of the runs of each setting (default: 0 1 2)", nargs="+"),
+    Option("out", Path, Path("runs/ablation"), "where the runs and tables go", metavar="FOLDER"),
+    Option("common", str, [], "options of main_nni.py", metavar="-- OPTION", nargs="*", positional=True),
+)
+# fmt: on
+
+
 def main(argv: list[str] | None = None) -> int:
     """Train what is missing, measure, and write the tables. Returns the exit status, as main_nni.py's."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.ablation",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--settings", nargs="+", default=list(SETTINGS), metavar="SETTING",
-                        help=f"{', '.join(SETTINGS)}, or option=value,option=value (default: those five)")  # fmt: skip
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="N")
-    parser.add_argument("--out", type=Path, default=Path("runs/ablation"), metavar="FOLDER")
-    parser.add_argument("common", nargs="*", metavar="-- OPTION ...", help="options of main_nni.py")
+    about, raw = __doc__, argparse.RawDescriptionHelpFormatter
+    parser = Parser({"": TABLE}, prog="python -m benchmarks.ablation", description=about, formatter_class=raw)
     given = parser.parse_args(argv)
-    try:
-        rows = run_all([parse_setting(text) for text in given.settings], given.seeds, given.out, given.common)
-        write_tables(pd.DataFrame(rows), given.out)
-        write_differences(pd.DataFrame(rows), given.out)
-    except InputError as error:
-        print(f"ablation: {error}", file=sys.stderr)
-        return 2
-    except subprocess.CalledProcessError as error:
-        print(f"ablation: a run failed: {error.cmd}; {error.output}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("ablation: interrupted; the same command goes on", file=sys.stderr)
-        return 130
-    for name in ("table.md", "differences.md"):
-        print((given.out / name).read_text(encoding="utf-8"))
-    return 0
+
+    def work() -> None:
+        settings = [parse_setting(text) for text in given.settings]
+        runs = pd.DataFrame(run_all(settings, given.seeds, given.out, given.common))
+        write_tables(runs, given.out)
+        write_differences(runs, given.out)
+        for name in ("table.md", "differences.md"):
+            print((given.out / name).read_text(encoding="utf-8"))
+
+    return guarded("ablation", work, "the same command goes on")
 
 
 def parse_setting(text: str) -> tuple[str, dict[str, str]]:
@@ -95,7 +94,7 @@ def parse_setting(text: str) -> tuple[str, dict[str, str]]:
 
 
 def run_all(settings: list, seeds: list[int], out: Path, common: list[str]) -> list[dict]:
-    """A row of results for each setting and seed. Raises InputError, CalledProcessError."""
+    """A row of results for each setting and seed. Raises InputError, TrainingError."""
     rows = []
     cases = [(name, options, seed) for name, options in settings for seed in seeds]
     bar = tqdm(cases, "ablation", unit="run", disable=None)
@@ -110,21 +109,26 @@ def run_all(settings: list, seeds: list[int], out: Path, common: list[str]) -> l
 
 def run_one(folder: Path, words: list[str]) -> dict[str, float]:
     """Train with the options `words` in `folder`, or go on, or take what is there; and measure the batch spread."""
-    result_path, words_path = folder / "result.json", folder / "command.json"
-    if words_path.is_file():
-        before = json.loads(words_path.read_text(encoding="utf-8"))["options"]
-        if before != words:
-            raise InputError(
-                f"{folder}: a run with {' '.join(before)}, not {' '.join(words)}; give another --out"
-            )
-    if result_path.is_file():
-        return json.loads(result_path.read_text(encoding="utf-8"))
+    before = read_json_object(folder / "command.json").get("options", words)
+    if before != words:
+        raise InputError(
+            f"{folder}: a run with {' '.join(before)}, not {' '.join(words)}; give another --out"
+        )
+    if row := read_json_object(folder / "result.json"):
+        return row
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(words_path, {"options": words})
+    write_json(folder / "command.json", {"options": words})
     saved = any((folder / "checkpoints" / name).is_file() for name in (LAST, PREVIOUS))
-    how = ["--resume"] if saved else ["--overwrite", *words]
-    command = [sys.executable, str(ROOT / "main_nni.py"), "--experiment_dir_name", str(folder), *how]
-    with open(folder / "train.log", "a", encoding="utf-8") as log:
+    result = train(folder, ["--resume"] if saved else ["--overwrite", *words])
+    row = {name: result[name] for name in (*METRICS, "best_epoch", "seconds")} | batch_spread(folder)
+    write_json(folder / "result.json", row)
+    return row
+
+
+def train(folder: Path, words: list[str]) -> dict:
+    """The result of a run by main_nni.py. Raises TrainingError, Interrupted."""
+    command = [sys.executable, str(ROOT / "main_nni.py"), "--experiment_dir_name", str(folder), *words]
+    with open(folder / "train.log", "a+", encoding="utf-8") as log:
         # In a session of its own, so that Ctrl-C reaches it once, from here; then it saves.
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True
@@ -135,21 +139,17 @@ def run_one(folder: Path, words: list[str]) -> dict[str, float]:
             process.terminate()
             process.wait()
             raise
-    if process.returncode in (130, 143):
-        raise KeyboardInterrupt
-    if process.returncode:
-        last_line = (folder / "train.log").read_text(encoding="utf-8").strip().splitlines()[-1:]
-        raise subprocess.CalledProcessError(process.returncode, " ".join(command), " ".join(last_line))
-    result = json.loads(out.splitlines()[-1])
-    row = {name: result[name] for name in (*METRICS, "best_epoch", "seconds")} | batch_spread(folder)
-    write_json(result_path, row)
-    return row
+        if process.returncode in (130, 143):
+            raise Interrupted(process.returncode - 128)
+        if process.returncode:
+            log.seek(0)
+            raise TrainingError(f"a run failed: {' '.join(command)}; {' '.join(log.readlines()[-1:])}")
+    return json.loads(out.splitlines()[-1])
 
 
 def batch_spread(folder: Path) -> dict[str, float]:
     """How far the scores of the run in `folder` move between batches: mean and largest spread over its test images."""
-    saved = json.loads((folder / "options.json").read_text(encoding="utf-8"))
-    options = argparse.Namespace(**saved)
+    options = argparse.Namespace(**read_json_object(folder / "options.json"))
     device, form = pick_device(options.gpu_id), pick_format(options)
     weights = read_weights(folder / "checkpoints" / "best.pth")
     model = make_model(options, weights, form, options.dataset, device)
@@ -236,6 +236,11 @@ def draw(runs: pd.DataFrame) -> Figure:
     return figure
 
 
+def interrupted(number: int, _frame) -> None:
+    raise Interrupted(number)
+
+
 if __name__ == "__main__":
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as Ctrl-C
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, interrupted)
     sys.exit(main())

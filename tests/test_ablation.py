@@ -3,14 +3,11 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 
 import pandas as pd
 import pytest
-from conftest import arguments
-from test_run import ROOT
+from conftest import arguments, ended, fork
 
 from benchmarks import ablation
 
@@ -20,7 +17,19 @@ def command(folder, *settings):
     return ["--settings", *settings, "--seeds", "0", "--out", str(folder / "out"), "--", *words]
 
 
-def test_one_command_trains_measures_and_goes_on_where_it_stopped(ava, capsys):
+@pytest.fixture
+def here(run, monkeypatch):
+    """The runs are made in this process, sooner than new interpreters would start."""
+
+    def train(folder, words):
+        status, result, err = run(["--experiment_dir_name", folder, *words])
+        assert status == 0, err
+        return result
+
+    monkeypatch.setattr(ablation, "train", train)
+
+
+def test_one_command_trains_measures_and_goes_on_where_it_stopped(ava, here, capsys):
     out = ava / "out"
     assert ablation.main(command(ava, "batch")) == 0
     first = (out / "batch-seed0" / "predictions.csv").stat().st_mtime_ns
@@ -59,36 +68,27 @@ def test_an_unknown_setting_is_refused(ava, capsys, setting):
     assert not (ava / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_is_named(ava, capsys):
     (ava / "train.csv").unlink()
     assert ablation.main(command(ava, "batch")) == 1
     assert "train.csv: no such file" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted_it_lets_the_run_save_and_goes_on_with_it(ava, number):
-    words = [
-        sys.executable,
-        "-m",
-        "benchmarks.ablation",
-        *map(str, command(ava, "batch")),
-        "--num_epoch",
-        "500",
-    ]
+@pytest.mark.slow
+def test_interrupted_it_lets_the_run_save_and_goes_on_with_it(ava):
+    words = [*map(str, command(ava, "batch")), "--num_epoch", "500"]
     log = ava / "out" / "batch-seed0" / "train.log"
-    with subprocess.Popen(
-        words,
-        cwd=ROOT,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # jobs in the background ignore it
-    ) as process:
-        while not (log.is_file() and "epoch 2/500" in log.read_text()):
-            time.sleep(0.05)
-        os.killpg(process.pid, number)
-        _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "ablation: interrupted; the same command goes on" in err
+
+    def work():
+        signal.signal(signal.SIGINT, ablation.interrupted)
+        return ablation.main(words)
+
+    child = fork(work, ava / "errors")
+    while not (log.is_file() and "epoch 2/500" in log.read_text()):
+        time.sleep(0.05)
+    os.killpg(child, signal.SIGINT)
+    assert ended(child) == 130
+    assert "ablation: stopped by SIGINT; the same command goes on" in (ava / "errors").read_text()
     assert "stopped by SIGTERM; --resume" in log.read_text()
     assert (ava / "out" / "batch-seed0" / "checkpoints" / "last.pt").is_file()
