@@ -52,13 +52,7 @@ def run(paths: Sequence[Path], threshold: float | None, out: Path | None) -> Non
     )
     if out is None:
         return
-    intervals = [
-        {name: bootstrap.interval(values) for name, values in one.resampled.items()} for one in tested
-    ]
-    runs = [
-        {"run": one.name, "metrics": one.metrics, "intervals": limits}
-        for one, limits in zip(tested, intervals, strict=True)
-    ]
+    runs = [{"run": one.name, "metrics": one.metrics, "intervals": one.intervals} for one in tested]
     pairs = [
         {"first": first, "second": second, "differences": {name: vars(one) for name, one in row.items()}}
         for (first, second), row in found.items()

@@ -18,7 +18,7 @@ from commands.errors import guarded
 from commands.files import to_json
 from commands.parser import Parser
 from commands.signals import Interrupted
-from exporting import hub, onnx_file, torch_files
+from exporting import onnx_file, torch_files
 from exporting.about import describe
 from exporting.check import BATCHES, ExportError, largest_difference
 from inference.arguments import WEIGHTS, load
@@ -82,12 +82,12 @@ def export(options: argparse.Namespace) -> dict:
         "onnx": (onnx_file.write_onnx, onnx_file.open_onnx),
         "torch_export": (torch_files.write_archive, torch_files.open_archive),
         "safetensors": (torch_files.write_safetensors, torch_files.open_safetensors),
-        "hub": (hub.write_hub, hub.open_hub),
+        "hub": (torch_files.write_hub, torch_files.open_hub),
     }[options.to]
-    kind = {"gather": options.gather, "int8": options.int8} if options.to == "onnx" else {}
-    opset = {"opset": options.opset or onnx_file.OPSET} if options.to == "onnx" else {}
+    kind = {"gather": options.gather, "int8": options.int8, "opset": options.opset or onnx_file.OPSET}
+    kind = kind if options.to == "onnx" else {}
     with replacing(out, options.overwrite, options.to == "hub") as temporary, quietly():
-        write(trained, temporary, about, **kind, **opset)
+        write(trained, temporary, about, **kind)
         found, run = read(temporary)
         difference = largest_difference(trained, found, run, exact=not options.int8)
         size = sum(path.stat().st_size for path in (temporary, *temporary.glob("*")) if path.is_file())
@@ -171,7 +171,11 @@ def _refuse_what_is_there(out: Path, overwrite: bool, folder: bool) -> None:
     if out.is_dir() != folder:
         what = "a folder" if out.is_dir() else "a file"
         raise InputError(f"{out}: is {what}, which no such export has written; give another --out")
-    others = [p.name for p in out.iterdir() if p.name not in hub.FILES or not p.is_file()] if folder else []
+    others = (
+        [p.name for p in out.iterdir() if p.name not in torch_files.HUB_FILES or not p.is_file()]
+        if folder
+        else []
+    )
     if others:
         raise InputError(f"{out}: holds {min(others)}, which no export has written; give another --out")
 

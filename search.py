@@ -14,9 +14,8 @@ from commands.files import write_json
 from commands.parser import parse_options, with_commands
 from commands.signals import Watch
 from option import InputError, Option
-from searching import plots
 from searching.space import read_space
-from searching.trials import best_options, find, read_trials, table
+from searching.trials import best_options, draw, find, read_trials, table
 
 log = logging.getLogger("eat")
 
@@ -73,16 +72,14 @@ def _out(options: argparse.Namespace, usual: str) -> Path:
 
 
 def run(options: argparse.Namespace) -> int:
-    """The subcommand `run`."""
     from searching.driver import Search  # the only user of Optuna
 
     space = read_space(options.space)
     fixed = parse_options(options.words)
-    for name in OWN:
-        if name in fixed:
+    for name in fixed:
+        if name in OWN:
             raise InputError(f"--{name} is the search's own; leave it out")
-    for name in space:
-        if name in fixed:
+        if name in space:
             raise InputError(f"--{name} is given and in {options.space}, too; leave one out")
     option.complete(fixed)
     with Watch() as watch:
@@ -93,13 +90,11 @@ def run(options: argparse.Namespace) -> int:
 
 
 def show(options: argparse.Namespace) -> None:
-    """The subcommand `show`."""
     trials, name = read_trials(find(options.experiment), options.metric)
     print(table(trials, name))
 
 
 def best(options: argparse.Namespace) -> None:
-    """The subcommand `best`."""
     trials, name = read_trials(find(options.experiment), options.metric)
     first, chosen = best_options(trials)
     path = _out(options, "best.json")
@@ -109,13 +104,12 @@ def best(options: argparse.Namespace) -> None:
 
 
 def plot(options: argparse.Namespace) -> None:
-    """The subcommand `plot`."""
     folder = find(options.experiment)
     trials, name = read_trials(folder, options.metric)
     if not any(len(trial.history) for trial in trials):
         raise InputError(f"{folder}: no trial has finished an epoch yet")
     path = _out(options, "search.png")
-    plots.draw(trials, name, f"{folder.name}: {len(trials)} trials", path)
+    draw(trials, name, f"{folder.name}: {len(trials)} trials", path)
     print(path)
 
 

@@ -7,13 +7,13 @@ drawn with replacement, each metric is computed anew, and the interval holds the
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
 
 from util import METRICS, Pairs
 
+LEVEL = 0.95
 RESAMPLES = 10_000
 KRCC_RESAMPLES = 1_000  # of more than KRCC_ALL_UP_TO images: every pair of images counts in it
 KRCC_ALL_UP_TO = 2_000
@@ -43,20 +43,19 @@ def krcc_resamples(images: int, resamples: int | None = None) -> int:
     return resamples if images <= KRCC_ALL_UP_TO else min(resamples, KRCC_RESAMPLES)
 
 
-def interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
-    """The percentile interval of resampled values (R,); nan where no resample has a value."""
+def interval(values: np.ndarray) -> tuple[float, float]:
+    """The 95 % percentile interval of resampled values (R,); nan where no resample has a value."""
     known = values[np.isfinite(values)]
-    if not len(known):
-        return np.nan, np.nan
-    low, high = np.quantile(known, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    return (
+        tuple(np.quantile(known, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist())
+        if len(known)
+        else (np.nan, np.nan)
+    )
 
 
-def intervals(
-    pairs: Pairs, resamples: int | None = None, seed: int = 0, level: float = 0.95
-) -> dict[str, tuple[float, float]]:
+def intervals(pairs: Pairs, resamples: int | None = None, seed: int = 0) -> dict[str, tuple[float, float]]:
     """The interval of each of METRICS, by name."""
-    return {name: interval(values, level) for name, values in resample(pairs, resamples, seed).items()}
+    return {name: interval(values) for name, values in resample(pairs, resamples, seed).items()}
 
 
 def p_value(differences: np.ndarray) -> float:
@@ -126,54 +125,37 @@ def _of_means(means: np.ndarray) -> dict[str, np.ndarray]:
     return {"plcc": plcc, "accuracy": agree} | errors
 
 
-class _Ties(NamedTuple):
-    """The order of scores (N,), in it the last place of each group of equal ones, and each score's group (N,)."""
-
-    order: np.ndarray
-    ends: np.ndarray
-    group: np.ndarray
-
-    def sizes(self, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Of resamples (N, R), by group: how many images there are up to its end, and in it."""
-        until = counts[self.order].cumsum(0)[self.ends]
-        return until, np.diff(until, axis=0, prepend=0)
+def _ties(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Each value's group of equal ones (N,), the order of the values (N,), and where in it each group begins."""
+    group = np.unique(values, return_inverse=True)[1]
+    order = np.argsort(group, kind="stable")
+    return group, order, np.flatnonzero(np.diff(group[order], prepend=-1))
 
 
-def _ties(values: np.ndarray) -> _Ties:
-    order = np.argsort(values, kind="stable")
-    new = np.diff(values[order], prepend=np.nan) != 0
-    group = np.empty(len(values), np.int64)
-    group[order] = np.cumsum(new) - 1
-    return _Ties(order, np.append(np.flatnonzero(new)[1:], len(values)) - 1, group)
-
-
-def _srcc(ties: Sequence[_Ties], counts: np.ndarray) -> np.ndarray:
+def _srcc(ties: Sequence[tuple], counts: np.ndarray) -> np.ndarray:
     """Of resamples (N, R) -> (R,): the correlation of mean ranks, which are cumulated counts; ties share theirs."""
     ranks, squares = [], []
-    for side in ties:
-        until, size = side.sizes(counts)
-        mean_rank = until - (size - 1) / 2 - (len(counts) + 1) / 2
+    for group, order, starts in ties:
+        size = np.add.reduceat(counts[order], starts)
+        mean_rank = size.cumsum(0) - (size - 1) / 2 - (len(counts) + 1) / 2
         squares.append((size * mean_rank**2).sum(0))
-        ranks.append(mean_rank[side.group])
+        ranks.append(mean_rank[group])
     return _ratio(np.einsum("nr,nr,nr->r", counts, *ranks), np.sqrt(squares[0] * squares[1]))
 
 
-def _krcc(pairs: Pairs, ties: Sequence[_Ties], counts: np.ndarray) -> np.ndarray:
+def _krcc(pairs: Pairs, ties: Sequence[tuple], counts: np.ndarray) -> np.ndarray:
     """Kendall's tau-b of resamples (N, R) -> (R,): concordant less discordant pairs, over those that are not tied."""
     images, small = len(counts), counts.astype(np.float32)  # sums of counts stay below 2^24: exact
     difference = np.zeros(counts.shape[1])
     for start in range(0, images, BLOCK):
         rows = slice(start, start + BLOCK)
-        sign = _signs(pairs.predicted, rows) * _signs(pairs.true, rows)
+        signs = (np.sign(side[rows, None] - side[None, start:]) for side in (pairs.predicted, pairs.true))
+        sign = np.multiply(*signs).astype(np.float32)
         sign[:, : len(sign)] /= 2  # pairs within the block stand there twice
         difference += np.einsum("nr,nr->r", sign @ small[start:], counts[rows])
-    untied = [(images**2 - (side.sizes(counts)[1] ** 2).sum(0)) / 2 for side in ties]
+    sizes = [np.add.reduceat(counts[order], starts) for _, order, starts in ties]
+    untied = [(images**2 - (size**2).sum(0)) / 2 for size in sizes]
     return _ratio(difference, np.sqrt(untied[0] * untied[1]))
-
-
-def _signs(values: np.ndarray, rows: slice) -> np.ndarray:
-    """Of the differences between those of `rows` and all from there on."""
-    return np.sign(values[rows, None] - values[None, rows.start :]).astype(np.float32)
 
 
 def _positive(variance: np.ndarray) -> np.ndarray:

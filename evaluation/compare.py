@@ -33,9 +33,11 @@ class Predictions:
     thresholds: tuple[float, float] = (math.nan, math.nan)  # of predicted and true scores: high above them
     metrics: dict[str, float] = field(init=False)
     resampled: dict[str, np.ndarray] = field(init=False)  # see `bootstrap.resample`
+    intervals: dict[str, tuple[float, float]] = field(init=False)
 
     def __post_init__(self):
         self.metrics, self.resampled = compute_metrics(self.pairs), bootstrap.resample(self.pairs)
+        self.intervals = {name: bootstrap.interval(values) for name, values in self.resampled.items()}
 
 
 @dataclass
@@ -181,8 +183,7 @@ def as_markdown(runs: Sequence[Predictions], found: dict[tuple[str, str], dict[s
     shown = [name for name in METRICS if any(isfinite(run.metrics[name]) for run in runs)]
     rows = [["run", *(LABELS[name] for name in shown)]]
     for run in runs:
-        intervals = {name: bootstrap.interval(run.resampled[name]) for name in shown}
-        rows.append([run.name, *(_value(run.metrics[name], intervals[name], ".4f") for name in shown)])
+        rows.append([run.name, *(_value(run.metrics[name], run.intervals[name], ".4f") for name in shown)])
     return "\n".join(_table(rows) + (["", *difference_lines(found, shown)] if found else []))
 
 

@@ -50,24 +50,29 @@ class Figures:
     notes: sentences that belong beside the figures: which photographs, what was seen. departures: how it departs from
     the published protocol. seen: how many photographs were trained on, and how many selected the epoch; None: the
     weights do not say. unseen: the figures without them; None where nothing was seen, or nothing else is left.
-    remembers: the weights know all photographs that they have seen.
+    meanings: of the published figures' places.
     """
 
     all: Measured
-    dataset: str
     published: dict[str, published.Published]
     notes: Sequence[str]
     departures: Sequence[str]
     seen: tuple[int, int] | None
     unseen: Measured | None
-    remembers: bool
+    meanings: Sequence[str]
+
+    @property
+    def resamples(self) -> dict[str, int]:
+        return dict.fromkeys(METRICS, bootstrap.RESAMPLES) | {
+            "krcc": bootstrap.krcc_resamples(self.all.images)
+        }
 
     def as_json(self) -> dict:
         """The keys that a run's last line and run.json have."""
         found = {
             "intervals": self.all.intervals,
             "interval": "95 %, percentile bootstrap over images",
-            "resamples": {name: self._resamples(name) for name in METRICS},
+            "resamples": self.resamples,
             "published": {name: figure._asdict() for name, figure in self.published.items()},
             "departures": list(self.departures),
             "notes": list(self.notes),
@@ -102,16 +107,9 @@ class Figures:
 
     def remarks(self) -> list[str]:
         """All sentences beside the table."""
-        return [
-            *self.notes,
-            *published.meanings(self.published, LABELS, self.dataset, self.remembers),
-            *self.departures,
-            f"intervals: 95 % percentile bootstrap, {self._resamples('srcc'):,} resamples of the images "
-            f"(KRCC {self._resamples('krcc'):,})",
-        ]
-
-    def _resamples(self, name: str) -> int:
-        return bootstrap.krcc_resamples(self.all.images) if name == "krcc" else bootstrap.RESAMPLES
+        resamples = f"{self.resamples['srcc']:,} resamples of the images (KRCC {self.resamples['krcc']:,})"
+        intervals = f"intervals: 95 % percentile bootstrap, {resamples}"
+        return [*self.notes, *self.meanings, *self.departures, intervals]
 
 
 def figures(
@@ -148,8 +146,8 @@ def figures(
     elif memory is not None:
         told = ["the weights do not say which photographs they were trained on"]
     beside = published.beside(dataset, measured.intervals) if same_dataset else {}
-    remembers = bool(memory) and memory.whole
-    return Figures(measured, dataset, beside, [*notes, *told], departures, counts, unseen, remembers)
+    meanings = published.meanings(beside, LABELS, dataset, bool(memory) and memory.whole)
+    return Figures(measured, beside, [*notes, *told], departures, counts, unseen, meanings)
 
 
 def released_accuracy(outputs: np.ndarray, targets: np.ndarray, threshold: float) -> float:

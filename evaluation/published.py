@@ -16,6 +16,13 @@ _FIGURES = {
     "para": (0.909, 0.940),
 }
 BATCH = 16  # of the released evaluation
+PLACES = {
+    "inside": "these photographs cannot tell the two figures apart",
+    "below": "this network is better on these photographs",
+    "above": "this network is worse, or photographs, pixels or batches are others",
+}
+LIKELIEST = "the weights do not say all that they were trained on: the likeliest cause is that it was these photographs"
+AUTHORS_SPLIT = "; `prepare_data.py ava --split authors` makes the authors' split, EAT's probable test set"
 
 
 class Published(NamedTuple):
@@ -44,20 +51,12 @@ def meanings(
     likely due to photographs seen before; an accuracy alone says nothing of the kind.
     """
     lines = []
-    words = {
-        "inside": "these photographs cannot tell the two figures apart",
-        "below": "this network is better on these photographs",
-        "above": "this network is worse, or photographs, pixels or batches are others",
-    }
-    for place, meaning in words.items():
+    for place, meaning in PLACES.items():
         names = [name for name, figure in found.items() if figure.place == place]
         if names:
             lines.append(f"published {place} the interval ({', '.join(labels[n] for n in names)}): {meaning}")
         if place == "below" and {"srcc", "plcc"} & set(names) and not remembers:
-            cause = "the weights do not say all that they were trained on: the likeliest cause is that it was these photographs"
-            if dataset == "ava":
-                cause += "; `prepare_data.py ava --split authors` makes the authors' split, EAT's probable test set"
-            lines.append(cause)
+            lines.append(LIKELIEST + AUTHORS_SPLIT * (dataset == "ava"))
     return lines
 
 

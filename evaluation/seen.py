@@ -9,7 +9,6 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import chain
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -46,10 +45,10 @@ class Seen:
 
         in_folders: the names are paths: one counts where any end of it, from a folder's name on, is known.
         """
-        ends = [list(_ends(name)) if in_folders else [str(name)] for name in names]
-        own, starts = hashes(chain(*ends)), np.cumsum([0, *map(len, ends)][:-1])
-        known = (np.isin(own, self.trained), np.isin(own, self.selected))
-        return tuple(np.logical_or.reduceat(one, starts) if ends else one for one in known)
+        parts = [PurePosixPath(name).parts if in_folders else (str(name),) for name in names]
+        own = hashes("/".join(part[start:]) for part in parts for start in range(len(part)))
+        starts, known = np.cumsum([0, *map(len, parts)][:-1]), (self.trained, self.selected)
+        return tuple(np.logical_or.reduceat(np.isin(own, one), starts) if parts else own > 0 for one in known)
 
     def as_texts(self) -> dict[str, str]:
         """For a weights file's metadata: base64 of little-endian hashes; empty where there are none."""
@@ -78,18 +77,9 @@ def hashes(names: Iterable[str]) -> np.ndarray:
     return np.frombuffer(b"".join(digests), "<u8").astype(np.uint64)
 
 
-def _ends(name: str) -> Iterable[str]:
-    parts = PurePosixPath(name).parts
-    return ("/".join(parts[start:]) for start in range(len(parts)))
-
-
 def describe(trained: np.ndarray, selected: np.ndarray) -> list[str]:
     """Sentences of how many photographs (N,) bool each were seen; none where none was."""
-    lines = []
-    for which, what in (
-        (trained, "were in this network's training set"),
-        (selected, "selected this network's epoch"),
-    ):
-        if which.any():
-            lines.append(f"{which.sum():,} of {len(which):,} photographs {what}")
-    return lines
+    told = {"were in this network's training set": trained, "selected this network's epoch": selected}
+    return [
+        f"{which.sum():,} of {len(which):,} photographs {what}" for what, which in told.items() if which.any()
+    ]

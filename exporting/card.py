@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from pathlib import Path
 
 from commands.files import read_json_object, to_json
@@ -23,14 +22,9 @@ SCHEDULED = ("explore_share", "explore_same", "explore_other", "handover", "eval
 ONLY_WITH = dict.fromkeys(("decay_every", "decay_factor"), ("schedule", "step"))
 ONLY_WITH |= dict.fromkeys(SCHEDULED, ("refinement", "scheduled"))
 NAMES = {
-    "ava": "AVA",
-    "tad66k": "TAD66K",
-    "flickr_aes": "FLICKR-AES",
-    "aadb": "AADB",
-    "para": "PARA",
     "demo": "the demo's made-up pictures",
     "csv": "a dataset of its trainer's own",
-}
+}  # the others have theirs
 HUB_METRICS = {"srcc": "spearmanr", "plcc": "pearsonr", "accuracy": "accuracy"}  # names that the hub knows
 POINTS = {
     "image": "of each photograph alone: its score does not depend on others",
@@ -56,7 +50,7 @@ def write(trained: Trained, about: dict) -> str:
     ):
         options = {}  # of something else that lies there, or other weights were put into the run
     result = _result(run, trained) if options else {}
-    data, demo, batch = NAMES[trained.dataset], trained.dataset == "demo", trained.points == "batch"
+    data, demo, batch = _name(trained), trained.dataset == "demo", trained.points == "batch"
     return CARD.read_text(encoding="utf-8").format(
         about=about,
         front_matter=_front_matter(trained, result),
@@ -75,25 +69,26 @@ def write(trained: Trained, about: dict) -> str:
     )
 
 
+def _name(trained: Trained) -> str:
+    return NAMES.get(trained.dataset, trained.dataset.upper().replace("_", "-"))
+
+
 def _front_matter(trained: Trained, result: dict) -> str:
     """YAML whose values are JSON, which YAML is a superset of."""
-    entries = {
-        "library_name": "timm",
-        "tags": ["eat", "image-aesthetics-assessment", "timm", "pytorch", "safetensors"],
-    }
+    entries = {}
     if trained.dataset not in ("demo", "csv"):
         entries["datasets"] = [trained.dataset]
     metrics = [
         {"type": kind, "name": LABELS[name], "value": round(result[name], 4)}
         for name, kind in HUB_METRICS.items()
-        if _known(result.get(name)) and result["interest_points"] == trained.points
+        if result.get(name) is not None and result["interest_points"] == trained.points
     ]
     if metrics:
         task = {"type": "image-aesthetics-assessment", "name": "image aesthetics assessment"}
-        dataset = {"type": trained.dataset, "name": NAMES[trained.dataset], "split": "test"}
+        dataset = {"type": trained.dataset, "name": _name(trained), "split": "test"}
         results = [{"task": task, "dataset": dataset, "metrics": metrics}]
         entries["model-index"] = [{"name": trained.name, "results": results}]
-    return "\n".join(f"{name}: {json.dumps(value)}" for name, value in entries.items())
+    return "".join(f"\n{name}: {json.dumps(value)}" for name, value in entries.items())
 
 
 def _data(options: dict) -> str:
@@ -129,7 +124,7 @@ def _metrics(result: dict, trained: Trained) -> str:
         "| metric | value |",
         "|---|---|",
     ]
-    lines += [f"| {LABELS[name]} | {result[name]:.4f} |" for name in LABELS if _known(result.get(name))]
+    lines += [f"| {LABELS[name]} | {result[name]:.4f} |" for name in LABELS if result.get(name) is not None]
     if trained.outputs == 1:
         lines.append("\nMAE and RMSE are those of scores from 0 to 1.")
     if points != trained.points:
@@ -149,7 +144,3 @@ def _result(run: Path, trained: Trained) -> dict:
     if result.get("best_epoch") not in (None, epoch_of(trained.path)):
         return {}
     return result if {"images", "interest_points"} <= set(result) else {}
-
-
-def _known(value) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)

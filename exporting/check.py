@@ -31,12 +31,10 @@ class ExportError(Exception):
 def photographs() -> list[bytes]:
     """Files of five photographs: the two that come with scikit-learn, and parts of them."""
     files = [Path(name).read_bytes() for name in load_sample_images().filenames]
-    parts = ((0, (0, 0, 320, 427)), (1, (160, 40, 560, 400)), (0, (250, 90, 610, 330)))
-    for number, box in parts:
-        part = io.BytesIO()
-        with Image.open(io.BytesIO(files[number])) as picture:
+    for number, box in ((0, (0, 0, 320, 427)), (1, (160, 40, 560, 400)), (0, (250, 90, 610, 330))):
+        with Image.open(io.BytesIO(files[number])) as picture, io.BytesIO() as part:
             picture.crop(box).save(part, "PNG")
-        files.append(part.getvalue())
+            files.append(part.getvalue())
     return files
 
 
@@ -64,10 +62,8 @@ def largest_difference(trained: Trained, about: dict, run: Runner, exact: bool =
                     f"its {name} for {count} photographs is not {tuple(ours.shape)} finite numbers; nothing was written"
                 )
             largest[name] = max(largest[name], float(np.abs(found - ours.numpy()).max()))
-    low, high = trained.score_range
-    limits = {"score": (TOLERANCE if exact else INT8_TOLERANCE) * (high - low)}
-    if exact:
-        limits["prediction"] = TOLERANCE
+    (low, high), share = trained.score_range, TOLERANCE if exact else INT8_TOLERANCE
+    limits = {"score": share * (high - low)} | ({"prediction": TOLERANCE} if exact else {})
     for name, limit in limits.items():
         if not largest[name] <= limit:
             raise ExportError(

@@ -40,17 +40,7 @@ def write_onnx(trained: Trained, path: Path, about: dict, gather: bool, int8: bo
     """
     import onnx
 
-    with gathers() if gather else nullcontext():
-        program = trace(trained)
-    written = torch.onnx.export(
-        program,
-        input_names=["images"],
-        output_names=["prediction", "score"],
-        opset_version=opset,
-        dynamo=True,
-        verbose=False,
-    )
-    written.save(path, external_data=False)
+    _convert(trained, gather, opset).save(path, external_data=False)
     if int8:
         quantize(path)
     graph = onnx.load(path)
@@ -63,6 +53,13 @@ def write_onnx(trained: Trained, path: Path, about: dict, gather: bool, int8: bo
     onnx.helper.set_model_props(graph, {KEY: to_json(about, indent=2)})
     onnx.checker.check_model(graph)
     onnx.save(graph, path)
+
+
+def _convert(trained: Trained, gather: bool, opset: int) -> torch.onnx.ONNXProgram:
+    with gathers() if gather else nullcontext():
+        program = trace(trained)
+    names = {"input_names": ["images"], "output_names": ["prediction", "score"]}
+    return torch.onnx.export(program, **names, opset_version=opset, dynamo=True, verbose=False)
 
 
 def quantize(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""For PyTorch: the traced network as a `torch.export` archive, and the bare weights as safetensors."""
+"""For PyTorch: the traced network as a `torch.export` archive, safetensors, and a folder of the Hugging Face hub, as timm reads."""
 
 from __future__ import annotations
 
@@ -12,14 +12,19 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import nn
 
-from commands.files import to_json
+from commands.files import to_json, write_json
+from exporting import card
 from exporting.about import KEY, score
 from exporting.check import Runner
 from exporting.onnx_file import trace
 from inference.trained import Trained, load_trained
+from models import create_model
+from models.folder import CONFIG, WEIGHTS
 from models.weights import HEADER
 
 EXTRA = f"{KEY}.json"  # the file in the archive
+CARD = "README.md"
+HUB_FILES = (CONFIG, WEIGHTS, CARD)
 
 
 def write_archive(trained: Trained, path: Path, about: dict) -> None:
@@ -57,10 +62,49 @@ def open_safetensors(path: Path) -> tuple[dict, Runner]:
         about = json.loads(file.metadata()[KEY])
     # All but `batch` come from the file alone; nobody gets that one without asking.
     asked = {"interest_points": "batch"} if about["interest_points"] == "batch" else {}
-    return about, runner(load_trained(path, **asked).model, about)
+    return about, _runner(load_trained(path, **asked).model, about)
 
 
-def runner(network: nn.Module, about: dict) -> Runner:
+def write_hub(trained: Trained, folder: Path, about: dict) -> None:
+    """Make `folder`, and in it HUB_FILES."""
+    folder.mkdir()
+    write_safetensors(trained, folder / WEIGHTS, about)
+    write_json(folder / CONFIG, configuration(trained, about))
+    (folder / CARD).write_text(card.write(trained, about), encoding="utf-8")
+
+
+def configuration(trained: Trained, about: dict) -> dict:
+    """timm's configuration of a network, with what it has no word for under `eat`."""
+    steps = about["preprocessing"]
+    size = (steps["resize"]["height"], steps["resize"]["width"])
+    return {
+        "architecture": trained.name,
+        "num_classes": trained.outputs,
+        "num_features": trained.model.num_features,
+        "global_pool": trained.model.global_pool,
+        "model_args": dict(trained.model.settings),
+        "pretrained_cfg": {
+            "num_classes": trained.outputs,
+            "input_size": [3, *size],
+            "fixed_input_size": True,
+            "interpolation": steps["resize"]["method"],
+            "crop_pct": 1.0,
+            "crop_mode": "squash",  # timm's word for a resize that ignores the aspect ratio
+            "mean": steps["mean"],
+            "std": steps["std"],
+            "first_conv": "patch_proj.0",
+            "classifier": "cls_head",
+        },
+        "eat": about,
+    }
+
+
+def open_hub(folder: Path) -> tuple[dict, Runner]:
+    about = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["eat"]
+    return about, _runner(create_model(folder).eval(), about)
+
+
+def _runner(network: nn.Module, about: dict) -> Runner:
     """A network that gives predictions, and the scores that follow from `about`."""
 
     def run(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

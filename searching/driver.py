@@ -56,39 +56,37 @@ class Search:
         """options: of `search.py run`. Raises InputError where its folder is another search's, or of something else."""
         self.options, self.space, self.watch, self.folder = options, dict(space), watch, options.out
         self.broken = False  # by an error in one of its threads
-        database = options.storage or URL.create("sqlite", database=str(self.folder / "search.db"))
         try:
-            self.url = make_url(database)
+            self.url = make_url(options.storage or URL.create("sqlite", database=f"{self.folder}/search.db"))
         except (SQLAlchemyError, ValueError):  # their text may hold the password
-            raise InputError(
-                "--storage: give a URL such as postgresql://USER:PASSWORD@HOST/DATABASE"
-            ) from None
+            example = "postgresql://USER:PASSWORD@HOST/DATABASE"
+            raise InputError(f"--storage: give a URL such as {example}") from None
         self.folder.mkdir(parents=True, exist_ok=True)
+        with self._lock(), self._database():
+            self.study = self._open()
+            self._compare()
+
+    def _open(self) -> optuna.Study:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         # Heartbeats count as experimental, and Optuna 4.9 has renamed their parts.
         warnings.filterwarnings("ignore", module=r"optuna|searching\.driver")
-        self.retry = RetryFailedTrialCallback()
-        pruners = {
-            "none": optuna.pruners.NopPruner(),
-            "median": optuna.pruners.MedianPruner(n_startup_trials=4),
-        }
-        with self._lock(), self._database():
-            self.storage = RDBStorage(
-                self.url.render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}"),
-                {} if options.storage else {"connect_args": {"timeout": 60}},
-                heartbeat_interval=BEAT_SECONDS,
-                grace_period=GRACE_SECONDS,
-                failed_trial_callback=self.retry,
-            )
-            self.study = optuna.create_study(
-                storage=self.storage,
-                study_name=self.folder.resolve().name if options.storage else "search",
-                direction="maximize",
-                load_if_exists=True,
-                sampler=optuna.samplers.TPESampler(seed=options.seed, constant_liar=True),
-                pruner=pruners[options.pruner],
-            )
-            self._compare()
+        self.retry, options = RetryFailedTrialCallback(), self.options
+        storage = RDBStorage(
+            self.url.render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}"),
+            {} if options.storage else {"connect_args": {"timeout": 60}},
+            heartbeat_interval=BEAT_SECONDS,
+            grace_period=GRACE_SECONDS,
+            failed_trial_callback=self.retry,
+        )
+        median = options.pruner == "median"
+        return optuna.create_study(
+            storage=storage,
+            study_name=self.folder.resolve().name if options.storage else "search",
+            direction="maximize",
+            load_if_exists=True,
+            sampler=optuna.samplers.TPESampler(seed=options.seed, constant_liar=True),
+            pruner=optuna.pruners.MedianPruner(n_startup_trials=4) if median else optuna.pruners.NopPruner(),
+        )
 
     def _compare(self) -> None:
         """Refuse to mix two searches in one study, or a search with other runs."""
@@ -167,8 +165,8 @@ class Search:
         Raises TrialPruned; TrialEnded where it has failed or was stopped; InputError where all have failed.
         """
         point = draw(trial, self.space)  # a trial that was stopped has it already, and its folder
-        number = _count(self.study.get_trials(deepcopy=False)) - 1
-        name = trial.user_attrs.get("folder", f"trial_{number:04d}")
+        known = self.study.get_trials(deepcopy=False)
+        name = trial.user_attrs.get("folder", f"trial_{_count(known) - 1:04d}")
         trial.set_user_attr("folder", name)
         held.close()
         folder = self.folder / name
@@ -186,7 +184,7 @@ class Search:
             write_json(path, read_json_object(path) | {"status": asked})
             raise optuna.TrialPruned
         if asked:  # the next command goes on with it
-            self.retry(self.study, self.storage.get_trial(trial._trial_id))
+            self.retry(self.study, self.study.trials[trial.number])
         else:
             self._note_failure(process.returncode, folder, trial)
         raise TrialEnded
@@ -211,6 +209,7 @@ class Search:
         while process.poll() is None:  # should this loop fail, the driver ends, and the trial with it
             time.sleep(POLL_SECONDS)
             rows = read_history(folder / "metrics.csv").to_dict("records")[reported:]
+            epochs = read_json_object(folder / "options.json").get("num_epoch", 0)
             reported += len(rows)
             for row in rows:
                 trial.report(metric(row, self.options.metric), int(row["epoch"]))
@@ -218,7 +217,7 @@ class Search:
                 continue
             if self.ending:
                 asked = "stopped"
-            elif rows and rows[-1]["epoch"] < _epochs(folder) and trial.should_prune():
+            elif rows and rows[-1]["epoch"] < epochs and trial.should_prune():
                 asked = "early stopped"
                 log.info("%s is ended early, in epoch %d", folder.name, rows[-1]["epoch"])
             if asked:
@@ -232,15 +231,9 @@ class Search:
         log.warning("warning: %s failed: %s", folder.name, reason)
         trial.set_user_attr("reason", reason)
         known = self.study.get_trials(deepcopy=False)
-        failed = sum("reason" in one.user_attrs for one in known)
         well = any(one.state in (TrialState.COMPLETE, TrialState.PRUNED) for one in known)
-        if failed == HOPELESS and not well:
+        if not well and sum("reason" in one.user_attrs for one in known) == HOPELESS:
             raise InputError(f"the first {HOPELESS} trials have all failed, the last one: {reason}")
-
-
-def _epochs(folder: Path) -> int:
-    """How many the trial in a folder takes."""
-    return read_json_object(folder / "options.json").get("num_epoch", 0)
 
 
 def _count(known: list[FrozenTrial]) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,7 +20,7 @@ KINDS = {
 }
 
 
-def read_space(path: str | os.PathLike) -> dict[str, dict[str, Any]]:
+def read_space(path: str) -> dict[str, dict[str, Any]]:
     """The search space of a JSON file. Raises InputError where a value of it could not be an option."""
     try:
         with open(path, encoding="utf-8") as file:
@@ -30,51 +29,40 @@ def read_space(path: str | os.PathLike) -> dict[str, dict[str, Any]]:
         raise InputError(f"{path}: cannot be read as a search space ({error})") from None
     if not isinstance(space, dict) or not space:
         raise InputError(f"{path}: no search space; it must be a JSON object with a parameter or more")
-    for name, entry in space.items():
-        _check(path, name, entry)
+    try:
+        for name, entry in space.items():
+            _check(name, entry)
+    except InputError as error:
+        raise InputError(f"{path}: {str(error).removeprefix('tuner: ')}") from None
     return space
 
 
-def _check(path, name: str, entry: Any) -> None:
+def _check(name: str, entry: Any) -> None:
     kind, values = (entry.get("_type"), entry.get("_value")) if isinstance(entry, dict) else (None, None)
     if not isinstance(kind, str) or kind not in KINDS:
-        raise InputError(f"{path}: {name}: _type {kind!r} is none of {', '.join(KINDS)}")
+        raise InputError(f"{name}: _type {kind!r} is none of {', '.join(KINDS)}")
     if not isinstance(values, list) or not values:
-        raise InputError(f"{path}: {name}: _value must be a list with something in it: {KINDS[kind]}")
-    if kind == "choice":
-        for value in values:
-            _option(path, name, value)
-        return
-    if len(values) != len(KINDS[kind].split(", ")) or not all(_is_number(value) for value in values):
-        raise InputError(f"{path}: {name}: _value {values} of {kind} must be numbers: {KINDS[kind]}")
-    low, high = values[:2]
-    if not low < high:
-        raise InputError(f"{path}: {name}: _value {values} of {kind}: the lowest must be below the highest")
-    if len(values) == 3 and not 0 < values[2] <= high - low:
-        raise InputError(
-            f"{path}: {name}: _value {values} of {kind}: the step must be above 0, within the range"
-        )
-    if kind in ("loguniform", "qloguniform") and low <= 0:
-        raise InputError(f"{path}: {name}: _value {values} of {kind}: the lowest must be greater than 0")
-    if name in OPTIONS and OPTIONS[name].type is int and kind in ("uniform", "loguniform"):
-        raise InputError(f"{path}: {name}: {kind} gives fractions; use randint, quniform or choice")
-    if name in OPTIONS and OPTIONS[name].type is int and any(value != int(value) for value in values):
-        raise InputError(
-            f"{path}: {name}: _value {values} of {kind}: {name} is a whole number; so must these be"
-        )
-    for value in (low, high - 1 if kind == "randint" else high):
-        _option(path, name, value)
-
-
-def _option(path, name: str, value: Any) -> None:
-    try:
+        raise InputError(f"{name}: _value must be a list with something in it: {KINDS[kind]}")
+    given, ends = f"{name}: _value {values} of {kind}", values
+    if kind != "choice":
+        numbers = [value for value in values if type(value) in (int, float) and math.isfinite(value)]
+        if len(values) != len(KINDS[kind].split(", ")) or numbers != values:
+            raise InputError(f"{given} must be numbers: {KINDS[kind]}")
+        low, high, *step = values
+        if not low < high:
+            raise InputError(f"{given}: the lowest must be below the highest")
+        if step and not 0 < step[0] <= high - low:
+            raise InputError(f"{given}: the step must be above 0, within the range")
+        if "log" in kind and low <= 0:
+            raise InputError(f"{given}: the lowest must be greater than 0")
+        if name in OPTIONS and OPTIONS[name].type is int:
+            if kind in ("uniform", "loguniform"):
+                raise InputError(f"{name}: {kind} gives fractions; use randint, quniform or choice")
+            if any(value != int(value) for value in values):
+                raise InputError(f"{given}: {name} is a whole number; so must these be")
+        ends = low, high - (kind == "randint")
+    for value in ends:
         tuned({name: value})
-    except InputError as error:
-        raise InputError(f"{path}: {str(error).removeprefix('tuner: ')}") from None
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def draw(trial, space: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -99,32 +100,25 @@ def metric(row: Mapping[str, float], name: str) -> float:
     return value if math.isfinite(value) else -1.0
 
 
-def report_epoch(row: Mapping[str, float], name: str) -> None:
-    """Report an epoch: the metric as `default`, the release's `vsrcc` and `val_loss`, and all others."""
-    _tell("report_intermediate_result", row, name)
+def _report(function: str, row: Mapping[str, float], name: str) -> None:
+    """Tell NNI the metric as `default`, the release's `vsrcc` and `val_loss`, and all others of an epoch's row.
 
-
-def report_end(row: Mapping[str, float], name: str) -> None:
-    """Report the selected epoch as the trial's result."""
-    _tell("report_final_result", row, name)
-
-
-def _tell(function: str, row: Mapping[str, float], name: str) -> None:
-    """Report to NNI. A manager that is just stopping takes no more reports, and then ends the trial: no reason to fail."""
+    A manager that is just stopping takes no more reports, and then ends the trial: no reason to fail.
+    """
     if not in_experiment():
         return
     import nni
 
+    metrics = {key: value for key, value in row.items() if key not in ("epoch", "lr", "seconds")}
+    shown = {"default": metric(row, name), "vsrcc": row["val_srcc"]} | metrics
     try:
-        getattr(nni, function)(_report(row, name))
+        getattr(nni, function)({key: value if math.isfinite(value) else None for key, value in shown.items()})
     except OSError as error:  # requests' errors are OSErrors
         log.warning("warning: NNI has not taken a report (%s)", type(error).__name__)
 
 
-def _report(row: Mapping[str, float], name: str) -> dict[str, float | None]:
-    metrics = {key: value for key, value in row.items() if key not in ("epoch", "lr", "seconds")}
-    shown = {"default": metric(row, name), "vsrcc": row["val_srcc"]} | metrics
-    return {key: value if math.isfinite(value) else None for key, value in shown.items()}
+report_epoch = partial(_report, "report_intermediate_result")
+report_end = partial(_report, "report_final_result")  # of the selected epoch
 
 
 def _driven() -> dict[str, Any]:
@@ -175,11 +169,10 @@ def tied_to_manager() -> Iterator[None]:
     if manager is None:
         yield
         return
-    done = threading.Event()
-    began = _driven()["started"] if DRIVEN in os.environ else started(manager)
+    (pid, began), done = manager, threading.Event()
 
     def watch() -> None:
-        while started(manager) == began:
+        while started(pid) == began:
             if done.wait(POLL_SECONDS):
                 return
         if not Watch.any_received:  # else it is saving already, and a second signal would end it at once
@@ -193,14 +186,14 @@ def tied_to_manager() -> Iterator[None]:
         done.set()
 
 
-def _manager() -> int | None:
-    """The process that manages the search, on this machine; None where it is on another."""
+def _manager() -> tuple[int, str] | None:
+    """The process that manages the search and when it began; None where it is on another machine."""
     if DRIVEN in os.environ:
-        return _driven()["driver"]
+        return _driven()["driver"], _driven()["started"]
     pid = os.getppid()
     while pid > 1 and (words := read_process(pid, "cmdline")):
         if any(name in words for name in ("nni_node", "nni_manager", "trial_runner")):
-            return pid
+            return pid, started(pid)
         fields = read_process(pid, "stat").rpartition(")")[2].split()
         pid = int(fields[1]) if fields else 0
     return None

@@ -1,4 +1,4 @@
-"""What came of a search, read from the folders of its runs: no manager needs to be alive."""
+"""What came of a search, as a table and a picture, read from the folders of its runs: no manager needs to be alive."""
 
 from __future__ import annotations
 
@@ -15,9 +15,13 @@ from glob import glob
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from matplotlib import colormaps
+from matplotlib.colors import Normalize
+from matplotlib.figure import Figure
 
-from commands.files import read_json_object, started
+from commands.files import atomic_write, read_json_object, started
 from option import OPTIONS, RECIPES, InputError
 from searching.trial import metric
 
@@ -28,12 +32,7 @@ CARRIED_OUT = {
 }  # fmt: skip
 
 LEFT_OUT = {"experiment_dir_name", "options", "resume", "overwrite", "gpu_id"}  # of the best trial's options
-NNI_STATUSES = {
-    "SUCCEEDED": "done",
-    "USER_CANCELED": "stopped",
-    "SYS_CANCELED": "stopped",
-    "EARLY_STOPPED": "early stopped",
-}
+NNI_STATUSES = {"SUCCEEDED": "done", "USER_CANCELED": "stopped", "SYS_CANCELED": "stopped"}
 
 
 @dataclass
@@ -79,23 +78,22 @@ def read_trials(folder: Path, name: str | None = None) -> tuple[list[Trial], str
     if name is None:
         names = {options["search_metric"] for _, options, _ in runs if "search_metric" in options}
         name = names.pop() if len(names) == 1 else "accuracy"
-    searched = _searched([options for _, options, _ in runs if options])
+    known_options = [options for _, options, _ in runs if options]
+    differing = [key for key in OPTIONS if len({json.dumps(one.get(key)) for one in known_options}) > 1]
+    searched = [key for key in differing if key not in CARRIED_OUT]
     trials = []
     for place, options, run in runs:
         history = read_history(place / "metrics.csv")
         parameters = run.get("parameters") or {key: options[key] for key in searched if key in options}
         status = _status(run)
-        if status in ("stopped", "lost") and known.get(place.name, {}).get("status") == "early stopped":
+        if known.pop(place.name, ("", {}))[0] == "early stopped" and status in ("stopped", "lost"):
             status = "early stopped"
-        known.pop(place.name, None)
         shown = place.name if place == folder else str(place.relative_to(folder))
         trial = Trial(shown, place, status, run.get("reason") or "", options, parameters, history)
         trial.value, trial.best_epoch = selected(history, options.get("select_by", "srcc"), name)
         trials.append(trial)
-    for trial, entry in known.items():  # that never got as far as a folder
-        trials.append(
-            Trial(trial, folder / trial, entry["status"], "", {}, entry["parameters"], pd.DataFrame())
-        )
+    for trial, (status, parameters) in known.items():  # that never got as far as a folder
+        trials.append(Trial(trial, folder / trial, status, "", {}, parameters, pd.DataFrame()))
     return sorted(trials, key=lambda trial: math.inf if math.isnan(trial.value) else -trial.value), name
 
 
@@ -126,13 +124,7 @@ def _status(run: Mapping[str, Any]) -> str:
     return status
 
 
-def _searched(options: list[dict[str, Any]]) -> list[str]:
-    """The options in which runs differ."""
-    names = [name for name in OPTIONS if name not in CARRIED_OUT]
-    return [name for name in names if len({json.dumps(o.get(name)) for o in options}) > 1]
-
-
-def nni_trials(experiment: str) -> dict[str, dict[str, Any]]:
+def nni_trials(experiment: str) -> dict[str, tuple[str, dict[str, Any]]]:
     """What NNI's own files say of an experiment's trials, by id: status and parameters. Empty where there are none."""
     home = Path.home() / "nni-experiments"
     place = Path(read_json_object(home / ".experiment").get(experiment, {}).get("logDir", home)) / experiment
@@ -143,26 +135,23 @@ def nni_trials(experiment: str) -> dict[str, dict[str, Any]]:
             rows = opened.execute(query).fetchall()
     except sqlite3.Error:
         return {}
-    trials: dict[str, dict[str, Any]] = {}
+    trials: dict[str, tuple[str, dict]] = {}
     for trial, event, data in rows:
-        entry = trials.setdefault(trial, {"parameters": {}})
-        entry["status"] = NNI_STATUSES.get(event, event.lower().replace("_", " "))
+        parameters = trials.get(trial, ("", {}))[1]
         with suppress(ValueError, KeyError, TypeError):  # not every event's data are parameters
-            entry["parameters"] = json.loads(data)["parameters"]
-    log = (
-        place / "log" / "nnimanager.log"
-    )  # NNI 3.0's database does not tell an assessor's stop from a user's
+            parameters = json.loads(data)["parameters"]
+        trials[trial] = NNI_STATUSES.get(event, event.lower().replace("_", " ")), parameters
+    log = place / "log" / "nnimanager.log"  # the database does not tell an assessor's stop from a user's
     text = log.read_text(encoding="utf-8", errors="replace") if log.is_file() else ""
     for trial in re.findall(r'from dispatcher: KI, "(\w+)"', text):
-        if trials.get(trial, {}).get("status") in ("stopped", "failed"):
-            trials[trial]["status"] = "early stopped"
+        if trials.get(trial, ("",))[0] in ("stopped", "failed"):
+            trials[trial] = "early stopped", trials[trial][1]
     return trials
 
 
 def table(trials: list[Trial], name: str) -> str:
     """The trials, a line each, as text."""
-    names = list(dict.fromkeys(key for trial in trials for key in trial.parameters))
-    rows = []
+    names, rows = dict.fromkeys(key for trial in trials for key in trial.parameters), []
     for trial in trials:
         seconds = round(trial.history["seconds"].sum()) if "seconds" in trial.history else 0
         row = {
@@ -173,31 +162,66 @@ def table(trials: list[Trial], name: str) -> str:
             "best": trial.best_epoch or "-",
             "time": str(timedelta(seconds=seconds)).removeprefix("0:").removeprefix("0"),
         }
-        given = {key: trial.parameters.get(key, "-") for key in names}
-        row |= {
-            key: f"{value:.4g}" if isinstance(value, float) else str(value) for key, value in given.items()
-        }
+        for key in names:
+            value = trial.parameters.get(key, "-")
+            row[key] = f"{value:.4g}" if isinstance(value, float) else str(value)
         rows.append(row | {"folder": trial.folder})
-    failed = [
-        f"{trial.name}: {trial.reason}" for trial in trials if trial.status == "failed" and trial.reason
-    ]
+    failed = [f"{one.name}: {one.reason}" for one in trials if one.status == "failed" and one.reason]
     return "\n".join([pd.DataFrame(rows).to_string(index=False), *failed])
 
 
 def best_options(trials: list[Trial]) -> tuple[Trial, dict[str, Any]]:
     """The best trial that has ended well, and its options as `main_nni.py --options` takes them. Raises InputError."""
-    done = [
-        trial
-        for trial in trials
-        if trial.status == "done" and not math.isnan(trial.value) and trial.options.get("dataset") in RECIPES
-    ]
-    if not done:
+    for best in trials:
+        dataset = best.options.get("dataset")
+        if best.status == "done" and not math.isnan(best.value) and dataset in RECIPES:
+            break
+    else:
         raise InputError("no trial has ended well yet; `search.py show` says what became of them")
-    recipe = {name: option.default for name, option in OPTIONS.items()} | RECIPES[done[0].options["dataset"]]
-    recipe |= {"dataset": None}  # which is told in any case
+    usual = {name: option.default for name, option in OPTIONS.items() if name not in LEFT_OUT}
+    usual |= RECIPES[dataset] | {"dataset": None}  # which is told in any case
     kept = {
-        name: value
-        for name, value in done[0].options.items()
-        if name in recipe.keys() - LEFT_OUT and value not in (None, recipe[name])
+        name: one for name, one in best.options.items() if name in usual and one not in (None, usual[name])
     }
-    return done[0], kept | done[0].parameters
+    return best, kept | best.parameters
+
+
+def draw(trials: list[Trial], name: str, title: str, path: Path) -> None:
+    """Curves of all trials, coloured by their metric, and a panel per hyperparameter, to a PNG."""
+    shown = [trial for trial in trials if not math.isnan(trial.value)]
+    parameters = list(dict.fromkeys(key for trial in shown for key in trial.parameters))
+    columns = min(3, 1 + len(parameters))
+    rows = -(-(1 + len(parameters)) // columns)
+    figure = Figure(figsize=(5 * columns, 3.8 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).ravel()
+    values = np.array([trial.value for trial in shown])
+    spread = Normalize(values.min(), values.max() if np.ptp(values) else values.min() + 1e-9)
+    colours = colormaps["viridis"](spread(values))
+    for trial, colour in reversed(list(zip(shown, colours, strict=True))):
+        curve = [metric(row, name) for row in trial.history.to_dict("records")]
+        panels[0].plot(trial.history["epoch"], curve, marker="o", markersize=3, color=colour)
+        if trial.best_epoch:
+            panels[0].plot(trial.best_epoch, trial.value, marker="o", markersize=7, color=colour, mec="black")
+    panels[0].set(title="every trial; ringed: the selected epoch", xlabel="epoch", ylabel=name)
+    panels[0].xaxis.get_major_locator().set_params(integer=True)
+    panels[0].grid(alpha=0.3)
+    for panel, key in zip(panels[1:], parameters, strict=False):
+        _scatter(panel, [trial.parameters.get(key) for trial in shown], values, colours)
+        panel.set(title=key, ylabel=name)
+        panel.grid(alpha=0.3)
+    for panel in panels[1 + len(parameters) :]:
+        panel.set_visible(False)
+    figure.suptitle(title)
+    with atomic_write(path, "wb") as file:
+        figure.savefig(file, format="png", dpi=110)
+
+
+def _scatter(panel, settings: list, values: np.ndarray, colours: np.ndarray) -> None:
+    numbers = all(isinstance(setting, (int, float)) and not isinstance(setting, bool) for setting in settings)
+    if not numbers:
+        settings = [str(setting) for setting in settings]
+        panel.xaxis.update_units(sorted(set(settings)))
+        panel.set_xlim(-0.5, len(set(settings)) - 0.5)
+    panel.scatter(settings, values, c=colours, edgecolors="black", linewidths=0.5)
+    if numbers and min(settings) > 0 and max(settings) >= 20 * min(settings):
+        panel.set_xscale("log")

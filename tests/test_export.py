@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 import export
 import models
-from exporting import check, hub, onnx_file, torch_files
+from exporting import check, onnx_file, torch_files
 from exporting.about import describe, preprocess
 from inference.trained import Trained, load_trained
 
@@ -32,12 +32,19 @@ def expected(path, files):
     return prediction.numpy(), trained.scores(prediction).numpy()
 
 
-def test_onnx_of_the_golden_weights_gives_the_released_numbers(tmp_path, toy, golden, golden_images):
-    trained = Trained(
-        toy.requires_grad_(False), "eat_nano", "ava", (1.0, 10.0), GOLDEN / "toy_weights.safetensors"
-    )
-    onnx_file.write_onnx(trained, tmp_path / "a.onnx", describe(trained), True, False, onnx_file.OPSET)
-    _, run = onnx_file.open_onnx(tmp_path / "a.onnx")
+@pytest.mark.slow
+def test_onnx_by_gathers_of_the_golden_weights_gives_the_released_numbers(
+    exported, tmp_path, toy, golden, golden_images
+):
+    path = tmp_path / "a.onnx"
+    weights = GOLDEN / "toy_weights.safetensors"
+    trained = Trained(toy.requires_grad_(False), "eat_nano", "ava", (1.0, 10.0), weights)
+    onnx_file.write_onnx(trained, path, describe(trained), True, False, onnx_file.OPSET)
+    operators = [
+        {node.op_type for node in onnx.load(one).graph.node} for one in (path, exported("votes", "onnx")[0])
+    ]
+    assert ["GridSample" in one for one in operators] == [False, True]
+    _, run = onnx_file.open_onnx(path)
     for count, name in ((3, "eval/prediction"), (2, "eval/prediction_first_two")):
         np.testing.assert_allclose(
             run(golden_images[:count].numpy())[0], golden[name].numpy(), rtol=0, atol=1e-4
@@ -48,25 +55,24 @@ OPENERS = {
     "onnx": onnx_file.open_onnx,
     "torch_export": torch_files.open_archive,
     "safetensors": torch_files.open_safetensors,
-    "hub": hub.open_hub,
+    "hub": torch_files.open_hub,
 }
 
 
 @pytest.mark.parametrize(
-    ("weights", "form", "options"),
+    ("weights", "form"),
     [
-        ("votes", "onnx", ()),
-        ("score", "onnx", ("--gather",)),
-        ("score", "torch_export", ()),
-        ("votes", "safetensors", ()),
-        ("score", "safetensors", ()),
-        ("votes", "hub", ()),
-        ("score", "hub", ()),
+        pytest.param("votes", "onnx", marks=pytest.mark.slow),
+        pytest.param("score", "torch_export", marks=pytest.mark.slow),
+        ("votes", "safetensors"),
+        ("score", "safetensors"),
+        ("votes", "hub"),
+        ("score", "hub"),
     ],
 )
-def test_export_equals_the_network_on_photographs(exported, made, photographs, weights, form, options):
+def test_export_equals_the_network_on_photographs(exported, made, photographs, weights, form):
     """Fed by nothing but what it says of itself, for any number of photographs."""
-    path, printed = exported(weights, form, *options)
+    path, printed = exported(weights, form)
     about, run = OPENERS[form](path)
     assert printed["largest_difference"]["prediction"] < 1e-4
     for count in (1, 2, 5):
@@ -77,6 +83,7 @@ def test_export_equals_the_network_on_photographs(exported, made, photographs, w
             np.testing.assert_allclose(theirs, ours[:count], rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_onnx_names_its_inputs_and_outputs_and_its_batch_is_free(exported):
     graph = onnx.load(exported("votes", "onnx")[0]).graph
     shapes = {
@@ -86,14 +93,7 @@ def test_onnx_names_its_inputs_and_outputs_and_its_batch_is_free(exported):
     assert shapes == {"images": ["batch", 3, 224, 224], "prediction": ["batch", 10], "score": ["batch"]}
 
 
-def test_only_the_variant_by_gathers_lacks_grid_sample(exported):
-    def operators(*key):
-        return {node.op_type for node in onnx.load(exported(*key)[0]).graph.node}
-
-    assert "GridSample" in operators("votes", "onnx")
-    assert "GridSample" not in operators("score", "onnx", "--gather")
-
-
+@pytest.mark.slow
 def test_int8_is_smaller_and_nearly_equal(exported):
     (small, printed), (large, _) = exported("votes", "onnx", "--int8"), exported("votes", "onnx")
     assert small.stat().st_size < 0.6 * large.stat().st_size
@@ -111,7 +111,7 @@ def test_preprocessing_that_is_told_is_the_evaluations(made, photographs, weight
 
 
 def test_score_is_on_the_datasets_own_scale(exported, made, photographs):
-    about, _ = hub.open_hub(exported("score", "hub")[0])
+    about, _ = torch_files.open_hub(exported("score", "hub")[0])
     assert about["score"]["weights"] == [10.0]
     assert about["score"]["offset"] == -3.0
     prediction, score = expected(made["score"], photographs)
@@ -132,17 +132,24 @@ def test_settings_and_purpose_travel(exported, made, form):
     assert all(torch.equal(value, state[name]) for name, value in after.model.state_dict().items())
 
 
+@pytest.mark.slow
 def test_no_artifact_tells_where_it_was_made(exported):
     here = str(Path(models.__file__).parent).encode()
-    for form, options in (("onnx", ()), ("onnx", ("--int8",)), ("torch_export", ()), ("safetensors", ())):
-        path, _ = exported("votes", form, *options)
+    for key in (
+        ("votes", "onnx"),
+        ("votes", "onnx", "--int8"),
+        ("score", "torch_export"),
+        ("votes", "safetensors"),
+    ):
+        path, _ = exported(*key)
         content = path.read_bytes()
-        if form == "torch_export":
+        if key[1] == "torch_export":
             with zipfile.ZipFile(path) as archive:
                 content = b"".join(archive.read(name) for name in archive.namelist())
-        assert here not in content, form
+        assert here not in content, key
 
 
+@pytest.mark.slow
 def test_int8_says_that_it_depends_on_the_batch_and_which_operators_it_needs(exported):
     path, _ = exported("votes", "onnx", "--int8")
     assert onnx_file.open_onnx(path)[0]["depends_on_batch"] is True
@@ -194,7 +201,7 @@ def test_interrupted_export_leaves_what_was_there(command, made, tmp_path, monke
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(hub, "open_hub", interrupted)
+    monkeypatch.setattr(torch_files, "open_hub", interrupted)
     assert command(*words)[0] == 130
     assert {path.name: path.read_bytes() for path in out.iterdir()} == before
     assert [path.name for path in tmp_path.iterdir()] == ["hub"]
@@ -303,6 +310,16 @@ def test_a_link_is_exported_under_its_own_name(command, made, tmp_path):
     assert (tmp_path / "link.safetensors").is_file()
 
 
+def test_the_options_of_onnx_reach_its_writer(command, made, tmp_path, monkeypatch):
+    def write(*_, **kind):
+        raise check.ExportError(str(kind))
+
+    monkeypatch.setattr(onnx_file, "write_onnx", write)
+    words = ("--weights", made["score"], "--to", "onnx", "--out", tmp_path / "a.onnx", "--gather")
+    status, _, err = command(*words, "--opset", 19)
+    assert (status, "{'gather': True, 'int8': False, 'opset': 19}" in err) == (1, True)
+
+
 def test_packages_that_are_missing_are_named(command, made, tmp_path, monkeypatch):
     monkeypatch.setattr(export, "PACKAGES", {"onnx": ("onnx", "no_such_package")})
     status, _, err = command("--weights", made["votes"], "--to", "onnx", "--out", tmp_path / "a.onnx")
@@ -310,6 +327,7 @@ def test_packages_that_are_missing_are_named(command, made, tmp_path, monkeypatc
     assert "--to onnx needs no_such_package: pip install -r requirements-export.txt" in err
 
 
+@pytest.mark.slow
 def test_example_of_the_docs_runs(exported, made, photographs, tmp_path, monkeypatch, capsys):
     text = (Path(__file__).parent.parent / "docs" / "exports.md").read_text()
     example = next(

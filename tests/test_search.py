@@ -4,23 +4,17 @@ import json
 import multiprocessing
 import os
 import signal
-import subprocess
 import sys
 import textwrap
 import threading
 import time
 from pathlib import Path
 
-import pandas as pd
 import pytest
-from conftest import arguments
-from test_resume import table as metrics_table
 
 import option
 import search
-from commands.files import started
-from commands.signals import Interrupted, Watch
-from searching import driver, space, trial, trials
+from searching import driver, space, trials
 
 ROOT = Path(__file__).parent.parent
 COMMAND = search  # of the fixture `command`
@@ -212,6 +206,7 @@ def test_all_trials_are_accounted_for_and_the_best_comes_first(fake, command):
     assert len(found(fake)) == 6  # there were enough
 
 
+@pytest.mark.slow
 def test_tpe_learns(fake, command):
     command(*words(fake, 24, seed=0, epochs=1))
     names = sorted(one.name for one in found(fake))
@@ -231,6 +226,7 @@ def test_a_failed_trial_says_why_and_the_others_go_on(fake, command):
     assert out.count("failed") >= statuses.count("failed")
 
 
+@pytest.mark.slow
 def test_the_median_pruner_ends_trials_early(fake, command):
     command(*words(fake, 9, epochs=8, seed=0, pruner="median"))
     early = [one for one in found(fake) if one.status == "early stopped"]
@@ -241,6 +237,7 @@ def test_the_median_pruner_ends_trials_early(fake, command):
     assert (fake / "s" / "trial_0000" / "run.json").exists()
 
 
+@pytest.mark.slow
 def test_a_driver_that_is_killed_goes_on_with_the_same_trials(fake, command, monkeypatch):
     monkeypatch.setattr(driver, "BEAT_SECONDS", 1)
     monkeypatch.setattr(driver, "GRACE_SECONDS", 2)
@@ -258,6 +255,7 @@ def test_a_driver_that_is_killed_goes_on_with_the_same_trials(fake, command, mon
     assert (fake / "s" / "trial_0001" / "stderr").read_text().count("started") == 2  # it went on
 
 
+@pytest.mark.slow
 def test_a_trial_of_a_driver_that_lives_is_left_to_it(fake, command, monkeypatch):
     monkeypatch.setattr(driver, "BEAT_SECONDS", 1)
     monkeypatch.setattr(driver, "GRACE_SECONDS", 2)
@@ -270,6 +268,7 @@ def test_a_trial_of_a_driver_that_lives_is_left_to_it(fake, command, monkeypatch
     assert (fake / "s" / "trial_0000" / "stderr").read_text().count("started") == 1
 
 
+@pytest.mark.slow
 def test_a_driver_that_stood_still_leaves_its_trial_to_the_one_that_took_it(fake, command, monkeypatch):
     monkeypatch.setattr(driver, "BEAT_SECONDS", 1)
     monkeypatch.setattr(driver, "GRACE_SECONDS", 2)
@@ -390,227 +389,3 @@ def test_what_belongs_to_the_search_is_refused_among_a_trials_options(tmp_path, 
         assert status == 2
         assert message in err
     assert not (tmp_path / "s").exists()
-
-
-# Trials, real ones
-
-
-@pytest.mark.slow
-def test_a_real_search_from_the_first_trial_to_the_best_one_again(ava, command, run):
-    (ava / "space.json").write_text(json.dumps(SPACE))
-    rest = arguments(ava, experiment_dir_name=None, batch_size=None, num_epoch=2)
-    status, out, err = command(*words(ava, 2, concurrency=2, metric="emd")[:-2], *rest)
-    assert status == 0, err
-    best, other = found(ava)
-    assert (best.status, other.status) == ("done", "done")
-    assert best.value == pytest.approx(-best.history["val_emd_r1"][best.best_epoch - 1])
-    assert command("plot", ava / "s")[0] == 0
-    assert (ava / "s" / "search.png").stat().st_size > 10_000
-    status, out, _ = command("best", ava / "s", "--out", ava / "best.json")
-    assert status == 0
-    assert f"trial {best.name}, emd {best.value:.4f}" in out
-    status, _, err = run(["--options", ava / "best.json", "--experiment_dir_name", ava / "again"])
-    assert status == 0, err
-    pd.testing.assert_frame_equal(metrics_table(ava / "again"), metrics_table(best.folder), check_exact=True)
-
-
-@pytest.fixture
-def driven(ava, monkeypatch):
-    """As if a driver, here `sleep`, had started this process as a trial."""
-    with subprocess.Popen(["sleep", "1000"]) as process:
-        own = {"parameters": {"init_lr": 1e-3}, "folder": str(ava / "s" / "t"), "driver": process.pid}
-        monkeypatch.setenv(trial.DRIVEN, json.dumps(own | {"started": started(process.pid)}))
-        monkeypatch.setattr(trial, "POLL_SECONDS", 0.05)
-        monkeypatch.setattr(Watch, "any_received", False)
-        yield process
-        process.kill()
-
-
-def test_a_trial_whose_driver_is_killed_saves_and_ends(ava, run, driven):
-    report = threading.Thread(
-        target=lambda: (wait_for(lambda: epochs_of(ava / "s" / "t") > 0), driven.kill())
-    )
-    report.start()
-    status, _, err = run(arguments(ava, experiment_dir_name=None, num_epoch=500))
-    report.join()
-    assert status == 143, err
-    one = found(ava)[0]
-    assert (one.status, one.reason) == ("stopped", "SIGTERM")
-    assert (one.folder / "checkpoints" / "last.pt").is_file()
-
-
-def test_a_trial_whose_driver_was_killed_before_it_began_ends_too(ava, run, driven, monkeypatch):
-    def end(number, _):
-        raise Interrupted(number)
-
-    driven.kill()
-    driven.wait()
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        status, _, err = run(arguments(ava, experiment_dir_name=None, num_epoch=500))
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    assert status == 143, err
-    assert not (ava / "s" / "t" / "metrics.csv").exists()
-
-
-def test_a_trial_waits_until_its_former_process_has_saved(ava, run, driven):
-    import fcntl
-
-    (ava / "s" / "t").mkdir(parents=True)
-
-    def hold():
-        with open(ava / "s" / "t" / ".lock", "w") as file:
-            fcntl.lockf(file, fcntl.LOCK_EX)
-            (ava / "held").touch()
-            time.sleep(2)
-            (ava / "saved").touch()
-
-    former = multiprocessing.get_context("fork").Process(target=hold)
-    former.start()
-    wait_for((ava / "held").exists)
-    trial.options({})
-    assert (ava / "saved").exists()
-    former.join()
-
-
-def test_a_trial_goes_on_from_its_checkpoint(ava, run, monkeypatch):
-    given = {
-        "parameters": {"init_lr": 1e-3},
-        "folder": str(ava / "t"),
-        "driver": os.getpid(),
-        "started": started(os.getpid()),
-    }
-    monkeypatch.setenv(trial.DRIVEN, json.dumps(given))
-    rest = arguments(ava, experiment_dir_name=None, num_epoch=3)
-    monkeypatch.setattr(trial, "report_end", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
-    assert run(rest)[0] == 143
-    monkeypatch.undo()
-    monkeypatch.setenv(trial.DRIVEN, json.dumps(given))
-    before = (ava / "t" / "metrics.csv").read_bytes()
-    status, _, err = run(rest)
-    assert status == 0, err
-    assert (ava / "t" / "metrics.csv").read_bytes() == before
-    assert json.loads((ava / "t" / "run.json").read_text())["parameters"] == {"init_lr": 1e-3}
-
-
-def test_a_trial_that_cannot_start_says_why_in_its_folder(ava, run, monkeypatch):
-    given = {
-        "parameters": {"init_lr": -1},
-        "folder": str(ava / "t"),
-        "driver": os.getpid(),
-        "started": started(os.getpid()),
-    }
-    monkeypatch.setenv(trial.DRIVEN, json.dumps(given))
-    status, _, err = run(arguments(ava, experiment_dir_name=None))
-    assert status == 2
-    assert "tuner: init_lr = -1 must be greater than 0" in err
-    ended = json.loads((ava / "t" / "run.json").read_text())
-    assert ended["status"] == "failed"
-    assert "init_lr = -1 must be greater than 0" in ended["reason"]
-
-
-# What came of it
-
-
-def test_a_folder_of_runs_made_without_a_search(ava, run, command):
-    for number, lr in enumerate((1e-3, 1e-5)):
-        assert run(arguments(ava, experiment_dir_name=ava / "runs" / f"r{number}", init_lr=lr))[0] == 0
-    (ava / "runs" / "broken").mkdir()
-    (ava / "runs" / "broken" / "options.json").write_text("{")
-    status, out, _ = command("show", ava / "runs", "--metric", "plcc")
-    assert status == 0
-    assert out.splitlines()[0].split() == [
-        "trial",
-        "plcc",
-        "status",
-        "epochs",
-        "best",
-        "time",
-        "init_lr",
-        "folder",
-    ]
-    assert {line.split()[6] for line in out.splitlines()[1:3]} == {"0.001", "1e-05"}
-    assert command("best", ava / "runs")[0] == 0
-    assert json.loads((ava / "runs" / "best.json").read_text())["init_lr"] in (1e-3, 1e-5)
-    assert command("plot", ava / "runs", "--out", ava / "p.png")[0] == 0
-
-
-def test_a_run_that_was_killed_is_lost(ava, run):
-    run(arguments(ava, experiment_dir_name=ava / "s" / "r"))
-    path = ava / "s" / "r" / "run.json"
-    with subprocess.Popen(["true"]) as ended:
-        pass
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"status": "running", "pid": ended.pid}))
-    assert [one.status for one in found(ava)] == ["lost"]
-
-
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        (["show", "nowhere"], "nowhere: neither a folder of runs nor an experiment"),
-        (["show", "EMPTY"], "no runs in it"),
-        (["best", "FAILED"], "no trial has ended well yet"),
-        (["plot", "FAILED"], "no trial has finished an epoch yet"),
-        (["run", "--trials", "0", "--out", "x"], "'0' is not a whole number of 1 or more"),
-        (["run", "--trials", "1", "--out", "x", "--space", "nowhere.json"], "nowhere.json: cannot be read"),
-        (["run", "--trials", "1", "--out", "x", "--seed", "-1"], "'-1' is not a whole number"),
-        (["best", "ODD", "--metric", "plcc"], "no trial has ended well yet"),
-        (["plot", "FAILED", "--out", "/"], "no trial has finished an epoch yet"),
-    ],
-)
-def test_what_cannot_be_shown_is_told(tmp_path, command, line, message):
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "failed" / "a").mkdir(parents=True)
-    (tmp_path / "failed" / "a" / "run.json").write_text('{"status": "failed", "reason": "no"}')
-    (tmp_path / "odd" / "a").mkdir(parents=True)
-    (tmp_path / "odd" / "a" / "run.json").write_text('{"status": "done"}')
-    (tmp_path / "odd" / "a" / "options.json").write_text('{"x": 1}')
-    (tmp_path / "odd" / "a" / "metrics.csv").write_text("a,b\n1,2\n")
-    places = {"ODD": tmp_path / "odd", "EMPTY": tmp_path / "empty", "FAILED": tmp_path / "failed"}
-    status, _, err = command(*(places.get(word, word) for word in line))
-    assert status == 2
-    assert len(err.splitlines()) == 1
-    assert message in err
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("{", "cannot be read as options"),
-        ("[1]", "does not hold options"),
-        ('{"learning_rate": 1}', "unknown option 'learning_rate'"),
-        ('{"init_lr": "high"}', "init_lr = 'high' is not a number"),
-    ],
-)
-def test_bad_options_files_are_named(ava, run, content, message):
-    (ava / "o.json").write_text(content)
-    status, _, err = run(["--options", ava / "o.json"])
-    assert status == 2
-    assert f"{ava / 'o.json'}: " in err
-    assert message in err
-
-
-def test_the_command_line_comes_over_an_options_file(ava, run):
-    words = arguments(ava)
-    given = dict(zip([word[2:] for word in words[::2]], words[1::2], strict=True)) | {
-        "batch_size": 3,
-        "num_epoch": 1,
-        "num_workers": 0,
-    }
-    (ava / "o.json").write_text(json.dumps(given))
-    status, _, err = run(["--options", ava / "o.json", "--batch_size", 2])
-    assert status == 0, err
-    used = json.loads((ava / "run" / "options.json").read_text())
-    assert (used["batch_size"], used["model"]) == (2, "eat_nano")
-
-
-def test_emd_is_no_metric_of_single_scores(scored, run):
-    status, _, err = run(arguments(scored, "tad66k", search_metric="emd"))
-    assert status == 2
-    assert "--search_metric emd needs vote distributions" in err
-
-
-def test_undefined_correlations_are_the_worst():
-    row = {"val_srcc": float("nan"), "val_plcc": 0.5, "val_accuracy": 0.7, "val_emd_r1": 0.2, "val_loss": 1.0}
-    assert [trial.metric(row, name) for name in ("srcc", "plcc", "accuracy", "emd")] == [-1.0, 0.5, 0.7, -0.2]
