@@ -95,10 +95,7 @@ def export(options: argparse.Namespace) -> dict:
         "written": str(out),
         "to": options.to,
         **kind,
-        "model": trained.name,
-        "dataset": trained.dataset,
-        "score_range": list(trained.score_range),
-        "interest_points": trained.points,
+        **{name: about[name] for name in ("model", "dataset", "score_range", "interest_points")},
         "megabytes": round(size / 1e6, 2),
         "largest_difference": difference,
         "checked_on": f"photographs in batches of {', '.join(map(str, BATCHES))}",
@@ -122,14 +119,14 @@ def target(options: argparse.Namespace, trained: Trained) -> Path:
     source = Path(options.weights).resolve()
     given = Path(os.path.abspath(options.weights))  # a link's own name and place
     kind = "_gather" * options.gather + "_int8" * options.int8
-    stem = given.name if given.is_dir() else given.stem
-    out = Path(os.path.abspath(options.out or given.with_name(stem + kind + ENDINGS[options.to])))
+    stem, ending = given.name if given.is_dir() else given.stem, ENDINGS[options.to]
+    out = Path(os.path.abspath(options.out or given.with_name(stem + kind + ending)))
     if options.to == "hub" and out.name in MODELS:
         raise InputError(
             f"{out}: create_model would take it for the network of that name; give another --out"
         )
-    if options.to != "hub" and out.suffix != ENDINGS[options.to]:
-        raise InputError(f"{out}: must end in {ENDINGS[options.to]}; give another --out")
+    if options.to != "hub" and out.suffix != ending:
+        raise InputError(f"{out}: must end in {ending}; give another --out")
     if out.resolve() in (source, *trained.path.resolve().parents, trained.path.resolve()):
         raise InputError(f"{out}: would replace the weights that are exported; give another --out")
     return out

@@ -32,7 +32,7 @@ from commands.files import atomic_write, read_json_object, write_json
 from commands.parser import Parser
 from commands.signals import Interrupted
 from dataset import Transform, make_loader, read_splits
-from evaluation import compare
+from evaluation import compare, figures
 from models import read_weights
 from option import InputError, Option
 from training import engine
@@ -182,17 +182,17 @@ def write_tables(runs: pd.DataFrame, out: Path) -> None:
     table = groups[columns].agg(["mean", "std"])
     table.columns = [f"{name}_{kind}" for name, kind in table.columns]
     table.insert(0, "seeds", groups.size())
-    lines = ["| setting | " + " | ".join([*METRICS.values(), *SPREADS.values()]) + " |", "|---" * 6 + "|"]
+    rows = [["setting", *METRICS.values(), *SPREADS.values()]]
     for setting, row in table.iterrows():
         spread = {name: f" ± {row[f'{name}_std']:.4f}" if row["seeds"] > 1 else "" for name in METRICS}
         cells = [f"{row[f'{name}_mean']:.4f}{spread[name]}" for name in METRICS]
         cells += [f"{row[f'{name}_mean']:.2g}" for name in SPREADS]
-        lines.append(f"| {setting} | {' | '.join(cells)} |")
+        rows.append([setting, *cells])
     for name, frame in (("runs.csv", runs), ("table.csv", table.reset_index())):
         with atomic_write(out / name) as file:
             frame.to_csv(file, index=False)
     with atomic_write(out / "table.md") as file:
-        file.write("\n".join(lines) + "\n")
+        file.write("\n".join(figures.markdown(rows)) + "\n")
     with atomic_write(out / "ablation.png", "wb") as file:
         draw(runs).savefig(file, format="png", dpi=110)
 

@@ -15,7 +15,7 @@ from scipy import stats
 
 from commands.files import read_json_object
 from evaluation import bootstrap
-from evaluation.figures import LABELS
+from evaluation.figures import LABELS, markdown
 from option import InputError
 from photographs.labels import FORMATS, read_numbers, read_table
 from util import METRICS, Pairs, compute_metrics, image_emds
@@ -73,7 +73,7 @@ def read_predictions(
         )
     emds = np.full((2, len(true)), np.nan)
     if votes["target"] and len(votes["target"]) == len(votes["output"]):
-        emds = image_emds(*(read_numbers(path, table, names) for names in votes.values()))
+        emds = image_emds(*(read_numbers(path, table, names).copy() for names in votes.values()))
     agree = ((predicted > high) == (true > true_high)).astype(np.float64)
     pairs = Pairs(predicted, true, agree, *emds)
     if like is not None:
@@ -184,7 +184,7 @@ def as_markdown(runs: Sequence[Predictions], found: dict[tuple[str, str], dict[s
     rows = [["run", *(LABELS[name] for name in shown)]]
     for run in runs:
         rows.append([run.name, *(_value(run.metrics[name], run.intervals[name], ".4f") for name in shown)])
-    return "\n".join(_table(rows) + (["", *difference_lines(found, shown)] if found else []))
+    return "\n".join(markdown(rows) + (["", *difference_lines(found, shown)] if found else []))
 
 
 def difference_lines(found: dict, shown: Sequence[str]) -> list[str]:
@@ -198,12 +198,7 @@ def difference_lines(found: dict, shown: Sequence[str]) -> list[str]:
             cells = [f"{first} − {second}", LABELS[name], _value(one.value, one.interval, "+.4f")]
             cells += [_p(one.p), _p(one.p_holm)] + [_p(one.p_williams)] * williams
             rows.append([*cells, "yes" if one.p_holm < 0.05 else "no"])
-    return _table(rows)
-
-
-def _table(rows: list[list[str]]) -> list[str]:
-    rows.insert(1, ["---"] * len(rows[0]))
-    return [f"| {' | '.join(cells)} |" for cells in rows]
+    return markdown(rows)
 
 
 def _value(value: float, interval: tuple[float, float], form: str) -> str:

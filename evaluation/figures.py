@@ -24,6 +24,11 @@ LABELS = {
 BEFORE = "it started from weights that do not say which photographs they had seen: there may be more"
 
 
+def markdown(rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a Markdown table, whose header is the first of `rows`."""
+    return [f"| {' | '.join(cells)} |" for cells in (rows[0], ["---"] * len(rows[0]), *rows[1:])]
+
+
 @dataclass(frozen=True)
 class Measured:
     """Metrics of one set of images, with their 95 % bootstrap intervals, by the names of METRICS."""

@@ -25,8 +25,5 @@ def keeps(dataset: str, history: Sequence[Mapping[str, float]]) -> bool:
 
 def checkpoint_name(dataset: str, row: Mapping[str, float]) -> str:
     """The name of such a checkpoint, made of its metrics as the released ones' are."""
-    figures = "_".join(
-        f"{word}_{row[f'val_{name}']:.4f}"
-        for word, name in (("vacc", "accuracy"), ("srcc", "srcc"), ("vlcc", "plcc"))
-    )
-    return f"{dataset.upper()}_AOT_{figures}.pth"
+    accuracy, srcc, plcc = (row[f"val_{name}"] for name in ("accuracy", "srcc", "plcc"))
+    return f"{dataset.upper()}_AOT_vacc_{accuracy:.4f}_srcc_{srcc:.4f}_vlcc_{plcc:.4f}.pth"

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from commands.files import read_json_object, to_json
-from evaluation.figures import LABELS
+from evaluation.figures import LABELS, markdown
 from inference.trained import Trained
 from models import read_weights
 from option import GROUPS
@@ -105,26 +105,22 @@ def _recipe(options: dict) -> str:
     if not options:
         return "Unknown: the weights were exported without their run."
     start = options.get("path_to_model_weight")
-    lines = [f"It started from {f'`{Path(start).name}`' if start else 'fresh weights'}.", ""]
-    lines += ["| option | value |", "|---|---|"]
+    rows = [["option", "value"]]
     for name in RECIPE:
         owner, value = ONLY_WITH.get(name, (name, options.get(name)))
         if options.get(name) is not None and options.get(owner) == value:
-            lines.append(f"| `{name}` | {options[name]} |")
-    return "\n".join(lines)
+            rows.append([f"`{name}`", str(options[name])])
+    start = f"It started from {f'`{Path(start).name}`' if start else 'fresh weights'}."
+    return "\n".join([start, "", *markdown(rows)])
 
 
 def _metrics(result: dict, trained: Trained) -> str:
     if not result:
         return "Not known: nothing tells what these weights reached on test photographs."
     points = result["interest_points"]
-    lines = [
-        f"On the run's `test.csv`, {result['images']} photographs:",
-        "",
-        "| metric | value |",
-        "|---|---|",
-    ]
-    lines += [f"| {LABELS[name]} | {result[name]:.4f} |" for name in LABELS if result.get(name) is not None]
+    lines = [f"On the run's `test.csv`, {result['images']} photographs:", ""]
+    known = {label: result[name] for name, label in LABELS.items() if result.get(name) is not None}
+    lines += markdown([("metric", "value"), *((label, f"{value:.4f}") for label, value in known.items())])
     if trained.outputs == 1:
         lines.append("\nMAE and RMSE are those of scores from 0 to 1.")
     if points != trained.points:

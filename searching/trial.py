@@ -83,10 +83,9 @@ def options(given: Mapping[str, Any]) -> dict[str, Any]:
 
         own.mkdir(parents=True, exist_ok=True)
         fcntl.lockf(os.open(own / ".lock", os.O_CREAT | os.O_RDWR), fcntl.LOCK_EX)  # until this process ends
-    mine = dict(given) | parameters() | {"experiment_dir_name": str(own)}
-    if (own / "checkpoints" / "last.pt").is_file():
-        return mine | {"resume": True}
-    return mine | {"overwrite": True}  # what another start may have left before its first checkpoint
+    # overwrite: what another start may have left before its first checkpoint
+    how = "resume" if (own / "checkpoints" / "last.pt").is_file() else "overwrite"
+    return {**given, **parameters(), "experiment_dir_name": str(own), how: True}
 
 
 def metric(row: Mapping[str, float], name: str) -> float:

@@ -146,6 +146,7 @@ def test_over_seeds_the_interval_holds_what_another_seed_would_change(monkeypatc
     assert found["a", "b"]["srcc"].p_holm < 0.05
 
 
+@pytest.mark.slow
 def test_settings_that_do_not_differ_are_seldom_called_different():
     """Of 60 tables of five settings with three seeds each, of one and the same network: 5 % are expected."""
     wrong = 0
