@@ -59,7 +59,7 @@ def intervals(pairs: Pairs, resamples: int | None = None, seed: int = 0) -> dict
 
 
 def p_value(differences: np.ndarray) -> float:
-    """Two-sided, of the hypothesis that a difference is 0, from its resampled values (R,); nan without any.
+    """Two-sided, that a difference is 0, from its resampled values (R,); nan without any.
 
     The level at which the percentile interval just holds 0; one is added to the count, as it is never exactly 0.
     """

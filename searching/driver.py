@@ -132,20 +132,16 @@ class Search:
         with ThreadPoolExecutor(self.options.concurrency) as pool:
             workers = [pool.submit(self._work) for _ in range(self.options.concurrency)]
             wait(workers, return_when=FIRST_EXCEPTION)
-            self.broken = any(worker.done() and worker.exception() for worker in workers)
+            self.broken = True  # if they are not all done
         for worker in workers:
             worker.result()
         if self.watch.received:
             raise Interrupted(self.watch.received)
 
-    @property
-    def ending(self) -> bool:
-        return bool(self.watch.received) or self.broken
-
     def _work(self) -> None:
         """One trial after another, first those whose driver has died or was stopped, until there are enough."""
         busy = time.monotonic()
-        while not self.ending:
+        while not (self.watch.received or self.broken):
             with self._database(), ExitStack() as held:
                 held.enter_context(self._lock())
                 optuna.storages.fail_stale_trials(self.study)
@@ -215,7 +211,7 @@ class Search:
                 trial.report(metric(row, self.options.metric), int(row["epoch"]))
             if asked or process.poll() is not None:
                 continue
-            if self.ending:
+            if self.watch.received or self.broken:
                 asked = "stopped"
             elif rows and rows[-1]["epoch"] < epochs and trial.should_prune():
                 asked = "early stopped"

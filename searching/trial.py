@@ -89,21 +89,15 @@ def options(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def metric(row: Mapping[str, float], name: str) -> float:
-    """What the search maximises, of an epoch's row: accuracy, SRCC, PLCC or the negative EMD per image (r = 1).
-
-    A correlation that is not defined counts as the worst one, -1.
-    """
-    if name == "emd":
-        return -row["val_emd_r1"]
-    value = row[f"val_{name}"]
-    return value if math.isfinite(value) else -1.0
+    """What the search maximises, of an epoch's row: accuracy, SRCC, PLCC or the negative EMD per image (r = 1)."""
+    value = -row["val_emd_r1"] if name == "emd" else row[f"val_{name}"]
+    return (
+        value if name == "emd" or math.isfinite(value) else -1.0
+    )  # an undefined correlation: as the worst one
 
 
 def _report(function: str, row: Mapping[str, float], name: str) -> None:
-    """Tell NNI the metric as `default`, the release's `vsrcc` and `val_loss`, and all others of an epoch's row.
-
-    A manager that is just stopping takes no more reports, and then ends the trial: no reason to fail.
-    """
+    """Tell NNI the metric as `default`, the release's `vsrcc` and `val_loss`, and all others of an epoch's row."""
     if not in_experiment():
         return
     import nni
@@ -112,7 +106,9 @@ def _report(function: str, row: Mapping[str, float], name: str) -> None:
     shown = {"default": metric(row, name), "vsrcc": row["val_srcc"]} | metrics
     try:
         getattr(nni, function)({key: value if math.isfinite(value) else None for key, value in shown.items()})
-    except OSError as error:  # requests' errors are OSErrors
+    except (
+        OSError
+    ) as error:  # as requests' errors are: a manager that is stopping takes no more, then ends the trial
         log.warning("warning: NNI has not taken a report (%s)", type(error).__name__)
 
 
@@ -127,9 +123,8 @@ def _driven() -> dict[str, Any]:
 def supervised() -> int | None:
     """Under NNI, go on in a child process: NNI kills a trial five seconds after asking it to end, which may be too soon.
 
-    Returns None where the work is to be done, in the child or outside NNI; and in the parent, which is the process
-    that NNI knows, the child's exit status. The parent passes on what asks it to end; killed, it leaves the child to
-    save in peace.
+    Returns None where the work is to be done, in the child or outside NNI; in the parent, which NNI knows and which
+    passes on what asks it to end, the child's exit status.
     """
     if not in_experiment() or not hasattr(os, "fork"):
         return None
@@ -160,10 +155,7 @@ def supervised() -> int | None:
 
 @contextmanager
 def tied_to_manager() -> Iterator[None]:
-    """While this lasts, the end of what manages the search is a SIGTERM to this trial: it saves and ends.
-
-    NNI ends its trials itself where it can; one that is killed cannot.
-    """
+    """While this lasts, the end of what manages the search, even by a kill, is a SIGTERM to this trial."""
     manager = _manager() if distributed.rank() == 0 and in_search() else None
     if manager is None:
         yield
