@@ -204,6 +204,7 @@ def test_an_image_that_becomes_unreadable_stops_the_run_where_it_can_go_on(ava, 
     assert_same(whole, ava / "cut", resume(run, ava / "cut"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("when", ["in a step", "while waiting"])
 def test_a_worker_that_dies_is_told_and_the_run_goes_on(ava, run, monkeypatch, whole, when):
     picture, original, calls = ava / "images" / "103.jpg", steps.Stepper.backward, []
