@@ -17,19 +17,18 @@ import numpy as np
 import torch
 from PIL import Image
 
+import models
 from commands.bars import bar
 from commands.errors import guarded
 from commands.signals import Interrupted, Watch, signals_first
-from dataset import network_input
 from inference import arguments, pages
-from inference.explain import Look, Looker, background_share, draw, mean_mass
+from inference.explain import Looker, background_share, draw, mean_mass
 from inference.photos import Photos, batches, open_rgb
 from inference.scorer import Scorer
-from inference.scoring import Rows, Scored, read_reference, score_all
+from inference.scoring import Rows, Scored, read_reference, score_all, unturned_input
 from inference.screen import Screen
 from inference.sources import Found, Sources
-from inference.table import Done, Row, Table
-from inference.trained import CALIBRATION_BATCH
+from inference.table import Row, Table
 from option import InputError
 from training import checkpoint
 from training.build import pick_device
@@ -38,6 +37,8 @@ from training.steps import Precision
 __all__ = ["Scorer", "main"]
 
 log = logging.getLogger("eat")
+
+CALIBRATION_BATCH = 16  # as in the released training
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -67,24 +68,22 @@ class Prediction:
         self.sources = Sources(options.paths, options.list)
         self.trained = arguments.load(options, will_calibrate=bool(options.calibrate_on))
         self.trained.model.to(self.device)
-        self.photos = Photos(self.trained.resize, options.decode, options.upright)
         self.precision = pick_precision(options.amp, self.device)
-        reference = read_reference(options.reference, self.trained) if options.reference else None
-        if reference is not None:
-            self.trained.notes += reference.notes
+        reference = None
+        if options.reference:
+            reference, notes = read_reference(options.reference, self.trained)
+            self.trained.notes += notes
         self.looking = bool(options.explain or options.report)
-        self.rows = Rows(
-            self.trained, reference and reference.scores, bool(options.explain), background=self.looking
-        )
+        self.rows = Rows(self.trained, reference, bool(options.explain), background=self.looking)
         self.other = pages.read_other(options.compare, self.trained, self.device) if options.compare else None
         self.table = Table(options.out, self.rows.columns) if options.out else None
         self.gallery = pages.Gallery(options.report_images) if options.report else None
-        self.screen, self.seen = Screen(self.trained, options.out), Done()
+        self.screen, self.seen = Screen(self.trained, options.out), set()
         self.nothing = f"no photographs in {', '.join(options.paths + options.list)}"
 
     def run(self, watch: Watch) -> int:
         """Do what the options ask. Returns 1 where a photograph has an error, else 0. Raises Interrupted."""
-        total = count(self.sources, watch) if self.sources.countable else None
+        total = sum(1 for _ in self.sources) if self.sources.countable else None
         if total == 0:
             raise InputError(self.nothing + _left_out(self.sources))
         if self.options.calibrate_on:
@@ -93,8 +92,8 @@ class Prediction:
         self.score(total, watch)
         self.screen.close(_left_out(self.sources))
         if self.gallery is not None:
-            pages.write(self.options, self.trained, self.photos, self.gallery, self.other, self.device, watch)
-        return 1 if self.screen.any_errors else 0
+            pages.write(self.options, self.trained, self.gallery, self.other, self.device, watch)
+        return int(self.screen.errors + self.screen.errors_before > 0)
 
     def tell(self) -> None:
         """Say by which network the scores are made."""
@@ -106,21 +105,13 @@ class Prediction:
 
     def score(self, total: int | None, watch: Watch) -> None:
         """Score the photographs that have no row yet."""
-        options = self.options
+        options, key = self.options, self.table.key if self.table is not None else str
         with ExitStack() as stack:
             write = stack.enter_context(self.table_open()) if self.table is not None else None
             looker = stack.enter_context(Looker(self.trained.model, options.layer)) if self.looking else None
             shown = stack.enter_context(bar("score", total, len(self.seen)))
-            for scored in score_all(
-                self.trained,
-                self.photos,
-                self.new(),
-                self.precision,
-                batch_size=options.batch_size,
-                num_workers=options.num_workers,
-                looker=looker,
-                watch=watch,
-            ):
+            unseen = self.sources.unseen(self.seen, key)
+            for scored in score_all(self.trained, unseen, options, self.precision, watch, looker):
                 row, attention = self.finish_row(scored)
                 if write is not None:
                     write(row)
@@ -137,16 +128,11 @@ class Prediction:
         options = self.options
         with self.table.writing(self.describe(), options.append, options.overwrite) as write:
             for row in self.table.rows():
-                self.seen.add(self.table.key(os.path.abspath(row["image"])))
+                self.seen.add(hash(self.table.key(os.path.abspath(row["image"]))))
                 self.screen.before(row)
                 if self.gallery is not None:
                     self.gallery.add(row)
             yield write
-
-    def new(self) -> Iterator[Found]:
-        """The photographs without a row, each once."""
-        key = self.table.key if self.table is not None else str
-        return (one for one in self.sources if self.seen.add(key(os.path.abspath(one.path))))
 
     def finish_row(self, scored: Scored) -> tuple[Row, np.ndarray | None]:
         """A photograph's row, and the map of its attention, if it was looked for; its overlay is drawn."""
@@ -155,48 +141,56 @@ class Prediction:
         attention = mean_mass(list(scored.looks.values()))
         foreground, known = read_mask(self.options.mask, scored.path) if self.options.mask else (None, True)
         background = background_share(attention, foreground) if known else None
-        explanation = ""
-        if self.options.explain:
-            path = overlay_path(self.options.explain, scored.path)
-            score = float(self.trained.scores(scored.outputs[None].astype(np.float64))[0])
-            low, high = self.trained.score_range
-            title = f"{Path(scored.path).name}: score {score:.3f} ({low:g} to {high:g})"
-            if draw_overlay(path, scored.path, self.options.upright, scored.looks, title, foreground):
-                explanation = str(path)
-        return self.rows.row(scored, background, explanation), attention
+        drawn = self.draw_overlay(scored, foreground) if self.options.explain else ""
+        return self.rows.row(scored, background, drawn), attention
+
+    def draw_overlay(self, scored: Scored, foreground: np.ndarray | None) -> str:
+        """The picture of where the network looked in a photograph; empty, with a warning, where that fails."""
+        path = overlay_path(self.options.explain, scored.path)
+        score = float(self.trained.scores(scored.outputs[None].astype(np.float64))[0])
+        low, high = self.trained.score_range
+        title = f"{Path(scored.path).name}: score {score:.3f} ({low:g} to {high:g})"
+        try:
+            picture = open_rgb(scored.path, self.options.upright, side=640)
+            picture.thumbnail((640, 640))
+            draw(
+                path, picture, scored.looks, "".join(c if c.isprintable() else "?" for c in title), foreground
+            )
+        except Exception as error:  # its score is worth more than its picture
+            reason = " ".join(str(getattr(error, "strerror", None) or error).split())[:160]
+            log.warning("warning: %s: its overlay could not be drawn (%s)", scored.path, reason)
+            return ""
+        return str(path)
 
     def calibrate(self, watch: Watch) -> None:
         """Estimate the running interest points from photographs of `--calibrate_on`, drawn at random."""
-        options = self.options
+        options, trained = self.options, self.trained
+        photos = Photos(trained.resize, options.decode, options.upright)
         drawn = draw_some(Sources(options.calibrate_on), options.calibrate_points)
-        shown = bar("calibrate", len(drawn))
-        counts = {"used": 0, "left out": 0}
+        used = 0
 
         def inputs() -> Iterator[torch.Tensor]:
-            for batch in batches(self.photos, drawn, CALIBRATION_BATCH, options.num_workers):
+            nonlocal used
+            for batch in batches(photos, drawn, CALIBRATION_BATCH, options.num_workers):
                 if watch.received:
                     raise Interrupted(watch.received)
                 shown.update(len(batch.paths))
-                counts["used"] += len(batch.images)
-                counts["left out"] += sum(map(bool, batch.errors))
+                used += len(batch.images)
                 if len(batch.images):
-                    images = batch.images.to(self.device)
-                    flips = torch.zeros(len(images), dtype=torch.bool, device=self.device)
-                    yield network_input(images, flips)
+                    yield unturned_input(batch.images, self.device)
 
-        with shown:
+        with bar("calibrate", len(drawn)) as shown:
             try:
-                self.trained.calibrate(inputs())
+                models.calibrate_points(trained.model, inputs())
             except InputError:
                 raise
             except ValueError:
                 given = " ".join(options.calibrate_on)
                 raise InputError(f"--calibrate_on {given}: no photograph there decodes") from None
-        note = f"running interest points calibrated on {counts['used']} photographs"
-        note += f"; {counts['left out']} could not be read" if counts["left out"] else ""
-        self.trained.notes.append(note)
+        left_out = f"; {len(drawn) - used} could not be read" if used < len(drawn) else ""
+        trained.notes.append(f"running interest points calibrated on {used} photographs{left_out}")
         if options.save_calibrated:
-            checkpoint.save(options.save_calibrated, self.trained.model.state_dict())
+            checkpoint.save(options.save_calibrated, trained.model.state_dict())
 
     def describe(self) -> dict:
         """How the scores are made: what the rows of one table have in common."""
@@ -211,40 +205,14 @@ class Prediction:
             "decode": options.decode,
             "upright": options.upright,
             "precision": str(self.precision.dtype or torch.float32),
-            "reference": None if reference is None else digest([reference.tobytes()]),
-            "network": digest(bytes_of(trained.model)),
+            "reference": None if reference is None else digest(reference.tobytes()),
+            "network": digest(b"".join(bytes_of(trained.model))),
         }
-        if "attention_background" in self.rows.columns:
+        if self.looking:
             about |= {"layer": options.layer, "mask": options.mask and str(options.mask)}
         if trained.points == "batch":
             about["batch_size"] = options.batch_size
         return about
-
-
-def count(sources: Sources, watch: Watch) -> int:
-    """How many there are. Raises Interrupted when a signal comes."""
-    number = 0
-    for number, _ in enumerate(sources, 1):  # noqa: B007  the last is the count
-        if watch.received:
-            raise Interrupted(watch.received)
-    return number
-
-
-def draw_overlay(
-    path: Path, photograph: str, upright: bool, looks: dict[str, Look], title: str, foreground
-) -> bool:
-    """Write the picture of where the network looked in a photograph. False, with a warning, where that fails."""
-    try:
-        picture = open_rgb(photograph, upright, side=640)
-        picture.thumbnail((640, 640))
-        draw(path, picture, looks, "".join(c if c.isprintable() else "?" for c in title), foreground)
-    except Exception as error:  # its score is worth more than its picture
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        log.warning(
-            "warning: %s: its overlay could not be drawn (%s)", photograph, " ".join(reason.split())[:160]
-        )
-        return False
-    return True
 
 
 def overlay_path(folder: Path, photograph: str) -> Path:
@@ -252,9 +220,10 @@ def overlay_path(folder: Path, photograph: str) -> Path:
     place, here = Path(os.path.abspath(photograph)), Path.cwd()
     below = place.relative_to(here) if place.is_relative_to(here) else Path("_root", *place.parts[1:])
     name = below.name
-    if len(os.fsencode(name)) > 200:  # file systems take 255 bytes
-        digest = hashlib.blake2b(os.fsencode(name), digest_size=8).hexdigest()
-        name = f"{os.fsencode(name)[:160].decode('utf-8', 'ignore')}-{digest}"
+    if len(encoded := os.fsencode(name)) > 200:  # file systems take 255 bytes
+        name = (
+            f"{encoded[:160].decode('utf-8', 'ignore')}-{hashlib.blake2b(encoded, digest_size=8).hexdigest()}"
+        )
     return folder / below.with_name(f"{name}.png")
 
 
@@ -291,12 +260,9 @@ def bytes_of(model: torch.nn.Module) -> Iterator[bytes]:
         yield value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
 
 
-def digest(parts: Iterable[bytes]) -> str:
-    """SHA-256 of all parts, its first 16 digits."""
-    found = hashlib.sha256()
-    for part in parts:
-        found.update(part)
-    return found.hexdigest()[:16]
+def digest(content: bytes) -> str:
+    """SHA-256, its first 16 digits."""
+    return hashlib.sha256(content).hexdigest()[:16]
 
 
 def pick_precision(amp: str, device: torch.device) -> Precision:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -57,6 +56,15 @@ TABLE = {
     ),
 }
 # fmt: on
+# What an option belongs to: one of these must be given, too.
+OWNERS = {
+    "append": ["out"],
+    "overwrite": ["out", "report", "save_calibrated"],
+    "compare": ["report"],
+    "save_calibrated": ["calibrate_on"],
+    "mask": ["explain", "report"],
+    "layer": ["explain", "report"],
+}
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -87,71 +95,52 @@ def score_range(given: argparse.Namespace) -> tuple[float, float] | None:
         raise InputError("--score_min and --score_max belong together; give both")
     if low >= high:
         raise InputError(f"--score_min {low:g} is not below --score_max {high:g}")
-    if high - low < 1e-5 * max(abs(low), abs(high)):
-        raise InputError(
-            f"--score_min {low!r} and --score_max {high!r} lie too close for the seven digits of float32"
-        )
     return low, high
 
 
 def check(options: argparse.Namespace) -> None:
     """Raises InputError for options that contradict each other, and for what could not be written at the end."""
-    score_range(options)
-    for name, owners in (
-        ("append", ["out"]),
-        ("overwrite", ["out", "report", "save_calibrated"]),
-        ("compare", ["report"]),
-        ("save_calibrated", ["calibrate_on"]),
-        ("mask", ["explain", "report"]),
-    ):
-        if getattr(options, name) and not any(getattr(options, owner) for owner in owners):
+    for name, owners in OWNERS.items():
+        given = getattr(options, name) not in (False, None, ALL)
+        if given and not any(getattr(options, owner) for owner in owners):
             raise InputError(f"--{name} belongs to --{' or --'.join(owners)}; give that, too")
     if options.append and options.overwrite:
         raise InputError("--append and --overwrite exclude each other; leave one out")
-    if options.layer != ALL and not (options.explain or options.report):
-        raise InputError("--layer belongs to --explain or --report; give one of them, too")
-    _check_places(options)
-    for name in ("mask", "explain"):
+    _check_files(options)
+    for name, kind in (("mask", "folder"), ("explain", "folder"), ("compare", "file")):
         path = getattr(options, name)
-        if path and path.exists() and not path.is_dir():
+        if path and kind == "folder" and path.is_file():
             raise InputError(f"--{name} {path}: is a file, not a folder")
-    if options.mask and not options.mask.is_dir():
-        raise InputError(f"--mask {options.mask}: no such folder")
-    if options.compare and not options.compare.exists():
-        raise InputError(f"--compare {options.compare}: no such file")
+        if path and name != "explain" and not path.exists():
+            raise InputError(f"--{name} {path}: no such {kind}")
     if options.explain:
         options.explain.mkdir(parents=True, exist_ok=True)
-        _try_to_write(options.explain)
+        _check_permission("explain", options.explain)
 
 
-def _check_places(options: argparse.Namespace) -> None:
+def _check_files(options: argparse.Namespace) -> None:
     """What is written must be files, in folders that can be written to, and none of what is read."""
-    read = {}
+    taken = {}
     for name in ("weights", "reference", "compare", "list", "paths", "calibrate_on"):
         given = getattr(options, name)
         for path in given if isinstance(given, list) else [given] * (given is not None):
-            read[os.path.realpath(path)] = "PATH" if name == "paths" else f"--{name}"
+            taken[os.path.realpath(path)] = "PATH" if name == "paths" else f"--{name}"
     for name in ("out", "report", "save_calibrated"):
-        given = getattr(options, name)
-        if given is None:
+        if (given := getattr(options, name)) is None:
             continue
         path = Path(given)
-        if (place := os.path.realpath(path)) in read:
-            raise InputError(f"--{name} {path}: is given as {read[place]}, too; give another file")
-        read[place] = f"--{name}"
+        if (place := os.path.realpath(path)) in taken:
+            raise InputError(f"--{name} {path}: is given as {taken[place]}, too; give another file")
+        taken[place] = f"--{name}"
         if path.is_dir() or not path.absolute().parent.is_dir():
             what = "is a folder" if path.is_dir() else "lies in a folder that is not there"
             raise InputError(f"--{name} {path}: {what}; give a file")
         replaced = name == "out" or options.overwrite or (name == "report" and options.append)
         if path.exists() and not replaced:
             raise InputError(f"--{name} {path}: is there already; give another, or --overwrite")
-        _try_to_write(path.absolute().parent)
+        _check_permission(name, path.absolute().parent)
 
 
-def _try_to_write(folder: Path) -> None:
-    """Raises OSError now, not after all is scored."""
-    try:
-        tempfile.TemporaryFile(dir=folder).close()
-    except OSError as error:
-        error.filename = str(folder)
-        raise
+def _check_permission(name: str, folder: Path) -> None:
+    if not os.access(folder, os.W_OK):
+        raise InputError(f"--{name}: the folder {folder} cannot be written to; give another place")

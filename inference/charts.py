@@ -43,12 +43,15 @@ def distributions(
         columns = {name: values for name, values in group.items() if len(values)}
         for name, values in columns.items():
             counts, edges = np.histogram(values, BINS, _limits(*columns.values()))
-            found.append({
-                "name": name, "number": len(values), "mean": round(float(values.mean()), 6),
-                "quartiles": np.percentile(values, (0, 25, 50, 75, 100)).round(6).tolist(),
-                "counts": counts.tolist(), "edges": edges.round(6).tolist(),
-                "picture": _histogram(counts, edges, SECOND if name == other_name else FIRST),
-            })  # fmt: skip
+            numbers = {
+                "number": len(values),
+                "mean": round(float(values.mean()), 6),
+                "counts": counts.tolist(),
+            }
+            quartiles = np.percentile(values, (0, 25, 50, 75, 100)).round(6).tolist()
+            picture = _histogram(counts, edges, SECOND if name == other_name else FIRST)
+            more = {"quartiles": quartiles, "edges": edges.round(6).tolist(), "picture": picture}
+            found.append({"name": name} | numbers | more)
     return found
 
 

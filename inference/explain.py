@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -35,9 +36,7 @@ class Look:
 
     positions: np.ndarray  # (groups, H, W, 2), the refined sampling positions
     references: np.ndarray  # (H, W, 2), the interest points
-    mass: (
-        np.ndarray
-    )  # (H, W), the share of attention that falls on each cell; what is missing to 1 falls outside
+    mass: np.ndarray  # (H, W), the share of attention on each cell; what is missing to 1 falls outside
 
     @property
     def kept(self) -> np.ndarray:
@@ -54,23 +53,20 @@ class Looker:
 
     def __enter__(self) -> Looker:
         for name in self.layers:
-            layer = self._model.get_submodule(name)
-            self._handles.append(
-                layer.register_forward_pre_hook(lambda m, x, name=name: self._note(name, m, x[0]))
-            )
+            note = partial(self._note, name)
+            self._handles.append(self._model.get_submodule(name).register_forward_pre_hook(note))
         return self
 
     def __exit__(self, *_) -> None:
         for handle in self._handles:
             handle.remove()
 
-    def _note(self, name: str, layer: DeformableAttention, x: Tensor) -> None:
-        weights, points = layer.weights(x)
+    def _note(self, name: str, layer: DeformableAttention, given: tuple[Tensor]) -> None:
+        weights, points = layer.weights(*given)
         positions = points.positions.float()
         # The mean over queries, and over the heads of each group: heads of a group share its positions.
         mass = weights.float().mean(2).unflatten(1, (layer.groups, -1)).mean(2)
-        cells = splat(mass, positions)
-        parts = (positions, points.references[:, 0].float(), cells)
+        parts = positions, points.references[:, 0].float(), splat(mass, positions)
         self._seen[name] = [Look(*look) for look in zip(*(part.cpu().numpy() for part in parts), strict=True)]
 
     def take(self) -> dict[str, list[Look]]:
@@ -144,9 +140,8 @@ def cell_shares(mask: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
 
 def _overlaps(cells: int, pixels: int) -> np.ndarray:
     """(cells, pixels): which share of each cell each pixel covers, both spread evenly over the same length."""
-    starts, ends = np.arange(cells)[:, None] / cells, np.arange(1, cells + 1)[:, None] / cells
-    low, high = np.arange(pixels) / pixels, np.arange(1, pixels + 1) / pixels
-    return (np.minimum(ends, high) - np.maximum(starts, low)).clip(0) * cells
+    borders, edges = np.arange(cells + 1)[:, None] / cells, np.arange(pixels + 1) / pixels
+    return (np.minimum(borders[1:], edges[1:]) - np.maximum(borders[:-1], edges[:-1])).clip(0) * cells
 
 
 def draw(
@@ -158,39 +153,21 @@ def draw(
 ) -> None:
     """A picture of where the layers look: above its points and offsets, below its attention; of several the mean, too."""
     ratio = min(max(photograph.height / photograph.width, 0.4), 2.5)
-    pairs: list[tuple[str, Look | None]] = list(looks.items())
+    pairs = list(looks.items())
     if len(looks) > 1:
         nothing = np.empty((0, 0, 0, 2)), np.empty((0, 0, 2))
         pairs.insert(0, (f"all {len(looks)} layers", Look(*nothing, mean_mass(list(looks.values())))))
-    bands = -(-len(pairs) // COLUMNS)
-    columns = -(-len(pairs) // bands)
-    one = len(looks) == 1
-    shape = (1, 2) if one else (2 * bands, columns)
-    width = PANEL * (1.6 if one else 1)
-    size = (shape[1] * width + 0.9, shape[0] * (width * ratio + 0.45) + 1.1)
-    figure = Figure(figsize=size, layout="constrained")
+    figure, axes = _panels(len(pairs), ratio)
     figure.suptitle(title)
-    axes = figure.subplots(*shape, squeeze=False)
     highest = max(float(look.mass.max() * look.mass.size) for look in looks.values())
-    scale = PowerNorm(
-        0.5, vmin=0, vmax=max(2.0, highest)
-    )  # one even cell in a hundred stays visible beside a bright one
-    for axis in axes.ravel():
-        axis.set_axis_off()
-    for number, (name, look) in enumerate(pairs):
-        band, column = divmod(number, columns)
-        above, below = axes[0] if one else (axes[2 * band, column], axes[2 * band + 1, column])
-        if look.positions.size:
-            _draw_points(above, photograph, look, ratio)
-            outside = (np.abs(look.positions) > 1).any(-1).mean()
-            above.set_title(f"{name}: where it samples\n{outside:.0%} beyond the outermost cells", fontsize=9)
-        else:
-            above.imshow(photograph, extent=(0, 1, 1, 0), aspect=ratio)
-            above.set_title("the photograph\n", fontsize=9)
+    # One even cell in a hundred stays visible beside a bright one.
+    scale = PowerNorm(0.5, vmin=0, vmax=max(2.0, highest))
+    for (name, look), (above, below) in zip(pairs, axes, strict=False):
+        _draw_points(above, photograph, name, look, ratio)
         _draw_attention(below, photograph, look.mass, ratio, scale, foreground)
         share = background_share(look.mass, foreground)
         below.set_title(f"{name}: attention\n{share:.0%} on the background", fontsize=9)
-    bar = figure.colorbar(ScalarMappable(scale, HEAT), ax=axes, shrink=0.8, pad=0.01, aspect=30)
+    bar = figure.colorbar(ScalarMappable(scale, HEAT), ax=figure.axes, shrink=0.8, pad=0.01, aspect=30)
     bar.set_label("attention per cell (1: evenly spread)")
     figure.legend(handles=_legend(foreground), loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -198,18 +175,37 @@ def draw(
         figure.savefig(file, format="png", dpi=100)
 
 
-def _draw_points(axis, photograph: Image.Image, look: Look, ratio: float) -> None:
+def _panels(count: int, ratio: float) -> tuple[Figure, np.ndarray]:
+    """A figure, and its axes (count or more, 2): for points and for attention; beside each other for a single layer."""
+    bands = -(-count // COLUMNS)
+    columns = -(-count // bands)
+    shape, width = ((1, 2), 1.6 * PANEL) if count == 1 else ((2 * bands, columns), PANEL)
+    size = (shape[1] * width + 0.9, shape[0] * (width * ratio + 0.45) + 1.1)
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(*shape, squeeze=False)
+    for axis in axes.ravel():
+        axis.set_axis_off()
+    return figure, axes.reshape(bands, 2, columns).swapaxes(1, 2).reshape(-1, 2)
+
+
+def _draw_points(axis, photograph: Image.Image, name: str, look: Look, ratio: float) -> None:
+    if not look.positions.size:
+        axis.imshow(photograph, extent=(0, 1, 1, 0), aspect=ratio)
+        axis.set_title("the photograph\n", fontsize=9)
+        return
+    outside = (np.abs(look.positions) > 1).any(-1).mean()
+    axis.set_title(f"{name}: where it samples\n{outside:.0%} beyond the outermost cells", fontsize=9)
     axis.imshow(photograph, extent=(0, 1, 1, 0), aspect=ratio, alpha=0.55)
-    height, width = look.references.shape[:2]
-    starts, ends = (_in_picture(p, height, width) for p in (look.references, look.positions))
+    size = np.array(look.references.shape[:2])
+    # From [-1, 1], the border cells' centres, to shares of the picture's height and width.
+    starts, ends = (((p + 1) / 2 * (size - 1) + 0.5) / size for p in (look.references, look.positions))
     lines = np.stack([np.broadcast_to(starts, ends.shape), ends], -2).reshape(-1, 2, 2)
     axis.add_collection(LineCollection(lines[..., ::-1], colors="0.15", linewidths=0.4, alpha=0.6))
     kept = look.kept
     for which, colour, marker in ((kept, KEPT, "o"), (~kept, DAMPED, "^")):
         axis.scatter(*ends[which].T[::-1], s=7, c=colour, marker=marker, linewidths=0.2, edgecolors="black")
-    axis.scatter(
-        *starts.reshape(-1, 2).T[::-1], s=14, c=POINT, marker="D", linewidths=0.4, edgecolors="black"
-    )
+    points = starts.reshape(-1, 2).T[::-1]
+    axis.scatter(*points, s=14, c=POINT, marker="D", linewidths=0.4, edgecolors="black")
     axis.set(xlim=(-0.06, 1.06), ylim=(1.06, -0.06))
 
 
@@ -224,20 +220,17 @@ def _draw_attention(axis, photograph, mass: np.ndarray, ratio: float, scale: Pow
         axis.contour(foreground, [0.5], extent=(0, 1, 0, 1), colors="white", linestyles="--", linewidths=1)
 
 
-def _in_picture(points: np.ndarray, height: int, width: int) -> np.ndarray:
-    """(..., 2) in [-1, 1], the border cells' centres, to shares of the picture's height and width."""
-    size = np.array([height, width])
-    return ((points + 1) / 2 * (size - 1) + 0.5) / size
-
-
 def _legend(foreground) -> list[Line2D]:
-    def marker(shape: str, colour: str, label: str) -> Line2D:
-        return Line2D([], [], marker=shape, color=colour, markeredgecolor="black", linestyle="", label=label)
-
     inside = "centre half" if foreground is None else "mask's foreground"
+    markers = {
+        "interest point": ("D", POINT),
+        "sampling position, in the quadrant of its interest point": ("o", KEPT),
+        "sampling position, in another quadrant (released rule: offset times 0.25)": ("^", DAMPED),
+    }
     return [
-        marker("D", POINT, "interest point"),
-        marker("o", KEPT, "sampling position, in the quadrant of its interest point"),
-        marker("^", DAMPED, "sampling position, in another quadrant (released rule: offset times 0.25)"),
+        *(
+            Line2D([], [], marker=shape, color=colour, markeredgecolor="black", linestyle="", label=label)
+            for label, (shape, colour) in markers.items()
+        ),
         Line2D([], [], color="0.5", linestyle="--", label=f"{inside}; outside it: the background"),
     ]

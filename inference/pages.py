@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import heapq
-import json
+import argparse
 import logging
 import random
 import time
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -20,56 +19,52 @@ import torch
 from commands.bars import bar
 from commands.signals import Watch
 from inference.explain import Looker, mean_mass
-from inference.photos import Photos, open_rgb
-from inference.report import DEMO, LARGE, Page, Photo, write_report
+from inference.photos import open_rgb
+from inference.report import DEMO, LARGE, NUMBERS, Page, Photo, write_report
 from inference.scoring import Rows, Scored, score_all
 from inference.sources import Found
-from inference.table import ENDINGS, Row, read_rows, scale_beside
-from inference.trained import Trained, load_trained
+from inference.table import ENDINGS, Row, read_rows
+from inference.trained import Trained, load_trained, said_by_run, scale_beside
 from option import InputError
-from photographs.labels import FORMATS
 from training.steps import Precision
 
 log = logging.getLogger("eat")
+
+Entry = tuple[float, int, Row, np.ndarray | None]  # a random number, its place, what is known of a photograph
 
 
 class Gallery:
     """At most `limit` photographs of any number: all, or the best and the worst fifth of them and a random sample."""
 
     def __init__(self, limit: int, seed: int = 0):
-        self.limit, self.fifth, self._rng = limit, limit // 5, random.Random(seed)
+        self.limit, self._rng = limit, random.Random(seed)
         self.scores = array("f")
         self.count = 0
-        self._sample: list[tuple[int, Row, np.ndarray | None]] = []
-        self._best: list[tuple] = []
-        self._worst: list[tuple] = []
+        self._kept: list[Entry] = []
 
     def add(self, row: Row, attention: np.ndarray | None = None) -> None:
         """Add a photograph; attention: (H, W), where the network looked."""
         attention = None if attention is None else attention.astype(np.float16)
-        entry = (self.count, row, attention)
+        self._kept.append((self._rng.random(), self.count, row, attention))
         self.count += 1
         if row["score"] is not None:
             self.scores.append(row["score"])
-            for heap, key in ((self._best, row["score"]), (self._worst, -row["score"])):
-                push = heapq.heappushpop if len(heap) == self.fifth else heapq.heappush
-                push(heap, (key, -entry[0], entry))
-        if len(self._sample) < self.limit:
-            self._sample.append(entry)
-        elif (place := self._rng.randrange(self.count)) < self.limit:
-            self._sample[place] = entry
+        if len(self._kept) > 4 * self.limit:
+            self._kept = self._ranked()[: 2 * self.limit]
+
+    def _ranked(self) -> list[Entry]:
+        """The best and the worst, then all others by their random numbers."""
+        scored = [entry for entry in self._kept if entry[2]["score"] is not None]
+        scored.sort(key=lambda entry: entry[2]["score"])
+        fifth = self.limit // 5
+        first = scored[:fifth] + scored[max(fifth, len(scored) - fifth) :]
+        drawn = sorted(self._kept, key=lambda entry: entry[0])
+        return list({entry[1]: entry for entry in first + drawn}.values())
 
     def chosen(self) -> list[tuple[Row, np.ndarray | None]]:
         """Rows and maps, in the order in which they came."""
-        if self.count <= self.limit:
-            entries = {entry[0]: entry for entry in self._sample}
-        else:
-            entries = {entry[0]: entry for *_, entry in (*self._best, *self._worst)}
-            for entry in self._sample:
-                if len(entries) >= self.limit:
-                    break
-                entries.setdefault(entry[0], entry)
-        return [(row, attention) for _, (_, row, attention) in sorted(entries.items())]
+        entries = sorted(self._ranked()[: self.limit], key=lambda entry: entry[1])
+        return [(row, attention) for _, _, row, attention in entries]
 
 
 @dataclass
@@ -97,106 +92,55 @@ class Other:
         ]
 
 
-def votes_of_run(path: Path, row: Row) -> bool:
-    """Whether a run's predictions are of a test set of votes: as its options say, else by the row's outputs."""
-    try:
-        options = json.loads(path.with_name("options.json").read_text(encoding="utf-8"))
-        dataset, loss = options["dataset"], options["loss"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return any(name.startswith("output") for name in row)
-    return bool(FORMATS[dataset].vote_columns) if dataset in FORMATS else loss != "mse"
-
-
 def read_other(path: Path, trained: Trained, device: torch.device) -> Other:
     """The weights or the table of `--compare`. Raises InputError."""
+    name = "/".join(path.parts[-3 if path.parent.name == "checkpoints" else -2 :])  # with its run's
     if path.suffix.lower() not in ENDINGS:
         other = load_trained(path)
         other.model.to(device)
-        return Other(_short(path), other.score_range, other)
-    rows, scale = {}, scale_beside(path) or trained.score_range
+        return Other(name, other.score_range, other)
+    rows, scale, votes = {}, scale_beside(path) or trained.score_range, said_by_run(path.parent).get("votes")
     for row in read_rows(path):
         if "predicted_score" in row:
             row["score"] = row["predicted_score"]
-            if not votes_of_run(path, row):  # the protocol's, 0 to 1
-                row["score"] = scale[0] + row["score"] * (scale[1] - scale[0])
-                row = {name: value for name, value in row.items() if not name.startswith("output")}
+            if not (any(key.startswith("output") for key in row) if votes is None else votes):
+                row["score"] = scale[0] + row["score"] * (scale[1] - scale[0])  # the protocol's are 0 to 1
+                row = {key: value for key, value in row.items() if not key.startswith("output")}
         if "score" not in row:
             raise InputError(f"--compare {path}: has no column `score`; it should be a table of scores")
         rows[row["image"]] = row
     if not rows:
         raise InputError(f"--compare {path}: has no rows; it should be a table of scores")
-    return Other(_short(path), scale, rows=rows)
-
-
-def _short(path: Path) -> str:
-    """A name for charts: the file's, and its run's."""
-    return "/".join(path.parts[-3:]) if path.parent.name == "checkpoints" else "/".join(path.parts[-2:])
+    return Other(name, scale, rows=rows)
 
 
 def votes_of(row: Row) -> list[float]:
     """The vote distribution of a row of predict.py's table or of a run's predictions.csv; empty where there is none."""
-    for stem in ("vote", "output"):
-        values = []
-        while (value := row.get(f"{stem}{len(values) + 1}")) is not None:
-            values.append(float(value))
-        if values:
-            return values
-    return []
+    levels = (f"{stem}{level}" for stem in ("vote", "output") for level in range(1, len(row)))
+    return [float(row[name]) for name in levels if row.get(name) is not None]
 
 
 def write(
-    options,
-    trained: Trained,
-    photos: Photos,
-    gallery: Gallery,
-    other: Other | None,
-    device: torch.device,
-    watch: Watch,
+    options: argparse.Namespace, trained: Trained, gallery: Gallery, other: Other | None, device, watch: Watch
 ) -> None:
     """Write the page of `--report`."""
+    again = partial(_score_again, options=options, precision=Precision(device), watch=watch)
     chosen = gallery.chosen()
-    again = partial(_score_again, options=options, photos=photos, device=device, watch=watch)
-    # Rows of an earlier run, to which this one has appended: the table does not say where the network looked.
-    unseen = [row["image"] for row, attention in chosen if attention is None and row["score"] is not None]
-    if unseen:
-        with Looker(trained.model, options.layer) as looker:
-            seen = {
-                s.path: mean_mass(list(s.looks.values()))
-                for s in again(trained, unseen, looker=looker)
-                if s.looks
-            }
-        chosen = [
-            (row, seen.get(row["image"]) if attention is None else attention) for row, attention in chosen
-        ]
     scored = [row["image"] for row, _ in chosen if row["score"] is not None]
-    if other is not None and other.trained is not None:
-        for result in again(other.trained, scored):
-            if result.outputs is not None:
-                other.rows[result.path] = Rows(other.trained, None).row(result)
-    items = []
-    other_rows = (
-        other.beside([row["image"] for row, _ in chosen]) if other is not None else [None] * len(chosen)
-    )
-    for (row, attention), beside in zip(chosen, other_rows, strict=True):
-        beside = None if row["error"] else beside
-        numbers = {
-            name: row[name]
-            for name in ("below", "spread", "attention_background")
-            if row.get(name) is not None
-        }
-        items.append(
-            Photo(
-                row["image"],
-                None if row["error"] else Path(row["image"]),
-                row["score"],
-                row["error"] or "",
-                votes_of(row),
-                None if attention is None else attention.astype(np.float32),
-                other=beside["score"] if beside else None,
-                other_votes=votes_of(beside) if beside else (),
-                numbers=numbers,
-            )
-        )
+    seen = {row["image"]: attention for row, attention in chosen}
+    # Rows of an earlier run, to which this one has appended: the table does not say where the network looked.
+    if unseen := [image for image in scored if seen[image] is None]:
+        with Looker(trained.model, options.layer) as looker:
+            for result in again(trained, unseen, looker=looker):
+                seen[result.path] = mean_mass(list(result.looks.values())) if result.looks else None
+    beside: list[Row | None] = [None] * len(chosen)
+    if other is not None:
+        if other.trained is not None:
+            rows = Rows(other.trained)
+            found = again(other.trained, scored)
+            other.rows = {result.path: rows.row(result) for result in found if not result.error}
+        beside = other.beside([row["image"] for row, _ in chosen])
+    photos = [_photo(row, seen[row["image"]], one) for (row, _), one in zip(chosen, beside, strict=True)]
     low, high = trained.score_range
     facts = {
         "Weights": str(trained.path),
@@ -207,50 +151,61 @@ def write(
         "Photographs": f"{gallery.count}",
         "Made": time.strftime("%Y-%m-%d %H:%M"),
     }
+    title, notes = f"Scores of {gallery.count} photographs", _notes(trained, gallery, other, photos)
+    page = Page(title, facts, trained.score_range, notes, all_scores=np.array(gallery.scores))
+    if other is not None:
+        page = replace(page, other_name=other.name, other_range=other.scale)
+    open_photo = partial(open_rgb, upright=options.upright, side=LARGE)
+    write_report(
+        options.report, page, photos, open_photo=open_photo, num_workers=options.num_workers, watch=watch
+    )
+
+
+def _photo(row: Row, attention: np.ndarray | None, beside: Row | None) -> Photo:
+    """What the page shows of a row; beside: what it is compared with."""
+    beside = None if row["error"] else beside
+    return Photo(
+        row["image"],
+        None if row["error"] else Path(row["image"]),
+        row["score"],
+        row["error"] or "",
+        votes_of(row),
+        attention,
+        other=beside["score"] if beside else None,
+        other_votes=votes_of(beside) if beside else (),
+        numbers={name: row[name] for name in NUMBERS if row.get(name) is not None},
+    )
+
+
+def _notes(trained: Trained, gallery: Gallery, other: Other | None, photos: Sequence[Photo]) -> list[str]:
+    """What a reader of the page should know of its scores."""
     notes = list(trained.notes)
-    if other is not None and other.trained is not None:
-        notes += [f"{other.name}: {note}" for note in other.trained.notes]
-    if other is not None and (found := sum(item.other is not None for item in items)) < len(scored):
-        notes.append(f"{other.name} has a score of {found} of these {len(scored)} photographs.")
-        log.warning("warning: --compare: %s", notes[-1])
+    if other is not None:
+        notes += [f"{other.name}: {note}" for note in (other.trained.notes if other.trained else ())]
+        scored = sum(photo.score is not None for photo in photos)
+        if (found := sum(photo.other is not None for photo in photos)) < scored:
+            notes.append(f"{other.name} has a score of {found} of these {scored} photographs.")
+            log.warning("warning: --compare: %s", notes[-1])
     if trained.dataset == "demo":
         notes.append(DEMO)
-    if gallery.count > len(chosen):
+    if gallery.count > len(photos):
         notes.append(
-            f"{len(chosen)} of {gallery.count} photographs are shown: the best, the worst and a random sample; the "
+            f"{len(photos)} of {gallery.count} photographs are shown: the best, the worst and a random sample; the "
             "distribution is that of all."
         )
-    page = Page(
-        f"Scores of {gallery.count} photographs",
-        facts,
-        trained.score_range,
-        notes,
-        other_name=other.name if other is not None else "",
-        other_range=other.scale if other else None,
-        all_scores=np.array(gallery.scores),
-    )
-    write_report(
-        options.report, page, items, open_photo=partial(open_rgb, upright=photos.upright, side=LARGE), num_workers=options.num_workers,
-        watch=watch,
-    )  # fmt: skip
+    return notes
 
 
 def _score_again(
     trained: Trained,
-    images: list[str],
-    *,
-    options,
-    photos: Photos,
-    device: torch.device,
+    images: Sequence[str],
+    options: argparse.Namespace,
+    precision: Precision,
     watch: Watch,
     looker: Looker | None = None,
 ) -> Iterator[Scored]:
     """Score photographs of the page once more, by this network or another."""
-    same = Photos(trained.resize, photos.decoder, photos.upright)
     with bar("the page", len(images)) as shown:
-        for scored in score_all(
-            trained, same, (Found(image) for image in images), Precision(device),
-            batch_size=options.batch_size, num_workers=options.num_workers, looker=looker, watch=watch, quiet=True,
-        ):  # fmt: skip
+        for scored in score_all(trained, map(Found, images), options, precision, watch, looker, quiet=True):
             shown.update(1)
             yield scored

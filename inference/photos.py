@@ -6,6 +6,7 @@ import os
 import stat
 import warnings
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 from typing import NamedTuple
 
@@ -52,26 +53,22 @@ class Photos(Dataset):
         if error:
             return path, error, False, None
         try:
-            refuse_odd_files(path)
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # PIL's, of pictures that are large or written oddly
-                with Image.open(path) as picture:
-                    turned = is_turned(picture)
-                    fast = self.decoder == "fast" and not (turned and self.upright)
-                    if fast and (pixels := read_plain(path, self.resize)) is not None:
-                        return path, "", turned, pixels
-                    return path, "", turned, np.asarray(self.resize.pil(to_rgb(picture, self.upright)))
+            with _opened(path) as picture:
+                turned = picture.getexif().get(0x0112, 1) not in (0, 1)
+                fast = self.decoder == "fast" and not (turned and self.upright)
+                pixels = read_plain(path, self.resize) if fast else None
+                if pixels is None:
+                    pixels = np.asarray(self.resize.pil(to_rgb(picture, self.upright)))
+                return path, "", turned, pixels
         except Exception as error:  # decoders raise anything at all on a damaged file
             return path, explain_failure(path, error), False, None
 
     def collate(self, samples: list) -> PhotoBatch:
         paths, errors, turned, pixels = zip(*samples, strict=True)
-        side = self.resize.side
         read = [image for image in pixels if image is not None]
-        images = np.stack(read) if read else np.empty((0, side, side, 3), np.uint8)
-        return PhotoBatch(
-            list(paths), list(errors), sum(turned), torch.from_numpy(images).permute(0, 3, 1, 2)
-        )
+        images = np.stack(read) if read else np.empty((0, self.resize.side, self.resize.side, 3), np.uint8)
+        images = torch.from_numpy(images).permute(0, 3, 1, 2)
+        return PhotoBatch(list(paths), list(errors), sum(turned), images)
 
 
 def batches(
@@ -79,13 +76,8 @@ def batches(
 ) -> Iterator[PhotoBatch]:
     """Batches in the order of `found`, which is only read as far ahead as the workers are busy. Raises InputError."""
     iterator = iter(found)
-    loader = workers.loader(
-        photos,
-        num_workers,
-        batch_sampler=iter(lambda: list(islice(iterator, batch_size)), []),
-        collate_fn=photos.collate,
-    )
-    return workers.items(loader)
+    wanted = iter(lambda: list(islice(iterator, batch_size)), [])
+    return workers.items(workers.loader(photos, num_workers, batch_sampler=wanted, collate_fn=photos.collate))
 
 
 def open_rgb(path: str | os.PathLike, upright: bool = False, side: int | None = None) -> Image.Image:
@@ -93,25 +85,22 @@ def open_rgb(path: str | os.PathLike, upright: bool = False, side: int | None = 
 
     side: for a thumbnail; a JPEG is decoded at a reduced size of at least that many pixels, which is faster.
     """
-    refuse_odd_files(path)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with Image.open(path) as picture:
-            if side is not None:
-                picture.draft("RGB", (side, side))
-            return to_rgb(picture, upright)
+    with _opened(path) as picture:
+        if side is not None:
+            picture.draft("RGB", (side, side))
+        return to_rgb(picture, upright)
 
 
-def refuse_odd_files(path: str | os.PathLike) -> None:
-    """Raises OSError for what would wait for ever, as a pipe, or is a folder."""
+@contextmanager
+def _opened(path: str | os.PathLike) -> Iterator[Image.Image]:
+    """The picture of a plain file: a pipe would be waited for without end."""
     mode = os.stat(path).st_mode
     if not stat.S_ISREG(mode):
         raise OSError("it is a folder" if stat.S_ISDIR(mode) else "it is not a plain file")
-
-
-def is_turned(picture: Image.Image) -> bool:
-    """Whether EXIF says that the picture is not stored upright."""
-    return picture.getexif().get(0x0112, 1) not in (0, 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PIL's, of pictures that are large or written oddly
+        with Image.open(path) as picture:
+            yield picture
 
 
 def to_rgb(picture: Image.Image, upright: bool = False) -> Image.Image:

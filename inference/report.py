@@ -12,9 +12,9 @@ import html
 import io
 import os
 import re
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from urllib.parse import quote
@@ -29,6 +29,7 @@ from commands.bars import bar
 from commands.files import atomic_write, to_json
 from commands.signals import Interrupted, Watch, signals_first
 from inference import charts
+from inference.photos import open_rgb
 from photographs import workers
 
 HERE = Path(__file__).parent
@@ -38,13 +39,12 @@ CHUNK = 100  # thumbnails in one element of the page
 GRID = 32  # most cells of an attention map, each way
 LIST = 10  # rows of the lists of worst errors and largest disagreements
 DEMO = "The demo's scores are of damage done to two photographs. They are not aesthetics."
-# Named numbers that have a plainer name; those that are shares are shown in percent.
-LABELS = {
-    "below": "Share below",
-    "spread": "Spread of votes",
-    "attention_background": "Attention to background",
+# The numbers of a photograph beside its scores: their label, and whether they are shares, shown in percent.
+NUMBERS = {
+    "below": ("Share below", True),
+    "spread": ("Spread of votes", False),
+    "attention_background": ("Attention to background", True),
 }
-SHARES = ("below", "attention_background")
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Photo:
     true: float | None = None
     other: float | None = None  # by the run or checkpoint that it is compared with, on that one's scale
     other_votes: Sequence[float] = ()  # by the same; the true ones where nothing is compared
-    numbers: Mapping[str, float] = field(default_factory=dict)  # more to show and to sort by
+    numbers: Mapping[str, float] = field(default_factory=dict)  # by the names of NUMBERS
 
 
 @dataclass(frozen=True)
@@ -77,36 +77,21 @@ class Page:
     remarks: Sequence[str] = ()  # what belongs beside it
     all_scores: np.ndarray | None = None  # (N,)
     all_true: np.ndarray | None = None  # (N,), row by row as `all_scores`
-    all_other: np.ndarray | None = None  # (N,), the same
 
 
-def choose(scores: np.ndarray, limit: int, errors: np.ndarray | None = None, seed: int = 0) -> np.ndarray:
+def choose(errors: np.ndarray, limit: int, seed: int = 0) -> np.ndarray:
     """The rows, in order, of the photographs that a page of at most `limit` shows.
 
-    scores: (N,), nan where there is none. errors: (N,), predicted minus true. Half of the page are the largest errors, or
-    without them the best and the worst scores; up to a tenth have no score; the rest is a sample of the others.
+    errors: (N,), predicted minus true. Half of the page are the largest, the rest is a sample of the others.
     """
-    if len(scores) <= limit:
-        return np.arange(len(scores))
-    bad = np.flatnonzero(~np.isfinite(scores))[: limit // 10]
-    rows = np.flatnonzero(np.isfinite(scores))
-    half = min(limit // 2, len(rows))
-    if errors is None:
-        ranked = rows[np.argsort(scores[rows], kind="stable")]
-        chosen = np.concatenate([ranked[: half // 2], ranked[len(ranked) - (half - half // 2) :]])
-    else:
-        chosen = rows[np.argsort(-np.abs(errors[rows]), kind="stable")[:half]]
-    rest = np.setdiff1d(rows, chosen)
-    count = min(limit - len(bad) - len(chosen), len(rest))
-    sample = np.random.default_rng(seed).choice(rest, count, replace=False)
-    return np.sort(np.concatenate([bad, chosen, sample]))
+    if len(errors) <= limit:
+        return np.arange(len(errors))
+    ranked, half = np.argsort(-np.abs(errors), kind="stable"), limit // 2
+    sample = np.random.default_rng(seed).choice(np.sort(ranked[half:]), limit - half, replace=False)
+    return np.sort(np.concatenate([ranked[:half], sample]))
 
 
-def open_photo(path: str | os.PathLike) -> Image.Image:
-    """A photograph as RGB, as it is stored (the network ignores EXIF's orientation), a JPEG decoded at reduced size."""
-    with Image.open(path) as picture:
-        picture.draft("RGB", (LARGE, LARGE))
-        return picture.convert("RGB")
+open_photo = partial(open_rgb, side=LARGE)  # as it is stored: the network ignores EXIF's orientation
 
 
 def write_report(
@@ -135,8 +120,9 @@ def write_report(
 
 def _frame(title: str, content: dict) -> tuple[bytes, bytes]:
     """page.html, filled, up to the place of the thumbnails and from there on."""
-    parts = [(HERE / name).read_text(encoding="utf-8") for name in ("page.css", "parts.js", "page.js")]
-    style, script = parts[0], "".join(parts[1:])
+    files = ("page.html", "page.css", "parts.js", "page.js")
+    frame, style, *scripts = ((HERE / name).read_text(encoding="utf-8") for name in files)
+    script = "".join(scripts)
     values = {
         "title": html.escape(plain(title)),
         "style": style,
@@ -145,7 +131,6 @@ def _frame(title: str, content: dict) -> tuple[bytes, bytes]:
         "script_hash": _hash(script),
         "data": to_json(content).replace("<", "\\u003c"),  # no name ends the element that it stands in
     }
-    frame = (HERE / "page.html").read_text(encoding="utf-8")
     filled = re.sub(r"\{\{(\w+)\}\}", lambda found: values.get(found[1], ""), frame)
     head, _, tail = filled.rpartition("<!-- thumbnails -->\n")
     return head.encode(), tail.encode()
@@ -164,17 +149,12 @@ def plain(text: str) -> str:
 def _content(page: Page, photos: Sequence[Photo], folder: Path) -> dict:
     """What its script reads, as plain lists and numbers."""
     scores, true, other = (_array(getattr(p, name) for p in photos) for name in ("score", "true", "other"))
+    everyone = scores if page.all_scores is None else _array(page.all_scores)
+    truth = (scores, true) if page.all_true is None else (everyone, _array(page.all_true))
     if not page.other_name:
         other = np.full(len(photos), np.nan)
-    everyone = scores if page.all_scores is None else np.asarray(page.all_scores, np.float64)
-    pairs = {}  # of the scores of all photographs where both are known of all, else of those on the page
-    for name, shown, given in (("true", true, page.all_true), ("other", other, page.all_other)):
-        pairs[name] = (scores, shown) if given is None else (everyone, np.asarray(given, np.float64))
     ranks = page.other_range is not None and tuple(page.other_range) != tuple(page.score_range)
-    difference = scores - other
-    if ranks:
-        a, b = pairs["other"]
-        difference = _share_below(scores, a) - _share_below(other, b)
+    difference = _share_below(scores, scores) - _share_below(other, other) if ranks else scores - other
     attention, limit = _attention_maps(photos)
     return {
         "facts": [[plain(str(name)), plain(str(value))] for name, value in page.facts.items()],
@@ -183,13 +163,11 @@ def _content(page: Page, photos: Sequence[Photo], folder: Path) -> dict:
         "remarks": [plain(remark) for remark in page.remarks],
         "range": [float(value) for value in page.score_range],
         "total": len(everyone),
-        "other": _comparison(page, *pairs["other"], ranks) if page.other_name else None,
-        "distributions": charts.distributions(
-            everyone, *(v for _, v in pairs.values()), plain(page.other_name), ranks
-        ),
+        "other": _comparison(page, scores, other, ranks) if page.other_name else None,
+        "distributions": charts.distributions(everyone, truth[1], other, plain(page.other_name), ranks),
         "scatters": {
-            "true": charts.scatter(*pairs["true"], ("predicted score", "true score"), True),
-            "other": charts.scatter(*pairs["other"], ("score by this run", "score by the other"), not ranks),
+            "true": charts.scatter(*truth, ("predicted score", "true score"), True),
+            "other": charts.scatter(scores, other, ("score by this run", "score by the other"), not ranks),
         },
         "colours": colormaps["cividis"](np.arange(256), bytes=True)[:, :3].tolist(),
         "attention_limit": limit,
@@ -211,30 +189,23 @@ def _content(page: Page, photos: Sequence[Photo], folder: Path) -> dict:
     }
 
 
-def _array(values) -> np.ndarray:
-    return np.array([np.nan if value is None else value for value in values], np.float64)
+def _array(values: Iterable[float | None]) -> np.ndarray:
+    """(N,), nan for None."""
+    return np.array([*values], np.float64)
 
 
-def _number(value: float | None, digits: int = 6) -> float | None:
-    """None where it is not a finite number."""
-    return None if value is None or not np.isfinite(value) else round(float(value), digits)
-
-
-def _numbers(values, digits: int = 6) -> list[float | None]:
-    return [_number(value, digits) for value in values]
+def _numbers(values: Iterable[float | None], digits: int = 6) -> list[float]:
+    """Rounded; what is not finite is null in the page's JSON."""
+    return _array(values).round(digits).tolist()
 
 
 def _named_numbers(photos: Sequence[Photo]) -> list[dict]:
-    names = dict.fromkeys(name for photo in photos for name in photo.numbers)
-    return [
-        {
-            "key": name,
-            "label": LABELS.get(name, plain(name.replace("_", " ").capitalize())),
-            "share": name in SHARES,
-            "values": [_number(photo.numbers.get(name)) for photo in photos],
-        }
-        for name in names
-    ]
+    found = []
+    for name, (label, share) in NUMBERS.items():
+        if any(name in photo.numbers for photo in photos):
+            values = _numbers(photo.numbers.get(name) for photo in photos)
+            found.append({"key": name, "label": label, "share": share, "values": values})
+    return found
 
 
 def _share_below(values: np.ndarray, among: np.ndarray) -> np.ndarray:
@@ -245,16 +216,15 @@ def _share_below(values: np.ndarray, among: np.ndarray) -> np.ndarray:
 
 
 def _comparison(page: Page, scores: np.ndarray, other: np.ndarray, ranks: bool) -> dict:
-    both = np.isfinite(scores) & np.isfinite(other)
-    srcc = None
-    if both.sum() > 1 and np.ptp(scores[both]) > 0 and np.ptp(other[both]) > 0:
-        srcc = _number(stats.spearmanr(scores[both], other[both]).statistic)
+    pair = np.stack([scores, other])
+    pair = pair[:, np.isfinite(pair).all(0)]
+    varied = pair.shape[1] > 1 and (np.ptp(pair, 1) > 0).all()
     return {
         "name": plain(page.other_name),
         "range": [float(value) for value in page.other_range or page.score_range],
         "ranks": ranks,
-        "srcc": srcc,
-        "count": int(both.sum()),
+        "srcc": round(float(stats.spearmanr(*pair).statistic), 6) if varied else None,
+        "count": pair.shape[1],
     }
 
 
@@ -266,28 +236,21 @@ def _attention_maps(photos: Sequence[Photo]) -> tuple[list[list | None], float |
     """
     maps = [None if photo.attention is None else _coarse(photo.attention) for photo in photos]
     peaks = [values.max() for values in maps if values is not None]
-    if not peaks:
-        return [None] * len(maps), None
-    limit = max(float(np.quantile(peaks, 0.9)), 1.5)
-    found = []
-    for values in maps:
-        if values is None:
-            found.append(None)
-            continue
+    limit = max(float(np.quantile(peaks, 0.9)), 1.5) if peaks else None
+
+    def packed(values: np.ndarray) -> list:
         scaled = np.rint((values / limit).clip(0, 1) * 255).astype(np.uint8)
-        found.append([*values.shape, base64.b64encode(scaled.tobytes()).decode()])
-    return found, limit
+        return [*values.shape, base64.b64encode(scaled.tobytes()).decode()]
+
+    return [None if values is None else packed(values) for values in maps], limit
 
 
 def _coarse(attention: np.ndarray) -> np.ndarray:
     """Attention (h, w) in multiples of an even share, in at most GRID x GRID cells."""
     values = np.nan_to_num(np.asarray(attention, np.float32))
-    values = values * values.size
     height, width = values.shape
-    if max(height, width) > GRID:
-        size = min(width, GRID), min(height, GRID)
-        values = np.asarray(Image.fromarray(values).resize(size, Image.Resampling.BOX))
-    return values
+    shares = Image.fromarray(values * values.size)
+    return np.asarray(shares.resize((min(width, GRID), min(height, GRID)), Image.Resampling.BOX))
 
 
 def _link(path: Path | None, folder: Path) -> str | None:
@@ -295,9 +258,7 @@ def _link(path: Path | None, folder: Path) -> str | None:
     if path is None:
         return None
     path, folder = Path(os.path.abspath(path)), Path(os.path.abspath(folder))
-    if folder in path.parents:
-        return quote(os.fsencode(path.relative_to(folder)))
-    return path.as_uri()
+    return quote(os.fsencode(path.relative_to(folder))) if folder in path.parents else path.as_uri()
 
 
 class _Pictures(Dataset):
@@ -306,17 +267,13 @@ class _Pictures(Dataset):
 
     def __getitem__(self, path: Path | None) -> bytes:
         """A JPEG of the photograph's own aspect ratio; empty where it cannot be read."""
-        if path is None:
+        file = io.BytesIO()
+        try:
+            picture = self.open_photo(path)
+            picture.thumbnail((self.side, self.side), Image.Resampling.LANCZOS, reducing_gap=3)
+            picture.save(file, "JPEG", quality=78, optimize=True)
+        except Exception:  # there is no path, or decoders raise anything at all on a damaged file
             return b""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # PIL's, of pictures that are large or written oddly
-            try:
-                picture = self.open_photo(path)
-                picture.thumbnail((self.side, self.side), Image.Resampling.LANCZOS, reducing_gap=3)
-                file = io.BytesIO()
-                picture.save(file, "JPEG", quality=78, optimize=True)
-            except Exception:  # decoders raise anything at all on a damaged file
-                return b""
         return file.getvalue()
 
 

@@ -13,12 +13,13 @@ from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
-from dataset import network_input
 from inference.photos import explain_failure, open_rgb, to_rgb
+from inference.scoring import unturned_input
 from inference.trained import load_trained
 from models import Weights
 from option import InputError
 
+FORMS = "photographs are floating point in [0, 1], or uint8"
 Photograph = str | os.PathLike | Image.Image | np.ndarray
 
 
@@ -60,9 +61,8 @@ class Scorer:
             raise InputError(
                 "Scorer: interest points of the batch would make scores depend on it; image or running"
             )
-        self.trained = load_trained(
-            weights, model=model, dataset=dataset, score_range=score_range, interest_points=interest_points
-        )
+        given = {"dataset": dataset, "model": model, "score_range": score_range}
+        self.trained = load_trained(weights, interest_points=interest_points, **given)
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         try:
             self.trained.model.to(self.device)
@@ -70,13 +70,14 @@ class Scorer:
             raise InputError(f"Scorer: no device {device} ({str(error).splitlines()[0][:160]})") from error
         self.as_loss, self.upright, self.batch_size = as_loss, upright, batch_size
         self.score_range = self.trained.score_range
-        mean, std = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-        self._mean, self._std = (torch.tensor(v, device=self.device).view(3, 1, 1) for v in (mean, std))
+        self._mean, self._std = (
+            torch.tensor(values, device=self.device).view(3, 1, 1)
+            for values in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+        )
 
     def __repr__(self) -> str:
-        low, high = self.score_range
-        trained = self.trained
-        return f"Scorer({trained.name}, {trained.dataset}, scores {low:g} to {high:g}, on {self.device})"
+        (low, high), of = self.score_range, f"{self.trained.name}, {self.trained.dataset}"
+        return f"Scorer({of}, scores {low:g} to {high:g}, on {self.device})"
 
     def __call__(
         self, photographs: Photograph | Tensor | Sequence[Photograph | Tensor]
@@ -102,53 +103,48 @@ class Scorer:
     def _score_pixels(self, photographs: Sequence[Photograph | Tensor]) -> Tensor:
         """(N,) of a batch in any form; what are not tensors is resized by PIL, as in evaluation."""
         if any(isinstance(photograph, Tensor) for photograph in photographs):
-            parts = [
-                self._score_tensor(one) if isinstance(one, Tensor) else self._score_pixels([one])
-                for one in photographs
-            ]
-            if any(len(part) != 1 for part in parts):
+            if any(isinstance(one, Tensor) and one.ndim == 4 and len(one) != 1 for one in photographs):
                 raise InputError("a list of tensors holds one photograph each, 3 x H x W")
-            return torch.cat(parts)
+            return torch.cat(
+                [
+                    self._score_tensor(one) if isinstance(one, Tensor) else self._score_pixels([one])
+                    for one in photographs
+                ]
+            )
         squares = np.stack([np.asarray(self.trained.resize.pil(self._picture(one))) for one in photographs])
-        images = torch.from_numpy(squares).permute(0, 3, 1, 2).to(self.device)
-        flips = torch.zeros(len(images), dtype=torch.bool, device=self.device)
+        images = torch.from_numpy(squares).permute(0, 3, 1, 2)
         with torch.inference_mode():
-            scores = self.trained.scores(self.trained.model(network_input(images, flips)))
+            scores = self.trained.scores(self.trained.model(unturned_input(images, self.device)))
         return scores.clone() if self.as_loss else scores  # inference tensors take no part in autograd
 
     def _picture(self, photograph: Photograph) -> Image.Image:
-        if isinstance(photograph, Image.Image):
-            try:
+        try:
+            if isinstance(photograph, Image.Image):
                 return to_rgb(photograph, self.upright)
-            except Exception as error:  # it may still have to be decoded
-                raise InputError(
-                    f"a PIL image in mode {photograph.mode}: {' '.join(str(error).split())}"
-                ) from error
-        if isinstance(photograph, np.ndarray):
-            return Image.fromarray(_as_bytes(photograph)).convert("RGB")
-        if isinstance(photograph, (str, os.PathLike)):
-            try:
-                return open_rgb(os.fspath(photograph), self.upright)
-            except Exception as error:  # decoders raise anything at all on a damaged file
-                raise InputError(
-                    f"{Path(photograph)}: {explain_failure(os.fspath(photograph), error)}"
-                ) from error
-        raise InputError(
-            f"{type(photograph).__name__} is no photograph; give a path, a PIL image, an array, a tensor or a list of these"
-        )
+            if isinstance(photograph, np.ndarray):
+                return Image.fromarray(_as_bytes(photograph)).convert("RGB")
+            return open_rgb(os.fspath(photograph), self.upright)
+        except InputError:
+            raise
+        except Exception as error:  # decoders raise anything at all on a damaged file
+            if isinstance(photograph, Image.Image):
+                reason = f"a PIL image in mode {photograph.mode}: {' '.join(str(error).split())}"
+            elif isinstance(photograph, (str, os.PathLike)):
+                reason = f"{Path(photograph)}: {explain_failure(os.fspath(photograph), error)}"
+            else:
+                given = type(photograph).__name__
+                reason = f"{given} is no photograph; give a path, a PIL image, an array, a tensor or a list of these"
+            raise InputError(reason) from error
 
     def _score_tensor(self, images: Tensor) -> Tensor:
         """(N,) of (N, 3, H, W) or (3, H, W)."""
-        if images.ndim == 3:
-            images = images[None]
+        images = images[None] if images.ndim == 3 else images
         if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape[2:]:
             raise InputError(f"a tensor of {tuple(images.shape)}; photographs are N x 3 x H x W")
         if images.dtype == torch.uint8:
             images = images.float() / 255
         elif not images.is_floating_point():
-            raise InputError(
-                f"a tensor of {images.dtype}; photographs are floating point in [0, 1], or uint8"
-            )
+            raise InputError(f"a tensor of {images.dtype}; {FORMS}")
         elif not self.as_loss and images.numel():
             _refuse_other_values(*(value.item() for value in images.aminmax()), "a tensor")
         if not len(images):
@@ -174,20 +170,18 @@ class Scorer:
 def _refuse_other_values(low: float, high: float, what: str) -> None:
     """A little beyond 0 and 1 is a resize's overshoot; more is another scale."""
     if not (low >= -0.01 and high <= 1.01):
-        raise InputError(
-            f"{what} with values from {low:.6g} to {high:.6g}; photographs in floating point are in [0, 1]"
-        )
+        raise InputError(f"{what} with values from {low:.6g} to {high:.6g}; {FORMS}")
 
 
 def _as_bytes(array: np.ndarray) -> np.ndarray:
     """(H, W) or (H, W, 3 or 4) uint8. Raises InputError for what is no photograph."""
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[..., 0]
-    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] not in (3, 4)) or 0 in array.shape:
+    if array.ndim not in (2, 3) or array.shape[2:] not in ((), (3,), (4,)) or 0 in array.shape:
         raise InputError(f"an array of {array.shape}; photographs are H x W, or H x W x 3")
     if np.issubdtype(array.dtype, np.floating):
         _refuse_other_values(array.min(), array.max(), "an array")
         return (array.clip(0, 1) * 255).round().astype(np.uint8)
     if array.dtype != np.uint8:
-        raise InputError(f"an array of {array.dtype}; photographs are uint8, or floating point in [0, 1]")
+        raise InputError(f"an array of {array.dtype}; {FORMS}")
     return np.ascontiguousarray(array)

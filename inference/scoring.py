@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import logging
 import math
 from collections.abc import Iterable, Iterator
@@ -19,8 +20,8 @@ from evaluation.seen import describe as describe_seen
 from inference.explain import Look, Looker
 from inference.photos import Photos, batches
 from inference.sources import Found
-from inference.table import Row, read_rows, scale_beside
-from inference.trained import Trained
+from inference.table import Row, read_rows
+from inference.trained import Trained, scale_beside
 from option import InputError
 from training.engine import memory_watched
 from training.steps import Precision
@@ -39,43 +40,35 @@ class Scored(NamedTuple):
 
 def score_all(
     trained: Trained,
-    photos: Photos,
     found: Iterable[Found],
+    options: argparse.Namespace,
     precision: Precision,
-    *,
-    batch_size: int,
-    num_workers: int,
+    watch: Watch,
     looker: Looker | None = None,
-    watch: Watch | None = None,
     quiet: bool = False,
 ) -> Iterator[Scored]:
     """Score photographs in their order, batch by batch. The network must be on the precision's device.
 
-    quiet: say nothing of photographs that are stored turned.
+    options: `decode`, `upright`, `batch_size`, `num_workers`. quiet: say nothing of photographs that are stored turned.
     Raises Interrupted between two batches when a signal came, TrainingError where memory runs out.
     """
     turned = 0
-    for batch in batches(photos, found, batch_size, num_workers):
-        if watch is not None and watch.received:
+    photos = Photos(trained.resize, options.decode, options.upright)
+    for batch in batches(photos, found, options.batch_size, options.num_workers):
+        if watch.received:
             raise Interrupted(watch.received)
         turned += batch.turned
-        outputs = np.empty((0, trained.outputs), np.float32)
-        looks = None
-        if len(batch.images):
-            outputs, looks = run(trained, batch.images, precision, looker)
-        read = 0
+        outputs, looks = run(trained, batch.images, precision, looker) if len(batch.images) else ([], None)
+        read = iter(range(len(outputs)))
         for path, error in zip(batch.paths, batch.errors, strict=True):
             if error:
                 yield Scored(path, error)
-                continue
-            own = outputs[read]
-            look = {name: layer[read] for name, layer in looks.items()} if looks else None
-            read += 1
-            if np.isfinite(own).all():
-                yield Scored(path, "", own, look)
-            else:
+            elif not np.isfinite(outputs[row := next(read)]).all():
                 yield Scored(path, "the network's outputs for it are not finite")
-    if turned and not photos.upright and not quiet:
+            else:
+                look = {name: layer[row] for name, layer in looks.items()} if looks else None
+                yield Scored(path, "", outputs[row], look)
+    if turned and not options.upright and not quiet:
         log.info(
             "%d photographs say in EXIF that they are stored turned, and were scored as stored, as in training; --upright "
             "turns them",
@@ -87,11 +80,16 @@ def run(trained: Trained, images: torch.Tensor, precision: Precision, looker: Lo
     """Raw outputs (B, levels) float32 of pixels (B, 3, H, W) uint8; and by layer a list of Looks, if there is a looker."""
     remedy = f"try --batch_size {max(1, len(images) // 2)}"
     with torch.inference_mode(), memory_watched(len(images), precision.device, remedy):
-        pixels = images.to(precision.device, non_blocking=True)
-        inputs = network_input(pixels, torch.zeros(len(images), dtype=torch.bool, device=precision.device))
+        inputs = unturned_input(images, precision.device)
         with precision():
             outputs = trained.model(inputs)
         return outputs.float().cpu().numpy(), looker.take() if looker else None
+
+
+def unturned_input(images: torch.Tensor, device: torch.device) -> torch.Tensor:
+    """The network's input of pixels (B, 3, H, W) uint8, none of them mirrored, on the device."""
+    flips = torch.zeros(len(images), dtype=torch.bool, device=device)
+    return network_input(images.to(device, non_blocking=True), flips)
 
 
 class Rows:
@@ -104,7 +102,7 @@ class Rows:
     def __init__(
         self,
         trained: Trained,
-        reference: np.ndarray | None,
+        reference: np.ndarray | None = None,
         explained: bool = False,
         background: bool = False,
     ):
@@ -116,26 +114,20 @@ class Rows:
 
     def row(self, scored: Scored, background: float | None = None, explanation: str = "") -> Row:
         """A value for each column; None where there is none."""
-        row: Row = dict.fromkeys(self.columns)
-        row |= {"image": scored.path, "error": scored.error}
-        if "explanation" in row:
-            row["explanation"] = explanation
-        if scored.outputs is None:
-            return row
-        outputs = scored.outputs.astype(np.float64)
-        row["score"] = short(self.trained.scores(outputs[None])[0])
-        if "spread" in row:
-            row |= {f"vote{i + 1}": short(value) for i, value in enumerate(outputs)}
-            row["spread"] = short(spread(outputs))
-        if self.reference is not None:
-            low, high = self.trained.score_range
-            equal = 1e-5 * (
-                high - low
-            )  # a photograph's own score in the reference, rounded otherwise, is not below it
-            row["below"] = short(np.searchsorted(self.reference, row["score"] - equal) / len(self.reference))
-        if "attention_background" in row and background is not None:
-            row["attention_background"] = short(background)
-        return row
+        values: Row = {"image": scored.path, "error": scored.error, "explanation": explanation}
+        if scored.outputs is not None:
+            outputs = scored.outputs.astype(np.float64)
+            values["score"] = score = short(self.trained.scores(outputs[None])[0])
+            values |= {f"vote{i}": short(value) for i, value in enumerate(outputs, 1)}
+            values["spread"] = short(spread(outputs))
+            values["attention_background"] = None if background is None else short(background)
+            if self.reference is not None:
+                low, high = self.trained.score_range
+                equal = 1e-5 * (
+                    high - low
+                )  # its own score in the reference, rounded otherwise, is not below it
+                values["below"] = short(np.searchsorted(self.reference, score - equal) / len(self.reference))
+        return {name: values.get(name) for name in self.columns}
 
 
 def short(value: float) -> float:
@@ -148,22 +140,14 @@ def spread(votes: np.ndarray) -> float:
     votes = votes.clip(0)
     if votes.sum() == 0:
         return math.nan
-    levels = np.arange(1, len(votes) + 1)
-    shares = votes / votes.sum()
-    mean = shares @ levels
-    return float(np.sqrt(shares @ (levels - mean) ** 2))
+    levels, shares = np.arange(1, len(votes) + 1), votes / votes.sum()
+    return float(np.sqrt(shares @ (levels - shares @ levels) ** 2))
 
 
-class Reference(NamedTuple):
-    """The scores that photographs are placed among: sorted (N,), on the dataset's own scale; and what to say of them."""
+def read_reference(path: str, trained: Trained) -> tuple[np.ndarray, list[str]]:
+    """The sorted scores (N,), on the dataset's own scale, that photographs are placed among; and what to say of them.
 
-    scores: np.ndarray
-    notes: list[str]
-
-
-def read_reference(path: str, trained: Trained) -> Reference:
-    """Of a run's `predictions.csv`, or of a table of predict.py's. Those that the network has seen are counted.
-
+    Of a run's `predictions.csv`, or of a table of predict.py's. Those that the network has seen are counted.
     With true scores beside them, the notes have the metrics with and without those seen.
     """
     file = Path(path)
@@ -175,44 +159,36 @@ def read_reference(path: str, trained: Trained) -> Reference:
         raise InputError(
             f"--reference {path}: its scores are {low:g} to {high:g}, those of {trained.path} {own_low:g} to {own_high:g}"
         )
-    values = scores_in(file, trained)
-    known = {name: v for name, v in values.items() if v is not None and math.isfinite(v)}
-    if not known:
-        raise InputError(f"--reference {path}: has no scores; it should be a run's predictions.csv")
-    notes = _seen_notes(file, list(known), trained)
-    return Reference(np.sort(np.array(list(known.values()))), notes)
-
-
-def _seen_notes(file: Path, names: list[str], trained: Trained) -> list[str]:
-    memory = Seen.from_texts(trained.model.photographs, trained.path)
-    seen = memory.among(names, in_folders=True)
-    told = describe_seen(*seen)
-    if not told:
-        found = "none of its photographs was in this network's training set, by their names"
-        told = [found if memory else "the weights do not say which photographs they were trained on"]
-    notes = [f"--reference {file}: {line}" for line in told]
-    unseen = ~(seen[0] | seen[1])
-    rows = {} if unseen.all() else {row["image"]: row for row in read_rows(file)}
-    if rows and unseen.sum() > 1 and all("true_score" in rows[name] for name in names):
-        predicted, true = (
-            np.array([rows[name][key] for name in names]) for key in ("predicted_score", "true_score")
-        )
-        for what, some in (("all of them", np.ones(len(names), bool)), ("those not seen", unseen)):
-            srcc, plcc = (f(predicted[some], true[some]).statistic for f in (stats.spearmanr, stats.pearsonr))
-            notes.append(f"--reference {file}: SRCC {srcc:.4f}, PLCC {plcc:.4f} on {what} ({some.sum():,})")
-    return notes
-
-
-def scores_in(path: Path, trained: Trained) -> dict[str, float | None]:
-    """The score of each image of a table. A run's predicted_score is put on the scale of `trained`'s dataset."""
-    scores = {}
-    for row in read_rows(path):
-        if "predicted_score" in row:
-            scores[row["image"]] = float(trained.on_own_scale(np.array([row["predicted_score"]]))[0])
-        elif "score" in row:
-            scores[row["image"]] = row["score"]
-        else:
+    rows = {}
+    for row in read_rows(file):
+        if not row.keys() & {"predicted_score", "score"}:
             raise InputError(
                 f"{path}: has neither `predicted_score` nor `score`; it should be a table of scores"
             )
-    return scores
+        score = row.get("predicted_score", row.get("score"))
+        if score is not None and math.isfinite(score):
+            rows[row["image"]] = row
+    if not rows:
+        raise InputError(f"--reference {path}: has no scores; it should be a run's predictions.csv")
+    scores = np.array([row.get("predicted_score", row.get("score")) for row in rows.values()], np.float64)
+    if trained.outputs == 1 and "predicted_score" in row:  # the protocol's, 0 to 1
+        scores = trained.scores(scores[:, None])
+    return np.sort(scores), [f"--reference {file}: {line}" for line in _seen_notes(rows, trained)]
+
+
+def _seen_notes(rows: dict[str, Row], trained: Trained) -> list[str]:
+    memory = Seen.from_texts(trained.model.photographs, trained.path)
+    if not memory:
+        return ["the weights do not say which photographs they were trained on"]
+    seen = memory.among(list(rows), in_folders=True)
+    unseen = ~(seen[0] | seen[1])
+    if unseen.all():
+        return ["none of its photographs was in this network's training set, by their names"]
+    notes = describe_seen(*seen)
+    if unseen.sum() > 1 and all("true_score" in row for row in rows.values()):
+        pair = np.array([[row["predicted_score"], row["true_score"]] for row in rows.values()]).T
+        for what, some in (("all of them", slice(None)), ("those not seen", unseen)):
+            chosen = pair[:, some]
+            srcc, plcc = (find(*chosen).statistic for find in (stats.spearmanr, stats.pearsonr))
+            notes.append(f"SRCC {srcc:.4f}, PLCC {plcc:.4f} on {what} ({chosen.shape[1]:,})")
+    return notes

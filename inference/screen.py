@@ -18,12 +18,11 @@ class Screen:
     """Keeps a handful of rows, however many there are. out: the table that they go to; without, each is printed at once."""
 
     def __init__(self, trained: Trained, out: str | None):
-        self.out, self.streaming = out, out is None
-        self.scale = trained.score_range
+        self.out, self.scale = out, trained.score_range
         self.count = self.errors = self.rows_before = self.errors_before = 0
         self.sum = 0.0
-        self._best: list[tuple[float, int, Row]] = []
-        self._worst: list[tuple[float, int, Row]] = []
+        self._best: list[Row] = []
+        self._worst: list[Row] = []
         self._faulty: list[Row] = []
 
     def before(self, row: Row) -> None:
@@ -31,22 +30,16 @@ class Screen:
         self.rows_before += 1
         self.errors_before += row["score"] is None
 
-    @property
-    def any_errors(self) -> bool:
-        """Whether a row of the table has one."""
-        return bool(self.errors or self.errors_before)
-
     def add(self, row: Row) -> None:
         if row["score"] is None:
             self.errors += 1
-            if len(self._faulty) < SHOWN:
-                self._faulty.append(row)
+            self._faulty = [*self._faulty, row][:SHOWN]
         else:
             self.count += 1
             self.sum += row["score"]
-            _push(self._best, (row["score"], -self.count, row))
-            _push(self._worst, (-row["score"], -self.count, row))
-        if self.streaming:
+            self._best = heapq.nlargest(SHOWN, [*self._best, row], key=lambda row: row["score"])
+            self._worst = heapq.nsmallest(SHOWN, [*self._worst, row], key=lambda row: row["score"])
+        if self.out is None:
             if self.count + self.errors == 1:
                 tqdm.write(_header(row), file=sys.stdout)
             tqdm.write(_line(row), file=sys.stdout)
@@ -54,45 +47,38 @@ class Screen:
 
     def close(self, left_out: str) -> None:
         """Print the table, if the rows are not there yet, and what was done."""
+        lines = self._table() if self.out is not None else []
         try:
-            self._close(left_out)
+            print("\n".join([*lines, self._summary(left_out)]), flush=True)
         except BrokenPipeError:
-            if self.streaming:
+            if self.out is None:
                 raise
             # All is in the table; what the interpreter flushes at its end goes nowhere.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
-    def _close(self, left_out: str) -> None:
-        if not self.streaming and self.count:
-            ranked = sorted(self._best, reverse=True)
-            print(_header(ranked[0][2]))
-            places = {id(row) for *_, row in ranked}
-            worst = [entry for entry in sorted(self._worst) if id(entry[2]) not in places]
-            for *_, row in ranked:
-                print(_line(row))
-            if self.count > len(ranked) + len(worst):
-                print(f"{'...':>9}  {self.count - len(ranked) - len(worst)} more")
-            for *_, row in worst:
-                print(_line(row))
-        if not self.streaming:
-            for row in self._faulty:
-                print(_line(row))
-            if self.errors > len(self._faulty):
-                print(f"{'...':>9}  {self.errors - len(self._faulty)} more with an error")
-        low, high = self.scale
+    def _table(self) -> list[str]:
+        shown = {id(row) for row in self._best}
+        worst = [row for row in reversed(self._worst) if id(row) not in shown]
+        lines = [_header(row) for row in self._best[:1]] + [_line(row) for row in self._best]
+        if more := self.count - len(self._best) - len(worst):
+            lines.append(f"{'...':>9}  {more} more")
+        lines += [_line(row) for row in (*worst, *self._faulty)]
+        if more := self.errors - len(self._faulty):
+            lines.append(f"{'...':>9}  {more} more with an error")
+        return lines
+
+    def _summary(self, left_out: str) -> str:
         said = f"{self.count} photographs scored"
         if self.count:
+            low, high = self.scale
             said += f", mean {self.sum / self.count:.4f} on a scale of {low:g} to {high:g}"
         if self.errors:
             said += f"; {self.errors} could not be read"
         if self.rows_before:
-            faulty = f", {self.errors_before} of them with an error" if self.errors_before else ""
-            said += f"; {self.rows_before} had a row already{faulty}"
-        print(said + left_out + (f"; written to {self.out}" if self.out else ""), flush=True)
-
-
-def _push(heap: list, entry: tuple) -> None:
-    (heapq.heappushpop if len(heap) == SHOWN else heapq.heappush)(heap, entry)
+            said += f"; {self.rows_before} had a row already"
+        if self.errors_before:
+            said += f", {self.errors_before} of them with an error"
+        return said + left_out + (f"; written to {self.out}" if self.out else "")
 
 
 def _header(row: Row) -> str:

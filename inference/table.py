@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain, islice
@@ -15,7 +13,6 @@ from typing import Any
 from commands.files import atomic_write, to_json, write_json
 from commands.growing import TEXT, Growing, read_csv, write_csv
 from option import InputError
-from photographs.labels import FORMATS
 
 ENDINGS = (".csv", ".jsonl", ".parquet")
 TEXTS = {"image", "error", "explanation"}
@@ -72,21 +69,19 @@ class Table:
         return _utf8(image) if self.ending == ".parquet" else image
 
     def _refuse_others(self, about: Mapping[str, Any]) -> None:
-        try:
-            before = json.loads(self.about.read_text(encoding="utf-8"))
-            if not isinstance(before, dict):
-                raise ValueError("it holds no object")
-        except (OSError, ValueError) as error:
+        before, now = read_object(self.about), json.loads(to_json(dict(about)))
+        if not before:
             raise InputError(
-                f"{self.about}: cannot be read ({error}), so nobody knows how the rows there were made; give another --out"
-            ) from None
-        now = json.loads(to_json(dict(about)))
-        if changed := [name for name in now if name != "weights" and now[name] != before.get(name)]:
-            name = changed[0]
-            what = f"another {name} ({before.get(name)}, now {now[name]})"
-            if name == "columns":
-                what = "other columns; --explain, --report and --reference must be given as before"
-            raise InputError(f"{self.path}: was made with {what}; rows of both would mix: give another --out")
+                f"{self.about}: cannot be read, so nobody knows how the rows there were made; give another --out"
+            )
+        for name in now:
+            if name != "weights" and now[name] != before.get(name):
+                what = f"another {name} ({before.get(name)}, now {now[name]})"
+                if name == "columns":
+                    what = "other columns; --explain, --report and --reference must be given as before"
+                raise InputError(
+                    f"{self.path}: was made with {what}; rows of both would mix: give another --out"
+                )
 
     def _written(self) -> Iterator[list]:
         """The rows of the file."""
@@ -111,50 +106,25 @@ class Table:
         import pyarrow  # slow to import, and seldom wanted
         from pyarrow import parquet
 
-        kinds = [pyarrow.string() if name in TEXTS else pyarrow.float64() for name in self.columns]
-        schema = pyarrow.schema(zip(self.columns, kinds, strict=True))
+        kinds = ((name, pyarrow.string() if name in TEXTS else pyarrow.float64()) for name in self.columns)
+        schema = pyarrow.schema(kinds)
         with atomic_write(self.path, "wb") as file, parquet.ParquetWriter(file, schema) as writer:
             while chunk := list(islice(rows, 10_000)):
-                columns = zip(*chunk, strict=True)
-                arrays = [pyarrow.array(map(_utf8, c), k) for c, k in zip(columns, kinds, strict=True)]
-                writer.write_table(pyarrow.Table.from_arrays(arrays, schema=schema))
-
-
-class Done:
-    """A growing set of names in some twenty bytes each: of their hashes."""
-
-    def __init__(self):
-        self._hashes = sqlite3.connect(":memory:", isolation_level=None)
-        self._hashes.execute("CREATE TABLE hashes (hash INTEGER PRIMARY KEY)")
-
-    def add(self, name: str) -> bool:
-        """Whether it is new."""
-        digest = hashlib.blake2b(name.encode(**TEXT), digest_size=8).digest()
-        value = int.from_bytes(digest, "little", signed=True)
-        return self._hashes.execute("INSERT OR IGNORE INTO hashes VALUES (?)", (value,)).rowcount == 1
-
-    def __len__(self) -> int:
-        return self._hashes.execute("SELECT count(*) FROM hashes").fetchone()[0]
+                named = [dict(zip(self.columns, map(_utf8, row), strict=True)) for row in chunk]
+                writer.write_table(pyarrow.Table.from_pylist(named, schema))
 
 
 def read_rows(path: Path) -> Iterator[Row]:
     """The rows of a table, one at a time. Raises InputError."""
     try:
-        if path.suffix.lower() == ".parquet":
-            from pyarrow import parquet
-
-            for batch in parquet.ParquetFile(path).iter_batches(10_000):
-                yield from map(_checked, batch.to_pylist())
-        elif path.suffix.lower() == ".jsonl":
-            with path.open("rb") as file:
-                yield from map(_checked, map(json.loads, file))
-        else:
-            rows = read_csv(path)
-            columns = next(rows, [])
-            texts = [name in TEXTS for name in columns]
-            for row in rows:
-                values = [v if text else float(v) if v else None for v, text in zip(row, texts, strict=True)]
-                yield _checked(dict(zip(columns, values, strict=True)))
+        for row in _raw_rows(path):
+            if not isinstance(row, dict) or not isinstance(row.get("image"), str):
+                raise ValueError("a row without `image`")
+            for name, value in row.items():
+                kind, types = ("text", (str,)) if name in TEXTS else ("number", (int, float))
+                if value is not None and type(value) not in types:
+                    raise ValueError(f"{name} of {row['image']} is {value!r}, not a {kind}")
+            yield row
     except (OSError, ValueError, ArithmeticError) as error:
         if isinstance(error, InputError):
             raise
@@ -162,34 +132,33 @@ def read_rows(path: Path) -> Iterator[Row]:
         raise InputError(f"{path}: not a table of scores ({' '.join(reason.split())[:160]})") from None
 
 
-def _checked(row: Any) -> Row:
-    if not isinstance(row, dict) or not isinstance(row.get("image"), str):
-        raise ValueError("a row without `image`")
-    for name, value in row.items():
-        if value is not None and type(value) not in ((str,) if name in TEXTS else (int, float)):
-            kind = "text" if name in TEXTS else "number"
-            raise ValueError(f"{name} of {row['image']} is {value!r}, not a {kind}")
-    return row
+def _raw_rows(path: Path) -> Iterator[Any]:
+    if path.suffix.lower() == ".parquet":
+        from pyarrow import parquet
+
+        for batch in parquet.ParquetFile(path).iter_batches(10_000):
+            yield from batch.to_pylist()
+    elif path.suffix.lower() == ".jsonl":
+        with path.open("rb") as file:
+            yield from map(json.loads, file)
+    else:
+        rows = read_csv(path)
+        readers = {name: str if name in TEXTS else _number for name in next(rows, [])}
+        for row in rows:
+            yield {name: read(v) for (name, read), v in zip(readers.items(), row, strict=True)}
 
 
-def scale_beside(path: Path) -> tuple[float, float] | None:
-    """The scale of a table of scores by what lies beside it: its own `.run.json`, or a run's options. None: unknown."""
+def _number(text: str) -> float | None:
+    return float(text) if text else None
 
-    def read(name: str) -> dict[str, Any]:
-        try:
-            content = json.loads(path.with_name(name).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return content if isinstance(content, dict) else {}
 
-    scale = read(f"{path.name}.run.json").get("score_range")
-    options = read("options.json")
-    if scale is None and options.get("dataset") in FORMATS:
-        return FORMATS[options["dataset"]].scale
-    if scale is None and options.get("dataset") == "csv" and options.get("loss") == "mse":
-        scale = [options.get("score_min"), options.get("score_max")]
-    numbers = isinstance(scale, list) and len(scale) == 2 and all(type(v) in (int, float) for v in scale)
-    return (float(scale[0]), float(scale[1])) if numbers else None
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object of a file; empty where there is none."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
 
 
 def _utf8(value: Any) -> Any:

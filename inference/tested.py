@@ -7,7 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +31,12 @@ from training.steps import Precision
 
 log = logging.getLogger("eat")
 
+# The curves of report.png: by the title of a panel, the columns of metrics.csv with their labels.
+CURVES = {
+    "loss": {"train_loss": "training", "val_loss": "validation"},
+    "validation metrics": {"val_srcc": "SRCC", "val_plcc": "PLCC", "val_accuracy": "accuracy"},
+}
+
 
 @dataclass(frozen=True)
 class Tested:
@@ -47,9 +53,8 @@ class Tested:
 
     @property
     def title(self) -> str:
-        return (
-            f"{self.options.model} on {self.options.dataset}, test.csv ({len(self.evaluation.names)} images)"
-        )
+        options = self.options
+        return f"{options.model} on {options.dataset}, test.csv ({len(self.evaluation.names)} images)"
 
     def tell(self) -> None:
         """The table of figures, to the log."""
@@ -57,17 +62,12 @@ class Tested:
 
     def result(self, folder: Path) -> dict:
         """The run's result, as its last line and run.json have it. folder: the run's, with all that was written there."""
-        files = {
-            name: str(folder / f"{name}.{end}") for name, end in (("predictions", "csv"), ("report", "png"))
-        }
-        files["options"] = str(folder / "options.json")
+        names = {"predictions": "predictions.csv", "report": "report.png", "options": "options.json"}
+        files = {name: str(folder / file) for name, file in names.items()}
         files |= {path.stem: str(path) for path in (folder / "checkpoints").glob("*.pt*")}
-        options = self.options
+        asked = ("dataset", "model", "interest_points", "refinement")
         return {
-            "dataset": options.dataset,
-            "model": options.model,
-            "interest_points": options.interest_points,
-            "refinement": options.refinement,
+            **{name: getattr(self.options, name) for name in asked},
             "split": "test",
             "images": len(self.evaluation.names),
             "loss": self.evaluation.loss,
@@ -94,25 +94,26 @@ class Tested:
 
     def draw(self, path: Path, history: Sequence[Mapping[str, float]] = ()) -> None:
         """report.png: predicted against true scores; with a history (rows of metrics.csv) the curves of training too."""
-        panels = 3 if history else 1
+        panels = 1 + len(CURVES) if history else 1
         figure = Figure(figsize=(5.2 * panels, 4.8), layout="constrained")
-        axes = figure.subplots(1, panels, squeeze=False)[0]
+        first, *others = figure.subplots(1, panels, squeeze=False)[0]
         true, predicted = self.evaluation.pairs.true, self.evaluation.pairs.predicted
-        axes[0].scatter(true, predicted, s=10, alpha=min(1.0, max(0.1, 200 / len(true))), linewidths=0)
-        both = np.concatenate([true, predicted])
-        limits = [both.min(), both.max()]
-        axes[0].plot(limits, limits, color="0.5", linewidth=1, linestyle="--", label="predicted = true")
+        first.scatter(true, predicted, s=10, alpha=min(1.0, max(0.1, 200 / len(true))), linewidths=0)
+        limits = [min(true.min(), predicted.min()), max(true.max(), predicted.max())]
+        first.plot(limits, limits, color="0.5", linewidth=1, linestyle="--", label="predicted = true")
         rows = {row[0]: row for row in self.figures.rows()}
         shown = [f"{name} {rows[name][1]} ({rows[name][2]})" for name in ("SRCC", "PLCC", "accuracy")]
-        axes[0].set_title("\n".join(shown), fontsize="medium")
-        axes[0].set(xlabel="true score", ylabel="predicted score")
-        axes[0].legend(frameon=False)
-        if history:
-            table = pd.DataFrame(history)
-            curves = [("train_loss", "training"), ("val_loss", "validation")]
-            _draw_curves(axes[1], table, curves, "loss")
-            curves = [("val_srcc", "SRCC"), ("val_plcc", "PLCC"), ("val_accuracy", "accuracy")]
-            _draw_curves(axes[2], table, curves, "validation metrics")
+        first.set_title("\n".join(shown), fontsize="medium")
+        first.set(xlabel="true score", ylabel="predicted score")
+        first.legend(frameon=False)
+        table = pd.DataFrame(history)
+        for axis, (title, curves) in zip(others, CURVES.items(), strict=False):
+            for column, label in curves.items():
+                axis.plot(table["epoch"], table[column], marker="o", markersize=3, label=label)
+            axis.set(title=title, xlabel="epoch")
+            axis.xaxis.get_major_locator().set_params(integer=True)
+            axis.grid(alpha=0.3)
+            axis.legend(frameon=False)
         figure.suptitle(self.title)
         with atomic_write(path, "wb") as file:
             figure.savefig(file, format="png", dpi=110)
@@ -122,24 +123,19 @@ class Tested:
 
         Scores are on the dataset's own scale, vote distributions beside the true ones. Raises Interrupted.
         """
-        options, evaluation = self.options, self.evaluation
-        predicted, true = evaluation.pairs.predicted, evaluation.pairs.true
+        options, found, folder = self.options, self.evaluation, Path(self.options.path_to_images)
+        predicted, true = found.pairs.predicted, found.pairs.true
         low, high = self.form.scale
         if not self.form.vote_columns:
             predicted, true = low + predicted * (high - low), low + true * (high - low)
-        folder = Path(options.path_to_images)
-        votes = bool(self.form.vote_columns) and evaluation.outputs.shape == evaluation.targets.shape
+        chosen = choose(predicted - true, options.report_images)
         photos = [
-            Photo(
-                evaluation.names[row],
-                folder / evaluation.names[row],
-                predicted[row],
-                votes=evaluation.outputs[row] if votes else (),
-                true=true[row],
-                other_votes=evaluation.targets[row] if votes else (),
-            )
-            for row in choose(predicted, options.report_images, predicted - true)
+            Photo(found.names[row], folder / found.names[row], predicted[row], true=true[row])
+            for row in chosen
         ]
+        if self.form.vote_columns and found.outputs.shape == found.targets.shape:
+            votes = zip(photos, found.outputs[chosen], found.targets[chosen], strict=True)
+            photos = [replace(photo, votes=own, other_votes=target) for photo, own, target in votes]
         facts = {
             "Weights": options.path_to_model_weight,
             "Network": options.model,
@@ -151,16 +147,9 @@ class Tested:
             "Batch": f"{options.eval_batch_size} images",
             "Written": time.strftime("%Y-%m-%d %H:%M"),
         }
-        page = Page(
-            self.title,
-            facts,
-            self.form.scale,
-            [DEMO] if options.dataset == "demo" else [],
-            figures=self.figures.rows(),
-            remarks=self.figures.remarks(),
-            all_scores=predicted,
-            all_true=true,
-        )
+        notes, given = [DEMO] * (options.dataset == "demo"), {"all_scores": predicted, "all_true": true}
+        given |= {"figures": self.figures.rows(), "remarks": self.figures.remarks()}
+        page = Page(self.title, facts, self.form.scale, notes, **given)
         write_report(path, page, photos, num_workers=options.num_workers, watch=watch)
 
 
@@ -184,19 +173,15 @@ def judge(
     }
     notes = [f"split: {split.name} ({split.note})"]
     if other:
-        notes.insert(
-            0, f"trained on {origin.dataset}, tested on {options.dataset}: scores mapped from scale to scale"
-        )
+        told = f"trained on {origin.dataset}, tested on {options.dataset}: scores mapped from scale to scale"
+        notes.insert(0, told)
     elif form.vote_columns:
-        accuracy = released_accuracy(evaluation.outputs, evaluation.targets, form.threshold)
-        about["accuracy_released"] = accuracy
-        notes.append(
-            f"accuracy by the release's float32 sums: {accuracy:.4f}, ours {evaluation.metrics['accuracy']:.4f}"
-        )
+        released = released_accuracy(evaluation.outputs, evaluation.targets, form.threshold)
+        about["accuracy_released"], ours = released, evaluation.metrics["accuracy"]
+        notes.append(f"accuracy by the release's float32 sums: {released:.4f}, ours {ours:.4f}")
     if not origin.said:
-        notes.append(
-            f"nobody says what the weights were trained on; taken as {origin.dataset} (--trained_on)"
-        )
+        told = f"nobody says what the weights were trained on; taken as {origin.dataset} (--trained_on)"
+        notes.append(told)
     departures = published.departures(
         "" if other else options.dataset,
         model=options.model,
@@ -214,18 +199,9 @@ def judge(
         options.dataset,
         metrics=evaluation.metrics,
         memory=Seen.from_texts(model.photographs, options.path_to_model_weight or "the network"),
-        same_dataset=not other
-        and options.dataset != "csv",  # two sets of that name may have nothing in common
+        # Two sets of the name `csv` may have nothing in common.
+        same_dataset=not other and options.dataset != "csv",
         notes=notes,
         departures=departures,
     )
     return Tested(options, form, evaluation, found, about)
-
-
-def _draw_curves(axis, table: pd.DataFrame, curves: list[tuple[str, str]], title: str) -> None:
-    for column, label in curves:
-        axis.plot(table["epoch"], table[column], marker="o", markersize=3, label=label)
-    axis.set(title=title, xlabel="epoch")
-    axis.xaxis.get_major_locator().set_params(integer=True)
-    axis.grid(alpha=0.3)
-    axis.legend(frameon=False)

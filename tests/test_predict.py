@@ -254,7 +254,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(album, weights, tmp_path, c
 
 def table_of(path, weights):
     """A table, and how its rows are made."""
-    table = predict.Table(path, scoring.Rows(load_trained(weights), None).columns)
+    table = predict.Table(path, scoring.Rows(load_trained(weights)).columns)
     return table, json.loads(table.about.read_text())
 
 
@@ -485,7 +485,7 @@ def test_a_scale_that_contradicts_the_file_is_refused(album, tmp_path, command):
         album, "--weights", votes, "--dataset", "csv", "--score_min", 0, "--score_max", 9, *CPU
     )
     assert status == 2
-    assert "has 5 vote levels" in err
+    assert "the scores of csv are 1 to 5 of its 5 vote levels, not 0 to 9" in err
     assert command(album, "--weights", votes, "--dataset", "csv", *CPU)[0] == 0
 
 
