@@ -9,8 +9,8 @@ import os
 import random
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -66,7 +66,7 @@ class Prediction:
     def __init__(self, options: argparse.Namespace):
         self.options, self.device = options, pick_device(options.gpu_id)
         self.sources = Sources(options.paths, options.list)
-        self.trained = arguments.load(options, will_calibrate=bool(options.calibrate_on))
+        self.trained = arguments.load(options)
         self.trained.model.to(self.device)
         self.precision = pick_precision(options.amp, self.device)
         reference = None
@@ -107,32 +107,31 @@ class Prediction:
         """Score the photographs that have no row yet."""
         options, key = self.options, self.table.key if self.table is not None else str
         with ExitStack() as stack:
-            write = stack.enter_context(self.table_open()) if self.table is not None else None
+            if self.table is not None:
+                writing = self.table.writing(self.describe(), options.append, options.overwrite)
+                write = stack.enter_context(writing)
+                self.take_in(self.table.rows())
             looker = stack.enter_context(Looker(self.trained.model, options.layer)) if self.looking else None
             shown = stack.enter_context(bar("score", total, len(self.seen)))
             unseen = self.sources.unseen(self.seen, key)
             for scored in score_all(self.trained, unseen, options, self.precision, watch, looker):
                 row, attention = self.finish_row(scored)
-                if write is not None:
+                if self.table is not None:
                     write(row)
                 if self.gallery is not None:
                     self.gallery.add(row, attention)
                 self.screen.add(row)
                 shown.update(1)
-            if not len(self.seen):
+            if not self.seen:
                 raise InputError(self.nothing)
 
-    @contextmanager
-    def table_open(self) -> Iterator[Callable[[Row], None]]:
-        """A function that writes a row to --out. The rows that are there already are taken in first."""
-        options = self.options
-        with self.table.writing(self.describe(), options.append, options.overwrite) as write:
-            for row in self.table.rows():
-                self.seen.add(hash(self.table.key(os.path.abspath(row["image"]))))
-                self.screen.before(row)
-                if self.gallery is not None:
-                    self.gallery.add(row)
-            yield write
+    def take_in(self, rows: Iterable[Row]) -> None:
+        """The rows that the table has already."""
+        for row in rows:
+            self.seen.add(hash(self.table.key(os.path.abspath(row["image"]))))
+            self.screen.before(row)
+            if self.gallery is not None:
+                self.gallery.add(row)
 
     def finish_row(self, scored: Scored) -> tuple[Row, np.ndarray | None]:
         """A photograph's row, and the map of its attention, if it was looked for; its overlay is drawn."""

@@ -74,16 +74,11 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return Parser(TABLE, prog="predict.py", usage=usage, description=about).parse_args(argv)
 
 
-def load(options: argparse.Namespace, will_calibrate: bool = False) -> Trained:
+def load(options: argparse.Namespace) -> Trained:
     """The network that the options of WEIGHTS ask for; see `load_trained`. Raises InputError."""
-    return load_trained(
-        options.weights,
-        model=options.model,
-        dataset=options.dataset,
-        score_range=score_range(options),
-        interest_points=options.interest_points,
-        will_calibrate=will_calibrate,
-    )
+    given = {name: getattr(options, name) for name in ("model", "dataset", "interest_points")}
+    given["will_calibrate"] = bool(getattr(options, "calibrate_on", None))
+    return load_trained(options.weights, score_range=score_range(options), **given)
 
 
 def score_range(given: argparse.Namespace) -> tuple[float, float] | None:

@@ -43,15 +43,11 @@ def distributions(
         columns = {name: values for name, values in group.items() if len(values)}
         for name, values in columns.items():
             counts, edges = np.histogram(values, BINS, _limits(*columns.values()))
-            numbers = {
-                "number": len(values),
-                "mean": round(float(values.mean()), 6),
-                "counts": counts.tolist(),
-            }
-            quartiles = np.percentile(values, (0, 25, 50, 75, 100)).round(6).tolist()
+            numbers = {"mean": values.mean(), "quartiles": np.percentile(values, (0, 25, 50, 75, 100))}
+            numbers |= {"counts": counts, "edges": edges}
             picture = _histogram(counts, edges, SECOND if name == other_name else FIRST)
-            more = {"quartiles": quartiles, "edges": edges.round(6).tolist(), "picture": picture}
-            found.append({"name": name} | numbers | more)
+            found.append({key: value.round(6).tolist() for key, value in numbers.items()})
+            found[-1] |= {"name": name, "number": len(values), "picture": picture}
     return found
 
 

@@ -28,6 +28,7 @@ HEAT = "cividis"
 PANEL = 3.1  # inches
 COLUMNS = 6  # panels beside each other
 ALL = "all"
+CENTRE_HALF = np.pad(np.ones((2, 2), np.float32), 1)  # of the height and of the width
 
 
 @dataclass(frozen=True)
@@ -123,13 +124,8 @@ def background_share(mass: np.ndarray, foreground: np.ndarray | None = None) -> 
     mass: (H, W). foreground: (h, w) in 0..1, any size; by default the centre half: the middle half of the height and of
     the width, so that even attention has a share of 0.75.
     """
-    share = cell_shares(centre_half() if foreground is None else foreground, mass.shape)
+    share = cell_shares(CENTRE_HALF if foreground is None else foreground, mass.shape)
     return float(np.clip((mass * (1 - share)).sum() / max(mass.sum(), 1e-12), 0, 1))
-
-
-def centre_half() -> np.ndarray:
-    """(4, 4): 1 in the middle half of the height and of the width."""
-    return np.pad(np.ones((2, 2), np.float32), 1)
 
 
 def cell_shares(mask: np.ndarray, shape: tuple[int, int]) -> np.ndarray:

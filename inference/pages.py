@@ -9,7 +9,7 @@ import time
 from array import array
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -124,37 +124,30 @@ def write(
     options: argparse.Namespace, trained: Trained, gallery: Gallery, other: Other | None, device, watch: Watch
 ) -> None:
     """Write the page of `--report`."""
-    again = partial(_score_again, options=options, precision=Precision(device), watch=watch)
+
+    def again(network: Trained, images: Sequence[str], looker: Looker | None = None) -> Iterator[Scored]:
+        found = score_all(network, map(Found, images), options, Precision(device), watch, looker, quiet=True)
+        with bar("the page", len(images)) as shown:
+            for scored in found:
+                shown.update(1)
+                yield scored
+
     chosen = gallery.chosen()
     scored = [row["image"] for row, _ in chosen if row["score"] is not None]
     seen = {row["image"]: attention for row, attention in chosen}
     # Rows of an earlier run, to which this one has appended: the table does not say where the network looked.
     if unseen := [image for image in scored if seen[image] is None]:
         with Looker(trained.model, options.layer) as looker:
-            for result in again(trained, unseen, looker=looker):
+            for result in again(trained, unseen, looker):
                 seen[result.path] = mean_mass(list(result.looks.values())) if result.looks else None
     beside: list[Row | None] = [None] * len(chosen)
     if other is not None:
         if other.trained is not None:
-            rows = Rows(other.trained)
-            found = again(other.trained, scored)
+            rows, found = Rows(other.trained), again(other.trained, scored)
             other.rows = {result.path: rows.row(result) for result in found if not result.error}
         beside = other.beside([row["image"] for row, _ in chosen])
     photos = [_photo(row, seen[row["image"]], one) for (row, _), one in zip(chosen, beside, strict=True)]
-    low, high = trained.score_range
-    facts = {
-        "Weights": str(trained.path),
-        "Network": trained.name,
-        "Trained on": trained.dataset,
-        "Scale": f"{low:g} to {high:g}",
-        "Interest points": trained.points,
-        "Photographs": f"{gallery.count}",
-        "Made": time.strftime("%Y-%m-%d %H:%M"),
-    }
-    title, notes = f"Scores of {gallery.count} photographs", _notes(trained, gallery, other, photos)
-    page = Page(title, facts, trained.score_range, notes, all_scores=np.array(gallery.scores))
-    if other is not None:
-        page = replace(page, other_name=other.name, other_range=other.scale)
+    page = _page(trained, gallery, other, photos)
     open_photo = partial(open_rgb, upright=options.upright, side=LARGE)
     write_report(
         options.report, page, photos, open_photo=open_photo, num_workers=options.num_workers, watch=watch
@@ -177,10 +170,21 @@ def _photo(row: Row, attention: np.ndarray | None, beside: Row | None) -> Photo:
     )
 
 
-def _notes(trained: Trained, gallery: Gallery, other: Other | None, photos: Sequence[Photo]) -> list[str]:
-    """What a reader of the page should know of its scores."""
-    notes = list(trained.notes)
+def _page(trained: Trained, gallery: Gallery, other: Other | None, photos: Sequence[Photo]) -> Page:
+    """What the page says of all photographs."""
+    low, high = trained.score_range
+    facts = {
+        "Weights": str(trained.path),
+        "Network": trained.name,
+        "Trained on": trained.dataset,
+        "Scale": f"{low:g} to {high:g}",
+        "Interest points": trained.points,
+        "Photographs": f"{gallery.count}",
+        "Made": time.strftime("%Y-%m-%d %H:%M"),
+    }
+    notes, given = list(trained.notes), {}
     if other is not None:
+        given = {"other_name": other.name, "other_range": other.scale}
         notes += [f"{other.name}: {note}" for note in (other.trained.notes if other.trained else ())]
         scored = sum(photo.score is not None for photo in photos)
         if (found := sum(photo.other is not None for photo in photos)) < scored:
@@ -193,19 +197,5 @@ def _notes(trained: Trained, gallery: Gallery, other: Other | None, photos: Sequ
             f"{len(photos)} of {gallery.count} photographs are shown: the best, the worst and a random sample; the "
             "distribution is that of all."
         )
-    return notes
-
-
-def _score_again(
-    trained: Trained,
-    images: Sequence[str],
-    options: argparse.Namespace,
-    precision: Precision,
-    watch: Watch,
-    looker: Looker | None = None,
-) -> Iterator[Scored]:
-    """Score photographs of the page once more, by this network or another."""
-    with bar("the page", len(images)) as shown:
-        for scored in score_all(trained, map(Found, images), options, precision, watch, looker, quiet=True):
-            shown.update(1)
-            yield scored
+    title, scores = f"Scores of {gallery.count} photographs", np.array(gallery.scores)
+    return Page(title, facts, trained.score_range, notes, all_scores=scores, **given)

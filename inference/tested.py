@@ -24,7 +24,7 @@ from inference.report import DEMO, Page, Photo, choose, write_report
 from inference.trained import Origin
 from models import EAT
 from photographs.labels import Format
-from photographs.splits import recognise
+from photographs.splits import Split, recognise
 from training.build import pick_decoders
 from training.engine import Evaluation
 from training.steps import Precision
@@ -182,17 +182,6 @@ def judge(
     if not origin.said:
         told = f"nobody says what the weights were trained on; taken as {origin.dataset} (--trained_on)"
         notes.append(told)
-    departures = published.departures(
-        "" if other else options.dataset,
-        model=options.model,
-        interest_points=options.interest_points,
-        refinement=options.refinement,
-        batch_size=options.eval_batch_size,
-        decoder=pick_decoders(options, precision.device)[1],
-        half_precision=precision.dtype is not None,
-        skipped=splits.skipped,
-        split=split.departure,
-    )
     found = figures(
         evaluation.pairs,
         names,
@@ -202,6 +191,21 @@ def judge(
         # Two sets of the name `csv` may have nothing in common.
         same_dataset=not other and options.dataset != "csv",
         notes=notes,
-        departures=departures,
+        departures=_departures(options, "" if other else options.dataset, splits, split, precision),
     )
     return Tested(options, form, evaluation, found, about)
+
+
+def _departures(options, dataset: str, splits: Splits, split: Split, precision: Precision) -> list[str]:
+    """How the test differs from the published protocol of a dataset."""
+    return published.departures(
+        dataset,
+        model=options.model,
+        interest_points=options.interest_points,
+        refinement=options.refinement,
+        batch_size=options.eval_batch_size,
+        decoder=pick_decoders(options, precision.device)[1],
+        half_precision=precision.dtype is not None,
+        skipped=splits.skipped,
+        split=split.departure,
+    )

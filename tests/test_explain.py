@@ -7,7 +7,7 @@ from conftest import make_pictures, make_weights
 from PIL import Image
 
 import predict
-from inference.explain import Looker, background_share, cell_shares, centre_half, mean_mass, splat
+from inference.explain import CENTRE_HALF, Looker, background_share, cell_shares, mean_mass, splat
 from inference.table import read_rows
 from inference.trained import load_trained
 from models.sampling import sample_features
@@ -17,9 +17,9 @@ CPU = ("--gpu_id", "cpu", "--num_workers", 0)
 LAYERS = ["stages.2.attns.1", "stages.3.attns.1"]
 
 
-@pytest.fixture
-def trained(tmp_path):
-    return load_trained(make_weights(tmp_path / "w.pth"))
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    return load_trained(make_weights(tmp_path_factory.mktemp("w") / "w.pth"))
 
 
 def test_mass_is_put_where_bilinear_sampling_reads():
@@ -93,8 +93,8 @@ def test_the_background_share():
     left[:, :15] = 1
     assert background_share(even, left) == pytest.approx(0.75)
     assert background_share(corner, left) == pytest.approx(0)
-    assert cell_shares(centre_half(), (7, 7))[3, 3] == pytest.approx(1)
-    assert cell_shares(centre_half(), (7, 7)).mean() == pytest.approx(0.25)
+    assert cell_shares(CENTRE_HALF, (7, 7))[3, 3] == pytest.approx(1)
+    assert cell_shares(CENTRE_HALF, (7, 7)).mean() == pytest.approx(0.25)
 
 
 def test_the_mean_of_layers_keeps_their_mass(trained):
@@ -122,36 +122,35 @@ def test_overlays_are_drawn_and_named_in_the_table(tmp_path, weights, command, m
             assert len(set(picture.convert("RGB").resize((100, 100)).getdata())) > 50
 
 
-def test_one_layer_and_a_mask(tmp_path, weights, command, caplog):
-    make_pictures(tmp_path / "p", ["a.png", "b.png"])
+def a_file(path, *_):
+    """Instead of the picture, which takes a second to draw."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+
+
+def test_one_layer_and_a_mask(tmp_path, weights, command, caplog, monkeypatch):
+    make_pictures(tmp_path / "p", ["a.png"])
     (tmp_path / "m").mkdir()
     Image.new("L", (30, 20), 255).save(tmp_path / "m" / "a.png")  # all of it is foreground
-    words = (
-        tmp_path / "p",
-        "--weights",
-        weights,
-        "--explain",
-        tmp_path / "why",
-        "--out",
-        tmp_path / "s.csv",
-        *CPU,
-    )
-    status, _, err = command(*words, "--layer", LAYERS[1], "--mask", tmp_path / "m")
+    out = ("--mask", tmp_path / "m", "--explain", tmp_path / "why", "--out", tmp_path / "s.csv")
+    words = (tmp_path / "p", "--weights", weights, *out, *CPU)
+    status, _, err = command(*words, "--layer", LAYERS[1])
     assert status == 0, err
-    rows = list(read_rows(tmp_path / "s.csv"))
-    assert rows[0]["attention_background"] == pytest.approx(0)
-    assert rows[1]["attention_background"] is None
-    assert "b.png: has no mask" in caplog.text
-    (tmp_path / "m" / "b.png").write_text("no picture")
-    assert command(*words, "--overwrite", "--mask", tmp_path / "m")[0] == 0
-    assert "b.png: its mask does not decode" in caplog.text
-    rows = list(read_rows(tmp_path / "s.csv"))
-    assert rows[0]["attention_background"] == 0
-    assert rows[1]["attention_background"] is None
+    make_pictures(tmp_path / "p", ["b.png"])
+    monkeypatch.setattr(predict, "draw", a_file)
+    for problem in ("has no mask", "its mask does not decode"):
+        first, *others = read_rows(tmp_path / "s.csv")
+        assert first["attention_background"] == pytest.approx(0)
+        assert [row["attention_background"] for row in others] in ([], [None])
+        assert command(*words, "--overwrite")[0] == 0
+        assert f"b.png: {problem}" in caplog.text
+        (tmp_path / "m" / "b.png").write_text("no picture")
+    assert [row["attention_background"] for row in read_rows(tmp_path / "s.csv")] == [0, None]
 
 
 def test_a_name_that_is_too_long_for_an_overlay_is_shortened(tmp_path, weights, command, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(predict, "draw", a_file)
     names = ["é" * 120 + "a.png", "é" * 120 + "b.png"]
     make_pictures(tmp_path / "p", names)
     assert command("p", "--weights", weights, "--explain", "why", "--out", "s.csv", *CPU)[0] == 0
@@ -167,16 +166,8 @@ def test_an_overlay_that_cannot_be_drawn_costs_no_score(tmp_path, weights, comma
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(predict, "draw", full)
-    words = (
-        tmp_path / "p",
-        "--weights",
-        weights,
-        "--explain",
-        tmp_path / "why",
-        "--out",
-        tmp_path / "s.csv",
-        *CPU,
-    )
+    out = ("--explain", tmp_path / "why", "--out", tmp_path / "s.csv")
+    words = (tmp_path / "p", "--weights", weights, *out, *CPU)
     assert command(*words)[0] == 0
     row = next(read_rows(tmp_path / "s.csv"))
     assert row["score"] is not None

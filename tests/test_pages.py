@@ -1,12 +1,12 @@
 """What predict.py puts on a page: which photographs, beside what. How the page behaves is tests/test_report.py's."""
 
-import json
 import re
 
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import arguments, make_weights
+from conftest import make_weights
+from test_report import data_of, evaluate
 
 import predict
 from inference.pages import Gallery, Other, read_other, votes_of
@@ -25,11 +25,7 @@ def rows_of(scores):
 
 
 def content_of(page):
-    """What the page's script reads."""
-    text = page.read_text(encoding="utf-8")
-    return json.loads(
-        re.search(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)[1]
-    )
+    return data_of(page.read_text(encoding="utf-8"))
 
 
 def test_a_gallery_shows_all_while_it_can():
@@ -121,16 +117,14 @@ def test_a_table_is_compared_by_path_or_name(tmp_path):
 
 
 def test_a_runs_predictions_are_compared_on_the_datasets_scale(scored, run, tmp_path):
-    status, result, err = run(arguments(scored, "tad66k"))
+    status, result, err = evaluate(run, scored, "tad66k")
     assert status == 0, err
-    predictions = pd.read_csv(result["files"]["predictions"])
-    trained = load_trained(make_weights(tmp_path / "w.pth"))
-    other = read_other(predict.Path(result["files"]["predictions"]), trained, "cpu")
+    path = predict.Path(result["files"]["predictions"])
+    predictions = pd.read_csv(path)
+    other = read_other(path, load_trained(make_weights(tmp_path / "w.pth")), "cpu")
     assert other.scale == (0, 10)
-    name = predictions["image"][2]
-    assert other.row(f"images/{name}")["score"] == pytest.approx(
-        10 * predictions["predicted_score"][2], rel=1e-6
-    )
+    row, expected = other.row(f"images/{predictions['image'][2]}"), 10 * predictions["predicted_score"][2]
+    assert row["score"] == pytest.approx(expected, rel=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import make_pictures
+import torch
+from conftest import GOLDEN, make_pictures, make_weights
 from PIL import Image
 
 import predict
 from commands.signals import Watch
-from inference import photos
+from inference import photos, scoring
 from inference.photos import Photos, batches
 from inference.sources import Found, Sources
 from inference.table import read_rows
@@ -112,17 +113,21 @@ def test_photographs_are_named_no_further_ahead_than_they_are_read(tree):
             asked += 1
             yield Found(str(tree / "no.png"))
 
-    trained_size = photos.Resize(32, "bicubic")
-    for number, batch in enumerate(batches(Photos(trained_size), endless(), 4, 0), 1):
+    for number, batch in enumerate(batches(Photos(photos.Resize(32, "bicubic")), endless(), 4, 0), 1):
         assert len(batch.paths) == 4
         assert asked == 4 * number
         if number == 50:
             break
-    asked = 0
-    reading = batches(Photos(trained_size), endless(), 4, 2)
+
+
+@pytest.mark.slow
+def test_workers_are_given_no_more_than_keeps_them_busy(tree):
+    asked = iter(range(1000))
+    endless = (Found(str(tree / f"{number}.png")) for number in asked)
+    reading = batches(Photos(photos.Resize(32, "bicubic")), endless, 4, 2)
     for _ in range(10):
         next(reading)
-    assert asked <= 4 * (10 + 2 * 2 + 1)
+    assert next(asked) <= 4 * (10 + 2 * 2 + 1)
 
 
 def png_header(width, height):
@@ -177,13 +182,17 @@ FAULTS = {
 }
 
 
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=pytest.mark.slow)])
 def test_every_kind_of_picture_has_a_row(zoo, weights, tmp_path, command, workers):
-    out = tmp_path / "s.csv"
-    status, text, err = command(zoo, zoo / "gone.jpg", "--weights", weights, "--out", out, "--gpu_id", "cpu",
-                                "--num_workers", workers, "--batch_size", 3)  # fmt: skip
-    assert status == 1
-    assert "Traceback" not in text + err
+    words = (zoo, zoo / "gone.jpg", "--weights", weights, "--gpu_id", "cpu", "--batch_size", 3)
+    tables = []
+    for number in {0, workers}:
+        out = tmp_path / f"{number}.csv"
+        status, text, err = command(*words, "--out", out, "--num_workers", number)
+        assert status == 1
+        assert "Traceback" not in text + err
+        tables.append(out.read_bytes())
+    assert tables[0] == tables[-1]
     rows = {os.path.basename(row["image"]): row for row in read_rows(out)}
     assert len(rows) == len(os.listdir(zoo)) + 1
     faults = FAULTS | {"gone.jpg": "there is no such file"}
@@ -237,8 +246,6 @@ def test_pictures_stored_turned_are_told_of_and_turned_where_asked(tmp_path, wei
 
 
 def test_outputs_that_are_not_finite_are_an_error(tmp_path, album, weights, command, monkeypatch):
-    from inference import scoring
-
     run = scoring.run
 
     def spoil(*args):
@@ -275,14 +282,10 @@ def test_weights_that_are_not_a_trained_eat(tmp_path, album, command, make, prob
 
 
 def save(shapes, path):
-    import torch
-
     torch.save({name: torch.zeros([2] * ndim) for name, ndim in shapes.items()}, path)
 
 
 def test_weights_of_other_sizes_are_refused(tmp_path, album, command):
-    from conftest import GOLDEN
-
     status, _, err = command(album, "--weights", GOLDEN / "toy_weights.safetensors", *CPU)
     assert status == 2
     assert "its tensors are not those of eat_nano, eat_tiny" in err
@@ -326,20 +329,13 @@ def test_what_contradicts_itself_is_refused(tmp_path, album, weights, command):
     assert here.read_text() == "kept"
 
 
-def test_weights_of_an_older_run_know_their_dataset_by_its_options(tmp_path, run, scored):
-    from conftest import arguments
-
-    status, result, err = run(arguments(scored, "tad66k"))
-    assert status == 0, err
-    best = result["files"]["best"]
-    trained = load_trained(best)
+def test_weights_of_an_older_run_know_their_dataset_by_its_options(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    best = make_weights(tmp_path / "checkpoints" / "best.pth", 1, bare=True)  # without the metadata
+    (tmp_path / "options.json").write_text('{"model": "eat_nano", "dataset": "tad66k", "loss": "mse"}')
+    trained = load_trained(tmp_path)
+    assert trained.path == best
     assert (trained.name, trained.dataset, trained.score_range) == ("eat_nano", "tad66k", (0, 10))
-    assert load_trained(result["folder"]).path == Path(best)
-    import torch
-
-    torch.save(dict(torch.load(best)), best)  # without the metadata
-    old = load_trained(best)
-    assert (old.name, old.dataset, old.score_range) == ("eat_nano", "tad66k", (0, 10))
 
 
 def test_a_folder_without_weights_is_refused(album, command):
@@ -364,6 +360,7 @@ def test_a_signal_ends_it_between_two_batches(album, weights, tmp_path, command,
     assert len(list(read_rows(out))) == 2
 
 
+@pytest.mark.slow
 def test_a_very_deep_tree(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for _ in range(1200):

@@ -156,6 +156,7 @@ def test_a_long_page_has_small_thumbnails_in_order(tmp_path):
     assert [opened(line).size[0] == SMALL for line in lines] == [p.name == "wide.jpg" for p in paths]
 
 
+@pytest.mark.slow
 def test_workers_make_the_same_page(tmp_path):
     make_pictures(tmp_path, ["a.jpg"])
     photos = [Photo(f"{row}.jpg", tmp_path / "a.jpg", 5.0) for row in range(PARALLEL_FROM)]

@@ -442,6 +442,7 @@ def test_evals_page_opens(reader, ava, run):
     assert reader.complaints() == []
 
 
+@pytest.mark.slow
 def test_five_thousand_photographs(reader, tmp_path, pictures):
     photos = many(pictures, 5000)
     path = tmp_path / "large.html"

@@ -1,0 +1,294 @@
+"""The table of predict.py while it is made: it survives signals and kills, goes on, and takes no rows made otherwise."""
+
+import json
+import os
+import re
+import signal
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from conftest import ended, fork, make_pictures, make_weights
+
+import predict
+from commands import growing
+from commands.signals import Interrupted
+from inference import scoring
+from inference.table import read_rows
+from inference.trained import load_trained
+
+COMMAND = predict
+CPU = ("--gpu_id", "cpu", "--num_workers", 0)
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+def test_an_interrupted_run_goes_on_where_it_stopped(album, weights, tmp_path, command, monkeypatch, ending):
+    out = tmp_path / f"s.{ending}"
+    words = (album, "--weights", weights, "--out", out, *CPU)
+    whole = scoring.score_all
+
+    def cut(*args, **kwargs):
+        for number, scored in enumerate(whole(*args, **kwargs)):
+            if number == 3:
+                raise Interrupted(2)
+            yield scored
+
+    monkeypatch.setattr(predict, "score_all", cut)
+    status, _, err = command(*words)
+    assert status == 130
+    assert "with --append the same command goes on" in err
+    first = list(read_rows(out))
+    assert len(first) == 3
+    monkeypatch.setattr(predict, "score_all", whole)
+    status, text, _ = command(*words, "--append")
+    assert status == 0
+    assert "4 photographs scored" in text
+    assert "3 had a row already" in text
+    rows = list(read_rows(out))
+    assert rows[:3] == first
+    names = ["a.jpg", "b.png", "c.png", "d.webp", "e.bmp", "z/a.png", "z/b.png"]
+    assert [os.path.relpath(row["image"], album) for row in rows] == names
+    status, text, _ = command(*words, "--append")
+    assert status == 0
+    assert "7 had a row already" in text
+    assert list(read_rows(out)) == rows
+
+
+def table_of(path, weights):
+    """A table, and how its rows are made."""
+    table = predict.Table(path, scoring.Rows(load_trained(weights)).columns)
+    return table, json.loads(table.about.read_text())
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+@pytest.mark.parametrize("there", [0, 2])
+def test_a_killed_run_goes_on(album, weights, tmp_path, command, ending, there):
+    """Killed when some rows were there and more were added: those of the last second at most are made anew."""
+    (album / "e\udcff\r'\"\n,.png").write_bytes((album / "b.png").read_bytes())
+    out = tmp_path / f"s.{ending}"
+    words = (album, "--weights", weights, "--out", out, *CPU)
+    assert command(*words)[0] == 0
+    whole, rows = out.read_bytes(), list(read_rows(out))
+    table, about = table_of(out, weights)
+    table.path.unlink()
+    if there:
+        with table.writing(about) as write:
+            for row in rows[:there]:
+                write(row)
+
+    def work():
+        with table.writing(about, append=True) as write:
+            for row in rows[there:4]:
+                table.growing._kept = 0  # as if a second had passed
+                write(row)
+            write(rows[4])
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    assert ended(fork(work)) == -signal.SIGKILL
+    assert out.exists() == bool(there)
+    assert "is there already; --append goes on" in command(*words)[2]
+    status, text, err = command(*words, "--append")
+    assert status == 0, err
+    assert "4 had a row already" in text
+    assert list(read_rows(out)) == rows
+    assert out.read_bytes() == whole or ending == "parquet"  # its row groups are others
+    assert sorted(path.name for path in tmp_path.glob("s.*")) == [out.name, f"{out.name}.run.json"]
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+def test_a_table_that_was_whole_when_the_run_was_killed_has_each_row_once(
+    album, weights, tmp_path, command, ending
+):
+    out = tmp_path / f"s.{ending}"
+    (album / "odd\udcff.png").write_bytes((album / "b.png").read_bytes())
+    words = (album, "--weights", weights, "--out", out, *CPU)
+    assert command(*words)[0] == 0
+    content, rows = out.read_bytes(), list(read_rows(out))
+    table, about = table_of(out, weights)
+
+    def work():
+        write_whole = table._write
+        table._write = lambda rows: (write_whole(rows), os.kill(os.getpid(), signal.SIGKILL))
+        with table.writing(about, overwrite=True) as write:
+            for row in rows:
+                write(row)
+
+    assert ended(fork(work)) == -signal.SIGKILL
+    assert table.growing.file.exists()
+    status, text, _ = command(*words, "--append")
+    assert status == 0
+    assert "8 had a row already" in text
+    assert out.read_bytes() == content
+    assert any("odd" in row["image"] for row in rows)
+
+
+def test_what_is_wrong_with_the_waiting_rows_or_the_disk_is_told_in_a_line(
+    album, weights, tmp_path, command, monkeypatch
+):
+    out = tmp_path / "s.csv"
+    words = (album, "--weights", weights, "--out", out, *CPU)
+    waiting = tmp_path / "s.csv.rows.sqlite"
+    assert command(album / "a.jpg", *words[1:])[0] == 0
+    content = out.read_bytes()
+    for damage in (b"no database" * 1000, b"SQLite format 3\0" + bytes(1000)):
+        waiting.write_bytes(damage)
+        status, _, err = command(*words, "--append")
+        assert status == 2
+        assert re.search(r"s.csv.rows.sqlite: .*; check the disk, or move the file away\n$", err)
+        assert err.count("\n") == 1
+        assert (out.read_bytes(), waiting.read_bytes()) == (content, damage)
+    waiting.unlink()
+    monkeypatch.setattr(growing, "SETTINGS", (*growing.SETTINGS, "max_page_count = 2"))
+    (album / f"{'x' * 200}.png").write_bytes((album / "b.png").read_bytes())
+    make_pictures(album, [f"{i:03d}{'y' * 200}.png" for i in range(30)], size=(2, 2))
+    status, _, err = command(*words, "--append")
+    assert status == 2
+    assert "s.csv.rows.sqlite: database or disk is full; check the disk" in err
+    assert err.count("\n") == 1
+    monkeypatch.undo()
+
+
+def test_what_is_there_is_not_lost(album, weights, tmp_path, command):
+    out = tmp_path / "s.csv"
+    assert command(album, "--weights", weights, "--out", out, *CPU)[0] == 0
+    before = out.read_bytes()
+    reference = tmp_path / "reference.csv"
+    reference.write_text("image,score\na,3\n")
+    other = make_weights(tmp_path / "other.pth", seed=1)
+    for words, problem in (
+        ((), "is there already; --append goes on with it, --overwrite replaces it"),
+        (("--append", "--overwrite"), "exclude each other"),
+        (
+            ("--append", "--reference", reference),
+            "was made with other columns; --explain, --report and --reference must",
+        ),
+    ):
+        status, _, err = command(album, "--weights", weights, "--out", out, *words, *CPU)
+        assert status == 2
+        assert problem in err
+    status, _, err = command(album, "--weights", other, "--out", out, "--append", *CPU)
+    assert status == 2
+    assert "was made with another network" in err
+    (tmp_path / "s.csv.run.json").write_text("{")
+    status, _, err = command(album, "--weights", weights, "--out", out, "--append", *CPU)
+    assert status == 2
+    assert "nobody knows how the rows there were made" in err
+    assert out.read_bytes() == before
+
+
+def test_the_same_network_under_another_name_may_append(album, weights, tmp_path, command):
+    out = tmp_path / "s.csv"
+    assert command(album / "a.jpg", "--weights", weights, "--out", out, *CPU)[0] == 0
+    os.rename(weights, tmp_path / "moved.pth")
+    assert command(album, "--weights", tmp_path / "moved.pth", "--out", out, "--append", *CPU)[0] == 0
+    assert len(list(read_rows(out))) == 7
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+def test_two_do_not_write_one_table(album, weights, tmp_path, command, ending):
+    out = tmp_path / f"s.{ending}"
+    assert command(album / "a.jpg", "--weights", weights, "--out", out, *CPU)[0] == 0
+    before = list(read_rows(out))
+    table, about = table_of(out, weights)
+    with table.writing(about, append=True) as write:
+        for words in (("--append",), ("--overwrite",)):
+            status, _, err = command(album, "--weights", weights, "--out", out, *words, *CPU)
+            assert status == 2
+            assert "another process is writing it" in err
+        write(before[0] | {"image": "late"})
+    assert [row["image"] for row in read_rows(out)] == [before[0]["image"], "late"]
+
+
+def test_rows_that_were_made_otherwise_are_not_appended(album, weights, tmp_path, command):
+    out = tmp_path / "s.csv"
+    (tmp_path / "masks").mkdir()
+    words = (album, "--weights", weights, "--out", out, "--report", tmp_path / "r.html", *CPU)
+    assert command(*words)[0] == 0
+    for more, problem in (
+        (("--layer", "stages.2.attns.1"), "another layer (all, now stages.2.attns.1)"),
+        (("--mask", tmp_path / "masks"), "another mask"),
+        (("--decode", "fast"), "another decode"),
+        (("--upright",), "another upright"),
+    ):
+        status, _, err = command(*words, "--append", *more)
+        assert status == 2
+        assert problem in err
+
+
+def test_errors_of_rows_that_are_there_count(album, weights, tmp_path, command):
+    (album / "bad.png").write_text("no picture")
+    words = (album, "--weights", weights, "--out", tmp_path / "s.csv", *CPU)
+    assert command(*words)[0] == 1
+    status, text, _ = command(*words, "--append")
+    assert status == 1
+    assert "8 had a row already, 1 of them with an error" in text
+
+
+def test_a_photograph_has_one_row_however_often_it_is_named(album, weights, tmp_path, command, monkeypatch):
+    monkeypatch.chdir(album)
+    (tmp_path / "list.txt").write_text(f"a.jpg\n./a.jpg\n{album}/a.jpg\nb.png\nb.png\n")
+    assert (
+        command(
+            "b.png", "--list", tmp_path / "list.txt", "--weights", weights, "--out", tmp_path / "s.csv", *CPU
+        )[0]
+        == 0
+    )
+    assert [row["image"] for row in read_rows(tmp_path / "s.csv")] == ["b.png", "a.jpg"]
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "parquet", "csv"])
+def test_tables_with_odd_values_are_refused_in_a_line(album, weights, tmp_path, command, ending):
+    table = tmp_path / f"t.{ending}"
+    odd = pd.DataFrame({"image": ["a"], "score": ["x"]})
+    write = {"jsonl": odd.to_json, "parquet": odd.to_parquet, "csv": odd.to_csv}[ending]
+    write(table, **({"orient": "records", "lines": True} if ending == "jsonl" else {"index": False}))
+    for words in (("--reference", table), ("--report", tmp_path / "r.html", "--compare", table)):
+        status, _, err = command(album, "--weights", weights, *words, *CPU)
+        assert status == 2
+        assert "not a table of scores" in err
+        assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("number", "workers"),
+    [
+        (signal.SIGTERM, 0),
+        (signal.SIGKILL, 0),
+        *(
+            pytest.param(one, 2, marks=pytest.mark.slow)
+            for one in (signal.SIGTERM, signal.SIGINT, signal.SIGKILL)
+        ),
+    ],
+)
+def test_a_signal_to_the_whole_group_is_told_and_the_run_goes_on(
+    tmp_path, weights, command, monkeypatch, number, workers
+):
+    """As Ctrl-C, timeout, or a cluster's scheduler sends it."""
+    monkeypatch.setattr(growing.Growing, "_kept", property(lambda _: 0, lambda *_: None), raising=False)
+    make_pictures(tmp_path / "many", [f"{i:04d}.png" for i in range(60)], size=(8, 8))
+    out, said = tmp_path / "s.csv", tmp_path / "said"
+    words = [tmp_path / "many", "--weights", weights, "--out", out, *CPU[:2], "--batch_size", 4]
+    words = [str(word) for word in (*words, "--num_workers", workers)]
+    child = fork(lambda: predict.main(words), said)
+    log = Path(f"{out}.rows.sqlite-wal")
+    end = time.monotonic() + 60
+    # SQLite writes 4 KiB for each row that is committed.
+    while not log.exists() or log.stat().st_size < 40_000:
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    os.killpg(child, number)
+    status, text = ended(child), said.read_text()
+    if number == signal.SIGKILL:
+        assert status == -number
+        assert not out.exists()
+    else:
+        assert status == 128 + number, text
+        assert f"stopped by {number.name}; rows written to --out are kept" in text
+        assert "Traceback" not in text
+        assert 4 <= len(list(read_rows(out))) < 60
+    status, text, err = command(*words[:-1], 0, "--append")
+    assert status == 0, err
+    assert int(re.search(r"(\d+) had a row already", text)[1]) >= 4
+    rows = [row["image"] for row in read_rows(out)]
+    assert rows == [str(tmp_path / "many" / f"{i:04d}.png") for i in range(60)]
