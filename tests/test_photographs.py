@@ -1,11 +1,10 @@
-"""Which files are found, in what order and memory; and what becomes of pictures of every kind."""
+"""What becomes of pictures and weights of every kind, and of requests that contradict themselves."""
 
 import io
 import os
 import struct
 import sys
 import zlib
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,119 +14,12 @@ from PIL import Image
 
 import predict
 from commands.signals import Watch
-from inference import photos, scoring
-from inference.photos import Photos, batches
-from inference.sources import Found, Sources
+from inference import scoring
 from inference.table import read_rows
 from inference.trained import load_trained
-from option import InputError
 
 COMMAND = predict
 CPU = ("--gpu_id", "cpu", "--num_workers", 0)
-
-
-def names(found, folder):
-    return [os.path.relpath(one.path, folder) for one in found]
-
-
-@pytest.fixture
-def tree(tmp_path):
-    """Files of many kinds; what they hold does not matter."""
-    for name in (
-        "b.JPG",
-        "a.png",
-        "notes.txt",
-        ".hidden.jpg",
-        "z/c.webp",
-        "z/y/d.tiff",
-        ".git/e.jpg",
-        "film.mpg",
-        "p.pdf",
-    ):
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_bytes(b"x")
-    return tmp_path
-
-
-def test_folders_are_searched_in_order_for_pictures(tree):
-    found = Sources([str(tree)])
-    assert names(found, tree) == ["a.png", "b.JPG", "z/c.webp", "z/y/d.tiff"]
-    assert found.left_out == {".txt": 1, ".mpg": 1, ".pdf": 1}
-    assert names(found, tree) == ["a.png", "b.JPG", "z/c.webp", "z/y/d.tiff"]  # once more
-
-
-def test_globs_and_files_and_repeats(tree, monkeypatch):
-    monkeypatch.chdir(tree)
-    assert [f.path for f in Sources(["*.png", "z/*"])] == ["a.png", "z/c.webp", "z/y/d.tiff"]
-    assert [f.path for f in Sources(["**/*.tiff"])] == ["z/y/d.tiff"]
-    assert [f.path for f in Sources(["z/[a-c]*"])] == ["z/c.webp"]
-    assert [f.path for f in Sources([str(tree / "**" / "*.webp")])] == [str(tree / "z" / "c.webp")]
-    assert [f.path for f in Sources(["notes.txt", "./notes.txt"])] == ["notes.txt"]  # asked for by name
-    assert [f.path for f in Sources(["z", "z/y/d.tiff", "z/y"])] == ["z/c.webp", "z/y/d.tiff"]
-    assert list(Sources(["*.gif"])) == [Found("*.gif", "nothing matches")]
-    (tree / "odd[1].png").write_bytes(b"x")
-    assert [f.path for f in Sources(["odd[1].png"])] == ["odd[1].png"]
-
-
-def test_lists_from_a_file_and_from_standard_input(tree, monkeypatch):
-    (tree / "list.txt").write_bytes(
-        "\ufeffa.png\r\n\nz\nodd \udcff 'x' ü.png\n".encode("utf-8", "surrogateescape")
-    )
-    monkeypatch.chdir(tree)
-    wanted = ["a.png", "z/c.webp", "z/y/d.tiff", "odd \udcff 'x' ü.png"]
-    assert [f.path for f in Sources([], ["list.txt"])] == wanted
-    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a.png\nz/c.webp")))
-    found = Sources(["b.JPG"], ["-"])
-    assert not found.countable
-    assert [f.path for f in found] == ["b.JPG", "a.png", "z/c.webp"]
-    for paths, lists, problem in (
-        ([], [], "no photographs"),
-        ([], ["no.txt"], "no such file"),
-        ([], ["-", "-"], "once"),
-    ):
-        with pytest.raises(InputError, match=problem):
-            Sources(paths, lists)
-
-
-def test_a_folder_without_permission_becomes_a_row(tree, monkeypatch):
-    scandir = os.scandir
-
-    def refuse(path):
-        if str(path).endswith("z"):
-            raise PermissionError(13, "Permission denied", str(path))
-        return scandir(path)
-
-    monkeypatch.setattr(os, "scandir", refuse)
-    found = list(Sources([str(tree)]))
-    assert names(found, tree) == ["a.png", "b.JPG", "z"]
-    assert found[-1].error == "the folder cannot be read (permission denied)"
-
-
-def test_photographs_are_named_no_further_ahead_than_they_are_read(tree):
-    """However many there are, what is held is a batch."""
-    asked = 0
-
-    def endless():
-        nonlocal asked
-        while True:
-            asked += 1
-            yield Found(str(tree / "no.png"))
-
-    for number, batch in enumerate(batches(Photos(photos.Resize(32, "bicubic")), endless(), 4, 0), 1):
-        assert len(batch.paths) == 4
-        assert asked == 4 * number
-        if number == 50:
-            break
-
-
-@pytest.mark.slow
-def test_workers_are_given_no_more_than_keeps_them_busy(tree):
-    asked = iter(range(1000))
-    endless = (Found(str(tree / f"{number}.png")) for number in asked)
-    reading = batches(Photos(photos.Resize(32, "bicubic")), endless, 4, 2)
-    for _ in range(10):
-        next(reading)
-    assert next(asked) <= 4 * (10 + 2 * 2 + 1)
 
 
 def png_header(width, height):
@@ -358,37 +250,6 @@ def test_a_signal_ends_it_between_two_batches(album, weights, tmp_path, command,
     assert status == 143
     assert "stopped by SIGTERM; rows written to --out are kept" in err
     assert len(list(read_rows(out))) == 2
-
-
-@pytest.mark.slow
-def test_a_very_deep_tree(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for _ in range(1200):
-        os.mkdir("d")
-        os.chdir("d")
-    make_pictures(Path("."), ["a.png"], size=(2, 2))
-    os.chdir(tmp_path)
-    found = list(Sources(["d"]))
-    assert len(found) == 1
-    assert found[0].path.endswith("/d/a.png")
-    top = tmp_path / "d"
-    while (top / "d").exists():  # pytest's own removal recurses
-        os.rename(top / "d", tmp_path / "next")
-        for file in top.iterdir():
-            file.unlink()
-        top.rmdir()
-        os.rename(tmp_path / "next", top)
-
-
-def test_a_list_from_a_pipe(tree, monkeypatch):
-    monkeypatch.chdir(tree)
-    reading, writing = os.pipe()
-    os.write(writing, b"a.png\nz\n")
-    os.close(writing)
-    found = Sources([], [f"/dev/fd/{reading}"])
-    assert not found.countable
-    assert [f.path for f in found] == ["a.png", "z/c.webp", "z/y/d.tiff"]
-    os.close(reading)
 
 
 def test_an_empty_list_is_a_bad_request(tmp_path, weights, command, monkeypatch):
