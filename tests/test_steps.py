@@ -20,7 +20,8 @@ import main_nni
 import option
 from models import EAT, create_model
 from training import build, engine
-from training.engine import DataWait, Training
+from training.engine import Training
+from training.meters import DataWait, Sent
 from training.steps import Precision, Schedule, Stepper, make_optimizer
 from util import emd_loss
 
@@ -172,6 +173,25 @@ def test_losses_are_summed_over_images_and_bad_ones_told_once(tmp_path, caplog):
         assert (training.progress.loss, training.progress.images) == (10.0, 4)
     assert [(row["step"], row["images"]) for row in training.progress.bad_steps] == [(2, ["c"])]
     assert caplog.text.count("the step is left out (1 of --max_bad_steps 1)") == 1
+
+
+def test_losses_on_a_gpu_are_read_one_look_later(tmp_path):
+    class Event:
+        waited = False
+
+        def synchronize(self):
+            self.waited = True
+
+    model = torch.nn.Linear(1, 1)
+    stepper = Stepper(model, torch.optim.SGD(model.parameters()), Schedule(1.0, 1), Precision(CPU))
+    training, events = Training(model, stepper, None, tmp_path), [Event(), Event()]
+    training.sent = [Sent([(0, None, ["a"])], torch.tensor([4.0]), events[0])]
+    assert math.isnan(training._read_losses(wait=False))
+    training.sent.append(Sent([(1, None, ["b", "c"])], torch.tensor([1.0]), events[1]))
+    assert training._read_losses(wait=False) == 4.0
+    assert [event.waited for event in events] == [True, False]
+    assert training._read_losses() == 1.0
+    assert training.progress.loss == 6.0
 
 
 def test_waiting_for_data_is_measured_from_the_first_batch_on():

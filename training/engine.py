@@ -6,7 +6,7 @@ import itertools
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,6 +27,7 @@ from photographs.labels import Format
 from training import checkpoint
 from training.attention import Chooser
 from training.checkpoint import Progress
+from training.meters import DataWait, Sent
 from training.steps import Precision, Stepper
 from util import Pairs, compute_metrics
 
@@ -45,40 +46,6 @@ class Evaluation:
     loss: float  # mean over images of their batch's; nan where the network is of another dataset's levels
     metrics: dict[str, float]
     pairs: Pairs
-
-
-class DataWait:
-    """How much of the time the device has nothing to do and the next batch is not there, from the first one on."""
-
-    def __init__(self, device: torch.device):
-        self.device, self.steps, self._waited, self._began = device, 0, 0.0, 0.0
-
-    def idle(self) -> bool:
-        """A GPU may work on while its next batch is waited for."""
-        return self.device.type != "cuda" or torch.cuda.current_stream(self.device).query()
-
-    def timed(self, items: Iterable[Batch]) -> Iterator[Batch]:
-        iterator = iter(items)
-        while True:
-            idle, start = self.idle(), time.perf_counter()
-            if (item := next(iterator, None)) is None:
-                return
-            now = time.perf_counter()
-            if self.steps:
-                self._waited += idle * (now - start)
-            else:
-                self._began = now  # the first batch has the workers' start in it
-            self.steps += 1
-            yield item
-
-    @property
-    def share(self) -> float:
-        """Of the time since the first batch, 0 to 1."""
-        return self._waited / (time.perf_counter() - self._began) if self.steps > 1 else 0.0
-
-    @property
-    def is_bottleneck(self) -> bool:
-        return self.steps >= 20 and self.share > 1 / 3
 
 
 @dataclass
@@ -101,6 +68,10 @@ class Training:
         self.device = self.stepper.precision.device
         self.saved_at, self.told_of_waiting = time.monotonic(), False
         self.unread: list[tuple[int, Tensor, list[str]]] = []  # number, loss and images of batches
+        self.sent, self.latest = (
+            [],
+            math.nan,
+        )  # of them, those on their way to the host; the last that has arrived
 
     def save(self) -> None:
         """Write last.pt. Every process must call it."""
@@ -128,7 +99,7 @@ class Training:
                         continue
                     progress.step = done
                     if done // self.stepper.accumulate % CHECK_EVERY == 0 or done == len(loader):
-                        loss = self._read_losses()
+                        loss = self._read_losses(wait=done == len(loader))
                         shown.set_postfix_str(f"loss {loss:.4f}, waiting for data {wait.share:.0%}")
                         self._tell_of_waiting(wait, loader.num_workers)
                     progress.seconds = time.perf_counter() - began
@@ -173,23 +144,28 @@ class Training:
         if signal:
             raise Interrupted(signal)
 
-    def _read_losses(self) -> float:
+    def _read_losses(self, wait: bool = True) -> float:
         """Sum up the losses since the last look, the finite ones; returns the last. Every process must call it.
 
-        Raises TrainingError when more than `max_bad_steps` of all processes were not; bad_steps.json lists them.
+        wait: else, on a GPU, those of the look before, which have long been there: the device is not stopped.
+        Raises TrainingError when more than `max_bad_steps` of all processes were not finite; bad_steps.json lists them.
         """
-        progress, bad, value = self.progress, [], math.nan
-        for number, loss, names in self.unread:
-            if math.isfinite(value := loss.item()):
-                progress.loss += value * len(names)
-                progress.images += len(names)
-            else:
-                place = {"epoch": progress.epoch + 1, "step": number + 1}
-                bad.append(place | {"loss": str(value), "images": names})
-        self.unread = []
+        if self.unread:
+            self.sent.append(Sent.of(self.unread))
+            self.unread = []
+        progress, bad = self.progress, []
+        while self.sent and (wait or len(self.sent) > 1 or self.sent[0].arrived is None):
+            for (number, _, names), value in self.sent.pop(0).read():
+                self.latest = value
+                if math.isfinite(value):
+                    progress.loss += value * len(names)
+                    progress.images += len(names)
+                else:
+                    place = {"epoch": progress.epoch + 1, "step": number + 1}
+                    bad.append(place | {"loss": str(value), "images": names})
         for row in itertools.chain(*distributed.gather(bad)):
             self._leave_out(row)
-        return value
+        return self.latest
 
     def _leave_out(self, row: dict) -> None:
         bad, allowed = self.progress.bad_steps, self.max_bad_steps
