@@ -28,8 +28,6 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from commands.files import write_json
-from dataset import Transform, batches, make_loader, read_splits
-from photographs.cache import open_filled
 from photographs.decode import Encoded, Resize, read_fast, read_pil, read_plain_jpeg
 from photographs.labels import AVA, FORMATS, Labels
 
@@ -67,12 +65,12 @@ class Released(Dataset):
 
 def speed(dataset: str, folder: Path, count: int, repeats: int) -> list[dict]:
     """A row per way of reading: images/s of one core, and the ratio to the released way, pair by pair."""
-    names = [path.name for path in jpegs(folder)]
-    images = np.array(list(itertools.islice(itertools.cycle(names), count)))
-    labels = Labels("benchmark", images, np.zeros((count, 1), np.float32), np.zeros(count))
-    transform = Transform(dataset, 224, train=True)
+    from dataset import Transform, batches, make_loader  # here: they need lmdb, and `equality` does not
+    from photographs.cache import open_filled
+
+    labels, transform = repeated(folder, count), Transform(dataset, 224, train=True)
     with tempfile.TemporaryDirectory() as place:
-        kept = open_filled(place, transform.resize, "fast", np.array(names), folder, 0)
+        kept = open_filled(place, transform.resize, "fast", np.unique(labels.images), folder, 0)
 
         def loader(**given) -> Callable[[], Iterator]:
             made = make_loader(labels, folder, transform, BATCH, 0, **given)
@@ -106,6 +104,28 @@ def speed(dataset: str, folder: Path, count: int, repeats: int) -> list[dict]:
             }
         )
     return rows
+
+
+def rate(folder: Path, decoder: str, batch: int, workers: int, device: torch.device) -> float:
+    """Images/s that `workers` processes bring to the device as the network's input, AVA's, once all of them are at work."""
+    from dataset import Transform, batches, make_loader, to_input
+
+    first = 3 * max(1, workers)  # batches that do not count: some are read while the processes start
+    labels, pin = repeated(folder, 4 * first * batch), device.type == "cuda"
+    loader = make_loader(
+        labels, folder, Transform("ava", 224, True), batch, workers, pin_memory=pin, decoder=decoder
+    )
+    for number, read in enumerate(batches(loader), 1):
+        to_input(read, device)[0, 0, 0, 0].item()  # waits for the device
+        if number == first:
+            start = time.perf_counter()
+    return 3 * first * batch / (time.perf_counter() - start)
+
+
+def repeated(folder: Path, count: int) -> Labels:
+    """Labels of `count` pictures: the folder's JPEGs again and again."""
+    images = np.array(list(itertools.islice(itertools.cycle(path.name for path in jpegs(folder)), count)))
+    return Labels("benchmark", images, np.zeros((count, 1), np.float32), np.zeros(count))
 
 
 def jpegs(folder: Path) -> list[Path]:
@@ -143,6 +163,8 @@ def equality(folder: Path, device: torch.device) -> list[dict]:
 
 def memory(workers: int) -> list[str]:
     """What ROWS rows of AVA's labels take, and what each worker holds for itself over an epoch, in MiB."""
+    from dataset import Transform, batches, make_loader, read_splits
+
     lines = []
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)

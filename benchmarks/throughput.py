@@ -22,18 +22,17 @@ import re
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 
 import torch
+from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from benchmarks.straightforward import straightforward_forward
-from dataset import Batch, Transform, batches, make_loader, read_splits, to_input
 from models import create_model, list_models
-from photographs import demo
-from photographs.labels import FORMATS
 from training.steps import Precision, Schedule, Stepper, allow_tf32, make_optimizer
 from util import emd_loss
 
@@ -42,7 +41,10 @@ PARTS = ("data", "forward", "backward", "optimiser")
 
 
 class Case:
-    """A network on a device, and what one step of it does. name: with `reference`, of the plain float32 path."""
+    """A network on a device, and what one step of it does.
+
+    reference: by the plain path, with plain Adam. build: makes the network of a name; it has an `img_size`, and gives (B, 10).
+    """
 
     def __init__(
         self,
@@ -53,10 +55,11 @@ class Case:
         training: bool,
         reference: bool,
         device: str,
+        build: Callable[[str], nn.Module] = create_model,
     ):
         torch.manual_seed(0)
-        self.device, self.training, self.batch = torch.device(device), training, batch
-        self.model = create_model(name).to(self.device).train(training)
+        self.device, self.training = torch.device(device), training
+        self.model = build(name).to(self.device).train(training)
         self.precision = Precision(self.device, DTYPES[precision])
         optimizer = (
             torch.optim.Adam(self.model.parameters())
@@ -67,7 +70,11 @@ class Case:
         self.reference = reference
         if compiled:
             self.model.compile()
-        size = self.model.img_size
+        self.draw(batch)
+
+    def draw(self, batch: int) -> None:
+        """From now on steps are of `batch` images."""
+        self.batch, size = batch, self.model.img_size
         self.images = torch.randn(batch, 3, size, size, device=self.device)
         self.target = torch.rand(batch, 10, device=self.device).softmax(-1)
 
@@ -104,8 +111,10 @@ class Case:
         self.wait()
         return (time.perf_counter() - start) / steps
 
-    def parts(self, loader: Iterator[Batch], repeats: int) -> dict[str, float]:
-        """Median milliseconds of each of PARTS, in training."""
+    def parts(self, loader: Iterator, repeats: int) -> dict[str, float]:
+        """Median milliseconds of each of PARTS, in training. loader: gives Batches."""
+        from dataset import to_input  # here: it needs lmdb, which the rest does without
+
         times = {part: [] for part in PARTS}
 
         def timed(part: str, work: Callable):
@@ -141,6 +150,7 @@ def measure(case: Case, reference: Case | None, repeats: int, steps: int) -> dic
     return row
 
 
+@cache
 def gflop(name: str) -> float:
     """GFLOP (2 per multiply-add) of one image's forward pass in matrix products and convolutions."""
     model = create_model(name).eval()
@@ -149,9 +159,9 @@ def gflop(name: str) -> float:
     return counter.get_total_flops() / 1e9
 
 
-def matrix_rate(device: str, precision: str) -> float:
-    """TFLOP/s of a large square matrix product, the best of ten."""
-    size = 8192 if device != "cpu" else 2048
+def matrix_rate(device: str, precision: str, size: int | None = None) -> float:
+    """TFLOP/s of a large square matrix product, the best of ten. size: rows and columns (default: by the device)."""
+    size = size or (8192 if device != "cpu" else 2048)
     dtype = DTYPES[precision] or torch.float32
     a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
     best = float("inf")
@@ -181,8 +191,12 @@ def _peak_memory(*case) -> float:
     return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 2**10
 
 
-def endless(folder: Path, size: int, batch: int, workers: int, pin: bool) -> Iterator[Batch]:
+def endless(folder: Path, size: int, batch: int, workers: int, pin: bool) -> Iterator:
     """Training batches of the demo's pictures, for ever, all of the same size."""
+    from dataset import Transform, batches, make_loader, read_splits
+    from photographs import demo
+    from photographs.labels import FORMATS
+
     demo.build(folder, folder / "images")
     labels = read_splits(folder, folder / "images", FORMATS["demo"]).train
     loader = make_loader(labels, folder / "images", Transform("demo", size, True), batch, workers, 0, pin)
