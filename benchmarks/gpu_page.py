@@ -20,7 +20,7 @@ h1 { margin: 0; font-size: 1.6rem; } h2 { margin: 2rem 0 .5rem; font-size: 1.1re
 p { margin: .3rem 0 .6rem; color: var(--muted); max-width: 80ch; overflow-wrap: anywhere; }
 .scrolls { overflow-x: auto; background: var(--panel); border: 1px solid var(--line); border-radius: 8px; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .8rem; text-align: left; border-bottom: 1px solid var(--line); vertical-align: top; overflow-wrap: anywhere; }
+th, td { padding: .3rem .8rem; text-align: left; border-bottom: 1px solid var(--line); vertical-align: top; overflow-wrap: break-word; }
 th { color: var(--muted); font-weight: 500; white-space: nowrap; } tr:last-child td { border-bottom: 0; }
 td.number { text-align: right; white-space: nowrap; } th.number { text-align: right; }
 .met { color: var(--met); font-weight: 650; } .missed, .failed { color: var(--missed); font-weight: 650; }

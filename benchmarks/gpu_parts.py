@@ -246,11 +246,16 @@ def pixels(setup: Setup) -> dict:
 
 def two_processes(setup: Setup, model: str, batch: int, precision: str) -> dict:
     """A network trained by two processes, a GPU for each: images/s, and whether both have the same weights afterwards."""
-    if setup.cuda and torch.cuda.device_count() < 2:
-        raise NotRun(f"{torch.cuda.device_count()} GPU")
-    steps = 1 if setup.rehearse else 20
+    gpus = torch.cuda.device_count() if setup.cuda else 0
+    if gpus < 2:
+        raise NotRun("one GPU" if gpus else "no GPU")
+    return in_two("cuda", model, batch, precision, 20)
+
+
+def in_two(kind: str, model: str, batch: int, precision: str, steps: int) -> dict:
+    """As `two_processes`, on the CPU where `kind` is `cpu`."""
     with tempfile.TemporaryDirectory() as place:
-        given = (place, setup.device.type, model, batch, precision, steps)
+        given = (place, kind, model, batch, precision, steps)
         torch.multiprocessing.spawn(one_of_two, given, nprocs=2)
         found = [json.loads((Path(place) / f"{rank}.json").read_text(encoding="utf-8")) for rank in (0, 1)]
     rate = 2 * batch / max(one["seconds"] for one in found)

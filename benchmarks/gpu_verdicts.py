@@ -23,20 +23,19 @@ class Verdict(NamedTuple):
 def verdicts(machine: dict, records: Records) -> list[Verdict]:
     """What came of each goal. One whose part was not run, or not on a GPU, is not measured."""
     found = results(records)
-    rows = [row for row in of_kind(found, "speed") if machine["devices"]]
-    rows = [row for row in rows if (row["model"], row["mode"]) == ("eat_base", "training")]
+    rows = [row for row in of_kind(found, "speed") if (row["model"], row["mode"]) == ("eat_base", "training")]
     ratios = [(row["ratio"], f"{row['ratio']:.2f} times, {_case(row)}") for row in rows if "ratio" in row]
     shares = [(matrix_share(row, found), row) for row in rows]
-    shares = [(share, f"{share:.0%}, {_case(row)}") for share, row in shares if share is not None]
-    rates = [
-        (rate, f"{rate:,.0f} images/s, {_case(row)}") for row in rows if (rate := row["images_per_second"])
-    ]
-    h100 = "H100" in machine["device"]
+    shares = [(share, f"{share:.1%}, {_case(row)}") for share, row in shares if share is not None]
+    rates = [(row["images_per_second"], row) for row in rows if row["images_per_second"]]
+    rates = [(rate, f"{rate:,.0f} images/s, {_case(row)}") for rate, row in rates]
+    none = "" if machine["devices"] else "no GPU"
+    no_h100 = "" if "H100" in machine["device"] else "no H100"
     return [
-        *_right(found if machine["devices"] else {}),
-        _goal("5 times the plain float32 path, training eat_base", ratios, RATIO),
-        _goal("35 % of the measured matrix rate, training eat_base", shares, SHARE),
-        _goal("2,600 images/s on an H100, training eat_base", rates if h100 else [], RATE),
+        *_right(none, records),
+        _goal("5 times the plain float32 path, training eat_base", none, ratios, RATIO),
+        _goal("35 % of the measured matrix rate, training eat_base", none, shares, SHARE),
+        _goal("2,600 images/s on an H100, training eat_base", none or no_h100, rates, RATE),
     ]
 
 
@@ -59,21 +58,22 @@ def _case(row: dict) -> str:
     return f"batch {row['batch']}, {row['precision']}{', compiled' * row['compiled']}"
 
 
-def _goal(goal: str, figures: list[tuple[float, str]], least: float) -> Verdict:
-    """The best of the figures against the least that will do."""
-    if not figures:
-        return Verdict(goal, NOT_MEASURED)
+def _goal(goal: str, lacking: str, figures: list[tuple[float, str]], least: float) -> Verdict:
+    """The best of the figures against the least that will do. lacking: why nothing counts, if so."""
+    if lacking or not figures:
+        return Verdict(goal, NOT_MEASURED, lacking)
     best, words = max(figures)
     return Verdict(goal, MET if best >= least else MISSED, words)
 
 
-def _right(found: dict[str, dict]) -> list[Verdict]:
+def _right(lacking: str, records: Records) -> list[Verdict]:
     """What must be true whatever the speed."""
 
     def judged(goal: str, name: str, right: Callable[[dict], bool], figure: Callable[[dict], str]) -> Verdict:
-        if name not in found:
-            return Verdict(goal, NOT_MEASURED)
-        return Verdict(goal, MET if right(found[name]) else MISSED, figure(found[name]))
+        record = records.get(name, {"status": NOT_MEASURED})
+        if lacking or record["status"] != "done":
+            return Verdict(goal, NOT_MEASURED, lacking or record.get("reason", ""))
+        return Verdict(goal, MET if right(record["result"]) else MISSED, figure(record["result"]))
 
     return [
         judged(

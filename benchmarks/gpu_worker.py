@@ -6,6 +6,7 @@ import gc
 import json
 import multiprocessing
 import signal
+import sys
 import time
 import traceback
 from collections.abc import Callable
@@ -138,7 +139,8 @@ def failed(reason: str) -> dict:
 def _clean(setup: Setup) -> None:
     """Every part starts alike: no memory of others, no compiled code of theirs, true float32."""
     gc.collect()
-    torch.compiler.reset()
+    if "torch._dynamo" in sys.modules:  # else there is nothing to forget, and the import takes seconds
+        torch.compiler.reset()
     torch.manual_seed(0)
     allow_tf32(False)
     if setup.cuda:
