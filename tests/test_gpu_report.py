@@ -1,5 +1,7 @@
 """The report of a GPU: rehearsed on the CPU, resumed, refused, kept within its budget; its verdicts on made-up numbers."""
 
+import inspect
+import itertools
 import json
 import multiprocessing
 import os
@@ -120,6 +122,27 @@ def test_rehearsal_measures_every_part_and_a_second_call_none(tmp_path, capfd):
     assert gpu_report.main([*words, "--budget", "0"]) == 0
     assert before == {path: path.stat().st_mtime_ns for path in before}
     assert capfd.readouterr().out.count("not measured: ") == 7  # a CPU reaches no goal
+
+
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+def test_every_part_of_the_plan_can_be_called(tmp_path, device):
+    setup = Setup(torch.device(device), tmp_path, tmp_path, reference=tmp_path)
+    parts = gpu_report.plan(setup)
+    for part in parts:
+        inspect.signature(part.work).bind(setup, **part.given)
+    names = [part.name for part in parts]
+    assert len(set(names)) == len(names)
+    assert names[0] == "golden"
+    assert names.index("ways-eat_base-bf16") < names.index(next(n for n in names if n.startswith("speed")))
+    keys = ("model", "precision", "compiled", "training")
+    measured = {tuple(part.given[key] for key in keys) for part in parts if part.work is gpu_speed.speed}
+    for case in itertools.product(
+        ("eat_tiny", "eat_base", "eat_base_384"), ("bf16",), (False, True), (False, True)
+    ):
+        assert case in measured
+    assert sum(name.startswith("ways") and name.endswith("kernel") for name in names) == 2 * (
+        device == "cuda"
+    )
 
 
 def test_killed_between_parts_it_goes_on_with_the_rest(report, tmp_path):
