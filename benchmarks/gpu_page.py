@@ -14,17 +14,19 @@ STYLE = """
   --met: #17683a; --missed: #a4262c; }
 @media (prefers-color-scheme: dark) { :root { --ground: #131417; --panel: #1c1e22; --ink: #eceae6; --muted: #a6aab2;
   --line: #33363c; --met: #6fce93; --missed: #ff9a94; } }
-body { margin: 0 auto; max-width: 1180px; padding: 1.5rem clamp(12px, 3vw, 36px) 4rem; background: var(--ground);
+body { margin: 0 auto; max-width: 1280px; padding: 1.5rem clamp(12px, 3vw, 36px) 4rem; background: var(--ground);
   color: var(--ink); font: 15px/1.45 system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", sans-serif; }
 h1 { margin: 0; font-size: 1.6rem; } h2 { margin: 2rem 0 .5rem; font-size: 1.1rem; }
 p { margin: .3rem 0 .6rem; color: var(--muted); max-width: 80ch; overflow-wrap: anywhere; }
 .scrolls { overflow-x: auto; background: var(--panel); border: 1px solid var(--line); border-radius: 8px; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .8rem; text-align: left; border-bottom: 1px solid var(--line); vertical-align: top; overflow-wrap: break-word; }
+th, td { padding: .3rem .7rem; text-align: left; border-bottom: 1px solid var(--line); vertical-align: top; overflow-wrap: break-word; }
 th { color: var(--muted); font-weight: 500; white-space: nowrap; } tr:last-child td { border-bottom: 0; }
 td.number { text-align: right; white-space: nowrap; } th.number { text-align: right; }
 .met { color: var(--met); font-weight: 650; } .missed, .failed { color: var(--missed); font-weight: 650; }
 """
+
+NO_MEMORY = "out of memory"
 
 
 class Table(NamedTuple):
@@ -90,28 +92,20 @@ def make_tables(machine: dict, records: Records) -> list[Table]:
 
 
 def throughput(found: dict[str, dict], kind: str, title: str, beside: str) -> Table:
-    columns = [
-        "model",
-        "mode",
-        "batch",
-        "precision",
-        "compiled",
-        "images/s",
-        f"{beside}'s" if kind == "other" else "plain path's",
-    ]
-    columns += ["ratio (lowest to highest)", "TFLOP/s", "of matrix rate", "ways"]
+    columns = ["model", "mode", "batch", "precision", "images/s", beside, "ratio (range)"]
+    columns += ["TFLOP/s", "of matrix rate", "ways"]
     rows = []
     for r in of_kind(found, kind):
         share = matrix_share(r, found)
-        row = [r["model"], r["mode"], str(r["batch"]), r["precision"], "yes" if r["compiled"] else "no"]
-        row += [number(r["images_per_second"], 1) if r["images_per_second"] else "out of memory"]
+        row = [r["model"], r["mode"], str(r["batch"]), r["precision"] + ", compiled" * r["compiled"]]
+        row += [number(r["images_per_second"], 1) if r["images_per_second"] else NO_MEMORY]
         row += [number(r.get("reference_images_per_second"), 1)]
         row += [f"{r['ratio']:.2f} ({r['ratio_min']:.2f} to {r['ratio_max']:.2f})" if "ratio" in r else "-"]
-        row += [number(r.get("tflops"), 2), "-" if share is None else f"{share:.0%}", short_ways(r["ways"])]
+        row += [number(r.get("tflops"), 2), "-" if share is None else f"{share:.1%}", short_ways(r["ways"])]
         rows.append(row)
     note = (
-        f"In turn with {beside}, the ratio a median over pairs. TFLOP/s counts matrix products and convolutions, three times the forward "
-        "pass in training. Ways: those of the deformable layers, and of the windows where they are not fused."
+        f"Run in turn with {beside}; the ratio is a median over pairs. TFLOP/s counts matrix products and convolutions, three times "
+        "the forward pass in training. Ways: those of the deformable layers, and of the windows where they are not fused."
     )
     return Table(title, columns, rows, note)
 
@@ -253,7 +247,7 @@ def as_html(title: str, facts: str, tables: list[Table]) -> str:
         if table.note:
             body.append(f"<p>{escape(table.note)}</p>")
         figures = [
-            all(row[i] == "-" or row[i][:1].isdigit() for row in table.rows)
+            all(row[i] in ("-", NO_MEMORY) or row[i][:1].isdigit() for row in table.rows)
             for i in range(len(table.columns))
         ]
         marks = [' class="number"' if figure else "" for figure in figures]

@@ -22,7 +22,7 @@ from pathlib import Path
 import sklearn.datasets
 import torch
 
-from benchmarks import gpu_parts, gpu_speed
+from benchmarks import gpu_parts, gpu_speed, throughput
 from benchmarks.gpu_page import write_pages
 from benchmarks.gpu_verdicts import verdicts
 from benchmarks.gpu_worker import Part, Setup, Worker, read_json
@@ -169,7 +169,7 @@ def plan(setup: Setup) -> list[Part]:
     parts = [
         Part("golden", gpu_parts.golden),
         Part("synchronisation", gpu_parts.synchronisation),
-        *(Part(f"matrix-{p}", gpu_speed.matrix, {"precision": p}) for p in ("bf16", "float32")),
+        *(Part(f"matrix-{p}", gpu_speed.matrix, {"precision": p}) for p in throughput.DTYPES),
         ways(first, small, "bf16"),
         speed(first, "training", small, "bf16", plain=True),
         speed(first, "forward", small, "bf16", plain=True),
@@ -183,16 +183,18 @@ def plan(setup: Setup) -> list[Part]:
         parts += [
             speed(first, "training", size, "bf16", compiled=True, plain=size == small) for size in batches
         ]
-    for mode in ("training", "forward"):
-        given = {"model": first, "batch": small, "precision": "bf16", "training": mode == "training"}
-        parts.append(Part(f"kernels-{first}-{mode}", gpu_speed.kernels, given))
-        parts.append(Part(f"memory-{first}-{mode}", gpu_speed.memory, given))
+    given = {"model": first, "batch": small, "precision": "bf16"}
+    for training, mode in ((True, "training"), (False, "forward")):
+        parts.append(Part(f"kernels-{first}-{mode}", gpu_speed.kernels, given | {"training": training}))
+        parts.append(memory(first, mode, small))
     parts += [Part("pixels", gpu_parts.pixels)]
     parts += [Part(f"loader-{way}", gpu_speed.loader, {"decoder": way}) for way in ("fast", "gpu", "pil")]
-    given = {"model": first, "batch": small, "precision": "bf16"}
     parts.append(Part("two_processes", gpu_parts.two_processes, given))
     parts += rest(setup, first, batches)
-    return list({part.name: part for part in parts}.values())
+    named: dict[str, Part] = {}
+    for part in parts:
+        named.setdefault(part.name, part)
+    return list(named.values())
 
 
 def rest(setup: Setup, first: str, batches: tuple[int, int]) -> Iterator[Part]:
@@ -206,6 +208,7 @@ def rest(setup: Setup, first: str, batches: tuple[int, int]) -> Iterator[Part]:
         yield ways(model, sizes[0], "bf16")
         for compiled, size, mode in itertools.product((False, True), sizes, ("training", "forward")):
             yield speed(model, mode, size, "bf16", compiled, plain=size == sizes[0] and not compiled)
+        yield from (memory(model, mode, sizes[0]) for mode in ("training", "forward"))
         yield from others(setup, model, sizes[0]) if model != "eat_base_384" else ()
     yield ways("eat_tiny", small, "bf16", kernel=True) if setup.cuda else ways("eat_tiny", small, "float32")
     for model, precision in itertools.product(("eat_base", "eat_tiny"), ("float32", "fp16")):
@@ -227,6 +230,11 @@ def speed(
     name = f"speed-{model}-{mode}-{precision}{'-compiled' * compiled}-{batch}"
     given = {"model": model, "batch": batch, "precision": precision, "compiled": compiled}
     return Part(name, gpu_speed.speed, given | {"training": mode == "training", "plain": plain})
+
+
+def memory(model: str, mode: str, batch: int) -> Part:
+    given = {"model": model, "batch": batch, "precision": "bf16", "training": mode == "training"}
+    return Part(f"memory-{model}-{mode}", gpu_speed.memory, given)
 
 
 def others(setup: Setup, model: str, batch: int) -> list[Part]:

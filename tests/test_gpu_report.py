@@ -133,6 +133,8 @@ def test_every_part_of_the_plan_can_be_called(tmp_path, device):
     names = [part.name for part in parts]
     assert len(set(names)) == len(names)
     assert names[0] == "golden"
+    first = parts[next(i for i, name in enumerate(names) if "compiled" in name)]
+    assert (first.given["model"], first.given["plain"]) == ("eat_base", True)
     assert names.index("ways-eat_base-bf16") < names.index(next(n for n in names if n.startswith("speed")))
     keys = ("model", "precision", "compiled", "training")
     measured = {tuple(part.given[key] for key in keys) for part in parts if part.work is gpu_speed.speed}
