@@ -54,7 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure and write; returns the exit status: 0, 2 for bad input, 130 when interrupted."""
     name = "python -m benchmarks.gpu_report"
     about = f"{__doc__.splitlines()[0]} Several parts, saved one by one; the same command goes on."
-    options = Parser({"": TABLE}, prog=name, usage=f"{name} --out FOLDER", description=about).parse_args(argv)
+    options = Parser(
+        {"": TABLE}, prog=name, usage=f"{name} --out FOLDER [OPTION ...]", description=about
+    ).parse_args(argv)
     return guarded("gpu_report", lambda: run(options), "the same command goes on")
 
 
