@@ -44,7 +44,7 @@ class Ready(PhotoDataset):
     """Pictures that need no reading."""
 
     def __init__(self):
-        super().__init__(".", Transform("ava", SIDE, train=True))
+        super().__init__(".", Transform("ava", SIDE, train=True), "fast", None)
         self.picture = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 3), np.uint8)
 
     def __getitem__(self, sample: Sample):

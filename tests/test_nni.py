@@ -53,7 +53,17 @@ class Experiment:
         words = arguments(self.ava, experiment_dir_name=self.ava / "trials", batch_size=None, **options)
         self.config["trialCommand"] = " ".join([sys.executable, "main_nni.py", *words])
         (self.ava / "config.yml").write_text(json.dumps(self.config))  # JSON is YAML
-        self.nnictl("create", "--config", str(self.ava / "config.yml"), "--port", str(self.port))
+        for attempt in range(4):
+            try:
+                self.nnictl("create", "--config", str(self.ava / "config.yml"), "--port", str(self.port))
+                break
+            except (
+                AssertionError
+            ) as error:  # NNI gives its own server five seconds, however busy the machine is
+                if attempt == 3 or "check-status" not in str(error):
+                    raise
+                self.nnictl("stop", "--all")
+                self.port = free_port()
         self.id = self.ask("experiment")["id"]
 
     def nnictl(self, *words):
