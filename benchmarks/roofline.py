@@ -206,7 +206,8 @@ def count(
         counting.keep(list(model.state_dict().values()))
         for parameter in model.parameters():
             parameter.grad = torch.empty_like(parameter)
-        step.stepper.update(0.0)
+        step.stepper.optimizer.step()
+        step.stepper.optimizer.zero_grad()
         counting.costs.clear()
         counting.peak = counting.live
         step()
