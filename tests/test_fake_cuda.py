@@ -25,11 +25,10 @@ from util import emd_loss, make_loss
 aten = torch.ops.aten
 HALVES = (torch.bfloat16, torch.float16)
 PRECISIONS = (None, *HALVES)
+EFFICIENT = aten._scaled_dot_product_efficient_attention
+EFFICIENT_BACKWARD = aten._scaled_dot_product_efficient_attention_backward
 PRODUCTS = (aten.mm, aten.addmm, aten.bmm, aten.baddbmm, aten.convolution, aten.convolution_backward)
-PRODUCTS += (
-    aten._scaled_dot_product_efficient_attention,
-    aten._scaled_dot_product_efficient_attention_backward,
-)
+PRODUCTS += (EFFICIENT, EFFICIENT_BACKWARD)
 WAITS = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 BY_INDEX = (aten.index, aten.index_put, aten.index_put_)
 COPIES = (aten._to_copy, aten.copy_)
@@ -38,8 +37,8 @@ COPIES = (aten._to_copy, aten.copy_)
 class Steady(TorchDispatchMode):
     """A context in which an operation that a training step on a GPU must not have is an AssertionError.
 
-    dtype: of matrix products, but those of coordinates, which have a side of 2; None: any. dense: batched products may
-    be in float32, too.
+    dtype: of matrix products; those of coordinates, which have a side of 2, are float32; None: any. dense: batched
+    products may be in float32, too.
     """
 
     def __init__(self, dtype: torch.dtype | None = None, dense: bool = False):
@@ -76,12 +75,15 @@ class Steady(TorchDispatchMode):
         if operation is aten.grid_sampler_2d:
             assert tensors[1].dtype == torch.float32, f"{function}: coordinates in {tensors[1].dtype}"
         if operation in PRODUCTS and self.dtype:
-            exact = any(2 in t.shape for t in tensors) or (self.dense and operation is aten.bmm)
-            wrong = {t.dtype for t in tensors} - {self.dtype} - ({torch.float32} if exact else set())
-            if operation is aten._scaled_dot_product_efficient_attention_backward:
-                wrong -= {torch.float32, torch.int64}  # its own sums and random state
+            coordinates = operation in (aten.mm, aten.addmm) and any(2 in t.shape for t in tensors)
+            wrong = {t.dtype for t in tensors} - {torch.float32 if coordinates else self.dtype}
+            if (self.dense and operation is aten.bmm) or operation is EFFICIENT_BACKWARD:
+                wrong -= {
+                    torch.float32,
+                    torch.int64,
+                }  # by hat functions; the kernel's own sums and random state
             assert not wrong, f"{function} of {[tuple(t.shape) for t in tensors]} in {wrong}"
-            self.products += not exact
+            self.products += not coordinates
 
 
 @pytest.fixture
@@ -125,6 +127,9 @@ BAD = {
     "index on the host": lambda: on_device(3)[torch.empty(2, dtype=torch.int64)],
     "float32 product": lambda: on_device(3, 4) @ on_device(4, 5),
     "float32 convolution": lambda: F.conv2d(on_device(1, 3, 8, 8), on_device(4, 3, 3, 3)),
+    "coarse coordinates": lambda: (
+        on_device(6, 4, dtype=torch.bfloat16) @ on_device(4, 2, dtype=torch.bfloat16)
+    ),
     "other half": lambda: on_device(3, 4, dtype=torch.float16) @ on_device(4, 5, dtype=torch.float16),
     "coarse grid": lambda: aten.grid_sampler_2d(
         *(on_device(1, 4, 4, n, dtype=torch.bfloat16) for n in (4, 2)), 0, 0, True
