@@ -67,6 +67,7 @@ def flops(counting):
     return sum(sum(cost.flops.values()) for cost in counting.costs.values())
 
 
+@pytest.mark.slow
 def test_a_step_has_three_forward_passes_products_and_memory_grows_with_the_batch():
     small, large = count("eat_nano", 2), count("eat_nano", 6)
     # And the logits of fused attention once more.
