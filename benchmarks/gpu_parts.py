@@ -25,7 +25,7 @@ from benchmarks.throughput import DTYPES, Case
 from models import EAT, create_model, load_weights, read_weights, uncalibrated
 from models.ways import set_ways
 from photographs import demo
-from training.meters import Losses
+from training.meters import Sent
 from training.steps import Precision, Schedule, Stepper, make_optimizer
 from util import emd_loss, scores
 
@@ -121,7 +121,7 @@ def _waits(setup: Setup, precision: str, points: str) -> str | None:
     stepper = Stepper(
         model, optimizer, Schedule(1e-4, 1), Precision(device, DTYPES[precision]), clip_grad=1.0
     )
-    losses, images = Losses(device), torch.randn(2, 3, 224, 224, device=device)
+    images, sent = torch.randn(2, 3, 224, 224, device=device), []
     target = torch.rand(2, 10, device=device).softmax(-1)
 
     def steps(numbers: range) -> None:
@@ -131,7 +131,7 @@ def _waits(setup: Setup, precision: str, points: str) -> str | None:
             loss = emd_loss(output.float(), target)
             stepper.backward(loss)
             stepper.update(0.0)
-            losses.add(number, loss.detach(), ["image"] * 2)
+            sent.append(Sent.of([(number, loss.detach(), ["image"] * 2)]))
 
     steps(range(1 if setup.rehearse else 3))
     try:

@@ -15,10 +15,9 @@ from benchmarks.fake_cuda import DEVICE
 from dataset import Batch, to_input
 from models import RefinementSchedule, calibrate_points, ways
 from models.attention import DEFORMABLE_WAYS
-from models.eat import POINT_MODES, REFINEMENTS
+from models.weights import POINT_MODES, REFINEMENTS
 from training import engine
 from training.engine import Training
-from training.meters import Losses
 from training.steps import Precision, Schedule, Stepper, make_optimizer
 from util import emd_loss, make_loss
 
@@ -196,16 +195,16 @@ def test_training_step_by_every_way(way, dtype, fake, monkeypatch):
         model.set_grad_checkpointing()
     else:
         ways.set_ways(model, {name: way if name[0] == "D" else "explicit" for name in ways.layers(model)})
-    training, losses, photos = made(model, dtype), Losses(DEVICE), batch(model.img_size)
+    training, photos = made(model, dtype), batch(model.img_size)
     to_input(photos, DEVICE)  # the first time mean and deviation are sent
     with Steady(dtype, dense=way.startswith("dense") or way == "kernel") as seen:
-        training._batch(photos, 0, 2, losses)
+        training._batch(photos, 0, 2)
         assert {p.grad.dtype for p in model.parameters()} == {torch.float32}
         assert {p.grad.device for p in model.parameters()} == {DEVICE}
-        training._batch(photos, 1, 2, losses)
+        training._batch(photos, 1, 2)
     assert dtype is None or seen.products > 100
     assert {p.dtype for p in model.parameters()} == {torch.float32}
-    assert (losses._sums.dtype, losses._sums.device) == (torch.float64, DEVICE)
+    assert [(loss.dtype, loss.device) for _, loss, _ in training.unread] == [(torch.float32, DEVICE)] * 2
 
 
 def made(model, dtype):
@@ -226,7 +225,7 @@ def made(model, dtype):
         clip_grad=1.0,
         refinement=RefinementSchedule(),
     )
-    return Training(model, stepper, criterion, None, SimpleNamespace(epoch=0))
+    return Training(model, stepper, criterion, None, progress=SimpleNamespace(epoch=0))
 
 
 @pytest.mark.parametrize("name", ["emd", "nima_r1", "nima_r2", "mse"])
@@ -243,14 +242,16 @@ def test_losses_are_read_one_look_later(fake, monkeypatch):
     waited = []
     event = SimpleNamespace(record=lambda: None, synchronize=lambda: waited.append(len(waited)))
     monkeypatch.setattr(torch.cuda, "Event", lambda: event)
-    losses = Losses(DEVICE)
+    model = torch.nn.Linear(1, 1)
+    stepper = Stepper(model, torch.optim.SGD(model.parameters()), Schedule(1.0, 1), Precision(DEVICE))
+    training = Training(model, stepper, emd_loss, None)
     with Steady():
-        for step in range(3):
-            losses.add(step, on_device(), ["a", "b"])
-        losses.read()
+        training.unread = [(step, on_device(), ["a", "b"]) for step in range(3)]
+        training._read_losses(wait=False)
     assert not waited
+    assert training.sent[0].values.device.type == "cpu"
     with pytest.raises(AssertionError, match="waits for a number"), Steady():
-        losses.read()
+        training._read_losses()
     assert waited
 
 
