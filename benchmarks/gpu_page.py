@@ -146,10 +146,16 @@ def kernels(result: dict) -> Table:
 def memory(found: dict[str, dict]) -> Table:
     columns = ["model", "mode", "precision", "batch", "peak MiB", "largest batch that fits"]
     rows = [
-        [r["model"], r["mode"], r["precision"], str(r["batch"]), number(r["peak_mib"], 0),
-         f"{r['largest']}{' or more' * r['tried_all']}"]
+        [
+            r["model"],
+            r["mode"],
+            r["precision"],
+            str(r["batch"]),
+            number(r["peak_mib"], 0),
+            f"{r['largest']}{' or more' * r['tried_all']}",
+        ]
         for r in of_kind(found, "memory")
-    ]  # fmt: skip
+    ]
     return Table("Memory", columns, rows)
 
 

@@ -183,8 +183,10 @@ def memory(workers: int) -> list[str]:
         gc.collect()
         labels = splits.test
         size = sum(a.nbytes for a in (labels.images, labels.targets, labels.opinions)) / 2**20
-        lines.append(f"{len(labels):,} rows: {size:.0f} MiB in arrays; resident {before:.0f} MiB before reading, "
-                     f"{_resident('self'):.0f} after")  # fmt: skip
+        lines.append(
+            f"{len(labels):,} rows: {size:.0f} MiB in arrays; resident {before:.0f} MiB before reading, "
+            f"{_resident('self'):.0f} after"
+        )
         loader = make_loader(labels, folder, Transform("ava", 32, True), 64, workers, decoder="fast")
         for number, _ in enumerate(batches(loader), 1):
             if number in (50, len(loader) // 2, len(loader) - 50):

@@ -195,7 +195,7 @@ def main() -> None:
     parser.add_argument(
         "--threads", type=int, default=torch.get_num_threads(), help="of each runtime (default: PyTorch's)"
     )
-    parser.add_argument("--json", type=Path, help="also write the rows to this file")  # fmt: skip
+    parser.add_argument("--json", type=Path, help="also write the rows to this file")
     given = parser.parse_args()
 
     torch.set_num_threads(given.threads)

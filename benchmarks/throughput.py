@@ -212,8 +212,12 @@ def main() -> None:
     parser.add_argument("--batches", nargs="+", type=int, default=[8])
     parser.add_argument("--precisions", nargs="+", default=["float32"], choices=list(DTYPES))
     parser.add_argument("--compiled", nargs="+", default=["off"], choices=["off", "on"])
-    parser.add_argument("--reference_path", action=argparse.BooleanOptionalAction, default=True,
-                        help="run the plain float32 path too, and give ratios (default: yes)")  # fmt: skip
+    parser.add_argument(
+        "--reference_path",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="run the plain float32 path too, and give ratios (default: yes)",
+    )
     parser.add_argument("--repeats", type=int, default=5, help="pairs of timings (default: 5)")
     parser.add_argument(
         "--steps", type=int, default=1, help="steps in each timing (default: 1; on a GPU take 10)"

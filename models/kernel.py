@@ -88,10 +88,24 @@ def _table(table, head, SIDE: tl.constexpr, SIZE: tl.constexpr):
 
 @triton.jit
 def _forward(
-    q, k, v, table, places, out, log_sums, heads, groups, images,
-    SIDE: tl.constexpr, CHANNELS: tl.constexpr, SIZE: tl.constexpr, SCALE: tl.constexpr,
-    KEYS: tl.constexpr, TILE: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
+    q,
+    k,
+    v,
+    table,
+    places,
+    out,
+    log_sums,
+    heads,
+    groups,
+    images,
+    SIDE: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    SIZE: tl.constexpr,
+    SCALE: tl.constexpr,
+    KEYS: tl.constexpr,
+    TILE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
     tokens: tl.constexpr = SIDE * SIDE
     program = tl.program_id(0).to(tl.int64)  # (image, head)
     image, head = program // heads, program % heads
@@ -127,10 +141,30 @@ def _forward(
 
 @triton.jit
 def _backward(
-    q, k, v, table, places, log_sums, grad, deltas, grad_q, grad_k, grad_v, grad_table, grad_places, heads, groups, images,
-    SIDE: tl.constexpr, CHANNELS: tl.constexpr, SIZE: tl.constexpr, SCALE: tl.constexpr,
-    KEYS: tl.constexpr, TILE: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
+    q,
+    k,
+    v,
+    table,
+    places,
+    log_sums,
+    grad,
+    deltas,
+    grad_q,
+    grad_k,
+    grad_v,
+    grad_table,
+    grad_places,
+    heads,
+    groups,
+    images,
+    SIDE: tl.constexpr,
+    CHANNELS: tl.constexpr,
+    SIZE: tl.constexpr,
+    SCALE: tl.constexpr,
+    KEYS: tl.constexpr,
+    TILE: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
     tokens: tl.constexpr = SIDE * SIDE
     program = tl.program_id(0).to(tl.int64)  # (image, head)
     image, head = program // heads, program % heads
