@@ -77,6 +77,7 @@ def test_networks_without_a_pooled_head_and_odd_settings_are_refused(monkeypatch
         create_backbone("timm/test_resnet", no_such=1)
 
 
+@pytest.mark.slow
 def test_nothing_of_eats_is_imported():
     script = "import sys, models; models.create_model('timm/test_resnet'); print([n for n in sys.modules if n.startswith('models.')])"
     ran = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)

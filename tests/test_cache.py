@@ -77,6 +77,7 @@ def test_batches_are_the_same_from_the_cache(scored, names, train, workers):
         assert torch.equal(plain.flips, kept.flips)
 
 
+@pytest.mark.slow
 def test_a_run_from_the_cache_is_the_run_without_it(scored, run):
     for name, given in (("plain", {}), ("kept", {"cache": scored / "c"})):
         words = arguments(scored, "tad66k", experiment_dir_name=scored / name, **given)

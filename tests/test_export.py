@@ -207,6 +207,7 @@ def test_interrupted_export_leaves_what_was_there(command, made, tmp_path, monke
     assert [path.name for path in tmp_path.iterdir()] == ["hub"]
 
 
+@pytest.mark.slow
 def test_overwrite_replaces_a_file_and_a_folder(command, made, tmp_path):
     for form in ("safetensors", "hub"):
         words = ("--weights", made["votes"], "--to", form, "--out", tmp_path / f"my.{form}")

@@ -163,6 +163,7 @@ def test_backward_pass_is_that_of_torch(golden, golden_images):
         torch.testing.assert_close(parameter.grad, plain.get_parameter(name).grad, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("refinement", REFINEMENTS)
 @pytest.mark.parametrize("points", POINT_MODES)
 def test_forward_pass_of_every_mode(points, refinement, fake):
@@ -184,6 +185,7 @@ CASES = [("sampled", None), ("sampled", torch.float16), ("dense", torch.float16)
 CASES += [(way, torch.bfloat16) for way in (*DEFORMABLE_WAYS, "checkpointed")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("way", "dtype"), CASES)
 def test_training_step_by_every_way(way, dtype, fake, monkeypatch):
     """The product's own step: input, forward, loss, backward, clipping, the fused optimiser, the losses' sums."""
@@ -277,6 +279,7 @@ def loader(monkeypatch, size, batches):
     return SimpleNamespace(batch_sampler=labels), taken
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", PRECISIONS)
 def test_evaluation_waits_once_at_its_end(dtype, fake, monkeypatch):
     model = network().eval()

@@ -235,6 +235,7 @@ def test_the_release_keeps_epochs_by_rules_of_its_own():
     assert released.checkpoint_name("ava", row) == "AVA_AOT_vacc_0.8259_srcc_0.7596_vlcc_0.7710.pth"
 
 
+@pytest.mark.slow
 def test_the_released_protocol_keeps_and_reports_as_the_release(ava, run, monkeypatch):
     monkeypatch.setattr(released, "AVA_ABOVE", -1.0)
     reported = []

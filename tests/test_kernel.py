@@ -47,6 +47,7 @@ def results(function, tensors):
     return [out, *torch.autograd.grad(out, tensors, weights)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", [14, 7, 2])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 1e-2)])
 def test_kernel_is_the_plain_path_with_its_gradients(side, dtype, tolerance):

@@ -89,6 +89,7 @@ def cut(ava, run, monkeypatch, step=8, number=signal.SIGTERM, **options):
     return status, err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attempt", [1, 2])
 def test_killed_at_a_random_step(ava, run, whole, attempt):
     folder = ava / "cut"
@@ -106,6 +107,7 @@ def test_killed_at_a_random_step(ava, run, whole, attempt):
     assert_same(whole, folder, resume(run, folder))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "status", "name"), [(signal.SIGTERM, 143, "SIGTERM"), (signal.SIGINT, 130, "SIGINT")]
 )
@@ -119,12 +121,14 @@ def test_a_signal_saves_first_and_says_how_to_go_on(ava, run, monkeypatch, whole
     assert_same(whole, ava / "cut", resume(run, ava / "cut"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [6, 18])
 def test_a_signal_in_the_last_step_of_an_epoch(ava, run, monkeypatch, whole, step):
     assert cut(ava, run, monkeypatch, step)[0] == 143
     assert_same(whole, ava / "cut", resume(run, ava / "cut"))
 
 
+@pytest.mark.slow
 def test_a_signal_while_validating(ava, run, monkeypatch, whole):
     with monkeypatch.context() as patch:
         interrupt_at_bar(patch, "validate")
@@ -133,6 +137,7 @@ def test_a_signal_while_validating(ava, run, monkeypatch, whole):
     assert_same(whole, ava / "cut", resume(run, ava / "cut"))
 
 
+@pytest.mark.slow
 def test_accumulated_steps_are_never_cut_in_two(ava, run, monkeypatch, trained):
     expected = kept(trained(**RECIPE, accumulate=4))
     assert cut(ava, run, monkeypatch, 2, accumulate=4)[0] == 143
@@ -140,6 +145,7 @@ def test_accumulated_steps_are_never_cut_in_two(ava, run, monkeypatch, trained):
     assert_same(expected, ava / "cut", resume(run, ava / "cut"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["cut in half", "empty", "gone"])
 def test_a_damaged_last_checkpoint_falls_back_on_the_one_before(ava, run, monkeypatch, whole, caplog, damage):
     caplog.set_level(logging.INFO)
@@ -164,6 +170,7 @@ def test_two_damaged_checkpoints_are_one_line(ava, run, monkeypatch):
     assert "previous.pt: cannot be resumed from" in err
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_told_and_the_old_checkpoint_survives(ava, run, monkeypatch, whole):
     cut(ava, run, monkeypatch)
     last = ava / "cut" / "checkpoints" / "last.pt"
@@ -183,6 +190,7 @@ def test_a_full_disk_is_told_and_the_old_checkpoint_survives(ava, run, monkeypat
     assert_same(whole, ava / "cut", resume(run, ava / "cut"))
 
 
+@pytest.mark.slow
 def test_an_image_that_becomes_unreadable_stops_the_run_where_it_can_go_on(ava, run, monkeypatch, whole):
     picture = ava / "images" / "105.jpg"
     content = picture.read_bytes()
@@ -242,6 +250,7 @@ def test_a_worker_that_dies_is_told_and_the_run_goes_on(ava, run, monkeypatch, w
         assert when == "while waiting"  # for the first batch: there was nothing to save
 
 
+@pytest.mark.slow
 def test_a_signal_to_the_whole_group_is_a_signal(ava, run, monkeypatch, whole):
     def to_all(self, *args, original=steps.Stepper.backward, calls=[]):  # noqa: B006
         calls.append(1)
@@ -278,6 +287,7 @@ def test_a_signal_in_the_final_test(ava, run, monkeypatch, whole):
     assert_same(whole, ava / "cut", resume(run, ava / "cut"))
 
 
+@pytest.mark.slow
 def test_best_weights_that_are_newer_than_the_last_checkpoint_are_put_back(ava, run, monkeypatch):
     """Cut between best.pth of epoch 2 and last.pt; then no epoch is as good as the first."""
     best, first = ava / "cut" / "checkpoints" / "best.pth", []
@@ -325,6 +335,7 @@ def test_a_signal_while_calibrating_or_evaluating_leaves_what_was_there(ava, run
         assert contents(ava / "run") == before
 
 
+@pytest.mark.slow
 def test_an_overwriting_run_keeps_the_old_one_until_its_first_epoch_is_done(ava, run, monkeypatch, whole):
     run(arguments(ava, experiment_dir_name=ava / "cut"))
     old = (ava / "cut" / "checkpoints" / "best.pth").read_bytes()

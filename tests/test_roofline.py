@@ -77,6 +77,7 @@ def test_a_step_has_three_forward_passes_products_and_memory_grows_with_the_batc
     assert weights * 0.5 < 1.5 * small.peak - 0.5 * large.peak < weights * 1.5
 
 
+@pytest.mark.slow
 def test_dense_ways_scatter_nothing():
     names = {way: {name for name, _ in count("eat_nano", 2, way=way).costs} for way in ("sampled", "dense")}
     assert "grid_sampler_2d_backward" in names["sampled"]
@@ -99,6 +100,7 @@ def test_kernel_is_counted_with_its_padding(monkeypatch):
     assert cost.flops == {torch.bfloat16: 2 * 2 * keys * 256 * 32, TF32: 2 * keys * 2 * 16**3}
 
 
+@pytest.mark.slow
 def test_command_prints_its_tables(capsys):
     words = "--tflops 790 --bandwidth 4.8 --model eat_nano --batch 2 --memory_batches 4 --precision fp16"
     assert roofline.main(words.split()) == 0

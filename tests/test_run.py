@@ -110,6 +110,7 @@ def test_two_runs_with_one_seed_are_identical(ava, run):
     assert metrics(other) != results[0]
 
 
+@pytest.mark.slow
 def test_resume_after_an_epoch_equals_an_uninterrupted_run(ava, run, monkeypatch, trained):
     given = {
         "init_lr": 1e-3,

@@ -345,6 +345,7 @@ def test_a_damaged_search_is_told(fake, command):
     assert f"{fake / 's' / 'search.db'}: damaged" in err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("odd", ["plain", "a?b {c} #%d é"])
 def test_the_study_may_be_in_another_database(fake, command, odd):
     (fake / odd).mkdir()

@@ -34,6 +34,7 @@ def options(**given):
     return option.complete({"path_to_images": "a", "path_to_save_csv": "b", "dataset": "ava"} | given)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("amp", ["bf16", "fp16"])
 def test_training_in_half_precision_keeps_weights_and_evaluation_in_float32(ava, run, amp):
     status, result, err = run(arguments(ava, amp=amp, init_lr=1e-4, batch_size=3))

@@ -107,6 +107,7 @@ def as_a_trial(ava, monkeypatch, **point):
     monkeypatch.setenv(trial.DRIVEN, json.dumps(own | {"started": started(os.getpid())}))
 
 
+@pytest.mark.slow
 def test_a_trial_goes_on_from_its_checkpoint(ava, run, monkeypatch):
     as_a_trial(ava, monkeypatch, init_lr=1e-3)
     rest = arguments(ava, experiment_dir_name=None, num_epoch=3)
@@ -131,6 +132,7 @@ def test_a_trial_that_cannot_start_says_why_in_its_folder(ava, run, monkeypatch)
     assert "init_lr = -1 must be greater than 0" in ended["reason"]
 
 
+@pytest.mark.slow
 def test_a_folder_of_runs_made_without_a_search(ava, run, command):
     for number, lr in enumerate((1e-3, 1e-5)):
         assert run(arguments(ava, experiment_dir_name=ava / "runs" / f"r{number}", init_lr=lr))[0] == 0
@@ -209,6 +211,7 @@ def test_bad_options_files_are_named(ava, run, content, message):
     assert message in err
 
 
+@pytest.mark.slow
 def test_the_command_line_comes_over_an_options_file(ava, run):
     words = arguments(ava)
     given = dict(zip([word[2:] for word in words[::2]], words[1::2], strict=True)) | {
