@@ -25,6 +25,7 @@ from inference import trained
 from inference.tested import judge
 from inference.trained import Origin, pick_origin
 from models import EAT, Weights, load_weights, read_weights, released_style
+from models.weights import evaluated_with
 from photographs import demo
 from photographs.labels import Format
 from searching import trial
@@ -121,13 +122,15 @@ def gather_options(given: dict) -> tuple[argparse.Namespace, Weights | None]:
     given = trial.options(given)
     if given.get("resume") and given.get("experiment_dir_name"):
         given = option.resumed(given, Path(given["experiment_dir_name"]) / "options.json")
-    options, weights = option.complete(given), None
+    options, weights, settings = option.complete(given), None, {}
     if options.path_to_model_weight and not options.resume:
         weights = read_weights(options.path_to_model_weight)
         Seen.from_texts(weights.photographs, weights.path)  # damaged: told now, not after the test
     if options.eval and "model" not in given:
         options.model = trained.origin(weights).get("model", options.model)
-    option.complete_network(options, given, weights.settings if weights else {})
+    if weights:
+        settings = evaluated_with(weights) if options.eval else weights.settings
+    option.complete_network(options, given, settings)
     return options, weights
 
 

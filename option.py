@@ -135,7 +135,7 @@ GROUPS: dict[str, tuple[Option, ...]] = {
     "model": (
         _tunable("model", str, None, "the network; with --eval as the weights say, where they do", choices=MODELS),
         _tunable("drop_path_rate", float, None, "drop path of the last block (default: the model's)", low=0, high=0.9),
-        _tunable("interest_points", str, None, "mean over the batch, as released; each image its own; or a running mean (default: as the weights were trained, else batch)", choices=("batch", "image", "running")),
+        _tunable("interest_points", str, None, "mean over the batch, as released; each image its own; a running mean; or none but the cell centres of plain DAT (default: as the weights were trained, else batch)", choices=("batch", "image", "running", "grid")),
         Option("calibrate_points", int, None, "--interest_points running: first estimate them from N training images, and save them", low=1),
         Option("sync_interest_points", bool, False, "several processes: the batch's mean is over all of them"),
         _tunable("refinement", str, None, "offsets: the released rule; left alone; or explored, then left alone (default: as the weights were trained, else released)", choices=("released", "off", "scheduled")),
@@ -281,8 +281,9 @@ def complete_network(options: argparse.Namespace, given: Mapping, settings: Mapp
         raise InputError(f"--compile does not go with {both}; leave one out")
     if options.interest_points != "running":
         _refuse(("calibrate_points",), given, "interest_points running", options.interest_points)
-    if options.interest_points == "image":
-        _refuse(("sync_interest_points",), given, "interest_points batch or running", "image")
+    if options.interest_points in ("image", "grid"):
+        found = options.interest_points
+        _refuse(("sync_interest_points",), given, "interest_points batch or running", found)
     if options.refinement != "scheduled":
         names = ("explore_share", "explore_same", "explore_other", "handover", "eval_refinement")
         _refuse(names, given, "refinement scheduled", options.refinement)

@@ -29,6 +29,7 @@ HUB_METRICS = {"srcc": "spearmanr", "plcc": "pearsonr", "accuracy": "accuracy"} 
 POINTS = {
     "image": "of each photograph alone: its score does not depend on others",
     "running": "a mean over the training photographs, kept: a score does not depend on other photographs",
+    "grid": "none: the centres of its cells, as in plain DAT; a score does not depend on other photographs",
     "batch": "**means over the batch, as released: a score depends on the photographs beside it**",
 }
 CARD = Path(__file__).with_name("card.md")

@@ -20,7 +20,7 @@ WEIGHTS = (
     Option("model", str, None, "the network (default: as the file says, or by its tensors)", choices=MODELS),
     Option("score_min", float, None, "--dataset csv: lowest possible score, where the file does not say"),
     Option("score_max", float, None, "--dataset csv: highest possible score, where the file does not say"),
-    Option("interest_points", str, None, "each image's own; a running mean; or of the batch, as released: scores then depend on the batch (default: as trained, but each image's own instead of the batch's)", choices=("image", "running", "batch")),
+    Option("interest_points", str, None, "each image's own; a running mean; none but plain DAT's cell centres; or of the batch, as released: scores then depend on the batch (default: as trained, but each image's own instead of the batch's)", choices=("image", "running", "grid", "batch")),
 )
 
 TABLE = {

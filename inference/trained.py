@@ -15,7 +15,7 @@ import models
 from dataset import Transform
 from inference.table import read_object
 from models import EAT, Weights, WeightsError, create_model, load_weights, read_weights
-from models.weights import POINT_MODES, TABLES
+from models.weights import POINT_MODES, TABLES, evaluated_with
 from option import DATASETS, InputError
 from photographs.decode import Resize
 from photographs.labels import FORMATS, Format
@@ -62,7 +62,7 @@ class Trained:
 
     @property
     def points(self) -> str:
-        """`image`, `running` or `batch`: the interest points' mode."""
+        """`image`, `running`, `grid` or `batch`: the interest points' mode."""
         return self.model.settings["interest_points"]
 
     def scores(self, outputs: np.ndarray | Tensor) -> np.ndarray | Tensor:
@@ -88,17 +88,13 @@ def load_trained(
 
     The variant, the dataset and its scale are what the file says, or the options of the run that it lies in; of a bare
     file the variant is recognised by its tensors, and ten outputs are AVA's. What is given must agree with the file.
-    interest_points: `image`, `running` or `batch`; by default as the weights were trained, but never `batch`: a
+    interest_points: `image`, `running`, `grid` or `batch`; by default as the weights were trained, but never `batch`: a
         network that was trained so has its running points calibrated (`will_calibrate`: the caller does it next), or else
-        takes each image's own.
+        takes each image's own. Of a file without points it is `grid`: plain DAT, without refinement.
     Raises InputError or WeightsError, each one line.
     """
     weights = source if isinstance(source, Weights) else read_weights(weights_file(source))
     path, known = weights.path, origin(weights)
-    if not any("ref_point14" in name for name in weights.state):
-        raise WeightsError(
-            f"{path}: has no interest points: plain DAT, or another network; it takes a trained EAT"
-        )
     head = weights.state.get("cls_head.weight")
     if head is None or head.ndim != 2:
         raise WeightsError(f"{path}: has no head (cls_head); it cannot score")
@@ -113,7 +109,7 @@ def load_trained(
         )
     dataset, scale = _scale(path, dataset, score_range or scale, len(head))
     points, notes = _points(weights, interest_points, will_calibrate)
-    refinement = weights.settings.get("refinement", "released")
+    refinement = evaluated_with(weights).get("refinement", "released")
     network = create_model(name, len(head), interest_points=points, refinement=refinement)
     load_weights(network, weights)
     network.purpose = {"model": name, "dataset": dataset, "score_range": list(scale)}
@@ -142,7 +138,7 @@ def recognise(weights: Weights) -> str:
     for left_out in ((), TABLES):
         for name in models.list_models():
             with torch.device("meta"):
-                own = create_model(name, outputs).state_dict()
+                own = create_model(name, outputs, **evaluated_with(weights)).state_dict()
             if _shapes(own, left_out) == _shapes(weights.state, left_out):
                 return name
     raise WeightsError(
@@ -258,9 +254,13 @@ def _scale(path: Path, dataset: str | None, given, outputs: int) -> tuple[str, t
 
 def _points(weights: Weights, given: str | None, will_calibrate: bool) -> tuple[str, list[str]]:
     """The mode of the interest points, and what to tell of it."""
-    trained = weights.settings.get("interest_points", "batch")
+    trained = evaluated_with(weights).get("interest_points", "batch")
     if given not in (None, *POINT_MODES):
         raise InputError(f"interest points {given!r}: choose from {', '.join(POINT_MODES)}")
+    if trained == "grid" and (will_calibrate or given not in (None, "grid")):
+        raise InputError(
+            f"{weights.path}: has no interest points, as plain DAT; leave the option for them out"
+        )
     if will_calibrate:
         if given not in (None, "running"):
             raise InputError(f"--calibrate_on belongs to --interest_points running, not {given}")

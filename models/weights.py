@@ -65,9 +65,9 @@ def load_weights(model: nn.Module, source: str | os.PathLike | Weights) -> list[
         `.safetensors`, or what `read_weights` made of it; names may begin with `module.`.
     A file without any `ref_point14` is a plain DAT: `ref_point14` keeps its fresh start, and so does `cls_head` where the
     network has points of its own or a head of another size; but for a file of ours that says `grid`, whose head is kept.
-    A network without points leaves out those of the file. Position tables of another resolution are resized, and their index and mask rebuilt; running
-    points of another resolution are left out. The model keeps its own `interest_points` and `refinement`, whatever
-    the file says of its own. Anything else that is missing, unexpected or misshapen is an error.
+    A network without points leaves out those of the file. Position tables of another resolution are resized, and their
+    index and mask rebuilt; running points of another resolution are left out. The model keeps its own `interest_points`
+    and `refinement`, whatever the file says of its own. Anything else that is missing, unexpected or misshapen is an error.
     """
     weights = source if isinstance(source, Weights) else read_weights(source)
     path, state = weights.path, weights.state
@@ -101,6 +101,12 @@ def load_weights(model: nn.Module, source: str | os.PathLike | Weights) -> list[
         raise WeightsError(f"{path} does not fit this network: {'; '.join(problems)}")
     model.load_state_dict({name: state.get(name, value) for name, value in own.items()})
     return sorted(fresh)
+
+
+def evaluated_with(weights: Weights) -> dict[str, str]:
+    """The settings by which a file's network is evaluated where none are asked for: its own; of one without points, DAT's."""
+    plain = {} if _has_points(weights.state) else {"interest_points": "grid", "refinement": "off"}
+    return plain | weights.settings
 
 
 def _has_points(names: Iterable[str]) -> bool:

@@ -157,7 +157,7 @@ def test_outputs_that_are_not_finite_are_an_error(tmp_path, album, weights, comm
     [
         (lambda path: path.write_text("hello"), "not a readable weights file (it holds something else)"),
         (lambda path: None, "no such weights file"),
-        (lambda path: save({"conv.weight": 1}, path), "has no interest points"),
+        (lambda path: save({"conv.weight": 1}, path), "has no head"),
         (
             lambda path: save({"ref_point14.weight": 1, "cls_head.weight": 2, "cls_head.bias": 1}, path),
             "another network's",

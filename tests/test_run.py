@@ -151,14 +151,45 @@ def test_resume_from_damaged_options_is_one_line(ava, run, content, ran):
     assert len(err.splitlines()) == 1
 
 
-def test_eval_of_plain_dat_is_refused(ava, run, ran):
+def test_plain_dat_is_evaluated_by_its_grid_and_trained_with_points(ava, run, ran):
     state = torch.load(ava / "run" / "checkpoints" / "best.pth", weights_only=True)
     torch.save({"model": {n: v for n, v in state.items() if "ref_point14" not in n}}, ava / "dat.pth")
     given = {"path_to_model_weight": ava / "dat.pth", "experiment_dir_name": ava / "dat"}
+    status, result, err = run(arguments(ava, eval=True, **given))
+    assert status == 0, err
+    assert (result["interest_points"], result["refinement"]) == ("grid", "off")
+    assert metrics(result) != metrics(ran)
+    status, _, err = run(
+        arguments(ava, eval=True, interest_points="image", **given | {"experiment_dir_name": ava / "e"})
+    )
+    assert status == 2
+    assert "dat.pth: plain DAT, without interest points" in err
+    _, result, _ = run(arguments(ava, overwrite=True, **given))
+    assert (result["interest_points"], result["refinement"]) == ("batch", "released")
+
+
+def test_imagenets_head_is_one_line_in_evaluation(ava, run, ran):
+    state = torch.load(ava / "run" / "checkpoints" / "best.pth", weights_only=True)
+    state = {n: v for n, v in state.items() if "ref_point14" not in n}
+    state |= {"cls_head.weight": torch.zeros(1000, 16), "cls_head.bias": torch.zeros(1000)}
+    torch.save({"model": state}, ava / "in1k.pth")
+    given = {"path_to_model_weight": ava / "in1k.pth", "experiment_dir_name": ava / "dat"}
     status, _, err = run(arguments(ava, eval=True, **given))
     assert status == 2
-    assert "dat.pth: plain DAT" in err
-    assert run(arguments(ava, **given))[0] == 0
+    assert "in1k.pth: has 1000 outputs, ava needs 10" in err
+    assert len(err.splitlines()) == 1
+
+
+def test_a_run_with_the_grid_has_no_points_and_is_evaluated_as_trained(ava, run, trained, caplog):
+    caplog.set_level(logging.INFO)
+    result = trained(interest_points="grid", refinement="off", accumulate=2)
+    weights = result["files"]["best"]
+    state = torch.load(weights, weights_only=True)
+    assert not any("ref_point14" in name for name in state)
+    given = {"path_to_model_weight": weights, "experiment_dir_name": ava / "e"}
+    assert metrics(run(arguments(ava, eval=True, **given))[1]) == metrics(result)
+    assert "interest points: grid; offset refinement: off" in caplog.text
+    assert "interest points are means" not in caplog.text
 
 
 def test_resume_refuses_another_recipe(ava, run, ran):

@@ -9,6 +9,7 @@ from conftest import make_weights
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
+import models
 from option import InputError
 from predict import Scorer
 
@@ -136,6 +137,20 @@ def test_batch_points_are_refused(tmp_path):
     with pytest.raises(InputError, match="would make scores depend on it"):
         Scorer(make_weights(tmp_path / "w.pth"), interest_points="batch")
     assert Scorer(make_weights(tmp_path / "b.pth", points="batch"), device="cpu").trained.points == "image"
+
+
+def test_a_file_without_points_is_scored_as_plain_dat(tmp_path, pictures):
+    state = torch.load(make_weights(tmp_path / "w.pth", bare=True), weights_only=True)
+    torch.save({n: v for n, v in state.items() if "ref_point14" not in n}, tmp_path / "dat.pth")
+    plain = Scorer(tmp_path / "dat.pth", device="cpu")
+    settings = {"interest_points": "grid", "refinement": "off"}
+    assert plain.trained.model.settings == settings
+    network = models.create_model("eat_nano", **settings).eval()
+    models.load_weights(network, tmp_path / "dat.pth")
+    plain.trained.model = network
+    assert plain(pictures[0]) == Scorer(tmp_path / "dat.pth", device="cpu")(pictures[0])
+    with pytest.raises(InputError, match="has no interest points, as plain DAT"):
+        Scorer(tmp_path / "dat.pth", interest_points="image")
 
 
 def test_a_resizes_overshoot_is_cut_off(scorer, pictures):

@@ -161,7 +161,7 @@ def _fill(model: EAT, weights: Weights, options: argparse.Namespace) -> None:
         return
     lacks = None
     if plain:
-        lacks = "plain DAT, without EAT's head: train it before --eval"
+        lacks = "plain DAT, without interest points: leave --interest_points out, or train it before --eval"
     elif uncalibrated(model) and not options.calibrate_points:
         lacks = "has no running interest points; --calibrate_points N estimates them from N training images, "
         lacks += "--interest_points batch evaluates as released"
@@ -188,7 +188,7 @@ def network_notes(options: argparse.Namespace, weights: Weights | None) -> list[
         if processes == 1:
             notes.append("--sync_interest_points changes nothing: there is one process")
     step = options.batch_size * options.accumulate * processes
-    if options.interest_points != "image" and not options.eval and images != step:
+    if options.interest_points in ("batch", "running") and not options.eval and images != step:
         means = f"means over the {images} images of a {mean_of}"
         notes.append(f"interest points are {means}, not over the {step} images of a step")
     return notes
