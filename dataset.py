@@ -21,6 +21,10 @@ from photographs.cache import Cache
 from photographs.decode import Encoded, Resize, read_fast, read_pil, read_plain_jpeg, undecodable
 from photographs.labels import Format, Labels, find_images, hold_out, read_labels
 
+# The mean and the deviation of red, green and blue, in [0, 1], that a network's input is normalised by.
+Statistics = tuple[tuple[float, ...], tuple[float, ...]]
+IMAGENET: Statistics = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
+
 
 class Batch(NamedTuple):
     """As it leaves the loader: a quarter of what the network's input takes, which `to_input` makes of it."""
@@ -70,8 +74,11 @@ class Transform:
         return resized[top : top + self.size, left : left + self.size], flip
 
 
-def to_input(batch: Batch, device: torch.device) -> Tensor:
-    """The normalised float32 input of the network, (B, 3, H, W) on the device. Raises InputError."""
+def to_input(batch: Batch, device: torch.device, statistics: Statistics = IMAGENET) -> Tensor:
+    """The normalised float32 input of the network, (B, 3, H, W) on the device. Raises InputError.
+
+    statistics: the mean and the deviation that the network takes, as its attribute of that name has them.
+    """
     if isinstance(batch.images, Encoded):
         try:
             images = batch.images.decode(device)
@@ -83,21 +90,20 @@ def to_input(batch: Batch, device: torch.device) -> Tensor:
             raise InputError(f"a picture of {', '.join(batch.names)} {reason}; {remedy}") from error
     else:
         images = batch.images.to(device, non_blocking=True)
-    return network_input(images, batch.flips.to(device, non_blocking=True))
+    return network_input(images, batch.flips.to(device, non_blocking=True), statistics)
 
 
-def network_input(images: Tensor, flips: Tensor) -> Tensor:
+def network_input(images: Tensor, flips: Tensor, statistics: Statistics = IMAGENET) -> Tensor:
     """(B, 3, H, W) uint8 pixels, where they are, to the normalised float32 input of the network, mirrored by `flips`."""
     images = torch.where(flips.view(-1, 1, 1, 1), images.flip(-1), images)
-    mean, std = _statistics(images.device)
+    mean, std = _statistics(statistics, images.device)
     return images.float().div_(255).sub_(mean).div_(std)
 
 
 @cache
 @torch.inference_mode(False)  # whoever asks first
-def _statistics(device: torch.device) -> tuple[Tensor, ...]:
-    both = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-    return tuple(torch.tensor(values, device=device).view(3, 1, 1) for values in both)
+def _statistics(statistics: Statistics, device: torch.device) -> tuple[Tensor, ...]:
+    return tuple(torch.tensor(values, device=device).view(3, 1, 1) for values in statistics)
 
 
 class Sample(NamedTuple):

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 from torch.utils.data import DataLoader
 
 import option
@@ -24,7 +25,8 @@ from evaluation.seen import Seen
 from inference import trained
 from inference.tested import judge
 from inference.trained import Origin, pick_origin
-from models import EAT, Weights, load_weights, read_weights, released_style
+from models import Weights, load_weights, read_weights, released_style
+from models.backbone import weights_path
 from models.weights import evaluated_with
 from photographs import demo
 from photographs.labels import Format
@@ -74,7 +76,7 @@ class Job:
     options: argparse.Namespace
     form: Format
     splits: Splits
-    model: EAT
+    model: nn.Module
     precisions: tuple[Precision, Precision]
     origin: Origin
     folder: Path
@@ -124,7 +126,7 @@ def gather_options(given: dict) -> tuple[argparse.Namespace, Weights | None]:
         given = option.resumed(given, Path(given["experiment_dir_name"]) / "options.json")
     options, weights, settings = option.complete(given), None, {}
     if options.path_to_model_weight and not options.resume:
-        weights = read_weights(options.path_to_model_weight)
+        weights = read_weights(weights_path(options.path_to_model_weight))
         Seen.from_texts(weights.photographs, weights.path)  # damaged: told now, not after the test
     if options.eval and "model" not in given:
         options.model = trained.origin(weights).get("model", options.model)

@@ -20,6 +20,7 @@ class InputError(ValueError):
 
 DATASETS = ("demo", "ava", "tad66k", "flickr_aes", "aadb", "para", "csv")
 MODELS = ("eat_nano", "eat_tiny", "eat_small", "eat_base", "eat_base_384")
+ANY_MODEL = (*MODELS, "timm/NAME")  # NAME: any that timm has
 RELEASED_PROTOCOLS = ("ava", "tad66k")
 CPUS = os.cpu_count() or 1
 
@@ -50,7 +51,7 @@ class Option:
     type: Callable[[str], Any]
     default: Any
     help: str
-    choices: Sequence[str] | None = None
+    choices: Sequence[str] | None = None  # a last one that ends in NAME stands for all that begin as it does
     low: float | None = None
     high: float | None = None
     positive: bool = False
@@ -60,6 +61,12 @@ class Option:
     nargs: str | None = None  # as argparse has it; "append": may be given again and again
     positional: bool = False
     required: bool = False
+
+    @property
+    def beginning(self) -> str | None:
+        """How the values begin that stand in no list."""
+        last = (self.choices or ("",))[-1]
+        return last.removesuffix("NAME") if last.endswith("NAME") else None
 
     def check(self, value: Any, source: str) -> Any:
         """`value` in this option's type, or InputError naming the option, the value and the remedy.
@@ -79,12 +86,14 @@ class Option:
         except (TypeError, ValueError, OverflowError):
             raise InputError(f"{where} is not {_ARTICLES[kind]}") from None
         limits = f"at least {low}" if high is None else f"between {low or 0} and {high}"
+        listed = not self.choices or value in self.choices
+        named = self.beginning is not None and str(value).startswith(self.beginning)
         outside = (low is not None and value < low) or (high is not None and value > high)
         for wrong, problem in (  # beyond 2**53 a float, as a file may give one, is not exact
             (kind is int and abs(value) >= 2**53, " is too large"),
             (kind is float and not math.isfinite(value), " is not a finite number"),
             (kind is str and not value.strip(), " is empty; give a value or leave the option out"),
-            (self.choices and value not in self.choices, f": choose from {', '.join(self.choices or ())}"),
+            (not (listed or named), f": choose from {', '.join(self.choices or ())}"),
             (self.positive and not value > 0, " must be greater than 0"),
             (outside, f" must be {limits}"),
         ):
@@ -133,7 +142,8 @@ GROUPS: dict[str, tuple[Option, ...]] = {
         Option("seed", int, 0, "seed of weights, order and augmentation", low=0, high=2**32 - 1),
     ),
     "model": (
-        _tunable("model", str, None, "the network; with --eval as the weights say, where they do", choices=MODELS),
+        _tunable("model", str, None, "the network, one of EAT's or of timm's; with --eval as the weights say, where they do", choices=ANY_MODEL),
+        Option("pretrained", bool, False, "--model timm/NAME: start from the weights that timm fetches"),
         _tunable("drop_path_rate", float, None, "drop path of the last block (default: the model's)", low=0, high=0.9),
         _tunable("interest_points", str, None, "mean over the batch, as released; each image its own; a running mean; or none but the cell centres of plain DAT (default: as the weights were trained, else batch)", choices=("batch", "image", "running", "grid")),
         Option("calibrate_points", int, None, "--interest_points running: first estimate them from N training images, and save them", low=1),
@@ -172,6 +182,11 @@ GROUPS: dict[str, tuple[Option, ...]] = {
     ),
 }
 # fmt: on
+
+# Options of what a network of timm does not have.
+_POINTS = ("interest_points", "calibrate_points", "sync_interest_points")
+_REFINEMENT = ("explore_share", "explore_same", "explore_other", "handover", "eval_refinement")
+EATS_OWN = (*_POINTS, "refinement", *_REFINEMENT, "attention", "save_released_style")
 
 OPTIONS: dict[str, Option] = {option.name: option for group in GROUPS.values() for option in group}
 
@@ -238,7 +253,12 @@ def check_together(options: argparse.Namespace, given: Mapping[str, Any]) -> Non
     ):
         if getattr(options, name) and not getattr(options, needed):
             raise InputError(f"--{name} needs --{needed}, the {what}")
-    for first, second in (("resume", "overwrite"), ("resume", "eval"), ("eval", "released_protocol")):
+    for first, second in (
+        ("resume", "overwrite"),
+        ("resume", "eval"),
+        ("eval", "released_protocol"),
+        ("pretrained", weights),
+    ):
         if getattr(options, first) and getattr(options, second):
             raise InputError(f"--{first} and --{second} exclude each other; leave one out")
     if options.deterministic and options.attention == "sampled":
@@ -272,7 +292,15 @@ def complete_loss(options: argparse.Namespace, votes: bool) -> None:
 
 
 def complete_network(options: argparse.Namespace, given: Mapping, settings: Mapping[str, str]) -> None:
-    """Fill in the network's settings, those of the weights (`settings`) where none is given. Raises InputError."""
+    """Fill in the network's settings, those of the weights (`settings`) where none is given. Raises InputError.
+
+    A network of timm has none: its EATS_OWN are None.
+    """
+    if options.model not in MODELS:
+        _refuse(EATS_OWN, given, "model eat_*", options.model)
+        vars(options).update(dict.fromkeys(EATS_OWN))
+        return
+    _refuse(("pretrained",), given, "model timm/NAME", options.model)
     for name, released in (("interest_points", "batch"), ("refinement", "released")):
         if getattr(options, name) is None:
             setattr(options, name, settings.get(name, released))
@@ -285,8 +313,7 @@ def complete_network(options: argparse.Namespace, given: Mapping, settings: Mapp
         found = options.interest_points
         _refuse(("sync_interest_points",), given, "interest_points batch or running", found)
     if options.refinement != "scheduled":
-        names = ("explore_share", "explore_same", "explore_other", "handover", "eval_refinement")
-        _refuse(names, given, "refinement scheduled", options.refinement)
+        _refuse(_REFINEMENT, given, "refinement scheduled", options.refinement)
 
 
 def _refuse(names: Sequence[str], given: Mapping[str, Any], owner: str, found: str) -> None:

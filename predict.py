@@ -67,19 +67,26 @@ class Prediction:
         self.options, self.device = options, pick_device(options.gpu_id)
         self.sources = Sources(options.paths, options.list)
         self.trained = arguments.load(options)
+        self.refuse_to_look()
         self.trained.model.to(self.device)
         self.precision = pick_precision(options.amp, self.device)
         reference = None
         if options.reference:
             reference, notes = read_reference(options.reference, self.trained)
             self.trained.notes += notes
-        self.looking = bool(options.explain or options.report)
+        self.looking = bool(options.explain or options.report) and self.trained.points is not None
         self.rows = Rows(self.trained, reference, bool(options.explain), background=self.looking)
         self.other = pages.read_other(options.compare, self.trained, self.device) if options.compare else None
         self.table = Table(options.out, self.rows.columns) if options.out else None
         self.gallery = pages.Gallery(options.report_images) if options.report else None
         self.screen, self.seen = Screen(self.trained, options.out), set()
         self.nothing = f"no photographs in {', '.join(options.paths + options.list)}"
+
+    def refuse_to_look(self) -> None:
+        """Raises InputError for options of where a network looks that has no deformable layers."""
+        for name in ("explain", "layer", "mask"):
+            if self.trained.points is None and getattr(self.options, name) not in (None, arguments.ALL):
+                raise InputError(f"--{name}: {self.trained.name} has no deformable layers; leave it out")
 
     def run(self, watch: Watch) -> int:
         """Do what the options ask. Returns 1 where a photograph has an error, else 0. Raises Interrupted."""
@@ -101,7 +108,8 @@ class Prediction:
         for note in trained.notes + (self.other.trained.notes if self.other and self.other.trained else []):
             log.info("%s", note)
         scale = f"trained on {trained.dataset}, scores {low:g} to {high:g}"
-        log.info("%s %s, %s interest points, on %s", trained.name, scale, trained.points, self.device)
+        points = "" if trained.points is None else f", {trained.points} interest points"
+        log.info("%s %s%s, on %s", trained.name, scale, points, self.device)
 
     def score(self, total: int | None, watch: Watch) -> None:
         """Score the photographs that have no row yet."""
@@ -176,7 +184,7 @@ class Prediction:
                 shown.update(len(batch.paths))
                 used += len(batch.images)
                 if len(batch.images):
-                    yield unturned_input(batch.images, self.device)
+                    yield unturned_input(batch.images, trained.model, self.device)
 
         with bar("calibrate", len(drawn)) as shown:
             try:

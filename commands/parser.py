@@ -64,7 +64,7 @@ def _words(option: Option, only_given: bool) -> dict[str, Any]:
     if only_given:
         return words
     words["type"] = {int: whole(option.low or 0, option.high), float: finite}.get(option.type, option.type)
-    words["choices"] = option.choices
+    words["choices"] = option.choices if option.beginning is None else None
     if option.nargs:
         words |= {"action": "append"} if option.nargs == "append" else {"nargs": option.nargs}
     return words | ({} if option.positional else {"required": option.required})

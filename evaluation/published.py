@@ -64,8 +64,8 @@ def departures(
     dataset: str,
     *,
     model: str,
-    interest_points: str,
-    refinement: str,
+    interest_points: str | None,
+    refinement: str | None,
     batch_size: int,
     decoder: str,
     half_precision: bool,
@@ -79,8 +79,9 @@ def departures(
     found = {
         f"batches of {batch_size}, not of {BATCH}: a score depends on its batch": interest_points == "batch"
         and batch_size != BATCH,
-        f"interest points of {interest_points}, not means over each batch": interest_points != "batch",
-        f"offset refinement {refinement}, not the released rule": refinement != "released",
+        f"interest points of {interest_points}, not means over each batch": interest_points
+        not in (None, "batch"),
+        f"offset refinement {refinement}, not the released rule": refinement not in (None, "released"),
         f"{model}, not eat_base": model != "eat_base",
         f"pictures decoded by {decoder}, not by PIL": decoder != "pil",
         "matrix products in half precision": half_precision,

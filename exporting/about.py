@@ -8,7 +8,6 @@ from hashlib import sha256
 import numpy as np
 import torch
 from PIL import Image
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
 from inference.trained import Trained
@@ -32,13 +31,14 @@ class Scorer(nn.Module):
 def describe(trained: Trained) -> dict:
     """Everything that a program needs to use the network without this project. JSON values only."""
     (low, high), votes, resize = trained.score_range, trained.outputs > 1, trained.resize
+    mean, std = trained.model.statistics
     shares = f"shares of the votes 1 to {trained.outputs}, raw: no softmax, and they need not sum to 1"
     return {
         "model": trained.name,
         "dataset": trained.dataset,
         "score_range": [low, high],
         "interest_points": trained.points,
-        "refinement": trained.model.settings["refinement"],
+        "refinement": trained.model.settings.get("refinement"),
         "depends_on_batch": trained.points == "batch",
         "prediction": {
             "outputs": trained.outputs,
@@ -60,8 +60,8 @@ def describe(trained: Trained) -> dict:
                 "as": f"PIL.Image.resize(({resize.side}, {resize.side}), {resize.method.upper()})",
             },
             "divide_by": 255.0,
-            "mean": list(IMAGENET_DEFAULT_MEAN),
-            "std": list(IMAGENET_DEFAULT_STD),
+            "mean": list(mean),
+            "std": list(std),
             "layout": "NCHW",
             "dtype": "float32",
         },

@@ -42,7 +42,7 @@ def our_input(trained: Trained, files: list[bytes]) -> torch.Tensor:
     """(N, 3, H, W), as evaluation makes it."""
     pixels = np.stack([read_pil(io.BytesIO(file), trained.resize) for file in files])
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
-    return network_input(images, torch.zeros(len(images), dtype=torch.bool))
+    return network_input(images, torch.zeros(len(images), dtype=torch.bool), trained.model.statistics)
 
 
 @torch.no_grad()

@@ -14,7 +14,6 @@ from commands.files import to_json
 from exporting.about import KEY, Scorer
 from exporting.check import ExportError, Runner
 from inference.trained import Trained
-from models.sampling import gathers
 
 OPSETS = (18, 23)  # from the first that PyTorch's exporter writes
 OPSET = 20  # has GELU as one operator; eat_tiny ran 1.07 times as fast as with 18 in ONNX Runtime
@@ -56,6 +55,8 @@ def write_onnx(trained: Trained, path: Path, about: dict, gather: bool, int8: bo
 
 
 def _convert(trained: Trained, gather: bool, opset: int) -> torch.onnx.ONNXProgram:
+    from models.sampling import gathers
+
     with gathers() if gather else nullcontext():
         program = trace(trained)
     names = {"input_names": ["images"], "output_names": ["prediction", "score"]}

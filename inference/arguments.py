@@ -10,14 +10,14 @@ from pathlib import Path
 from commands.parser import Parser
 from inference.explain import ALL
 from inference.trained import Trained, load_trained
-from option import CPUS, DATASETS, MODELS, InputError, Option
+from option import ANY_MODEL, CPUS, DATASETS, InputError, Option
 
 # fmt: off
 # What every command that uses trained weights asks for; see `trained.load_trained`.
 WEIGHTS = (
     Option("weights", str, None, "a run's folder or its best.pth, a released checkpoint, a .safetensors, or a folder that `export.py --to hub` wrote", metavar="FILE", required=True),
     Option("dataset", str, None, "what it was trained on, where the file does not say", choices=DATASETS),
-    Option("model", str, None, "the network (default: as the file says, or by its tensors)", choices=MODELS),
+    Option("model", str, None, "the network (default: as the file says, or by its tensors)", choices=ANY_MODEL),
     Option("score_min", float, None, "--dataset csv: lowest possible score, where the file does not say"),
     Option("score_max", float, None, "--dataset csv: highest possible score, where the file does not say"),
     Option("interest_points", str, None, "each image's own; a running mean; none but plain DAT's cell centres; or of the batch, as released: scores then depend on the batch (default: as trained, but each image's own instead of the batch's)", choices=("image", "running", "grid", "batch")),

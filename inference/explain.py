@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,8 +20,10 @@ from PIL import Image
 from torch import Tensor, nn
 
 from commands.files import atomic_write
-from models.attention import DeformableAttention
 from option import InputError
+
+if TYPE_CHECKING:
+    from models.attention import DeformableAttention
 
 # Okabe and Ito's colours, told apart with every kind of colour vision; shapes differ, too.
 POINT, KEPT, DAMPED = "#56B4E9", "#E69F00", "#CC79A7"
@@ -78,6 +81,8 @@ class Looker:
 
 def pick_layers(model: nn.Module, which: str) -> list[str]:
     """The names of the deformable layers, or the one named. Raises InputError for a name that is none's."""
+    from models.attention import DeformableAttention  # here: a network of timm's needs none of EAT's parts
+
     names = [name for name, module in model.named_modules() if isinstance(module, DeformableAttention)]
     if which == ALL:
         return names

@@ -136,7 +136,8 @@ def write(
     scored = [row["image"] for row, _ in chosen if row["score"] is not None]
     seen = {row["image"]: attention for row, attention in chosen}
     # Rows of an earlier run, to which this one has appended: the table does not say where the network looked.
-    if unseen := [image for image in scored if seen[image] is None]:
+    unseen = [image for image in scored if seen[image] is None]
+    if unseen and trained.points is not None:
         with Looker(trained.model, options.layer) as looker:
             for result in again(trained, unseen, looker):
                 seen[result.path] = mean_mass(list(result.looks.values())) if result.looks else None
@@ -178,7 +179,7 @@ def _page(trained: Trained, gallery: Gallery, other: Other | None, photos: Seque
         "Network": trained.name,
         "Trained on": trained.dataset,
         "Scale": f"{low:g} to {high:g}",
-        "Interest points": trained.points,
+        **({} if trained.points is None else {"Interest points": trained.points}),
         "Photographs": f"{gallery.count}",
         "Made": time.strftime("%Y-%m-%d %H:%M"),
     }

@@ -10,7 +10,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 
 from inference.photos import explain_failure, open_rgb, to_rgb
@@ -71,8 +70,7 @@ class Scorer:
         self.as_loss, self.upright, self.batch_size = as_loss, upright, batch_size
         self.score_range = self.trained.score_range
         self._mean, self._std = (
-            torch.tensor(values, device=self.device).view(3, 1, 1)
-            for values in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
+            torch.tensor(values, device=self.device).view(3, 1, 1) for values in self.trained.model.statistics
         )
 
     def __repr__(self) -> str:
@@ -114,7 +112,8 @@ class Scorer:
         squares = np.stack([np.asarray(self.trained.resize.pil(self._picture(one))) for one in photographs])
         images = torch.from_numpy(squares).permute(0, 3, 1, 2)
         with torch.inference_mode():
-            scores = self.trained.scores(self.trained.model(unturned_input(images, self.device)))
+            model = self.trained.model
+            scores = self.trained.scores(model(unturned_input(images, model, self.device)))
         return scores.clone() if self.as_loss else scores  # inference tensors take no part in autograd
 
     def _picture(self, photograph: Photograph) -> Image.Image:

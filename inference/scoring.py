@@ -80,16 +80,16 @@ def run(trained: Trained, images: torch.Tensor, precision: Precision, looker: Lo
     """Raw outputs (B, levels) float32 of pixels (B, 3, H, W) uint8; and by layer a list of Looks, if there is a looker."""
     remedy = f"try --batch_size {max(1, len(images) // 2)}"
     with torch.inference_mode(), memory_watched(len(images), precision.device, remedy):
-        inputs = unturned_input(images, precision.device)
+        inputs = unturned_input(images, trained.model, precision.device)
         with precision():
             outputs = trained.model(inputs)
         return outputs.float().cpu().numpy(), looker.take() if looker else None
 
 
-def unturned_input(images: torch.Tensor, device: torch.device) -> torch.Tensor:
-    """The network's input of pixels (B, 3, H, W) uint8, none of them mirrored, on the device."""
+def unturned_input(images: torch.Tensor, model: torch.nn.Module, device: torch.device) -> torch.Tensor:
+    """The model's input of pixels (B, 3, H, W) uint8, none of them mirrored, on the device."""
     flips = torch.zeros(len(images), dtype=torch.bool, device=device)
-    return network_input(images.to(device, non_blocking=True), flips)
+    return network_input(images.to(device, non_blocking=True), flips, model.statistics)
 
 
 class Rows:

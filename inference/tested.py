@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from torch import nn
 
 from commands.files import atomic_write
 from commands.signals import Watch
@@ -22,7 +23,6 @@ from evaluation.figures import Figures, figures, released_accuracy
 from evaluation.seen import Seen
 from inference.report import DEMO, Page, Photo, choose, write_report
 from inference.trained import Origin
-from models import EAT
 from photographs.labels import Format
 from photographs.splits import Split, recognise
 from training.build import pick_decoders
@@ -157,7 +157,7 @@ def judge(
     options: argparse.Namespace,
     splits: Splits,
     form: Format,
-    model: EAT,
+    model: nn.Module,
     evaluation: Evaluation,
     precision: Precision,
     origin: Origin,

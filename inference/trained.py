@@ -9,14 +9,15 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import models
 from dataset import Transform
 from inference.table import read_object
-from models import EAT, Weights, WeightsError, create_model, load_weights, read_weights
+from models import Weights, WeightsError, create_model, load_weights, read_weights
+from models.backbone import PREFIX, head_outputs
 from models.weights import POINT_MODES, TABLES, evaluated_with
-from option import DATASETS, InputError
+from option import ANY_MODEL, DATASETS, InputError
 from photographs.decode import Resize
 from photographs.labels import FORMATS, Format
 from util import scores
@@ -43,8 +44,8 @@ class Trained:
     notes: what a user should know of its scores, line by line.
     """
 
-    model: EAT
-    name: str  # of the variant
+    model: nn.Module
+    name: str  # of the variant, or timm/NAME
     dataset: str
     score_range: tuple[float, float]
     path: Path
@@ -61,9 +62,9 @@ class Trained:
         return Transform(self.dataset, self.model.img_size, train=False).resize
 
     @property
-    def points(self) -> str:
-        """`image`, `running`, `grid` or `batch`: the interest points' mode."""
-        return self.model.settings["interest_points"]
+    def points(self) -> str | None:
+        """`image`, `running`, `grid` or `batch`: the interest points' mode; None: a network of timm, which has none."""
+        return self.model.settings.get("interest_points")
 
     def scores(self, outputs: np.ndarray | Tensor) -> np.ndarray | Tensor:
         """Scores (N,) on the dataset's own scale of raw outputs (N, levels) or (N, 1)."""
@@ -95,26 +96,26 @@ def load_trained(
     """
     weights = source if isinstance(source, Weights) else read_weights(weights_file(source))
     path, known = weights.path, origin(weights)
-    head = weights.state.get("cls_head.weight")
-    if head is None or head.ndim != 2:
-        raise WeightsError(f"{path}: has no head (cls_head); it cannot score")
-    name = _agreed(path, "model", model, known.get("model")) or recognise(weights)
-    if name not in models.list_models():
-        raise InputError(f"{path}: no model {name!r}; there are {', '.join(models.list_models())}")
+    name = _agreed(path, "model", model, known.get("model"))
+    if (outputs := head_outputs(weights, name)) is None:
+        whose = name or "EAT (cls_head)"
+        raise WeightsError(f"{path}: has no head of {whose}: another network's weights; --model says which")
+    name = name or recognise(weights)
+    if name not in models.list_models() and not name.startswith(PREFIX):
+        raise InputError(f"{path}: no model {name!r}; there are {', '.join(ANY_MODEL)}")
     dataset = _agreed(path, "dataset", dataset, known.get("dataset"))
     scale = known.get("score_range")
     if scale and score_range and tuple(score_range) != tuple(scale):
         raise InputError(
             f"--score_min and --score_max: {path} says {scale[0]:g} to {scale[1]:g}; leave them out"
         )
-    dataset, scale = _scale(path, dataset, score_range or scale, len(head))
-    points, notes = _points(weights, interest_points, will_calibrate)
-    refinement = evaluated_with(weights).get("refinement", "released")
-    network = create_model(name, len(head), interest_points=points, refinement=refinement)
+    dataset, scale = _scale(path, dataset, score_range or scale, outputs)
+    settings, notes = _settings(weights, name, interest_points, will_calibrate)
+    network = create_model(name, outputs, **settings)
     load_weights(network, weights)
     network.purpose = {"model": name, "dataset": dataset, "score_range": list(scale)}
     network.photographs = dict(weights.photographs)
-    if points == "running" and models.uncalibrated(network) and not will_calibrate:
+    if settings.get("interest_points") == "running" and models.uncalibrated(network) and not will_calibrate:
         raise InputError(f"{path}: {NO_RUNNING_POINTS}")
     network.eval().requires_grad_(False)
     return Trained(network, name, dataset, scale, path, notes)
@@ -133,7 +134,7 @@ def weights_file(path: str | Path) -> Path:
 
 def recognise(weights: Weights) -> str:
     """The variant whose names and shapes a file's tensors have. Raises WeightsError where it is none's."""
-    outputs = len(weights.state["cls_head.bias"]) if "cls_head.bias" in weights.state else 0
+    outputs = head_outputs(weights) or 0
     # First by all shapes, then but for the tables of another resolution: `load_weights` resizes those.
     for left_out in ((), TABLES):
         for name in models.list_models():
@@ -198,10 +199,10 @@ def pick_origin(options: argparse.Namespace, weights: Weights | None, form: Form
     The file, the run that it lies in or `--trained_on` say it; without a word, ten outputs are AVA's, and all others are
     taken as the labels' own. Raises InputError where that cannot be, or two say different ones.
     """
-    head = None if weights is None or not options.eval else weights.state.get("cls_head.bias")
-    if head is None:
+    outputs = None if weights is None or not options.eval else head_outputs(weights, options.model)
+    if outputs is None:
         return Origin(options.dataset, None, True)
-    outputs, known = len(head), origin(weights)
+    known = origin(weights)
     said = _agreed(weights.path, "trained_on", options.trained_on, known.get("dataset"))
     dataset = said or options.dataset
     if not said and outputs == FORMATS["ava"].outputs and options.dataset != "demo":
@@ -250,6 +251,19 @@ def _scale(path: Path, dataset: str | None, given, outputs: int) -> tuple[str, t
             f"{path}: the scores of {dataset} are {low:g} to {high:g}{votes}, not {given[0]:g} to {given[1]:g}"
         )
     return dataset, form.scale
+
+
+def _settings(
+    weights: Weights, name: str, points: str | None, will_calibrate: bool
+) -> tuple[dict[str, str], list[str]]:
+    """What a network of EAT is created with, and what to tell of it; nothing of one of timm's."""
+    if not name.startswith(PREFIX):
+        points, notes = _points(weights, points, will_calibrate)
+        refinement = evaluated_with(weights).get("refinement", "released")
+        return {"interest_points": points, "refinement": refinement}, notes
+    if points or will_calibrate:
+        raise InputError(f"{weights.path}: {name} has no interest points; leave the option for them out")
+    return {}, []
 
 
 def _points(weights: Weights, given: str | None, will_calibrate: bool) -> tuple[str, list[str]]:

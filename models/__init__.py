@@ -7,10 +7,12 @@ import importlib
 import os
 
 import timm
+from torch import nn
 
-from .backbone import PREFIX, create_backbone
+from . import weights
+from .backbone import PREFIX, create_backbone, load_backbone
 from .variants import VARIANTS
-from .weights import Weights, WeightsError, load_weights, read_weights, released_style
+from .weights import Weights, WeightsError, read_weights, released_style
 
 _LATER = {
     "EAT": "dat",
@@ -60,6 +62,14 @@ def create_model(name: str | os.PathLike, num_classes: int | None = None, **over
 
         return load_folder(name, num_classes, **overrides)
     raise ValueError(f"no model {name!r}; there are {', '.join(VARIANTS)}")
+
+
+def load_weights(model: nn.Module, source: str | os.PathLike | Weights) -> list[str]:
+    """Load weights into a network of EAT (`models.weights.load_weights`) or of timm (`models.backbone.load_backbone`).
+
+    Returns the names that keep their fresh start. Raises WeightsError, with the model left as it was.
+    """
+    return (weights.load_weights if model.settings else load_backbone)(model, source)
 
 
 def list_models() -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import timm
@@ -27,10 +28,7 @@ def create_backbone(name: str, num_classes: int = 10, pretrained: bool = False, 
     It has `img_size`, pixels of the square that it takes, and `statistics`, the mean and the deviation of its input.
     Raises InputError for a name that timm does not have, with the nearest, and for a network without a pooled head.
     """
-    bare = name.removeprefix(PREFIX)
-    if bare not in timm.list_models() and bare not in timm.list_pretrained():
-        near = difflib.get_close_matches(bare, timm.list_models(), 3, 0)
-        raise InputError(f"--model {name}: timm has no such model; the nearest are {', '.join(near)}")
+    bare = _bare(name)
     given = {name: value for name, value in settings.items() if value is not None}
     try:
         model = timm.create_model(bare, pretrained=pretrained, num_classes=num_classes, **given)
@@ -40,7 +38,7 @@ def create_backbone(name: str, num_classes: int = 10, pretrained: bool = False, 
         if not pretrained:
             raise
         raise InputError(
-            f"--model {name}: its weights cannot be fetched ({_line(error)}); give a file"
+            f"--model {name}: its weights cannot be fetched ({_line(error)}); --path_to_model_weight takes a file"
         ) from None
     config = resolve_data_config({}, model=model)
     channels, height, width = config["input_size"]
@@ -50,6 +48,32 @@ def create_backbone(name: str, num_classes: int = 10, pretrained: bool = False, 
     _check_head(name, model, num_classes)
     remember(model, {})
     return model
+
+
+def _bare(name: str) -> str:
+    """timm's own name for it. Raises InputError for one that timm does not have, with the nearest."""
+    bare = name.removeprefix(PREFIX)
+    if bare not in timm.list_models() and bare not in timm.list_pretrained():
+        near = difflib.get_close_matches(bare, timm.list_models(), 3, 0)
+        raise InputError(f"--model {name}: timm has no such model; the nearest are {', '.join(near)}")
+    return bare
+
+
+def _heads(classifier: str | Sequence[str] | None) -> tuple[str, ...]:
+    """How the names of a head's tensors begin; timm's configurations name one, several, or none."""
+    return tuple(f"{name}." for name in ([classifier] if isinstance(classifier, str) else classifier or ()))
+
+
+def head_outputs(weights: Weights, name: str | None = None) -> int | None:
+    """How many outputs the head has that a file's tensors hold; None where they hold none.
+
+    name: of the network; without it, and for EAT's, the head is `cls_head`. Raises InputError for a name that timm does not have.
+    """
+    heads = ("cls_head.",)
+    if name is not None and name.startswith(PREFIX):
+        heads = _heads(timm.get_pretrained_cfg(_bare(name)).classifier)
+    found = [weights.state[f"{head}weight"] for head in heads if f"{head}weight" in weights.state]
+    return len(found[0]) if found and found[0].ndim > 1 else None
 
 
 def _line(error: Exception) -> str:
@@ -90,8 +114,7 @@ def load_backbone(model: nn.Module, source: str | os.PathLike | Weights) -> list
     """
     weights = source if isinstance(source, Weights) else read_weights(weights_path(source))
     own, state = model.state_dict(), dict(weights.state)
-    classifier = model.pretrained_cfg.get("classifier") or ()
-    heads = tuple(f"{name}." for name in ([classifier] if isinstance(classifier, str) else classifier))
+    heads = _heads(model.pretrained_cfg.get("classifier"))
     others = [
         n for n, v in own.items() if n.startswith(heads) and (n not in state or state[n].shape != v.shape)
     ]

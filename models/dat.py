@@ -8,6 +8,7 @@ from contextlib import nullcontext
 from functools import partial
 
 import torch
+from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.layers import DropPath, to_2tuple
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -154,6 +155,7 @@ class EAT(nn.Module):
                 raise ValueError(f"{name} {values}: one value for each of the four stages")
         check_configuration(img_size, patch_size, dim_stem, dims, depths, stage_spec, strides, fixed_settings)
         self.img_size = img_size
+        self.statistics = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
         remember(self, settings)
         self.num_features = self.head_hidden_size = dims[-1]
         self.output_fmt = "NHWC"  # of forward_features, as timm's channels-last models say it

@@ -1,7 +1,6 @@
 """What the tests share: the golden vectors, small made-up datasets, and a way to run main_nni.py in-process."""
 
 import contextlib
-import functools
 import io
 import json
 import logging
@@ -88,15 +87,20 @@ SMALL = {
 }  # fmt: skip
 
 
+def create_small(name, *given, **settings):
+    """The SMALL network in place of EAT's; timm's as they are."""
+    return models.create_model(name, *given, **({} if name.startswith("timm/") else SMALL) | settings)
+
+
 @pytest.fixture
 def small(monkeypatch):
     """Runs of this process, and of those that it forks, have the SMALL network."""
-    monkeypatch.setattr(build, "create_model", functools.partial(models.create_model, **SMALL))
+    monkeypatch.setattr(build, "create_model", create_small)
 
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
-    """trained(**options): the result of a run of the SMALL network on `ava`, made once; its folder is not to be changed."""
+    """trained(**options): the result of a run of the SMALL network, or one of timm's, on `ava`, made once; its folder is not to be changed."""
     folder, cache = make_ava(tmp_path_factory.mktemp("trained")), {}
 
     def get(**options):
@@ -106,7 +110,7 @@ def trained(tmp_path_factory):
             out = io.StringIO()
             logging.disable()
             with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out):
-                patch.setattr(build, "create_model", functools.partial(models.create_model, **SMALL))
+                patch.setattr(build, "create_model", create_small)
                 patch.setattr(warnings, "showwarning", warnings.showwarning)
                 patch.delenv("NNI_TRIAL_JOB_ID", raising=False)
                 assert main_nni.main(words) == 0

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from commands import distributed
-from models import ways
 from option import InputError
 from training.steps import Precision
 
@@ -27,6 +26,10 @@ def prepare(options: argparse.Namespace, model: nn.Module, device: torch.device)
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(options.deterministic)
     torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads such memory
+    if options.attention is None:  # a network of timm
+        return
+    from models import ways  # here: a network of timm's needs none of EAT's parts
+
     if options.attention == "dense" or deterministic:
         try:
             ways.set_ways(model, "dense")
@@ -45,8 +48,10 @@ def chooser(
 
     known: the ways of the run that is resumed. Returns of it: the ways that the run has from then on.
     """
-    if precision.device.type != "cuda" or options.released_protocol:
+    if precision.device.type != "cuda" or options.released_protocol or options.attention is None:
         return None
+    from models import ways
+
     if known:
         ways.set_ways(model, dict(known))
         return None
@@ -84,6 +89,8 @@ def describe(times: Mapping[str, Mapping[str, float]], chosen: Mapping[str, str]
 
 def cost(model: nn.Module, times: Mapping[str, Mapping[str, float]], chosen: Mapping[str, str]) -> str:
     """What the ways of `model` cost in a step beside the fastest ones."""
+    from models import ways
+
     own = fastest = 0.0
     for name, group in ways.layers(model).items():
         if group[0].way in times[name]:

@@ -11,21 +11,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 from torch.utils.data import DataLoader
 
+import models
 from commands import distributed
 from commands.signals import Watch
 from dataset import Splits, Transform, make_loader, to_input
 from evaluation.seen import UNKNOWN, Seen
-from models import (
-    EAT,
-    RefinementSchedule,
-    Weights,
-    calibrate_points,
-    create_model,
-    load_weights,
-    uncalibrated,
-)
+from models import Weights, create_model, load_weights
+from models.weights import OURS
 from option import InputError
 from photographs.cache import open_filled
 from photographs.labels import FORMATS, Format, Labels, csv_format
@@ -126,7 +121,7 @@ def loaders(
 
 def make_model(
     options: argparse.Namespace, weights: Weights | None, form: Format, dataset: str, device: torch.device
-) -> EAT:
+) -> nn.Module:
     """The network of `options` with `weights`, or fresh, for the scores of `dataset`, as `form` has them; seeds the run.
 
     Raises InputError where the network could not be evaluated.
@@ -134,13 +129,17 @@ def make_model(
     torch.manual_seed(options.seed)
     names = ("interest_points", "refinement", "sync_interest_points", "drop_path_rate")
     settings = {name: value for name in names if (value := getattr(options, name)) is not None}
-    exploit = options.eval_refinement == "exploitation"
-    model = create_model(options.model, form.outputs, exploit=exploit, **settings)
-    model.set_grad_checkpointing(options.grad_checkpoint)
+    if options.eval_refinement == "exploitation":
+        settings["exploit"] = True
+    if options.pretrained and not options.resume:
+        settings["pretrained"] = True
+    model = create_model(options.model, form.outputs, **settings)
+    if options.grad_checkpoint:
+        _checkpoint_gradients(model, options.model)
     model.purpose = {"model": options.model, "dataset": dataset, "score_range": list(form.scale)}
     if weights is not None:
         _fill(model, weights, options)
-    elif options.model != "eat_nano" and not options.resume:
+    elif options.model != "eat_nano" and not options.resume and not options.pretrained:
         remedy = "--path_to_model_weight takes ImageNet's"
         log.warning("warning: %s starts from random weights; %s", options.model, remedy)
     if distributed.rank():  # rank 0 goes on as a single process would
@@ -149,20 +148,31 @@ def make_model(
     return model.to(device)
 
 
-def _fill(model: EAT, weights: Weights, options: argparse.Namespace) -> None:
+def _checkpoint_gradients(model: nn.Module, name: str) -> None:
+    try:
+        model.set_grad_checkpointing(True)
+    except (AttributeError, AssertionError):  # as timm says it
+        raise InputError(f"--grad_checkpoint: {name} has no such way; leave it out") from None
+
+
+def _fill(model: nn.Module, weights: Weights, options: argparse.Namespace) -> None:
     model.photographs = dict(weights.photographs)
     fresh = load_weights(model, weights)
-    plain = [name for name in fresh if name.startswith("cls_head.") or name.endswith("ref_point14.weight")]
+    plain = [name for name in fresh if not name.endswith((*OURS, "ref_point14.bias"))]
     if plain and not options.eval:
-        log.info("plain DAT's weights: %s start fresh", ", ".join(plain))
-    elif not plain and not weights.photographs:  # a trained EAT, as released
+        log.info("%s has none that fit: %s start fresh", weights.path, ", ".join(plain))
+    elif not plain and not weights.photographs:  # trained for scores, as the released EAT
         model.photographs = dict(UNKNOWN)
     if not options.eval:
         return
     lacks = None
     if plain:
-        lacks = "plain DAT, without interest points: leave --interest_points out, or train it before --eval"
-    elif uncalibrated(model) and not options.calibrate_points:
+        lacks = f"has no {plain[0]} that fits: train it before --eval"
+        if model.settings:
+            lacks = (
+                "plain DAT, without interest points: leave --interest_points out, or train it before --eval"
+            )
+    elif options.interest_points == "running" and models.uncalibrated(model) and not options.calibrate_points:
         lacks = "has no running interest points; --calibrate_points N estimates them from N training images, "
         lacks += "--interest_points batch evaluates as released"
     elif options.eval_refinement == "checkpoint" and any(n.endswith("refinement.factors") for n in fresh):
@@ -174,6 +184,8 @@ def _fill(model: EAT, weights: Weights, options: argparse.Namespace) -> None:
 
 def network_notes(options: argparse.Namespace, weights: Weights | None) -> list[str]:
     """What a user should know of the interest points and the refinement of this run, line by line."""
+    if options.interest_points is None:  # a network of timm
+        return []
     notes = [f"interest points: {options.interest_points}; offset refinement: {options.refinement}"]
     for name, value in (weights.settings if weights else {}).items():
         if (used := getattr(options, name)) != value:
@@ -194,7 +206,7 @@ def network_notes(options: argparse.Namespace, weights: Weights | None) -> list[
     return notes
 
 
-def remember(model: EAT, splits: Splits) -> None:
+def remember(model: nn.Module, splits: Splits) -> None:
     """Note in the network which photographs it is going to be trained on and selected by; its files keep it."""
     seen = Seen.from_texts(model.photographs, "the weights")
     model.photographs = (seen | Seen.of(splits.train.images, splits.val.images)).as_texts()
@@ -212,14 +224,14 @@ def calibrate(
     images, workers = options.path_to_images, options.num_workers
     loader = make_loader(labels, images, transform, options.batch_size, workers, pin_memory=pinned)
     with engine.without_training("calibrate", loader, device, watch) as items:
-        calibrate_points(model, (to_input(batch, device) for batch in items))
+        models.calibrate_points(model, (to_input(batch, device, model.statistics) for batch in items))
     path = folder / "checkpoints" / "calibrated.pth"
     checkpoint.save(path, model.state_dict())
     log.info("running interest points estimated from %d training images, saved in %s", count, path)
 
 
 def make_training(
-    options: argparse.Namespace, model: EAT, precision: Precision, checkpoints: Path
+    options: argparse.Namespace, model: nn.Module, precision: Precision, checkpoints: Path
 ) -> engine.Training:
     """The training that the options ask for, at its start. checkpoints: the folder of last.pt, which is made ready."""
     checkpoint.make_ready(checkpoints)
@@ -229,7 +241,9 @@ def make_training(
         unsynced = network.no_sync
     optimizer = make_optimizer(model, options.optimizer, options.weight_decay)
     schedule = Schedule(*SCHEDULE(options))
-    refinement = RefinementSchedule(*EXPLORATION(options)) if options.refinement == "scheduled" else None
+    refinement = None
+    if options.refinement == "scheduled":
+        refinement = models.RefinementSchedule(*EXPLORATION(options))
     given = options.accumulate, options.clip_grad
     stepper = Stepper(model, optimizer, schedule, precision, *given, refinement, unsynced)
     progress = checkpoint.Progress()

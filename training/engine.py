@@ -119,7 +119,7 @@ class Training:
         remedy += f"--batch_size {half} --accumulate {stepper.accumulate * 2}"
         with memory_watched(len(batch.names), self.device, remedy):
             stepper.begin(now)
-            images = to_input(batch, self.device)
+            images = to_input(batch, self.device, self.stepper.model.statistics)
             if self.choose is not None:
                 self.progress.ways, self.choose = self.choose(images), None
             with nullcontext() if last else stepper.unsynced():
@@ -259,7 +259,7 @@ def evaluate(
         with without_training(title, loader, device, watch) as items:
             for batch in items:
                 with precision():
-                    output = model(to_input(batch, device)).float()
+                    output = model(to_input(batch, device, model.statistics)).float()
                 targets = batch.targets.to(device, non_blocking=True)
                 loss = criterion(output, targets) if output.shape == targets.shape else torch.tensor(math.nan)
                 own.append((output, loss * len(output)))

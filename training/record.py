@@ -96,7 +96,7 @@ def open_folder(options: argparse.Namespace, keep: Path | None) -> Path:
     """
     first, given = distributed.rank() == 0, options.experiment_dir_name
     if given is None:
-        name = f"{options.dataset}-{'eval' if options.eval else options.model}"
+        name = f"{options.dataset}-{'eval' if options.eval else options.model.replace('/', '-')}"
         given = distributed.gather(first and str(_new_folder(Path("runs"), name)))[0]
     elif first and not options.resume:
         prepare_folder(Path(given), options.overwrite, keep)

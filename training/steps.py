@@ -6,11 +6,15 @@ import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from models import RefinementSchedule, set_refinement
+import models
+
+if TYPE_CHECKING:
+    from models import RefinementSchedule
 
 
 @dataclass(frozen=True)
@@ -51,7 +55,7 @@ def make_optimizer(model: nn.Module, name: str, weight_decay: float) -> torch.op
     """Adam or AdamW, fused. AdamW's decay spares biases, norms and position tables; Adam's is plain L2 on all, as ever."""
     if name == "adam":
         return torch.optim.Adam(model.parameters(), weight_decay=weight_decay, fused=True)
-    spared, decayed, rest = model.no_weight_decay(), [], []
+    spared, decayed, rest = getattr(model, "no_weight_decay", set)(), [], []
     for parameter_name, parameter in model.named_parameters():
         (rest if parameter.ndim < 2 or parameter_name in spared else decayed).append(parameter)
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": rest, "weight_decay": 0.0}]
@@ -85,7 +89,7 @@ class Stepper:
     def begin(self, now: float) -> None:
         """Before a batch's forward pass. now: epochs done, fractions count."""
         if self.refinement is not None:
-            set_refinement(self.model, self.refinement(now / self.schedule.num_epoch))
+            models.set_refinement(self.model, self.refinement(now / self.schedule.num_epoch))
 
     def shares(self, batch: int, batches: int) -> tuple[int, bool]:
         """How many batches share the step of batch number `batch` of an epoch, and whether it is their last."""
