@@ -9,6 +9,7 @@ from commands.files import read_json_object, to_json
 from evaluation.figures import LABELS, markdown
 from inference.trained import Trained
 from models import read_weights
+from models.backbone import PREFIX
 from option import GROUPS
 from training.checkpoint import epoch_of
 
@@ -59,7 +60,7 @@ def write(trained: Trained, about: dict) -> str:
         Data=data[0].upper() + data[1:],
         millions=sum(p.numel() for p in trained.model.parameters()) / 1e6,
         plural="s" * (trained.outputs > 1),
-        points=POINTS[trained.points],
+        **(_eat(trained) if trained.points else _other(trained)),
         trained_on=_data(options),
         recipe=_recipe(options),
         metrics=_metrics(result, trained),
@@ -68,6 +69,31 @@ def write(trained: Trained, about: dict) -> str:
         demo=DEMO * demo,
         limits=BATCH_LIMIT * batch + DEMO_LIMIT * demo,
     )
+
+
+def _eat(trained: Trained) -> dict[str, str]:
+    """What the card says of a network of EAT."""
+    refinement = trained.model.settings["refinement"]
+    return {
+        "family": "eat",
+        "kind": 'An EAT network ("An Enhancer for Aesthetics-Oriented Transformers", ACM MM 2023, a reproduction)',
+        "method": f"- interest points: {POINTS[trained.points]}\n- offset refinement: {refinement}\n",
+        "network": "import models",
+        "create": 'models.create_model("FOLDER").eval()  # this folder; '
+        'timm.create_model("local-dir:FOLDER", pretrained=True) too',
+    }
+
+
+def _other(trained: Trained) -> dict[str, str]:
+    """The same of one of timm's."""
+    name = trained.name.removeprefix(PREFIX)
+    return {
+        "family": name.split(".")[0],
+        "kind": f"timm's network `{name}`, trained",
+        "method": "",
+        "network": "import timm",
+        "create": 'timm.create_model("local-dir:FOLDER", pretrained=True).eval()  # this folder',
+    }
 
 
 def _name(trained: Trained) -> str:

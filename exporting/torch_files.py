@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import timm
 import torch
 from safetensors import safe_open
 from safetensors.torch import save
@@ -19,6 +20,7 @@ from exporting.check import Runner
 from exporting.onnx_file import trace
 from inference.trained import Trained, load_trained
 from models import create_model
+from models.backbone import PREFIX
 from models.folder import CONFIG, WEIGHTS
 from models.weights import HEADER
 
@@ -77,23 +79,23 @@ def configuration(trained: Trained, about: dict) -> dict:
     """timm's configuration of a network, with what it has no word for under `eat`."""
     steps = about["preprocessing"]
     size = (steps["resize"]["height"], steps["resize"]["width"])
+    own = {
+        name: trained.model.pretrained_cfg[name] for name in ("fixed_input_size", "first_conv", "classifier")
+    }
     return {
-        "architecture": trained.name,
+        "architecture": trained.name.removeprefix(PREFIX).split(".")[0],  # without the name of timm's weights
         "num_classes": trained.outputs,
         "num_features": trained.model.num_features,
-        "global_pool": trained.model.global_pool,
         "model_args": dict(trained.model.settings),
         "pretrained_cfg": {
             "num_classes": trained.outputs,
             "input_size": [3, *size],
-            "fixed_input_size": True,
+            **own,
             "interpolation": steps["resize"]["method"],
             "crop_pct": 1.0,
             "crop_mode": "squash",  # timm's word for a resize that ignores the aspect ratio
             "mean": steps["mean"],
             "std": steps["std"],
-            "first_conv": "patch_proj.0",
-            "classifier": "cls_head",
         },
         "eat": about,
     }
@@ -101,7 +103,11 @@ def configuration(trained: Trained, about: dict) -> dict:
 
 def open_hub(folder: Path) -> tuple[dict, Runner]:
     about = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["eat"]
-    return about, _runner(create_model(folder).eval(), about)
+    if about["interest_points"] is None:  # one of timm's, which reads it by itself
+        network = timm.create_model(f"local-dir:{folder}", pretrained=True)
+    else:
+        network = create_model(folder)
+    return about, _runner(network.eval(), about)
 
 
 def _runner(network: nn.Module, about: dict) -> Runner:

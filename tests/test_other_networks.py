@@ -15,6 +15,7 @@ import torch
 from conftest import arguments, make_pictures
 from PIL import Image
 from test_bad_input import refused
+from test_distributed import two_processes
 from test_run import metrics, stop_after_an_epoch
 
 import export
@@ -253,7 +254,7 @@ def test_a_bare_file_needs_the_networks_name(tmp_path):
     assert scorer.trained.model.img_size == 160
 
 
-@pytest.mark.parametrize("form", ["torch_export", "safetensors", "onnx"])
+@pytest.mark.parametrize("form", list(export.ENDINGS))
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.slow
 def test_exports_are_equal_to_the_network_and_say_its_input(tmp_path, trained, command_of, name, form):
@@ -295,3 +296,16 @@ def test_a_training_run_imports_nothing_of_eats(ava):
     loaded = set(re.findall(r"\bmodels\.(\w+)\b", ran.stdout.splitlines()[-1]))
     assert "backbone" in loaded
     assert not loaded & {"eat", "dat", "attention", "sampling", "kernel", "ways"}
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_network(ava, run):
+    given = {"init_lr": 1e-3, "batch_size": 2, "eval_batch_size": 4}
+    status, result, err = two_processes(ava, arguments(ava, model=RESNET, **given))
+    assert status == 0, err
+    a, b = (torch.load(ava / f"{rank}.pt") for rank in (0, 1))
+    assert all(torch.equal(a[key], b[key]) for key in a)
+    weights = result["files"]["best"]
+    words = {"eval": True, "path_to_model_weight": weights, "eval_batch_size": 4, "model": None}
+    _, alone, _ = run(arguments(ava, **words, experiment_dir_name=ava / "alone"))
+    assert metrics(result) == pytest.approx(metrics(alone), rel=1e-6, nan_ok=True)
