@@ -89,7 +89,7 @@ def _other(trained: Trained) -> dict[str, str]:
     name = trained.name.removeprefix(PREFIX)
     return {
         "family": name.split(".")[0],
-        "kind": f"timm's network `{name}`, trained",
+        "kind": f"timm's network `{name}`, with a head",
         "method": "",
         "network": "import timm",
         "create": 'timm.create_model("local-dir:FOLDER", pretrained=True).eval()  # this folder',

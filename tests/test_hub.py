@@ -6,6 +6,7 @@ import json
 import pytest
 import timm
 import torch
+from conftest import make_weights
 from huggingface_hub import ModelCard
 from PIL import Image
 
@@ -166,3 +167,17 @@ def test_create_model_of_a_folder_has_its_own_outputs(exported):
         models.create_model(exported("votes", "hub")[0], interest_points="batch").settings["interest_points"]
         == "batch"
     )
+
+
+@pytest.mark.parametrize("form", ["hub", pytest.param("onnx", marks=pytest.mark.slow)])
+def test_plain_dat_is_exported_with_its_grid(command, tmp_path, form):
+    if form == "onnx":
+        pytest.importorskip("onnxruntime", reason="requirements-export.txt")
+    make_weights(tmp_path / "dat.pth", points="grid")
+    out = tmp_path / f"dat{export.ENDINGS[form]}"
+    status, said, err = command("--weights", tmp_path / "dat.pth", "--to", form, "--out", out)
+    assert status == 0, err
+    assert json.loads(said)["interest_points"] == "grid"
+    if form == "hub":
+        assert models.create_model(out).settings["interest_points"] == "grid"
+        assert "interest points: none: the centres of its cells" in (out / "README.md").read_text()

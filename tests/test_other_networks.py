@@ -309,3 +309,22 @@ def test_two_processes_train_one_network(ava, run):
     words = {"eval": True, "path_to_model_weight": weights, "eval_batch_size": 4, "model": None}
     _, alone, _ = run(arguments(ava, **words, experiment_dir_name=ava / "alone"))
     assert metrics(result) == pytest.approx(metrics(alone), rel=1e-6, nan_ok=True)
+
+
+def test_a_hub_folder_is_read_by_timm_and_by_scorer(tmp_path, trained, command_of):
+    result = trained(model=RESNET, **LEARN)
+    folder = tmp_path / "net_hub"
+    words = ("--weights", result["files"]["best"], "--to", "hub", "--out", folder)
+    status, _, err = command_of(export, *words)
+    assert status == 0, err
+    found = predictions(result)
+    paths = [Path(result["folder"]).parent / "images" / image for image in found["image"]]
+    assert predict.Scorer(folder, device="cpu")(paths) == pytest.approx(found["predicted_score"], abs=1e-5)
+    network = timm.create_model(f"local-dir:{folder}", pretrained=True)
+    config = timm.data.resolve_data_config({}, model=network)
+    assert (config["input_size"], config["mean"], config["crop_mode"]) == ([3, 160, 160], [0.5] * 3, "squash")
+    card = (folder / "README.md").read_text()
+    assert "timm's network `test_resnet`, with a head that scores" in card
+    assert 'timm.create_model("local-dir:FOLDER", pretrained=True)' in card
+    assert "interest points:" not in card
+    assert "models.create_model" not in card
