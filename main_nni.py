@@ -188,7 +188,7 @@ def evaluate(job: Job, loader: DataLoader, history: list[dict[str, float]] | Non
         if options.save_released_style:
             checkpoint.save(folder / "checkpoints" / "released_style.pth", released_style(model))
     tested.tell()
-    result = tested.result(folder)
+    result = tested.result(folder) | evaluation.points
     if history:
         result["files"] |= {
             "metrics": str(folder / "metrics.csv"),

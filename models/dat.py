@@ -20,7 +20,7 @@ from .attention import (
     ShiftedWindowAttention,
     WindowAttention,
 )
-from .eat import tracking_nothing
+from .eat import points_outside, points_spread, tracking_nothing
 from .memory import remember
 from .weights import KNOWN
 
@@ -219,6 +219,18 @@ class EAT(nn.Module):
         x, points = self._features_and_points(images)
         prediction = self.forward_head(x)
         return (prediction, points) if return_points else prediction
+
+    def look(self, images: Tensor) -> dict[str, Tensor]:
+        """Where the network looks at images (B, 3, img_size, img_size): means over its deformable layers, if there are any.
+
+        points_spread, points_outside: scalars, see `models.eat`.
+        """
+        layers = self._features_and_points(images)[1].values()
+        if not layers:
+            return {}
+        spread = torch.stack([points_spread(layer.references) for layer in layers])
+        outside = torch.stack([points_outside(layer.positions) for layer in layers])
+        return {"points_spread": spread.mean(), "points_outside": outside.mean()}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
         """Keep no activations within blocks for the backward pass, which runs them again."""

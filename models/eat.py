@@ -161,6 +161,24 @@ def _running(model: nn.Module) -> list[InterestPoints]:
     return [m for m in model.modules() if isinstance(m, InterestPoints) and m.mode == "running"]
 
 
+def points_spread(points: Tensor) -> Tensor:
+    """The area that interest points (..., H, W, 2) cover, by that of the cells' centres: 1 as the grid, 0 on a spot or line.
+
+    The area is that of the ellipse of their covariance, so that turning the points changes nothing. Returns the mean over
+    the leading dimensions; nan for maps of a single row or column.
+    """
+    away = points - points.mean((-3, -2), keepdim=True)
+    variances, covariance = away.square().mean((-3, -2)), away.prod(-1).mean((-2, -1))
+    area = (variances.prod(-1) - covariance.square()).clamp_min(0).sqrt()
+    grid = math.prod((1 - n**-2) / 3 for n in points.shape[-3:-1]) ** 0.5
+    return area.mean() / grid if grid else area.new_tensor(math.nan)
+
+
+def points_outside(positions: Tensor) -> Tensor:
+    """The share of sampling positions (..., 2) that lie outside [-1, 1], where nothing is sampled but a fading border."""
+    return (positions.abs() > 1).any(-1).float().mean()
+
+
 class OffsetRefinement(nn.Module):
     """What becomes of offsets, by whether they head for the quadrant of their interest point.
 

@@ -46,6 +46,7 @@ class Evaluation:
     loss: float  # mean over images of their batch's; nan where the network is of another dataset's levels
     metrics: dict[str, float]
     pairs: Pairs
+    points: dict[str, float]  # `EAT.look` at the first batch; empty for another network
 
 
 @dataclass
@@ -194,7 +195,7 @@ class Training:
         loss, images = map(sum, zip(*distributed.gather((progress.loss, progress.images)), strict=True))
         row = {"epoch": epoch, "lr": lr, "train_loss": loss / max(images, 1), "val_loss": validation.loss}
         row |= {f"val_{name}": value for name, value in metrics.items()}
-        progress.history.append(row | {"seconds": round(progress.seconds, 2)})
+        progress.history.append(row | validation.points | {"seconds": round(progress.seconds, 2)})
         value = -validation.loss if select_by == "loss" else metrics[select_by]
         if progress.best_epoch == 0 or value > progress.best_value:
             progress.best_epoch, progress.best_value = epoch, value if math.isfinite(value) else -math.inf
@@ -253,17 +254,21 @@ def evaluate(
     Several processes share the batches if the loader does, and all return the whole; else rank 0 evaluates for all.
     Raises TrainingError where an output is not finite, Interrupted when a signal comes to a single process.
     """
-    labels, device, own = loader.batch_sampler.labels, precision.device, []
+    labels, device, own, points = loader.batch_sampler.labels, precision.device, [], {}
     if loader.batch_sampler.world == distributed.world() or distributed.rank() == 0:
         model.eval()
         with without_training(title, loader, device, watch) as items:
             for batch in items:
+                images = to_input(batch, device, model.statistics)
                 with precision():
-                    output = model(to_input(batch, device, model.statistics)).float()
+                    if not own and hasattr(model, "look"):
+                        points = model.look(images)
+                    output = model(images).float()
                 targets = batch.targets.to(device, non_blocking=True)
                 loss = criterion(output, targets) if output.shape == targets.shape else torch.tensor(math.nan)
                 own.append((output, loss * len(output)))
     parts = distributed.gather([(output.cpu().numpy(), loss.item()) for output, loss in own])
+    points = distributed.gather({name: value.item() for name, value in points.items()})[0]
     whole = [part for row in itertools.zip_longest(*parts) for part in row if part is not None]
     names, outputs = labels.images.tolist(), np.concatenate([output for output, _ in whole])
     if not (finite := np.isfinite(outputs).all(1)).all():
@@ -272,7 +277,7 @@ def evaluate(
             f"{names[int(np.argmin(finite))]}; lower --init_lr, or look at the weights"
         )
     loss, pairs = sum(loss for _, loss in whole) / len(names), form.pairs(outputs, labels, trained)
-    return Evaluation(names, outputs, labels.targets, loss, compute_metrics(pairs), pairs)
+    return Evaluation(names, outputs, labels.targets, loss, compute_metrics(pairs), pairs, points)
 
 
 def fit(
