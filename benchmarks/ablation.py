@@ -1,12 +1,16 @@
 """What interest points and offset refinement are worth: trains settings x seeds, and writes one table and figure.
 
     python -m benchmarks.ablation --out runs/ablation
+    python -m benchmarks.ablation --preset paper --models timm/resnet18 "timm/resnet50,path_to_model_weight=FILE"
     python -m benchmarks.ablation --settings batch image "interest_points=running,refinement=off" --seeds 0 1 \
         --out runs/tad66k -- --dataset tad66k --path_to_images IMAGES --path_to_save_csv CSVS
 
 What follows `--` goes to main_nni.py, for every run. Interrupted, the same command goes on where it stopped. `--out`
 gets a folder for each run, runs.csv (a row per run), table.csv, table.md, ablation.png, and differences.md: which settings
 differ by more than noise over seeds and images.
+
+Intervals are of the mean, over seeds and images (95 %). GFLOP are of one image's forward pass (2 per multiply-add), images/s
+of steps of the run's batch and precision on images in memory, without the loader.
 
 The batch spread: every test image is scored in batches of 1, 4 and 16, in the CSV's order and in a shuffled one; its
 spread is its highest score less its lowest.
@@ -23,20 +27,23 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
 import option
+from benchmarks import throughput
 from commands.errors import TrainingError, guarded
 from commands.files import atomic_write, read_json_object, write_json
 from commands.parser import Parser
 from commands.signals import Interrupted
 from dataset import Transform, make_loader, read_splits
 from evaluation import compare, figures
-from models import read_weights
+from models import read_weights, ways
 from option import InputError, Option
+from photographs.labels import FORMATS
 from training import engine
-from training.build import make_model, pick_device, pick_format
+from training.build import make_model, pick_device, pick_format, pick_precisions
 from training.checkpoint import LAST, PREVIOUS
 from training.steps import Precision, allow_tf32
 from util import make_loss, scores
@@ -48,15 +55,33 @@ SETTINGS = {
     "off": {"interest_points": "batch", "refinement": "off"},
     "scheduled": {"interest_points": "batch", "refinement": "scheduled"},
 }
+# After the paper: plain DAT, its two ideas one after the other, and our ways of both.
+PAPER = {
+    "dat": {"interest_points": "grid", "refinement": "off"},
+    "points": {"interest_points": "batch", "refinement": "off"},
+    "eat": {"interest_points": "batch", "refinement": "released"},
+    "image": SETTINGS["image"],
+    "running": SETTINGS["running"],
+    "scheduled": SETTINGS["scheduled"],
+}
+PRESETS = {"ours": SETTINGS, "paper": PAPER}
 BATCH_SIZES = (1, 4, 16)
 METRICS = {"srcc": "SRCC", "plcc": "PLCC", "accuracy": "accuracy"}
+COSTS = {
+    "parameters": "parameters, M",
+    "gflop": "GFLOP",
+    "training_speed": "images/s, training",
+    "evaluation_speed": "images/s, evaluation",
+}
 SPREADS = {"spread_mean": "batch spread, mean", "spread_max": "batch spread, largest"}
 ROOT = Path(__file__).parent.parent
 
 
 # fmt: off
 TABLE = (
-    Option("settings", str, list(SETTINGS), f"{', '.join(SETTINGS)}, or option=value,option=value (default: those five)", metavar="SETTING", nargs="+"),
+    Option("settings", str, None, f"{', '.join(SETTINGS | PAPER)}, or option=value,option=value (default: the preset's)", metavar="SETTING", nargs="+"),
+    Option("preset", str, "ours", f"ours: {', '.join(SETTINGS)}; paper: {', '.join(PAPER)}, which are plain DAT, DAT with interest points, EAT as released, and ours", choices=tuple(PRESETS)),
+    Option("models", str, [], "other networks beside them: a --model of main_nni.py, and after a comma options of its own: timm/NAME,path_to_model_weight=FILE", metavar="MODEL", nargs="+"),
     Option("seeds", int, [0, 1, 2], "of the runs of each setting (default: 0 1 2)", nargs="+"),
     Option("out", Path, Path("runs/ablation"), "where the runs and tables go", metavar="FOLDER"),
     Option("common", str, [], "options of main_nni.py", metavar="-- OPTION", nargs="*", positional=True),
@@ -71,10 +96,12 @@ def main(argv: list[str] | None = None) -> int:
     given = parser.parse_args(argv)
 
     def work() -> None:
-        settings = [parse_setting(text) for text in given.settings]
+        texts = given.settings or list(PRESETS[given.preset])
+        settings = [parse_setting(text) for text in [*texts, *(f"model={text}" for text in given.models)]]
         runs = pd.DataFrame(run_all(settings, given.seeds, given.out, given.common))
-        write_tables(runs, given.out)
-        write_differences(runs, given.out)
+        groups = read_groups(runs, given.out)
+        write_tables(runs, groups, given.out)
+        write_differences(groups, given.out)
         for name in ("table.md", "differences.md"):
             print((given.out / name).read_text(encoding="utf-8"))
 
@@ -83,14 +110,14 @@ def main(argv: list[str] | None = None) -> int:
 
 def parse_setting(text: str) -> tuple[str, dict[str, str]]:
     """A setting's name and options. Raises InputError."""
-    if text in SETTINGS:
-        return text, SETTINGS[text]
+    if text in (known := SETTINGS | PAPER):
+        return text, known[text]
     options = dict(part.split("=", 1) for part in text.split(",") if "=" in part)
     if len(options) != len(text.split(",")) or not options.keys() <= option.OPTIONS.keys():
         raise InputError(
-            f"--settings {text}: neither one of {', '.join(SETTINGS)} nor option=value,option=value"
+            f"--settings {text}: neither one of {', '.join(known)} nor option=value,option=value"
         )
-    return text.replace("/", "_"), options
+    return text.removeprefix("model=").replace("/", "_"), options
 
 
 def run_all(settings: list, seeds: list[int], out: Path, common: list[str]) -> list[dict]:
@@ -103,8 +130,37 @@ def run_all(settings: list, seeds: list[int], out: Path, common: list[str]) -> l
         words = [*common, "--seed", str(seed)]
         for key, value in options.items():
             words += [f"--{key}"] if option.OPTIONS[key].type is bool else [f"--{key}", value]
-        rows.append({"setting": name, **options, "seed": seed} | run_one(out / f"{name}-seed{seed}", words))
+        row = run_one(out / f"{name}-seed{seed}", words) | cost(out / f"{name}-seed{seeds[0]}")
+        rows.append({"setting": name, **options, "seed": seed} | row)
     return rows
+
+
+def cost(folder: Path) -> dict[str, float]:
+    """COSTS of the network of the run in `folder`, measured once: a median of five steps of the run's batch each."""
+    if found := read_json_object(folder / "cost.json"):
+        return found
+    options = argparse.Namespace(**read_json_object(folder / "options.json"))
+    device, form = pick_device(options.gpu_id), FORMATS["ava"]  # steps of ten outputs, whatever the data
+    chosen = torch.load(folder / "checkpoints" / LAST, map_location="cpu", weights_only=True)["progress"][
+        "ways"
+    ]
+
+    def build(_):
+        model = make_model(options, None, form, options.dataset, device)
+        if chosen:
+            ways.set_ways(model, chosen)
+        return model
+
+    found = {"parameters": sum(p.numel() for p in build(None).parameters()) / 1e6}
+    found["gflop"] = throughput.forward_gflop(build(None))
+    names = {dtype: name for name, dtype in throughput.DTYPES.items()}
+    for training, column in ((True, "training_speed"), (False, "evaluation_speed")):
+        precision = names[pick_precisions(options, device)[not training].dtype]
+        size = options.batch_size if training else options.eval_batch_size
+        given = size, precision, options.compile, training, False, str(device), build
+        found[column] = throughput.measure(throughput.Case("", *given), None, 5, 1)["images_per_second"]
+    write_json(folder / "cost.json", found)
+    return found
 
 
 def run_one(folder: Path, words: list[str]) -> dict[str, float]:
@@ -175,17 +231,31 @@ def batch_spread(folder: Path) -> dict[str, float]:
     return {"spread_mean": float(spread.mean()), "spread_max": float(spread.max())}
 
 
-def write_tables(runs: pd.DataFrame, out: Path) -> None:
+def read_groups(runs: pd.DataFrame, out: Path) -> dict[str, list[compare.Predictions]]:
+    """The predictions on test.csv of each setting's runs."""
+    groups, first = {}, None
+    for setting, seed in zip(runs["setting"], runs["seed"], strict=True):
+        tested = compare.read_predictions(out / f"{setting}-seed{seed}", like=first)
+        first = first or tested
+        groups.setdefault(setting, []).append(tested)
+    return groups
+
+
+def write_tables(runs: pd.DataFrame, groups: dict[str, list[compare.Predictions]], out: Path) -> None:
     """runs.csv, table.csv (means and standard deviations over seeds), table.md and ablation.png."""
-    columns = [*METRICS, *SPREADS]
-    groups = runs.groupby("setting", sort=False)
-    table = groups[columns].agg(["mean", "std"])
+    by_setting = runs.groupby("setting", sort=False)
+    table = by_setting[[*COSTS, *METRICS, *SPREADS]].agg(["mean", "std"])
     table.columns = [f"{name}_{kind}" for name, kind in table.columns]
-    table.insert(0, "seeds", groups.size())
-    rows = [["setting", *METRICS.values(), *SPREADS.values()]]
+    table = table.drop(columns=[f"{name}_std" for name in COSTS])
+    table.insert(0, "seeds", by_setting.size())
+    rows = [["setting", *COSTS.values(), *METRICS.values(), *SPREADS.values()]]
     for setting, row in table.iterrows():
-        spread = {name: f" ± {row[f'{name}_std']:.4f}" if row["seeds"] > 1 else "" for name in METRICS}
-        cells = [f"{row[f'{name}_mean']:.4f}{spread[name]}" for name in METRICS]
+        found = compare.means(groups[setting])
+        cells = [f"{row[f'{name}_mean']:.3g}" for name in COSTS]
+        cells += [
+            f"{value:.4f} ({low:.3f} to {min(high, 1):.3f})"
+            for value, (low, high) in (found[name] for name in METRICS)
+        ]
         cells += [f"{row[f'{name}_mean']:.2g}" for name in SPREADS]
         rows.append([setting, *cells])
     for name, frame in (("runs.csv", runs), ("table.csv", table.reset_index())):
@@ -197,16 +267,10 @@ def write_tables(runs: pd.DataFrame, out: Path) -> None:
         draw(runs).savefig(file, format="png", dpi=110)
 
 
-def write_differences(runs: pd.DataFrame, out: Path) -> None:
+def write_differences(groups: dict[str, list[compare.Predictions]], out: Path) -> None:
     """differences.md: for every two settings the difference of their means over seeds, drawn over seeds and images."""
-    groups: dict[str, list[compare.Predictions]] = {}
-    first = None
-    for setting, seed in zip(runs["setting"], runs["seed"], strict=True):
-        tested = compare.read_predictions(out / f"{setting}-seed{seed}", like=first)
-        first = first or tested
-        groups.setdefault(setting, []).append(tested)
     lines = compare.difference_lines(compare.compare(groups), list(METRICS))
-    if runs.groupby("setting")["seed"].count().min() < 2:
+    if min(map(len, groups.values())) < 2:
         lines.append(
             "\nOf a setting with one seed the intervals hold what other images would change, and no more."
         )

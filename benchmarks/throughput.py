@@ -152,10 +152,15 @@ def measure(case: Case, reference: Case | None, repeats: int, steps: int) -> dic
 
 @cache
 def gflop(name: str) -> float:
-    """GFLOP (2 per multiply-add) of one image's forward pass in matrix products and convolutions."""
-    model = create_model(name).eval()
+    """As `forward_gflop`, of the network of that name."""
+    return forward_gflop(create_model(name))
+
+
+def forward_gflop(model: nn.Module) -> float:
+    """GFLOP (2 per multiply-add) of one image's forward pass in matrix products and convolutions; puts it in evaluation."""
+    device = next(model.parameters()).device
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
-        model(torch.zeros(1, 3, model.img_size, model.img_size))
+        model.eval()(torch.zeros(1, 3, model.img_size, model.img_size, device=device))
     return counter.get_total_flops() / 1e9
 
 

@@ -154,6 +154,21 @@ def differences(first: Sequence[Predictions], second: Sequence[Predictions]) -> 
     return found
 
 
+def means(runs: Sequence[Predictions]) -> dict[str, tuple[float, tuple[float, float]]]:
+    """Of each metric the mean over runs on the same images, and its 95 % interval, as `differences` has it."""
+    if len(runs) == 1:
+        return {name: (runs[0].metrics[name], runs[0].intervals[name]) for name in METRICS}
+    found = {}
+    for name in METRICS:
+        values = np.array([run.metrics[name] for run in runs])
+        drawn = np.mean([run.resampled[name] for run in runs], 0)
+        found[name] = (
+            float(values.mean()),
+            _welch(values.mean(), drawn, [values], len(runs[0].pairs))[0],
+        )
+    return found
+
+
 def _welch(value: float, drawn: np.ndarray, sides: Sequence[np.ndarray], images: int) -> tuple:
     """Interval and p-value of a difference of means over runs. drawn: (R,) of it over images; sides: the runs' values."""
     parts = [(np.var(drawn), images - 1)]

@@ -1,15 +1,20 @@
 """The ablation: trains what is missing, measures the batch spread, writes its tables."""
 
+import itertools
 import json
 import os
+import re
 import signal
 import time
 
 import pandas as pd
 import pytest
-from conftest import arguments, ended, fork
+from conftest import SMALL, arguments, ended, fork
 
-from benchmarks import ablation
+import models
+from benchmarks import ablation, throughput
+from models.weights import KNOWN
+from option import InputError
 
 
 def command(folder, *settings):
@@ -29,8 +34,7 @@ def here(run, monkeypatch):
     monkeypatch.setattr(ablation, "train", train)
 
 
-@pytest.mark.slow
-def test_one_command_trains_measures_and_goes_on_where_it_stopped(ava, here, capsys):
+def test_one_command_trains_measures_and_goes_on_where_it_stopped(ava, here, small, capsys):
     out = ava / "out"
     assert ablation.main(command(ava, "batch")) == 0
     first = (out / "batch-seed0" / "predictions.csv").stat().st_mtime_ns
@@ -52,6 +56,13 @@ def test_one_command_trains_measures_and_goes_on_where_it_stopped(ava, here, cap
     table = pd.read_csv(out / "table.csv")
     assert table["srcc_mean"].tolist() == runs["srcc"].tolist()
     assert "| batch |" in capsys.readouterr().out
+    cells = (out / "table.md").read_text().splitlines()[2].split(" | ")
+    model = models.create_model("eat_nano", **SMALL)
+    assert cells[1] == f"{sum(p.numel() for p in model.parameters()) / 1e6:.3g}"
+    assert cells[2] == f"{throughput.forward_gflop(model):.3g}"
+    assert float(cells[3]) < float(cells[4])  # images/s, training and evaluation
+    low, high = map(float, re.search(r"\((\S+) to (\S+)\)", cells[5]).groups())
+    assert low <= round(runs.loc["batch", "srcc"], 3) <= high
     told = (out / "differences.md").read_text()
     assert "| batch − interest_points=image,refinement=off | SRCC |" in told
     assert "Of a setting with one seed the intervals hold what other images would change" in told
@@ -60,6 +71,25 @@ def test_one_command_trains_measures_and_goes_on_where_it_stopped(ava, here, cap
     assert (out / "batch-seed0" / "predictions.csv").stat().st_mtime_ns == again
     assert ablation.main([*command(ava, "batch"), "--num_epoch", "2"]) == 2
     assert "give another --out" in capsys.readouterr().err
+
+
+def test_the_papers_preset_goes_from_plain_dat_to_eat_and_other_networks_stand_beside(tmp_path, monkeypatch):
+    seen = []
+
+    def run_all(settings, *_):
+        seen.extend(settings)
+        raise InputError("seen")
+
+    monkeypatch.setattr(ablation, "run_all", run_all)
+    other = "timm/resnet18,path_to_model_weight=weights/a.pth"
+    assert ablation.main(["--preset", "paper", "--models", other, "--out", str(tmp_path)]) == 2
+    assert [name for name, _ in seen[:3]] == ["dat", "points", "eat"]
+    changes = [set(b.items()) - set(a.items()) for (_, a), (_, b) in itertools.pairwise(seen[:3])]
+    assert changes == [{("interest_points", "batch")}, {("refinement", "released")}]
+    for _, options in seen[:-1]:
+        assert all(value in KNOWN[name] for name, value in options.items())
+    options = {"model": "timm/resnet18", "path_to_model_weight": "weights/a.pth"}
+    assert seen[-1] == ("timm_resnet18,path_to_model_weight=weights_a.pth", options)
 
 
 @pytest.mark.parametrize("setting", ["median", "interest_points", "no_such_option=1"])

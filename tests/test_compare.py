@@ -9,7 +9,7 @@ from conftest import arguments
 
 import compare as program
 from evaluation import bootstrap
-from evaluation.compare import Predictions, compare, differences, read_predictions
+from evaluation.compare import Predictions, compare, differences, means, read_predictions
 from util import Pairs
 
 COMMAND = program
@@ -31,6 +31,19 @@ def runs(tmp_path):
         table(tmp_path / n / "predictions.csv", *how)
         for n, how in zip("abc", ((0.1, 1), (0.1, 2), (0.3, 3)), strict=True)
     ]
+
+
+def test_the_mean_over_seeds_is_as_sure_as_seeds_and_images_are(runs):
+    tested = [read_predictions(path) for path in runs]
+    value, interval = means(tested[:1])["srcc"]
+    assert (value, interval) == (tested[0].metrics["srcc"], tested[0].intervals["srcc"])
+    value, (low, high) = means(tested)["srcc"]
+    each = np.array([run.metrics["srcc"] for run in tested])
+    assert value == pytest.approx(each.mean())
+    # Two alike and a worse one: the images' part is small, and Student's t of about two degrees reaches 4.3 errors.
+    assert high - value == pytest.approx(value - low)
+    assert high - value == pytest.approx(4.3 * each.std(ddof=1) / 3**0.5, rel=0.1)
+    assert high - value > np.ptp(tested[0].intervals["srcc"]) / 2
 
 
 def test_differences_are_told_from_noise(runs, tmp_path, command, monkeypatch):
