@@ -1,0 +1,99 @@
+"""docs/extending.md, done as it says: a dataset, a loss, two networks and a metric, in a copy of the program."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import arguments, make_pictures
+
+ROOT = Path(__file__).parent.parent
+PAGE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+# File, what stands there, what takes its place; the lines themselves stand on the page.
+EDITS = (
+    ("photographs/labels.py", '    "tad66k": Format(', '    "mine": Format(', True),
+    ("option.py", 'DATASETS = ("demo",', 'DATASETS = ("mine", "demo",', False),
+    ("option.py", '    "csv": _TAD66K', '    "mine": _TAD66K', True),
+    ("util.py", 'return (nima | {"emd": emd_loss,', 'return (nima | {"huber"', False),
+    ("option.py", 'choices=("emd", "nima_r1",', 'choices=("huber",', False),
+    ("models/variants.py", 'SIZES = {"eat_nano": 224,', 'SIZES = {"eat_mine"', False),
+    ("option.py", 'MODELS = ("eat_nano",', 'MODELS = ("eat_mine",', False),
+    ("util.py", 'METRICS = ("srcc",', 'METRICS = ("bias",', False),
+    ("util.py", "    return {name: float(value)", '    metrics["bias"]', True),
+    ("evaluation/figures.py", '    "srcc": "SRCC",', '    "bias": "bias",', True),
+    ("evaluation/bootstrap.py", "errors = (np.abs(error),", "errors = (error,", False),
+    ("evaluation/bootstrap.py", "p, t, pp, tt, pt, agree, absolute,", "p, t, pp, tt, pt, agree, bias", False),
+    ("evaluation/bootstrap.py", 'errors = {"mae": absolute,', 'errors = {"bias"', False),
+)  # fmt: skip
+
+
+def block(start, end="\n# "):
+    """The page's code from `start` to the next comment or the block's end."""
+    rest = PAGE[PAGE.index(start) :]
+    return rest[: min(rest.index(end) if end in rest else len(rest), rest.index("\n```"))]
+
+
+@pytest.fixture
+def program(tmp_path):
+    """A copy of the program, extended."""
+    copy = tmp_path / "program"
+    shutil.copytree(
+        ROOT,
+        copy,
+        ignore=shutil.ignore_patterns(".git", "docs", "tests", "data", "runs", "__pycache__", ".*"),
+    )
+    for name, old, start, before in EDITS:
+        (line,) = [line for line in PAGE.splitlines() if line.lstrip().startswith(start.lstrip())]
+        path, new = copy / name, f"{line}\n{old}" if before else line.lstrip()
+        text = path.read_text(encoding="utf-8")
+        assert text.count(old) == 1, (name, old)
+        path.write_text(text.replace(old, new), encoding="utf-8")
+    variants = copy / "models" / "variants.py"
+    variants.write_text(
+        variants.read_text(encoding="utf-8") + "\n\n" + block("@register_model\ndef eat_mine")
+    )
+    (copy / "models" / "mine.py").write_text(block("from timm.models"))
+    with open(copy / "models" / "__init__.py", "a", encoding="utf-8") as file:
+        file.write(block("from . import mine") + "\n")
+    return copy
+
+
+def start(program, *words):
+    environment = os.environ | {"PYTHONPATH": str(program)}
+    return subprocess.run(
+        [sys.executable, *map(str, words)], cwd=program, env=environment, capture_output=True, text=True
+    )
+
+
+@pytest.mark.slow
+def test_a_run_with_an_own_dataset_loss_network_and_metric(program, tmp_path):
+    rng = np.random.default_rng(0)
+    for split, count in (("train", 12), ("val", 6), ("test", 6)):
+        names = [f"{split}{i}" for i in range(count)]
+        make_pictures(tmp_path / "images", [f"{name}.jpg" for name in names])
+        votes = {f"c{level}": rng.integers(1, 30, count) for level in range(1, 6)}
+        pd.DataFrame({"photo": names} | votes).to_csv(tmp_path / f"{split}.csv", index=False)
+    ended = start(program, "main_nni.py", *arguments(tmp_path, "mine", model=None, loss="huber"))
+    assert ended.returncode == 0, ended.stderr
+    result = json.loads(ended.stdout.splitlines()[-1])
+    table = pd.read_csv(tmp_path / "run" / "predictions.csv")
+    assert [name for name in table if name.startswith("output")] == [f"output{i}" for i in range(1, 6)]
+    assert result["bias"] == pytest.approx((table["predicted_score"] - table["true_score"]).mean(), abs=1e-5)
+    low, high = result["intervals"]["bias"]
+    assert low < result["bias"] < high
+    assert "val_bias" in pd.read_csv(tmp_path / "run" / "metrics.csv")
+    options = json.loads((tmp_path / "run" / "options.json").read_text())
+    assert (options["model"], options["loss"]) == ("eat_mine", "huber")
+
+
+@pytest.mark.slow
+def test_an_own_network_is_one_of_timms(program):
+    code = "import models, torch; m = models.create_model('timm/mine', 5); "
+    code += "print(m.img_size, tuple(m(torch.zeros(2, 3, 224, 224)).shape))"
+    ended = start(program, "-c", code)
+    assert ended.stdout == "224 (2, 5)\n", ended.stderr
