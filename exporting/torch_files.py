@@ -79,9 +79,8 @@ def configuration(trained: Trained, about: dict) -> dict:
     """timm's configuration of a network, with what it has no word for under `eat`."""
     steps = about["preprocessing"]
     size = (steps["resize"]["height"], steps["resize"]["width"])
-    own = {
-        name: trained.model.pretrained_cfg[name] for name in ("fixed_input_size", "first_conv", "classifier")
-    }
+    known = trained.model.pretrained_cfg
+    own = {name: known.get(name) for name in ("fixed_input_size", "first_conv", "classifier")}
     return {
         "architecture": trained.name.removeprefix(PREFIX).split(".")[0],  # without the name of timm's weights
         "num_classes": trained.outputs,
