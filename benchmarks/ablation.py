@@ -141,9 +141,8 @@ def cost(folder: Path) -> dict[str, float]:
         return found
     options = argparse.Namespace(**read_json_object(folder / "options.json"))
     device, form = pick_device(options.gpu_id), FORMATS["ava"]  # steps of ten outputs, whatever the data
-    chosen = torch.load(folder / "checkpoints" / LAST, map_location="cpu", weights_only=True)["progress"][
-        "ways"
-    ]
+    saved = torch.load(folder / "checkpoints" / LAST, map_location="cpu", weights_only=True)
+    chosen = saved["progress"].get("ways")  # runs of before have none
 
     def build(_):
         model = make_model(options, None, form, options.dataset, device)
