@@ -34,6 +34,7 @@ def here(run, monkeypatch):
     monkeypatch.setattr(ablation, "train", train)
 
 
+@pytest.mark.slow
 def test_one_command_trains_measures_and_goes_on_where_it_stopped(ava, here, small, capsys):
     out = ava / "out"
     assert ablation.main(command(ava, "batch")) == 0

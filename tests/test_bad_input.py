@@ -112,6 +112,7 @@ def test_no_image_at_all_is_not_skipped(run, ava):
     refused(run, ava, "none of them is there", path_to_images=ava / "empty", skip_missing=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("content", "workers"), [(b"", 0), (b"no picture", 0), (None, 1)])
 def test_an_image_that_does_not_decode_is_named_when_it_is_met(run, ava, content, workers):
     path = ava / "images" / "103.jpg"
@@ -122,6 +123,7 @@ def test_an_image_that_does_not_decode_is_named_when_it_is_met(run, ava, content
     assert len(err.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_wrong_weights(run, ava):
     torch.save({"layer.weight": torch.zeros(3)}, ava / "any.pth")
     given = {"path_to_model_weight": ava / "any.pth", "interest_points": "grid", "calibrate_points": 8}

@@ -156,6 +156,7 @@ def test_what_does_not_decode_on_the_device_is_named(mixed):
         to_input(next(batches(loader)), torch.device("cpu"))
 
 
+@pytest.mark.slow
 def test_who_decodes(ava, run, monkeypatch):
     def seen(**options):
         used = []

@@ -71,6 +71,7 @@ def two_processes(folder, words):
     return status, results[0] if results else None, "\n".join(lines)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small")
 @pytest.mark.parametrize(("points", "sync"), [("batch", None), ("running", None), ("running", True)])
 def test_two_processes_train_one_network_and_evaluate_as_one_does(ava, run, points, sync):

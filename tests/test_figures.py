@@ -258,6 +258,7 @@ def run_best(ava):
     return int(pd.read_csv(ava / "run" / "metrics.csv")["val_srcc"].idxmax() + 1)
 
 
+@pytest.mark.slow
 def test_pictures_of_a_split_are_named_in_the_result(tmp_path, command, run):
     lines = [f"{i} {i + 100} 1 2 3 4 5 4 3 2 1 {i} 0 1 7" for i in range(1, 61)]
     (tmp_path / "AVA.txt").write_text("\n".join(lines))

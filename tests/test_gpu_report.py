@@ -159,6 +159,7 @@ def test_killed_between_parts_it_goes_on_with_the_rest(report, tmp_path):
     assert saved(tmp_path, "second")["result"] == {"value": 2}
 
 
+@pytest.mark.slow
 def test_a_failing_part_is_recorded_and_does_not_end_the_rest(report, tmp_path):
     parts = [Part("one", broken), Part("two", lacking), Part("three", not_here), Part("four", number)]
     assert report("--device", "cpu", parts=parts)[0] == 0

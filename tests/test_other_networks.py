@@ -78,6 +78,7 @@ def test_a_resumed_run_ends_as_an_uncut_one(ava, run, trained, monkeypatch, name
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_bf16_and_checkpointed_blocks_train_nearly_the_same(trained, name):
     plain = trained(model=name, num_epoch=1, init_lr=1e-3)

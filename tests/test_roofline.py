@@ -53,6 +53,7 @@ def test_time_is_the_longer_of_products_and_memory():
     assert cost.seconds(rates, 2e12) == 2.5
 
 
+@pytest.mark.slow
 def test_forward_pass_has_the_known_number_of_flops():
     """As docs/performance.md has it, 2 for each multiply-add."""
     assert round(forward_gflop("eat_tiny"), 1) == 9.1

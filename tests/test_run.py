@@ -98,6 +98,7 @@ def test_eval_depends_on_the_batch_size_as_in_the_release(ava, run, ran):
     assert (predicted[0] - predicted[1]).abs().max() > 0.01
 
 
+@pytest.mark.slow
 def test_two_runs_with_one_seed_are_identical(ava, run):
     results = []
     for name in ("a", "b"):

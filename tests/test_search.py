@@ -284,6 +284,7 @@ def test_a_driver_that_stood_still_leaves_its_trial_to_the_one_that_took_it(fake
     assert [(one.status, len(one.history)) for one in found(fake)] == [("done", 80)]
 
 
+@pytest.mark.slow
 def test_a_signal_stops_all_trials_and_the_same_command_goes_on(fake, command, monkeypatch):
     read, interrupted = driver.read_history, threading.Event()
 
