@@ -87,6 +87,13 @@ def _table(table, head, SIDE: tl.constexpr, SIZE: tl.constexpr):
 
 
 @triton.jit
+def _places(places, group, both, key, tokens: tl.constexpr):
+    """The places of a block of keys along rows, and along columns, which lie `both` groups further."""
+    y = tl.load(places + group * tokens + key, key < tokens, 0.0)
+    return y, tl.load(places + (both + group) * tokens + key, key < tokens, 0.0)
+
+
+@triton.jit
 def _forward(
     q,
     k,
@@ -109,10 +116,10 @@ def _forward(
     tokens: tl.constexpr = SIDE * SIDE
     program = tl.program_id(0).to(tl.int64)  # (image, head)
     image, head = program // heads, program % heads
-    group = image * groups + head // (heads // groups)
+    group, base = image * groups + head // (heads // groups), program * tokens * CHANNELS
     channel = tl.arange(0, CHANNELS)
     query, there = _tile(SIDE, TILE)
-    lies = program * tokens * CHANNELS + query[:, None] * CHANNELS + channel[None, :]
+    lies = base + query[:, None] * CHANNELS + channel[None, :]
     queries = tl.load(q + lies, there[:, None], 0.0)
     cells, known = _table(table, head, SIDE, SIZE)
     own = tl.load(cells, known, 0.0)
@@ -121,11 +128,9 @@ def _forward(
     sums = tl.zeros((CHANNELS, TILE * TILE), tl.float32)
     for start in range(0, tokens, KEYS):
         key = start + tl.arange(0, KEYS)
-        real = key < tokens
-        at = program * tokens * CHANNELS + key[:, None] * CHANNELS + channel[None, :]
+        real, at = key < tokens, base + key[:, None] * CHANNELS + channel[None, :]
         keys, values = tl.load(k + at, real[:, None], 0.0), tl.load(v + at, real[:, None], 0.0)
-        y = tl.load(places + group * tokens + key, real, 0.0)
-        x = tl.load(places + (images * groups + group) * tokens + key, real, 0.0)
+        y, x = _places(places, group, images * groups, key, tokens)
         bias, _, _, _, _, _ = _bias(y, x, own, SIDE, TILE, SIZE, PRECISION)
         logits = _dot(keys, tl.trans(queries), PRECISION) * SCALE + bias
         logits = tl.where(real[:, None], logits, float("-inf"))
@@ -168,10 +173,10 @@ def _backward(
     tokens: tl.constexpr = SIDE * SIDE
     program = tl.program_id(0).to(tl.int64)  # (image, head)
     image, head = program // heads, program % heads
-    group = image * groups + head // (heads // groups)
+    group, base = image * groups + head // (heads // groups), program * tokens * CHANNELS
     channel = tl.arange(0, CHANNELS)
     query, there = _tile(SIDE, TILE)
-    lies = program * tokens * CHANNELS + query[:, None] * CHANNELS + channel[None, :]
+    lies = base + query[:, None] * CHANNELS + channel[None, :]
     queries, grads = tl.load(q + lies, there[:, None], 0.0), tl.load(grad + lies, there[:, None], 0.0)
     log_sum = tl.load(log_sums + program * tokens + query, there, 0.0)
     delta = tl.load(deltas + program * tokens + query, there, 0.0)
@@ -181,11 +186,9 @@ def _backward(
     to_table = tl.zeros((SIZE, SIZE), tl.float32)
     for start in range(0, tokens, KEYS):
         key = start + tl.arange(0, KEYS)
-        real = key < tokens
-        at = program * tokens * CHANNELS + key[:, None] * CHANNELS + channel[None, :]
+        real, at = key < tokens, base + key[:, None] * CHANNELS + channel[None, :]
         keys, values = tl.load(k + at, real[:, None], 0.0), tl.load(v + at, real[:, None], 0.0)
-        y = tl.load(places + group * tokens + key, real, 0.0)
-        x = tl.load(places + (images * groups + group) * tokens + key, real, 0.0)
+        y, x = _places(places, group, images * groups, key, tokens)
         bias, along, rows, row_slopes, columns, column_slopes = _bias(y, x, own, SIDE, TILE, SIZE, PRECISION)
         logits = _dot(keys, tl.trans(queries), PRECISION) * SCALE + bias
         weights = tl.where(real[:, None], tl.exp(logits - log_sum[None, :]), 0.0)
