@@ -28,7 +28,7 @@ def create_backbone(name: str, num_classes: int = 10, pretrained: bool = False, 
     It has `img_size`, pixels of the square that it takes, and `statistics`, the mean and the deviation of its input.
     Raises InputError for a name that timm does not have, with the nearest, and for a network without a pooled head.
     """
-    bare = _bare(name)
+    bare = bare_name(name)
     given = {name: value for name, value in settings.items() if value is not None}
     try:
         model = timm.create_model(bare, pretrained=pretrained, num_classes=num_classes, **given)
@@ -50,7 +50,7 @@ def create_backbone(name: str, num_classes: int = 10, pretrained: bool = False, 
     return model
 
 
-def _bare(name: str) -> str:
+def bare_name(name: str) -> str:
     """timm's own name for it. Raises InputError for one that timm does not have, with the nearest."""
     bare = name.removeprefix(PREFIX)
     if bare not in timm.list_models() and bare not in timm.list_pretrained():
@@ -71,7 +71,7 @@ def head_outputs(weights: Weights, name: str | None = None) -> int | None:
     """
     heads = ("cls_head.",)
     if name is not None and name.startswith(PREFIX):
-        heads = _heads(timm.get_pretrained_cfg(_bare(name)).classifier)
+        heads = _heads(timm.get_pretrained_cfg(bare_name(name)).classifier)
     found = [weights.state[f"{head}weight"] for head in heads if f"{head}weight" in weights.state]
     return len(found[0]) if found and found[0].ndim > 1 else None
 

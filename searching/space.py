@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from models.backbone import PREFIX, bare_name
 from option import OPTIONS, InputError, tuned
 
 # How many numbers each kind of parameter has, and what they are.
@@ -63,6 +64,8 @@ def _check(name: str, entry: Any) -> None:
         ends = low, high - (kind == "randint")
     for value in ends:
         tuned({name: value})
+        if name == "model" and value.startswith(PREFIX):
+            bare_name(value)
 
 
 def draw(trial, space: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

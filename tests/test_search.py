@@ -136,6 +136,10 @@ def test_the_spaces_that_are_shipped_can_be_drawn_from(name):
         ({"batch_size": {"_type": "uniform", "_value": [1, 8]}}, "uniform gives fractions"),
         ({"batch_size": {"_type": "randint", "_value": [0, 8]}}, "batch_size = 0 must be at least 1"),
         ({"loss": {"_type": "choice", "_value": ["emd", "l1"]}}, "loss = 'l1': choose from"),
+        (
+            {"model": {"_type": "choice", "_value": ["timm/test_vit", "timm/test_vti"]}},
+            "nearest are test_vit, ",
+        ),
         ({"init_lr": {"_type": "loguniform", "_value": [0, 1]}}, "must be greater than 0"),
         ({"init_lr": {"_type": "uniform", "_value": [1, 0.1]}}, "the lowest must be below the highest"),
         ({"init_lr": {"_type": "uniform", "_value": [1]}}, "must be numbers: lowest, highest"),
