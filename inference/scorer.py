@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +21,7 @@ from models import Weights
 from option import InputError
 
 FORMS = "photographs are floating point in [0, 1], or uint8"
-Photograph = str | os.PathLike | Image.Image | np.ndarray
+Photograph = str | os.PathLike | bytes | Image.Image | np.ndarray
 
 
 class Scorer:
@@ -29,6 +31,7 @@ class Scorer:
         scorer("photo.jpg")          # 5.31
         scorer(["a.jpg", "b.jpg"])   # array([5.31, 4.87])
         scorer(images)               # N x 3 x H x W in [0, 1]: tensor of N scores
+        scorer.each(["a.jpg", "x"])  # array([5.31, nan]), ["", "x: there is no such file"]
 
     weights, dataset, model, score_range, interest_points: see `trained.load_trained`. Interest points of the batch, as
     released, would make a score depend on the others of its call: they are refused.
@@ -82,8 +85,8 @@ class Scorer:
     ) -> float | np.ndarray | Tensor:
         """The score of one photograph, a float; of a list, (N,) float64; of a tensor (N, 3, H, W), a tensor (N,).
 
-        A path; a PIL image; an array H x W, H x W x 1, 3 or 4, uint8 or floating point in [0, 1]; or a tensor
-        3 x H x W or N x 3 x H x W, floating point in [0, 1] or uint8. Raises InputError for anything else.
+        A path; the bytes of a file; a PIL image; an array H x W, H x W x 1, 3 or 4, uint8 or floating point in [0, 1]; or
+        a tensor 3 x H x W or N x 3 x H x W, floating point in [0, 1] or uint8. Raises InputError for anything else.
         """
         if isinstance(photographs, Tensor):
             scores = self._score_tensor(photographs)
@@ -98,6 +101,23 @@ class Scorer:
         scores = self._score_pixels([photographs])
         return scores if self.as_loss else scores.item()
 
+    def each(self, photographs: Sequence[Photograph]) -> tuple[np.ndarray, list[str]]:
+        """Scores (N,) float64 of photographs that are no tensors, and errors: NaN and why where there is no score, else ""."""
+        scores, errors = np.full(len(photographs), np.nan), [""] * len(photographs)
+        for start in range(0, len(photographs), self.batch_size):
+            squares = {}
+            for row, photograph in enumerate(photographs[start : start + self.batch_size], start):
+                try:
+                    squares[row] = self._square(photograph)
+                except InputError as error:
+                    errors[row] = str(error)
+            if squares:
+                scores[list(squares)] = self._score_squares(squares.values()).cpu()
+            for row in squares:
+                if not np.isfinite(scores[row]):
+                    scores[row], errors[row] = np.nan, "the network's outputs for it are not finite"
+        return scores, errors
+
     def _score_pixels(self, photographs: Sequence[Photograph | Tensor]) -> Tensor:
         """(N,) of a batch in any form; what are not tensors is resized by PIL, as in evaluation."""
         if any(isinstance(photograph, Tensor) for photograph in photographs):
@@ -109,12 +129,20 @@ class Scorer:
                     for one in photographs
                 ]
             )
-        squares = np.stack([np.asarray(self.trained.resize.pil(self._picture(one))) for one in photographs])
-        images = torch.from_numpy(squares).permute(0, 3, 1, 2)
+        scores = self._score_squares(map(self._square, photographs))
+        return scores.float() if self.as_loss else scores
+
+    def _score_squares(self, squares: Iterable[np.ndarray]) -> Tensor:
+        """(N,) float64 of pixels (side, side, 3) uint8, by the arithmetic of predict.py."""
+        images = torch.from_numpy(np.stack(list(squares))).permute(0, 3, 1, 2)
         with torch.inference_mode():
             model = self.trained.model
-            scores = self.trained.scores(model(unturned_input(images, model, self.device)))
-        return scores.clone() if self.as_loss else scores  # inference tensors take no part in autograd
+            outputs = model(unturned_input(images, model, self.device))
+        return self.trained.scores(outputs.double())
+
+    def _square(self, photograph: Photograph) -> np.ndarray:
+        """(side, side, 3) uint8, resized by PIL, as in evaluation."""
+        return np.asarray(self.trained.resize.pil(self._picture(photograph)))
 
     def _picture(self, photograph: Photograph) -> Image.Image:
         try:
@@ -122,17 +150,25 @@ class Scorer:
                 return to_rgb(photograph, self.upright)
             if isinstance(photograph, np.ndarray):
                 return Image.fromarray(_as_bytes(photograph)).convert("RGB")
+            if isinstance(photograph, bytes):
+                with Image.open(io.BytesIO(photograph)) as picture:
+                    return to_rgb(picture, self.upright)
             return open_rgb(os.fspath(photograph), self.upright)
         except InputError:
             raise
         except Exception as error:  # decoders raise anything at all on a damaged file
             if isinstance(photograph, Image.Image):
                 reason = f"a PIL image in mode {photograph.mode}: {' '.join(str(error).split())}"
+            elif isinstance(photograph, bytes):
+                with tempfile.NamedTemporaryFile() as file:  # for the words that its file would have had
+                    file.write(photograph)
+                    file.flush()
+                    reason = explain_failure(file.name, error)
             elif isinstance(photograph, (str, os.PathLike)):
                 reason = f"{Path(photograph)}: {explain_failure(os.fspath(photograph), error)}"
             else:
                 given = type(photograph).__name__
-                reason = f"{given} is no photograph; give a path, a PIL image, an array, a tensor or a list of these"
+                reason = f"{given} is no photograph; give a path, bytes, a PIL image, an array, a tensor or a list of these"
             raise InputError(reason) from error
 
     def _score_tensor(self, images: Tensor) -> Tensor:

@@ -33,6 +33,7 @@ def test_every_form_of_a_photograph_has_the_same_score(scorer, pictures, tmp_pat
         assert isinstance(expected, float)
         assert scorer(tmp_path / "p.png") == expected
         assert scorer(str(tmp_path / "p.png")) == expected
+        assert scorer((tmp_path / "p.png").read_bytes()) == expected
         assert scorer(pixels) == expected
         assert scorer(pixels / 255.0) == expected
         assert scorer(np.dstack([pixels, np.full(pixels.shape[:2], 255, np.uint8)])) == expected
@@ -131,6 +132,29 @@ def test_threads_share_it(scorer, pictures):
 def test_what_is_no_photograph_is_refused(scorer, photograph, problem):
     with pytest.raises(InputError, match=problem):
         scorer(photograph)
+
+
+def test_one_bad_photograph_of_many_stops_no_others(scorer, pictures, tmp_path):
+    Image.fromarray(pictures[0]).save(tmp_path / "whole.jpg")
+    whole = (tmp_path / "whole.jpg").read_bytes()
+    bad = {
+        b"": "the file has 0 bytes",
+        b"text": "no decoder knows the file",
+        whole[:5000]: "the file is cut short",
+    }
+    scores, errors = scorer.each([*bad, "no.jpg", whole, pictures[1]] * 3)
+    assert errors == [*bad.values(), "no.jpg: there is no such file", "", ""] * 3
+    alone = [scorer(whole), scorer(pictures[1])]
+    assert scores == pytest.approx([*[np.nan] * 4, *alone] * 3, abs=1e-4, nan_ok=True)
+    assert [len(some) for some in scorer.each([])] == [0, 0]
+
+
+def test_outputs_that_are_not_finite_are_an_error(tmp_path, pictures):
+    broken = Scorer(make_weights(tmp_path / "w.pth"), device="cpu")
+    broken.trained.model.cls_head.bias.fill_(torch.inf)
+    scores, errors = broken.each(list(pictures))
+    assert np.isnan(scores).all()
+    assert errors == ["the network's outputs for it are not finite"] * 2
 
 
 def test_batch_points_are_refused(tmp_path):
