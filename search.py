@@ -15,7 +15,7 @@ from commands.parser import parse_options, with_commands
 from commands.signals import Watch
 from option import InputError, Option
 from searching.space import read_space
-from searching.trials import best_options, draw, find, read_trials, table
+from searching.trials import Trial, best_options, draw, find, read_trials, table
 
 log = logging.getLogger("eat")
 
@@ -27,13 +27,14 @@ OWN = ("experiment_dir_name", "search_metric", "resume", "overwrite", "eval", "o
 SEEN = (
     Option("experiment", str, None, "a folder of runs, or the id of an NNI experiment under runs/nni; live or finished", metavar="EXPERIMENT", positional=True),
     Option("metric", str, None, "sort by this (default: what the search maximised)", choices=METRICS),
+    Option("storage", str, None, "the database of the search, for its trials on other machines", metavar="URL"),
 )
 COMMANDS = {
     "run": ("search without NNI, by Optuna (TPE); opens no port; the same command goes on after a kill, and may run several times at once", {"": (
         Option("space", str, "config_search.json", "the search space, as NNI writes it", metavar="FILE"),
         Option("trials", int, None, "how many trials there are to be in all", low=1, required=True),
         Option("out", Path, None, "where the trials and the study go", metavar="FOLDER", required=True),
-        Option("storage", str, None, "a database for the study, as postgresql://USER:PASSWORD@HOST/DATABASE (default: search.db in --out)", metavar="URL"),
+        Option("storage", str, None, "a database for the study, which machines may share, as postgresql://USER:PASSWORD@HOST/DATABASE or mysql://... (default: search.db in --out)", metavar="URL"),
         Option("concurrency", int, 1, "trials at a time", low=1),
         Option("metric", str, "accuracy", "what to maximise (default: accuracy, as released)", choices=METRICS),
         Option("pruner", str, "none", "end trials early that are below the median", choices=("none", "median")),
@@ -72,7 +73,7 @@ def _out(options: argparse.Namespace, usual: str) -> Path:
 
 
 def run(options: argparse.Namespace) -> int:
-    from searching.driver import Search  # the only user of Optuna
+    from searching.driver import Search, shared  # the only user of Optuna
 
     space = read_space(options.space)
     fixed = parse_options(options.words)
@@ -83,19 +84,30 @@ def run(options: argparse.Namespace) -> int:
             raise InputError(f"--{name} is given and in {options.space}, too; leave one out")
     option.complete(fixed)
     with Watch() as watch:
-        Search(options, space, watch).run()
-    trials, name = read_trials(options.out)
+        search = Search(options, space, fixed, watch)
+        search.run()
+        trials, name = read_trials(options.out, options.metric, shared(search.study))
     print(table(trials, name))
     return 0 if any(trial.status == "done" for trial in trials) else 1
 
 
+def _seen(options: argparse.Namespace) -> tuple[list[Trial], str]:
+    """The trials of a search, the best first, and the metric; with --storage, those of other machines, too."""
+    if not options.storage:
+        return read_trials(find(options.experiment), options.metric)
+    from searching.driver import load, shared
+
+    folder = Path(options.experiment)
+    study = load(options.storage, folder)
+    return read_trials(folder, options.metric or study.user_attrs["search"]["metric"], shared(study))
+
+
 def show(options: argparse.Namespace) -> None:
-    trials, name = read_trials(find(options.experiment), options.metric)
-    print(table(trials, name))
+    print(table(*_seen(options)))
 
 
 def best(options: argparse.Namespace) -> None:
-    trials, name = read_trials(find(options.experiment), options.metric)
+    trials, name = _seen(options)
     first, chosen = best_options(trials)
     path = _out(options, "best.json")
     write_json(path, chosen)
@@ -104,12 +116,11 @@ def best(options: argparse.Namespace) -> None:
 
 
 def plot(options: argparse.Namespace) -> None:
-    folder = find(options.experiment)
-    trials, name = read_trials(folder, options.metric)
+    trials, name = _seen(options)
     if not any(len(trial.history) for trial in trials):
-        raise InputError(f"{folder}: no trial has finished an epoch yet")
+        raise InputError(f"{options.experiment}: no trial has finished an epoch yet")
     path = _out(options, "search.png")
-    draw(trials, name, f"{folder.name}: {len(trials)} trials", path)
+    draw(trials, name, f"{Path(options.experiment).name}: {len(trials)} trials", path)
     print(path)
 
 

@@ -1,37 +1,35 @@
 """A search without NNI: the same spaces and the same trials, driven by Optuna, with no port open.
 
 The study is Optuna's, in an SQLite file of the search's folder or another database, so it survives a kill, and
-several processes may share it.
+several processes may share it, of several machines, too: all that they know of each other is in the study.
 """
 
 from __future__ import annotations
 
 import argparse
-import fcntl
+import copy
 import json
 import logging
 import os
+import socket
 import subprocess
 import sys
 import time
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from contextlib import ExitStack, contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import optuna
-from optuna.exceptions import OptunaError
-from optuna.storages import RDBStorage, RetryFailedTrialCallback
+import pandas as pd
+from optuna.exceptions import UpdateFinishedTrialError
+from optuna.storages import RetryFailedTrialCallback
 from optuna.trial import FrozenTrial, Trial, TrialState
-from sqlalchemy.engine import URL, make_url
-from sqlalchemy.exc import SQLAlchemyError
 
 from commands.files import read_json_object, started, write_json
 from commands.signals import Interrupted, Watch
-from option import InputError
+from option import OPTIONS, InputError
+from searching import storage, trials
 from searching.space import draw
 from searching.trial import DRIVEN, metric
 from searching.trials import read_history, selected
@@ -40,89 +38,55 @@ log = logging.getLogger("eat")
 
 MAIN = Path(__file__).parent.parent / "main_nni.py"
 POLL_SECONDS = 0.5
-BEAT_SECONDS = 5  # how often the study is told that a trial's driver lives
-GRACE_SECONDS = 30  # without that, until another driver goes on with the trial
 HOPELESS = 3  # trials that fail before any other has ended: something is wrong with all of them
+STATUSES = {"COMPLETE": "done", "PRUNED": "early stopped", "RUNNING": "running", "WAITING": "waiting"}
 
 
 class TrialEnded(Exception):
-    """A trial has failed, or was stopped together with its search."""
+    """A trial has failed, was one too many, or was stopped together with its search."""
 
 
 class Search:
-    """Trials of one folder, `trial_0000` and on, until there are as many as wanted."""
+    """Trials of one study, each in a folder of its own, until there are as many as wanted."""
 
-    def __init__(self, options: argparse.Namespace, space: Mapping[str, Mapping[str, Any]], watch: Watch):
-        """options: of `search.py run`. Raises InputError where its folder is another search's, or of something else."""
+    def __init__(
+        self, options: argparse.Namespace, space: Mapping[str, Any], fixed: Mapping[str, Any], watch: Watch
+    ):
+        """options: of `search.py run`. fixed: of all trials. Raises InputError where the folder or the study is another's."""
         self.options, self.space, self.watch, self.folder = options, dict(space), watch, options.out
         self.broken = False  # by an error in one of its threads
-        try:
-            self.url = make_url(options.storage or URL.create("sqlite", database=f"{self.folder}/search.db"))
-        except (SQLAlchemyError, ValueError):  # their text may hold the password
-            example = "postgresql://USER:PASSWORD@HOST/DATABASE"
-            raise InputError(f"--storage: give a URL such as {example}") from None
+        self.url = storage.read_url(options.storage, self.folder)
+        self.rest = "see to the server, and --storage" if options.storage else "give another --out"
         self.folder.mkdir(parents=True, exist_ok=True)
-        with self._lock(), self._database():
-            self.study = self._open()
-            self._compare()
+        with storage.told(self.url, self.rest):
+            median, hopeless = options.pruner == "median", lambda: bool(self.watch.received or self.broken)
+            self.database = storage.open_storage(self.url, hopeless)
+            self.study = optuna.create_study(
+                storage=self.database,
+                study_name=study_name(options.storage, self.folder),
+                direction="maximize",
+                load_if_exists=True,
+                sampler=optuna.samplers.TPESampler(seed=options.seed, constant_liar=True),
+                pruner=optuna.pruners.MedianPruner(n_startup_trials=4)
+                if median
+                else optuna.pruners.NopPruner(),
+            )
+            # Where the data are and how a run is carried out may differ from machine to machine.
+            given = {name: value for name, value in fixed.items() if not OPTIONS[name].resumable}
+            self._compare({"space": self.space, "options": given, "metric": options.metric})
 
-    def _open(self) -> optuna.Study:
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
-        # Heartbeats count as experimental, and Optuna 4.9 has renamed their parts.
-        warnings.filterwarnings("ignore", module=r"optuna|searching\.driver")
-        self.retry, options = RetryFailedTrialCallback(), self.options
-        storage = RDBStorage(
-            self.url.render_as_string(hide_password=False).replace("{", "{{").replace("}", "}}"),
-            {} if options.storage else {"connect_args": {"timeout": 60}},
-            heartbeat_interval=BEAT_SECONDS,
-            grace_period=GRACE_SECONDS,
-            failed_trial_callback=self.retry,
-        )
-        median = options.pruner == "median"
-        return optuna.create_study(
-            storage=storage,
-            study_name=self.folder.resolve().name if options.storage else "search",
-            direction="maximize",
-            load_if_exists=True,
-            sampler=optuna.samplers.TPESampler(seed=options.seed, constant_liar=True),
-            pruner=optuna.pruners.MedianPruner(n_startup_trials=4) if median else optuna.pruners.NopPruner(),
-        )
-
-    def _compare(self) -> None:
+    def _compare(self, mine: Mapping[str, Any]) -> None:
         """Refuse to mix two searches in one study, or a search with other runs."""
-        mine = {"space": self.space, "options": self.options.words, "metric": self.options.metric}
-        other = self.study.user_attrs.get("search")
-        if other is None:
+        if "search" not in self.study.user_attrs:
             if any(self.folder.glob("*/run.json")) or (self.folder / "run.json").exists():
                 (self.folder / "search.db").unlink(missing_ok=True)
                 raise InputError(f"{self.folder}: holds runs, but no search; give another --out")
             self.study.set_user_attr("search", mine)
-        elif differing := [key for key in mine if other[key] != mine[key]]:
+        other = self.study.user_attrs["search"]
+        if differing := [key for key in mine if other[key] != mine[key]]:
             raise InputError(
-                f"{self.folder}: the search in this folder has another {' and '.join(differing)}; give another --out"
+                f"{self.folder}: its search has another {' and '.join(differing)}; give another --out"
             )
-
-    @contextmanager
-    def _lock(self) -> Iterator[None]:
-        """Among the drivers of this folder: Optuna neither makes its tables nor counts its trials for several at once."""
-        with open(self.folder / ".lock", "w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
-
-    @contextmanager
-    def _database(self) -> Iterator[None]:
-        """Tell what is wrong with the database in one line, without its password."""
-        try:
-            yield
-        except (OptunaError, SQLAlchemyError, ImportError, RuntimeError) as error:
-            reason = str(getattr(error.__cause__ or error, "orig", None) or error).strip().split("\n")[0]
-            reason = reason.replace(self.url.password or "\n", "***")
-            place = repr(self.url.set(query={}))  # which may hold a password, too
-            raise InputError(f"{place}: damaged, or out of reach ({reason}); give another --out") from None
-        except ValueError as error:
-            if "Cannot tell" not in str(error):  # the study of an end that another driver has told
-                raise
-            raise InputError(f"{self.folder}: this process stood still, so another took its trial") from None
 
     def run(self) -> None:
         """Go on until the study has as many trials as wanted, `concurrency` at a time.
@@ -133,57 +97,109 @@ class Search:
             workers = [pool.submit(self._work) for _ in range(self.options.concurrency)]
             wait(workers, return_when=FIRST_EXCEPTION)
             self.broken = True  # if they are not all done
+        if self.watch.received:  # then a database that is away is none of the matter
+            raise Interrupted(self.watch.received)
         for worker in workers:
             worker.result()
-        if self.watch.received:
-            raise Interrupted(self.watch.received)
 
     def _work(self) -> None:
         """One trial after another, first those whose driver has died or was stopped, until there are enough."""
         busy = time.monotonic()
-        while not (self.watch.received or self.broken):
-            with self._database(), ExitStack() as held:
-                held.enter_context(self._lock())
-                optuna.storages.fail_stale_trials(self.study)
-                known = self.study.get_trials(deepcopy=False)
+        with storage.told(self.url, f"{self.rest}; nothing is lost, the same command goes on"):
+            while not (self.watch.received or self.broken):
+                known = self._queue()
                 states = [one.state for one in known]
-                if TrialState.WAITING in states or _count(known) < self.options.trials:
-                    self.study.optimize(partial(self._train, held), n_trials=1, catch=TrialEnded)
+                if TrialState.WAITING in states or len(_latest(known)) < self.options.trials:
+                    self._one()
                     busy = time.monotonic()
                     continue
-            if TrialState.RUNNING not in states or time.monotonic() - busy > GRACE_SECONDS + BEAT_SECONDS:
-                return  # what others have under way is left to them
-            time.sleep(POLL_SECONDS)
+                left = (
+                    max(busy + storage.GRACE_SECONDS, self.database.unsure_until) + 2 * storage.BEAT_SECONDS
+                )
+                if TrialState.RUNNING not in states or time.monotonic() > left:
+                    return  # what others have under way is left to them
+                time.sleep(POLL_SECONDS)
 
-    def _train(self, held: ExitStack, trial: Trial) -> float:
-        """Run a trial as a process of its own; `held` until it is known which. Returns the metric.
+    def _queue(self) -> list[FrozenTrial]:
+        """All trials, after those that were cut have been queued again.
 
-        Raises TrialPruned; TrialEnded where it has failed or was stopped; InputError where all have failed.
+        Not by Optuna's callback alone: its caller may be killed between a trial's end and its return to the queue.
         """
-        point = draw(trial, self.space)  # a trial that was stopped has it already, and its folder
+        optuna.storages.fail_stale_trials(self.study)
         known = self.study.get_trials(deepcopy=False)
-        name = trial.user_attrs.get("folder", f"trial_{_count(known) - 1:04d}")
-        trial.set_user_attr("folder", name)
-        held.close()
-        folder = self.folder / name
-        folder.mkdir(exist_ok=True)
-        log.info("%s: %s", name, ", ".join(f"{key} {value}" for key, value in point.items()))
+        followed = {_attempts(one)[-2] for one in known if len(_attempts(one)) > 1}
+        for one in known:
+            cut = (
+                one.state == TrialState.FAIL and one.params and not one.user_attrs.keys() & {"reason", "twin"}
+            )
+            if cut and one.number not in followed:
+                RetryFailedTrialCallback()(self.study, copy.deepcopy(one))
+        return self.study.get_trials(deepcopy=False)
+
+    def _one(self) -> None:
+        """Run a trial. Raises InputError where another driver has taken it, for this process stood still."""
+        try:
+            self.study.optimize(self._train, n_trials=1, catch=TrialEnded)
+        except (ValueError, UpdateFinishedTrialError) as error:  # of a trial whose end was told before
+            if isinstance(error, ValueError) and "Cannot tell" not in str(error):
+                raise
+            raise InputError(f"{self.folder}: this process stood still, so another took its trial") from None
+
+    def _train(self, trial: Trial) -> float:
+        """Run a trial as a process of its own. Returns the metric.
+
+        Raises TrialPruned; TrialEnded where it has failed, was stopped or is one too many; InputError where all have failed.
+        """
+        known = self.study.get_trials(deepcopy=False)
+        own = known[trial.number]
+        if self._superfluous(trial, known):
+            raise TrialEnded
+        point = draw(trial, self.space)  # a trial that was cut has it already
+        folder = self._folder(own, point)
+        trial.set_user_attr("folder", f"{socket.gethostname()}:{folder.resolve()}")
+        log.info("%s: %s", folder.name, ", ".join(f"{key} {value}" for key, value in point.items()))
         process = self._start(folder, point)
         asked = self._follow(process, folder, trial)
         if process.returncode == 0:
-            select_by = read_json_object(folder / "options.json")["select_by"]
-            value, _ = selected(read_history(folder / "metrics.csv"), select_by, self.options.metric)
-            log.info("%s: %s %.4f", name, self.options.metric, value)
+            options = read_json_object(folder / "options.json")
+            value, _ = selected(
+                read_history(folder / "metrics.csv"), options["select_by"], self.options.metric
+            )
+            trial.set_user_attr("options", options)  # for `search.py best` on another machine
+            log.info("%s: %s %.4f", folder.name, self.options.metric, value)
             return value
         if asked == "early stopped":
             path = folder / "run.json"
             write_json(path, read_json_object(path) | {"status": asked})
             raise optuna.TrialPruned
-        if asked:  # the next command goes on with it
-            self.retry(self.study, self.study.trials[trial.number])
-        else:
+        if not asked:
             self._note_failure(process.returncode, folder, trial)
-        raise TrialEnded
+        raise TrialEnded  # where it was asked to, it is queued again, and goes on
+
+    def _superfluous(self, trial: Trial, known: list[FrozenTrial]) -> bool:
+        """Whether several drivers have asked for the last trial at once, or queued the same one: the first one counts."""
+        before, (*cut, _) = known[: trial.number], _attempts(known[trial.number])
+        if not cut:
+            return len(_latest(before)) >= self.options.trials
+        twin = any(_attempts(one)[:-1] == cut for one in before)
+        if twin:
+            trial.set_user_attr("twin", True)
+        return twin
+
+    def _folder(self, own: FrozenTrial, point: Mapping[str, Any]) -> Path:
+        """A trial's, made where it is missing. Raises InputError where another run is in it."""
+        attempts = _attempts(own)
+        folder = self.folder / f"trial_{attempts[0]:04d}"
+        there = read_json_object(folder / "run.json").get("parameters")
+        if there is not None and (there != point or len(attempts) == 1):
+            raise InputError(f"{folder}: holds another run; give another --out")
+        host, _, _ = before = own.user_attrs.get("folder", "").partition(":")
+        if host not in ("", socket.gethostname()) and there is None:
+            log.warning(
+                "warning: %s begins anew: its checkpoint is not here, but in %s", folder.name, "".join(before)
+            )
+        folder.mkdir(exist_ok=True)
+        return folder
 
     def _start(self, folder: Path, point: Mapping[str, Any]) -> subprocess.Popen:
         """The process of a trial, with its output beside its run."""
@@ -202,22 +218,27 @@ class Search:
     def _follow(self, process: subprocess.Popen, folder: Path, trial: Trial) -> str:
         """Report the trial's epochs until it ends; why it was asked to, or an empty text."""
         asked, reported = "", 0
-        while process.poll() is None:  # should this loop fail, the driver ends, and the trial with it
-            time.sleep(POLL_SECONDS)
-            rows = read_history(folder / "metrics.csv").to_dict("records")[reported:]
-            epochs = read_json_object(folder / "options.json").get("num_epoch", 0)
-            reported += len(rows)
-            for row in rows:
-                trial.report(metric(row, self.options.metric), int(row["epoch"]))
-            if asked or process.poll() is not None:
-                continue
-            if self.watch.received or self.broken:
-                asked = "stopped"
-            elif rows and rows[-1]["epoch"] < epochs and trial.should_prune():
-                asked = "early stopped"
-                log.info("%s is ended early, in epoch %d", folder.name, rows[-1]["epoch"])
-            if asked:
+        try:
+            while process.poll() is None:
+                time.sleep(POLL_SECONDS)
+                rows = read_history(folder / "metrics.csv").to_dict("records")[reported:]
+                epochs = read_json_object(folder / "options.json").get("num_epoch", 0)
+                reported += len(rows)
+                for row in rows:
+                    trial.report(metric(row, self.options.metric), int(row["epoch"]))
+                if asked or process.poll() is not None:
+                    continue
+                if self.watch.received or self.broken:
+                    asked = "stopped"
+                elif rows and rows[-1]["epoch"] < epochs and trial.should_prune():
+                    asked = "early stopped"
+                    log.info("%s is ended early, in epoch %d", folder.name, rows[-1]["epoch"])
+                if asked:
+                    process.terminate()
+        finally:  # also where the database is gone for good: saved, as after Ctrl-C
+            if process.poll() is None and not asked:
                 process.terminate()
+            process.wait()
         return asked
 
     def _note_failure(self, status: int, folder: Path, trial: Trial) -> None:
@@ -228,10 +249,57 @@ class Search:
         trial.set_user_attr("reason", reason)
         known = self.study.get_trials(deepcopy=False)
         well = any(one.state in (TrialState.COMPLETE, TrialState.PRUNED) for one in known)
-        if not well and sum("reason" in one.user_attrs for one in known) == HOPELESS:
+        if not well and sum("reason" in one.user_attrs for one in known) >= HOPELESS:
             raise InputError(f"the first {HOPELESS} trials have all failed, the last one: {reason}")
 
 
-def _count(known: list[FrozenTrial]) -> int:
-    """How many trials there are: to Optuna, one that was stopped and goes on is two, of one folder."""
-    return len({one.user_attrs.get("folder", one.number) for one in known})
+def _attempts(one: FrozenTrial) -> list[int]:
+    """A trial's numbers: to Optuna, each time that it goes on is another trial."""
+    return [*RetryFailedTrialCallback.retry_history(one), one.number]
+
+
+def _latest(known: list[FrozenTrial]) -> dict[int, FrozenTrial]:
+    """The last attempt of each trial, by the number of the first; without those that ended before they began."""
+    begun = [
+        one for one in known if one.state != TrialState.FAIL or (one.params and "twin" not in one.user_attrs)
+    ]
+    return {_attempts(one)[0]: one for one in begun}
+
+
+def study_name(given: str | None, folder: Path) -> str:
+    """In the database of --storage, which may hold many searches, or in the folder's own."""
+    return folder.resolve().name if given else "search"
+
+
+def load(given: str, folder: Path) -> optuna.Study:
+    """The study of a search, to look at it. Raises InputError where there is none."""
+    url = storage.read_url(given, folder)
+    with storage.told(url, "see to the server, and --storage"):
+        try:
+            return optuna.load_study(study_name=study_name(given, folder), storage=storage.open_storage(url))
+        except KeyError:
+            raise InputError(f"{storage.place(url)}: no search {study_name(given, folder)!r} in it") from None
+
+
+def shared(study: optuna.Study) -> list[trials.Trial]:
+    """What the study knows of its trials, wherever their folders are."""
+    search = study.user_attrs["search"]
+    name, found = search["metric"], []
+    for first, one in _latest(study.get_trials(deepcopy=False)).items():
+        curve = pd.Series(one.intermediate_values, dtype=float)
+        column = {"val_emd_r1": -curve} if name == "emd" else {f"val_{name}": curve}
+        value = curve.max() if one.value is None else one.value
+        found.append(
+            trials.Trial(
+                name=f"trial_{first:04d}",
+                folder=Path(one.user_attrs.get("folder", "-")),
+                status=STATUSES.get(one.state.name, "failed" if "reason" in one.user_attrs else "stopped"),
+                reason=one.user_attrs.get("reason", ""),
+                options=one.user_attrs.get("options", {}),
+                parameters=draw(one, search["space"]) if one.params else {},
+                history=pd.DataFrame({"epoch": curve.index} | column),
+                value=value,
+                best_epoch=next((epoch for epoch, reached in curve.items() if reached == value), 0),
+            )
+        )
+    return found

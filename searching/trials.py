@@ -7,7 +7,7 @@ import math
 import re
 import socket
 import sqlite3
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -60,11 +60,15 @@ def find(experiment: str) -> Path:
     )
 
 
-def read_trials(folder: Path, name: str | None = None) -> tuple[list[Trial], str]:
+def read_trials(
+    folder: Path, name: str | None = None, shared: Iterable[Trial] = ()
+) -> tuple[list[Trial], str]:
     """All runs in a folder, the best first, and the metric by which. name: of the metric; None: that of the runs.
 
-    Raises InputError where there are none.
+    shared: what a study knows of its trials, for those whose last runs are on other machines. Raises InputError where
+    there are none.
     """
+    others = {trial.name: trial for trial in shared}
     ends = ("**/run.json", "**/options.json")
     places = {(folder / path).parent for end in ends for path in glob(end, root_dir=folder, recursive=True)}
     runs = [
@@ -73,7 +77,7 @@ def read_trials(folder: Path, name: str | None = None) -> tuple[list[Trial], str
     ]
     runs = [run for run in runs if run[1].get("eval") is not True]
     known = nni_trials(folder.name)
-    if not runs and not known:
+    if not (runs or known or others):
         raise InputError(f"{folder}: no runs in it; a run has options.json and metrics.csv")
     if name is None:
         names = {options["search_metric"] for _, options, _ in runs if "search_metric" in options}
@@ -89,11 +93,15 @@ def read_trials(folder: Path, name: str | None = None) -> tuple[list[Trial], str
         if known.pop(place.name, ("", {}))[0] == "early stopped" and status in ("stopped", "lost"):
             status = "early stopped"
         shown = place.name if place == folder else str(place.relative_to(folder))
+        if shown in others and not str(others[shown].folder).startswith(f"{run.get('host')}:"):
+            continue  # it went on elsewhere
+        others.pop(shown, None)
         trial = Trial(shown, place, status, run.get("reason") or "", options, parameters, history)
         trial.value, trial.best_epoch = selected(history, options.get("select_by", "srcc"), name)
         trials.append(trial)
     for trial, (status, parameters) in known.items():  # that never got as far as a folder
         trials.append(Trial(trial, folder / trial, status, "", {}, parameters, pd.DataFrame()))
+    trials += others.values()
     return sorted(trials, key=lambda trial: math.inf if math.isnan(trial.value) else -trial.value), name
 
 
@@ -153,14 +161,15 @@ def table(trials: list[Trial], name: str) -> str:
     """The trials, a line each, as text."""
     names, rows = dict.fromkeys(key for trial in trials for key in trial.parameters), []
     for trial in trials:
-        seconds = round(trial.history["seconds"].sum()) if "seconds" in trial.history else 0
+        seconds = trial.history.get("seconds")  # none of a trial on another machine
+        spent = "-" if seconds is None else str(timedelta(seconds=round(seconds.sum())))
         row = {
             "trial": trial.name,
             name: "-" if math.isnan(trial.value) else f"{trial.value:.4f}",
             "status": trial.status,
             "epochs": f"{len(trial.history)}/{trial.options.get('num_epoch', '-')}",
             "best": trial.best_epoch or "-",
-            "time": str(timedelta(seconds=seconds)).removeprefix("0:").removeprefix("0"),
+            "time": spent.removeprefix("0:").removeprefix("0"),
         }
         for key in names:
             value = trial.parameters.get(key, "-")

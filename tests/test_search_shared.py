@@ -1,0 +1,247 @@
+"""Drivers that share a search: killed ones, too many, machines that share nothing but the database."""
+
+import json
+import os
+import signal
+import sqlite3
+import sys
+
+import pytest
+import test_search
+from test_search import SPACE, epochs_of, found, in_background, wait_for, words
+
+import search
+from searching import driver, storage
+
+COMMAND = search  # of the fixture `command`
+fake = test_search.fake  # the fixture
+
+
+@pytest.mark.slow
+def test_a_driver_that_is_killed_goes_on_with_the_same_trials(fake, command, monkeypatch):
+    monkeypatch.setattr(storage, "BEAT_SECONDS", 1)
+    monkeypatch.setattr(storage, "GRACE_SECONDS", 2)
+    process = in_background(*words(fake, 4, epochs=12, concurrency=2))
+    wait_for(lambda: all(epochs_of(fake / "s" / f"trial_000{number}") >= 3 for number in (0, 1)))
+    process.kill()
+    process.join()
+    points = {one.name: one.parameters for one in found(fake)}
+    status, _, err = command(*words(fake, 4, epochs=12, concurrency=2))
+    assert (status, err) == (0, "")
+    # A trial that was killed before it had a folder leaves its number out.
+    assert {"trial_0000", "trial_0001"} <= {one.name for one in found(fake)}
+    assert [(one.status, len(one.history)) for one in found(fake)] == [("done", 12)] * 4
+    assert points.items() <= {one.name: one.parameters for one in found(fake)}.items()
+    assert (fake / "s" / "trial_0001" / "stderr").read_text().count("started") == 2  # it went on
+
+
+@pytest.mark.slow
+def test_a_trial_of_a_driver_that_lives_is_left_to_it(fake, command, monkeypatch):
+    monkeypatch.setattr(storage, "BEAT_SECONDS", 1)
+    monkeypatch.setattr(storage, "GRACE_SECONDS", 2)
+    process = in_background(*words(fake, 1, epochs=75))
+    wait_for(lambda: epochs_of(fake / "s" / "trial_0000"))
+    assert command(*words(fake, 1, epochs=75))[0] in (0, 1)  # waits for a while, then leaves it alone
+    process.join()
+    assert process.exitcode == 0
+    assert [(one.status, len(one.history)) for one in found(fake)] == [("done", 75)]
+    assert (fake / "s" / "trial_0000" / "stderr").read_text().count("started") == 1
+
+
+@pytest.mark.slow
+def test_a_driver_that_stood_still_leaves_its_trial_to_the_one_that_took_it(fake, command, monkeypatch):
+    monkeypatch.setattr(storage, "BEAT_SECONDS", 1)
+    monkeypatch.setattr(storage, "GRACE_SECONDS", 2)
+    beat, beaten = storage.RDBStorage.record_heartbeat, []
+    with monkeypatch.context() as patch:  # to the others, no more heartbeats are a process that stands still
+        patch.setattr(
+            storage.RDBStorage, "record_heartbeat", lambda *own: beaten or beaten.append(beat(*own))
+        )
+        process = in_background(*words(fake, 1, epochs=80), errors=fake / "errors")
+        wait_for(lambda: epochs_of(fake / "s" / "trial_0000"))
+    assert command(*words(fake, 1, epochs=80))[0] == 0
+    process.join()
+    assert process.exitcode == 2
+    assert "this process stood still, so another took its trial" in (fake / "errors").read_text()
+    assert [(one.status, len(one.history)) for one in found(fake)] == [("done", 80)]
+
+
+def test_several_processes_share_a_search(fake):
+    processes = [in_background(*words(fake, 8)) for _ in range(3)]
+    for process in processes:
+        process.join(120)
+    assert [process.exitcode for process in processes] == [0, 0, 0]
+    assert [one.status for one in found(fake)] == ["done"] * 8
+    assert {one.name for one in found(fake)} == {f"trial_{number:04d}" for number in range(8)}
+    assert all((one.folder / "stderr").read_text().count("started") == 1 for one in found(fake))
+
+
+def a_study(folder):
+    """The study of `words(folder, ...)`, opened as any other program would."""
+    import optuna
+
+    return optuna.load_study(study_name="search", storage=f"sqlite:///{folder}/s/search.db")
+
+
+def statuses(folder):
+    """What became of each attempt of the study, in order."""
+    return [one.state.name for one in a_study(folder).get_trials()]
+
+
+def a_cut_trial(folder):
+    """Another trial of the study has begun, and failed for no reason of its own."""
+    study = a_study(folder)
+    trial = study.ask()
+    trial.suggest_float("init_lr", *SPACE["init_lr"]["_value"], log=True)
+    study.tell(trial, state=driver.TrialState.FAIL)
+    return study
+
+
+@pytest.fixture
+def begun(fake, command, monkeypatch):
+    """A search with one trial done, whose drivers believe quickly that another has died."""
+    monkeypatch.setattr(storage, "BEAT_SECONDS", 1)
+    monkeypatch.setattr(storage, "GRACE_SECONDS", 1)
+    assert command(*words(fake, 1))[0] == 0
+    return fake
+
+
+def test_of_several_that_ask_for_the_last_trial_one_gets_it(fake, command):
+    assert command(*words(fake, 1, concurrency=4))[0] == 0
+    assert [one.name for one in found(fake)] == ["trial_0000"]
+    assert statuses(fake).count("COMPLETE") == 1
+
+
+@pytest.mark.slow
+def test_a_trial_whose_driver_was_killed_before_its_first_heartbeat_is_not_lost(begun, command):
+    a_study(begun).ask()
+    assert command(*words(begun, 2))[0] == 0
+    assert [one.status for one in found(begun)] == ["done", "done"]
+    assert statuses(begun) == ["COMPLETE", "FAIL", "COMPLETE"]
+
+
+def test_a_trial_whose_driver_was_killed_before_it_was_queued_again_is_not_lost(begun, command):
+    a_cut_trial(begun)
+    assert command(*words(begun, 2))[0] == 0
+    assert statuses(begun) == ["COMPLETE", "FAIL", "COMPLETE"]
+    before, after = (one.params for one in a_study(begun).trials[1:])
+    assert before.items() <= after.items()
+    assert sorted(one.name for one in found(begun)) == ["trial_0000", "trial_0001"]
+
+
+def test_a_trial_that_two_drivers_queue_again_runs_once(begun, command):
+    study = a_cut_trial(begun)
+    for _ in range(2):
+        driver.RetryFailedTrialCallback()(study, study.trials[1])
+    assert command(*words(begun, 2))[0] == 0
+    assert statuses(begun) == ["COMPLETE", "FAIL", "COMPLETE", "FAIL"]
+    assert len(found(begun)) == 2
+
+
+def test_an_end_that_is_told_twice_counts_once_and_another_end_is_refused(begun):
+    database = driver.load(None, begun / "s")._storage
+    assert database.set_trial_state_values(1, driver.TrialState.COMPLETE, [0.5])
+    with pytest.raises(storage.UpdateFinishedTrialError):
+        database.set_trial_state_values(1, driver.TrialState.FAIL)
+
+
+def test_a_folder_of_another_run_is_not_given_to_a_trial(begun, command):
+    other = begun / "s" / "trial_0001"
+    other.mkdir()
+    (other / "run.json").write_text('{"parameters": {"init_lr": 1}}')
+    status, _, err = command(*words(begun, 2))
+    assert (status, len(err.splitlines())) == (2, 1)
+    assert f"{other}: holds another run" in err
+    assert (other / "run.json").read_text() == '{"parameters": {"init_lr": 1}}'
+
+
+@pytest.fixture
+def machines(fake, monkeypatch):
+    """machines(name): on that machine, whose folders nobody else has; the database is shared."""
+
+    def on(name):
+        (fake / name).mkdir(exist_ok=True)
+        (fake / name / "space.json").write_text(json.dumps(SPACE))
+        monkeypatch.setattr("socket.gethostname", lambda: name)
+        return fake / name
+
+    on.url = f"sqlite:///{fake}/shared.db"
+    return on
+
+
+def test_machines_share_a_search_by_its_database_alone(machines, command):
+    assert command(*words(machines("one"), 2, storage=machines.url))[0] == 0
+    status, out, _ = command(*words(machines("two"), 4, storage=machines.url))
+    assert status == 0
+    assert [one.name for one in sorted(found(machines("two")), key=lambda one: one.name)] == [
+        "trial_0002",
+        "trial_0003",
+    ]
+    for line in (words(machines("one"), 4, storage=machines.url), ("show", machines("one") / "s")):
+        line = line if line[0] == "run" else (*line, "--storage", machines.url)
+        status, out, _ = command(*line)
+        assert (status, out.count(" done ")) == (0, 4)
+        assert out.count("two:") == 2  # where the folders of the others are
+
+
+def test_the_best_trial_may_be_on_another_machine(machines, command):
+    assert command(*words(machines("one"), 3, storage=machines.url))[0] == 0
+    (best, *_), look = found(machines("one")), ("--storage", machines.url)
+    assert command("best", machines("two") / "s", *look, "--out", machines("two") / "b.json")[0] == 0
+    chosen = json.loads((machines("two") / "b.json").read_text())
+    assert best.parameters.items() <= chosen.items()
+    assert command("plot", machines("two") / "s", *look, "--out", machines("two") / "b.png")[0] == 0
+    status, _, err = command("show", machines("two") / "other", *look)
+    assert (status, len(err.splitlines())) == (2, 1)
+    assert "no search 'other' in it" in err
+
+
+@pytest.mark.slow
+def test_a_trial_whose_checkpoint_is_on_another_machine_begins_anew_and_says_so(
+    machines, command, monkeypatch, caplog
+):
+    read = driver.read_history
+
+    def interrupt(path):
+        if epochs_of(path.parent) >= 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return read(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(driver, "read_history", interrupt)
+        assert command(*words(machines("one"), 1, epochs=40, storage=machines.url))[0] == 130
+    (machines("one") / "s" / "trial_0000" / "run.json").write_text(
+        (machines("one") / "s" / "trial_0000" / "run.json").read_text().replace(os.uname().nodename, "one")
+    )
+    assert command(*words(machines("two"), 1, epochs=40, storage=machines.url))[0] == 0
+    assert "trial_0000 begins anew: its checkpoint is not here, but in one:" in caplog.text
+    assert len(found(machines("two"))[0].history) == 40
+    _, out, _ = command("show", machines("one") / "s", "--storage", machines.url)
+    assert (out.count(" done "), out.count("two:"), len(out.splitlines())) == (1, 1, 2)
+
+
+def test_machines_may_have_their_data_in_other_places(fake, command, monkeypatch):
+    for place, limit, wanted in (("/a", 3, 0), ("/b", 3, 0), ("/b", 4, 2)):
+        given = {"dataset": "demo", "path_to_images": place, "path_to_save_csv": place, "limit": limit}
+        monkeypatch.setattr(search, "parse_options", lambda _, given=given: given)
+        assert command(*words(fake, 1))[0] == wanted
+
+
+def test_tables_of_another_optuna_are_told(begun, command):
+    with sqlite3.connect(begun / "s" / "search.db") as link:
+        link.execute("update alembic_version set version_num = 'v2.6.0.a'")
+    before = (begun / "s" / "search.db").read_bytes()
+    status, _, err = command(*words(begun, 2))
+    assert (status, len(err.splitlines())) == (2, 1)
+    assert "no longer compatible with the table schema" in err
+    assert "optuna storage upgrade" in err
+    assert (begun / "s" / "search.db").read_bytes() == before
+
+
+@pytest.mark.parametrize(("server", "package"), [("postgresql", "psycopg"), ("mysql", "pymysql")])
+def test_a_driver_that_is_not_installed_is_told(fake, command, monkeypatch, server, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    status, _, err = command(*words(fake, 1, storage=f"{server}://me:secret@host/db"))
+    assert (status, len(err.splitlines())) == (2, 1)
+    assert "pip install -r requirements-search.txt" in err
+    assert "secret" not in err
