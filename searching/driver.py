@@ -22,7 +22,7 @@ from typing import Any
 
 import optuna
 import pandas as pd
-from optuna.exceptions import UpdateFinishedTrialError
+from optuna.exceptions import StorageInternalError, UpdateFinishedTrialError
 from optuna.storages import RetryFailedTrialCallback
 from optuna.trial import FrozenTrial, Trial, TrialState
 
@@ -140,6 +140,10 @@ class Search:
         """Run a trial. Raises InputError where another driver has taken it, for this process stood still."""
         try:
             self.study.optimize(self._train, n_trials=1, catch=TrialEnded)
+        except UnboundLocalError as error:  # Optuna's, where it cannot even look at the trial that has ended
+            if isinstance(gone := error.__context__, StorageInternalError):
+                raise gone from gone.__cause__
+            raise
         except (ValueError, UpdateFinishedTrialError) as error:  # of a trial whose end was told before
             if isinstance(error, ValueError) and "Cannot tell" not in str(error):
                 raise
