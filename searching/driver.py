@@ -221,16 +221,17 @@ class Search:
 
     def _follow(self, process: subprocess.Popen, folder: Path, trial: Trial) -> str:
         """Report the trial's epochs until it ends; why it was asked to, or an empty text."""
-        asked, reported = "", 0
+        asked, reported, ended = "", 0, False
         try:
-            while process.poll() is None:
+            while not ended:
                 time.sleep(POLL_SECONDS)
+                ended = process.poll() is not None  # then the last epochs are still to be read
                 rows = read_history(folder / "metrics.csv").to_dict("records")[reported:]
                 epochs = read_json_object(folder / "options.json").get("num_epoch", 0)
                 reported += len(rows)
                 for row in rows:
                     trial.report(metric(row, self.options.metric), int(row["epoch"]))
-                if asked or process.poll() is not None:
+                if asked or ended:
                     continue
                 if self.watch.received or self.broken:
                     asked = "stopped"

@@ -21,6 +21,7 @@ from sqlalchemy.exc import (
     IntegrityError,
     InterfaceError,
     OperationalError,
+    PendingRollbackError,
     ProgrammingError,
     SQLAlchemyError,
     TimeoutError,
@@ -34,6 +35,9 @@ BEAT_SECONDS = 5  # how often the study is told that a trial's driver lives
 GRACE_SECONDS = 30  # without that, until another driver goes on with the trial
 PATIENCE_SECONDS = 300  # how long a server may be away
 RETRY_SECONDS = 1
+
+# PendingRollbackError: Optuna asks once more, by a link that has just been cut.
+AWAY = (OperationalError, InterfaceError, PendingRollbackError, TimeoutError)
 
 # The drivers of requirements-search.txt, told to notice a server that has vanished without a word.
 _TCP = {
@@ -101,7 +105,7 @@ class Storage(RDBStorage):
 
     def wait(self, error: StorageInternalError) -> None:
         """For a second, for a server that does not answer. Raises the error where that is not it, or has lasted too long."""
-        if not isinstance(error.__cause__, (OperationalError, InterfaceError, TimeoutError)):
+        if not isinstance(error.__cause__, AWAY):
             raise error
         now = time.monotonic()
         self.unsure_until = now + GRACE_SECONDS
@@ -179,8 +183,8 @@ def place(url: URL) -> str:
 
 def why(error: BaseException) -> str:
     """The database's own words."""
-    own = getattr(error, "orig", None) or getattr(error.__cause__, "orig", None)
-    return str(own or error).strip()
+    error = error.__cause__ or error if isinstance(error, StorageInternalError) else error
+    return str(getattr(error, "orig", None) or error).strip()
 
 
 @contextmanager

@@ -157,8 +157,8 @@ def test_three_drivers_one_killed_and_the_server_restarted(fake, url, server, qu
     assert all(
         states.count("COMPLETE") == 1 and set(states) <= {"COMPLETE", "FAIL"} for states in became.values()
     )
-    ended = [one.name for place in places for one in found(place) if one.status == "done"]
-    assert sorted(ended) == sorted(f"trial_{number:04d}" for number in became)
+    ended = {one.name for place in places for one in found(place) if one.status == "done"}
+    assert ended == {f"trial_{number:04d}" for number in became}
     starts = sum(path.read_text().count("started") for path in fake.glob("*/s/*/stderr"))
     assert starts == 9 + 1  # the killed driver's trial is the only one that began twice
     for place in places[1:]:
@@ -176,7 +176,7 @@ def test_a_server_that_stays_away_ends_the_search_with_everything_saved(
     command,
     monkeypatch,
 ):
-    monkeypatch.setattr(storage, "PATIENCE_SECONDS", 1)
+    monkeypatch.setattr(storage, "PATIENCE_SECONDS", 2)
     process = in_background(*words(fake, 1, epochs=120, storage=url), errors=fake / "errors")
     wait_for(lambda: epochs_of(fake / "s" / "trial_0000") >= 3)
     server.stop()
