@@ -40,6 +40,11 @@ AVA_COLUMNS = ["image_id", *(f"score{i}" for i in range(2, 12))]
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 
 
+def pytest_xdist_auto_num_workers(config):
+    """One more than there are cores, up to four: many tests wait for processes that they have started."""
+    return min(4, (os.cpu_count() or 1) + 1)
+
+
 @pytest.fixture(autouse=True)
 def few_resamples(monkeypatch):
     """Intervals of in-process runs, which no test of runs is about, need not be exact."""
