@@ -161,6 +161,7 @@ def read_url(given: str | None, folder: Path) -> URL:
 def open_storage(url: URL, hopeless: Callable[[], bool] = lambda: False) -> Storage:
     """With its tables made where they are missing. Raises InputError where they are another Optuna's."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
+    logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)  # a link that was cut, as a traceback
     # Heartbeats count as experimental, and Optuna 4.9 has renamed their parts.
     warnings.filterwarnings("ignore", module=r"optuna|searching\.")
     tries = 50
