@@ -5,6 +5,8 @@ import os
 import signal
 import sqlite3
 import sys
+import threading
+import time
 
 import pytest
 import test_search
@@ -106,10 +108,35 @@ def begun(fake, command, monkeypatch):
     return fake
 
 
-def test_of_several_that_ask_for_the_last_trial_one_gets_it(fake, command):
+def test_of_several_that_ask_for_the_last_trial_one_gets_it(fake, command, monkeypatch):
+    queue, all_have_looked = driver.Search._queue, threading.Barrier(4, timeout=20)
+
+    def look(own):
+        known = queue(own)
+        if not known:
+            all_have_looked.wait()
+        return known
+
+    monkeypatch.setattr(driver.Search, "_queue", look)
     assert command(*words(fake, 1, concurrency=4))[0] == 0
     assert [one.name for one in found(fake)] == ["trial_0000"]
-    assert statuses(fake).count("COMPLETE") == 1
+    assert statuses(fake) == ["COMPLETE", "FAIL", "FAIL", "FAIL"]
+
+
+def test_a_driver_is_not_taken_for_dead_before_it_could_have_told_that_it_lives(begun, monkeypatch):
+    silent = a_study(begun).ask()._trial_id
+    database = driver.load(None, begun / "s")._storage._backend
+    database.record_heartbeat(silent)
+    with sqlite3.connect(begun / "s" / "search.db") as link:
+        link.execute("update trial_heartbeats set heartbeat = '2001-01-01 00:00:00'")
+    assert database._get_stale_trial_ids(1) == []  # it has just been opened
+    time.sleep(1.1)
+    assert database._get_stale_trial_ids(1) == [silent]
+    monkeypatch.setattr(storage, "RETRY_SECONDS", 0)
+    error = storage.StorageInternalError()
+    error.__cause__ = storage.OperationalError("select", {}, Exception("gone"))
+    database.wait(error)
+    assert database._get_stale_trial_ids(1) == []  # it was away for the others, too
 
 
 @pytest.mark.slow
