@@ -137,6 +137,14 @@ def test_a_driver_is_not_taken_for_dead_before_it_could_have_told_that_it_lives(
     error.__cause__ = storage.OperationalError("select", {}, Exception("gone"))
     database.wait(error)
     assert database._get_stale_trial_ids(1) == []  # it was away for the others, too
+    database.unsure_until = 0
+
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(storage.RDBStorage, "record_heartbeat", fail)
+    database.record_heartbeat(silent)  # in Optuna's thread, which goes on
+    assert database._get_stale_trial_ids(1) == []
 
 
 @pytest.mark.slow
