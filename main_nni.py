@@ -7,6 +7,7 @@ import logging
 import sys
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,7 +15,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 import option
-from commands import distributed
+from commands import distributed, processes
 from commands.errors import guarded
 from commands.files import to_json
 from commands.parser import parse_options
@@ -55,10 +56,9 @@ def run(given: dict) -> dict:
     """Train or evaluate as the options `given` ask. Returns the last line of output. Raises InputError."""
     start = time.perf_counter()
     try:
-        options, weights = gather_options(given)
-        device = build.pick_device(options.gpu_id)
-        with trial.tied_to_manager(), distributed.processes(device):
-            result = work(options, weights, device)
+        with trial.tied_to_manager(), processes.together("main_nni.py") as watched:
+            options, weights = gather_options(given)
+            result = work(options, weights, build.pick_device(options.gpu_id), watched)
     except BaseException as error:
         if trial.in_search():
             record.end(trial.folder(given.get("experiment_dir_name")), error)
@@ -83,7 +83,9 @@ class Job:
     watch: Watch
 
 
-def work(options: argparse.Namespace, weights: Weights | None, device: torch.device) -> dict:
+def work(
+    options: argparse.Namespace, weights: Weights | None, device: torch.device, watched: processes.Watched
+) -> dict:
     """Options to data, network and folder; then train, and evaluate. Returns the result."""
     form, splits = read_data(options)
     origin = pick_origin(options, weights, form)
@@ -95,7 +97,7 @@ def work(options: argparse.Namespace, weights: Weights | None, device: torch.dev
     log.info("%s on %s, %s, in %s", options.model, options.dataset, device, folder)
     for note in build.network_notes(options, weights):
         log.info("%s", note)
-    with record.kept(folder, options, trial.chosen()), Watch() as watch:
+    with record.kept(folder, options, trial.chosen()) as close, Watch() as watch, watched(close):
         if options.calibrate_points and not options.resume:
             build.calibrate(options, splits.train, model, device, folder, watch, origin.dataset)
         if options.compile:
@@ -121,9 +123,7 @@ def gather_options(given: dict) -> tuple[argparse.Namespace, Weights | None]:
     """
     if given.get("options"):
         given = option.from_file(given["options"], given)
-    given = trial.options(given)
-    if given.get("resume") and given.get("experiment_dir_name"):
-        given = option.resumed(given, Path(given["experiment_dir_name"]) / "options.json")
+    given = record.continued(trial.options(given))
     options, weights, settings = option.complete(given), None, {}
     if options.path_to_model_weight and not options.resume:
         weights = read_weights(weights_path(options.path_to_model_weight))
@@ -138,10 +138,9 @@ def gather_options(given: dict) -> tuple[argparse.Namespace, Weights | None]:
 
 def read_data(options: argparse.Namespace) -> tuple[Format, Splits]:
     """The labels of the splits, found in the folder of pictures; the demo's are made where they are not there."""
-    if options.dataset == "demo":
-        built = distributed.rank() == 0 and demo.build(options.path_to_save_csv, options.path_to_images)
-        if distributed.gather(built)[0]:
-            log.info("demo data built in %s; its scores are not aesthetics", options.path_to_save_csv)
+    build_demo = partial(demo.build, options.path_to_save_csv, options.path_to_images)
+    if options.dataset == "demo" and distributed.from_first(build_demo):
+        log.info("demo data built in %s; its scores are not aesthetics", options.path_to_save_csv)
     form = build.pick_format(options)
     option.complete_loss(options, votes=bool(form.vote_columns))
     given = {name: getattr(options, name) for name in ("skip_missing", "val_share", "seed", "limit")}
@@ -170,7 +169,8 @@ def train(job: Job, data: dict[str, DataLoader]) -> checkpoint.Progress:
     if first:
         reported = progress.history[-1 if options.released_protocol else progress.best_epoch - 1]
         trial.report_end(reported, options.search_metric)
-    load_weights(model, checkpoints / "best.pth")
+    distributed.from_first(partial(load_weights, model, checkpoints / "best.pth"))
+    distributed.copy_first(model.state_dict().values())
     return progress
 
 

@@ -1,18 +1,18 @@
-"""The processes of one run, as `torchrun` starts them; a single one is rank 0 of 1, and pays nothing for it."""
+"""What the processes of one run tell each other; `torchrun` starts them. A single one is rank 0 of 1, and pays nothing for it."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
-from contextlib import contextmanager
-from datetime import timedelta
-from typing import Any
+from collections.abc import Callable, Iterable
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-PATIENCE = timedelta(hours=2)  # rank 0 alone may evaluate a whole test set, while the others wait
+from option import InputError
+
+T = TypeVar("T")
 
 
 def rank() -> int:
@@ -23,26 +23,6 @@ def rank() -> int:
 def world() -> int:
     """How many processes the run has."""
     return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def is_loss_of_another(error: BaseException) -> bool:
-    """Whether `error` says that another process of the run is gone."""
-    lost = isinstance(error, dist.DistError) or "gloo" in str(error).lower()
-    return world() > 1 and isinstance(error, RuntimeError) and lost
-
-
-@contextmanager
-def processes(device: torch.device):
-    """Meet the other processes, if there are any, and part from them at the end."""
-    if world() > 1:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
-    try:
-        yield
-        if world() > 1:
-            dist.barrier()
-    finally:
-        if world() > 1:
-            dist.destroy_process_group()
 
 
 def gather(value: Any) -> list[Any]:
@@ -66,3 +46,19 @@ def copy_first(tensors: Iterable[Tensor]) -> None:
     if world() > 1:
         for tensor in tensors:
             dist.broadcast(tensor, 0)
+
+
+def from_first(work: Callable[[], T]) -> T:
+    """What rank 0 alone does, and its result for everybody. After its InputError the others end, too, without a line."""
+    if world() == 1:
+        return work()
+    answer, error = [None, False], None
+    if rank() == 0:
+        try:
+            answer[0] = work()
+        except InputError as problem:
+            answer[1], error = True, problem
+    dist.broadcast_object_list(answer, 0)
+    if answer[1]:
+        raise error or SystemExit(2)
+    return answer[0]

@@ -20,6 +20,11 @@ class TrainingError(RuntimeError):
     """Training cannot go on; the message is one line that says where and why. Exit status 1."""
 
 
+def tell(program: str, reason: object) -> None:
+    """One line that says why a command ends."""
+    print(f"{program}: {' '.join(str(reason).split())}", file=sys.stderr, flush=True)
+
+
 def guarded(program: str, work: Callable[[], int | None], rest: str = "nothing was saved yet") -> int:
     """Do `work`; returns the exit status: its own or 0, 1 if it failed, 2 for a bad request, 128 and more if interrupted.
 
@@ -34,7 +39,7 @@ def guarded(program: str, work: Callable[[], int | None], rest: str = "nothing w
     warnings.showwarning = lambda message, *_, **__: log.warning("warning: %s", message)
 
     def fail(reason: object, status: int) -> int:
-        print(f"{program}: {' '.join(str(reason).split())}", file=sys.stderr)
+        tell(program, reason)
         return status
 
     try:
@@ -44,14 +49,14 @@ def guarded(program: str, work: Callable[[], int | None], rest: str = "nothing w
     except OSError as error:
         what = f"{error.filename or 'a file'}: {error.strerror or error}"
         return fail(f"{what}; check the path and the disk", 2)
+    except SystemExit as stop:  # another process of the run tells why
+        return stop.code or 0
     except Interrupted as stop:
+        if distributed.rank():
+            return 128 + stop.number
         rest = f"--resume --experiment_dir_name {stop.folder} goes on" if stop.folder else rest
         return fail(f"stopped by {stop}; {rest}", 128 + stop.number)
     except KeyboardInterrupt:
         return fail("interrupted", 130)
     except torch.OutOfMemoryError:
         return fail("memory ran out; try a smaller --model or another --gpu_id", 1)
-    except RuntimeError as error:
-        if not distributed.is_loss_of_another(error):
-            raise
-        return fail(f"process {distributed.rank()}: another process of this run has ended", 1)

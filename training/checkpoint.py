@@ -7,6 +7,7 @@ import logging
 import math
 import os
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -98,15 +99,27 @@ def save_best(folder: Path, model: nn.Module, epoch: int) -> None:
 def restore(folder: Path, stepper: Stepper) -> Progress:
     """Put last.pt, or where it is damaged previous.pt, back into its parts and into the generators of random numbers.
 
-    Returns where the run stood. Raises InputError where neither is of this network and this number of processes.
+    Rank 0 alone reads it. Returns where the run stood. Raises InputError where neither is of this network and this number
+    of processes.
     """
+    progress = _put_back(distributed.from_first(partial(_read, folder, stepper)), stepper)
+    if not distributed.from_first(partial(_match_best, folder, progress.best_epoch)):
+        what = "warning: %s: not of epoch %d; the best epoch is looked for from here on"
+        log.warning(what, folder / BEST, progress.best_epoch)
+        progress.best_epoch, progress.best_value = 0, -math.inf
+    return progress
+
+
+def _read(folder: Path, stepper: Stepper) -> dict:
+    """The last checkpoint that can be put back."""
     paths = [path for path in (folder / LAST, folder / PREVIOUS) if path.is_file()]
     if not paths:
         raise InputError(f"{folder / LAST}: no such checkpoint; nothing was saved yet, start the run anew")
     problems = []
     for path in paths:
         try:
-            progress = _load(path, stepper)
+            content = check_processes(path)
+            _put_back(content, stepper)
             break
         except InputError:
             raise
@@ -116,24 +129,24 @@ def restore(folder: Path, stepper: Stepper) -> Progress:
         raise InputError("; ".join(problems))
     for problem in problems:
         log.warning("warning: %s; going on from %s instead", problem, path.name)
-    first = distributed.rank() == 0
-    if problems and first:  # or the next save would push the damaged one over the good one
+    if problems:  # or the next save would push the damaged one over the good one
         os.replace(path, folder / LAST)
-    if not distributed.gather(first and _match_best(folder, progress.best_epoch))[0]:
-        what = "warning: %s: not of epoch %d; the best epoch is looked for from here on"
-        log.warning(what, folder / BEST, progress.best_epoch)
-        progress.best_epoch, progress.best_value = 0, -math.inf
-    return progress
+    return content
 
 
-def _load(path: Path, stepper: Stepper) -> Progress:
-    content = torch.load(path, map_location="cpu", weights_only=True)
-    states, world = content["processes"], distributed.world()
-    if len(states) != world:
-        raise InputError(f"{path}: of a run with {len(states)} processes, not {world}; start as many")
+def check_processes(path: Path, mmap: bool = False) -> dict:
+    """What a checkpoint holds. Raises InputError where it is of another number of processes, anything where it is damaged."""
+    content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+    there, here = len(content["processes"]), distributed.world()
+    if there != here:
+        raise InputError(f"{path}: of a run with {there} processes, not {here}; start as many")
+    return content
+
+
+def _put_back(content: dict, stepper: Stepper) -> Progress:
     for name in PARTS:
         getattr(stepper, name).load_state_dict(content[name])
-    own = states[distributed.rank()]
+    own = dict(content["processes"][distributed.rank()])
     random = own.pop("random")  # of the generators that networks draw from; loaders have their own
     torch.set_rng_state(random["torch"])
     if random["cuda"] is not None and torch.cuda.is_available():

@@ -79,6 +79,7 @@ class Training:
         self._read_losses()
         distributed.copy_first(self.stepper.model.buffers())  # running points, until here each process's own
         checkpoint.save_last(self.checkpoints, checkpoint.snapshot(self.stepper, self.progress))
+        distributed.largest(0)  # nobody ends, which may end others, before it is written
         self.saved_at = time.monotonic()
 
     def epoch(self, loader: DataLoader, watch: Watch) -> None:

@@ -10,19 +10,22 @@ import math
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from tensorboardX import SummaryWriter
 
 from commands import distributed
 from commands.errors import TrainingError
-from commands.files import atomic_write, started, write_json
+from commands.files import atomic_write, read_json_object, started, write_json
+from commands.processes import Close, Gone
 from commands.signals import Interrupted
-from option import InputError
-from training.checkpoint import LAST, Progress
+from option import OPTIONS, InputError, resumed
+from training.checkpoint import LAST, Progress, check_processes
 
 log = logging.getLogger("eat")
 
@@ -38,36 +41,89 @@ PREVIOUS = ".previous_run"  # the run that a new one is about to replace
 _MOVING = ".previous_run.moving"  # the same on its way: what is not in here is still, or again, in the folder
 
 
+def continued(given: Mapping[str, Any]) -> dict[str, Any]:
+    """`given` options over those of the run that is resumed, or that torchrun has started again; else just they.
+
+    Rank 0 alone looks into the run's folder, which the others need not see. Raises InputError.
+    """
+    again = distributed.from_first(partial(_begun, given))
+    if again.get("resume"):  # the command line is that of its start
+        given = {name: value for name, value in given.items() if OPTIONS[name].resumable}
+    given = given | again
+    if not (given.get("resume") and given.get("experiment_dir_name")):
+        return given
+    return distributed.from_first(partial(_saved, given, Path(given["experiment_dir_name"]))) | given
+
+
+def _begun(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Of a run that this process's torchrun has begun, and starts again after a loss, how it goes on; else nothing."""
+    name, launcher = given.get("experiment_dir_name"), _launcher()
+    if launcher and not given.get("resume"):
+        for folder in [Path(name)] if name else Path("runs").glob("*"):
+            if read_json_object(folder / "run.json").get("launcher") == launcher:
+                saved = any((folder / "checkpoints").glob("*.pt"))
+                return {"experiment_dir_name": str(folder), "resume": saved, "overwrite": not saved}
+    return {}
+
+
+def _launcher() -> str | None:
+    """The torchrun that has started this process, if one has; it alone starts it again."""
+    parent = os.getppid()
+    started_again = "TORCHELASTIC_RUN_ID" in os.environ
+    return f"{socket.gethostname()} {parent} {started(parent)}" if started_again else None
+
+
+def _saved(given: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    options = resumed(given, folder / "options.json")
+    try:
+        check_processes(folder / "checkpoints" / LAST, mmap=True)
+    except InputError:  # before anything is touched
+        raise
+    except Exception:  # missing or damaged, as the training will say
+        pass
+    return options
+
+
 @contextmanager
-def kept(folder: Path, options: argparse.Namespace, parameters: dict) -> Iterator[None]:
+def kept(folder: Path, options: argparse.Namespace, parameters: dict) -> Iterator[Close]:
     """While a run works in its folder: run.json says what becomes of it, and nothing that was there is lost.
 
-    parameters: those that a search has chosen. After an error the replaced run is put back, or the message says how to
-    go on. Of several processes, the first alone writes.
+    parameters: those that a search has chosen. Yields what is to be done after an error, which is done here after any:
+    the replaced run is put back, or the message says how to go on. Of several processes, the first alone writes.
     """
-    first, checkpoints = distributed.rank() == 0, folder / "checkpoints"
+    close = partial(_close, folder, options)
     try:
-        if first:
+        if distributed.rank() == 0:
             content = {"status": "running", "reason": None, "started": _now(), "ended": None}
             content |= {"pid": os.getpid(), "pid_started": started(os.getpid()), "host": socket.gethostname()}
+            content["launcher"] = _launcher()
             write_json(folder / "run.json", content | {"parameters": parameters})
             if not options.resume:
                 write_json(folder / "options.json", vars(options))
-        yield
+        yield close
     except BaseException as error:
-        can_resume = not options.eval and (checkpoints / LAST).is_file()
-        if goes_on := can_resume and isinstance(error, Interrupted):
-            error.folder = folder
-        if first and not goes_on and not options.resume and restore_previous(folder):
-            can_resume = False
-        elif first and isinstance(error, InputError) and not any(checkpoints.glob("*")):
-            remove_run(folder)  # nothing came of it: the same command may be given again
-        else:
-            end(folder, error)
-        if can_resume and isinstance(error, (InputError, TrainingError)):
-            hint = f"{error}; --resume --experiment_dir_name {folder} goes on from the last checkpoint"
-            raise type(error)(hint) from error
+        if (told := close(error)) is not error:
+            raise told from error
         raise
+
+
+def _close(folder: Path, options: argparse.Namespace, error: BaseException) -> BaseException:
+    """Leave the folder as `error` asks for; returns what to tell."""
+    first, checkpoints = distributed.rank() == 0, folder / "checkpoints"
+    can_resume = not options.eval and (checkpoints / LAST).is_file()
+    if goes_on := can_resume and isinstance(error, Interrupted):
+        error.folder = folder
+    if first and not goes_on and not options.resume and restore_previous(folder):
+        can_resume = False
+    elif first and isinstance(error, InputError) and not any(checkpoints.glob("*")):
+        remove_run(folder)  # nothing came of it: the same command may be given again
+    else:
+        end(folder, error)
+    if can_resume and isinstance(error, (InputError, TrainingError)) and not isinstance(error, Gone):
+        return type(error)(
+            f"{error}; --resume --experiment_dir_name {folder} goes on from the last checkpoint"
+        )
+    return error
 
 
 def end(folder: Path, outcome: dict | BaseException) -> None:
@@ -94,13 +150,17 @@ def open_folder(options: argparse.Namespace, keep: Path | None) -> Path:
 
     keep: see `prepare_folder`. Raises InputError.
     """
-    first, given = distributed.rank() == 0, options.experiment_dir_name
-    if given is None:
-        name = f"{options.dataset}-{'eval' if options.eval else options.model.replace('/', '-')}"
-        given = distributed.gather(first and str(_new_folder(Path("runs"), name)))[0]
-    elif first and not options.resume:
-        prepare_folder(Path(given), options.overwrite, keep)
-    return Path(given)
+
+    def opened() -> str:
+        given = options.experiment_dir_name
+        if given is None:
+            name = f"{options.dataset}-{'eval' if options.eval else options.model.replace('/', '-')}"
+            return str(_new_folder(Path("runs"), name))
+        if not options.resume:
+            prepare_folder(Path(given), options.overwrite, keep)
+        return given
+
+    return Path(distributed.from_first(opened))
 
 
 def _new_folder(parent: Path, name: str) -> Path:
