@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import socket
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -44,8 +45,11 @@ def together(program: str) -> Iterator[Watched]:
         return
     try:
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        dist.init_process_group(backend, timeout=PATIENCE)
-        pulse = Pulse(program)
+        store = _meet()
+        dist.init_process_group(
+            backend, timeout=PATIENCE, store=store.clone(), rank=rank(), world_size=world()
+        )
+        pulse = Pulse(program, store)
     except RuntimeError as error:
         remedy = "GLOO_SOCKET_IFNAME names the network's interface; see two machines in docs/training.md"
         raise InputError(f"the processes do not reach each other ({str(error)[:200]}); {remedy}") from error
@@ -60,6 +64,24 @@ def together(program: str) -> Iterator[Watched]:
     dist.destroy_process_group()
 
 
+def _meet() -> dist.TCPStore:
+    """A store of this start alone, beside rank 0: torchrun's own keeps the addresses of processes that it has replaced."""
+    place, own = (os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])), None
+    by_torchrun = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    known = dist.TCPStore(*place, is_master=rank() == 0 and not by_torchrun, timeout=PATIENCE)
+    if not by_torchrun:
+        return known
+    if rank() == 0:
+        own = dist.TCPStore(place[0], 0, is_master=True, timeout=PATIENCE, wait_for_workers=False)
+        known.set("store", str(own.port))
+    while own is None:
+        port = int(known.get("store"))
+        with suppress(RuntimeError):  # of a start before this one: nobody answers there
+            own = dist.TCPStore(place[0], port, timeout=timedelta(seconds=2))
+            own.set_timeout(PATIENCE)
+    return own
+
+
 class Pulse:
     """Signs of life: a thread leaves this process's in the run's store and reads the others'; another one judges by them.
 
@@ -67,9 +89,8 @@ class Pulse:
     asks nobody, and counts beats instead of seconds, so that a process that was stopped itself blames no other.
     """
 
-    def __init__(self, program: str):
-        self.program, self.parent = program, os.getppid()
-        self.store = dist.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
+    def __init__(self, program: str, store: dist.TCPStore):
+        self.program, self.parent, self.store = program, os.getppid(), store
         self.keys = [f"life/{number}" for number in range(world())]
         self.store.set(self.keys[rank()], "0")
         self.hosts = gather(socket.gethostname())  # from here on everybody's key is there
@@ -137,6 +158,14 @@ class Pulse:
                 tell(self.program, error)
             os._exit(1)
 
+    def _free_torchrun(self) -> None:
+        """Where torchrun has no restart left it ends now, or in five seconds: its store, out of reach, would hold it longer."""
+        left = os.environ.get("TORCHELASTIC_MAX_RESTARTS"), os.environ.get("TORCHELASTIC_RESTART_COUNT")
+        if left[0] is not None and left[0] == left[1] and os.getppid() == self.parent:
+            quiet = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
+            kill = ["sh", "-c", f"sleep 5; kill -9 {self.parent}"]
+            subprocess.Popen(kill, start_new_session=True, **quiet)
+
     def _gone(self, beats: int) -> list[int]:
         """Who has been silent for so long. Where not even this process's own sign comes back, it is rank 0, with the store."""
         if rank() and self.silent[rank()] + 2 >= beats:
@@ -153,4 +182,5 @@ class Pulse:
         if os.getppid() != self.parent:
             what = "torchrun, or what else started this process, is gone"
         what = what or "the connection to another process is lost"
+        self._free_torchrun()
         return Gone(f"{what}; --resume on all machines goes on from the last checkpoint")

@@ -30,12 +30,12 @@ RECIPE = {
 }
 
 
-def start(words):
-    """torchrun, as a user starts it."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+def start(words, *more, folder=ROOT):
+    """torchrun, as a user starts it in `folder`. more: options of its own."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *more]
     return subprocess.Popen(
         [*command, "main_nni.py", *map(str, words)],
-        cwd=ROOT,
+        cwd=folder,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -154,6 +154,28 @@ def test_one_process_that_fails_ends_all_with_its_message(ava):
     assert sum("103.jpg" in line for line in ours) == 1
     assert all("103.jpg" in line or ("rank" in line and "has failed" in line) for line in ours)
     assert err.count("Traceback (most recent call last)") == 1  # torchrun's own
+
+
+@pytest.mark.slow
+def test_torchrun_starts_again_after_a_kill_and_the_run_goes_on_in_its_folder(ava):
+    """The folder is not named: it is found again."""
+    given = RECIPE | {"num_epoch": 3}
+    status, whole, err = two_processes(ava, arguments(ava, **given, experiment_dir_name=ava / "whole"))
+    assert status == 0, err
+    (ava / "main_nni.py").symlink_to(ROOT / "main_nni.py")
+    words = arguments(ava, **given, experiment_dir_name=None, save_minutes=0)
+    process = start(words, "--max_restarts", "1", folder=ava)
+    while process.poll() is None and not list(ava.glob("runs/*/checkpoints/last.pt")):
+        time.sleep(0.01)
+    workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    (second,) = [pid for pid in workers if b"\0RANK=1\0" in Path(f"/proc/{pid}/environ").read_bytes()]
+    os.kill(int(second), signal.SIGKILL)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert "resumed after" in err
+    assert len(list(ava.glob("runs/*"))) == 1
+    assert err.count("; --resume on all machines goes on from the last checkpoint") == 1
+    assert metrics(json.loads(out)) == metrics(whole)
 
 
 def test_another_number_of_processes_does_not_resume(ava, ran):

@@ -1,0 +1,145 @@
+"""Two machines: namespaces of the kernel with a host name, a loopback and processes of their own, joined by a cable."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from conftest import arguments
+from test_distributed import ROOT, two_processes
+from test_run import metrics
+
+RECIPE = {"init_lr": 1e-3, "num_epoch": 3, "batch_size": 2, "interest_points": "running", "save_minutes": 0}
+TOOLS = ("unshare", "nsenter", "ip")
+SPACES = ("--net", "--uts", "--mount", "--pid")
+LIFETIME = 300  # seconds; nothing stays for ever, even where a test is killed
+
+
+class Machine:
+    """One that is switched on. Its address is 10.0.0.NUMBER; its name resolves to nothing."""
+
+    def __init__(self, name, number):
+        self.name, self.address, self.number = name, f"10.0.0.{number}", number
+        boot = f"hostname {name} && ip link set lo up && echo up && exec sleep {LIFETIME}"
+        command = ["unshare", "--fork", "--kill-child", "--mount-proc", *SPACES, "sh", "-c", boot]
+        self.power = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        if self.power.stdout.readline() != "up\n":
+            pytest.skip(f"this system allows no namespaces: {self.power.communicate()[1].strip()}")
+        self.init = Path(f"/proc/{self.power.pid}/task/{self.power.pid}/children").read_text().strip()
+
+    def do(self, *command, start=subprocess.check_call, **given):
+        """Run a command on it, in the repository's folder."""
+        return start(["nsenter", "--target", self.init, *SPACES, "env", "-C", str(ROOT), *command], **given)
+
+    def torchrun(self, words, log):
+        """Its part of a run, as docs/training.md says it; what it tells goes to `log`."""
+        rendezvous = ["--rdzv_backend=c10d", "--rdzv_endpoint=10.0.0.1:29500", f"--local_addr={self.address}"]
+        rendezvous += [f"--rdzv_conf=is_host={'true' if self.number == 1 else 'false'}"]
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1"]
+        command = [*torchrun, *rendezvous, "main_nni.py", *map(str, words)]
+        given = {"stdout": log.open("w"), "stderr": subprocess.STDOUT, "start": subprocess.Popen}
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "eth0"}
+        return self.do(*command, env=environment, **given)
+
+    def off(self):
+        """Every process of it is killed at once."""
+        self.power.kill()
+        self.power.communicate()
+
+
+def connect(first, second):
+    cable = ["ip", "link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns", second.init]
+    subprocess.check_call(
+        ["nsenter", "--target", first.init, "--net", *cable]
+    )  # numbers of processes are ours
+    for machine in (first, second):
+        machine.do("ip", "address", "add", f"{machine.address}/24", "dev", "eth0")
+        machine.do("ip", "link", "set", "eth0", "up")
+
+
+@pytest.fixture
+def machine():
+    """machine(name, number) switches one on; all are off when the test ends."""
+    if missing := [tool for tool in TOOLS if shutil.which(tool) is None]:
+        pytest.skip(f"no {missing[0]} is here, which makes the machines")
+    machines = []
+
+    def on(*given):
+        machines.append(Machine(*given))
+        return machines[-1]
+
+    yield on
+    for one in machines:
+        one.off()
+
+
+def saved_again(last, runs, times=2):
+    """Wait until last.pt is written so many times."""
+    seen = set()
+    while len(seen) < times and all(run.poll() is None for run in runs):
+        if last.exists():
+            seen.add(last.stat().st_mtime_ns)
+        time.sleep(0.02)
+
+
+def lines(log):
+    return [line for line in log.read_text().splitlines() if line.startswith("main_nni.py: ")]
+
+
+@pytest.mark.slow
+def test_a_machine_and_then_the_cable_is_lost_and_the_run_goes_on_to_the_same_result(ava, run, machine):
+    """The run's folder is on a disk that the first machine alone sees; there every start finds it."""
+    status, whole, err = two_processes(ava, arguments(ava, **RECIPE, experiment_dir_name=ava / "whole"))
+    assert status == 0, err
+    runs = ava / "runs"
+    runs.mkdir()
+    folder, logs = runs / "run", [ava / "first.log", ava / "second.log"]
+    last = folder / "checkpoints" / "last.pt"
+    resume = ["--resume", "--experiment_dir_name", folder]
+    end = "; --resume on all machines goes on from the last checkpoint"
+
+    def start(words):
+        return [one.torchrun(words, log) for one, log in zip(pair, logs, strict=True)]
+
+    def second_machine():
+        second = machine("second", 2)
+        second.do("mount", "-t", "tmpfs", "-o", "ro", "none", str(runs))
+        return second
+
+    pair = [machine("first", 1), second_machine()]
+    connect(*pair)
+    both = start(arguments(ava, **RECIPE, experiment_dir_name=folder))
+    saved_again(last, both)
+    pair[1].off()
+    lost = time.monotonic()
+    assert both[0].wait(60) != 0, logs[0].read_text()
+    print(f"without the other machine: {time.monotonic() - lost:.1f} s")
+    assert lines(logs[0]) == [f"main_nni.py: rank 1 on second is gone{end}"]
+    assert json.loads((folder / "run.json").read_text())["status"] == "failed"
+
+    pair[1] = second_machine()
+    connect(*pair)
+    both = start(resume)
+    saved_again(last, both, 3)
+    pair[1].do("ip", "link", "set", "eth0", "down")
+    lost = time.monotonic()
+    for torchrun in both:
+        assert torchrun.wait(60) != 0
+        print(f"without the cable: {time.monotonic() - lost:.1f} s")
+    assert lines(logs[0]) == [f"main_nni.py: rank 1 on second is gone{end}"]
+    assert lines(logs[1]) == [f"main_nni.py: rank 0 on first is gone{end}"]
+
+    pair[1].do("ip", "link", "set", "eth0", "up")
+    both = start(resume)
+    assert [one.wait(120) for one in both] == [0, 0], logs[0].read_text() + logs[1].read_text()
+    results = [[json.loads(x) for x in log.read_text().splitlines() if x.startswith("{")] for log in logs]
+    assert [len(found) for found in results] == [1, 0]
+    assert metrics(results[0][0]) == metrics(whole)
+    best = {"eval": True, "path_to_model_weight": folder / "checkpoints" / "best.pth"}
+    given = {"eval_batch_size": 2, "experiment_dir_name": ava / "alone"}
+    _, alone, _ = run(arguments(ava, **best, **given))
+    assert metrics(alone) == pytest.approx(metrics(whole), rel=1e-6, nan_ok=True)
