@@ -9,25 +9,29 @@ import os
 import random
 import signal
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
+from tqdm import tqdm
 
 import models
+from commands import distributed
 from commands.bars import bar
 from commands.errors import guarded
 from commands.signals import Interrupted, Watch, signals_first
 from inference import arguments, pages
 from inference.explain import Looker, background_share, draw, mean_mass
+from inference.parts import Parts
 from inference.photos import Photos, batches, open_rgb
 from inference.scorer import Scorer
-from inference.scoring import Rows, Scored, read_reference, score_all, unturned_input
+from inference.scoring import Rows, Scored, read_reference, score_all, score_shards, unturned_input
 from inference.screen import Screen
-from inference.sources import Found, Sources
+from inference.sources import Found, Sources, is_shard, shards_of
 from inference.table import Row, Table
 from option import InputError
 from training import checkpoint
@@ -67,6 +71,11 @@ class Prediction:
         self.options, self.device = options, pick_device(options.gpu_id)
         self.sources = Sources(options.paths, options.list)
         self.trained = arguments.load(options)
+        # How many files there are, and how many shards; None where a list can be read but once.
+        self.counts = Counter(f.is_shard for f in self.sources) if self.sources.countable else None
+        has_shards = bool(self.counts and self.counts[True])
+        if has_shards:
+            self.refuse_shards()
         self.refuse_to_look()
         self.trained.model.to(self.device)
         self.precision = pick_precision(options.amp, self.device)
@@ -75,9 +84,10 @@ class Prediction:
             reference, notes = read_reference(options.reference, self.trained)
             self.trained.notes += notes
         self.looking = bool(options.explain or options.report) and self.trained.points is not None
-        self.rows = Rows(self.trained, reference, bool(options.explain), background=self.looking)
+        parts, explained = arguments.is_folder(options.out), bool(options.explain)
+        self.rows = Rows(self.trained, reference, explained, self.looking, origin=parts or has_shards)
         self.other = pages.read_other(options.compare, self.trained, self.device) if options.compare else None
-        self.table = Table(options.out, self.rows.columns) if options.out else None
+        self.table = (Parts if parts else Table)(options.out, self.rows.columns) if options.out else None
         self.gallery = pages.Gallery(options.report_images) if options.report else None
         self.screen, self.seen = Screen(self.trained, options.out), set()
         self.nothing = f"no photographs in {', '.join(options.paths + options.list)}"
@@ -88,19 +98,29 @@ class Prediction:
             if self.trained.points is None and getattr(self.options, name) not in (None, arguments.ALL):
                 raise InputError(f"--{name}: {self.trained.name} has no deformable layers; leave it out")
 
+    def refuse_shards(self) -> None:
+        """Raises InputError for options that open photographs again."""
+        for name in ("explain", "report"):
+            if getattr(self.options, name):
+                raise InputError(
+                    f"--{name}: photographs in shards cannot be shown; leave it out, or give files"
+                )
+
     def run(self, watch: Watch) -> int:
-        """Do what the options ask. Returns 1 where a photograph has an error, else 0. Raises Interrupted."""
-        total = sum(1 for _ in self.sources) if self.sources.countable else None
-        if total == 0:
+        """Do what the options ask. Returns 1 where a photograph has an error, else 0. Raises Interrupted.
+
+        Of several processes each returns 0 then, for torchrun would end the others.
+        """
+        if self.counts is not None and not self.counts:
             raise InputError(self.nothing + _left_out(self.sources))
         if self.options.calibrate_on:
             self.calibrate(watch)
         self.tell()
-        self.score(total, watch)
+        self.score(watch)
         self.screen.close(_left_out(self.sources))
         if self.gallery is not None:
             pages.write(self.options, self.trained, self.gallery, self.other, self.device, watch)
-        return int(self.screen.errors + self.screen.errors_before > 0)
+        return int(self.screen.errors + self.screen.errors_before > 0 and distributed.world() == 1)
 
     def tell(self) -> None:
         """Say by which network the scores are made."""
@@ -111,35 +131,65 @@ class Prediction:
         points = "" if trained.points is None else f", {trained.points} interest points"
         log.info("%s %s%s, on %s", trained.name, scale, points, self.device)
 
-    def score(self, total: int | None, watch: Watch) -> None:
-        """Score the photographs that have no row yet."""
-        options, key = self.options, self.table.key if self.table is not None else str
+    def score(self, watch: Watch) -> None:
+        """Score the photographs that have no row yet: files, then shards."""
+        options, shards, write = self.options, [], lambda *_, **__: None
         with ExitStack() as stack:
             if self.table is not None:
                 writing = self.table.writing(self.describe(), options.append, options.overwrite)
                 write = stack.enter_context(writing)
-                self.take_in(self.table.rows())
+                self.take_in()
             looker = stack.enter_context(Looker(self.trained.model, options.layer)) if self.looking else None
-            shown = stack.enter_context(bar("score", total, len(self.seen)))
-            unseen = self.sources.unseen(self.seen, key)
-            for scored in score_all(self.trained, unseen, options, self.precision, watch, looker):
+            total = None if self.counts is None or self.counts[True] else self.counts[False]
+            shown = stack.enter_context(bar("score", total, self.screen.rows_before))
+            for scored in score_all(
+                self.trained, self.own_files(shards), options, self.precision, watch, looker
+            ):
                 row, attention = self.finish_row(scored)
-                if self.table is not None:
-                    write(row)
+                write(row)
                 if self.gallery is not None:
                     self.gallery.add(row, attention)
                 self.screen.add(row)
                 shown.update(1)
             if not self.seen:
                 raise InputError(self.nothing)
+            if shards:
+                self.score_shards(shards[distributed.rank() :: distributed.world()], write, shown, watch)
 
-    def take_in(self, rows: Iterable[Row]) -> None:
-        """The rows that the table has already."""
-        for row in rows:
-            self.seen.add(hash(self.table.key(os.path.abspath(row["image"]))))
+    def own_files(self, shards: list[str]) -> Iterator[Found]:
+        """This process's share of the files that have no row yet; all such shards go to the list."""
+        number, key = 0, self.table.key if self.table is not None else str
+        for found in self.sources.unseen(self.seen, key):
+            if found.is_shard:
+                shards.append(found.path)
+            else:
+                if number % distributed.world() == distributed.rank():
+                    yield found
+                number += 1
+
+    def score_shards(self, shards: list[str], write: Callable[..., None], shown: tqdm, watch: Watch) -> None:
+        """Score shards; the rows of each are written when it is done, all at once."""
+        self.refuse_shards()
+        waiting: dict[str, list[Scored]] = defaultdict(list)
+        for batch, scored in score_shards(self.trained, shards, self.options, self.precision, watch):
+            waiting[batch.shard] += scored
+            shown.update(len(scored))
+            if batch.is_last:
+                rows = [self.rows.row(one) for one in waiting.pop(batch.shard)]
+                write(*rows, shard=batch.shard)
+                for row in rows:
+                    self.screen.add(row)
+
+    def take_in(self) -> None:
+        """What the table has already."""
+        for row in self.table.rows():
+            place = os.path.abspath(row["image"])
+            self.seen.update(hash(self.table.key(path)) for path in (place, *shards_of(place)))
             self.screen.before(row)
             if self.gallery is not None:
                 self.gallery.add(row)
+        self.seen.update(map(hash, self.table.shards))
+        self.screen.shards_before = len(self.table.shards)
 
     def finish_row(self, scored: Scored) -> tuple[Row, np.ndarray | None]:
         """A photograph's row, and the map of its attention, if it was looked for; its overlay is drawn."""
@@ -174,6 +224,8 @@ class Prediction:
         options, trained = self.options, self.trained
         photos = Photos(trained.resize, options.decode, options.upright)
         drawn = draw_some(Sources(options.calibrate_on), options.calibrate_points)
+        if any(found.is_shard for found in drawn):
+            raise InputError("--calibrate_on: takes photographs as files, not shards")
         used = 0
 
         def inputs() -> Iterator[torch.Tensor]:
@@ -282,7 +334,8 @@ def _left_out(sources: Sources) -> str:
     if not sources.left_out:
         return ""
     counts = ", ".join(f"{count} {ending}" for ending, count in sources.left_out.most_common(5))
-    return f"; files in folders that do not end as pictures do were left out: {counts}"
+    hint = " (shards are taken by name: 'FOLDER/*.tar')" * any(map(is_shard, sources.left_out))
+    return f"; files in folders that do not end as pictures do were left out: {counts}" + hint
 
 
 if __name__ == "__main__":

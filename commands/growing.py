@@ -29,8 +29,8 @@ class Growing:
     @contextmanager
     def open(
         self, write: Callable[[Iterator[list]], None], read: Callable[[], Iterable[Sequence]] | None = None
-    ) -> Iterator[Callable[[Sequence], None]]:
-        """A function that keeps a row; what came more than a second before the last one survives a kill.
+    ) -> Iterator[Callable[..., None]]:
+        """A function that keeps rows; what came more than a second before the last ones survives a kill, all rows of a call or none.
 
         write: is given all rows at the end, however it came to that, if there is anything new.
         read: the rows of `path`, to go on with where none of a run that was cut wait; without it all begins anew.
@@ -78,8 +78,12 @@ class Growing:
             self._db.execute(f"CREATE TABLE rows ({', '.join(self.columns)})")
             self._db.executemany(self._sql, map(_stored, rows))
 
-    def _add(self, row: Sequence[Any]) -> None:
-        self._db.execute(self._sql, _stored(row))
+    def _add(self, *rows: Sequence[Any]) -> None:
+        try:
+            self._db.executemany(self._sql, map(_stored, rows))
+        except BaseException:
+            self._db.rollback()  # with rows of the last second, rather than keep some of these
+            raise
         self._changed = True
         if time.monotonic() > self._kept + 1:
             self._db.commit()

@@ -7,6 +7,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from commands import distributed
 from commands.parser import Parser
 from inference.explain import ALL
 from inference.trained import Trained, load_trained
@@ -25,7 +26,7 @@ WEIGHTS = (
 
 TABLE = {
     "": (
-        Option("paths", str, [], "a photograph, a folder (with those below it), or a glob in quotes", metavar="PATH", nargs="*", positional=True),
+        Option("paths", str, [], "a photograph, a folder (with those below it), a glob in quotes, or shards: a tar, or 'photos-{000..999}.tar'", metavar="PATH", nargs="*", positional=True),
         Option("list", str, [], "a text file with a path in each line; -: standard input", metavar="FILE", nargs="append"),
     ),
     "weights": WEIGHTS,
@@ -35,7 +36,7 @@ TABLE = {
         Option("save_calibrated", Path, None, "keep the calibrated weights"),
     ),
     "what is written": (
-        Option("out", str, None, "table of scores: .csv, .jsonl or .parquet (default: on the terminal only)", metavar="FILE"),
+        Option("out", str, None, "table of scores: .csv, .jsonl or .parquet; or a folder of Parquet parts, ending in / (default: on the terminal only)", metavar="FILE"),
         Option("append", bool, False, "go on with --out: photographs that have a row there are left out"),
         Option("overwrite", bool, False, "replace --out, --report and --save_calibrated"),
         Option("reference", str, None, "a run's predictions.csv, or a table of scores: say what share of it lies below", metavar="FILE"),
@@ -101,6 +102,7 @@ def check(options: argparse.Namespace) -> None:
             raise InputError(f"--{name} belongs to --{' or --'.join(owners)}; give that, too")
     if options.append and options.overwrite:
         raise InputError("--append and --overwrite exclude each other; leave one out")
+    _check_parts(options)
     _check_files(options)
     for name, kind in (("mask", "folder"), ("explain", "folder"), ("compare", "file")):
         path = getattr(options, name)
@@ -113,6 +115,31 @@ def check(options: argparse.Namespace) -> None:
         _check_permission("explain", options.explain)
 
 
+def is_folder(out: str | None) -> bool:
+    """Whether --out is a folder of parts."""
+    return out is not None and (out.endswith(os.sep) or os.path.isdir(out))
+
+
+def _check_parts(options: argparse.Namespace) -> None:
+    """A folder of parts has no page; several processes need such a folder, and nothing that one of them has alone."""
+    if is_folder(options.out):
+        for name in ("report", "explain"):
+            if getattr(options, name):
+                raise InputError(
+                    f"--{name}: photographs of a folder of parts cannot be shown; give a file as --out"
+                )
+    if distributed.world() == 1:
+        return
+    if not is_folder(options.out):
+        raise InputError(
+            "torchrun: several processes write parts; give a folder that ends in /, as --out scores.parquet/"
+        )
+    if options.calibrate_on:
+        raise InputError("--calibrate_on: is for one process; first keep what it finds by --save_calibrated")
+    if "-" in options.list:
+        raise InputError("--list -: several processes cannot read one standard input; give a file")
+
+
 def _check_files(options: argparse.Namespace) -> None:
     """What is written must be files, in folders that can be written to, and none of what is read."""
     taken = {}
@@ -123,17 +150,19 @@ def _check_files(options: argparse.Namespace) -> None:
     for name in ("out", "report", "save_calibrated"):
         if (given := getattr(options, name)) is None:
             continue
-        path = Path(given)
+        path, parts = Path(given), name == "out" and is_folder(given)
         if (place := os.path.realpath(path)) in taken:
             raise InputError(f"--{name} {path}: is given as {taken[place]}, too; give another file")
         taken[place] = f"--{name}"
-        if path.is_dir() or not path.absolute().parent.is_dir():
+        if parts and path.is_file():
+            raise InputError(f"--{name} {given}: is a file; leave the / out, or give a folder")
+        if (path.is_dir() and not parts) or not path.absolute().parent.is_dir():
             what = "is a folder" if path.is_dir() else "lies in a folder that is not there"
             raise InputError(f"--{name} {path}: {what}; give a file")
         replaced = name == "out" or options.overwrite or (name == "report" and options.append)
         if path.exists() and not replaced:
             raise InputError(f"--{name} {path}: is there already; give another, or --overwrite")
-        _check_permission(name, path.absolute().parent)
+        _check_permission(name, path if path.is_dir() else path.absolute().parent)
 
 
 def _check_permission(name: str, folder: Path) -> None:

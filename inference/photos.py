@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from typing import NamedTuple
@@ -19,7 +20,7 @@ from torch.utils.data import Dataset
 from inference.sources import Found
 from photographs import workers
 from photographs.decode import Resize, read_plain
-from photographs.pictures import examine
+from photographs.pictures import examine, look
 
 _FAULTS = {
     "missing": "there is no such file",
@@ -33,12 +34,18 @@ _FAULTS = {
 
 
 class PhotoBatch(NamedTuple):
-    """A batch in the order asked for. Those that cannot be read have an error and no pixels."""
+    """A batch in the order asked for. Those that cannot be read have an error and no pixels.
+
+    shard: the one that they lie in, and whether this is its last batch. origins: the `url` and `key` of each, where known.
+    """
 
     paths: list[str]
     errors: list[str]  # empty where there is none
     turned: int  # how many say in EXIF that they lie on their side or head
     images: Tensor  # (readable ones, 3, side, side) uint8
+    origins: Sequence[Mapping[str, str]] = ()
+    shard: str = ""
+    is_last: bool = False
 
 
 class Photos(Dataset):
@@ -50,21 +57,23 @@ class Photos(Dataset):
     def __getitem__(self, found: Found) -> tuple[str, str, bool, np.ndarray | None]:
         """The path, its error, whether EXIF turns it, its pixels (side, side, 3) uint8 or None."""
         path, error = found
-        if error:
-            return path, error, False, None
+        return (path, error, False, None) if error else (path, *self.read(path))
+
+    def read(self, source: str | bytes) -> tuple[str, bool, np.ndarray | None]:
+        """As for `found`, but for its path: of a file or its content."""
         try:
-            with _opened(path) as picture:
+            with _opened(source) as picture:
                 turned = picture.getexif().get(0x0112, 1) not in (0, 1)
                 fast = self.decoder == "fast" and not (turned and self.upright)
-                pixels = read_plain(path, self.resize) if fast else None
+                pixels = read_plain(source, self.resize) if fast else None
                 if pixels is None:
                     pixels = np.asarray(self.resize.pil(to_rgb(picture, self.upright)))
-                return path, "", turned, pixels
+                return "", turned, pixels
         except Exception as error:  # decoders raise anything at all on a damaged file
-            return path, explain_failure(path, error), False, None
+            return explain_failure(source, error), False, None
 
     def collate(self, samples: list) -> PhotoBatch:
-        paths, errors, turned, pixels = zip(*samples, strict=True)
+        paths, errors, turned, pixels = zip(*samples, strict=True) if samples else ((),) * 4
         read = [image for image in pixels if image is not None]
         images = np.stack(read) if read else np.empty((0, self.resize.side, self.resize.side, 3), np.uint8)
         images = torch.from_numpy(images).permute(0, 3, 1, 2)
@@ -92,15 +101,21 @@ def open_rgb(path: str | os.PathLike, upright: bool = False, side: int | None = 
 
 
 @contextmanager
-def _opened(path: str | os.PathLike) -> Iterator[Image.Image]:
-    """The picture of a plain file: a pipe would be waited for without end."""
+def _opened(source: str | os.PathLike | bytes) -> Iterator[Image.Image]:
+    """The picture of a plain file, or of its content."""
+    if not isinstance(source, bytes):
+        refuse_pipe(source)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PIL's, of pictures that are large or written oddly
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as picture:
+            yield picture
+
+
+def refuse_pipe(path: str | os.PathLike) -> None:
+    """Raises OSError for all but plain files: a pipe would be waited for without end."""
     mode = os.stat(path).st_mode
     if not stat.S_ISREG(mode):
         raise OSError("it is a folder" if stat.S_ISDIR(mode) else "it is not a plain file")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # PIL's, of pictures that are large or written oddly
-        with Image.open(path) as picture:
-            yield picture
 
 
 def to_rgb(picture: Image.Image, upright: bool = False) -> Image.Image:
@@ -120,12 +135,15 @@ def to_rgb(picture: Image.Image, upright: bool = False) -> Image.Image:
     return picture.convert("RGB")
 
 
-def explain_failure(path: str, error: Exception) -> str:
-    """Why a photograph could not be read, in a few words."""
-    if not isinstance(error, (OSError, ValueError)) or os.path.isfile(path):
-        finding = examine(os.path.dirname(path), os.path.basename(path))
-        if finding.kinds in _FAULTS:
-            return f"{_FAULTS[finding.kinds]}{f' ({finding.detail})' if finding.kinds == 'damaged' else ''}"
+def explain_failure(source: str | bytes, error: Exception) -> str:
+    """Why a photograph, a file or its content, could not be read, in a few words."""
+    finding = None
+    if isinstance(source, bytes):
+        finding = look(io.BytesIO(source), ("", len(source), 0))
+    elif not isinstance(error, (OSError, ValueError)) or os.path.isfile(source):
+        finding = examine(os.path.dirname(source), os.path.basename(source))
+    if finding is not None and finding.kinds in _FAULTS:
+        return f"{_FAULTS[finding.kinds]}{f' ({finding.detail})' if finding.kinds == 'damaged' else ''}"
     if isinstance(error, FileNotFoundError):
         return _FAULTS["missing"]
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)

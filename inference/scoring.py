@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +18,8 @@ from dataset import network_input
 from evaluation.seen import Seen
 from evaluation.seen import describe as describe_seen
 from inference.explain import Look, Looker
-from inference.photos import Photos, batches
+from inference.photos import PhotoBatch, Photos, batches
+from inference.shards import ORIGIN, shard_batches
 from inference.sources import Found
 from inference.table import Row, read_rows
 from inference.trained import Trained, scale_beside
@@ -30,12 +31,16 @@ log = logging.getLogger("eat")
 
 
 class Scored(NamedTuple):
-    """What became of one photograph: an error, or raw outputs (levels,); and where each layer looked, if asked for."""
+    """What became of one photograph: an error, or raw outputs (levels,); and where each layer looked, if asked for.
+
+    origin: its `url` and `key`, as a shard gives them.
+    """
 
     path: str
     error: str
     outputs: np.ndarray | None = None
     looks: dict[str, Look] | None = None
+    origin: Mapping[str, str] = {}
 
 
 def score_all(
@@ -47,27 +52,53 @@ def score_all(
     looker: Looker | None = None,
     quiet: bool = False,
 ) -> Iterator[Scored]:
-    """Score photographs in their order, batch by batch. The network must be on the precision's device.
+    """Score files in their order, batch by batch. The network must be on the precision's device.
 
     options: `decode`, `upright`, `batch_size`, `num_workers`. quiet: say nothing of photographs that are stored turned.
     Raises Interrupted between two batches when a signal came, TrainingError where memory runs out.
     """
-    turned = 0
     photos = Photos(trained.resize, options.decode, options.upright)
-    for batch in batches(photos, found, options.batch_size, options.num_workers):
+    read = batches(photos, found, options.batch_size, options.num_workers)
+    for _, scored in _score(trained, read, options, precision, watch, looker, quiet):
+        yield from scored
+
+
+def score_shards(
+    trained: Trained, shards: Sequence[str], options: argparse.Namespace, precision: Precision, watch: Watch
+) -> Iterator[tuple[PhotoBatch, list[Scored]]]:
+    """Score the photographs in shards, as `score_all`; batches of as many shards as there are workers alternate."""
+    photos = Photos(trained.resize, options.decode, options.upright)
+    read = shard_batches(photos, shards, options.batch_size, options.num_workers)
+    return _score(trained, read, options, precision, watch)
+
+
+def _score(
+    trained: Trained,
+    read: Iterable[PhotoBatch],
+    options: argparse.Namespace,
+    precision: Precision,
+    watch: Watch,
+    looker: Looker | None = None,
+    quiet: bool = False,
+) -> Iterator[tuple[PhotoBatch, list[Scored]]]:
+    turned = 0
+    for batch in read:
         if watch.received:
             raise Interrupted(watch.received)
         turned += batch.turned
         outputs, looks = run(trained, batch.images, precision, looker) if len(batch.images) else ([], None)
-        read = iter(range(len(outputs)))
-        for path, error in zip(batch.paths, batch.errors, strict=True):
+        rows, scored = iter(range(len(outputs))), []
+        origins = batch.origins or [{}] * len(batch.paths)
+        for path, error, origin in zip(batch.paths, batch.errors, origins, strict=True):
             if error:
-                yield Scored(path, error)
-            elif not np.isfinite(outputs[row := next(read)]).all():
-                yield Scored(path, "the network's outputs for it are not finite")
+                scored.append(Scored(path, error, origin=origin))
+            elif not np.isfinite(outputs[row := next(rows)]).all():
+                error = "the network's outputs for it are not finite"
+                scored.append(Scored(path, error, origin=origin))
             else:
                 look = {name: layer[row] for name, layer in looks.items()} if looks else None
-                yield Scored(path, "", outputs[row], look)
+                scored.append(Scored(path, "", outputs[row], look, origin))
+        yield batch, scored
     if turned and not options.upright and not quiet:
         log.info(
             "%d photographs say in EXIF that they are stored turned, and were scored as stored, as in training; --upright "
@@ -97,6 +128,7 @@ class Rows:
 
     reference: sorted scores (N,) of the set that scores are placed in, on the dataset's own scale.
     explained, background: whether there are columns for the overlay's file and for the share of attention on the background.
+    origin: whether there are columns for what a shard says of where a photograph comes from.
     """
 
     def __init__(
@@ -105,16 +137,19 @@ class Rows:
         reference: np.ndarray | None = None,
         explained: bool = False,
         background: bool = False,
+        origin: bool = False,
     ):
         self.trained, self.reference = trained, reference
         levels = trained.outputs if trained.outputs > 1 else 0
         self.columns = ["image", "score", "error", *(f"vote{i + 1}" for i in range(levels))]
         self.columns += ["spread"] * bool(levels) + ["below"] * (reference is not None)
         self.columns += ["attention_background"] * background + ["explanation"] * explained
+        self.columns += list(ORIGIN) * origin
 
     def row(self, scored: Scored, background: float | None = None, explanation: str = "") -> Row:
         """A value for each column; None where there is none."""
         values: Row = {"image": scored.path, "error": scored.error, "explanation": explanation}
+        values |= scored.origin
         if scored.outputs is not None:
             outputs = scored.outputs.astype(np.float64)
             values["score"] = score = short(self.trained.scores(outputs[None])[0])

@@ -8,6 +8,7 @@ import sys
 
 from tqdm import tqdm
 
+from commands import distributed
 from inference.table import Row
 from inference.trained import Trained
 
@@ -19,7 +20,7 @@ class Screen:
 
     def __init__(self, trained: Trained, out: str | None):
         self.out, self.scale = out, trained.score_range
-        self.count = self.errors = self.rows_before = self.errors_before = 0
+        self.count = self.errors = self.rows_before = self.errors_before = self.shards_before = 0
         self.sum = 0.0
         self._best: list[Row] = []
         self._worst: list[Row] = []
@@ -46,8 +47,8 @@ class Screen:
             sys.stdout.flush()
 
     def close(self, left_out: str) -> None:
-        """Print the table, if the rows are not there yet, and what was done."""
-        lines = self._table() if self.out is not None else []
+        """Print the table, if the rows are not there yet, and what was done; of several processes each says its own."""
+        lines = self._table() if self.out is not None and distributed.world() == 1 else []
         try:
             print("\n".join([*lines, self._summary(left_out)]), flush=True)
         except BrokenPipeError:
@@ -68,7 +69,8 @@ class Screen:
         return lines
 
     def _summary(self, left_out: str) -> str:
-        said = f"{self.count} photographs scored"
+        rank, world = distributed.rank(), distributed.world()
+        said = f"process {rank} of {world}: " * (world > 1) + f"{self.count} photographs scored"
         if self.count:
             low, high = self.scale
             said += f", mean {self.sum / self.count:.4f} on a scale of {low:g} to {high:g}"
@@ -78,6 +80,8 @@ class Screen:
             said += f"; {self.rows_before} had a row already"
         if self.errors_before:
             said += f", {self.errors_before} of them with an error"
+        if self.shards_before:
+            said += f"; {self.shards_before} shards were done already"
         return said + left_out + (f"; written to {self.out}" if self.out else "")
 
 

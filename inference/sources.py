@@ -1,14 +1,18 @@
-"""Which photographs are asked for: files, folders, globs, lists; in an order that does not change, each once."""
+"""Which photographs are asked for: files, folders, globs, lists, shards; in an order that does not change, each once."""
 
 from __future__ import annotations
 
 import codecs
 import glob
+import importlib.util
 import os
+import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
+from functools import cache
+from itertools import chain
 from typing import NamedTuple
 
 from PIL import Image
@@ -17,20 +21,42 @@ from option import InputError
 
 # Endings of formats that PIL can name but not read as a photograph.
 _NO_PHOTOGRAPHS = {"BUFR", "EPS", "FITS", "GRIB", "HDF5", "MPEG", "PDF", "WMF"}
+SHARDS = (".tar", ".tar.gz", ".tgz")
 
 
 class Found(NamedTuple):
-    """A file, or a folder that could not be looked into, with the reason."""
+    """A file, a shard, or a folder that could not be looked into, with the reason."""
 
     path: str
     error: str = ""
+
+    @property
+    def is_shard(self) -> bool:
+        return not self.error and is_shard(self.path)
+
+
+def is_shard(path: str) -> bool:
+    """Whether a file is a tar of photographs, by its ending."""
+    return path.lower().endswith(SHARDS)
+
+
+def shards_of(path: str) -> list[str]:
+    """The shards in which a photograph may lie, by its path: `a.tar` of `a.tar/b.jpg`."""
+    return [path[: found.end()] for found in re.finditer(r"\.(tar|tar\.gz|tgz)(?=/)", path, re.IGNORECASE)]
+
+
+@cache
+def picture_endings() -> set[str]:
+    """Those of files that PIL reads as photographs, `.jpg` and so on."""
+    return {ending for ending, form in Image.registered_extensions().items() if form not in _NO_PHOTOGRAPHS}
 
 
 class Sources:
     """The photographs of a command line, each once: iterate as often as you like.
 
     paths: files, taken whatever their ending; folders, searched all the way down for files that end as pictures do,
-        hidden ones left out; globs with `*`, `?`, `[...]` and `**`.
+        hidden ones left out; globs with `*`, `?`, `[...]` and `**`; shards, which folders are not searched for, and
+        patterns of them with braces.
     lists: text files with a path in each line, `-` for standard input, which can be read once only.
     left_out: the endings of files in folders that were left out, counted in the latest iteration.
     """
@@ -45,9 +71,6 @@ class Sources:
         if lists.count("-") > 1:
             raise InputError("--list -: standard input can be read once; give it once")
         self.paths, self.lists, self.left_out = paths, lists, Counter()
-        self._endings = {
-            ending for ending, form in Image.registered_extensions().items() if form not in _NO_PHOTOGRAPHS
-        }
 
     @property
     def countable(self) -> bool:
@@ -67,7 +90,7 @@ class Sources:
                 yield found
 
     def _all(self) -> Iterator[Found]:
-        for path in self.paths:
+        for path in chain.from_iterable(map(_without_braces, self.paths)):
             is_glob = glob.has_magic(path) and not os.path.lexists(path)
             matches = sorted(glob.iglob(path, recursive=True), key=_place) if is_glob else [path]
             for match in matches:
@@ -81,6 +104,8 @@ class Sources:
     def _of(self, path: str) -> Iterator[Found]:
         """The file itself, or what a folder holds: its own photographs, then those of the folders in it."""
         if not os.path.isdir(path):
+            if is_shard(path):
+                _need_webdataset()
             yield Found(path)
             return
         waiting = [path]
@@ -104,11 +129,32 @@ class Sources:
                     continue
                 if entry.is_dir():
                     folders += [entry.name] * (not entry.is_symlink())
-                elif ending in self._endings:
+                elif ending in picture_endings():
                     names.append(entry.name)
                 elif entry.is_file():
                     self.left_out[ending or "no ending"] += 1
         return names, folders
+
+
+def _without_braces(path: str) -> Iterable[str]:
+    """The shards of a pattern as `photos-{000..999}.tar`; any other path itself."""
+    if "{" not in path or not is_shard(path) or os.path.lexists(path):
+        return [path]
+    _need_webdataset()
+    import braceexpand  # comes with webdataset
+
+    try:
+        return braceexpand.braceexpand(path)
+    except braceexpand.UnbalancedBracesError:
+        raise InputError(
+            f"{path}: a brace in it has no other half; write it as photos-{{000..999}}.tar"
+        ) from None
+
+
+def _need_webdataset() -> None:
+    """Raises InputError where it is not installed."""
+    if importlib.util.find_spec("webdataset") is None:
+        raise InputError("shards (.tar) need webdataset: pip install -r requirements-scale.txt")
 
 
 def _place(path: str) -> tuple[list[str], str]:

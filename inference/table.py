@@ -15,7 +15,7 @@ from commands.growing import TEXT, Growing, read_csv, write_csv
 from option import InputError
 
 ENDINGS = (".csv", ".jsonl", ".parquet")
-TEXTS = {"image", "error", "explanation"}
+TEXTS = {"image", "error", "explanation", "url", "key"}
 Row = dict[str, Any]
 
 
@@ -24,6 +24,8 @@ class Table:
 
     `NAME.run.json` tells how the scores were made, so that no others are appended.
     """
+
+    shards: Sequence[str] = ()  # those done are known by their rows
 
     def __init__(self, path: str | os.PathLike, columns: Sequence[str]):
         self.path, self.columns = Path(path), list(columns)
@@ -36,8 +38,8 @@ class Table:
     @contextmanager
     def writing(
         self, about: Mapping[str, Any], append: bool = False, overwrite: bool = False
-    ) -> Iterator[Callable[[Row], None]]:
-        """A function that keeps a row, at once; at the end the file is written, however it came to that.
+    ) -> Iterator[Callable[..., None]]:
+        """A function that keeps a row, or all rows of `shard`, at once; at the end the file is written, however it came to that.
 
         about: how the scores are made. append: go on with what is there, if it was made so. overwrite: remove it.
         Raises InputError, with all left as it was.
@@ -49,13 +51,13 @@ class Table:
             )
         goes_on = append and bool(there)
         if goes_on:
-            self._refuse_others(about)
+            refuse_others(self.path, self.about, about)
         try:
             with self.growing.open(self._write, self._written if goes_on else None) as add:
                 if not goes_on:
                     self.path.unlink(missing_ok=True)
                     write_json(self.about, dict(about))
-                yield lambda row: add([row[name] for name in self.columns])
+                yield lambda *rows, shard="": add(*([row[name] for name in self.columns] for row in rows))
         finally:
             if not (self.path.exists() or self.growing.file.exists()):  # nothing came of it
                 self.about.unlink(missing_ok=True)
@@ -66,22 +68,7 @@ class Table:
 
     def key(self, image: str) -> str:
         """By what a photograph is known in the file."""
-        return _utf8(image) if self.ending == ".parquet" else image
-
-    def _refuse_others(self, about: Mapping[str, Any]) -> None:
-        before, now = read_object(self.about), json.loads(to_json(dict(about)))
-        if not before:
-            raise InputError(
-                f"{self.about}: cannot be read, so nobody knows how the rows there were made; give another --out"
-            )
-        for name in now:
-            if name != "weights" and now[name] != before.get(name):
-                what = f"another {name} ({before.get(name)}, now {now[name]})"
-                if name == "columns":
-                    what = "other columns; --explain, --report and --reference must be given as before"
-                raise InputError(
-                    f"{self.path}: was made with {what}; rows of both would mix: give another --out"
-                )
+        return utf8(image) if self.ending == ".parquet" else image
 
     def _written(self) -> Iterator[list]:
         """The rows of the file."""
@@ -100,18 +87,36 @@ class Table:
                 for row in rows:  # SQLite has made null of nan
                     file.write(json.dumps(dict(zip(self.columns, row, strict=True))) + "\n")
         else:
-            self._write_parquet(rows)
+            write_parquet(self.path, self.columns, rows)
 
-    def _write_parquet(self, rows: Iterator[list]) -> None:
-        import pyarrow  # slow to import, and seldom wanted
-        from pyarrow import parquet
 
-        kinds = ((name, pyarrow.string() if name in TEXTS else pyarrow.float64()) for name in self.columns)
-        schema = pyarrow.schema(kinds)
-        with atomic_write(self.path, "wb") as file, parquet.ParquetWriter(file, schema) as writer:
-            while chunk := list(islice(rows, 10_000)):
-                named = [dict(zip(self.columns, map(_utf8, row), strict=True)) for row in chunk]
-                writer.write_table(pyarrow.Table.from_pylist(named, schema))
+def write_parquet(path: Path, columns: Sequence[str], rows: Iterator[list]) -> None:
+    """Whole or not at all. TEXTS are strings, all other columns float64."""
+    import pyarrow  # slow to import, and seldom wanted
+    from pyarrow import parquet
+
+    schema = pyarrow.schema(
+        (name, pyarrow.string() if name in TEXTS else pyarrow.float64()) for name in columns
+    )
+    with atomic_write(path, "wb") as file, parquet.ParquetWriter(file, schema) as writer:
+        while chunk := list(islice(rows, 10_000)):
+            named = [dict(zip(columns, map(utf8, row), strict=True)) for row in chunk]
+            writer.write_table(pyarrow.Table.from_pylist(named, schema))
+
+
+def refuse_others(path: Path, about: Path, made: Mapping[str, Any]) -> None:
+    """Raises InputError unless the rows of `path` were made as `made` says, by its file `about`."""
+    before, now = read_object(about), json.loads(to_json(dict(made)))
+    if not before:
+        raise InputError(
+            f"{about}: cannot be read, so nobody knows how the rows there were made; give another --out"
+        )
+    for name in now:
+        if name != "weights" and now[name] != before.get(name):
+            what = f"another {name} ({before.get(name)}, now {now[name]})"
+            if name == "columns":
+                what = "other columns; --explain, --report and --reference must be given as before, shards only to a table of shards"
+            raise InputError(f"{path}: was made with {what}; rows of both would mix: give another --out")
 
 
 def read_rows(path: Path) -> Iterator[Row]:
@@ -161,6 +166,6 @@ def read_object(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _utf8(value: Any) -> Any:
+def utf8(value: Any) -> Any:
     """Parquet's texts are UTF-8: other bytes of a name are shown as \\xNN."""
     return value.encode(**TEXT).decode("utf-8", "backslashreplace") if isinstance(value, str) else value

@@ -55,9 +55,9 @@ def read_fast(path: str | os.PathLike, resize: Resize) -> np.ndarray:
     return read_pil(path, resize) if pixels is None else pixels
 
 
-def read_plain(path: str | os.PathLike, resize: Resize) -> np.ndarray | None:
-    """As `read_fast`, but None for all that is not a plain JPEG, or damaged: PIL decides about those."""
-    if (data := read_plain_jpeg(path)) is not None:
+def read_plain(source: str | os.PathLike | bytes, resize: Resize) -> np.ndarray | None:
+    """As `read_fast`, of a file or its bytes, but None for all that is not a plain JPEG, or damaged: PIL decides about those."""
+    if (data := read_plain_jpeg(source)) is not None:
         try:
             return resize.tensor(_decode(data)).permute(1, 2, 0).numpy()
         except RuntimeError:
@@ -65,9 +65,9 @@ def read_plain(path: str | os.PathLike, resize: Resize) -> np.ndarray | None:
     return None
 
 
-def read_plain_jpeg(path: str | os.PathLike) -> Tensor | None:
+def read_plain_jpeg(source: str | os.PathLike | bytes) -> Tensor | None:
     """The bytes of a file, (N,) uint8, if every decoder of JPEGs makes the same of it; else None."""
-    data = bytearray(Path(path).read_bytes())
+    data = bytearray(source if isinstance(source, bytes) else Path(source).read_bytes())
     return torch.frombuffer(data, dtype=torch.uint8) if _is_plain_jpeg(data) else None
 
 

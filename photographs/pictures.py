@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -72,13 +73,17 @@ COLUMNS = list(Finding._fields)
 def examine(folder: str | os.PathLike, name: str) -> Finding:
     """Decode one picture, as training would."""
     path = Path(folder) / name
-    known = name, *fingerprint(path)
+    return look(path, (name, *fingerprint(path)))
+
+
+def look(source: Path | io.BytesIO, known: tuple[str, int, int]) -> Finding:
+    """Decode a file, or its content. known: its name, bytes and time of change."""
     if known[1] <= 0:
         return Finding(*known, "empty" if known[1] == 0 else "missing")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PIL's, of pictures that are large or written oddly
         try:
-            with Image.open(path) as picture:
+            with Image.open(source) as picture:
                 about = (picture.format or "", picture.mode, *picture.size)
                 kinds = _kinds(picture)
                 picture.convert("RGB")
@@ -88,7 +93,8 @@ def examine(folder: str | os.PathLike, name: str) -> Finding:
         except Image.DecompressionBombError as error:
             return Finding(*known, "too large", detail=_line(error))
         except UnidentifiedImageError:
-            with path.open("rb") as file:
+            with source if isinstance(source, io.BytesIO) else source.open("rb") as file:
+                file.seek(0)
                 cut = file.read(8).startswith(_MAGIC)
             return Finding(*known, "truncated" if cut else "not an image")
         except Exception as error:  # decoders raise anything at all on a damaged file
