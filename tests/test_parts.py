@@ -74,7 +74,7 @@ def test_appending_goes_on_by_whole_shards_and_single_files(web, tmp_path, weigh
     before = {path: path.read_bytes() for path in out.glob("*.parquet")}
     status, text, _ = command(web, web / "s-{0..2}.tar", *words, "--append")
     assert status == 1
-    assert "6 photographs scored" in text
+    assert "\n6 photographs scored" in text
     assert "1 had a row already" in text
     assert "2 shards were done already" in text
     assert images(out, web) == NAMES
@@ -90,6 +90,7 @@ def test_rows_of_files_go_to_parts_of_their_own_size(album, tmp_path, weights, c
     out = tmp_path / "scores.parquet"
     (album / "odd\udcff.png").write_bytes((album / "b.png").read_bytes())
     assert command(album, "--weights", weights, "--out", f"{out}/", "--batch_size", 2, *CPU)[0] == 0
+    assert pd.read_parquet(out)[["url", "key"]].isna().all(axis=None)  # as in parts of shards
     assert sorted(parquet.read_metadata(path).num_rows for path in out.glob("*.parquet")) == [2, 3, 3]
     status, text, _ = command(album, "--weights", weights, "--out", out, "--append", *CPU)
     assert status == 0
@@ -156,15 +157,15 @@ def test_two_runs_do_not_write_one_folder(web, tmp_path, weights, command):
     assert list(pd.read_parquet(out)["image"]) == ["late"]
 
 
-def processes(count, words, folder):
-    """The exit statuses and what was said, of processes that are started as torchrun does."""
+def processes(count, words, folder, last=()):
+    """The exit statuses and what was said, of processes that are started as torchrun does. last: more words for the last."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
 
     def work(rank):
         os.environ.update(place, WORLD_SIZE=str(count), RANK=str(rank), LOCAL_RANK=str(rank))
-        return predict.main([str(word) for word in words])
+        return predict.main([str(word) for word in (*words, *(last if rank == count - 1 else ()))])
 
     logs = [folder / f"{rank}.log" for rank in range(count)]
     children = [fork(functools.partial(work, rank), log) for rank, log in enumerate(logs)]
@@ -210,6 +211,16 @@ def test_all_processes_refuse_together(web, tmp_path, weights):
     statuses, said = processes(2, words, tmp_path)
     assert statuses == [2, 2]
     assert all("holds scores; --append goes on with them" in text for text in said)
+    for last, problem in (
+        (("--decode", "fast"), "was made with another decode (pil, now fast)"),
+        (
+            ("--out", f"{tmp_path}/other/"),
+            "other: is not the folder of process 0; give one that all machines see",
+        ),
+    ):
+        statuses, said = processes(2, (*words, "--append"), tmp_path, last)
+        assert statuses == [0, 2]
+        assert problem in said[1]
 
 
 @pytest.mark.slow

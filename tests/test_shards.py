@@ -178,6 +178,7 @@ def test_members_that_are_no_photographs_are_rows_and_their_texts_are_not_truste
     ]
     members += [
         ("big.jpg", picture(0, "JPEG")[:200]),
+        ("cut.png", picture(0)[:10]),
         ("text.png", b"no picture"),
         (".hidden.png", picture(1)),
     ]
@@ -186,7 +187,7 @@ def test_members_that_are_no_photographs_are_rows_and_their_texts_are_not_truste
     first, second = batches
     assert first.errors == ["the file has 0 bytes"] * 5
     assert first.origins == [{}, {}, {}, {"url": "3"}, {"url": "?", "key": "ü"}]
-    assert second.errors == ["the file is cut short", "no decoder knows the file"]
+    assert second.errors == ["the file is cut short", "the file is cut short", "no decoder knows the file"]
     assert (last.is_last, last.paths) == (True, [])
 
 
