@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import os
-import tempfile
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -15,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from inference.photos import explain_failure, open_rgb, to_rgb
-from inference.scoring import unturned_input
+from inference.scoring import NOT_FINITE, unturned_input
 from inference.trained import load_trained
 from models import Weights
 from option import InputError
@@ -115,7 +113,7 @@ class Scorer:
                 scores[list(squares)] = self._score_squares(squares.values()).cpu()
             for row in squares:
                 if not np.isfinite(scores[row]):
-                    scores[row], errors[row] = np.nan, "the network's outputs for it are not finite"
+                    scores[row], errors[row] = np.nan, NOT_FINITE
         return scores, errors
 
     def _score_pixels(self, photographs: Sequence[Photograph | Tensor]) -> Tensor:
@@ -151,8 +149,7 @@ class Scorer:
             if isinstance(photograph, np.ndarray):
                 return Image.fromarray(_as_bytes(photograph)).convert("RGB")
             if isinstance(photograph, bytes):
-                with Image.open(io.BytesIO(photograph)) as picture:
-                    return to_rgb(picture, self.upright)
+                return open_rgb(photograph, self.upright)
             return open_rgb(os.fspath(photograph), self.upright)
         except InputError:
             raise
@@ -160,10 +157,7 @@ class Scorer:
             if isinstance(photograph, Image.Image):
                 reason = f"a PIL image in mode {photograph.mode}: {' '.join(str(error).split())}"
             elif isinstance(photograph, bytes):
-                with tempfile.NamedTemporaryFile() as file:  # for the words that its file would have had
-                    file.write(photograph)
-                    file.flush()
-                    reason = explain_failure(file.name, error)
+                reason = explain_failure(photograph, error)
             elif isinstance(photograph, (str, os.PathLike)):
                 reason = f"{Path(photograph)}: {explain_failure(os.fspath(photograph), error)}"
             else:

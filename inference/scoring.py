@@ -29,6 +29,8 @@ from training.steps import Precision
 
 log = logging.getLogger("eat")
 
+NOT_FINITE = "the network's outputs for it are not finite"
+
 
 class Scored(NamedTuple):
     """What became of one photograph: an error, or raw outputs (levels,); and where each layer looked, if asked for.
@@ -93,7 +95,7 @@ def _score(
             if error:
                 scored.append(Scored(path, error, origin=origin))
             elif not np.isfinite(outputs[row := next(rows)]).all():
-                error = "the network's outputs for it are not finite"
+                error = NOT_FINITE
                 scored.append(Scored(path, error, origin=origin))
             else:
                 look = {name: layer[row] for name, layer in looks.items()} if looks else None
