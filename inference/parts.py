@@ -11,9 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from commands import distributed
+from commands import distributed, processes
 from commands.files import write_json
 from inference.sources import is_shard
 from inference.table import Row, read_rows, refuse_others, utf8, write_parquet
@@ -53,7 +51,7 @@ class Parts:
                     begun = self._begin(about, append, overwrite)
             except InputError as error:
                 begun = str(error)
-        with distributed.processes(torch.device("cpu")):
+        with processes.together("predict.py"):
             begun = distributed.gather(begun)[0]
         if isinstance(begun, str):
             raise InputError(begun)
