@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from datetime import timedelta
@@ -20,10 +21,7 @@ from option import InputError
 
 PATIENCE = timedelta(hours=2)  # rank 0 alone may evaluate a whole test set, while the others wait
 BEAT = 1.0  # seconds
-SILENT, SOON = (
-    30,
-    5,
-)  # beats without a sign of life that are too many; SOON: where a message has failed as well
+SILENT, SOON = 30, 5  # beats without a sign of life that are too many; SOON: where a message failed, too
 FAILED = b"failed"
 
 Close = Callable[[BaseException], BaseException]
@@ -125,6 +123,8 @@ class Pulse:
         self.failed = failed
         self.over.set()
         self.beating.join(BEAT)
+        if failed and rank() == 0:  # the store ends with this process
+            time.sleep(2 * BEAT)
 
     def _beat(self) -> None:
         own = self.keys[rank()]

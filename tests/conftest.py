@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import sys
+import traceback
 import warnings
 from multiprocessing import forkserver
 from pathlib import Path
@@ -230,6 +231,9 @@ def fork(work, output=os.devnull) -> int:
         forkserver._forkserver.__init__()  # a process of its own has a server of its own
         sys.stdout = sys.stderr = open(output, "w")  # noqa: SIM115  ends with the process
         status = work()
+        sys.stderr.flush()
+    except BaseException:
+        traceback.print_exc()
         sys.stderr.flush()
     finally:
         os._exit(status or 0)

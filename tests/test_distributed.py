@@ -152,7 +152,7 @@ def test_one_process_that_fails_ends_all_with_its_message(ava):
     assert time.monotonic() - start_time < 120
     ours = [line for line in err.splitlines() if line.startswith("main_nni.py: ")]
     assert sum("103.jpg" in line for line in ours) == 1
-    assert all("103.jpg" in line or ("rank" in line and "has failed" in line) for line in ours)
+    assert all("103.jpg" in line or ("rank" in line and "has failed" in line) for line in ours), ours
     assert err.count("Traceback (most recent call last)") == 1  # torchrun's own
 
 

@@ -245,7 +245,7 @@ def test_bars_stand_on_a_terminal_and_nowhere_else(ava, terminal):
         while part := os.read(ours, 4096):
             shown += part
     os.close(ours)
-    assert ended(child) == 0
+    assert ended(child) == 0, shown
     assert b"epoch 1/1" in shown
     for text in (b"images/s", b"waiting for data", b"validate:"):
         assert (text in shown) == terminal
