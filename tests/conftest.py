@@ -38,6 +38,9 @@ from training import build
 GOLDEN = Path(__file__).parent / "golden"
 AVA_COLUMNS = ["image_id", *(f"score{i}" for i in range(2, 12))]
 
+# Autograd's first backward decides whether it has threads, as beside a fake GPU; a forked process cannot go on with them.
+torch.ones(1, requires_grad=True).sum().backward()
+
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 
 
