@@ -16,6 +16,9 @@ from torch import Tensor
 
 from .eat import in_float32
 
+# Nodes of torch.compile's graph; to trace the parser of their patterns took it most of its time.
+torch.compiler.allow_in_graph([rearrange, repeat])
+
 _by_gather = False  # a plain global, which torch.compile and torch.export can read
 
 
@@ -43,8 +46,7 @@ def sample_bias(table: Tensor, positions: Tensor, dense: bool = False) -> Tensor
     batch, height, width, groups, _ = positions.shape
     y = (torch.arange(height, device=positions.device) + 0.5) * (2 / height) - 1
     x = (torch.arange(width, device=positions.device) + 0.5) * (2 / width) - 1
-    # Not the Parameter itself: einops notes every type it meets, and torch.compile compiles again for a new one.
-    tables = table.unflatten(0, (groups, -1))
+    tables = rearrange(table, "(groups heads) y x -> groups heads y x", groups=groups)
     if dense:
         keys = rearrange(positions, "b h w groups yx -> yx b groups (h w) 1") * 0.5
         with in_float32(positions.device):

@@ -141,7 +141,7 @@ def share_points(rank, folder):
 
 @pytest.mark.slow
 def test_synced_points_are_the_mean_over_all_processes_and_so_are_their_gradients(tmp_path):
-    torch.multiprocessing.spawn(share_points, (str(tmp_path),), nprocs=2)
+    torch.multiprocessing.start_processes(share_points, (str(tmp_path),), nprocs=2, start_method="fork")
     (a, running_a, grad_a), (b, running_b, grad_b) = (torch.load(tmp_path / f"{r}.pt") for r in (0, 1))
     alone = make_points()
     expected = alone(features(1.0, 3.0, 5.0, 7.0, 9.0))

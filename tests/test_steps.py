@@ -126,7 +126,7 @@ def test_a_compiled_run_is_the_plain_one(ava, run, monkeypatch, trained):
 
     def quickly(self):
         asked.append(True)
-        torch.nn.Module.compile(self, backend="aot_eager")
+        torch.nn.Module.compile(self, backend="eager")
 
     monkeypatch.setattr(EAT, "compile", quickly)
     status, compiled, err = run(arguments(ava, experiment_dir_name=ava / "compiled", compile=True, **given))
