@@ -9,9 +9,8 @@ from dataclasses import dataclass, fields
 from functools import partial
 
 import numpy as np
+import scipy
 import torch
-from scipy import stats
-from sklearn.metrics import mean_absolute_error, root_mean_squared_error
 from torch import Tensor
 
 METRICS = ("srcc", "plcc", "krcc", "accuracy", "mae", "rmse", "emd_r1", "emd_r2")
@@ -99,11 +98,13 @@ def image_emds(outputs: np.ndarray, targets: np.ndarray) -> list[np.ndarray]:
 
 def compute_metrics(pairs: Pairs) -> dict[str, float]:
     """All of METRICS. Correlations of constant scores are nan, with a warning; the EMDs of single scores are nan."""
+    from sklearn.metrics import mean_absolute_error, root_mean_squared_error  # slow to import
+
     p, t = pairs.predicted, pairs.true
     constant = [name for name, side in (("predicted", p), ("true", t)) if np.ptp(side) == 0]
     if constant:
         warnings.warn(f"all {len(t)} {constant[0]} scores are equal: correlations are nan", stacklevel=2)
-    figures = {"srcc": stats.spearmanr, "plcc": stats.pearsonr, "krcc": stats.kendalltau}
+    figures = {"srcc": scipy.stats.spearmanr, "plcc": scipy.stats.pearsonr, "krcc": scipy.stats.kendalltau}
     metrics = {name: math.nan if constant else figure(p, t).statistic for name, figure in figures.items()}
     errors = {"mae": mean_absolute_error(t, p), "rmse": root_mean_squared_error(t, p)}
     metrics |= {"accuracy": pairs.agree.mean()} | errors

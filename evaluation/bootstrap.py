@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-from scipy import stats
+import scipy
 
 from util import METRICS, Pairs
 
@@ -84,7 +84,7 @@ def williams(first: float, second: float, between: float, images: int) -> float:
     mean = (first + second) / 2
     spread = 2 * (images - 1) / (images - 3) * determinant + mean**2 * (1 - between) ** 3
     t = (first - second) * np.sqrt((images - 1) * (1 + between) / spread)
-    return float(2 * stats.t.sf(abs(t), images - 3))
+    return float(2 * scipy.stats.t.sf(abs(t), images - 3))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from scipy import stats
+import scipy
 
 from commands.files import read_json_object
 from evaluation import bootstrap
@@ -178,8 +178,8 @@ def _welch(value: float, drawn: np.ndarray, sides: Sequence[np.ndarray], images:
         return (value, value), 1.0 if value == 0 else math.nan
     freedom = variance**2 / sum(part**2 / degrees for part, degrees in parts)  # Welch and Satterthwaite
     error = math.sqrt(variance)
-    reach = stats.t.ppf(0.975, freedom) * error
-    return (value - reach, value + reach), float(2 * stats.t.sf(abs(value) / error, freedom))
+    reach = scipy.stats.t.ppf(0.975, freedom) * error
+    return (value - reach, value + reach), float(2 * scipy.stats.t.sf(abs(value) / error, freedom))
 
 
 def compare(groups: dict[str, Sequence[Predictions]]) -> dict[tuple[str, str], dict[str, Difference]]:

@@ -20,9 +20,9 @@ from pathlib import Path
 from urllib.parse import quote
 
 import numpy as np
+import scipy
 from matplotlib import colormaps
 from PIL import Image
-from scipy import stats
 from torch.utils.data import Dataset
 
 from commands.bars import bar
@@ -223,7 +223,7 @@ def _comparison(page: Page, scores: np.ndarray, other: np.ndarray, ranks: bool) 
         "name": plain(page.other_name),
         "range": [float(value) for value in page.other_range or page.score_range],
         "ranks": ranks,
-        "srcc": round(float(stats.spearmanr(*pair).statistic), 6) if varied else None,
+        "srcc": round(float(scipy.stats.spearmanr(*pair).statistic), 6) if varied else None,
         "count": pair.shape[1],
     }
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import scipy
 import torch
-from scipy import stats
 
 from commands.signals import Interrupted, Watch
 from dataset import network_input
@@ -226,6 +226,6 @@ def _seen_notes(rows: dict[str, Row], trained: Trained) -> list[str]:
         pair = np.array([[row["predicted_score"], row["true_score"]] for row in rows.values()]).T
         for what, some in (("all of them", slice(None)), ("those not seen", unseen)):
             chosen = pair[:, some]
-            srcc, plcc = (find(*chosen).statistic for find in (stats.spearmanr, stats.pearsonr))
+            srcc, plcc = (find(*chosen).statistic for find in (scipy.stats.spearmanr, scipy.stats.pearsonr))
             notes.append(f"SRCC {srcc:.4f}, PLCC {plcc:.4f} on {what} ({chosen.shape[1]:,})")
     return notes

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from PIL import Image, ImageFilter
-from sklearn.datasets import load_sample_images
 from tqdm import tqdm
 
 from commands.files import atomic_write
@@ -34,6 +33,8 @@ def build(folder: str | os.PathLike, images: str | os.PathLike, seed: int = 2023
     Does nothing, and returns False, where this version is there already. An interrupted build is done again; two at
     a time write the same files. Raises InputError rather than write over pictures or CSVs of other origin.
     """
+    from sklearn.datasets import load_sample_images  # slow to import
+
     folder, images = Path(folder), Path(images)
     stamps = [place / "demo_version.txt" for place in (folder, images)]
     if all(stamp.is_file() and stamp.read_text() == VERSION for stamp in stamps):
