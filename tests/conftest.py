@@ -49,6 +49,11 @@ def pytest_xdist_auto_num_workers(config):
     return min(4, (os.cpu_count() or 1) + 1)
 
 
+def pytest_collection_modifyitems(items):
+    """What waits longest, for torchrun and nnictl, comes first, beside the rest."""
+    items.sort(key=lambda item: item.path.stem not in ("test_two_machines", "test_nni"))
+
+
 @pytest.fixture(autouse=True)
 def few_resamples(monkeypatch):
     """Intervals of in-process runs, which no test of runs is about, need not be exact."""
