@@ -1,7 +1,7 @@
 """Scoring of shards: what one core reads, beside a folder of files; and whole runs, killed on the way, with their memory.
 
     python -m benchmarks.shards rate --images FOLDER
-    python -m benchmarks.shards run --shards 100 --members 10000 --processes 2 --kills 2
+    python -m benchmarks.shards run --shards 100 --members 10000 --processes 2 --kills 2 --model timm/test_vit
 
 `run` makes the shards (pictures of 8 x 8 pixels) and the weights in its folder, and counts the rows at the end.
 """
@@ -47,6 +47,7 @@ COMMANDS = {
         Option("members", int, 100, "pictures in each", low=1),
         Option("processes", int, 1, "that torchrun starts", low=1),
         Option("num_workers", int, 1, "processes that read, of each"),
+        Option("model", str, "eat_nano", "the untrained network, an EAT or timm/NAME; timm/test_vit is the quickest"),
         Option("kills", int, 0, "kill -9 of all processes, spread over the run"),
         Option("folder", Path, Path("shards"), "where all of it is made; scores that are there are gone on with", metavar="FOLDER"),
     )}),
@@ -105,9 +106,11 @@ def per_second(read: Callable[[], Iterable[PhotoBatch]]) -> float:
     return images / (time.process_time() - start)
 
 
-def run(shards: int, members: int, processes: int, num_workers: int, kills: int, folder: Path) -> None:
+def run(
+    shards: int, members: int, processes: int, num_workers: int, model: str, kills: int, folder: Path
+) -> None:
     """Score, kill, go on; print the memory on the way, and what the table holds at the end."""
-    make_all(folder, shards, members)
+    make_all(folder, shards, members, model)
     out, start = folder / "scores.parquet", time.monotonic()
     for kill in range(kills + 1):
         last = kill == kills
@@ -129,8 +132,8 @@ def run(shards: int, members: int, processes: int, num_workers: int, kills: int,
     print(f"{table.num_rows} rows, {names} photographs, {errors} errors, {time.monotonic() - start:.0f} s")
 
 
-def make_all(folder: Path, shards: int, members: int) -> None:
-    """Shards of tiny JPEGs, of which there are 500, and the weights of an untrained eat_nano; those that are there stay."""
+def make_all(folder: Path, shards: int, members: int, name: str) -> None:
+    """Shards of tiny JPEGs, of which there are 500, and the weights of an untrained network; those that are there stay."""
     rng, pictures = np.random.default_rng(0), []
     for _ in range(500):
         Image.fromarray(rng.integers(0, 256, (8, 8, 3), np.uint8)).save(file := BytesIO(), "JPEG")
@@ -140,9 +143,11 @@ def make_all(folder: Path, shards: int, members: int) -> None:
             making = path.with_suffix(".making")
             make_shard(making, number, (pictures[(number + n) % 500] for n in range(members)))
             making.rename(path)
-    model = models.create_model("eat_nano", 10, interest_points="image")
-    model.purpose = {"model": "eat_nano", "dataset": "ava", "score_range": [1, 10]}
     if not (folder / "w.pth").exists():
+        model = models.create_model(
+            name, 10, **({} if name.startswith("timm/") else {"interest_points": "image"})
+        )
+        model.purpose = {"model": name, "dataset": "ava", "score_range": [1, 10]}
         torch.save(model.state_dict(), folder / "w.pth")
 
 
