@@ -36,6 +36,8 @@ from training import build, checkpoint, engine, record
 from training.steps import Precision
 from util import make_loss
 
+GOES_ON = "--resume on all machines goes on from the last checkpoint"
+
 log = logging.getLogger("eat")
 
 
@@ -56,7 +58,7 @@ def run(given: dict) -> dict:
     """Train or evaluate as the options `given` ask. Returns the last line of output. Raises InputError."""
     start = time.perf_counter()
     try:
-        with trial.tied_to_manager(), processes.together("main_nni.py") as watched:
+        with trial.tied_to_manager(), processes.together("main_nni.py", GOES_ON) as watched:
             options, weights = gather_options(given)
             result = work(options, weights, build.pick_device(options.gpu_id), watched)
     except BaseException as error:

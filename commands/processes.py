@@ -33,10 +33,10 @@ class Gone(TrainingError):
 
 
 @contextmanager
-def together(program: str) -> Iterator[Watched]:
+def together(program: str, remedy: str) -> Iterator[Watched]:
     """Meet the other processes, if there are any, watch over them, and part from them at the end.
 
-    Yields `Pulse.watched`, or what does nothing where there is one process. Raises InputError where they do not meet.
+    remedy: what to do when one is lost, for the message. Yields `Pulse.watched`, or what does nothing where there is one process. Raises InputError where they do not meet.
     """
     if world() == 1:
         yield nullcontext
@@ -47,7 +47,7 @@ def together(program: str) -> Iterator[Watched]:
         dist.init_process_group(
             backend, timeout=PATIENCE, store=store.clone(), rank=rank(), world_size=world()
         )
-        pulse = Pulse(program, store)
+        pulse = Pulse(program, remedy, store)
     except RuntimeError as error:
         remedy = "GLOO_SOCKET_IFNAME names the network's interface; see two machines in docs/training.md"
         raise InputError(f"the processes do not reach each other ({str(error)[:200]}); {remedy}") from error
@@ -87,8 +87,8 @@ class Pulse:
     asks nobody, and counts beats instead of seconds, so that a process that was stopped itself blames no other.
     """
 
-    def __init__(self, program: str, store: dist.TCPStore):
-        self.program, self.parent, self.store = program, os.getppid(), store
+    def __init__(self, program: str, remedy: str, store: dist.TCPStore):
+        self.program, self.remedy, self.parent, self.store = program, remedy, os.getppid(), store
         self.keys = [f"life/{number}" for number in range(world())]
         self.store.set(self.keys[rank()], "0")
         self.hosts = gather(socket.gethostname())  # from here on everybody's key is there
@@ -183,4 +183,4 @@ class Pulse:
             what = "torchrun, or what else started this process, is gone"
         what = what or "the connection to another process is lost"
         self._free_torchrun()
-        return Gone(f"{what}; --resume on all machines goes on from the last checkpoint")
+        return Gone(f"{what}; {self.remedy}")
