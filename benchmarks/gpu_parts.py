@@ -11,10 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import scipy
+import sklearn.datasets
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file
-from scipy import stats
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
@@ -186,7 +187,7 @@ def bf16(setup: Setup) -> dict:
 
 def pictures(count: int, side: int, seed: int) -> tuple[Tensor, Tensor]:
     """Pictures made as the demo's, uint8 (N, 3, side, side), and their votes as distributions (N, 10)."""
-    rng, photographs = np.random.default_rng(seed), demo.load_sample_images().images
+    rng, photographs = np.random.default_rng(seed), sklearn.datasets.load_sample_images().images
     images, votes = [], []
     for _ in range(count):
         amounts = demo.draw_amounts(rng)
@@ -236,7 +237,7 @@ def _scores(model: EAT, images: Tensor, precision: Precision) -> np.ndarray:
 
 
 def _srcc(first: np.ndarray, second: np.ndarray) -> float:
-    return float(stats.spearmanr(first, second).statistic)
+    return float(scipy.stats.spearmanr(first, second).statistic)
 
 
 def pixels(setup: Setup) -> dict:
