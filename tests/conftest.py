@@ -50,13 +50,8 @@ def pytest_xdist_auto_num_workers(config):
 
 
 def pytest_collection_modifyitems(items):
-    """What waits longest, for torchrun and nnictl, comes first; each worker's share, which is a run of them, ends with quick ones."""
+    """What waits longest, for torchrun and nnictl, comes first, beside the rest."""
     items.sort(key=lambda item: item.path.stem not in ("test_two_machines", "test_nni"))
-    share = -(-len(items) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", 1)))
-    for start in range(0, len(items), share):
-        items[start : start + share] = sorted(
-            items[start : start + share], key=lambda item: item.get_closest_marker("slow") is None
-        )
 
 
 @pytest.fixture(autouse=True)
