@@ -32,7 +32,7 @@ from commands.parser import with_commands
 from inference.photos import PhotoBatch, Photos, batches
 from inference.shards import shard_batches
 from inference.sources import Found
-from option import InputError, Option
+from option import MODELS, InputError, Option
 from photographs.decode import Resize
 
 COMMANDS = {
@@ -47,7 +47,7 @@ COMMANDS = {
         Option("members", int, 100, "pictures in each", low=1),
         Option("processes", int, 1, "that torchrun starts", low=1),
         Option("num_workers", int, 1, "processes that read, of each"),
-        Option("model", str, "eat_nano", "the untrained network, an EAT or timm/NAME; timm/test_vit is the quickest"),
+        Option("model", str, "eat_nano", "the network, untrained; timm/test_vit is quick", choices=(*MODELS, "timm/test_vit")),
         Option("kills", int, 0, "kill -9 of all processes, spread over the run"),
         Option("folder", Path, Path("shards"), "where all of it is made; scores that are there are gone on with", metavar="FOLDER"),
     )}),

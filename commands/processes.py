@@ -36,7 +36,8 @@ class Gone(TrainingError):
 def together(program: str, remedy: str) -> Iterator[Watched]:
     """Meet the other processes, if there are any, watch over them, and part from them at the end.
 
-    remedy: what to do when one is lost, for the message. Yields `Pulse.watched`, or what does nothing where there is one process. Raises InputError where they do not meet.
+    remedy: what to do when one is lost, for its line. Yields `Pulse.watched`, or what does nothing where there is one
+    process. Raises InputError where they do not meet.
     """
     if world() == 1:
         yield nullcontext
@@ -49,8 +50,8 @@ def together(program: str, remedy: str) -> Iterator[Watched]:
         )
         pulse = Pulse(program, remedy, store)
     except RuntimeError as error:
-        remedy = "GLOO_SOCKET_IFNAME names the network's interface; see two machines in docs/training.md"
-        raise InputError(f"the processes do not reach each other ({str(error)[:200]}); {remedy}") from error
+        network = "GLOO_SOCKET_IFNAME names the network's interface; see two machines in docs/training.md"
+        raise InputError(f"the processes do not reach each other ({str(error)[:200]}); {network}") from error
     try:
         with pulse.watched(pulse.close):
             yield pulse.watched

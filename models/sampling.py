@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .eat import in_float32
 
-# Nodes of torch.compile's graph; to trace the parser of their patterns took it most of its time.
+# torch.compile takes them as they are; tracing einops' parser of patterns at each call took most of its time.
 torch.compiler.allow_in_graph([rearrange, repeat])
 
 _by_gather = False  # a plain global, which torch.compile and torch.export can read

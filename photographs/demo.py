@@ -33,12 +33,13 @@ def build(folder: str | os.PathLike, images: str | os.PathLike, seed: int = 2023
     Does nothing, and returns False, where this version is there already. An interrupted build is done again; two at
     a time write the same files. Raises InputError rather than write over pictures or CSVs of other origin.
     """
-    from sklearn.datasets import load_sample_images  # slow to import
-
     folder, images = Path(folder), Path(images)
     stamps = [place / "demo_version.txt" for place in (folder, images)]
     if all(stamp.is_file() and stamp.read_text() == VERSION for stamp in stamps):
         return False
+
+    from sklearn.datasets import load_sample_images  # slow to import
+
     for stamp in stamps:
         taken = stamp.parent.is_dir() and any(p.suffix in (".csv", ".jpg") for p in stamp.parent.iterdir())
         if taken and not stamp.is_file():
