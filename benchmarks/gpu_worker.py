@@ -18,6 +18,7 @@ import torch
 
 from training.steps import allow_tf32
 
+START = "spawn"  # of its process, which inherits nothing
 PART_LIMIT = 300.0  # seconds; compiling a large network's training takes a minute or two
 
 
@@ -78,7 +79,7 @@ class Worker:
         """The record of a part: its name, `status`, seconds, and `result` or the `reason` why there is none."""
         start = time.monotonic()
         if self.process is None:
-            context = multiprocessing.get_context("spawn")
+            context = multiprocessing.get_context(START)
             self.pipe, theirs = context.Pipe()
             self.process = context.Process(target=serve, args=(theirs, self.setup))
             self.process.start()

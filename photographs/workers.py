@@ -30,14 +30,14 @@ def loader(dataset: Dataset, num_workers: int, **given: Any) -> DataLoader:
     """A DataLoader with such processes. What `dataset` holds is copied to each; what the sampler gives is not."""
     context = multiprocessing.get_context(START) if num_workers else None
     if num_workers and START == "forkserver":
-        _start_server(context)
+        start_server()
     ours = {"multiprocessing_context": context, "worker_init_fn": start_worker}
     return DataLoader(dataset, num_workers=num_workers, **ours, **given)
 
 
-def _start_server(context: multiprocessing.context.BaseContext) -> None:
+def start_server() -> None:
     """Once for a process. It finds our modules from any folder, and from its first moment on ignores what `Watch` notes."""
-    context.set_forkserver_preload(PRELOAD)
+    forkserver.set_forkserver_preload(PRELOAD)
     environment, handlers = dict(os.environ), {}
     if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
         handlers = {number: signal.signal(number, signal.SIG_IGN) for number in Watch.SIGNALS}

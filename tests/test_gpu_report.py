@@ -1,5 +1,6 @@
 """The report of a GPU: rehearsed on the CPU, resumed, refused, kept within its budget; its parts alone."""
 
+import functools
 import inspect
 import itertools
 import json
@@ -14,6 +15,7 @@ import torch
 from benchmarks import gpu_parts, gpu_report, gpu_speed, gpu_worker
 from benchmarks.gpu_worker import NotRun, Part, Setup, Worker
 from models import create_model
+from photographs import workers
 
 CPU = torch.device("cpu")
 
@@ -33,6 +35,15 @@ class Here:
 
 
 done = []  # parts, in turn
+
+
+@pytest.fixture
+def served(monkeypatch):
+    """Other processes come from a server that has imported what they need, sooner than a new interpreter has."""
+    workers.start_server()
+    monkeypatch.setattr(gpu_worker, "START", "forkserver")
+    forked = functools.partial(torch.multiprocessing.start_processes, start_method="forkserver")
+    monkeypatch.setattr(torch.multiprocessing, "spawn", forked)
 
 
 @pytest.fixture
@@ -87,7 +98,7 @@ def saved(folder, name):
 
 
 @pytest.mark.slow
-def test_rehearsal_measures_every_part_and_a_second_call_none(tmp_path, capfd):
+def test_rehearsal_measures_every_part_and_a_second_call_none(tmp_path, capfd, served):
     words = ["--out", str(tmp_path), "--device", "cpu", "--rehearse"]
     assert gpu_report.main(words) == 0
     records = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "parts").iterdir()}
@@ -236,7 +247,7 @@ def test_what_cannot_be_run_is_refused_in_one_line(report, tmp_path, monkeypatch
 
 
 @pytest.mark.slow
-def test_a_crash_or_a_hang_costs_one_part(tmp_path):
+def test_a_crash_or_a_hang_costs_one_part(tmp_path, served):
     worker = Worker(Setup(CPU, tmp_path, tmp_path))
     try:
         first = worker.run(Part("a", process))["result"]["pid"]
@@ -312,7 +323,7 @@ def test_trained_weights_of_ones_own_are_scored_in_bf16(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_share_their_gradients():
+def test_two_processes_share_their_gradients(served):
     found = gpu_parts.in_two("cpu", "eat_nano", 2, "float32", 1)
     assert found["same_weights"]
     assert found["images_per_second"] > 0
