@@ -17,7 +17,7 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 COMPILE = """
 import triton
 from triton.backends.compiler import GPUTarget
-from models import kernel
+import kernel
 sizes = {"SIDE": 14, "CHANNELS": 32, "SIZE": 32, "SCALE": 32**-0.5, "KEYS": 16, "TILE": 16, "PRECISION": "tf32"}
 kinds = {"heads": "i32", "groups": "i32", "images": "i32"} | dict.fromkeys(sizes, "constexpr")
 half = ("q", "k", "v", "out", "grad", "grad_q", "grad_k", "grad_v")
@@ -72,7 +72,11 @@ def test_kernel_says_what_it_takes():
 @pytest.mark.slow
 def test_kernel_compiles_for_an_h100(tmp_path):
     """Both ways, in bfloat16, and their shared memory is less than that of one of its processors."""
-    environment = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path), "PYTHONPATH": "."}
+    environment = os.environ | {
+        "TRITON_INTERPRET": "0",
+        "TRITON_CACHE_DIR": str(tmp_path),
+        "PYTHONPATH": "models",
+    }
     ran = subprocess.run([sys.executable, "-c", COMPILE], env=environment, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stderr[-2000:]
     shared = [int(line) for line in ran.stdout.split()]
