@@ -1,6 +1,8 @@
 """What the tests share: the golden vectors, small made-up datasets, and a way to run main_nni.py in-process."""
 
 import contextlib
+import functools
+import gc
 import io
 import json
 import logging
@@ -15,6 +17,9 @@ from pathlib import Path
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # the cores are the workers'; torch reads it when it is imported
     os.environ["OMP_NUM_THREADS"] = "1"
+    gc.disable()  # until all is imported: nothing of it is garbage, and looking for some took a fifth of the time
+
+os.environ["HYPOTHESIS_NO_PLUGINS"] = "1"  # trio's, which is selenium's, cannot be told from garbage
 
 if not Path("/dev/nvidia0").exists():  # Triton reads it when it is imported
     os.environ["TRITON_INTERPRET"] = "1"
@@ -23,8 +28,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib.figure import Figure
 from PIL import Image
 from safetensors.torch import load_file
+from small import create_small
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 import export
@@ -33,6 +40,7 @@ import models
 import prepare_data
 from evaluation import bootstrap
 from exporting import check, onnx_file
+from inference import tested
 from training import build
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -45,8 +53,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background
 
 
 def pytest_xdist_auto_num_workers(config):
-    """One more than there are cores, up to four: many tests wait for processes that they have started."""
-    return min(4, (os.cpu_count() or 1) + 1)
+    """Two more than there are cores, up to four: many tests wait for processes that they have started."""
+    return min(4, (os.cpu_count() or 1) + 2)
 
 
 def pytest_collection_modifyitems(items):
@@ -54,10 +62,24 @@ def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.path.stem not in ("test_two_machines", "test_nni"))
 
 
+class Unrendered(Figure):
+    """A figure whose file is left empty: rendering it took a third of a short run."""
+
+    def savefig(self, file, **_):
+        file.write(b"")
+
+
+def pytest_collection_finish():
+    """What was imported stays, and is never looked through again."""
+    gc.freeze()
+    gc.enable()
+
+
 @pytest.fixture(autouse=True)
-def few_resamples(monkeypatch):
-    """Intervals of in-process runs, which no test of runs is about, need not be exact."""
+def quick_ends(monkeypatch):
+    """Runs of this process need no exact intervals and no rendered report.png, where neither is the point."""
     monkeypatch.setattr(bootstrap, "RESAMPLES", 100)
+    monkeypatch.setattr(tested, "Figure", Unrendered)
 
 
 @pytest.fixture(scope="session")
@@ -92,18 +114,6 @@ def make_pictures(folder: Path, names, size=(48, 40), seed=0) -> None:
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(folder / name)
-
-
-# eat_nano with one or two narrow blocks a stage, every kind among them: 15,000 parameters.
-SMALL = {
-    "dim_stem": 8, "dims": (8, 8, 16, 16), "heads": (1, 1, 2, 2), "groups": (-1, -1, 1, 1),
-    "depths": (1, 1, 2, 1), "stage_spec": (("L",), ("S",), ("L", "D"), ("D",)),
-}  # fmt: skip
-
-
-def create_small(name, *given, **settings):
-    """The SMALL network in place of EAT's; timm's as they are."""
-    return models.create_model(name, *given, **({} if name.startswith("timm/") else SMALL) | settings)
 
 
 @pytest.fixture
@@ -332,3 +342,9 @@ def exported(made, tmp_path_factory):
         return cache[key]
 
     return get
+
+
+@pytest.fixture
+def unoptimised(monkeypatch):
+    """ONNX without the exporter's own optimiser, which takes half the time; `exported` files have been through it."""
+    monkeypatch.setattr(torch.onnx, "export", functools.partial(torch.onnx.export, optimize=False))

@@ -9,7 +9,8 @@ import time
 
 import pandas as pd
 import pytest
-from conftest import SMALL, arguments, ended, fork
+from conftest import arguments, ended, fork
+from small import SMALL
 
 import models
 from benchmarks import ablation, throughput

@@ -21,6 +21,8 @@ import main_nni
 from training import engine
 
 ROOT = Path(__file__).parent.parent
+SMALL_RUN = Path(__file__).parent / "small.py"
+ENOUGH = 300  # seconds for a process to end where the time is not the point
 RECIPE = {
     "init_lr": 1e-3,
     "num_epoch": 2,
@@ -30,17 +32,18 @@ RECIPE = {
 }
 
 
-def start(words, *more, folder=ROOT):
+def start(words, *more, folder=ROOT, **given):
     """torchrun, as a user starts it in `folder`. more: options of its own."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *more]
-    return subprocess.Popen(
-        [*command, "main_nni.py", *map(str, words)],
-        cwd=folder,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    given = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | given
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([*command, "main_nni.py", *map(str, words)], cwd=folder, env=environment, **given)
+
+
+def until(there, process):
+    """Wait for it as long as the process is running."""
+    while not there() and process.poll() is None:
+        time.sleep(0.01)
 
 
 def two_processes(folder, words):
@@ -121,31 +124,11 @@ def test_the_released_protocol_evaluates_on_one_process(ava, run):
 
 
 @pytest.mark.slow
-def test_two_processes_accumulate_stop_and_resume_as_if_they_had_not(ava):
-    given = RECIPE | {"accumulate": 2, "num_epoch": 3}
-    status, whole, err = two_processes(ava, arguments(ava, **given, experiment_dir_name=ava / "whole"))
-    assert status == 0, err
-    last = ava / "cut" / "checkpoints" / "last.pt"
-    process = start(arguments(ava, **given, experiment_dir_name=ava / "cut", save_minutes=0))
-    while not last.exists() and process.poll() is None:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)  # torchrun hands it on
-    _, err = process.communicate()
-    assert "stopped by SIGTERM; --resume --experiment_dir_name" in err
-    status, resumed, err = two_processes(ava, ["--resume", "--experiment_dir_name", ava / "cut"])
-    assert status == 0, err
-    assert metrics(resumed) == metrics(whole)
-    columns = ["train_loss", "val_loss", "val_srcc"]
-    tables = [pd.read_csv(ava / name / "metrics.csv")[columns] for name in ("whole", "cut")]
-    pd.testing.assert_frame_equal(*tables, check_exact=True)
-
-
-@pytest.mark.slow
 def test_one_process_that_fails_ends_all_with_its_message(ava):
     (ava / "images" / "103.jpg").write_bytes(b"")
     start_time = time.monotonic()
     process = start(arguments(ava, **RECIPE))
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=ENOUGH)
     assert process.returncode != 0
     assert out == ""
     assert "103.jpg: does not decode" in err
@@ -157,25 +140,33 @@ def test_one_process_that_fails_ends_all_with_its_message(ava):
 
 
 @pytest.mark.slow
-def test_torchrun_starts_again_after_a_kill_and_the_run_goes_on_in_its_folder(ava):
-    """The folder is not named: it is found again."""
-    given = RECIPE | {"num_epoch": 3}
+@pytest.mark.usefixtures("small")
+def test_torchrun_starts_again_after_a_kill_hands_on_a_signal_and_the_run_goes_on_to_the_same_result(ava):
+    """With accumulated steps. The folder is not named: after the kill it is found again."""
+    given = RECIPE | {"accumulate": 2, "num_epoch": 8}
     status, whole, err = two_processes(ava, arguments(ava, **given, experiment_dir_name=ava / "whole"))
     assert status == 0, err
-    (ava / "main_nni.py").symlink_to(ROOT / "main_nni.py")
-    words = arguments(ava, **given, experiment_dir_name=None, save_minutes=0)
-    process = start(words, "--max_restarts", "1", folder=ava)
-    while process.poll() is None and not list(ava.glob("runs/*/checkpoints/last.pt")):
-        time.sleep(0.01)
+    (ava / "main_nni.py").symlink_to(SMALL_RUN)
+    words, log = arguments(ava, **given, experiment_dir_name=None, save_minutes=0), ava / "log"
+    with log.open("w") as out:
+        process = start(words, "--max_restarts", "1", folder=ava, stdout=out, stderr=out)
+    until(lambda: list(ava.glob("runs/*/checkpoints/last.pt")), process)
     workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     (second,) = [pid for pid in workers if b"\0RANK=1\0" in Path(f"/proc/{pid}/environ").read_bytes()]
     os.kill(int(second), signal.SIGKILL)
-    out, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err
-    assert "resumed after" in err
-    assert len(list(ava.glob("runs/*"))) == 1
-    assert err.count("; --resume on all machines goes on from the last checkpoint") == 1
-    assert metrics(json.loads(out)) == metrics(whole)
+    until(lambda: "resumed after" in log.read_text(), process)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(ENOUGH) != 0
+    said = log.read_text()
+    assert said.count("; --resume on all machines goes on from the last checkpoint") == 1
+    assert said.count("stopped by SIGTERM; --resume --experiment_dir_name") == 1, said
+    (folder,) = ava.glob("runs/*")
+    status, resumed, err = two_processes(ava, ["--resume", "--experiment_dir_name", folder])
+    assert status == 0, err
+    assert metrics(resumed) == metrics(whole)
+    columns = ["train_loss", "val_loss", "val_srcc"]
+    tables = [pd.read_csv(path / "metrics.csv")[columns] for path in (ava / "whole", folder)]
+    pd.testing.assert_frame_equal(*tables, check_exact=True)
 
 
 def test_another_number_of_processes_does_not_resume(ava, ran):

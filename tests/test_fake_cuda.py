@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from conftest import make_toy
+from small import SMALL
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -96,8 +97,8 @@ def on_device(*shape, dtype=None):
 
 
 def network(**overrides):
-    """The golden network on the fake device, in training."""
-    config = {"drop_path_rate": 0.5, "attn_drop_rate": 0.0, "drop_rate": 0.1} | overrides
+    """The SMALL network on the fake device, in training."""
+    config = SMALL | {"drop_path_rate": 0.5, "attn_drop_rate": 0.0, "drop_rate": 0.1} | overrides
     with unset_fake_temporarily():
         model = make_toy(**config)
     return fake_cuda.moved(model).train()

@@ -255,6 +255,7 @@ def test_a_bare_file_needs_the_networks_name(tmp_path):
     assert scorer.trained.model.img_size == 160
 
 
+@pytest.mark.usefixtures("unoptimised")
 @pytest.mark.parametrize("form", list(export.ENDINGS))
 @pytest.mark.parametrize("name", NETWORKS)
 @pytest.mark.slow

@@ -12,9 +12,11 @@ import pandas as pd
 import pytest
 import torch
 from conftest import arguments, ended, fork
+from matplotlib.figure import Figure
 from scipy import stats
 
 import main_nni
+from inference import tested
 from training import checkpoint
 from training.steps import Schedule
 
@@ -40,7 +42,8 @@ def metrics(result):
     return {name: result[name] for name in METRICS}
 
 
-def test_a_run_writes_its_files_and_ends_with_json(ava, run):
+def test_a_run_writes_its_files_and_ends_with_json(ava, run, monkeypatch):
+    monkeypatch.setattr(tested, "Figure", Figure)
     status, result, _ = run(arguments(ava, num_epoch=2))
     folder = ava / "run"
     assert status == 0

@@ -8,7 +8,6 @@ import signal
 import socket
 import subprocess
 import tempfile
-import textwrap
 import time
 from pathlib import Path
 
@@ -24,17 +23,6 @@ COMMAND = search  # of the fixture `command`
 pytestmark = pytest.mark.slow
 fake = test_search.fake  # the fixture
 TESTS = Path(__file__).parent
-
-# main_nni.py with the SMALL network of conftest.
-SMALL_RUN = f"""
-    import sys
-    sys.path[:0] = [{str(TESTS)!r}, {str(TESTS.parent)!r}]
-    import torch, conftest, main_nni
-    from training import build
-    torch.set_num_threads(1)
-    build.create_model = conftest.create_small
-    sys.exit(main_nni.main())
-"""
 
 
 class Server:
@@ -233,9 +221,8 @@ def test_a_database_that_cannot_be_used_is_told_in_one_line(fake, url, server, c
 
 
 def test_a_real_trial_of_a_killed_driver_goes_on_from_its_checkpoint(ava, url, quick, command, monkeypatch):
-    (ava / "small.py").write_text(textwrap.dedent(SMALL_RUN))
     (ava / "space.json").write_text(json.dumps({"init_lr": {"_type": "choice", "_value": [1e-3]}}))
-    monkeypatch.setattr(driver, "MAIN", ava / "small.py")
+    monkeypatch.setattr(driver, "MAIN", TESTS / "small.py")
     rest = arguments(ava, experiment_dir_name=None, num_epoch=40)
     line = [*words(ava, 1, storage=url)[:-2], *rest]
     process = in_background(*line)

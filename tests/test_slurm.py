@@ -5,11 +5,10 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
 from conftest import arguments
-from test_distributed import ROOT, two_processes
+from test_distributed import ENOUGH, ROOT, SMALL_RUN, two_processes, until
 from test_run import metrics
 
 SRUN = """#!/bin/bash
@@ -63,11 +62,6 @@ def sbatch(tmp_path):
         job.communicate()
 
 
-def until(there, job):
-    while not there() and job.poll() is None:
-        time.sleep(0.01)
-
-
 def log(tmp_path, name):
     path = tmp_path / name
     return sorted(path.read_text().splitlines()) if path.exists() else []
@@ -77,38 +71,39 @@ def test_two_minutes_before_its_end_a_job_saves_queues_itself_again_and_then_goe
     job = sbatch("--dataset", "ava", "--path_to_images", "a b")
     until(lambda: len(log(tmp_path, "started.log")) == 2, job)
     job.send_signal(signal.SIGUSR1)  # to the script alone, as `--signal=B:USR1@120` does
-    assert job.wait(10) == 143
+    assert job.wait(ENOUGH) == 143
     assert log(tmp_path, "scontrol.log") == ["requeue 7"]
     words = "main_nni.py --dataset ava --path_to_images a b --experiment_dir_name runs/slurm-7 --overwrite"
     assert log(tmp_path, "started.log") == [f"{n}/2 {n} 127.0.0.1:10007 {words}" for n in (0, 1)]
     (tmp_path / "started.log").unlink()
     job = sbatch("--dataset", "ava", "--path_to_images", "a b")
-    assert job.wait(10) == 0
+    assert job.wait(ENOUGH) == 0
     words = "main_nni.py --resume --experiment_dir_name runs/slurm-7"
     assert log(tmp_path, "started.log") == [f"{n}/2 {n} 127.0.0.1:10007 {words}" for n in (0, 1)]
     assert log(tmp_path, "scontrol.log") == ["requeue 7"]
 
 
 def test_a_job_that_fails_by_itself_is_not_queued_again(sbatch, tmp_path):
-    assert sbatch("--fail").wait(10) == 1
+    assert sbatch("--fail").wait(ENOUGH) == 1
     assert log(tmp_path, "scontrol.log") == []
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("small")
 def test_a_job_of_two_processes_goes_on_to_the_uninterrupted_result(ava, sbatch):
-    given = {"init_lr": 1e-3, "num_epoch": 3, "batch_size": 2, "interest_points": "running"}
+    given = {"init_lr": 1e-3, "num_epoch": 8, "batch_size": 2, "interest_points": "running"}
     status, whole, err = two_processes(ava, arguments(ava, **given))
     assert status == 0, err
-    (ava / "main_nni.py").symlink_to(ROOT / "main_nni.py")
+    (ava / "main_nni.py").symlink_to(SMALL_RUN)
     python = f'#!/bin/sh\nexec {sys.executable} "$@"\n'
     words = arguments(ava, **given, save_minutes=0, experiment_dir_name=None)
     job = sbatch(*words, python=python)
     until((ava / "runs" / "slurm-7" / "checkpoints" / "last.pt").exists, job)
     job.send_signal(signal.SIGUSR1)
-    _, err = job.communicate(timeout=60)
+    _, err = job.communicate(timeout=ENOUGH)
     assert job.returncode == 143, err
     assert err.count("stopped by SIGTERM; --resume") == 1
     assert log(ava, "scontrol.log") == ["requeue 7"]
-    out, err = sbatch(*words, python=python).communicate(timeout=60)
+    out, err = sbatch(*words, python=python).communicate(timeout=ENOUGH)
     assert "resumed after" in err
     assert metrics(json.loads(out)) == metrics(whole)

@@ -13,7 +13,8 @@ from contextlib import suppress
 
 import pytest
 import torch
-from conftest import SMALL, arguments, ended, fork, make_toy
+from conftest import arguments, ended, fork, make_toy
+from small import SMALL
 from test_run import metrics
 
 import main_nni
@@ -118,8 +119,8 @@ def test_checkpointed_gradients_in_a_run(ava, run):
 
 @pytest.mark.slow
 def test_a_compiled_run_is_the_plain_one(ava, run, monkeypatch, trained):
-    """By a backend that needs no C++ compiler and no minutes; batches of 5 and 2."""
-    given = {"init_lr": 1e-4, "interest_points": "running", "batch_size": 5}
+    """By a backend that needs no C++ compiler and no minutes; batches of 5 and 4, the last ones of 2."""
+    given = {"init_lr": 1e-4, "interest_points": "running", "batch_size": 5, "eval_batch_size": 4}
     plain = trained(**given)
     torch._dynamo.reset()
     asked = []

@@ -10,20 +10,26 @@ import time
 
 import pandas as pd
 import pytest
+import small
 from conftest import arguments
 from test_resume import table as metrics_table
 from test_search import SPACE, epochs_of, found, wait_for, words
 
+import main_nni
 import search
 from commands.files import started
 from commands.signals import Interrupted, Watch
-from searching import trial
+from searching import driver, trial
+
+pytestmark = pytest.mark.usefixtures("small")
 
 COMMAND = search  # of the fixture `command`
 
 
 @pytest.mark.slow
-def test_a_real_search_from_the_first_trial_to_the_best_one_again(ava, command, run):
+def test_a_real_search_from_the_first_trial_to_the_best_one_again(ava, command, run, monkeypatch):
+    assert driver.MAIN.samefile(main_nni.__file__)
+    monkeypatch.setattr(driver, "MAIN", small.__file__)
     (ava / "space.json").write_text(json.dumps(SPACE))
     rest = arguments(ava, experiment_dir_name=None, batch_size=None, num_epoch=2)
     status, out, err = command(*words(ava, 2, concurrency=2, metric="emd")[:-2], *rest)
@@ -111,10 +117,9 @@ def as_a_trial(ava, monkeypatch, **point):
 def test_a_trial_goes_on_from_its_checkpoint(ava, run, monkeypatch):
     as_a_trial(ava, monkeypatch, init_lr=1e-3)
     rest = arguments(ava, experiment_dir_name=None, num_epoch=3)
-    monkeypatch.setattr(trial, "report_end", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
-    assert run(rest)[0] == 143
-    monkeypatch.undo()
-    as_a_trial(ava, monkeypatch, init_lr=1e-3)
+    with monkeypatch.context() as patch:
+        patch.setattr(trial, "report_end", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+        assert run(rest)[0] == 143
     before = (ava / "t" / "metrics.csv").read_bytes()
     status, _, err = run(rest)
     assert status == 0, err

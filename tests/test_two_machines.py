@@ -10,13 +10,13 @@ from pathlib import Path
 
 import pytest
 from conftest import arguments
-from test_distributed import ROOT, two_processes
+from test_distributed import ENOUGH, ROOT, SMALL_RUN, two_processes
 from test_run import metrics
 
-RECIPE = {"init_lr": 1e-3, "num_epoch": 3, "batch_size": 2, "interest_points": "running", "save_minutes": 0}
+RECIPE = {"init_lr": 1e-3, "num_epoch": 10, "batch_size": 2, "interest_points": "running", "save_minutes": 0}
 TOOLS = ("unshare", "nsenter", "ip")
 SPACES = ("--net", "--uts", "--mount", "--pid")
-LIFETIME = 300  # seconds; nothing stays for ever, even where a test is killed
+LIFETIME = 900  # seconds; nothing stays for ever, even where a test is killed
 
 
 class Machine:
@@ -40,7 +40,7 @@ class Machine:
         rendezvous = ["--rdzv_backend=c10d", "--rdzv_endpoint=10.0.0.1:29500", f"--local_addr={self.address}"]
         rendezvous += [f"--rdzv_conf=is_host={'true' if self.number == 1 else 'false'}"]
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1"]
-        command = [*torchrun, *rendezvous, "main_nni.py", *map(str, words)]
+        command = [*torchrun, *rendezvous, SMALL_RUN, *map(str, words)]
         given = {"stdout": log.open("w"), "stderr": subprocess.STDOUT, "start": subprocess.Popen}
         environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "eth0"}
         return self.do(*command, env=environment, **given)
@@ -91,6 +91,7 @@ def lines(log):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("small")
 def test_a_machine_and_then_the_cable_is_lost_and_the_run_goes_on_to_the_same_result(ava, run, machine):
     """The run's folder is on a disk that the first machine alone sees; there every start finds it."""
     status, whole, err = two_processes(ava, arguments(ava, **RECIPE, experiment_dir_name=ava / "whole"))
@@ -135,7 +136,7 @@ def test_a_machine_and_then_the_cable_is_lost_and_the_run_goes_on_to_the_same_re
 
     pair[1].do("ip", "link", "set", "eth0", "up")
     both = start(resume)
-    assert [one.wait(120) for one in both] == [0, 0], logs[0].read_text() + logs[1].read_text()
+    assert [one.wait(ENOUGH) for one in both] == [0, 0], logs[0].read_text() + logs[1].read_text()
     results = [[json.loads(x) for x in log.read_text().splitlines() if x.startswith("{")] for log in logs]
     assert [len(found) for found in results] == [1, 0]
     assert metrics(results[0][0]) == metrics(whole)
