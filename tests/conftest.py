@@ -14,6 +14,7 @@ import traceback
 import warnings
 from multiprocessing import forkserver
 from pathlib import Path
+from types import SimpleNamespace
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # the cores are the workers'; torch reads it when it is imported
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -28,6 +29,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from filelock import FileLock
 from matplotlib.figure import Figure
 from PIL import Image
 from safetensors.torch import load_file
@@ -53,8 +55,8 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background
 
 
 def pytest_xdist_auto_num_workers(config):
-    """Two more than there are cores, up to four: many tests wait for processes that they have started."""
-    return min(4, (os.cpu_count() or 1) + 2)
+    """One more than there are cores, up to four: many tests wait for processes that they have started."""
+    return min(4, (os.cpu_count() or 1) + 1)
 
 
 def pytest_collection_modifyitems(items):
@@ -319,27 +321,32 @@ def made(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def exported(made, tmp_path_factory):
-    """One export of each form, made once: exported(form, *options) gives its path and what the command printed.
+    """One export of each form, made once for all workers: exported(weights, form, *options) gives its path and what the
+    command printed.
 
     int8 starts from the same float32 graph, which takes longest to make.
     """
-    folder, cache, graphs, convert = tmp_path_factory.mktemp("exports"), {}, {}, onnx_file._convert
+    folder, convert = tmp_path_factory.getbasetemp(), onnx_file._convert
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent  # all workers'
 
     def convert_once(trained, gather, opset):
-        key = trained.path, gather, opset
-        if key not in graphs:
-            graphs[key] = convert(trained, gather, opset)
-        return graphs[key]
+        graph = folder / f"{trained.path.stem}-{gather}-{opset}.graph"
+        with FileLock(f"{graph}.lock"):
+            if not graph.exists():
+                convert(trained, gather, opset).save(graph, external_data=False)
+        return SimpleNamespace(save=lambda path, **_: shutil.copyfile(graph, path))
 
     def get(weights, form, *options):
-        key = (weights, form, *options)
-        if key not in cache:
-            out = folder / f"{len(cache)}{export.ENDINGS[form]}"
-            words = ["--weights", str(made[weights]), "--to", form, "--out", str(out), *options]
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(onnx_file, "_convert", convert_once)
-                cache[key] = out, export.export(export.parse(words))
-        return cache[key]
+        name = "".join((weights, form, *options))
+        out, said = folder / f"{name}{export.ENDINGS[form]}", folder / f"{name}.json"
+        with FileLock(folder / f"{name}.lock"):
+            if not said.exists():
+                words = ["--weights", str(made[weights]), "--to", form, "--out", str(out), *options]
+                with pytest.MonkeyPatch.context() as patch:
+                    patch.setattr(onnx_file, "_convert", convert_once)
+                    said.write_text(json.dumps(export.export(export.parse(words))))
+        return out, json.loads(said.read_text())
 
     return get
 

@@ -239,7 +239,7 @@ def test_who_reads_from_a_store_is_not_disturbed_when_it_is_made_anew(scored, na
     make_pictures(scored / "images", names, seed=9)
     assert repair(Cache(scored / "c", RESIZE, "fast"), names[:3], scored / "images", 0) == []
     go.touch()
-    reader.join(60)
+    reader.join(300)
     assert reader.exitcode == 0
 
 
@@ -341,7 +341,7 @@ def test_processes_that_share_a_cache_fill_it_once(scored, names, fill, monkeypa
     for process in processes:
         process.start()
     for process in processes:
-        process.join(60)
+        process.join(300)
         assert process.exitcode == 0
     assert len((scored / "decoded").read_text().splitlines()) == 12
 

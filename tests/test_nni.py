@@ -156,10 +156,8 @@ def test_a_stopped_experiment_saves_its_trials_and_goes_on_with_them(experiment,
     one.start(num_epoch=40, search_metric="plcc")
     name, folder = one.wait(lambda: list(one.folders().items()))[0]
     one.wait((folder / "metrics.csv").is_file)
-    began = time.time()
     one.nnictl("stop", "--all")
-    run = one.wait(lambda: (r := read_json_object(folder / "run.json"))["status"] != "running" and r, 15)
-    assert time.time() - began < 20  # nnictl takes its time
+    run = one.wait(lambda: (r := read_json_object(folder / "run.json"))["status"] != "running" and r)
     assert (run["status"], run["reason"]) == ("stopped", "SIGTERM")
     before = pd.read_csv(folder / "metrics.csv")
     assert (folder / "checkpoints" / "last.pt").is_file()

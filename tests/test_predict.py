@@ -286,7 +286,7 @@ def test_nobody_reads_the_terminal(tmp_path, album, weights):
         process.stdout.close()
     for process, status in zip(runs, (0, 141), strict=True):
         err = process.stderr.read()
-        assert process.wait(60) == status, err
+        assert process.wait(300) == status, err
         assert "Traceback" not in err
         assert "Broken" not in err
     assert len(list(read_rows(out))) == 7
