@@ -12,14 +12,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 from conftest import arguments
+from test_distributed import ROOT, SMALL_RUN
 
 import option
 from searching import trial
 from searching.trials import read_json_object, read_trials
 from util import METRICS
 
-ROOT = Path(__file__).parent.parent
-SMALL_RUN = ROOT / "tests" / "small.py"
 pytest.importorskip("nni")
 
 

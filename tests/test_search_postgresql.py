@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import test_search
 from conftest import arguments
+from test_distributed import SMALL_RUN
 from test_search import SPACE, epochs_of, found, in_background, wait_for, words
 
 import search
@@ -22,7 +23,6 @@ from searching import driver, storage
 COMMAND = search  # of the fixture `command`
 pytestmark = pytest.mark.slow
 fake = test_search.fake  # the fixture
-TESTS = Path(__file__).parent
 
 
 class Server:
@@ -222,7 +222,7 @@ def test_a_database_that_cannot_be_used_is_told_in_one_line(fake, url, server, c
 
 def test_a_real_trial_of_a_killed_driver_goes_on_from_its_checkpoint(ava, url, quick, command, monkeypatch):
     (ava / "space.json").write_text(json.dumps({"init_lr": {"_type": "choice", "_value": [1e-3]}}))
-    monkeypatch.setattr(driver, "MAIN", TESTS / "small.py")
+    monkeypatch.setattr(driver, "MAIN", SMALL_RUN)
     rest = arguments(ava, experiment_dir_name=None, num_epoch=40)
     line = [*words(ava, 1, storage=url)[:-2], *rest]
     process = in_background(*line)
