@@ -39,13 +39,19 @@ def _create(variant: str, pretrained: bool, overrides: dict, **settings) -> EAT:
 
 
 _WIDTH_96 = {"dim_stem": 96, "dims": (96, 192, 384, 768), "heads": (3, 6, 12, 24), "groups": (-1, -1, 3, 6)}
+NANO = {
+    "dim_stem": 24,
+    "dims": (24, 48, 96, 192),
+    "heads": (1, 2, 4, 8),
+    "groups": (-1, -1, 2, 4),
+    "depths": (2, 2, 2, 2),
+}
 
 
 @register_model
 def eat_nano(pretrained: bool = False, **overrides) -> EAT:
     """Ours, for CPUs, the demo and the tests: every kind of layer, under 1.5 M parameters."""
-    sizes = {"dim_stem": 24, "dims": (24, 48, 96, 192), "heads": (1, 2, 4, 8), "groups": (-1, -1, 2, 4)}
-    return _create("eat_nano", pretrained, overrides, depths=(2, 2, 2, 2), **sizes)
+    return _create("eat_nano", pretrained, overrides, **NANO)
 
 
 @register_model

@@ -28,12 +28,12 @@ if not Path("/dev/nvidia0").exists():  # Triton reads it when it is imported
 import numpy as np
 import pandas as pd
 import pytest
+import small  # noqa: F401  from here on eat_nano is SMALL
 import torch
 from filelock import FileLock
 from matplotlib.figure import Figure
 from PIL import Image
 from safetensors.torch import load_file
-from small import create_small
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 import export
@@ -43,7 +43,6 @@ import prepare_data
 from evaluation import bootstrap
 from exporting import check, onnx_file
 from inference import tested
-from training import build
 
 GOLDEN = Path(__file__).parent / "golden"
 AVA_COLUMNS = ["image_id", *(f"score{i}" for i in range(2, 12))]
@@ -118,15 +117,9 @@ def make_pictures(folder: Path, names, size=(48, 40), seed=0) -> None:
         Image.fromarray(rng.integers(0, 256, (*size, 3), dtype=np.uint8)).save(folder / name)
 
 
-@pytest.fixture
-def small(monkeypatch):
-    """Runs of this process, and of those that it forks, have the SMALL network."""
-    monkeypatch.setattr(build, "create_model", create_small)
-
-
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory):
-    """trained(**options): the result of a run of the SMALL network, or one of timm's, on `ava`, made once; its folder is not to be changed."""
+    """trained(**options): the result of a run on `ava`, made once; its folder is not to be changed."""
     folder, cache = make_ava(tmp_path_factory.mktemp("trained")), {}
 
     def get(**options):
@@ -136,7 +129,6 @@ def trained(tmp_path_factory):
             out = io.StringIO()
             logging.disable()
             with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out):
-                patch.setattr(build, "create_model", create_small)
                 patch.setattr(warnings, "showwarning", warnings.showwarning)
                 patch.delenv("NNI_TRIAL_JOB_ID", raising=False)
                 assert main_nni.main(words) == 0
@@ -148,7 +140,7 @@ def trained(tmp_path_factory):
 
 
 @pytest.fixture
-def ran(ava, small, trained):
+def ran(ava, trained):
     """The result of a run whose folder is `ava / "run"`."""
     shutil.copytree(trained()["folder"], ava / "run")
     return trained()

@@ -10,7 +10,6 @@ import time
 import pandas as pd
 import pytest
 from conftest import arguments, ended, fork
-from small import SMALL
 
 import models
 from benchmarks import ablation, throughput
@@ -36,7 +35,7 @@ def here(run, monkeypatch):
 
 
 @pytest.mark.slow
-def test_one_command_trains_measures_and_goes_on_where_it_stopped(ava, here, small, capsys):
+def test_one_command_trains_measures_and_goes_on_where_it_stopped(ava, here, capsys):
     out = ava / "out"
     assert ablation.main(command(ava, "batch")) == 0
     first = (out / "batch-seed0" / "predictions.csv").stat().st_mtime_ns
@@ -59,7 +58,7 @@ def test_one_command_trains_measures_and_goes_on_where_it_stopped(ava, here, sma
     assert table["srcc_mean"].tolist() == runs["srcc"].tolist()
     assert "| batch |" in capsys.readouterr().out
     cells = (out / "table.md").read_text().splitlines()[2].split(" | ")
-    model = models.create_model("eat_nano", **SMALL)
+    model = models.create_model("eat_nano")
     assert cells[1] == f"{sum(p.numel() for p in model.parameters()) / 1e6:.3g}"
     assert cells[2] == f"{throughput.forward_gflop(model):.3g}"
     assert float(cells[3]) < float(cells[4])  # images/s, training and evaluation

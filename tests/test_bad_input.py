@@ -7,8 +7,6 @@ from conftest import arguments
 import option
 from option import InputError
 
-pytestmark = pytest.mark.usefixtures("small")
-
 
 def refused(run, ava, *parts, **options):
     status, _, err = run(arguments(ava, **options))

@@ -23,8 +23,6 @@ from photographs.cache import Cache, open_filled, repair
 from photographs.decode import Resize, read_fast, read_pil
 from photographs.labels import FORMATS, read_labels
 
-pytestmark = pytest.mark.usefixtures("small")
-
 RESIZE = Resize(32, "bilinear")
 
 

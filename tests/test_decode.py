@@ -19,8 +19,6 @@ from photographs.decode import Resize, read_fast, read_pil, read_plain_jpeg
 from photographs.labels import FORMATS, read_labels
 from training import build
 
-pytestmark = pytest.mark.usefixtures("small")
-
 PHOTOGRAPHS = sorted((Path(sklearn.datasets.__file__).parent / "images").glob("*.jpg"))
 RESIZES = [Resize(224, "bicubic"), Resize(256, "bilinear"), Resize(64, "bicubic"), Resize(1000, "bilinear")]
 

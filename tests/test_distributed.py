@@ -75,7 +75,6 @@ def two_processes(folder, words):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("small")
 @pytest.mark.parametrize(("points", "sync"), [("batch", None), ("running", None), ("running", True)])
 def test_two_processes_train_one_network_and_evaluate_as_one_does(ava, run, points, sync):
     """14 test images in batches of 4: the last batch is short, and the processes have two batches each."""
@@ -108,7 +107,6 @@ def test_two_processes_train_one_network_and_evaluate_as_one_does(ava, run, poin
         pd.testing.assert_frame_equal(table, tables[0], rtol=1e-5)
 
 
-@pytest.mark.usefixtures("small")
 def test_the_released_protocol_evaluates_on_one_process(ava, run):
     status, result, err = two_processes(
         ava, arguments(ava, released_protocol=True, num_epoch=1, batch_size=4)
@@ -140,7 +138,6 @@ def test_one_process_that_fails_ends_all_with_its_message(ava):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("small")
 def test_torchrun_starts_again_after_a_kill_hands_on_a_signal_and_the_run_goes_on_to_the_same_result(ava):
     """With accumulated steps. The folder is not named: after the kill it is found again."""
     given = RECIPE | {"accumulate": 2, "num_epoch": 6}

@@ -14,7 +14,7 @@ from models.sampling import sample_features
 
 COMMAND = predict
 CPU = ("--gpu_id", "cpu", "--num_workers", 0)
-LAYERS = ["stages.2.attns.1", "stages.3.attns.1"]
+LAYERS = ["stages.2.attns.0", "stages.3.attns.0"]
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,7 @@ def test_mass_of_one_position_between_four_cells():
 
 def test_the_weights_are_those_of_the_attention(trained):
     layer = trained.model.get_submodule(LAYERS[0])
-    x = torch.randn(2, 14, 14, 96)
+    x = torch.randn(2, 14, 14, 16)
     with torch.no_grad():
         expected, (positions, references) = layer(x)
         weights, points = layer.weights(x)
@@ -52,7 +52,7 @@ def test_the_weights_are_those_of_the_attention(trained):
         out = (weights @ v).transpose(1, 2).reshape(x.shape)
         out = torch.nn.functional.linear(out, layer.proj_out.weight.flatten(1), layer.proj_out.bias)
     torch.testing.assert_close(out, expected, atol=1e-5, rtol=1e-4)
-    torch.testing.assert_close(weights.sum(-1), torch.ones(2, 4, 196))
+    torch.testing.assert_close(weights.sum(-1), torch.ones(2, 2, 196))
     assert torch.equal(points.positions, positions)
     assert torch.equal(points.references, references)
 

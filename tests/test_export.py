@@ -10,7 +10,6 @@ import pytest
 import timm
 import torch
 from safetensors.torch import save_file
-from small import SMALL
 
 import export
 import models
@@ -35,9 +34,9 @@ def expected(path, files):
 @pytest.mark.slow
 @pytest.mark.usefixtures("unoptimised")
 def test_onnx_by_gathers_is_the_network_without_grid_samples(tmp_path, golden_images):
-    """Of the SMALL network, which is converted sooner, with points of the batch; test_sampling.py has the golden one."""
+    """With points of the batch; test_sampling.py has the golden one."""
     torch.manual_seed(3)
-    small = models.create_model("eat_nano", **SMALL).eval().requires_grad_(False)
+    small = models.create_model("eat_nano").eval().requires_grad_(False)
     small.cls_head.weight.mul_(30)  # else all images have nearly one prediction
     path, weights = tmp_path / "a.onnx", tmp_path / "a.pth"
     torch.save(small.state_dict(), weights)

@@ -112,7 +112,6 @@ def test_skipped_pictures_and_batches_stand_in_log_json_and_page(ava, run, caplo
         assert line in page
 
 
-@pytest.mark.usefixtures("small")
 def test_the_last_line_has_an_interval_for_every_metric(ava, run):
     _, result, _ = run(arguments(ava))
     assert list(result["intervals"]) == list(METRICS)
@@ -236,7 +235,6 @@ def test_the_release_keeps_epochs_by_rules_of_its_own():
     assert released.checkpoint_name("ava", row) == "AVA_AOT_vacc_0.8259_srcc_0.7596_vlcc_0.7710.pth"
 
 
-@pytest.mark.usefixtures("small")
 @pytest.mark.slow
 def test_the_released_protocol_keeps_and_reports_as_the_release(ava, run, monkeypatch):
     monkeypatch.setattr(released, "AVA_ABOVE", -1.0)
@@ -260,7 +258,6 @@ def run_best(ava):
     return int(pd.read_csv(ava / "run" / "metrics.csv")["val_srcc"].idxmax() + 1)
 
 
-@pytest.mark.usefixtures("small")
 @pytest.mark.slow
 def test_pictures_of_a_split_are_named_in_the_result(tmp_path, command, run):
     lines = [f"{i} {i + 100} 1 2 3 4 5 4 3 2 1 {i} 0 1 7" for i in range(1, 61)]

@@ -4,7 +4,6 @@ import io
 import json
 
 import pytest
-import small
 import timm
 import torch
 from conftest import make_weights
@@ -14,7 +13,6 @@ from PIL import Image
 import export
 import models
 from exporting import check
-from inference import trained
 from inference.trained import load_trained
 
 COMMAND = export
@@ -173,12 +171,9 @@ def test_create_model_of_a_folder_has_its_own_outputs(exported):
 
 @pytest.mark.usefixtures("unoptimised")
 @pytest.mark.parametrize("form", ["hub", pytest.param("onnx", marks=pytest.mark.slow)])
-def test_plain_dat_is_exported_with_its_grid(command, tmp_path, monkeypatch, form):
-    """To ONNX with the SMALL network, which is converted sooner."""
+def test_plain_dat_is_exported_with_its_grid(command, tmp_path, form):
     if form == "onnx":
         pytest.importorskip("onnxruntime", reason="requirements-export.txt")
-        monkeypatch.setattr(models, "create_model", small.create_small)
-        monkeypatch.setattr(trained, "create_model", small.create_small)
     make_weights(tmp_path / "dat.pth", points="grid")
     out = tmp_path / f"dat{export.ENDINGS[form]}"
     status, said, err = command("--weights", tmp_path / "dat.pth", "--to", form, "--out", out)

@@ -191,7 +191,7 @@ def test_outside_an_experiment_nothing_is_asked_of_nni(monkeypatch):
 
 
 @pytest.fixture
-def in_experiment(monkeypatch, small):
+def in_experiment(monkeypatch):
     """As if NNI had started this process, which must not fork here."""
     monkeypatch.setattr(trial, "in_experiment", lambda: True)
     monkeypatch.setattr(trial, "supervised", lambda: None)

@@ -22,8 +22,6 @@ from photographs.decode import Resize, read_fast, read_pil
 from photographs.labels import FORMATS, find_images, read_labels
 from photographs.pictures import KINDS, examine, examine_all
 
-pytestmark = pytest.mark.usefixtures("small")
-
 RESIZE = Resize(16, "bilinear")
 
 

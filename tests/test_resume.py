@@ -28,9 +28,6 @@ RECIPE = {
 }  # fmt: skip
 
 
-pytestmark = pytest.mark.usefixtures("small")
-
-
 @pytest.fixture
 def whole(trained):
     """The uninterrupted run: its result, final weights and table. 18 steps in 3 epochs."""

@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from conftest import arguments, ended, fork
+from conftest import arguments, ended, fork, make_weights
 from matplotlib.figure import Figure
 from scipy import stats
 
@@ -22,9 +22,6 @@ from training.steps import Schedule
 
 ROOT = Path(__file__).parent.parent
 METRICS = ("srcc", "plcc", "krcc", "accuracy", "mae", "rmse", "emd_r1", "emd_r2", "loss")
-
-
-pytestmark = pytest.mark.usefixtures("small")
 
 
 def stop_after_an_epoch(monkeypatch):
@@ -79,9 +76,9 @@ def test_eval_of_best_gives_the_runs_own_metrics(ava, run, ran):
     ).read_bytes()
 
 
-def test_eval_prints_the_published_figures(ava, run, caplog, ran):
+def test_eval_prints_the_published_figures(ava, run, caplog):
     caplog.set_level(logging.INFO)
-    weights = ava / "run" / "checkpoints" / "best.pth"
+    weights = make_weights(ava / "w.pth")
     run(arguments(ava, eval=True, path_to_model_weight=weights, experiment_dir_name=ava / "e"))
     for name, figure in (("SRCC", "0.7596"), ("PLCC", "0.7710"), ("accuracy", "0.8259")):
         assert re.search(rf"^{name} .* {figure}, (inside|below|above)$", caplog.text, re.MULTILINE)

@@ -4,7 +4,6 @@ import pytest
 import torch
 from conftest import GOLDEN, make_toy
 from safetensors.torch import load_file, save_file
-from small import SMALL
 
 import models
 from models import WeightsError, load_weights, read_weights
@@ -28,9 +27,9 @@ def make(points="batch", refinement="released", calibrate=None, **overrides):
 
 
 def make_small(points, refinement, calibrate):
-    """The SMALL network, which compiles sooner, with these settings."""
+    """A fresh network, which compiles sooner, with these settings."""
     torch.manual_seed(7)
-    model = models.create_model("eat_nano", interest_points=points, refinement=refinement, **SMALL).eval()
+    model = models.create_model("eat_nano", interest_points=points, refinement=refinement).eval()
     if points == "running":
         models.calibrate_points(model, [calibrate])
     models.set_refinement(model, (0.5, 1.5))

@@ -14,7 +14,6 @@ from contextlib import suppress
 import pytest
 import torch
 from conftest import arguments, ended, fork, make_toy
-from small import SMALL
 from test_run import metrics
 
 import main_nni
@@ -27,8 +26,6 @@ from training.steps import Precision, Schedule, Stepper, make_optimizer
 from util import emd_loss
 
 CPU = torch.device("cpu")
-
-pytestmark = pytest.mark.usefixtures("small")
 
 
 def options(**given):
@@ -83,7 +80,7 @@ def test_checkpointed_gradients_compile_in_one_graph(golden_images, golden):
     losses = []
     for compiled in (False, True):
         torch.manual_seed(0)
-        model = create_model("eat_nano", **SMALL).train()
+        model = create_model("eat_nano").train()
         model.set_grad_checkpointing(True)
         torch._dynamo.reset()
         network = torch.compile(model, fullgraph=True, backend="aot_eager") if compiled else model
@@ -136,7 +133,7 @@ def test_a_compiled_run_is_the_plain_one(ava, run, monkeypatch, trained):
 
 
 def test_adamw_decays_matrices_but_no_biases_norms_and_position_tables():
-    model = create_model("eat_nano", **SMALL)
+    model = create_model("eat_nano")
     decayed, rest = (
         {id(p) for p in group["params"]} for group in make_optimizer(model, "adamw", 0.1).param_groups
     )

@@ -21,8 +21,6 @@ from commands.files import started
 from commands.signals import Interrupted, Watch
 from searching import driver, trial
 
-pytestmark = pytest.mark.usefixtures("small")
-
 COMMAND = search  # of the fixture `command`
 
 

@@ -91,7 +91,6 @@ def lines(log):
 
 
 @pytest.mark.slow
-@pytest.mark.usefixtures("small")
 def test_a_machine_and_then_the_cable_is_lost_and_the_run_goes_on_to_the_same_result(ava, run, machine):
     """The run's folder is on a disk that the first machine alone sees; there every start finds it."""
     status, whole, err = two_processes(ava, arguments(ava, **RECIPE, experiment_dir_name=ava / "whole"))
