@@ -5,10 +5,9 @@ import sys
 from pathlib import Path
 
 if __name__ == "__main__":
-    gc.disable()  # a process starts sooner so
+    gc.disable()  # as main_nni.py does
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import main_nni
 from models import variants
 
 # One narrow block a stage, every kind among them: 12,000 parameters.
@@ -20,5 +19,6 @@ NANO = variants.NANO  # as users have it
 variants.NANO = SMALL
 
 if __name__ == "__main__":
-    gc.enable()
+    import main_nni
+
     sys.exit(main_nni.main())

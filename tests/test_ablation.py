@@ -9,7 +9,7 @@ import time
 
 import pandas as pd
 import pytest
-from conftest import arguments, ended, fork
+from common import arguments, ended, fork
 
 import models
 from benchmarks import ablation, throughput

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import arguments
+from common import arguments
 
 import option
 from option import InputError

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import arguments, ended, fork, make_pictures
+from common import arguments, ended, fork, make_pictures
 from test_resume import table, weights
 
 import prepare_data

@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import GOLDEN, make_toy
+from common import GOLDEN, make_toy
 from safetensors.torch import load_file
 
 from models import load_weights

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import sklearn.datasets
 import torch
-from conftest import arguments
+from common import arguments
 from PIL import Image
 
 from dataset import Transform, batches, make_loader, to_input

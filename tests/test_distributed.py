@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from conftest import arguments, ended, fork
+from common import arguments, ended, fork
 from test_run import metrics
 
 import main_nni

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import make_pictures, make_weights
+from common import make_pictures, make_weights
 from PIL import Image
 
 import predict

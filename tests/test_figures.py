@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import arguments, make_pictures, make_weights
+from common import arguments, make_pictures, make_weights
 
 from evaluation import published, released
 from evaluation.figures import figures, released_accuracy

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import GOLDEN, make_toy
+from common import GOLDEN, make_toy
 from safetensors.torch import load_file
 
 from models import load_weights

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import sklearn.datasets
 import torch
-from conftest import make_toy
+from common import make_toy
 from PIL import Image
 
 import predict

@@ -6,7 +6,7 @@ import json
 import pytest
 import timm
 import torch
-from conftest import make_weights
+from common import make_weights
 from huggingface_hub import ModelCard
 from PIL import Image
 

@@ -101,7 +101,7 @@ def test_intervals_of_95_percent_hold_the_true_value_in_95_percent_of_sets():
             size=300
         )  # of the votes that are one level off: EMDs of share / 2 and share / sqrt(2)
         pairs = Pairs(p, t, ((p > 0) == (t > 0)).astype(float), share / 2, share / math.sqrt(2))
-        for name, (low, high) in bootstrap.intervals(pairs, 500, seed=number).items():
+        for name, (low, high) in bootstrap.intervals(pairs, 250, seed=number).items():
             covered[name] += low <= true_values[name] <= high
     shares = {name: count / 400 for name, count in covered.items()}
     assert all(0.93 <= share <= 0.97 for share in shares.values()), shares

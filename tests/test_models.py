@@ -4,7 +4,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from conftest import make_toy
+from common import make_toy
 from small import NANO
 
 import models

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import arguments
+from common import arguments
 from test_distributed import ROOT, SMALL_RUN
 
 import option

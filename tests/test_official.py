@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import make_pictures
+from common import make_pictures
 
 import prepare_data
 from photographs import official

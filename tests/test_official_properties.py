@@ -82,7 +82,7 @@ ANYTHING = st.one_of(
 
 
 @pytest.mark.slow
-@settings(**ODDLY | {"max_examples": 150})
+@settings(**ODDLY | {"max_examples": 75})
 @given(ANYTHING)
 def test_no_bytes_at_all_crash_a_parser(tmp_path, content):
     """Whatever a file holds: rows, or an InputError of one line."""

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 import timm
 import torch
-from conftest import arguments, make_pictures
+from common import arguments, make_pictures
 from PIL import Image
 from test_bad_input import refused
 from test_distributed import two_processes

@@ -5,7 +5,7 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import make_weights
+from common import make_weights
 from test_report import data_of, evaluate
 
 import predict

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import ended, fork, make_pictures, make_weights
+from common import ended, fork, make_pictures, make_weights
 from pyarrow import dataset, parquet
 from test_shards import five, make_shard
 

@@ -9,7 +9,7 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from conftest import GOLDEN, make_pictures, make_weights
+from common import GOLDEN, make_pictures, make_weights
 from PIL import Image
 
 import predict

@@ -8,7 +8,7 @@ import zlib
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import arguments, ended, fork, make_pictures
+from common import arguments, ended, fork, make_pictures
 from PIL import Image
 from test_cache import cache_words, damage_pixels
 

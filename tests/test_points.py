@@ -5,7 +5,7 @@ import math
 import pandas as pd
 import pytest
 import torch
-from conftest import arguments, make_toy
+from common import arguments, make_toy
 
 from models.eat import GridPoints, InterestPoints, points_outside, points_spread
 from training import checkpoint

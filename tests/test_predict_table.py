@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import ended, fork, make_pictures, make_weights
+from common import ended, fork, make_pictures, make_weights
 
 import predict
 from commands import growing

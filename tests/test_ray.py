@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import psutil
 import pytest
-from conftest import make_pictures, make_weights
+from common import make_pictures, make_weights
 
 import predict
 

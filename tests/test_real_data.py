@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import arguments, make_pictures
+from common import arguments, make_pictures
 
 from photographs.labels import FORMATS, hold_out, read_labels
 from util import scores

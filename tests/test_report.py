@@ -10,7 +10,7 @@ from urllib.parse import unquote
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import arguments, make_pictures, make_weights
+from common import arguments, make_pictures, make_weights
 from PIL import Image
 from scipy import stats
 

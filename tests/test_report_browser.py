@@ -8,7 +8,7 @@ import time
 
 import numpy as np
 import pytest
-from conftest import make_pictures
+from common import make_pictures
 from PIL import Image
 from test_report import ODD, VOTES, a_page, evaluate
 

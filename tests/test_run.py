@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from conftest import arguments, ended, fork, make_weights
+from common import arguments, ended, fork, make_weights
 from matplotlib.figure import Figure
 from scipy import stats
 

@@ -6,7 +6,7 @@ import shutil
 import pandas as pd
 import pytest
 import torch
-from conftest import arguments
+from common import arguments
 from test_run import metrics, stop_after_an_epoch
 
 import option

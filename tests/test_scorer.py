@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from conftest import make_weights
+from common import make_weights
 from PIL import Image
 from sklearn.datasets import load_sample_images
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 import test_search
-from conftest import arguments
+from common import arguments
 from test_distributed import SMALL_RUN
 from test_search import SPACE, epochs_of, found, in_background, wait_for, words
 

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from conftest import AVA_COLUMNS, arguments, make_pictures
+from common import AVA_COLUMNS, arguments, make_pictures
 from safetensors import safe_open
 
 import export

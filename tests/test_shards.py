@@ -8,7 +8,7 @@ import tarfile
 
 import numpy as np
 import pytest
-from conftest import make_pictures
+from common import make_pictures
 from PIL import Image
 
 import predict

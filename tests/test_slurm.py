@@ -7,7 +7,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import arguments
+from common import arguments
 from test_distributed import ENOUGH, ROOT, SMALL_RUN, two_processes, until
 from test_run import metrics
 

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import make_pictures
+from common import make_pictures
 
 from inference import photos
 from inference.photos import Photos, batches

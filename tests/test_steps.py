@@ -13,7 +13,7 @@ from contextlib import suppress
 
 import pytest
 import torch
-from conftest import arguments, ended, fork, make_toy
+from common import arguments, ended, fork, make_toy
 from test_run import metrics
 
 import main_nni

@@ -11,7 +11,7 @@ import time
 import pandas as pd
 import pytest
 import small
-from conftest import arguments
+from common import arguments
 from test_resume import table as metrics_table
 from test_search import SPACE, epochs_of, found, wait_for, words
 

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import arguments
+from common import arguments
 from test_distributed import ENOUGH, ROOT, SMALL_RUN, two_processes
 from test_run import metrics
 

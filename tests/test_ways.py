@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from conftest import arguments, make_toy
+from common import arguments, make_toy
 
 from models import attention, ways
 from option import InputError

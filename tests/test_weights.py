@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 import torch
-from conftest import GOLDEN, make_toy
+from common import GOLDEN, make_toy
 from safetensors.torch import load_file, save_file
 
 from models import WeightsError, load_weights
