@@ -114,44 +114,6 @@ def test_lean_attention_equals_torchs_own(bias_batch):
         torch.testing.assert_close(a, b)
 
 
-@pytest.fixture
-def narrow():
-    torch.manual_seed(7)
-    return models.create_model("eat_nano").eval()
-
-
-@pytest.mark.slow
-def test_trains_in_one_graph_and_compiles_it_once(narrow, golden_images, monkeypatch):
-    """einops notes every type of tensor that it meets, and a new one after compiling would compile again.
-
-    `aot_eager` needs no C++ compiler.
-    """
-    monkeypatch.setattr("einops._backends._type2backend", {}, raising=False)  # as in a fresh process
-    compiled = torch.compile(narrow.train(), fullgraph=True, backend="aot_eager")
-    found = compiled(golden_images)
-    with torch.compiler.set_stance("fail_on_recompile"):
-        compiled(golden_images).sum().backward()
-    assert narrow.stages[2].attns[0].ref_point14.weight.grad.abs().sum() > 0
-    torch.testing.assert_close(found, narrow(golden_images), atol=1e-5, rtol=0)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("amp", "tolerance"), [(False, 1e-5), (True, 0.05)])
-def test_evaluates_in_one_graph(narrow, golden_images, amp, tolerance):
-    compiled = torch.compile(narrow, fullgraph=True, backend="eager")
-    with torch.autocast("cpu", torch.bfloat16, enabled=amp), torch.no_grad():
-        expected = narrow(golden_images)
-        torch.testing.assert_close(compiled(golden_images), expected, atol=tolerance, rtol=amp * tolerance)
-
-
-@pytest.mark.slow
-def test_exports_with_a_dynamic_batch(narrow, golden_images):
-    batch = torch.export.Dim("batch", min=1, max=64)
-    program = torch.export.export(narrow, (golden_images[:2],), dynamic_shapes=({0: batch},))
-    with torch.no_grad():
-        torch.testing.assert_close(program.module()(golden_images), narrow(golden_images), atol=1e-5, rtol=0)
-
-
 def test_forward_never_waits_for_the_device():
     """On the meta device there is no data: `.item()`, numpy or a data-dependent choice would fail."""
     with torch.device("meta"):
