@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-if __name__ == "__main__":
+if __name__ in ("__main__", "__mp_main__"):  # the command, and the server of its reading processes
     gc.disable()  # none of what is imported is garbage; to look for some is a third of the start
 
 import torch

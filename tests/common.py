@@ -40,7 +40,7 @@ AVA_COLUMNS = ["image_id", *(f"score{i}" for i in range(2, 12))]
 # Autograd's first backward decides whether it has threads, as beside a fake GPU; a forked process cannot go on with them.
 torch.ones(1, requires_grad=True).sum().backward()
 
-workers.PRELOAD.append("small")  # other processes have it, too
+workers.PRELOAD.insert(0, "unswept")
 
 
 class Unrendered(Figure):

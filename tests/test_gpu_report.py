@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import signal
 import time
+from multiprocessing import forkserver
 
 import pytest
 import torch
@@ -40,10 +41,14 @@ done = []  # parts, in turn
 @pytest.fixture
 def served(monkeypatch):
     """Other processes come from a server that has imported what they need, sooner than a new interpreter has."""
+    monkeypatch.setattr(workers, "PRELOAD", ["unswept", "benchmarks.gpu_parts", "small"])
+    forkserver._forkserver._stop()  # it has other modules
     workers.start_server()
     monkeypatch.setattr(gpu_worker, "START", "forkserver")
     forked = functools.partial(torch.multiprocessing.start_processes, start_method="forkserver")
     monkeypatch.setattr(torch.multiprocessing, "spawn", forked)
+    yield
+    forkserver._forkserver._stop()
 
 
 @pytest.fixture

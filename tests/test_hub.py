@@ -169,11 +169,8 @@ def test_create_model_of_a_folder_has_its_own_outputs(exported):
     )
 
 
-@pytest.mark.usefixtures("unoptimised")
-@pytest.mark.parametrize("form", ["hub", pytest.param("onnx", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("form", ["hub", pytest.param("torch_export", marks=pytest.mark.slow)])
 def test_plain_dat_is_exported_with_its_grid(command, tmp_path, form):
-    if form == "onnx":
-        pytest.importorskip("onnxruntime", reason="requirements-export.txt")
     make_weights(tmp_path / "dat.pth", points="grid")
     out = tmp_path / f"dat{export.ENDINGS[form]}"
     status, said, err = command("--weights", tmp_path / "dat.pth", "--to", form, "--out", out)
