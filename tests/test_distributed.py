@@ -107,6 +107,7 @@ def test_two_processes_train_one_network_and_evaluate_as_one_does(ava, run, poin
         pd.testing.assert_frame_equal(table, tables[0], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_released_protocol_evaluates_on_one_process(ava, run):
     status, result, err = two_processes(
         ava, arguments(ava, released_protocol=True, num_epoch=1, batch_size=4)
@@ -166,6 +167,7 @@ def test_torchrun_starts_again_after_a_kill_hands_on_a_signal_and_the_run_goes_o
     pd.testing.assert_frame_equal(*tables, check_exact=True)
 
 
+@pytest.mark.slow
 def test_another_number_of_processes_does_not_resume(ava, ran):
     def files():
         return {path: path.read_bytes() for path in (ava / "run").rglob("*") if path.is_file()}

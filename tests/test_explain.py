@@ -106,6 +106,7 @@ def test_the_mean_of_layers_keeps_their_mass(trained):
     assert mean.sum() == pytest.approx(np.mean([look.mass.sum() for look in looks]), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_overlays_are_drawn_and_named_in_the_table(tmp_path, weights, command, monkeypatch):
     make_pictures(tmp_path / "p", ["a.png", "b/a.png"])
     (tmp_path / "p" / "bad.png").write_text("no picture")

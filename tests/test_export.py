@@ -160,6 +160,7 @@ def test_int8_says_that_it_depends_on_the_batch_and_which_operators_it_needs(exp
     assert {entry.domain for entry in graph.opset_import} == {node.domain for node in graph.graph.node} | {""}
 
 
+@pytest.mark.slow
 def test_points_of_the_batch_are_exported_only_when_asked_for(command, made, tmp_path, caplog):
     words = ("--weights", made["votes"], "--to", "safetensors", "--out", tmp_path / "a.safetensors")
     status, out, _ = command(*words, "--interest_points", "batch")

@@ -289,6 +289,7 @@ def test_evaluation_waits_once_at_its_end(dtype, fake, monkeypatch):
     assert len(taken) == 2
 
 
+@pytest.mark.slow
 def test_calibration_waits_once_at_its_end(fake):
     model, taken = network(interest_points="running"), []
 

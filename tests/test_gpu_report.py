@@ -38,16 +38,17 @@ class Here:
 done = []  # parts, in turn
 
 
-@pytest.fixture
-def served(monkeypatch):
+@pytest.fixture(scope="module")
+def served():
     """Other processes come from a server that has imported what they need, sooner than a new interpreter has."""
-    monkeypatch.setattr(workers, "PRELOAD", ["unswept", "benchmarks.gpu_parts", "small"])
-    forkserver._forkserver._stop()  # it has other modules
-    workers.start_server()
-    monkeypatch.setattr(gpu_worker, "START", "forkserver")
-    forked = functools.partial(torch.multiprocessing.start_processes, start_method="forkserver")
-    monkeypatch.setattr(torch.multiprocessing, "spawn", forked)
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(workers, "PRELOAD", ["unswept", "benchmarks.gpu_parts", "small"])
+        patch.setattr(gpu_worker, "START", "forkserver")
+        forked = functools.partial(torch.multiprocessing.start_processes, start_method="forkserver")
+        patch.setattr(torch.multiprocessing, "spawn", forked)
+        forkserver._forkserver._stop()  # it has other modules
+        workers.start_server()
+        yield
     forkserver._forkserver._stop()
 
 

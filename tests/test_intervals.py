@@ -65,6 +65,7 @@ STATISTICS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STATISTICS)
 def test_the_interval_is_scipys(name):
     pairs = some_pairs(60, seed=3)

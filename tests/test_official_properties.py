@@ -23,6 +23,7 @@ blanks = st.text(" \t", min_size=1, max_size=3)
 line_ends = st.sampled_from(["\n", "\r\n", "\r", "\n\n", "\r\n  \r\n"])
 
 
+@pytest.mark.slow
 @settings(**ODDLY)
 @given(st.data())
 def test_ava_written_oddly_is_the_same(tmp_path, data):

@@ -46,6 +46,7 @@ def by_hand(network, paths):
         return network.eval()((images - 0.5) / 0.5).numpy()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_run_scores_by_the_networks_own_input_and_eval_needs_no_options(ava, run, trained, name):
     result = trained(model=name, **LEARN)
@@ -65,6 +66,7 @@ def test_a_run_scores_by_the_networks_own_input_and_eval_needs_no_options(ava, r
     assert (ava / "e" / "report.html").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_resumed_run_ends_as_an_uncut_one(ava, run, trained, monkeypatch, name):
     whole = trained(model=name, **LEARN)
@@ -109,6 +111,7 @@ def test_the_optimiser_spares_what_timm_says_of_a_network():
         assert names == {k for k, v in model.named_parameters() if v.ndim > 1} - spared
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("outputs", [1000, 10])
 def test_imagenets_file_is_a_start_and_its_head_is_told_of(ava, run, outputs, caplog):
     caplog.set_level("INFO")
@@ -128,6 +131,7 @@ def test_imagenets_file_is_a_start_and_its_head_is_told_of(ava, run, outputs, ca
         assert "pytorch_model.bin: has 1000 outputs, ava needs 10" in err
 
 
+@pytest.mark.slow
 def test_pretrained_weights_are_fetched_once(ava, run, monkeypatch):
     asked, create = [], timm.create_model
 

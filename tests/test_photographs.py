@@ -152,6 +152,7 @@ def test_outputs_that_are_not_finite_are_an_error(tmp_path, album, weights, comm
     assert errors == ["", "the network's outputs for it are not finite", "", "", "", "", ""]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make", "problem"),
     [
@@ -177,6 +178,7 @@ def save(shapes, path):
     torch.save({name: torch.zeros([2] * ndim) for name, ndim in shapes.items()}, path)
 
 
+@pytest.mark.slow
 def test_weights_of_other_sizes_are_refused(tmp_path, album, command):
     status, _, err = command(album, "--weights", GOLDEN / "toy_weights.safetensors", *CPU)
     assert status == 2

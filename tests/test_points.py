@@ -72,6 +72,7 @@ def test_looking_changes_nothing(mode):
     assert 0 <= found["points_outside"] <= 1
 
 
+@pytest.mark.slow
 def test_every_epoch_has_them_and_an_old_run_goes_on(ava, run, monkeypatch):
     write = checkpoint.save_last
 

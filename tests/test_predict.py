@@ -145,6 +145,7 @@ def test_a_bare_released_file_is_recognised_and_told_of(album, tmp_path, command
     assert "has no running interest points" in err
 
 
+@pytest.mark.slow
 def test_the_larger_variants_are_recognised(tmp_path):
     for name in ("eat_tiny", "eat_base_384"):
         with torch.device("meta"):

@@ -139,6 +139,7 @@ def test_thumbnails_keep_the_aspect_ratio_and_what_cannot_be_read_has_none(tmp_p
     assert opened(wide).format == "JPEG"
 
 
+@pytest.mark.slow
 def test_a_long_page_has_small_thumbnails_in_order(tmp_path):
     make_pictures(tmp_path, ["wide.jpg"], size=(100, 200))
     make_pictures(tmp_path, ["tall.jpg"], size=(200, 100))

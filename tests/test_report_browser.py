@@ -14,6 +14,8 @@ from test_report import ODD, VOTES, a_page, evaluate
 
 from inference.report import Photo, open_photo, write_report
 
+pytestmark = pytest.mark.slow
+
 FIGURES = [
     ["", "this run", "95 % interval", "published"],
     ["SRCC", "0.7000", "0.6900 to 0.7100", "0.7596, above"],

@@ -156,6 +156,7 @@ def test_a_damaged_last_checkpoint_falls_back_on_the_one_before(ava, run, monkey
     assert damage == "gone" or "going on from previous.pt instead" in caplog.text
 
 
+@pytest.mark.slow
 def test_two_damaged_checkpoints_are_one_line(ava, run, monkeypatch):
     cut(ava, run, monkeypatch, save_minutes=0)
     for name in ("last.pt", "previous.pt"):
@@ -275,6 +276,7 @@ def interrupt_at_bar(monkeypatch, wanted):
     monkeypatch.setattr(engine, "bar", bar)
 
 
+@pytest.mark.slow
 def test_a_signal_in_the_final_test(ava, run, monkeypatch, whole):
     with monkeypatch.context() as patch:
         interrupt_at_bar(patch, "test")
@@ -310,6 +312,7 @@ def test_best_weights_that_are_newer_than_the_last_checkpoint_are_put_back(ava, 
     assert best.read_bytes() == first[0]
 
 
+@pytest.mark.slow
 def test_lost_best_weights_are_told_and_chosen_anew(ava, run, monkeypatch, caplog):
     cut(ava, run, monkeypatch)
     (ava / "cut" / "checkpoints" / "best.pth").unlink()
@@ -364,6 +367,7 @@ def test_setting_a_run_aside_can_be_cut_anywhere(ava, ran, monkeypatch, stop):
     assert contents(ava / "run") == before
 
 
+@pytest.mark.slow
 def test_what_a_killed_save_left_is_removed(ava, run, monkeypatch):
     cut(ava, run, monkeypatch)
     strays = [
@@ -462,6 +466,7 @@ def test_a_gradient_that_is_not_finite_is_told_though_the_loss_is(ava, run, monk
     assert "the loss or its gradient is nan in epoch 1, step 1" in err
 
 
+@pytest.mark.slow
 def test_bad_steps_before_a_break_stay_in_the_evidence(ava, run, monkeypatch):
     given = {"batch_size": 2, "init_lr": 1e-3}
     with monkeypatch.context() as patch:

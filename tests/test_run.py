@@ -39,6 +39,7 @@ def metrics(result):
     return {name: result[name] for name in METRICS}
 
 
+@pytest.mark.slow
 def test_a_run_writes_its_files_and_ends_with_json(ava, run, monkeypatch):
     monkeypatch.setattr(tested, "Figure", Figure)
     status, result, _ = run(arguments(ava, num_epoch=2))
@@ -152,6 +153,7 @@ def test_resume_from_damaged_options_is_one_line(ava, run, content, ran):
     assert len(err.splitlines()) == 1
 
 
+@pytest.mark.slow
 def test_plain_dat_is_evaluated_by_its_grid_and_trained_with_points(ava, run, ran):
     state = torch.load(ava / "run" / "checkpoints" / "best.pth", weights_only=True)
     torch.save({"model": {n: v for n, v in state.items() if "ref_point14" not in n}}, ava / "dat.pth")

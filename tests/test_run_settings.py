@@ -33,6 +33,7 @@ def best(ava):
     return ava / "run" / "checkpoints" / "best.pth"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("points", ["image", "running"])
 def test_eval_knows_how_the_weights_were_trained_and_scores_do_not_depend_on_the_batch(ava, run, points):
     _, trained, _ = run(arguments(ava, interest_points=points, refinement="scheduled", **LEARN))
@@ -67,6 +68,7 @@ def test_running_without_running_points_names_calibrate_points(ava, run, release
     assert not (ava / "e").exists()
 
 
+@pytest.mark.slow
 def test_calibrated_points_are_saved_and_make_scores_independent_of_the_batch(ava, run, released, caplog):
     caplog.set_level(logging.INFO)
     (ava / "val.csv").unlink()
@@ -83,6 +85,7 @@ def test_calibrated_points_are_saved_and_make_scores_independent_of_the_batch(av
     assert alone.to_numpy() == pytest.approx(scores.to_numpy(), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_calibration_takes_all_images_where_there_are_too_few(ava, run, released, caplog):
     evaluate(run, ava, released, interest_points="running", calibrate_points=500)
     assert "train.csv has 12 images, fewer than --calibrate_points" in caplog.text
@@ -96,6 +99,7 @@ def test_training_goes_on_from_calibrated_points(ava, run, released):
     assert state["stages.2.attns.0.ref_point14.num_images_tracked"] == 24
 
 
+@pytest.mark.slow
 def test_released_style_weights_can_be_written(ava, run):
     _, result, _ = run(
         arguments(ava, interest_points="running", refinement="scheduled", save_released_style=True)
@@ -108,6 +112,7 @@ def test_released_style_weights_can_be_written(ava, run):
     evaluate(run, ava, result["files"]["released_style"])
 
 
+@pytest.mark.slow
 def test_the_checkpoint_remembers_the_factors_of_its_step(ava, run):
     given = {"refinement": "scheduled", "explore_share": 1, "explore_same": 0.2, "explore_other": 2.0}
     run(arguments(ava, **given, **LEARN))
@@ -131,6 +136,7 @@ def test_scheduled_without_a_checkpoints_factors_is_refused(ava, run, released):
     evaluate(run, ava, best(ava), refinement="scheduled", eval_refinement="exploitation")
 
 
+@pytest.mark.slow
 def test_resume_keeps_running_points_factors_and_steps(ava, run, monkeypatch, trained):
     given = {
         "interest_points": "running",

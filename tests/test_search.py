@@ -187,6 +187,7 @@ def test_every_kind_of_parameter_stays_in_its_range():
 # Trials, by the fake
 
 
+@pytest.mark.slow
 def test_all_trials_are_accounted_for_and_the_best_comes_first(fake, command):
     status, out, err = command(*words(fake, 6, concurrency=3, seed=1))
     assert (status, err) == (0, "")
@@ -221,6 +222,7 @@ def test_tpe_learns(fake, command):
     assert sum(late) > sum(early)
 
 
+@pytest.mark.slow
 def test_a_failed_trial_says_why_and_the_others_go_on(fake, command):
     status, out, _ = command(*words(fake, 8, "--fail", seed=3))
     assert status == 0
@@ -266,6 +268,7 @@ def test_a_signal_stops_all_trials_and_the_same_command_goes_on(fake, command, m
     assert [(one.status, len(one.history)) for one in found(fake)] == [("done", 20)] * 3
 
 
+@pytest.mark.slow
 def test_two_searches_are_not_mixed_in_a_folder(fake, command):
     assert command(*words(fake, 1))[0] == 0
     for other in (words(fake, 2, epochs=3), words(fake, 2, metric="srcc")):
@@ -275,6 +278,7 @@ def test_two_searches_are_not_mixed_in_a_folder(fake, command):
     assert len(found(fake)) == 1
 
 
+@pytest.mark.slow
 def test_a_folder_of_other_runs_is_not_taken_for_a_search(fake, command):
     assert command(*words(fake, 1))[0] == 0
     before = (fake / "s" / "trial_0000" / "metrics.csv").read_bytes()

@@ -68,6 +68,7 @@ def test_a_driver_that_stood_still_leaves_its_trial_to_the_one_that_took_it(fake
     assert [(one.status, len(one.history)) for one in found(fake)] == [("done", 80)]
 
 
+@pytest.mark.slow
 def test_several_processes_share_a_search(fake):
     processes = [in_background(*words(fake, 8)) for _ in range(3)]
     for process in processes:
@@ -123,6 +124,7 @@ def test_of_several_that_ask_for_the_last_trial_one_gets_it(fake, command, monke
     assert statuses(fake) == ["COMPLETE", "FAIL", "FAIL", "FAIL"]
 
 
+@pytest.mark.slow
 def test_a_driver_is_not_taken_for_dead_before_it_could_have_told_that_it_lives(begun, monkeypatch):
     silent = a_study(begun).ask()._trial_id
     database = driver.load(None, begun / "s")._storage._backend
@@ -204,6 +206,7 @@ def machines(fake, monkeypatch):
     return on
 
 
+@pytest.mark.slow
 def test_machines_share_a_search_by_its_database_alone(machines, command):
     assert command(*words(machines("one"), 2, storage=machines.url))[0] == 0
     status, out, _ = command(*words(machines("two"), 4, storage=machines.url))
@@ -219,6 +222,7 @@ def test_machines_share_a_search_by_its_database_alone(machines, command):
         assert out.count("two:") == 2  # where the folders of the others are
 
 
+@pytest.mark.slow
 def test_the_best_trial_may_be_on_another_machine(machines, command):
     assert command(*words(machines("one"), 3, storage=machines.url))[0] == 0
     (best, *_), look = found(machines("one")), ("--storage", machines.url)
@@ -255,6 +259,7 @@ def test_a_trial_whose_checkpoint_is_on_another_machine_begins_anew_and_says_so(
     assert (out.count(" done "), out.count("two:"), len(out.splitlines())) == (1, 1, 2)
 
 
+@pytest.mark.slow
 def test_machines_may_have_their_data_in_other_places(fake, command, monkeypatch):
     for place, limit, wanted in (("/a", 3, 0), ("/b", 3, 0), ("/b", 4, 2)):
         given = {"dataset": "demo", "path_to_images": place, "path_to_save_csv": place, "limit": limit}

@@ -77,6 +77,7 @@ def evaluate(run, folder, weights, **options):
     )
 
 
+@pytest.mark.slow
 def test_photographs_that_a_network_was_trained_on_are_counted(leaky, run, caplog):
     best = leaky / "run" / "checkpoints" / "best.pth"
     state = torch.load(best, weights_only=True)
@@ -114,6 +115,7 @@ def test_a_released_style_file_remembers_nothing_and_says_so(leaky, run, caplog)
     assert "the weights do not say which photographs they were trained on" in caplog.text
 
 
+@pytest.mark.slow
 def test_memory_grows_with_every_run_and_survives_resume_and_export(leaky, run, tmp_path):
     folder = leaky / "run" / "checkpoints"
     first = Seen.from_texts(models.read_weights(folder / "best.pth").photographs, "")
@@ -147,6 +149,7 @@ def test_training_selected_on_test_csv_is_told(leaky, run):
     assert result["seen"] == {"trained": 0, "selected": 6}
 
 
+@pytest.mark.slow
 def test_weights_that_say_nothing_leave_their_mark_on_what_is_trained_from_them(leaky, run, caplog):
     bare = leaky / "run" / "checkpoints" / "released_style.pth"
     caplog.set_level(logging.INFO)

@@ -169,6 +169,7 @@ def test_exports_with_a_dynamic_batch(golden_images):
         torch.testing.assert_close(program.module()(golden_images), model(golden_images), atol=1e-5, rtol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("points", "refinement"), [("batch", "released"), *EVERY, ("running", "scheduled")])
 @pytest.mark.parametrize("end", ["pth", "safetensors"])
 def test_weights_travel_and_remember_their_settings(tmp_path, golden_images, points, refinement, end):
@@ -195,6 +196,7 @@ def test_buffers_tell_the_settings_where_nothing_else_does(tmp_path, golden_imag
     assert read_weights(TOY).settings == {}
 
 
+@pytest.mark.slow
 def test_released_weights_load_and_go_back_in_every_setting(tmp_path, golden_images):
     released = load_file(TOY)
     for points, refinement in (*EVERY, ("running", "scheduled")):

@@ -40,6 +40,7 @@ def test_the_authors_lists_are_those_that_they_published():
     assert test[:3] == (687050, 167329, 172297)
 
 
+@pytest.mark.slow
 def test_avas_default_split_is_the_authors_in_their_order(whole, tmp_path, command):
     status, out, err = command("ava", "--labels", whole, "--out", tmp_path / "a")
     assert (status, err) == (0, "")
@@ -51,6 +52,7 @@ def test_avas_default_split_is_the_authors_in_their_order(whole, tmp_path, comma
     assert "split: the authors'" in out
 
 
+@pytest.mark.slow
 def test_rows_that_ava_txt_lacks_are_refused_or_counted(tmp_path, command):
     labels = ava_txt(
         tmp_path / "AVA.txt", [*authors_ids("test")[5:], *authors_ids("val"), *range(1_000_000, 1_000_300)]

@@ -105,6 +105,7 @@ def test_checkpointed_gradients_are_the_same_and_count_each_image_once(golden_im
     torch.testing.assert_close(points[1].running_points, points[0].running_points)
 
 
+@pytest.mark.slow
 def test_checkpointed_gradients_in_a_run(ava, run):
     results = []
     for name, flag in (("plain", None), ("saving", True)):
@@ -116,8 +117,8 @@ def test_checkpointed_gradients_in_a_run(ava, run):
 
 @pytest.mark.slow
 def test_a_compiled_run_is_the_plain_one(ava, run, monkeypatch, trained):
-    """By a backend that needs no C++ compiler and no minutes; batches of 5 and 4, the last ones of 2."""
-    given = {"init_lr": 1e-4, "interest_points": "running", "batch_size": 5, "eval_batch_size": 4}
+    """By a backend that needs no C++ compiler and no minutes; batches of 6 and 4, the last one of 2."""
+    given = {"init_lr": 1e-4, "interest_points": "running", "batch_size": 6, "eval_batch_size": 4}
     plain = trained(**given)
     torch._dynamo.reset()
     asked = []
@@ -216,6 +217,7 @@ def test_a_busy_device_does_not_wait_for_data():
     assert wait.share == 0
 
 
+@pytest.mark.slow
 def test_a_run_that_waits_for_data_says_so_once(ava, run, monkeypatch, caplog):
     caplog.set_level(logging.INFO)
     monkeypatch.setattr(engine.DataWait, "is_bottleneck", property(lambda self: True))
@@ -223,6 +225,7 @@ def test_a_run_that_waits_for_data_says_so_once(ava, run, monkeypatch, caplog):
     assert caplog.text.count("raise --num_workers (now 0)") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("terminal", [True, False])
 def test_bars_stand_on_a_terminal_and_nowhere_else(ava, terminal):
     ours, theirs = pty.openpty() if terminal else os.pipe()

@@ -48,6 +48,7 @@ def test_kinds_of_layers_and_what_they_are_set_to(toy):
         ways.set_ways(torch.nn.Linear(2, 2), "dense")
 
 
+@pytest.mark.slow
 def test_measuring_leaves_the_network_as_it_was(golden_images):
     model = make_toy(interest_points="running", refinement="off").train()
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -160,6 +161,7 @@ def test_deterministic_on_a_gpu_is_dense_throughout_and_says_what_it_costs(
     assert "attention takes 23.0 ms of a step, instead of 10.0 ms by the fastest ways" in caplog.text
 
 
+@pytest.mark.slow
 def test_dense_trains_to_the_same_metrics_and_resumes(ava, run, ran):
     status, result, _ = run(arguments(ava, attention="dense", experiment_dir_name=ava / "dense"))
     assert status == 0
