@@ -22,11 +22,11 @@ MASTER_ADDR=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 export MASTER_ADDR MASTER_PORT=$((10000 + SLURM_JOB_ID % 20000))
 # export GLOO_SOCKET_IFNAME=ib0 NCCL_SOCKET_IFNAME=ib0  # where the names of the machines lead to another network
 
+trap 'requeue=yes; kill -TERM $(jobs -p)' USR1
 # Slurm starts the processes itself, one for a GPU: torchrun would hand each the signal a second time, and that ends it unsaved.
 # wait: what remains a minute after the first has ended is ended, too.
 srun --wait=60 --cpus-per-task="$SLURM_CPUS_PER_TASK" bash -c 'RANK=$SLURM_PROCID LOCAL_RANK=$SLURM_LOCALID WORLD_SIZE=$SLURM_NTASKS exec python main_nni.py "$@"' - "$@" &
 step=$!
-trap 'requeue=yes; kill -TERM $step' USR1
 wait $step
 status=$?
 while kill -0 $step 2> /dev/null; do # the signal has ended the wait, not the step

@@ -13,11 +13,11 @@ from test_run import metrics
 
 SRUN = """#!/bin/bash
 while [[ $1 == --* ]]; do shift; done
+trap 'kill -TERM $(jobs -p)' TERM
 for number in 0 1; do
     SLURM_PROCID=$number SLURM_LOCALID=$number SLURM_NTASKS=2 "$@" &
     tasks+=($!)
 done
-trap 'kill -TERM "${tasks[@]}"' TERM
 highest=0
 for task in "${tasks[@]}"; do
     wait $task; status=$?
@@ -29,9 +29,9 @@ exit $highest
 SCONTROL = '#!/bin/bash\nif [ $1 = show ]; then echo 127.0.0.1; else echo "$@" >> scontrol.log; fi\n'
 # It works until it is asked to end, and leaves a checkpoint; what is resumed is done at once.
 PYTHON = """#!/bin/bash
+trap 'mkdir -p runs/slurm-7/checkpoints; touch runs/slurm-7/checkpoints/last.pt; exit 143' TERM
 echo "$RANK/$WORLD_SIZE $LOCAL_RANK $MASTER_ADDR:$MASTER_PORT $*" >> started.log
 case "$*" in *--resume*) exit 0;; *--fail*) exit 1;; esac
-trap 'mkdir -p runs/slurm-7/checkpoints; touch runs/slurm-7/checkpoints/last.pt; exit 143' TERM
 while true; do sleep 0.02; done
 """
 JOB = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "first", "SLURM_CPUS_PER_TASK": "1", "OMP_NUM_THREADS": "1"}
