@@ -22,6 +22,8 @@ from training import engine
 
 ROOT = Path(__file__).parent.parent
 SMALL_RUN = Path(__file__).parent / "small.py"
+# `python -m torch.distributed.run`, which would look for garbage as it is imported.
+TORCHRUN = [sys.executable, "-c", "import gc; gc.disable(); from torch.distributed.run import main; main()"]
 ENOUGH = 300  # seconds for a process to end where the time is not the point
 RECIPE = {
     "init_lr": 1e-3,
@@ -34,7 +36,7 @@ RECIPE = {
 
 def start(words, *more, folder=ROOT, **given):
     """torchrun, as a user starts it in `folder`. more: options of its own."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", *more]
+    command = [*TORCHRUN, "--standalone", "--nproc_per_node", "2", *more]
     given = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True} | given
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.Popen([*command, "main_nni.py", *map(str, words)], cwd=folder, env=environment, **given)

@@ -4,13 +4,12 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 from common import arguments
-from test_distributed import ENOUGH, ROOT, SMALL_RUN, two_processes
+from test_distributed import ENOUGH, ROOT, SMALL_RUN, TORCHRUN, two_processes
 from test_run import metrics
 
 RECIPE = {"init_lr": 1e-3, "num_epoch": 10, "batch_size": 2, "interest_points": "running", "save_minutes": 0}
@@ -39,8 +38,7 @@ class Machine:
         """Its part of a run, as docs/training.md says it; what it tells goes to `log`."""
         rendezvous = ["--rdzv_backend=c10d", "--rdzv_endpoint=10.0.0.1:29500", f"--local_addr={self.address}"]
         rendezvous += [f"--rdzv_conf=is_host={'true' if self.number == 1 else 'false'}"]
-        torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes=2", "--nproc_per_node=1"]
-        command = [*torchrun, *rendezvous, SMALL_RUN, *map(str, words)]
+        command = [*TORCHRUN, "--nnodes=2", "--nproc_per_node=1", *rendezvous, SMALL_RUN, *map(str, words)]
         given = {"stdout": log.open("w"), "stderr": subprocess.STDOUT, "start": subprocess.Popen}
         environment = os.environ | {"OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "eth0"}
         return self.do(*command, env=environment, **given)
