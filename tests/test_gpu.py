@@ -8,10 +8,11 @@ import sklearn.datasets
 import torch
 from common import make_toy
 from PIL import Image
+from small import NANO
 
 import predict
 from inference.table import read_rows
-from models import create_model
+from models import create_model, variants
 from photographs.decode import Encoded, Resize, read_pil, read_plain_jpeg
 from predict import Scorer
 from training.steps import Precision, Schedule, Stepper, make_optimizer
@@ -20,6 +21,12 @@ from util import emd_loss
 COMMAND = predict
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+
+
+@pytest.fixture(autouse=True)
+def nano(monkeypatch):
+    """eat_nano as users have it."""
+    monkeypatch.setattr(variants, "NANO", NANO)
 
 
 @torch.no_grad()
