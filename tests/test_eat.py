@@ -132,7 +132,7 @@ def share_points(rank, folder):
     points, compiled = (make_points("running", sync=True) for _ in range(2))
     part = features(1.0, 3.0, 5.0) if rank == 0 else features(7.0, 9.0)
     found = points(part)
-    in_one_graph = torch.compile(compiled, fullgraph=True, backend="aot_eager")(part)
+    in_one_graph = torch.compile(compiled, fullgraph=True, backend="eager")(part)
     torch.testing.assert_close(in_one_graph, found)
     (found * (rank + 1)).sum().backward()
     torch.save((found.detach(), points.running_points, points.weight.grad), f"{folder}/{rank}.pt")

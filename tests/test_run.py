@@ -11,8 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from common import arguments, ended, fork, make_weights
-from matplotlib.figure import Figure
+from common import DRAW, arguments, ended, fork, make_weights
 from scipy import stats
 
 import main_nni
@@ -41,7 +40,7 @@ def metrics(result):
 
 @pytest.mark.slow
 def test_a_run_writes_its_files_and_ends_with_json(ava, run, monkeypatch):
-    monkeypatch.setattr(tested, "Figure", Figure)
+    monkeypatch.setattr(tested.Tested, "draw", DRAW)
     status, result, _ = run(arguments(ava, num_epoch=2))
     folder = ava / "run"
     assert status == 0
