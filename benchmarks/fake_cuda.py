@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.function import BackwardCFunction
+from torch.autograd.graph import Node
 
 import dataset
 
@@ -73,6 +75,7 @@ def backward(root: Tensor) -> None:
                     stack.append(node)
                 expected[node] += 1
     arrived, ready = {start: {0: gradient}}, [start]
+    alive: dict[Node, list[Node]] = {}  # torch 2.11 loses a node written in Python with those before it
     del start, gradient
     # Blocks that are run again are so once for each pass of the engine's, by its number.
     number = next(_passes)
@@ -80,7 +83,7 @@ def backward(root: Tensor) -> None:
         while ready:
             node = ready.pop()
             del expected[node]
-            gradients = arrived.pop(node, {})
+            gradients, parents = arrived.pop(node, {}), alive.pop(node, [])
             if hasattr(node, "variable"):
                 _accumulate(node.variable, gradients.get(0))
                 continue
@@ -90,17 +93,19 @@ def backward(root: Tensor) -> None:
                 if gradient is not None:
                     slots = arrived.setdefault(following, {})
                     slots[place] = slots[place] + gradient if place in slots else gradient
+                if isinstance(following, BackwardCFunction):
+                    alive.setdefault(following, []).append(node)
                 expected[following] -= 1
                 if not expected[following]:
                     ready.append(following)
-            del gradients, gradient, following
+            del gradients, gradient, following, parents
 
 
 def _run(node, gradients: dict[int, Tensor]) -> list[Tensor | None]:
     """The gradients of a node's inputs, from those of its outputs; as the engine does, in the inputs' shapes and types."""
     if not gradients:
         return [None] * len(node.next_functions)
-    run = node.apply if isinstance(node, torch.autograd.function.BackwardCFunction) else node
+    run = node.apply if isinstance(node, BackwardCFunction) else node
     found = run(*(gradients.get(place) for place in range(len(node._input_metadata))))
     found = list(found) if isinstance(found, tuple) else [found]
     assert not any(gradient is not None for gradient in found[len(node.next_functions) :])  # of no tensor
