@@ -178,8 +178,6 @@ def plan(setup: Setup) -> list[Part]:
         Part("bf16", gpu_parts.bf16),
         *others(setup, first, small),
     ]
-    if setup.cuda:
-        parts.append(ways(first, small, "bf16", kernel=True))
     parts += [speed(first, "training", large, "bf16")]
     if not setup.rehearse:
         parts += [
@@ -212,7 +210,6 @@ def rest(setup: Setup, first: str, batches: tuple[int, int]) -> Iterator[Part]:
             yield speed(model, mode, size, "bf16", compiled, plain=size == sizes[0] and not compiled)
         yield from (memory(model, mode, sizes[0]) for mode in ("training", "forward"))
         yield from others(setup, model, sizes[0]) if model != "eat_base_384" else ()
-    yield ways("eat_tiny", small, "bf16", kernel=True) if setup.cuda else ways("eat_tiny", small, "float32")
     for model, precision in itertools.product(("eat_base", "eat_tiny"), ("float32", "fp16")):
         yield ways(model, small, precision)
         for mode in ("training", "forward"):
@@ -220,9 +217,9 @@ def rest(setup: Setup, first: str, batches: tuple[int, int]) -> Iterator[Part]:
     yield ways("eat_base", small, "bf16", compiled=True)
 
 
-def ways(model: str, batch: int, precision: str, kernel: bool = False, compiled: bool = False) -> Part:
-    name = f"ways-{model}-{precision}{'-kernel' * kernel}{'-compiled' * compiled}"
-    given = {"model": model, "batch": batch, "precision": precision, "compiled": compiled, "kernel": kernel}
+def ways(model: str, batch: int, precision: str, compiled: bool = False) -> Part:
+    name = f"ways-{model}-{precision}{'-compiled' * compiled}"
+    given = {"model": model, "batch": batch, "precision": precision, "compiled": compiled}
     return Part(name, gpu_speed.attention_ways, given)
 
 

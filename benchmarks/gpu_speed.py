@@ -29,17 +29,11 @@ def matrix(setup: Setup, precision: str) -> dict:
     return {"tflops": throughput.matrix_rate(str(setup.device), precision, 256 if setup.rehearse else None)}
 
 
-def attention_ways(
-    setup: Setup, model: str, batch: int, precision: str, compiled: bool, kernel: bool
-) -> dict:
-    """Milliseconds of each way of each kind of layer, forward and backward, and what was said of those left out.
-
-    kernel: try the Triton kernel too, which no GPU has seen: its error may stay with the process.
-    """
+def attention_ways(setup: Setup, model: str, batch: int, precision: str, compiled: bool) -> dict:
+    """Milliseconds of each way of each kind of layer, forward and backward, and what was said of those left out."""
     case, said = Case(model, batch, precision, False, True, False, str(setup.device)), []
     tolerance = ways.EXACT if precision == "float32" else ways.ROUNDED
-    repeats = mock.patch.object(ways, "REPEATS", 1 if setup.rehearse else ways.REPEATS)
-    with repeats, mock.patch.object(ways, "candidates", ways.candidates if kernel else _without_kernel()):
+    with mock.patch.object(ways, "REPEATS", 1 if setup.rehearse else ways.REPEATS):
         try:
             times = ways.measure(
                 case.model, case.images, case.precision, tolerance, compiled, warn=said.append
@@ -50,17 +44,10 @@ def attention_ways(
     return {"times": times, "fastest": ways.fastest(times), "left_out": said}
 
 
-def _without_kernel() -> Callable:
-    every = ways.candidates
-    return lambda layer, side: tuple(way for way in every(layer, side) if way != "kernel")
-
-
 def ways_found(setup: Setup, model: str, precision: str) -> dict[str, str]:
     """The fastest way of each kind of layer, as far as this report has measured it; none: today's."""
-    for name in (f"ways-{model}-{precision}-kernel", f"ways-{model}-{precision}"):
-        if (found := setup.result(name)) is not None:
-            return found["fastest"]
-    return {}
+    found = setup.result(f"ways-{model}-{precision}")
+    return found["fastest"] if found else {}
 
 
 def speed(
@@ -178,8 +165,9 @@ def fits(case: Case, batch: int) -> bool:
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:
-    """Libraries that take memory for themselves say it in their own words."""
-    return isinstance(error, torch.OutOfMemoryError) or "ALLOC_FAILED" in str(error)
+    """Libraries that take memory for themselves say it in their own words; cuDNN refuses what is too large for it."""
+    words = ("ALLOC_FAILED", "CUDNN_STATUS_NOT_SUPPORTED")
+    return isinstance(error, torch.OutOfMemoryError) or any(word in str(error) for word in words)
 
 
 def largest_batch(fits: Callable[[int], bool], start: int, most: int, step: int) -> int:

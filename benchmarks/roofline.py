@@ -28,7 +28,7 @@ from benchmarks.fake_cuda import DEVICE, fake_cuda, moved
 from commands.errors import guarded
 from commands.parser import Parser
 from models import EAT, create_model, list_models, ways
-from models.attention import DEFORMABLE_WAYS, WINDOW_WAYS, DeformableAttention
+from models.attention import DEFORMABLE_WAYS, WINDOW_WAYS
 from option import InputError, Option
 from training.steps import Precision, Schedule, Stepper, make_optimizer
 from util import emd_loss
@@ -41,7 +41,7 @@ KINDS = {
     "linear layers": ("mm", "addmm"),
     "batched products": ("bmm", "baddbmm"),
     "convolutions": ("convolution",),
-    "fused attention": ("_scaled_dot_product", "attend"),
+    "fused attention": ("_scaled_dot_product",),
     "sampling": ("grid_sampler",),
     "layer norms": ("native_layer_norm",),
     "GELU": ("gelu",),
@@ -96,7 +96,7 @@ class Counting(TorchDispatchMode):
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         found = function(*args, **kwargs)
-        if function.namespace in ("aten", "eat"):
+        if function.namespace == "aten":
             inputs = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
             outputs = [t for t in tree_leaves(found) if isinstance(t, Tensor)]
             self.keep(outputs)
@@ -115,8 +115,8 @@ class Counting(TorchDispatchMode):
             name == "grid_sampler_2d_backward"
         ):  # each sample adds to four cells, wherever they lie: read, write
             cost.bytes += 4 * inputs[0].numel() * 2 * SECTOR
-        if name in OWN_FLOPS:
-            cost.flops.update(OWN_FLOPS[name](*args))
+        if name == "convolution_backward":
+            cost.flops.update(_convolution_backward(*args))
         elif packet in flop_registry:
             cost.flops[dtype] += flop_registry[packet](*args, **kwargs, out_val=found)
 
@@ -146,26 +146,6 @@ def stored(tensor: Tensor) -> int:
 def _convolution_backward(grad: Tensor, x: Tensor, weight: Tensor, *rest) -> dict:
     """torch's own count takes a depthwise convolution for a full one. rest: ends with which gradients are asked for."""
     return {grad.dtype: 2 * grad.numel() * weight[0].numel() * sum(rest[-1][:2])}
-
-
-def _kernel(products: int, hats: int, q: Tensor, table: Tensor) -> dict:
-    """Of `models.kernel`: products of queries and keys; those with hats, in TF32, along rows and along columns."""
-    from models.kernel import KEYS, TILE
-
-    images, heads, tokens, channels = q.shape
-    keys, size = images * heads * (tokens + -tokens % KEYS), max(16, 1 << (table.shape[-1] - 1).bit_length())
-    exact = torch.float32 if q.dtype == torch.float32 else TF32
-    found = Counter({q.dtype: products * 2 * keys * TILE * TILE * channels})
-    found[exact] += hats * 2 * keys * (TILE * size * size + TILE * TILE * size)
-    return found
-
-
-TF32 = "tf32"
-OWN_FLOPS = {
-    "convolution_backward": _convolution_backward,
-    "attend": lambda q, k, v, table, *_: _kernel(2, 1, q, table),
-    "attend_backward": lambda q, k, v, table, *_: _kernel(5, 3, q, table),
-}
 
 
 class Step:
@@ -201,8 +181,6 @@ def count(
 ) -> Counting:
     """A step in the steady state, the optimiser's moments made; the peak of its memory, weights and moments with it."""
     with on_fake_device(name) as model, Counting() as counting:
-        if way == "kernel":
-            check_kernel(model)
         step = Step(model, batch, precision, way, windows)
         counting.keep(list(model.state_dict().values()))
         for parameter in model.parameters():
@@ -213,21 +191,6 @@ def count(
         counting.peak = counting.live
         step()
     return counting
-
-
-def check_kernel(model: EAT) -> None:
-    """Raises InputError where the kernel is not made for the network, or Triton is not here."""
-    try:
-        from models import kernel
-    except ImportError:
-        raise InputError("--way kernel: Triton is not installed; choose another way") from None
-    for layer in model.modules():
-        if isinstance(layer, DeformableAttention):
-            side, channels = (layer.rpe_table.shape[-1] + 1) // 2, layer.proj_q.in_channels // layer.heads
-            if not kernel.takes(side, side, channels):
-                raise InputError(
-                    f"--way kernel: not made for maps of {side} x {side} and heads of {channels} channels"
-                )
 
 
 def forward_gflop(name: str) -> float:
@@ -267,10 +230,10 @@ def report(given) -> list[str]:
 
 
 def rates_of(tflops: float, float32_tflops: float | None, precision: str) -> dict:
-    """FLOP/s by type. TF32 has half the rate of 16 bits on every GPU since the A100."""
+    """FLOP/s by type."""
     half = tflops * 1e12
     exact = half if precision == "float32" else (float32_tflops or tflops / 16) * 1e12
-    return {torch.bfloat16: half, torch.float16: half, TF32: half / 2, torch.float32: exact}
+    return {torch.bfloat16: half, torch.float16: half, torch.float32: exact}
 
 
 def by_kind(costs: dict[tuple[str, str], Cost], seconds: dict[tuple[str, str], float]) -> list[str]:

@@ -20,7 +20,7 @@ from .sampling import sample_bias, sample_features
 
 # The ways a layer may be computed by, all of them equal to rounding; the first is today's everywhere. See `models.ways`.
 WINDOW_WAYS = ("fused", "explicit")
-DEFORMABLE_WAYS = ("sampled", "dense", "dense_bias", "kernel")
+DEFORMABLE_WAYS = ("sampled", "dense")
 
 
 class AttentionPoints(NamedTuple):
@@ -167,12 +167,7 @@ class DeformableAttention(nn.Module):
         """x: (B, H, W, C). Returns the same shape, and (positions, references), B x groups x H x W x 2 each."""
         q, k, v, positions, points = self.project(x)
         dropout = self.attn_drop if self.training else 0.0
-        if self.way == "kernel":
-            from .kernel import attend  # Triton is not everywhere
-
-            out = attend(q, k, v, self.rpe_table, positions)
-        else:
-            out = attention(q, k, v, self.bias(positions), dropout)
+        out = attention(q, k, v, self.bias(positions), dropout)
         out = rearrange(out, "b heads (h w) c -> b h w (heads c)", h=x.shape[1])
         return self.proj_drop(pointwise(self.proj_out, out)), points
 
@@ -180,8 +175,8 @@ class DeformableAttention(nn.Module):
         """x: (B, H, W, C). Returns q, k, v, each (B, heads, HW, C / heads); the keys' positions; the points."""
         q = pointwise(self.proj_q, x)
         positions, references = self.positions(x, q)
-        dense = self.way in ("dense", "kernel")
-        sampled = sample_features(x.unflatten(-1, (self.groups, -1)), positions, dense).flatten(-2)
+        features = x.unflatten(-1, (self.groups, -1))
+        sampled = sample_features(features, positions, self.way == "dense").flatten(-2)
         k, v = pointwise(self.proj_k, sampled), pointwise(self.proj_v, sampled)
         q, k, v = (rearrange(t, "b h w (heads c) -> b heads (h w) c", heads=self.heads) for t in (q, k, v))
         by_group, references = positions.permute(0, 3, 1, 2, 4), references.permute(0, 3, 1, 2, 4)
@@ -191,7 +186,7 @@ class DeformableAttention(nn.Module):
         """The position bias (B, heads, HW, HW) of keys at `positions`; None where there is none."""
         if self.rpe_table is None:
             return None
-        return sample_bias(self.rpe_table, positions, dense=self.way != "sampled")
+        return sample_bias(self.rpe_table, positions, self.way == "dense")
 
     def weights(self, x: Tensor) -> tuple[Tensor, AttentionPoints]:
         """The softmax of the attention to x (B, H, W, C): (B, heads, queries, keys), HW each; and where the keys lie."""

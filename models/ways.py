@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -52,21 +51,6 @@ def ways_of(model: nn.Module) -> dict[str, str]:
     return {name: group[0].way for name, group in layers(model).items()}
 
 
-def candidates(layer: nn.Module, side: int) -> tuple[str, ...]:
-    """The ways that a layer could take on maps of side x side, today's first."""
-    if isinstance(layer, WindowAttention):
-        return WINDOW_WAYS
-    if layer.rpe_table is None:
-        return DEFORMABLE_WAYS[:2]
-    dropout = layer.attn_drop and layer.training
-    if not dropout and importlib.util.find_spec("triton") and torch.cuda.is_available():
-        from . import kernel
-
-        if kernel.takes(side, side, layer.proj_q.in_channels // layer.heads):
-            return DEFORMABLE_WAYS
-    return DEFORMABLE_WAYS[:3]
-
-
 def measure(
     model: nn.Module,
     images: Tensor,
@@ -88,7 +72,7 @@ def measure(
         for name, group in layers(model).items():
             layer, x, times = group[0], inputs[group[0]], {}
             plain, _ = _try(layer, x, precision, False, train)
-            for way in candidates(layer, x.shape[1]):
+            for way in WINDOW_WAYS if isinstance(layer, WindowAttention) else DEFORMABLE_WAYS:
                 layer.way = way
                 try:
                     results, milliseconds = _try(layer, x, precision, compiled, train)

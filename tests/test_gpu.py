@@ -1,4 +1,4 @@
-"""What only a GPU can show. Skipped without one."""
+"""What only a GPU can show: python -m pytest tests/test_gpu.py. The rest of the suite sees none, wherever it runs."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from util import emd_loss
 
 COMMAND = predict
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU, and to be asked for by name")
 
 
 @pytest.fixture(autouse=True)

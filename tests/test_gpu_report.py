@@ -156,9 +156,6 @@ def test_every_part_of_the_plan_can_be_called(tmp_path, device):
         ("eat_tiny", "eat_base", "eat_base_384"), ("bf16",), (False, True), (False, True)
     ):
         assert case in measured
-    assert sum(name.startswith("ways") and name.endswith("kernel") for name in names) == 2 * (
-        device == "cuda"
-    )
 
 
 def test_killed_between_parts_it_goes_on_with_the_rest(report, tmp_path):
@@ -309,12 +306,8 @@ def test_another_implementation_is_run_in_turn(tmp_path, monkeypatch):
 def test_throughput_is_measured_by_the_fastest_ways(tmp_path):
     setup = Setup(CPU, tmp_path, tmp_path, rehearse=True)
     assert gpu_speed.ways_found(setup, "eat_nano", "bf16") == {}
-    for name, way in (("ways-eat_nano-bf16", "dense"), ("ways-eat_nano-bf16-kernel", "kernel")):
-        record = {"status": "done", "result": {"fastest": {"D 96 channels, 4 heads": way}}}
-        (tmp_path / f"{name}.json").write_text(json.dumps(record))
-        assert gpu_speed.ways_found(setup, "eat_nano", "bf16") == {"D 96 channels, 4 heads": way}
-    record = {"status": "failed", "reason": "illegal memory access"}
-    (tmp_path / "ways-eat_nano-bf16-kernel.json").write_text(json.dumps(record))
+    record = {"status": "done", "result": {"fastest": {"D 96 channels, 4 heads": "dense"}}}
+    (tmp_path / "ways-eat_nano-bf16.json").write_text(json.dumps(record))
     assert gpu_speed.ways_found(setup, "eat_nano", "bf16") == {"D 96 channels, 4 heads": "dense"}
 
 

@@ -56,11 +56,7 @@ def test_measuring_leaves_the_network_as_it_was(golden_images):
     times = ways.measure(model, golden_images, nullcontext, ways.EXACT, warn=pytest.fail)
     assert set(times) == set(ways.layers(model))
     assert all(milliseconds > 0 for found in times.values() for milliseconds in found.values())
-    assert {way for name, found in times.items() if name[0] == "D" for way in found} == {
-        "sampled",
-        "dense",
-        "dense_bias",
-    }
+    assert {way for name, found in times.items() if name[0] == "D" for way in found} == {"sampled", "dense"}
     assert torch.equal(torch.get_rng_state(), random)
     for name, value in model.state_dict().items():
         torch.testing.assert_close(value, before[name], rtol=0, atol=0, equal_nan=True)
@@ -79,10 +75,7 @@ def test_a_way_that_differs_or_fails_is_left_out_with_one_warning(toy, golden_im
     warnings = []
     times = ways.measure(toy, golden_images, nullcontext, ways.EXACT, train=False, warn=warnings.append)
     kinds = ways.layers(toy)
-    assert all(
-        set(found) == ({"sampled", "dense_bias"} if name[0] == "D" else {"fused"})
-        for name, found in times.items()
-    )
+    assert all(set(found) == ({"sampled"} if name[0] == "D" else {"fused"}) for name, found in times.items())
     assert len(warnings) == len(kinds)
     assert all("\n" not in line for line in warnings)
     assert any("differs by" in line for line in warnings)
@@ -127,7 +120,7 @@ def test_a_run_takes_the_fastest_ways_and_says_so_in_one_line(
 
 
 def test_a_resumed_run_takes_the_ways_that_it_had(toy, options, gpu):
-    known = ways.ways_of(toy) | {"D 32 channels, 4 heads": "dense_bias"}
+    known = ways.ways_of(toy) | {"D 32 channels, 4 heads": "dense"}
     assert run_attention.chooser(options, toy, gpu, known) is None
     assert ways.ways_of(toy) == known
 
