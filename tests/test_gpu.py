@@ -20,7 +20,9 @@ from util import emd_loss
 
 COMMAND = predict
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU, and to be asked for by name")
+pytestmark = pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="needs a GPU, and to be asked for by name"
+)
 
 
 @pytest.fixture(autouse=True)
