@@ -109,6 +109,7 @@ class Worker:
 def serve(pipe, setup: Setup) -> None:
     """Do the parts that come through the pipe, until nobody is left to send any."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started this one
+    gc.freeze()  # what was imported is never looked through again
     while True:
         try:
             part = pipe.recv()

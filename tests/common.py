@@ -225,10 +225,12 @@ def ended(child: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-def make_weights(path, outputs=10, dataset="ava", points="image", bare=False, seed=0, scale=(1, 10)):
+def make_weights(
+    path, outputs=10, dataset="ava", points="image", refinement="released", bare=False, seed=0, scale=(1, 10)
+):
     """A small network whose scores differ between pictures; bare: as a released file, with tensors only."""
     torch.manual_seed(seed)
-    model = models.create_model("eat_nano", outputs, interest_points=points)
+    model = models.create_model("eat_nano", outputs, interest_points=points, refinement=refinement)
     with torch.no_grad():
         for name, value in model.named_parameters():
             if name.endswith(("ref_point14.weight", "conv_offset.3.weight")):

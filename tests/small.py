@@ -10,11 +10,12 @@ if __name__ == "__main__":
 
 from models import variants
 
-# One narrow block a stage, every kind among them: 14,000 parameters.
+# One narrow block a stage, every kind among them, the dearest where the map is smallest: 11,000 parameters.
 SMALL = {
-    "dim_stem": 8, "dims": (8, 8, 16, 16), "heads": (1, 1, 2, 2), "groups": (-1, -1, 1, 1),
-    "depths": (1, 1, 1, 1), "stage_spec": (("L",), ("S",), ("D",), ("D",)),
+    "dim_stem": 8, "dims": (8, 8, 16, 16), "heads": (1, 1, 2, 2), "groups": (-1, -1, -1, 1),
+    "depths": (1, 1, 1, 1), "stage_spec": (("L",), ("S",), ("L",), ("D",)),
 }  # fmt: skip
+LOOKING = SMALL | {"groups": (-1, -1, 1, 1), "stage_spec": (("L",), ("S",), ("D",), ("D",))}  # in two places
 NANO = variants.NANO  # as users have it
 variants.NANO = SMALL
 

@@ -5,16 +5,26 @@ import pytest
 import torch
 from common import make_pictures, make_weights
 from PIL import Image
+from small import LOOKING
 
 import predict
 from inference.explain import CENTRE_HALF, Looker, background_share, cell_shares, mean_mass, splat
 from inference.table import read_rows
 from inference.trained import load_trained
+from models import variants
 from models.sampling import sample_features
 
 COMMAND = predict
 CPU = ("--gpu_id", "cpu", "--num_workers", 0)
 LAYERS = ["stages.2.attns.0", "stages.3.attns.0"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def looking():
+    """eat_nano with two deformable layers."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(variants, "NANO", LOOKING)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -171,7 +171,7 @@ def test_create_model_of_a_folder_has_its_own_outputs(exported):
 
 @pytest.mark.parametrize("form", ["hub", pytest.param("torch_export", marks=pytest.mark.slow)])
 def test_plain_dat_is_exported_with_its_grid(command, tmp_path, form):
-    make_weights(tmp_path / "dat.pth", points="grid")
+    make_weights(tmp_path / "dat.pth", points="grid", refinement="off")
     out = tmp_path / f"dat{export.ENDINGS[form]}"
     status, said, err = command("--weights", tmp_path / "dat.pth", "--to", form, "--out", out)
     assert status == 0, err

@@ -197,10 +197,10 @@ def test_what_contradicts_itself_is_refused(tmp_path, album, weights, command):
         (("--append",), "--append belongs to --out"),
         (("--out", tmp_path / "s.txt"), "its ending should be one of .csv, .jsonl, .parquet"),
         (("--out", tmp_path / "no" / "s.csv"), "lies in a folder that is not there"),
-        (("--layer", "stages.2.attns.0"), "--layer belongs to --explain"),
+        (("--layer", "stages.3.attns.0"), "--layer belongs to --explain"),
         (
             ("--explain", tmp_path / "e", "--layer", "stages.0.attns.0"),
-            "no deformable layer; there are stages.2.attns.0",
+            "no deformable layer; there are stages.3.attns.0",
         ),
         (("--compare", weights), "--compare belongs to --report"),
         (("--report", here), "is there already"),

@@ -206,7 +206,7 @@ def test_rows_that_were_made_otherwise_are_not_appended(album, weights, tmp_path
     words = (album, "--weights", weights, "--out", out, "--report", tmp_path / "r.html", *CPU)
     assert command(*words)[0] == 0
     for more, problem in (
-        (("--layer", "stages.2.attns.0"), "another layer (all, now stages.2.attns.0)"),
+        (("--layer", "stages.3.attns.0"), "another layer (all, now stages.3.attns.0)"),
         (("--mask", tmp_path / "masks"), "another mask"),
         (("--decode", "fast"), "another decode"),
         (("--upright",), "another upright"),

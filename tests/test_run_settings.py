@@ -77,7 +77,7 @@ def test_calibrated_points_are_saved_and_make_scores_independent_of_the_batch(av
     assert "estimated from 8 training images" in caplog.text
     calibrated = first["files"]["calibrated"]
     state = torch.load(calibrated, weights_only=True)
-    assert state["stages.2.attns.0.ref_point14.num_images_tracked"] == 8
+    assert state["stages.3.attns.0.ref_point14.num_images_tracked"] == 8
     original = torch.load(released, weights_only=True)
     assert all(torch.equal(state[name], original[name]) for name in original)
     again, alone = evaluate(run, ava, calibrated, "again", eval_batch_size=1)
@@ -96,7 +96,7 @@ def test_training_goes_on_from_calibrated_points(ava, run, released):
     status, result, _ = run(arguments(ava, **given, experiment_dir_name=ava / "on"))
     assert status == 0
     state = torch.load(result["files"]["last"], weights_only=True)["model"]
-    assert state["stages.2.attns.0.ref_point14.num_images_tracked"] == 24
+    assert state["stages.3.attns.0.ref_point14.num_images_tracked"] == 24
 
 
 @pytest.mark.slow
@@ -119,7 +119,7 @@ def test_the_checkpoint_remembers_the_factors_of_its_step(ava, run):
     state = torch.load(ava / "run" / "checkpoints" / "last.pt", weights_only=True)["model"]
     # The last of four steps stands at 7/8 of training.
     expected = torch.tensor([0.2 + 0.8 * 7 / 8, 2.0 - 7 / 8])
-    torch.testing.assert_close(state["stages.2.attns.0.refinement.factors"], expected)
+    torch.testing.assert_close(state["stages.3.attns.0.refinement.factors"], expected)
     last = ava / "run" / "checkpoints" / "last.pt"
     _, checkpoint = evaluate(run, ava, last)
     _, exploitation = evaluate(run, ava, last, "exploited", eval_refinement="exploitation")

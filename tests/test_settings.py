@@ -160,16 +160,6 @@ def test_evaluates_and_trains_in_one_graph_and_compiles_each_once(
 
 
 @pytest.mark.slow
-def test_exports_with_a_dynamic_batch(golden_images):
-    """What test_export.py does not export: no refinement. Points of the batch are exported there by gathers."""
-    model = make_small("image", "off", golden_images)
-    batch = torch.export.Dim("batch", min=1, max=64)
-    program = torch.export.export(model, (golden_images[:2],), dynamic_shapes=({0: batch},))
-    with torch.no_grad():
-        torch.testing.assert_close(program.module()(golden_images), model(golden_images), atol=1e-5, rtol=0)
-
-
-@pytest.mark.slow
 @pytest.mark.parametrize(("points", "refinement"), [("batch", "released"), *EVERY, ("running", "scheduled")])
 @pytest.mark.parametrize("end", ["pth", "safetensors"])
 def test_weights_travel_and_remember_their_settings(tmp_path, golden_images, points, refinement, end):

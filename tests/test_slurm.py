@@ -1,6 +1,5 @@
 """configs/slurm.sh where stand-ins take the place of Slurm: srun starts two processes here, scontrol notes what it is asked."""
 
-import json
 import os
 import signal
 import subprocess
@@ -103,6 +102,12 @@ def test_a_job_of_two_processes_goes_on_to_the_uninterrupted_result(ava, sbatch)
     assert job.returncode == 143, err
     assert err.count("stopped by SIGTERM; --resume") == 1
     assert log(ava, "scontrol.log") == ["requeue 7"]
-    out, err = sbatch(*words, python=python).communicate(timeout=ENOUGH)
-    assert "resumed after" in err
-    assert metrics(json.loads(out)) == metrics(whole)
+    (ava / "started.log").unlink(missing_ok=True)
+    assert sbatch(*words).wait(ENOUGH) == 0
+    (_, command), (_, same) = (line.split(" main_nni.py ") for line in log(ava, "started.log"))
+    assert command == same
+    status, resumed, err = two_processes(
+        ava, [ava / word if "/" in word else word for word in command.split()]
+    )
+    assert (status, "resumed after" in err) == (0, True), err
+    assert metrics(resumed) == metrics(whole)
