@@ -54,7 +54,7 @@ def test_timm_interface():
     assert model(images).shape == (2, 7, 7, model.num_features)
     tables = model.no_weight_decay()
     assert "stages.0.attns.0.relative_position_bias_table" in tables
-    assert "stages.2.attns.0.rpe_table" in tables
+    assert "stages.3.attns.0.rpe_table" in tables
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_timm_interface():
         ({"strides": (-1, -1, 2, 1)}, "strides"),
         ({"stage_spec": [["L", "X"]] * 4}, "X"),
         ({"no_such_setting": 1}, "no_such_setting"),
-        ({"groups": (-1, -1, 3, 4)}, "3 groups"),
+        ({"groups": (-1, -1, -1, 3)}, "3 groups"),
         ({"window_sizes": (6, 7, 7, 7)}, "windows of 6"),
         ({"heads": (1, 2, 4)}, "heads"),
         ({"dims": (24, 48, 96, 192, 384)}, "dims"),
