@@ -152,7 +152,7 @@ def test_a_stopped_experiment_saves_its_trials_and_goes_on_with_them(experiment,
         tuner={"name": "TPE", "classArgs": {"optimize_mode": "maximize"}},
         assessor={"name": "Medianstop", "classArgs": {"optimize_mode": "maximize"}},
     )
-    one.start(num_epoch=120, search_metric="plcc")
+    one.start(num_epoch=40, search_metric="plcc")
     name, folder = one.wait(lambda: list(one.folders().items()))[0]
     one.wait((folder / "metrics.csv").is_file)
     one.nnictl("stop", "--all")
@@ -166,7 +166,7 @@ def test_a_stopped_experiment_saves_its_trials_and_goes_on_with_them(experiment,
     one.nnictl("resume", one.id, "--port", str(one.port))
     one.wait(lambda: one.statuses() == {name: "SUCCEEDED"})
     after = pd.read_csv(folder / "metrics.csv")
-    assert len(after) == 120
+    assert len(after) == 40
     pd.testing.assert_frame_equal(after[: len(before)], before, check_exact=True)
     (best,), metric = read_trials(folder.parent)
     assert (best.status, metric) == ("done", "plcc")
