@@ -163,7 +163,7 @@ def records(parts: Sequence[Part], setup: Setup) -> dict[str, dict]:
 
 
 def plan(setup: Setup) -> list[Part]:
-    """All parts, the most important first."""
+    """All parts, the most important first; those that are compiled, which take minutes each, last."""
     first, batches = (
         ("eat_nano", (2, 3)) if setup.rehearse else ("eat_base", (64, 256) if setup.cuda else (2, 4))
     )
@@ -194,7 +194,7 @@ def plan(setup: Setup) -> list[Part]:
     named: dict[str, Part] = {}
     for part in parts:
         named.setdefault(part.name, part)
-    return list(named.values())
+    return sorted(named.values(), key=lambda part: part.given.get("compiled", False))
 
 
 def rest(setup: Setup, first: str, batches: tuple[int, int]) -> Iterator[Part]:

@@ -99,7 +99,9 @@ def test_skipped_pictures_and_batches_stand_in_log_json_and_page(ava, run, caplo
     weights = make_weights(ava / "w.pth", points="batch")
     next((ava / "images").glob("123.jpg")).unlink()
     caplog.set_level(logging.INFO)
-    words = arguments(ava, eval=True, path_to_model_weight=weights, num_epoch=None, skip_missing=True)
+    words = arguments(
+        ava, eval=True, path_to_model_weight=weights, num_epoch=None, skip_missing=True, report_images=None
+    )
     status, result, _ = run(words)
     assert status == 0
     page = (ava / "run" / "report.html").read_text()
@@ -156,7 +158,8 @@ def test_the_other_way_and_between_vote_distributions():
 def test_ava_weights_on_tad66k(scored, run, caplog):
     weights = make_weights(scored / "w.pth", points="image")
     caplog.set_level(logging.INFO)
-    words = arguments(scored, "tad66k", eval=True, path_to_model_weight=weights, num_epoch=None, model=None)
+    given = {"path_to_model_weight": weights, "num_epoch": None, "model": None, "report_images": None}
+    words = arguments(scored, "tad66k", eval=True, **given)
     status, result, err = run(words)
     assert status == 0, err
     assert result["model"] == "eat_nano"  # as the weights say

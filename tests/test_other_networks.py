@@ -59,6 +59,7 @@ def test_a_run_scores_by_the_networks_own_input_and_eval_needs_no_options(ava, r
     np.testing.assert_allclose(found[columns], by_hand(network, paths), atol=2e-6)
     assert found["predicted_score"].std() > 1e-3
     given = {"path_to_model_weight": result["files"]["best"], "experiment_dir_name": ava / "e"}
+    given["report_images"] = None
     status, evaluated, err = run(arguments(ava, model=None, eval=True, batch_size=2, **given))
     assert status == 0, err
     assert evaluated["model"] == name

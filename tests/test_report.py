@@ -273,7 +273,7 @@ def evaluate(run, folder, dataset="ava", **given):
             eval=True,
             path_to_model_weight=weights,
             experiment_dir_name=folder / "e",
-            **given,
+            **{"report_images": None} | given,
         )
     )
 

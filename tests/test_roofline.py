@@ -56,13 +56,8 @@ def test_time_is_the_longer_of_products_and_memory():
 
 
 @pytest.mark.slow
-def test_forward_pass_has_the_known_number_of_flops():
-    """As docs/performance.md has it, 2 for each multiply-add."""
-    assert round(forward_gflop("eat_tiny"), 1) == 9.1
-
-
-@pytest.mark.slow
 def test_forward_pass_of_the_papers_network_has_the_known_number_of_flops():
+    """As docs/performance.md has it, 2 for each multiply-add."""
     assert round(forward_gflop("eat_base"), 1) == 31.4
 
 
@@ -95,7 +90,7 @@ def test_dense_ways_scatter_nothing():
 
 @pytest.mark.slow
 def test_command_prints_its_tables(capsys):
-    words = "--tflops 790 --bandwidth 4.8 --model eat_nano --batch 2 --memory_batches 4 --precision fp16"
+    words = "--tflops 790 --bandwidth 4.8 --model eat_nano --batch 2 --memory_batches 2 --precision fp16"
     assert roofline.main(words.split()) == 0
     out = capsys.readouterr().out
     assert "computed, not measured" in out.splitlines()[0]
