@@ -10,6 +10,7 @@ import time
 import pandas as pd
 import pytest
 from common import arguments, ended, fork
+from test_distributed import SMALL_RUN
 
 import models
 from benchmarks import ablation, throughput
@@ -100,15 +101,19 @@ def test_an_unknown_setting_is_refused(ava, capsys, setting):
     assert not (ava / "out").exists()
 
 
-@pytest.mark.slow
-def test_a_run_that_fails_is_named(ava, capsys):
-    (ava / "train.csv").unlink()
+def test_a_run_that_fails_is_named(ava, capsys, monkeypatch):
+    monkeypatch.setattr(ablation, "ROOT", ava)
+    (ava / "main_nni.py").write_text("raise SystemExit('no memory\\nmain_nni.py: train.csv: no such file')")
     assert ablation.main(command(ava, "batch")) == 1
-    assert "train.csv: no such file" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert f"main_nni.py --experiment_dir_name {ava / 'out' / 'batch-seed0'} --overwrite" in error
+    assert error.endswith("; main_nni.py: train.csv: no such file\n")
 
 
 @pytest.mark.slow
-def test_interrupted_it_lets_the_run_save_and_goes_on_with_it(ava):
+def test_interrupted_it_lets_the_run_save_and_goes_on_with_it(ava, monkeypatch):
+    monkeypatch.setattr(ablation, "ROOT", ava)
+    (ava / "main_nni.py").symlink_to(SMALL_RUN)
     words = [*map(str, command(ava, "batch")), "--num_epoch", "500"]
     log = ava / "out" / "batch-seed0" / "train.log"
 

@@ -143,7 +143,7 @@ def test_one_process_that_fails_ends_all_with_its_message(ava):
 @pytest.mark.slow
 def test_torchrun_starts_again_after_a_kill_hands_on_a_signal_and_the_run_goes_on_to_the_same_result(ava):
     """With accumulated steps. The folder is not named: after the kill it is found again."""
-    given = RECIPE | {"accumulate": 2, "num_epoch": 12}
+    given = RECIPE | {"accumulate": 2, "num_epoch": 8}
     status, whole, err = two_processes(ava, arguments(ava, **given, experiment_dir_name=ava / "whole"))
     assert status == 0, err
     (ava / "main_nni.py").symlink_to(SMALL_RUN)

@@ -89,7 +89,7 @@ def test_a_job_that_fails_by_itself_is_not_queued_again(sbatch, tmp_path):
 
 @pytest.mark.slow
 def test_a_job_of_two_processes_goes_on_to_the_uninterrupted_result(ava, sbatch):
-    given = {"init_lr": 1e-3, "num_epoch": 12, "batch_size": 2, "interest_points": "running"}
+    given = {"init_lr": 1e-3, "num_epoch": 8, "batch_size": 2, "interest_points": "running"}
     status, whole, err = two_processes(ava, arguments(ava, **given))
     assert status == 0, err
     (ava / "main_nni.py").symlink_to(SMALL_RUN)

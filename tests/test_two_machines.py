@@ -12,7 +12,7 @@ from common import arguments
 from test_distributed import ENOUGH, ROOT, SMALL_RUN, TORCHRUN, two_processes
 from test_run import metrics
 
-RECIPE = {"init_lr": 1e-3, "num_epoch": 14, "batch_size": 2, "interest_points": "running", "save_minutes": 0}
+RECIPE = {"init_lr": 1e-3, "num_epoch": 8, "batch_size": 2, "interest_points": "running", "save_minutes": 0}
 TOOLS = ("unshare", "nsenter", "ip")
 SPACES = ("--net", "--uts", "--mount", "--pid")
 LIFETIME = 900  # seconds; nothing stays for ever, even where a test is killed
