@@ -17,7 +17,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
-import small  # noqa: F401  from here on eat_nano is SMALL
+import small  # from here on eat_nano is SMALL
 import torch
 from filelock import FileLock
 from PIL import Image
@@ -50,6 +50,12 @@ def quick_ends(monkeypatch):
     """Runs of this process need no exact intervals and no report.png, which took a tenth of a short run, where neither is the point."""
     monkeypatch.setattr(bootstrap, "RESAMPLES", 100)
     monkeypatch.setattr(tested.Tested, "draw", lambda self, path, history=(): path.write_bytes(b""))
+
+
+@pytest.fixture
+def nano(monkeypatch):
+    """eat_nano as users have it, and programs that are started."""
+    monkeypatch.setattr(models.variants, "NANO", small.NANO)
 
 
 @pytest.fixture(scope="session")

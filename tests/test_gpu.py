@@ -8,11 +8,10 @@ import sklearn.datasets
 import torch
 from common import make_toy
 from PIL import Image
-from small import NANO
 
 import predict
 from inference.table import read_rows
-from models import create_model, variants
+from models import create_model
 from photographs.decode import Encoded, Resize, read_pil, read_plain_jpeg
 from predict import Scorer
 from training.steps import Precision, Schedule, Stepper, make_optimizer
@@ -20,15 +19,10 @@ from util import emd_loss
 
 COMMAND = predict
 
-pytestmark = pytest.mark.skipif(
-    not torch.cuda.is_available(), reason="needs a GPU, and to be asked for by name"
-)
-
-
-@pytest.fixture(autouse=True)
-def nano(monkeypatch):
-    """eat_nano as users have it."""
-    monkeypatch.setattr(variants, "NANO", NANO)
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU, and to be asked for by name"),
+    pytest.mark.usefixtures("nano"),
+]
 
 
 @torch.no_grad()

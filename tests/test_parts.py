@@ -224,6 +224,7 @@ def test_all_processes_refuse_together(web, tmp_path, weights):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("nano")
 def test_after_a_kill_of_all_processes_another_number_goes_on_to_exactly_one_row_each(tmp_path, weights):
     pytest.importorskip("webdataset", reason="requirements-scale.txt")
     for number in range(24):

@@ -21,6 +21,7 @@ import predict
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="no ray: requirements-scale.txt"),
+    pytest.mark.usefixtures("nano"),
 ]
 COMMAND = predict
 ROOT = Path(__file__).parent.parent
