@@ -102,7 +102,6 @@ def test_a_job_of_two_processes_goes_on_to_the_uninterrupted_result(ava, sbatch)
     assert job.returncode == 143, err
     assert err.count("stopped by SIGTERM; --resume") == 1
     assert log(ava, "scontrol.log") == ["requeue 7"]
-    (ava / "started.log").unlink(missing_ok=True)
     assert sbatch(*words).wait(ENOUGH) == 0
     (_, command), (_, same) = (line.split(" main_nni.py ") for line in log(ava, "started.log"))
     assert command == same
