@@ -20,7 +20,6 @@ if __name__ in ("__main__", "__mp_main__"):  # the command, and the server of it
 
 import numpy as np
 import torch
-from PIL import Image
 from tqdm import tqdm
 
 import models
@@ -38,6 +37,7 @@ from inference.screen import Screen
 from inference.sources import Found, Sources, is_shard, shards_of
 from inference.table import Row, Table
 from option import InputError
+from photographs.decode import open_image
 from training import checkpoint
 from training.build import pick_device
 from training.steps import Precision
@@ -296,7 +296,7 @@ def read_mask(folder: Path, photograph: str) -> tuple[np.ndarray | None, bool]:
     try:
         for ending in (".png", ".PNG", ".jpg", ".bmp", ".tif", ".webp"):
             if (path := folder / f"{stem}{ending}").is_file():
-                with Image.open(path) as picture:
+                with open_image(path) as picture:
                     return np.asarray(picture.convert("L"), np.float32) / 255, True
         reason = f"has no mask in {folder}"
     except Exception as error:  # decoders raise anything at all on a damaged file

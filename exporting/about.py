@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from inference.trained import Trained
+from photographs.decode import open_image
 
 KEY = "about"  # where each artifact keeps the JSON; a hub folder's config.json keeps it under "eat"
 
@@ -74,7 +75,7 @@ def preprocess(about: dict, photograph: bytes) -> np.ndarray:
     """The (1, 3, H, W) input of a photograph's file, by nothing but what an artifact says of itself."""
     steps = about["preprocessing"]
     size = (steps["resize"]["width"], steps["resize"]["height"])
-    with Image.open(io.BytesIO(photograph)) as picture:
+    with open_image(io.BytesIO(photograph)) as picture:
         squashed = picture.convert("RGB").resize(size, Image.Resampling[steps["resize"]["method"].upper()])
     pixels = np.asarray(squashed, np.float32) / steps["divide_by"]
     normalised = (pixels - np.float32(steps["mean"])) / np.float32(steps["std"])

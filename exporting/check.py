@@ -8,13 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from sklearn.datasets import load_sample_images
 
 from dataset import network_input
 from exporting.about import preprocess
 from inference.trained import Trained
-from photographs.decode import read_pil
+from photographs.decode import open_image, read_pil
 
 BATCHES = (1, 2, 5)
 TOLERANCE = 1e-4  # of the prediction, and of the score as a share of its range
@@ -32,7 +31,7 @@ def photographs() -> list[bytes]:
     """Files of five photographs: the two that come with scikit-learn, and parts of them."""
     files = [Path(name).read_bytes() for name in load_sample_images().filenames]
     for number, box in ((0, (0, 0, 320, 427)), (1, (160, 40, 560, 400)), (0, (250, 90, 610, 330))):
-        with Image.open(io.BytesIO(files[number])) as picture, io.BytesIO() as part:
+        with open_image(io.BytesIO(files[number])) as picture, io.BytesIO() as part:
             picture.crop(box).save(part, "PNG")
             files.append(part.getvalue())
     return files

@@ -19,7 +19,7 @@ from torch.utils.data import Dataset
 
 from inference.sources import Found
 from photographs import workers
-from photographs.decode import Resize, read_plain
+from photographs.decode import Resize, open_image, read_plain
 from photographs.pictures import examine, look
 
 _FAULTS = {
@@ -107,7 +107,7 @@ def _opened(source: str | os.PathLike | bytes) -> Iterator[Image.Image]:
         refuse_pipe(source)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PIL's, of pictures that are large or written oddly
-        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as picture:
+        with open_image(io.BytesIO(source) if isinstance(source, bytes) else source) as picture:
             yield picture
 
 

@@ -18,9 +18,8 @@ from typing import NamedTuple
 from PIL import Image
 
 from option import InputError
+from photographs.decode import FORMATS
 
-# Endings of formats that PIL can name but not read as a photograph.
-_NO_PHOTOGRAPHS = {"BUFR", "EPS", "FITS", "GRIB", "HDF5", "MPEG", "PDF", "WMF"}
 SHARDS = (".tar", ".tar.gz", ".tgz")
 
 
@@ -47,8 +46,8 @@ def shards_of(path: str) -> list[str]:
 
 @cache
 def picture_endings() -> set[str]:
-    """Those of files that PIL reads as photographs, `.jpg` and so on."""
-    return {ending for ending, form in Image.registered_extensions().items() if form not in _NO_PHOTOGRAPHS}
+    """Those of files that are read as photographs, `.jpg` and so on."""
+    return {ending for ending, name in Image.registered_extensions().items() if name in FORMATS}
 
 
 class Sources:

@@ -18,6 +18,7 @@ from PIL import Image
 from commands.files import atomic_write
 from commands.signals import Watch
 from photographs import workers
+from photographs.decode import open_image
 
 SIDE = 224  # pixels are compared after a resize to a square of it, as training sees them
 NEAR = 4  # of the 64 bits of a perceptual hash: two pictures that differ in no more look alike
@@ -57,7 +58,7 @@ def signature(folder: Path, name: str) -> Signature | None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # PIL's, of pictures that are large or written oddly
             data = (folder / name).read_bytes()
-            with Image.open(folder / name) as picture:
+            with open_image(folder / name) as picture:
                 square = picture.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BICUBIC)
     except Exception:  # decoders raise anything at all on a damaged file
         return None

@@ -5,8 +5,9 @@ from __future__ import annotations
 import io
 import os
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 import torch
@@ -23,6 +24,8 @@ except ImportError:  # torchvision 0.29 announces that it will go
 
 DECODERS = ("pil", "fast", "gpu")
 MAX_PIXELS = 2 * Image.MAX_IMAGE_PIXELS  # PIL refuses to decode larger ones
+# The formats of photographs. PIL knows more, by content whatever the ending, and gives PostScript to Ghostscript to execute.
+FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "PPM", "HEIF")
 
 
 @dataclass(frozen=True)
@@ -43,9 +46,21 @@ class Resize:
         return picture if picture.dtype == torch.uint8 else picture.round().clamp(0, 255).byte()
 
 
+@cache
+def readable_formats() -> list[str]:
+    """Those of FORMATS that this PIL reads; MPO is read as JPEG, HEIF by a plugin."""
+    Image.init()
+    return [name for name in FORMATS if name in Image.OPEN]
+
+
+def open_image(source: str | os.PathLike | BinaryIO) -> Image.Image:
+    """Open a photograph, as every place that opens one does. Raises what PIL raises, UnidentifiedImageError for other formats."""
+    return Image.open(source, formats=readable_formats())
+
+
 def read_pil(path: str | os.PathLike, resize: Resize) -> np.ndarray:
     """(side, side, 3) uint8: the release's pixels. Raises what PIL raises, which is anything at all."""
-    with Image.open(path) as picture:
+    with open_image(path) as picture:
         return np.asarray(resize.pil(picture.convert("RGB")))
 
 
@@ -129,7 +144,7 @@ def _decode(data: Tensor) -> Tensor:
     if decode_jpeg is not None:
         return decode_jpeg(data, ImageReadMode.RGB)
     try:
-        with Image.open(io.BytesIO(data.numpy())) as picture:
+        with open_image(io.BytesIO(data.numpy())) as picture:
             return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
     except Exception as error:
         raise RuntimeError(str(error)) from error

@@ -18,6 +18,7 @@ from commands.growing import Growing, fingerprint, read_csv, write_csv
 from commands.signals import Watch
 from option import InputError
 from photographs import workers
+from photographs.decode import open_image
 from photographs.labels import names_format, read_names, read_table, require
 
 _WHITE = "cuts its values off at 255, so it is almost white"
@@ -83,7 +84,7 @@ def look(source: Path | io.BytesIO, known: tuple[str, int, int]) -> Finding:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PIL's, of pictures that are large or written oddly
         try:
-            with Image.open(source) as picture:
+            with open_image(source) as picture:
                 about = (picture.format or "", picture.mode, *picture.size)
                 kinds = _kinds(picture)
                 picture.convert("RGB")

@@ -10,11 +10,12 @@ import pytest
 import sklearn.datasets
 import torch
 from common import arguments
-from PIL import Image
+from PIL import EpsImagePlugin, Image, UnidentifiedImageError
 
 from dataset import Transform, batches, make_loader, to_input
+from inference import photos
 from option import InputError
-from photographs import decode
+from photographs import copies, decode, pictures
 from photographs.decode import Resize, read_fast, read_pil, read_plain_jpeg
 from photographs.labels import FORMATS, read_labels
 from training import build
@@ -185,3 +186,52 @@ def test_who_decodes(ava, run, monkeypatch):
 def test_gpu_decoding_needs_a_gpu(ava, run):
     status, _, err = run(arguments(ava, decode="gpu"))
     assert (status, err.strip()) == (2, "main_nni.py: --decode gpu: the run is on cpu; use --decode fast")
+
+
+@pytest.fixture
+def postscript(tmp_path, monkeypatch):
+    """A PostScript page called .jpg. PIL, left to itself, has it executed."""
+    executed = []
+    monkeypatch.setattr(
+        EpsImagePlugin, "Ghostscript", lambda *page: executed.append(page) or Image.new("RGB", (9, 9)).im
+    )
+    path = tmp_path / "page.jpg"
+    path.write_bytes(
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n{} loop\nshowpage\n%%EOF\n"
+    )
+    with Image.open(path) as picture:
+        picture.load()
+    assert executed, "this PIL executes no PostScript: the tests below cannot fail"
+    executed.clear()
+    yield path
+    assert not executed
+
+
+@pytest.mark.parametrize("read", [read_pil, read_fast])
+def test_postscript_is_not_executed_in_training_or_evaluation(postscript, read):
+    with pytest.raises(UnidentifiedImageError):
+        read(postscript, RESIZES[0])
+
+
+@pytest.mark.parametrize("content", [False, True], ids=["file", "bytes"])
+def test_postscript_is_not_executed_when_scored(postscript, content):
+    with (
+        pytest.raises(UnidentifiedImageError),
+        photos._opened(postscript.read_bytes() if content else postscript),
+    ):
+        pass
+
+
+def test_postscript_is_not_executed_by_checks(postscript):
+    assert pictures.examine(postscript.parent, postscript.name).kinds == "not an image"
+    assert copies.signature(postscript.parent, postscript.name) is None
+
+
+def test_one_place_opens_images():
+    """PIL itself is asked in `decode.open_image` alone, which names the formats."""
+    root = Path(__file__).parent.parent
+    sources = [
+        path for path in root.rglob("*.py") if path.relative_to(root).parts[0] not in ("tests", "benchmarks")
+    ]
+    found = [path for path in sources if "Image.open(" in path.read_text(encoding="utf-8")]
+    assert found == [root / "photographs" / "decode.py"]

@@ -150,16 +150,14 @@ def test_missing_and_unreadable(gallery):
 
 
 def test_a_file_that_may_not_be_read_is_told_as_that(gallery, monkeypatch):
-    def refuse(path):
+    def refuse(source):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(pictures.Image, "open", refuse)
+    monkeypatch.setattr(pictures, "open_image", refuse)
     assert examine(gallery, "plain.jpg").kinds == "unreadable"
 
 
-@pytest.mark.parametrize(
-    ("width", "ending"), [(5, "bmp"), (38, "bmp"), (16, "pcx"), (16, "dds"), (360, "jp2")]
-)
+@pytest.mark.parametrize(("width", "ending"), [(5, "bmp"), (38, "bmp"), (16, "ppm")])
 def test_eight_bits_are_not_taken_for_sixteen(tmp_path, width, ending):
     photograph(size=(width, 16)).save(tmp_path / f"a.{ending}")
     assert examine(tmp_path, f"a.{ending}").kinds == "plain"
