@@ -39,7 +39,7 @@ RETRY_SECONDS = 1
 # PendingRollbackError: Optuna asks once more, by a link that has just been cut.
 AWAY = (OperationalError, InterfaceError, PendingRollbackError, TimeoutError)
 
-# The drivers of requirements-search.txt, told to notice a server that has vanished without a word.
+# The drivers of requirements/search.txt, told to notice a server that has vanished without a word.
 _TCP = {
     "tcp_user_timeout": "30000",
     "keepalives_idle": "15",
@@ -195,7 +195,7 @@ def told(url: URL, rest: str) -> Iterator[None]:
         yield
     except ImportError as error:
         missing = error.__cause__ or error
-        raise InputError(f"{place(url)}: {missing}; pip install -r requirements-search.txt") from None
+        raise InputError(f"{place(url)}: {missing}; pip install -r requirements/search.txt") from None
     except (OptunaError, SQLAlchemyError) as error:
         reason = " ".join(why(error).replace(url.password or "\n", "***").split())
         raise InputError(f"{place(url)}: cannot be used ({reason}); {rest}") from None
