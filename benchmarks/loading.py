@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from commands.files import write_json
-from photographs.decode import Encoded, Resize, read_fast, read_pil, read_plain_jpeg
+from photographs.decode import Resize, read_fast, read_pil
 from photographs.labels import AVA, FORMATS, Labels
 
 BATCH = 16
@@ -106,22 +106,6 @@ def speed(dataset: str, folder: Path, count: int, repeats: int) -> list[dict]:
     return rows
 
 
-def rate(folder: Path, decoder: str, batch: int, workers: int, device: torch.device) -> float:
-    """Images/s that `workers` processes bring to the device as the network's input, AVA's, once all of them are at work."""
-    from dataset import Transform, batches, make_loader, to_input
-
-    first = 3 * max(1, workers)  # batches that do not count: some are read while the processes start
-    labels, pin = repeated(folder, 4 * first * batch), device.type == "cuda"
-    loader = make_loader(
-        labels, folder, Transform("ava", 224, True), batch, workers, pin_memory=pin, decoder=decoder
-    )
-    for number, read in enumerate(batches(loader), 1):
-        to_input(read, device)[0, 0, 0, 0].item()  # waits for the device
-        if number == first:
-            start = time.perf_counter()
-    return 3 * first * batch / (time.perf_counter() - start)
-
-
 def repeated(folder: Path, count: int) -> Labels:
     """Labels of `count` pictures: the folder's JPEGs again and again."""
     images = np.array(list(itertools.islice(itertools.cycle(path.name for path in jpegs(folder)), count)))
@@ -133,20 +117,13 @@ def jpegs(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.suffix.lower() in (".jpg", ".jpeg"))
 
 
-def equality(folder: Path, device: torch.device) -> list[dict]:
-    """How far the fast decoder's pixels are from PIL's, in grey levels; on a GPU, that decoder's."""
+def equality(folder: Path) -> list[dict]:
+    """How far the fast decoder's pixels are from PIL's, in grey levels."""
     rows = []
     for resize in (Resize(224, "bicubic"), Resize(256, "bilinear"), Resize(224, "bilinear")):
         differences = []
         for path in jpegs(folder):
-            if device.type == "cpu":
-                found = read_fast(path, resize)
-            elif (data := read_plain_jpeg(path)) is not None:
-                batch = Encoded([data], [(0, 0)], resize, resize.side)
-                found = batch.decode(device)[0].permute(1, 2, 0).cpu().numpy()
-            else:
-                continue
-            differences.append(np.abs(found.astype(int) - read_pil(path, resize)).ravel())
+            differences.append(np.abs(read_fast(path, resize).astype(int) - read_pil(path, resize)).ravel())
         difference = np.concatenate(differences)
         rows.append(
             {
@@ -214,7 +191,6 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=7, help="pairs")
     parser.add_argument("--memory", action="store_true", help="show what labels and workers hold instead")
     parser.add_argument("--workers", type=int, default=2, help="--memory: processes that read")
-    parser.add_argument("--device", default="cpu", help="whose decoder's pixels are compared with PIL's")
     parser.add_argument("--json", type=Path, help="write the rows to this file, too")
     options = parser.parse_args(argv)
     if not options.images.is_dir() or not jpegs(options.images):
@@ -234,7 +210,7 @@ def main(argv: list[str] | None = None) -> None:
             f"| {row['dataset']} | {row['way']} | {row['images_per_second']:.0f} | "
             f"{row['ratio']:.2f} ({row['lowest']:.2f} to {row['highest']:.2f}) |"
         )
-    pixels = equality(options.images, torch.device(options.device))
+    pixels = equality(options.images)
     print(
         "\n| resize | pictures | within one grey level | equal | mean difference | largest |\n|---|---|---|---|---|---|"
     )
