@@ -21,6 +21,7 @@ from __future__ import annotations
 import argparse
 import json
 import signal
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -28,6 +29,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from torch import nn
 from tqdm import tqdm
 
 import option
@@ -136,24 +138,26 @@ def run_all(settings: list, seeds: list[int], out: Path, common: list[str]) -> l
 
 def cost(folder: Path) -> dict[str, float]:
     """COSTS of the network of the run in `folder`, measured once: a median of five steps of the run's batch each."""
-    if found := read_json_object(folder / "cost.json"):
-        return found
+    if costs := read_json_object(folder / "cost.json"):
+        return costs
     options = argparse.Namespace(**read_json_object(folder / "options.json"))
-    device, form = pick_device(options.gpu_id), FORMATS["ava"]  # steps of ten outputs, whatever the data
+    device = pick_device(options.gpu_id)
 
-    def build(_):
+    def build() -> nn.Module:
+        form = FORMATS["ava"]  # ten outputs, whatever the data
         return make_model(options, None, form, options.dataset, device)
 
-    found = {"parameters": sum(p.numel() for p in build(None).parameters()) / 1e6}
-    found["gflop"] = throughput.forward_gflop(build(None))
-    names = {dtype: name for name, dtype in throughput.DTYPES.items()}
+    network = build()
+    costs = {"parameters": sum(p.numel() for p in network.parameters()) / 1e6}
+    costs["gflop"] = throughput.forward_gflop(network)
     for training, column in ((True, "training_speed"), (False, "evaluation_speed")):
-        precision = names[pick_precisions(options, device)[not training].dtype]
-        size = options.batch_size if training else options.eval_batch_size
-        given = size, precision, options.compile, training, False, str(device), build
-        found[column] = throughput.measure(throughput.Case("", *given), None, 5, 1)["images_per_second"]
-    write_json(folder / "cost.json", found)
-    return found
+        dtype = pick_precisions(options, device)[not training].dtype
+        batch = options.batch_size if training else options.eval_batch_size
+        step = throughput.Step(build(), batch, dtype, training, device, options.compile)
+        (rates,) = throughput.rates_in_turn([step], 5, 1)
+        costs[column] = statistics.median(rates)
+    write_json(folder / "cost.json", costs)
+    return costs
 
 
 def run_one(folder: Path, words: list[str]) -> dict[str, float]:
