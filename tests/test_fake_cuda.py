@@ -8,6 +8,7 @@ from fake_cuda import DEVICE, Operations, fake_cuda
 
 import models
 from dataset import Batch, to_input
+from models.eat import RefinementSchedule
 from training.steps import Precision, Schedule, Stepper, make_optimizer
 from util import emd_loss
 
@@ -16,7 +17,7 @@ def operations_of_step(name, batch, dtype, plant=lambda images: images, **settin
     """The operations of a training's second step, after its input. plant: something done to the images."""
     with DEVICE:
         model = models.create_model(name, **settings).train()
-    refinement = models.RefinementSchedule() if model.settings["refinement"] == "scheduled" else None
+    refinement = RefinementSchedule() if model.settings["refinement"] == "scheduled" else None
     optimizer, precision = make_optimizer(model, "adam", 0.0), Precision(DEVICE, dtype)
     stepper = Stepper(model, optimizer, Schedule(1e-6, 1), precision, refinement=refinement)
     pixels = torch.empty(batch, 3, model.img_size, model.img_size, dtype=torch.uint8)
