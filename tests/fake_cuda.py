@@ -12,20 +12,21 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import dataset
-
 DEVICE = torch.device("cuda:0")
-NO_KERNEL = ("empty", "new_empty", "empty_like", "empty_strided", "_unsafe_view")  # nor have views one
+# One for all contexts: `dataset` keeps the mean and deviation that it has sent.
+FAKE_TENSORS = FakeTensorMode()
+# Operations without a kernel, beside the views.
+NO_KERNEL = ("empty", "new_empty", "empty_like", "empty_strided", "_unsafe_view")
 
 
 @contextmanager
 def fake_cuda() -> Iterator[None]:
     """A context in which tensors are fake; networks are made, run and trained on DEVICE.
 
-    An operation that needs a number (`.item()`, `nonzero`), or tensors of one device, raises.
+    An operation raises an error if it needs a number (`.item()`, `nonzero`), or takes tensors of two devices.
     """
     with (
-        FakeTensorMode(),
+        FAKE_TENSORS,
         torch.backends.cudnn.flags(enabled=False),  # its grid_sample has no fake
         mock.patch.object(torch.cuda.amp.common, "amp_definitely_not_available", return_value=False),
         mock.patch.object(torch.cuda, "is_bf16_supported", return_value=True),
@@ -33,10 +34,7 @@ def fake_cuda() -> Iterator[None]:
         mock.patch.object(F, "scaled_dot_product_attention", _fused_attention),
         mock.patch.object(Tensor, "backward", _backward),
     ):
-        try:
-            yield
-        finally:
-            dataset._statistics.cache_clear()  # those in it are fake
+        yield
 
 
 class Operations(TorchDispatchMode):
