@@ -25,8 +25,8 @@ def test_networks_are_measured_in_turn_and_printed(tmp_path, capsys, monkeypatch
         assert 0 < row["lowest"] <= row["images_per_second"] <= row["highest"]
     printed = capsys.readouterr().out
     assert printed.count("| eat_nano | 2 | bf16 | off |") == 2
-    assert printed.count("| kernel | ms | calls |") == 3
-    assert printed.count("| aten::addmm |") == 3
+    profiles = printed.split("| kernel | ms | calls |\n")[1:]
+    assert [profile.count("\n| ") for profile in profiles] == [10, 10, 10]
 
 
 def test_flops_are_counted_by_hand():
