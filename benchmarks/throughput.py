@@ -128,7 +128,7 @@ def make_step(name: str, batch: int, precision: str, compiled: bool, training: b
     return Step(model, batch, DTYPES[precision], training, torch.device(device), compiled, plain)
 
 
-def rates_in_turn(steps: Sequence[Step], repeats: int, count: int) -> list[list[float]]:
+def measure_in_turn(steps: Sequence[Step], repeats: int, count: int) -> list[list[float]]:
     """Images per second of each network in each of `repeats` rounds, the networks in turn, `count` steps each."""
     for step in steps:
         step.seconds(WARM_UP)
@@ -136,7 +136,7 @@ def rates_in_turn(steps: Sequence[Step], repeats: int, count: int) -> list[list[
     return [list(rates) for rates in zip(*rounds, strict=True)]
 
 
-def forward_gflop(model: nn.Module) -> float:
+def count_forward_gflop(model: nn.Module) -> float:
     """GFLOP (2 per multiply-add) of matrix products and convolutions in one image's forward pass; sets evaluation mode."""
     device = next(model.parameters()).device
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
@@ -145,13 +145,13 @@ def forward_gflop(model: nn.Module) -> float:
 
 
 @cache
-def gflop(name: str) -> float:
-    """`forward_gflop` of the network of that name."""
-    return forward_gflop(create_model(name))
+def count_gflop(name: str) -> float:
+    """`count_forward_gflop` of the network of that name."""
+    return count_forward_gflop(create_model(name))
 
 
 @cache
-def matrix_rate(device: str, precision: str) -> float:
+def measure_matrix_rate(device: str, precision: str) -> float:
     """TFLOP/s of a large square matrix product, the best of ten."""
     side = 2048 if device == "cpu" else 8192
     dtype = DTYPES[precision] or torch.float32
@@ -165,16 +165,16 @@ def matrix_rate(device: str, precision: str) -> float:
     return 2 * side**3 / best / 1e12
 
 
-def peak_memory(*settings) -> float:
+def measure_peak_memory(*settings) -> float:
     """MiB at the peak of a new process that takes two steps: resident on the CPU (Linux), allocated on a GPU.
 
     settings: the arguments of `make_step`.
     """
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_peak_memory, settings)
+        return pool.apply(_measure_peak_memory, settings)
 
 
-def _peak_memory(*settings) -> float:
+def _measure_peak_memory(*settings) -> float:
     allow_tf32(False)
     step = make_step(*settings)
     step.seconds(2)
@@ -185,7 +185,7 @@ def _peak_memory(*settings) -> float:
     return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 2**10
 
 
-def dearest_kernels(step: Step, count: int = 10) -> list[tuple[str, float, int]]:
+def profile_step(step: Step, count: int = 10) -> list[tuple[str, float, int]]:
     """Name, milliseconds and number of calls of the kernels that take most of one step; on a CPU, of the operations."""
     on_gpu = step.device.type == "cuda"
     kinds = torch.profiler.ProfilerActivity
@@ -207,17 +207,18 @@ def measure(options: argparse.Namespace, device: str, batch: int, training: bool
         precisions, compiled = (["float32"], ["off"]) if plain else (options.precisions, options.compiled)
         settings += itertools.product([name], precisions, compiled)
     cases = [(name, batch, precision, on == "on", training, device) for name, precision, on in settings]
-    rates = rates_in_turn([make_step(*case) for case in cases], options.repeats, options.steps)
+    rates = measure_in_turn([make_step(*case) for case in cases], options.repeats, options.steps)
     rows = []
-    for (name, precision, compiled), case, own in zip(settings, cases, rates, strict=True):
-        ratios = [rate / first for rate, first in zip(own, rates[0], strict=True)]
-        tflops = statistics.median(own) * gflop(name.removeprefix(PLAIN)) * (3 if training else 1) / 1e3
+    for (name, precision, compiled), case, model_rates in zip(settings, cases, rates, strict=True):
+        ratios = [rate / first for rate, first in zip(model_rates, rates[0], strict=True)]
+        speed = statistics.median(model_rates)
+        tflops = speed * count_gflop(name.removeprefix(PLAIN)) * (3 if training else 1) / 1e3
         row = {"model": name, "batch": batch, "precision": precision, "compiled": compiled}
         row |= {"mode": "training" if training else "forward"}
-        row |= {"images_per_second": statistics.median(own), "lowest": min(own), "highest": max(own)}
+        row |= {"images_per_second": speed, "lowest": min(model_rates), "highest": max(model_rates)}
         row |= {"ratio": statistics.median(ratios), "ratio_lowest": min(ratios), "ratio_highest": max(ratios)}
-        row |= {"tflops": tflops, "share_of_matrix_rate": tflops / matrix_rate(device, precision)}
-        rows.append(row | {"peak_mib": peak_memory(*case)})
+        row |= {"tflops": tflops, "share_of_matrix_rate": tflops / measure_matrix_rate(device, precision)}
+        rows.append(row | {"peak_mib": measure_peak_memory(*case)})
     return rows
 
 
@@ -225,8 +226,8 @@ def check_models(names: Sequence[str]) -> None:
     """Raises InputError for a network that is neither EAT's nor timm's."""
     for name in names:
         if name.removeprefix(PLAIN) not in list_models() and not name.startswith("timm/"):
-            known = ", ".join(list_models())
-            raise InputError(f"--models {name}: choose from {known}, plain/ and one of these, or timm/NAME")
+            names = ", ".join(list_models())
+            raise InputError(f"--models {name}: choose from {names}, plain/ and one of these, or timm/NAME")
 
 
 def print_table(rows: list[dict]) -> None:
@@ -271,20 +272,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         rows = []
         for batch, training in tqdm(list(itertools.product(options.batches, (False, True))), disable=None):
             rows += measure(options, device, batch, training)
-        place = (
+        device_name = (
             torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
         )
-        print(f"{place}, torch {torch.__version__}, medians of {options.repeats} rounds")
+        print(f"{device_name}, torch {torch.__version__}, medians of {options.repeats} rounds")
         for precision in options.precisions:
-            rate = matrix_rate(device, precision)
+            rate = measure_matrix_rate(device, precision)
             print(f"a large matrix product in {precision}: {rate:.3g} TFLOP/s")
         print_table(rows)
         for name in options.models if options.profile else []:
             precision = "float32" if name.startswith(PLAIN) else options.precisions[0]
             step = make_step(name, options.batches[0], precision, False, True, device)
-            print_profile(name, dearest_kernels(step))
+            print_profile(name, profile_step(step))
         if options.json:
-            write_json(options.json, {"device": place, "torch": torch.__version__, "rows": rows})
+            write_json(options.json, {"device": device_name, "torch": torch.__version__, "rows": rows})
 
     return guarded("benchmarks.throughput", work)
 

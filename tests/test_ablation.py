@@ -60,7 +60,7 @@ def test_one_command_trains_measures_and_goes_on_where_it_stopped(ava, in_proces
     cells = (out / "table.md").read_text().splitlines()[2].split(" | ")
     model = models.create_model("eat_nano")
     assert cells[1] == f"{sum(p.numel() for p in model.parameters()) / 1e6:.3g}"
-    assert cells[2] == f"{throughput.forward_gflop(model):.3g}"
+    assert cells[2] == f"{throughput.count_forward_gflop(model):.3g}"
     assert float(cells[3]) < float(cells[4])  # images/s, training and evaluation
     low, high = map(float, re.search(r"\((\S+) to (\S+)\)", cells[5]).groups())
     assert low <= round(runs.loc["batch", "srcc"], 3) <= high
@@ -85,8 +85,8 @@ def test_the_papers_preset_goes_from_plain_dat_to_eat_and_other_networks_stand_b
         raise InputError("enough")
 
     monkeypatch.setattr(ablation, "run_all", run_all)
-    other = "timm/resnet18,path_to_model_weight=weights/a.pth"
-    assert ablation.main(["--preset", "paper", "--models", other, "--out", str(tmp_path)]) == 2
+    model = "timm/resnet18,path_to_model_weight=weights/a.pth"
+    assert ablation.main(["--preset", "paper", "--models", model, "--out", str(tmp_path)]) == 2
     assert [name for name, _ in settings[:3]] == ["dat", "points", "eat"]
     changes = [set(b.items()) - set(a.items()) for (_, a), (_, b) in itertools.pairwise(settings[:3])]
     assert changes == [{("interest_points", "batch")}, {("refinement", "released")}]

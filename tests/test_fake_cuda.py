@@ -13,8 +13,8 @@ from training.steps import Precision, Schedule, Stepper, make_optimizer
 from util import emd_loss
 
 
-def operations_of_step(name, batch, dtype, plant=lambda images: images, **settings) -> int:
-    """The operations of a training's second step, after its input. plant: something done to the images."""
+def count_operations(name, batch, dtype, plant=lambda images: images, **settings) -> int:
+    """The operations of the second training step, after its input. plant: is applied to the images, to plant a fault."""
     with DEVICE:
         model = models.create_model(name, **settings).train()
     refinement = RefinementSchedule() if model.settings["refinement"] == "scheduled" else None
@@ -22,14 +22,12 @@ def operations_of_step(name, batch, dtype, plant=lambda images: images, **settin
     stepper = Stepper(model, optimizer, Schedule(1e-6, 1), precision, refinement=refinement)
     pixels = torch.empty(batch, 3, model.img_size, model.img_size, dtype=torch.uint8)
     photos = Batch(pixels, torch.empty(batch, dtype=torch.bool), torch.empty(batch, 10), ["a"] * batch)
-    for watch in (
-        nullcontext,
-        Operations,
-    ):  # the first step sends mean and deviation, and makes Adam's moments
-        with watch():
+    # The first step sends mean and deviation, and makes Adam's moments.
+    for context in (nullcontext, Operations):
+        with context():
             images = to_input(photos, DEVICE)
             targets = photos.targets.to(DEVICE, non_blocking=True)
-        with watch() as operations:
+        with context() as operations:
             stepper.begin(0.0)
             with stepper.precision():
                 outputs = model(plant(images))
@@ -50,7 +48,7 @@ CASES = [
 @pytest.mark.parametrize(("points", "refinement", "dtype"), CASES)
 def test_training_step_never_waits_and_mixes_no_devices(points, refinement, dtype):
     with fake_cuda():
-        operations_of_step("eat_nano", 3, dtype, interest_points=points, refinement=refinement)
+        count_operations("eat_nano", 3, dtype, interest_points=points, refinement=refinement)
 
 
 @pytest.mark.parametrize(
@@ -66,11 +64,14 @@ def test_training_step_never_waits_and_mixes_no_devices(points, refinement, dtyp
 )
 def test_a_wait_or_a_mix_of_devices_in_a_step_fails(plant, message):
     with pytest.raises(Exception, match=message), fake_cuda():
-        operations_of_step("eat_nano", 3, None, plant)
+        count_operations("eat_nano", 3, None, plant)
 
 
 @pytest.mark.slow
 def test_operations_of_a_step_of_eat_base():
-    """3,653 and the loss's division, with torch 2.14; clipping takes 879 of them here, where a GPU has a few for all gradients."""
+    """3,653, and 3 of the loss's division by the batches of a step, with torch 2.14.
+
+    879 of them clip the gradients, one by one: torch groups real tensors only, so a GPU has a few instead.
+    """
     with fake_cuda():
-        assert operations_of_step("eat_base", 64, torch.bfloat16) == pytest.approx(3656, rel=0.01)
+        assert count_operations("eat_base", 64, torch.bfloat16) == pytest.approx(3656, rel=0.01)
