@@ -199,15 +199,25 @@ def profile_step(step: Step, count: int = 10) -> list[tuple[str, float, int]]:
     return sorted(rows, key=lambda row: -row[1])[:count]
 
 
-def measure(options: argparse.Namespace, device: str, batch: int, training: bool) -> list[dict]:
-    """A row for each network in each precision, compiled or not, all measured in turn."""
+def list_settings(
+    models: Sequence[str], precisions: Sequence[str], compiled: Sequence[str]
+) -> list[tuple[str, str, str]]:
+    """Every model in each precision, compiled `on` or `off`; a plain one only in float32, not compiled."""
     settings = []
-    for name in options.models:
-        plain = name.startswith(PLAIN)
-        precisions, compiled = (["float32"], ["off"]) if plain else (options.precisions, options.compiled)
-        settings += itertools.product([name], precisions, compiled)
+    for name in models:
+        if name.startswith(PLAIN):
+            settings.append((name, "float32", "off"))
+        else:
+            settings += itertools.product([name], precisions, compiled)
+    return settings
+
+
+def measure(
+    settings: list[tuple[str, str, str]], batch: int, training: bool, device: str, repeats: int, count: int
+) -> list[dict]:
+    """A row for each of `list_settings`, all measured in turn: `repeats` rounds, `count` steps in each timing."""
     cases = [(name, batch, precision, on == "on", training, device) for name, precision, on in settings]
-    rates = measure_in_turn([make_step(*case) for case in cases], options.repeats, options.steps)
+    rates = measure_in_turn([make_step(*case) for case in cases], repeats, count)
     rows = []
     for (name, precision, compiled), case, model_rates in zip(settings, cases, rates, strict=True):
         ratios = [rate / first for rate, first in zip(model_rates, rates[0], strict=True)]
@@ -226,8 +236,10 @@ def check_models(names: Sequence[str]) -> None:
     """Raises InputError for a network that is neither EAT's nor timm's."""
     for name in names:
         if name.removeprefix(PLAIN) not in list_models() and not name.startswith("timm/"):
-            names = ", ".join(list_models())
-            raise InputError(f"--models {name}: choose from {names}, plain/ and one of these, or timm/NAME")
+            variants = ", ".join(list_models())
+            raise InputError(
+                f"--models {name}: choose from {variants}, plain/ and one of these, or timm/NAME"
+            )
 
 
 def print_table(rows: list[dict]) -> None:
@@ -269,9 +281,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         if device == "cuda" and not torch.cuda.is_available():
             raise InputError("--device cuda: no GPU is here; use --device cpu")
         allow_tf32(False)
+        settings = list_settings(options.models, options.precisions, options.compiled)
         rows = []
         for batch, training in tqdm(list(itertools.product(options.batches, (False, True))), disable=None):
-            rows += measure(options, device, batch, training)
+            rows += measure(settings, batch, training, device, options.repeats, options.steps)
         device_name = (
             torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
         )
