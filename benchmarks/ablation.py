@@ -1,18 +1,18 @@
-"""What interest points and offset refinement are worth: trains settings x seeds, and writes one table and figure.
+"""An ablation of interest points and offset refinement: every setting is trained with every seed, measured and compared.
 
     python -m benchmarks.ablation --out runs/ablation
     python -m benchmarks.ablation --preset paper --models timm/resnet18 "timm/resnet50,path_to_model_weight=FILE"
     python -m benchmarks.ablation --settings batch image "interest_points=running,refinement=off" --seeds 0 1 \
         --out runs/tad66k -- --dataset tad66k --path_to_images IMAGES --path_to_save_csv CSVS
 
-What follows `--` goes to main_nni.py, for every run. Interrupted, the same command goes on where it stopped. `--out`
-gets a folder for each run, runs.csv (a row per run), table.csv, table.md, ablation.png, and differences.md: which settings
-differ by more than noise over seeds and images.
+Options after `--` go to main_nni.py, for every run. If it is interrupted, the same command goes on. `--out` gets a folder for
+each run, runs.csv (a row per run), table.csv, table.md, ablation.png, and differences.md, which says which settings differ
+by more than the noise of seeds and images.
 
-Intervals are of the mean, over seeds and images (95 %). GFLOP are of one image's forward pass (2 per multiply-add), images/s
-of steps of the run's batch and precision on images in memory, without the loader.
+Intervals (95 %) are of the mean, over seeds and images. GFLOP are of one image's forward pass (2 per multiply-add). Images/s
+are of steps with the run's batch size and precision, on images in memory, without the loader.
 
-The batch spread: every test image is scored in batches of 1, 4 and 16, in the CSV's order and in a shuffled one; its
+For the batch spread every test image is scored in batches of 1, 4 and 16, in the CSV's order and in a shuffled one. Its
 spread is its highest score less its lowest.
 """
 
@@ -21,14 +21,15 @@ from __future__ import annotations
 import argparse
 import json
 import signal
+import statistics
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 from matplotlib.figure import Figure
+from torch import nn
 from tqdm import tqdm
 
 import option
@@ -39,7 +40,7 @@ from commands.parser import Parser
 from commands.signals import Interrupted
 from dataset import Transform, make_loader, read_splits
 from evaluation import compare, figures
-from models import read_weights, ways
+from models import read_weights
 from option import InputError, Option
 from photographs.labels import FORMATS
 from training import engine
@@ -55,7 +56,7 @@ SETTINGS = {
     "off": {"interest_points": "batch", "refinement": "off"},
     "scheduled": {"interest_points": "batch", "refinement": "scheduled"},
 }
-# After the paper: plain DAT, its two ideas one after the other, and our ways of both.
+# The paper's steps: plain DAT, then its two ideas one after the other; then our variants of both.
 PAPER = {
     "dat": {"interest_points": "grid", "refinement": "off"},
     "points": {"interest_points": "batch", "refinement": "off"},
@@ -80,48 +81,57 @@ ROOT = Path(__file__).parent.parent
 # fmt: off
 TABLE = (
     Option("settings", str, None, f"{', '.join(SETTINGS | PAPER)}, or option=value,option=value (default: the preset's)", metavar="SETTING", nargs="+"),
-    Option("preset", str, "ours", f"ours: {', '.join(SETTINGS)}; paper: {', '.join(PAPER)}, which are plain DAT, DAT with interest points, EAT as released, and ours", choices=tuple(PRESETS)),
-    Option("models", str, [], "other networks beside them: a --model of main_nni.py, and after a comma options of its own: timm/NAME,path_to_model_weight=FILE", metavar="MODEL", nargs="+"),
-    Option("seeds", int, [0, 1, 2], "of the runs of each setting (default: 0 1 2)", nargs="+"),
-    Option("out", Path, Path("runs/ablation"), "where the runs and tables go", metavar="FOLDER"),
-    Option("common", str, [], "options of main_nni.py", metavar="-- OPTION", nargs="*", positional=True),
+    Option("preset", str, "ours", f"ours: {', '.join(SETTINGS)}; paper: {', '.join(PAPER)}, that is plain DAT, DAT with interest points, EAT as released, and our variants", choices=tuple(PRESETS)),
+    Option("models", str, [], "other networks to train: a --model of main_nni.py, then options for it after commas: timm/NAME,path_to_model_weight=FILE", metavar="MODEL", nargs="+"),
+    Option("seeds", int, [0, 1, 2], "seeds; each setting is trained once with each (default: 0 1 2)", nargs="+"),
+    Option("out", Path, Path("runs/ablation"), "folder of the runs and tables", metavar="FOLDER"),
+    Option("common", str, [], "options of main_nni.py for all runs", metavar="-- OPTION", nargs="*", positional=True),
 )
 # fmt: on
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Train what is missing, measure, and write the tables. Returns the exit status, as main_nni.py's."""
-    about, raw = __doc__, argparse.RawDescriptionHelpFormatter
-    parser = Parser({"": TABLE}, prog="python -m benchmarks.ablation", description=about, formatter_class=raw)
-    given = parser.parse_args(argv)
+    """Train the missing runs, measure them, and write the tables. Returns the exit status, as main_nni.py's."""
+    parser = Parser(
+        {"": TABLE},
+        prog="python -m benchmarks.ablation",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    options = parser.parse_args(argv)
 
     def work() -> None:
-        texts = given.settings or list(PRESETS[given.preset])
-        settings = [parse_setting(text) for text in [*texts, *(f"model={text}" for text in given.models)]]
-        runs = pd.DataFrame(run_all(settings, given.seeds, given.out, given.common))
-        groups = read_groups(runs, given.out)
-        write_tables(runs, groups, given.out)
-        write_differences(groups, given.out)
+        texts = options.settings or list(PRESETS[options.preset])
+        texts += [f"model={text}" for text in options.models]
+        settings = [parse_setting(text) for text in texts]
+        runs = pd.DataFrame(run_all(settings, options.seeds, options.out, options.common))
+        predictions = read_predictions(runs, options.out)
+        write_tables(runs, predictions, options.out)
+        write_differences(predictions, options.out)
         for name in ("table.md", "differences.md"):
-            print((given.out / name).read_text(encoding="utf-8"))
+            print((options.out / name).read_text(encoding="utf-8"))
 
     return guarded("ablation", work, "the same command goes on")
 
 
 def parse_setting(text: str) -> tuple[str, dict[str, str]]:
-    """A setting's name and options. Raises InputError."""
-    if text in (known := SETTINGS | PAPER):
-        return text, known[text]
+    """The name and the options of main_nni.py of a setting in `--settings`, or of `model=...`. Raises InputError."""
+    presets = SETTINGS | PAPER
+    if text in presets:
+        return text, presets[text]
     options = dict(part.split("=", 1) for part in text.split(",") if "=" in part)
     if len(options) != len(text.split(",")) or not options.keys() <= option.OPTIONS.keys():
         raise InputError(
-            f"--settings {text}: neither one of {', '.join(known)} nor option=value,option=value"
+            f"--settings {text}: neither one of {', '.join(presets)} nor option=value,option=value"
         )
     return text.removeprefix("model=").replace("/", "_"), options
 
 
 def run_all(settings: list, seeds: list[int], out: Path, common: list[str]) -> list[dict]:
-    """A row of results for each setting and seed. Raises InputError, TrainingError."""
+    """A row of results for each setting and seed. Raises InputError, TrainingError.
+
+    settings: names and options, from `parse_setting`. common: words of the command line for all runs.
+    """
     rows = []
     cases = [(name, options, seed) for name, options in settings for seed in seeds]
     bar = tqdm(cases, "ablation", unit="run", disable=None)
@@ -130,44 +140,45 @@ def run_all(settings: list, seeds: list[int], out: Path, common: list[str]) -> l
         words = [*common, "--seed", str(seed)]
         for key, value in options.items():
             words += [f"--{key}"] if option.OPTIONS[key].type is bool else [f"--{key}", value]
-        row = run_one(out / f"{name}-seed{seed}", words) | cost(out / f"{name}-seed{seeds[0]}")
-        rows.append({"setting": name, **options, "seed": seed} | row)
+        row = {"setting": name, **options, "seed": seed}
+        row |= run_one(out / f"{name}-seed{seed}", words)
+        rows.append(row | measure_costs(out / f"{name}-seed{seeds[0]}"))
     return rows
 
 
-def cost(folder: Path) -> dict[str, float]:
-    """COSTS of the network of the run in `folder`, measured once: a median of five steps of the run's batch each."""
-    if found := read_json_object(folder / "cost.json"):
-        return found
+def measure_costs(folder: Path) -> dict[str, float]:
+    """COSTS of the network of the run in `folder`, measured once; speeds are medians of five steps of the run's batch."""
+    if costs := read_json_object(folder / "cost.json"):
+        return costs
     options = argparse.Namespace(**read_json_object(folder / "options.json"))
-    device, form = pick_device(options.gpu_id), FORMATS["ava"]  # steps of ten outputs, whatever the data
-    saved = torch.load(folder / "checkpoints" / LAST, map_location="cpu", weights_only=True)
-    chosen = saved["progress"].get("ways")  # runs of before have none
+    device = pick_device(options.gpu_id)
 
-    def build(_):
-        model = make_model(options, None, form, options.dataset, device)
-        if chosen:
-            ways.set_ways(model, chosen)
-        return model
+    def build() -> nn.Module:
+        form = FORMATS["ava"]  # ten outputs, whatever the data
+        return make_model(options, None, form, options.dataset, device)
 
-    found = {"parameters": sum(p.numel() for p in build(None).parameters()) / 1e6}
-    found["gflop"] = throughput.forward_gflop(build(None))
-    names = {dtype: name for name, dtype in throughput.DTYPES.items()}
+    network = build()
+    costs = {"parameters": sum(p.numel() for p in network.parameters()) / 1e6}
+    costs["gflop"] = throughput.count_forward_gflop(network)
     for training, column in ((True, "training_speed"), (False, "evaluation_speed")):
-        precision = names[pick_precisions(options, device)[not training].dtype]
-        size = options.batch_size if training else options.eval_batch_size
-        given = size, precision, options.compile, training, False, str(device), build
-        found[column] = throughput.measure(throughput.Case("", *given), None, 5, 1)["images_per_second"]
-    write_json(folder / "cost.json", found)
-    return found
+        dtype = pick_precisions(options, device)[not training].dtype
+        batch = options.batch_size if training else options.eval_batch_size
+        step = throughput.Step(build(), batch, dtype, training, device, options.compile)
+        (rates,) = throughput.measure_in_turn([step], 5, 1)
+        costs[column] = statistics.median(rates)
+    write_json(folder / "cost.json", costs)
+    return costs
 
 
 def run_one(folder: Path, words: list[str]) -> dict[str, float]:
-    """Train with the options `words` in `folder`, or go on, or take what is there; and measure the batch spread."""
-    before = read_json_object(folder / "command.json").get("options", words)
-    if before != words:
+    """The metrics and the batch spread of a run in `folder`, which is trained, resumed or already finished.
+
+    words: options of main_nni.py. Raises InputError where the folder holds a run with other options.
+    """
+    earlier_words = read_json_object(folder / "command.json").get("options", words)
+    if earlier_words != words:
         raise InputError(
-            f"{folder}: a run with {' '.join(before)}, not {' '.join(words)}; give another --out"
+            f"{folder}: a run with {' '.join(earlier_words)}, not {' '.join(words)}; give another --out"
         )
     if row := read_json_object(folder / "result.json"):
         return row
@@ -175,16 +186,16 @@ def run_one(folder: Path, words: list[str]) -> dict[str, float]:
     write_json(folder / "command.json", {"options": words})
     saved = any((folder / "checkpoints" / name).is_file() for name in (LAST, PREVIOUS))
     result = train(folder, ["--resume"] if saved else ["--overwrite", *words])
-    row = {name: result[name] for name in (*METRICS, "best_epoch", "seconds")} | batch_spread(folder)
+    row = {name: result[name] for name in (*METRICS, "best_epoch", "seconds")} | measure_batch_spread(folder)
     write_json(folder / "result.json", row)
     return row
 
 
 def train(folder: Path, words: list[str]) -> dict:
-    """The result of a run by main_nni.py. Raises TrainingError, Interrupted."""
+    """Run main_nni.py, and return its result. Raises TrainingError, Interrupted."""
     command = [sys.executable, str(ROOT / "main_nni.py"), "--experiment_dir_name", str(folder), *words]
     with open(folder / "train.log", "a+", encoding="utf-8") as log:
-        # In a session of its own, so that Ctrl-C reaches it once, from here; then it saves.
+        # A session of its own: Ctrl-C reaches only this process, which then asks the run to save and end.
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True
         )
@@ -202,8 +213,8 @@ def train(folder: Path, words: list[str]) -> dict:
     return json.loads(out.splitlines()[-1])
 
 
-def batch_spread(folder: Path) -> dict[str, float]:
-    """How far the scores of the run in `folder` move between batches: mean and largest spread over its test images."""
+def measure_batch_spread(folder: Path) -> dict[str, float]:
+    """The mean and the largest batch spread over the test images of the run in `folder`."""
     options = argparse.Namespace(**read_json_object(folder / "options.json"))
     device, form = pick_device(options.gpu_id), pick_format(options)
     weights = read_weights(folder / "checkpoints" / "best.pth")
@@ -230,18 +241,18 @@ def batch_spread(folder: Path) -> dict[str, float]:
     return {"spread_mean": float(spread.mean()), "spread_max": float(spread.max())}
 
 
-def read_groups(runs: pd.DataFrame, out: Path) -> dict[str, list[compare.Predictions]]:
-    """The predictions on test.csv of each setting's runs."""
-    groups, first = {}, None
+def read_predictions(runs: pd.DataFrame, out: Path) -> dict[str, list[compare.Predictions]]:
+    """The predictions on test.csv of each setting's runs, all in the order of the first run's images."""
+    predictions, first = {}, None
     for setting, seed in zip(runs["setting"], runs["seed"], strict=True):
-        tested = compare.read_predictions(out / f"{setting}-seed{seed}", like=first)
-        first = first or tested
-        groups.setdefault(setting, []).append(tested)
-    return groups
+        run = compare.read_predictions(out / f"{setting}-seed{seed}", like=first)
+        first = first or run
+        predictions.setdefault(setting, []).append(run)
+    return predictions
 
 
-def write_tables(runs: pd.DataFrame, groups: dict[str, list[compare.Predictions]], out: Path) -> None:
-    """runs.csv, table.csv (means and standard deviations over seeds), table.md and ablation.png."""
+def write_tables(runs: pd.DataFrame, predictions: dict[str, list[compare.Predictions]], out: Path) -> None:
+    """Write runs.csv, table.csv (means and standard deviations over seeds), table.md and ablation.png."""
     by_setting = runs.groupby("setting", sort=False)
     table = by_setting[[*COSTS, *METRICS, *SPREADS]].agg(["mean", "std"])
     table.columns = [f"{name}_{kind}" for name, kind in table.columns]
@@ -249,11 +260,11 @@ def write_tables(runs: pd.DataFrame, groups: dict[str, list[compare.Predictions]
     table.insert(0, "seeds", by_setting.size())
     rows = [["setting", *COSTS.values(), *METRICS.values(), *SPREADS.values()]]
     for setting, row in table.iterrows():
-        found = compare.means(groups[setting])
+        intervals = compare.means(predictions[setting])
         cells = [f"{row[f'{name}_mean']:.3g}" for name in COSTS]
         cells += [
             f"{value:.4f} ({low:.3f} to {min(high, 1):.3f})"
-            for value, (low, high) in (found[name] for name in METRICS)
+            for value, (low, high) in (intervals[name] for name in METRICS)
         ]
         cells += [f"{row[f'{name}_mean']:.2g}" for name in SPREADS]
         rows.append([setting, *cells])
@@ -263,47 +274,47 @@ def write_tables(runs: pd.DataFrame, groups: dict[str, list[compare.Predictions]
     with atomic_write(out / "table.md") as file:
         file.write("\n".join(figures.markdown(rows)) + "\n")
     with atomic_write(out / "ablation.png", "wb") as file:
-        draw(runs).savefig(file, format="png", dpi=110)
+        draw_figure(runs).savefig(file, format="png", dpi=110)
 
 
-def write_differences(groups: dict[str, list[compare.Predictions]], out: Path) -> None:
-    """differences.md: for every two settings the difference of their means over seeds, drawn over seeds and images."""
-    lines = compare.difference_lines(compare.compare(groups), list(METRICS))
-    if min(map(len, groups.values())) < 2:
+def write_differences(predictions: dict[str, list[compare.Predictions]], out: Path) -> None:
+    """Write differences.md: for every two settings the difference of their means, with its interval over seeds and images."""
+    lines = compare.difference_lines(compare.compare(predictions), list(METRICS))
+    if min(map(len, predictions.values())) < 2:
         lines.append(
-            "\nOf a setting with one seed the intervals hold what other images would change, and no more."
+            "\nThe intervals of a setting with one seed contain the noise of images, not that of seeds."
         )
     with atomic_write(out / "differences.md") as file:
         file.write("\n".join(lines) + "\n")
 
 
-def draw(runs: pd.DataFrame) -> Figure:
-    """A panel for each metric and for the batch spread: a dot for each seed, a bar at their mean."""
+def draw_figure(runs: pd.DataFrame) -> Figure:
+    """A panel for each metric and for the batch spread; each seed is a dot, their mean a bar."""
     settings = list(runs["setting"].unique())
     panels = METRICS | {"spread_mean": "batch spread (mean, log scale)"}
     figure = Figure(figsize=(3.4 * len(panels), 0.8 + 0.5 * len(settings)), layout="constrained")
     for axis, (column, title) in zip(
         figure.subplots(1, len(panels), sharey=True), panels.items(), strict=True
     ):
-        for place, setting in enumerate(settings):
+        for row, setting in enumerate(settings):
             values = runs.loc[runs["setting"] == setting, column]
-            axis.plot(values, [place] * len(values), "o", color="C0", alpha=0.6, markersize=6)
-            axis.plot(values.mean(), place, "|", color="k", markersize=18)
+            axis.plot(values, [row] * len(values), "o", color="C0", alpha=0.6, markersize=6)
+            axis.plot(values.mean(), row, "|", color="k", markersize=18)
         if column == "spread_mean":
             axis.set_xscale("log")
         axis.set_title(title)
         axis.set_yticks(range(len(settings)), settings)
         axis.grid(axis="x", alpha=0.3)
-    axis.invert_yaxis()  # shared: the first setting on top
+    axis.invert_yaxis()  # the panels share it; the first setting is on top
     figure.suptitle("a dot: one seed; a bar: their mean", fontsize=9)
     return figure
 
 
-def interrupted(number: int, _frame) -> None:
+def raise_interrupted(number: int, _frame) -> None:
     raise Interrupted(number)
 
 
 if __name__ == "__main__":
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, interrupted)
+        signal.signal(number, raise_interrupted)
     sys.exit(main())

@@ -1,9 +1,11 @@
-"""How fast pictures are read, per core: as the release reads them, by PIL, by torchvision, from a cache.
+"""How many photographs one core reads in a second: as the release reads them, by PIL, by torchvision, from a cache.
 
     python -m benchmarks.loading --images FOLDER --repeats 7
+    python -m benchmarks.loading --memory
 
-All ways are run in turn in one process, on one core, and compared pair by pair with the released way. `--memory` shows
-instead what 255,000 rows of labels take, and whether the processes that read pictures grow.
+All ways run in turn in one process, on one core; ratios to the released way are of the same round. A second table compares
+the pixels of `--decode fast` with PIL's. `--memory` shows instead how much memory 255,000 rows of labels take, and
+whether the processes that read photographs grow.
 """
 
 from __future__ import annotations
@@ -13,9 +15,10 @@ import gc
 import itertools
 import multiprocessing
 import statistics
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,18 +30,33 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
+from commands.errors import guarded
 from commands.files import write_json
-from photographs.decode import Encoded, Resize, read_fast, read_pil, read_plain_jpeg
+from commands.parser import Parser
+from dataset import Transform, batches, make_loader, read_splits
+from option import InputError, Option
+from photographs.cache import open_filled
+from photographs.decode import Resize, read_fast, read_pil
 from photographs.labels import AVA, FORMATS, Labels
 
 BATCH = 16
 ROWS = 255_000
-
 DATASETS = ("ava", "tad66k")
+
+# fmt: off
+TABLE = (
+    Option("images", Path, None, "folder of JPEGs (default: scikit-learn's two)", metavar="FOLDER"),
+    Option("count", int, 160, "photographs that each way reads in a round", low=1),
+    Option("repeats", int, 7, "rounds", low=1),
+    Option("memory", bool, False, "show the memory of labels and of reading processes instead"),
+    Option("workers", int, 2, "with --memory: processes that read", low=1),
+    Option("json", Path, None, "also write the rows to this file"),
+)
+# fmt: on
 
 
 class Released(Dataset):
-    """The plain way: PIL's pixels as a normalised float32 tensor, each in turn."""
+    """The released way: each photograph becomes a normalised float32 tensor by PIL and torchvision's transforms."""
 
     def __init__(self, labels: Labels, folder: Path, dataset: str):
         self.labels, self.folder = labels, folder
@@ -63,24 +81,21 @@ class Released(Dataset):
             return self.transform(picture.convert("RGB")), self.labels.targets[row]
 
 
-def speed(dataset: str, folder: Path, count: int, repeats: int) -> list[dict]:
-    """A row per way of reading: images/s of one core, and the ratio to the released way, pair by pair."""
-    from dataset import Transform, batches, make_loader  # here: they need lmdb, and `equality` does not
-    from photographs.cache import open_filled
+def measure_speed(dataset: str, folder: Path, count: int, repeats: int) -> list[dict]:
+    """A row for each way of reading: images/s of one core, and the ratio to the released way, round by round."""
+    labels, transform = repeat_jpegs(folder, count), Transform(dataset, 224, train=True)
+    with tempfile.TemporaryDirectory() as cache_folder:
+        cache = open_filled(cache_folder, transform.resize, "fast", np.unique(labels.images), folder, 0)
 
-    labels, transform = repeated(folder, count), Transform(dataset, 224, train=True)
-    with tempfile.TemporaryDirectory() as place:
-        kept = open_filled(place, transform.resize, "fast", np.unique(labels.images), folder, 0)
-
-        def loader(**given) -> Callable[[], Iterator]:
-            made = make_loader(labels, folder, transform, BATCH, 0, **given)
-            return lambda: batches(made)
+        def reader(**settings) -> Callable[[], Iterator]:
+            loader = make_loader(labels, folder, transform, BATCH, 0, **settings)
+            return lambda: batches(loader)
 
         ways = {
             "release": lambda: iter(DataLoader(Released(labels, folder, dataset), BATCH)),
-            "pil": loader(decoder="pil"),
-            "fast": loader(decoder="fast"),
-            "cache": loader(decoder="fast", cache=kept),
+            "pil": reader(decoder="pil"),
+            "fast": reader(decoder="fast"),
+            "cache": reader(decoder="fast", cache=cache),
         }
         seconds = {way: [] for way in ways}
         for number in range(repeats + 1):
@@ -92,82 +107,45 @@ def speed(dataset: str, folder: Path, count: int, repeats: int) -> list[dict]:
                     seconds[way].append(time.perf_counter() - start)
     rows = []
     for way, times in seconds.items():
-        ratios = [plain / own for plain, own in zip(seconds["release"], times, strict=True)]
-        rows.append(
-            {
-                "dataset": dataset,
-                "way": way,
-                "images_per_second": count / statistics.median(times),
-                "ratio": statistics.median(ratios),
-                "lowest": min(ratios),
-                "highest": max(ratios),
-            }
-        )
+        ratios = [released / duration for released, duration in zip(seconds["release"], times, strict=True)]
+        row = {"dataset": dataset, "way": way, "images_per_second": count / statistics.median(times)}
+        row |= {"ratio": statistics.median(ratios), "lowest": min(ratios), "highest": max(ratios)}
+        rows.append(row)
     return rows
 
 
-def rate(folder: Path, decoder: str, batch: int, workers: int, device: torch.device) -> float:
-    """Images/s that `workers` processes bring to the device as the network's input, AVA's, once all of them are at work."""
-    from dataset import Transform, batches, make_loader, to_input
-
-    first = 3 * max(1, workers)  # batches that do not count: some are read while the processes start
-    labels, pin = repeated(folder, 4 * first * batch), device.type == "cuda"
-    loader = make_loader(
-        labels, folder, Transform("ava", 224, True), batch, workers, pin_memory=pin, decoder=decoder
-    )
-    for number, read in enumerate(batches(loader), 1):
-        to_input(read, device)[0, 0, 0, 0].item()  # waits for the device
-        if number == first:
-            start = time.perf_counter()
-    return 3 * first * batch / (time.perf_counter() - start)
-
-
-def repeated(folder: Path, count: int) -> Labels:
-    """Labels of `count` pictures: the folder's JPEGs again and again."""
-    images = np.array(list(itertools.islice(itertools.cycle(path.name for path in jpegs(folder)), count)))
+def repeat_jpegs(folder: Path, count: int) -> Labels:
+    """Labels of `count` photographs: the folder's JPEGs again and again."""
+    names = [path.name for path in list_jpegs(folder)]
+    images = np.array(list(itertools.islice(itertools.cycle(names), count)))
     return Labels("benchmark", images, np.zeros((count, 1), np.float32), np.zeros(count))
 
 
-def jpegs(folder: Path) -> list[Path]:
-    """The JPEGs in a folder, by their names."""
+def list_jpegs(folder: Path) -> list[Path]:
+    """The JPEGs in a folder, sorted by name."""
     return sorted(path for path in folder.iterdir() if path.suffix.lower() in (".jpg", ".jpeg"))
 
 
-def equality(folder: Path, device: torch.device) -> list[dict]:
-    """How far the fast decoder's pixels are from PIL's, in grey levels; on a GPU, that decoder's."""
-    rows = []
+def compare_pixels(folder: Path) -> list[dict]:
+    """A row for each released resize: differences of the fast decoder's pixels from PIL's, in grey levels."""
+    rows, paths = [], list_jpegs(folder)
     for resize in (Resize(224, "bicubic"), Resize(256, "bilinear"), Resize(224, "bilinear")):
         differences = []
-        for path in jpegs(folder):
-            if device.type == "cpu":
-                found = read_fast(path, resize)
-            elif (data := read_plain_jpeg(path)) is not None:
-                batch = Encoded([data], [(0, 0)], resize, resize.side)
-                found = batch.decode(device)[0].permute(1, 2, 0).cpu().numpy()
-            else:
-                continue
-            differences.append(np.abs(found.astype(int) - read_pil(path, resize)).ravel())
+        for path in paths:
+            difference = read_fast(path, resize).astype(int) - read_pil(path, resize)
+            differences.append(np.abs(difference).ravel())
         difference = np.concatenate(differences)
-        rows.append(
-            {
-                "resize": f"{resize.method} {resize.side}",
-                "pictures": len(differences),
-                "within_one": float((difference <= 1).mean()),
-                "equal": float((difference == 0).mean()),
-                "mean": float(difference.mean()),
-                "largest": int(difference.max()),
-            }
-        )
+        row = {"resize": f"{resize.method} {resize.side}", "pictures": len(paths)}
+        row |= {"within_one": float((difference <= 1).mean()), "equal": float((difference == 0).mean())}
+        rows.append(row | {"mean": float(difference.mean()), "largest": int(difference.max())})
     return rows
 
 
-def memory(workers: int) -> list[str]:
-    """What ROWS rows of AVA's labels take, and what each worker holds for itself over an epoch, in MiB."""
-    from dataset import Transform, batches, make_loader, read_splits
-
+def measure_memory(workers: int) -> list[str]:
+    """Lines with the MiB of ROWS rows of AVA's labels, and with each worker's own MiB over an epoch. Linux only."""
     lines = []
-    with tempfile.TemporaryDirectory() as place:
-        folder = Path(place)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
         Image.new("RGB", (16, 16), (90, 120, 60)).save(folder / "picture.jpg")
         rng = np.random.default_rng(0)
         table = pd.DataFrame(rng.integers(0, 90, (ROWS, 10)), columns=AVA.vote_columns)
@@ -178,74 +156,76 @@ def memory(workers: int) -> list[str]:
         table.head(2).to_csv(folder / "train.csv", index=False)
         del table
         gc.collect()
-        before = _resident("self")
+        before = read_resident("self")
         splits = read_splits(folder, folder, FORMATS["ava"], train=False)
         gc.collect()
         labels = splits.test
         size = sum(a.nbytes for a in (labels.images, labels.targets, labels.opinions)) / 2**20
         lines.append(
             f"{len(labels):,} rows: {size:.0f} MiB in arrays; resident {before:.0f} MiB before reading, "
-            f"{_resident('self'):.0f} after"
+            f"{read_resident('self'):.0f} after"
         )
         loader = make_loader(labels, folder, Transform("ava", 32, True), 64, workers, decoder="fast")
         for number, _ in enumerate(batches(loader), 1):
             if number in (50, len(loader) // 2, len(loader) - 50):
-                own = [_resident(child.pid, own=True) for child in multiprocessing.active_children()]
-                shown = ", ".join(f"{value:.1f}" for value in own)
-                lines.append(f"after {number * 64:,} pictures: {shown} MiB of each worker's own")
+                private = [read_resident(child.pid, True) for child in multiprocessing.active_children()]
+                numbers = ", ".join(f"{mebibytes:.1f}" for mebibytes in private)
+                lines.append(f"after {number * 64:,} pictures: {numbers} MiB of each worker's own")
     return lines
 
 
-def _resident(pid: int | str, own: bool = False) -> float:
-    """MiB of a process; own: what it shares with no other."""
-    wanted = ("Private_Clean:", "Private_Dirty:") if own else ("Rss:",)
+def read_resident(pid: int | str, private: bool = False) -> float:
+    """MiB that a process holds in memory; private: without pages that it shares with other processes."""
+    names = ("Private_Clean:", "Private_Dirty:") if private else ("Rss:",)
     lines = (line.split() for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:])
-    return sum(int(words[1]) for words in lines if words[0] in wanted) / 1024
+    return sum(int(words[1]) for words in lines if words[0] in names) / 1024
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Measure and print tables; `--json` writes them to a file as well."""
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.loading", description=__doc__.split("\n\n")[0]
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, and print the tables. Returns the exit status."""
+    parser = Parser(
+        {"": TABLE},
+        prog="python -m benchmarks.loading",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    shipped = Path(sklearn.datasets.__file__).parent / "images"
-    parser.add_argument("--images", type=Path, default=shipped, help="JPEGs (default: scikit-learn's two)")
-    parser.add_argument("--count", type=int, default=160, help="pictures read per way and repeat")
-    parser.add_argument("--repeats", type=int, default=7, help="pairs")
-    parser.add_argument("--memory", action="store_true", help="show what labels and workers hold instead")
-    parser.add_argument("--workers", type=int, default=2, help="--memory: processes that read")
-    parser.add_argument("--device", default="cpu", help="whose decoder's pixels are compared with PIL's")
-    parser.add_argument("--json", type=Path, help="write the rows to this file, too")
     options = parser.parse_args(argv)
-    if not options.images.is_dir() or not jpegs(options.images):
-        parser.error(f"{options.images}: no folder with JPEGs; give --images")
-    if options.repeats < 1 or options.count < 1 or options.workers < 1:
-        parser.error("--repeats, --count and --workers must be at least 1")
-    if options.memory:
-        print("\n".join(memory(options.workers)))
-        return
-    torch.set_num_threads(1)
-    rows = [row for name in DATASETS for row in speed(name, options.images, options.count, options.repeats)]
-    print(
-        "| pixels | way | images/s of one core | times the release (lowest to highest) |\n|---|---|---|---|"
-    )
-    for row in rows:
-        print(
-            f"| {row['dataset']} | {row['way']} | {row['images_per_second']:.0f} | "
-            f"{row['ratio']:.2f} ({row['lowest']:.2f} to {row['highest']:.2f}) |"
-        )
-    pixels = equality(options.images, torch.device(options.device))
-    print(
-        "\n| resize | pictures | within one grey level | equal | mean difference | largest |\n|---|---|---|---|---|---|"
-    )
+
+    def work() -> None:
+        folder = options.images or Path(sklearn.datasets.__file__).parent / "images"
+        if not folder.is_dir() or not list_jpegs(folder):
+            raise InputError(f"--images {folder}: no folder with JPEGs")
+        if options.memory:
+            print("\n".join(measure_memory(options.workers)))
+            return
+        torch.set_num_threads(1)
+        speeds = []
+        for dataset in DATASETS:
+            speeds += measure_speed(dataset, folder, options.count, options.repeats)
+        pixels = compare_pixels(folder)
+        print_tables(speeds, pixels)
+        if options.json:
+            write_json(options.json, {"speed": speeds, "pixels": pixels})
+
+    return guarded("benchmarks.loading", work)
+
+
+def print_tables(speeds: list[dict], pixels: list[dict]) -> None:
+    """The rows of `measure_speed` and of `compare_pixels` in Markdown."""
+    print("| pixels | way | images/s of one core | times the release (lowest to highest) |")
+    print("|---" * 4 + "|")
+    for row in speeds:
+        ratio = "{ratio:.2f} ({lowest:.2f} to {highest:.2f})".format(**row)
+        print(f"| {row['dataset']} | {row['way']} | {row['images_per_second']:.0f} | {ratio} |")
+    print("\n| resize | pictures | within one grey level | equal | mean difference | largest |")
+    print("|---" * 6 + "|")
     for row in pixels:
         print(
-            f"| {row['resize']} | {row['pictures']} | {row['within_one']:.4%} | {row['equal']:.2%} | "
-            f"{row['mean']:.4f} | {row['largest']} |"
+            "| {resize} | {pictures} | {within_one:.4%} | {equal:.2%} | {mean:.4f} | {largest} |".format(
+                **row
+            )
         )
-    if options.json:
-        write_json(options.json, {"speed": rows, "pixels": pixels})
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

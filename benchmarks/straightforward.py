@@ -1,8 +1,8 @@
-"""EAT written the straightforward way, the yardstick of the benchmarks and a second opinion in the tests.
+"""EAT written the plain way: the benchmarks compare speeds with it, the tests outputs.
 
-Maps are B x C x H x W throughout, projections are convolutions, every rearrangement is paid where it is needed, softmax
-is spelled out, and the offset rule makes its trip through numpy in every deformable layer. Same parameters, same
-outputs as `models.EAT` as released, which it borrows its modules from.
+It computes with the modules of a `models.EAT` network, in the released setting (interest points of the batch, released
+refinement), and gives the same outputs. Maps are B x C x H x W throughout, projections are convolutions, softmax is spelled
+out, and the offset rule goes through numpy in every deformable layer.
 """
 
 from __future__ import annotations
@@ -33,20 +33,23 @@ def straightforward_forward(model: EAT, images: Tensor) -> Tensor:
 
 
 def layer_norm(norm: LayerNorm, x: Tensor) -> Tensor:
+    """x: (B, C, H, W). Returns the same shape, normalised over C."""
     return norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
 
 
 def attend(attention: torch.nn.Module, x: Tensor) -> Tensor:
+    """Any attention layer. x: (B, C, H, W). Returns the same shape."""
     if isinstance(attention, DeformableAttention):
-        return deformable(attention, x)
+        return deformable_attention(attention, x)
     if isinstance(attention, ShiftedWindowAttention):
         shifted = x.roll((-attention.shift, -attention.shift), dims=(2, 3))
-        out = windowed(attention, shifted, attention.attn_mask)
+        out = window_attention(attention, shifted, attention.attn_mask)
         return out.roll((attention.shift, attention.shift), dims=(2, 3))
-    return windowed(attention, x, None)
+    return window_attention(attention, x, None)
 
 
-def windowed(attention: WindowAttention, x: Tensor, mask: Tensor | None) -> Tensor:
+def window_attention(attention: WindowAttention, x: Tensor, mask: Tensor | None) -> Tensor:
+    """x: (B, C, H, W). mask: (windows, window^2, window^2), added to the logits. Returns the shape of x."""
     batch, dim, height, width = x.shape
     window, heads = attention.window, attention.heads
     x = x.reshape(batch, dim, height // window, window, width // window, window)
@@ -61,7 +64,8 @@ def windowed(attention: WindowAttention, x: Tensor, mask: Tensor | None) -> Tens
     return out.permute(0, 5, 1, 3, 2, 4).reshape(batch, dim, height, width)
 
 
-def deformable(attention: DeformableAttention, x: Tensor) -> Tensor:
+def deformable_attention(attention: DeformableAttention, x: Tensor) -> Tensor:
+    """x: (B, C, H, W). Returns the same shape."""
     batch, dim, height, width = x.shape
     groups, heads = attention.groups, attention.heads
     q = attention.proj_q(x)

@@ -1,27 +1,27 @@
-"""How fast the networks run here, against a plain float32 path in the same run, and how near to what the device can do.
+"""Images per second of EAT's networks beside timm's and beside EAT written the plain way, and where a step's time goes.
 
-    python -m benchmarks.throughput --models eat_tiny eat_base --batches 8
-    python -m benchmarks.throughput --device cuda --models eat_tiny eat_base --batches 16 64 128 256 \
-        --precisions float32 bf16 --compiled off on
+    python -m benchmarks.throughput --models plain/eat_tiny eat_tiny timm/swin_tiny_patch4_window7_224 --batches 8
+    python -m benchmarks.throughput --device cuda --models eat_base timm/swin_base_patch4_window7_224 \
+        --batches 64 256 --precisions bf16 --compiled off on --steps 10 --profile
 
-`training` is forward, EMD loss, backward and a step of fused Adam; `forward` is evaluation. The reference path is
-`benchmarks/straightforward.py`, in float32 with plain Adam. Both are run in turn, A B A B ..., and the ratio is the median
-over the pairs, because machines drift. The parts of a step are timed in steps of their own, the device waited for after each;
-`data` is the wait for the loader's next batch, of the demo's pictures, and the normalisation. TFLOP/s counts the network's
-matrix products and convolutions (three times as many in training); its share is of a large matrix product's in that precision.
-Peak memory is that of a process of its own.
+`training` is forward, EMD loss, backward and a step of fused Adam; `forward` is evaluation. The images are in memory already.
+`plain/NAME` is the network NAME of EAT by `benchmarks/straightforward.py`, always in float32, not compiled, with plain Adam.
+All networks run in turn in one process, A B C A B C ..., because machines drift. Tables show medians over the rounds, with the
+lowest and highest; a ratio is images/s by those of the first network in the same round. TFLOP/s counts matrix products
+and convolutions, three times as many in training as forward; the share is of the rate of a large matrix product in the same
+precision. Peak memory is that of a process of its own.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import multiprocessing
 import re
 import statistics
+import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
@@ -32,65 +32,66 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from benchmarks.straightforward import straightforward_forward
+from commands.errors import guarded
+from commands.files import write_json
+from commands.parser import Parser
 from models import create_model, list_models
+from option import InputError, Option
 from training.steps import Precision, Schedule, Stepper, allow_tf32, make_optimizer
 from util import emd_loss
 
+PLAIN = "plain/"
 DTYPES = {"float32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
-PARTS = ("data", "forward", "backward", "optimiser")
+WARM_UP = 2  # steps before a network is timed
+
+# fmt: off
+TABLE = (
+    Option("models", str, ["plain/eat_tiny", "eat_tiny", "timm/swin_tiny_patch4_window7_224"], f"networks: {', '.join(list_models())}, plain/ and one of these, or timm/NAME; ratios are to the first (default: plain/eat_tiny eat_tiny timm/swin_tiny_patch4_window7_224)", metavar="MODEL", nargs="+"),
+    Option("batches", int, [8], "batch sizes (default: 8)", low=1, nargs="+"),
+    Option("precisions", str, ["float32"], "precisions (default: float32)", choices=tuple(DTYPES), nargs="+"),
+    Option("compiled", str, ["off"], "without and with torch.compile (default: off)", choices=("off", "on"), nargs="+"),
+    Option("repeats", int, 5, "rounds of timings", low=1),
+    Option("steps", int, 1, "steps in each timing; on a GPU take 10", low=1),
+    Option("device", str, None, "(default: cuda where there is a GPU)", choices=("cpu", "cuda")),
+    Option("profile", bool, False, "also print the ten dearest kernels of each network's training step"),
+    Option("json", Path, None, "also write the rows to this file"),
+)
+# fmt: on
 
 
-class Case:
-    """A network on a device, and what one step of it does.
+class Step:
+    """A step of training, or of evaluation, of a network on a batch in memory.
 
-    reference: by the plain path, with plain Adam. build: makes the network of a name; it has an `img_size`, and gives (B, 10).
+    model: takes (B, 3, img_size, img_size) and returns (B, 10); it is moved to the device. dtype: of autocast; None: float32.
+    plain: an EAT network run by `straightforward_forward` and trained by plain Adam.
     """
 
     def __init__(
         self,
-        name: str,
+        model: nn.Module,
         batch: int,
-        precision: str,
-        compiled: bool,
+        dtype: torch.dtype | None,
         training: bool,
-        reference: bool,
-        device: str,
-        build: Callable[[str], nn.Module] = create_model,
+        device: torch.device,
+        compiled: bool = False,
+        plain: bool = False,
     ):
-        torch.manual_seed(0)
-        self.device, self.training = torch.device(device), training
-        self.model = build(name).to(self.device).train(training)
-        self.precision = Precision(self.device, DTYPES[precision])
-        optimizer = (
-            torch.optim.Adam(self.model.parameters())
-            if reference
-            else make_optimizer(self.model, "adam", 0.0)
-        )
-        self.stepper = Stepper(self.model, optimizer, Schedule(1e-6, 1), self.precision)
-        self.reference = reference
+        self.model, self.batch, self.training = model.to(device).train(training), batch, training
+        self.device, self.precision, self.plain = device, Precision(device, dtype), plain
+        optimizer = torch.optim.Adam(model.parameters()) if plain else make_optimizer(model, "adam", 0.0)
+        self.stepper = Stepper(model, optimizer, Schedule(1e-6, 1), self.precision)
         if compiled:
-            self.model.compile()
-        self.draw(batch)
+            model.compile()
+        self.images = torch.randn(batch, 3, model.img_size, model.img_size, device=device)
+        self.target = torch.rand(batch, 10, device=device).softmax(-1)
 
-    def draw(self, batch: int) -> None:
-        """From now on steps are of `batch` images."""
-        self.batch, size = batch, self.model.img_size
-        self.images = torch.randn(batch, 3, size, size, device=self.device)
-        self.target = torch.rand(batch, 10, device=self.device).softmax(-1)
-
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        with self.precision():
-            output = straightforward_forward(self.model, images) if self.reference else self.model(images)
-        return output.float()
-
-    def step(self) -> None:
-        """One batch, as training or evaluation has it."""
+    def __call__(self) -> None:
         if not self.training:
             with torch.inference_mode():
-                self.forward(self.images)
+                self._forward()
             return
-        loss = emd_loss(self.forward(self.images), self.target)
-        if self.reference:
+        loss = emd_loss(self._forward(), self.target)
+        if self.plain:
             self.stepper.optimizer.zero_grad()
             loss.backward()
             self.stepper.optimizer.step()
@@ -98,200 +99,209 @@ class Case:
             self.stepper.backward(loss)
             self.stepper.update(0.0)
 
-    def wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
+    def _forward(self) -> torch.Tensor:
+        with self.precision():
+            if self.plain:
+                return straightforward_forward(self.model, self.images)
+            return self.model(self.images).float()
 
-    def seconds(self, steps: int) -> float:
-        """Of one step, over `steps` that nobody waits for in between."""
-        self.wait()
+    def seconds(self, count: int) -> float:
+        """The mean duration of `count` steps; the device is waited for before the first and after the last."""
+        synchronize(self.device)
         start = time.perf_counter()
-        for _ in range(steps):
-            self.step()
-        self.wait()
-        return (time.perf_counter() - start) / steps
-
-    def parts(self, loader: Iterator, repeats: int) -> dict[str, float]:
-        """Median milliseconds of each of PARTS, in training. loader: gives Batches."""
-        from dataset import to_input  # here: it needs lmdb, which the rest does without
-
-        times = {part: [] for part in PARTS}
-
-        def timed(part: str, work: Callable):
-            start = time.perf_counter()
-            result = work()
-            self.wait()
-            times[part].append(1e3 * (time.perf_counter() - start))
-            return result
-
-        def data() -> torch.Tensor:
-            return to_input(next(loader), self.device)
-
-        for _ in range(repeats):
-            images = timed("data", data)
-            output = timed("forward", lambda images=images: self.forward(images))
-            loss = emd_loss(output, self.target)
-            timed("backward", loss.backward)
-            timed("optimiser", lambda: self.stepper.update(0.0))
-        return {part: statistics.median(values) for part, values in times.items()}
+        for _ in range(count):
+            self()
+        synchronize(self.device)
+        return (time.perf_counter() - start) / count
 
 
-def measure(case: Case, reference: Case | None, repeats: int, steps: int) -> dict[str, float]:
-    """Images per second, and the median, lowest and highest ratio to the reference path."""
-    pair = [case] + [reference] * (reference is not None)
-    for one in pair:
-        one.seconds(2)
-    rounds = [[one.seconds(steps) for one in pair] for _ in range(repeats)]
-    row = {"images_per_second": case.batch / statistics.median(times[0] for times in rounds)}
-    if reference is not None:
-        ratios = [plain / ours for ours, plain in rounds]
-        row["reference_images_per_second"] = case.batch / statistics.median(times[1] for times in rounds)
-        row |= {"ratio": statistics.median(ratios), "ratio_min": min(ratios), "ratio_max": max(ratios)}
-    return row
+def synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
 
 
-@cache
-def gflop(name: str) -> float:
-    """As `forward_gflop`, of the network of that name."""
-    return forward_gflop(create_model(name))
+def make_step(name: str, batch: int, precision: str, compiled: bool, training: bool, device: str) -> Step:
+    """A step of a network by its name, with random weights."""
+    torch.manual_seed(0)
+    model = create_model(name.removeprefix(PLAIN))
+    plain = name.startswith(PLAIN)
+    return Step(model, batch, DTYPES[precision], training, torch.device(device), compiled, plain)
 
 
-def forward_gflop(model: nn.Module) -> float:
-    """GFLOP (2 per multiply-add) of one image's forward pass in matrix products and convolutions; puts it in evaluation."""
+def measure_in_turn(steps: Sequence[Step], repeats: int, count: int) -> list[list[float]]:
+    """Images per second of each network in each of `repeats` rounds, the networks in turn, `count` steps each."""
+    for step in steps:
+        step.seconds(WARM_UP)
+    rounds = [[step.batch / step.seconds(count) for step in steps] for _ in range(repeats)]
+    return [list(rates) for rates in zip(*rounds, strict=True)]
+
+
+def count_forward_gflop(model: nn.Module) -> float:
+    """GFLOP (2 per multiply-add) of matrix products and convolutions in one image's forward pass; sets evaluation mode."""
     device = next(model.parameters()).device
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model.eval()(torch.zeros(1, 3, model.img_size, model.img_size, device=device))
     return counter.get_total_flops() / 1e9
 
 
-def matrix_rate(device: str, precision: str, size: int | None = None) -> float:
-    """TFLOP/s of a large square matrix product, the best of ten. size: rows and columns (default: by the device)."""
-    size = size or (8192 if device != "cpu" else 2048)
+@cache
+def count_gflop(name: str) -> float:
+    """`count_forward_gflop` of the network of that name."""
+    return count_forward_gflop(create_model(name))
+
+
+@cache
+def measure_matrix_rate(device: str, precision: str) -> float:
+    """TFLOP/s of a large square matrix product, the best of ten."""
+    side = 2048 if device == "cpu" else 8192
     dtype = DTYPES[precision] or torch.float32
-    a, b = (torch.randn(size, size, device=device, dtype=dtype) for _ in range(2))
+    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     best = float("inf")
     for _ in range(11):
         start = time.perf_counter()
         a @ b
-        if device != "cpu":
-            torch.cuda.synchronize()
+        synchronize(a.device)
         best = min(best, time.perf_counter() - start)
-    return 2 * size**3 / best / 1e12
+    return 2 * side**3 / best / 1e12
 
 
-def peak_memory(*case) -> float:
-    """MiB at the peak of two steps, in a new process: resident on the CPU (Linux), allocated on a GPU."""
+def measure_peak_memory(*settings) -> float:
+    """MiB at the peak of a new process that takes two steps: resident on the CPU (Linux), allocated on a GPU.
+
+    settings: the arguments of `make_step`.
+    """
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        return pool.apply(_peak_memory, case)
+        return pool.apply(_measure_peak_memory, settings)
 
 
-def _peak_memory(*case) -> float:
+def _measure_peak_memory(*settings) -> float:
     allow_tf32(False)
-    made = Case(*case)
-    made.seconds(2)
-    if made.device.type == "cuda":
+    step = make_step(*settings)
+    step.seconds(2)
+    if step.device.type == "cuda":
         return torch.cuda.max_memory_allocated() / 2**20
-    # Not getrusage: its peak is inherited from the process that started this one.
+    # Not by getrusage: a process inherits its peak from the process that started it.
     status = Path("/proc/self/status").read_text()
     return int(re.search(r"VmHWM:\s+(\d+) kB", status)[1]) / 2**10
 
 
-def endless(folder: Path, size: int, batch: int, workers: int, pin: bool) -> Iterator:
-    """Training batches of the demo's pictures, for ever, all of the same size."""
-    from dataset import Transform, batches, make_loader, read_splits
-    from photographs import demo
-    from photographs.labels import FORMATS
-
-    demo.build(folder, folder / "images")
-    labels = read_splits(folder, folder / "images", FORMATS["demo"]).train
-    loader = make_loader(labels, folder / "images", Transform("demo", size, True), batch, workers, 0, pin)
-    for epoch in itertools.count():
-        yield from (found for found in batches(loader, epoch) if len(found.names) == batch)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--models", nargs="+", default=["eat_tiny", "eat_base"], choices=list_models())
-    parser.add_argument("--batches", nargs="+", type=int, default=[8])
-    parser.add_argument("--precisions", nargs="+", default=["float32"], choices=list(DTYPES))
-    parser.add_argument("--compiled", nargs="+", default=["off"], choices=["off", "on"])
-    parser.add_argument(
-        "--reference_path",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="run the plain float32 path too, and give ratios (default: yes)",
-    )
-    parser.add_argument("--repeats", type=int, default=5, help="pairs of timings (default: 5)")
-    parser.add_argument(
-        "--steps", type=int, default=1, help="steps in each timing (default: 1; on a GPU take 10)"
-    )
-    parser.add_argument("--num_workers", type=int, default=0, help="processes that read images (default: 0)")
-    parser.add_argument(
-        "--data", type=Path, default=Path("data/demo"), help="the demo's folder (default: data/demo)"
-    )
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--json", help="also write the rows to this file")
-    given = parser.parse_args()
-
-    allow_tf32(False)
-    rates = {precision: matrix_rate(given.device, precision) for precision in given.precisions}
-    work = {name: gflop(name) for name in given.models}
+def profile_step(step: Step, count: int = 10) -> list[tuple[str, float, int]]:
+    """Name, milliseconds and number of calls of the kernels that take most of one step; on a CPU, of the operations."""
+    on_gpu = step.device.type == "cuda"
+    kinds = torch.profiler.ProfilerActivity
+    step.seconds(WARM_UP)
+    with torch.profiler.profile(activities=[kinds.CUDA] if on_gpu else [kinds.CPU]) as profiler:
+        step.seconds(1)
     rows = []
-    cases = list(
-        itertools.product(given.models, given.batches, given.precisions, given.compiled, (False, True))
-    )
-    for name, batch, precision, compiled, training in tqdm(cases, disable=None, leave=False):
-        words = (name, batch, precision, compiled == "on", training, False, given.device)
-        plain = (name, batch, "float32", False, training, True, given.device)
-        row = {"model": name, "batch": batch, "precision": precision, "compiled": compiled}
-        row["mode"] = "training" if training else "forward"
-        case, reference = Case(*words), Case(*plain) if given.reference_path else None
-        row |= measure(case, reference, given.repeats, given.steps)
-        del reference
-        row["tflops"] = row["images_per_second"] * work[name] * (3 if training else 1) / 1e3
-        row["share_of_matrix_rate"] = row["tflops"] / rates[precision]
-        if training:
-            pin = given.device != "cpu"
-            loader = endless(given.data, case.model.img_size, batch, given.num_workers, pin)
-            row |= {f"{part}_ms": ms for part, ms in case.parts(loader, max(3, given.repeats)).items()}
-        del case
-        row["peak_mib"] = peak_memory(*words)
-        if given.reference_path:
-            row["reference_peak_mib"] = peak_memory(*plain)
-        rows.append(row)
+    for event in profiler.key_averages():
+        microseconds = event.self_device_time_total if on_gpu else event.self_cpu_time_total
+        rows.append((event.key, microseconds / 1e3, event.count))
+    return sorted(rows, key=lambda row: -row[1])[:count]
 
-    where = (
-        torch.cuda.get_device_name() if given.device != "cpu" else f"CPU, {torch.get_num_threads()} threads"
-    )
-    print(f"{where}, torch {torch.__version__}, medians of {given.repeats}")
-    for precision, rate in rates.items():
-        print(f"a large matrix product in {precision}: {rate:.3g} TFLOP/s")
-    print_table(rows)
-    if given.json:
-        content = {"device": where, "torch": torch.__version__, "matrix_tflops": rates, "rows": rows}
-        Path(given.json).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+def list_settings(
+    models: Sequence[str], precisions: Sequence[str], compiled: Sequence[str]
+) -> list[tuple[str, str, str]]:
+    """Every model in each precision, compiled `on` or `off`; a plain one only in float32, not compiled."""
+    settings = []
+    for name in models:
+        if name.startswith(PLAIN):
+            settings.append((name, "float32", "off"))
+        else:
+            settings += itertools.product([name], precisions, compiled)
+    return settings
+
+
+def measure(
+    settings: list[tuple[str, str, str]], batch: int, training: bool, device: str, repeats: int, count: int
+) -> list[dict]:
+    """A row for each of `list_settings`, all measured in turn: `repeats` rounds, `count` steps in each timing."""
+    cases = [(name, batch, precision, on == "on", training, device) for name, precision, on in settings]
+    rates = measure_in_turn([make_step(*case) for case in cases], repeats, count)
+    rows = []
+    for (name, precision, compiled), case, model_rates in zip(settings, cases, rates, strict=True):
+        ratios = [rate / first for rate, first in zip(model_rates, rates[0], strict=True)]
+        speed = statistics.median(model_rates)
+        tflops = speed * count_gflop(name.removeprefix(PLAIN)) * (3 if training else 1) / 1e3
+        row = {"model": name, "batch": batch, "precision": precision, "compiled": compiled}
+        row |= {"mode": "training" if training else "forward"}
+        row |= {"images_per_second": speed, "lowest": min(model_rates), "highest": max(model_rates)}
+        row |= {"ratio": statistics.median(ratios), "ratio_lowest": min(ratios), "ratio_highest": max(ratios)}
+        row |= {"tflops": tflops, "share_of_matrix_rate": tflops / measure_matrix_rate(device, precision)}
+        rows.append(row | {"peak_mib": measure_peak_memory(*case)})
+    return rows
+
+
+def check_models(names: Sequence[str]) -> None:
+    """Raises InputError for a network that is neither EAT's nor timm's."""
+    for name in names:
+        if name.removeprefix(PLAIN) not in list_models() and not name.startswith("timm/"):
+            variants = ", ".join(list_models())
+            raise InputError(
+                f"--models {name}: choose from {variants}, plain/ and one of these, or timm/NAME"
+            )
 
 
 def print_table(rows: list[dict]) -> None:
-    """Markdown; a dash where there is no value."""
+    """The rows in Markdown."""
     print(
-        "| model | batch | precision | compiled | mode | images/s | reference | ratio (lowest to highest) | TFLOP/s "
-        "| of matrix rate | data, forward, backward, optimiser in ms | peak MiB | reference |"
+        "| model | batch | precision | compiled | mode | images/s (lowest to highest) | ratio (lowest to highest) "
+        "| TFLOP/s | of matrix rate | peak MiB |"
     )
-    print("|---" * 13 + "|")
-    for r in rows:
-        ratio = f"{r['ratio']:.2f} ({r['ratio_min']:.2f} to {r['ratio_max']:.2f})" if "ratio" in r else "-"
-        plain = f"{r['reference_images_per_second']:.2f}" if "ratio" in r else "-"
-        parts = ", ".join(f"{r[f'{part}_ms']:.3g}" for part in PARTS) if "data_ms" in r else "-"
-        memory = f"{r['reference_peak_mib']:.0f}" if "reference_peak_mib" in r else "-"
+    print("|---" * 10 + "|")
+    for row in rows:
         print(
-            f"| {r['model']} | {r['batch']} | {r['precision']} | {r['compiled']} | {r['mode']} "
-            f"| {r['images_per_second']:.2f} | {plain} | {ratio} | {r['tflops']:.3g} | {r['share_of_matrix_rate']:.0%} "
-            f"| {parts} | {r['peak_mib']:.0f} | {memory} |"
+            "| {model} | {batch} | {precision} | {compiled} | {mode} "
+            "| {images_per_second:.2f} ({lowest:.2f} to {highest:.2f}) "
+            "| {ratio:.2f} ({ratio_lowest:.2f} to {ratio_highest:.2f}) "
+            "| {tflops:.3g} | {share_of_matrix_rate:.0%} | {peak_mib:.0f} |".format(**row)
         )
 
 
+def print_profile(name: str, kernels: list[tuple[str, float, int]]) -> None:
+    """The dearest kernels of one network in Markdown."""
+    print(f"\n{name}, one training step:\n\n| kernel | ms | calls |\n|---|---|---|")
+    for kernel, milliseconds, calls in kernels:
+        print(f"| {kernel[:80]} | {milliseconds:.2f} | {calls} |")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, and print the tables. Returns the exit status."""
+    parser = Parser(
+        {"": TABLE},
+        prog="python -m benchmarks.throughput",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    options = parser.parse_args(argv)
+
+    def work() -> None:
+        check_models(options.models)
+        device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        if device == "cuda" and not torch.cuda.is_available():
+            raise InputError("--device cuda: no GPU is here; use --device cpu")
+        allow_tf32(False)
+        settings = list_settings(options.models, options.precisions, options.compiled)
+        rows = []
+        for batch, training in tqdm(list(itertools.product(options.batches, (False, True))), disable=None):
+            rows += measure(settings, batch, training, device, options.repeats, options.steps)
+        device_name = (
+            torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
+        )
+        print(f"{device_name}, torch {torch.__version__}, medians of {options.repeats} rounds")
+        for precision in options.precisions:
+            rate = measure_matrix_rate(device, precision)
+            print(f"a large matrix product in {precision}: {rate:.3g} TFLOP/s")
+        print_table(rows)
+        for name in options.models if options.profile else []:
+            precision = "float32" if name.startswith(PLAIN) else options.precisions[0]
+            step = make_step(name, options.batches[0], precision, False, True, device)
+            print_profile(name, profile_step(step))
+        if options.json:
+            write_json(options.json, {"device": device_name, "torch": torch.__version__, "rows": rows})
+
+    return guarded("benchmarks.throughput", work)
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

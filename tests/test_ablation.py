@@ -14,8 +14,7 @@ from test_distributed import SMALL_RUN
 
 import models
 from benchmarks import ablation, throughput
-from models.weights import KNOWN
-from option import InputError
+from option import OPTIONS, InputError
 
 
 def command(folder, *settings):
@@ -24,7 +23,7 @@ def command(folder, *settings):
 
 
 @pytest.fixture
-def here(run, monkeypatch):
+def in_process(run, monkeypatch):
     """The runs are made in this process, sooner than new interpreters would start."""
 
     def train(folder, words):
@@ -36,7 +35,7 @@ def here(run, monkeypatch):
 
 
 @pytest.mark.slow
-def test_one_command_trains_measures_and_goes_on_where_it_stopped(ava, here, capsys):
+def test_one_command_trains_measures_and_goes_on_where_it_stopped(ava, in_process, capsys):
     out = ava / "out"
     assert ablation.main(command(ava, "batch")) == 0
     first = (out / "batch-seed0" / "predictions.csv").stat().st_mtime_ns
@@ -61,13 +60,16 @@ def test_one_command_trains_measures_and_goes_on_where_it_stopped(ava, here, cap
     cells = (out / "table.md").read_text().splitlines()[2].split(" | ")
     model = models.create_model("eat_nano")
     assert cells[1] == f"{sum(p.numel() for p in model.parameters()) / 1e6:.3g}"
-    assert cells[2] == f"{throughput.forward_gflop(model):.3g}"
+    assert cells[2] == f"{throughput.count_forward_gflop(model):.3g}"
     assert float(cells[3]) < float(cells[4])  # images/s, training and evaluation
     low, high = map(float, re.search(r"\((\S+) to (\S+)\)", cells[5]).groups())
     assert low <= round(runs.loc["batch", "srcc"], 3) <= high
-    told = (out / "differences.md").read_text()
-    assert "| batch − interest_points=image,refinement=off | SRCC |" in told
-    assert "Of a setting with one seed the intervals hold what other images would change" in told
+    differences = (out / "differences.md").read_text()
+    assert "| batch − interest_points=image,refinement=off | SRCC |" in differences
+    assert (
+        "The intervals of a setting with one seed contain the noise of images, not that of seeds."
+        in differences
+    )
     assert (out / "ablation.png").read_bytes().startswith(b"\x89PNG")
     assert ablation.main(command(ava, "batch")) == 0
     assert (out / "batch-seed0" / "predictions.csv").stat().st_mtime_ns == again
@@ -76,22 +78,22 @@ def test_one_command_trains_measures_and_goes_on_where_it_stopped(ava, here, cap
 
 
 def test_the_papers_preset_goes_from_plain_dat_to_eat_and_other_networks_stand_beside(tmp_path, monkeypatch):
-    seen = []
+    settings = []
 
-    def run_all(settings, *_):
-        seen.extend(settings)
-        raise InputError("seen")
+    def run_all(parsed, *_):
+        settings.extend(parsed)
+        raise InputError("enough")
 
     monkeypatch.setattr(ablation, "run_all", run_all)
-    other = "timm/resnet18,path_to_model_weight=weights/a.pth"
-    assert ablation.main(["--preset", "paper", "--models", other, "--out", str(tmp_path)]) == 2
-    assert [name for name, _ in seen[:3]] == ["dat", "points", "eat"]
-    changes = [set(b.items()) - set(a.items()) for (_, a), (_, b) in itertools.pairwise(seen[:3])]
+    model = "timm/resnet18,path_to_model_weight=weights/a.pth"
+    assert ablation.main(["--preset", "paper", "--models", model, "--out", str(tmp_path)]) == 2
+    assert [name for name, _ in settings[:3]] == ["dat", "points", "eat"]
+    changes = [set(b.items()) - set(a.items()) for (_, a), (_, b) in itertools.pairwise(settings[:3])]
     assert changes == [{("interest_points", "batch")}, {("refinement", "released")}]
-    for _, options in seen[:-1]:
-        assert all(value in KNOWN[name] for name, value in options.items())
+    for _, options in settings[:-1]:
+        assert all(value in OPTIONS[name].choices for name, value in options.items())
     options = {"model": "timm/resnet18", "path_to_model_weight": "weights/a.pth"}
-    assert seen[-1] == ("timm_resnet18,path_to_model_weight=weights_a.pth", options)
+    assert settings[-1] == ("timm_resnet18,path_to_model_weight=weights_a.pth", options)
 
 
 @pytest.mark.parametrize("setting", ["median", "interest_points", "no_such_option=1"])
@@ -118,7 +120,7 @@ def test_interrupted_it_lets_the_run_save_and_goes_on_with_it(ava, monkeypatch):
     log = ava / "out" / "batch-seed0" / "train.log"
 
     def work():
-        signal.signal(signal.SIGINT, ablation.interrupted)
+        signal.signal(signal.SIGINT, ablation.raise_interrupted)
         return ablation.main(words)
 
     child = fork(work, ava / "errors")

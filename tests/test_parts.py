@@ -11,13 +11,13 @@ import time
 from pathlib import Path
 
 import pandas as pd
+import psutil
 import pytest
 from common import ended, fork, make_pictures, make_weights
 from pyarrow import dataset, parquet
 from test_shards import five, make_shard
 
 import predict
-from benchmarks.shards import descendants
 from inference import parts
 from inference.parts import Parts
 from inference.table import read_rows
@@ -247,8 +247,9 @@ def test_after_a_kill_of_all_processes_another_number_goes_on_to_exactly_one_row
     end = time.monotonic() + 60
     while len(list(out.glob("*.parquet"))) < 3 and time.monotonic() < end:
         time.sleep(0.01)
-    for number in descendants(process.pid):
-        os.kill(number, signal.SIGKILL)
+    parent = psutil.Process(process.pid)
+    for started in [parent, *parent.children(recursive=True)]:
+        started.kill()
     process.communicate()
     done = len(list(out.glob("*.parquet")))
     assert 3 <= done < 24
