@@ -25,7 +25,7 @@ from dataset import Transform, read_splits
 from option import InputError
 from photographs import copies, official, pictures, splits, summary
 from photographs.arguments import parse
-from photographs.cache import Cache, repair
+from photographs.cache import Cache
 from photographs.labels import finder
 from photographs.official import Prepared
 from training.build import pick_decoders
@@ -221,7 +221,7 @@ def fill_cache(options: argparse.Namespace) -> int:
         for (resize, used), names in wanted.items():
             store = Cache(options.out, resize, used)
             names = np.array(list(dict.fromkeys(names)))
-            bad = repair(store, names, options.images, options.num_workers, watch)
+            bad = store.fill(names, options.images, options.num_workers, watch)
             size = os.path.getsize(store.path) / 2**30
             print(f"{store.folder}: {len(names) - len(bad)} pictures, {size:.2f} GiB")
             problems += bad

@@ -84,7 +84,7 @@ COMMANDS: dict[str, tuple[str, Table]] = {
         Option("near", int, NEAR, "--copies: perceptual hashes (64 bits) that differ in no more bits are copies"),
         WORKERS,
     )}),
-    "cache": ("decode and resize the pictures once, for `main_nni.py --cache`; verifies and repairs a cache", {"": (
+    "cache": ("decode and resize the pictures once, for `main_nni.py --cache`; goes on where it was interrupted", {"": (
         Option("dataset", str, None, "whose CSVs they are", choices=[name for name in DATASETS if name != "demo"], required=True),
         Option("images", str, None, "folder of the pictures", metavar="FOLDER", required=True),
         Option("csv", Path, None, "folder of train.csv, val.csv and test.csv", metavar="FOLDER", required=True),
