@@ -32,7 +32,7 @@ from training.build import pick_decoders
 
 log = logging.getLogger("eat")
 
-GOES_ON = "the same command goes on where it stopped"
+GOES_ON = {"cache": "the same command goes on where it stopped"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise InputError(f"{options.images}: no such folder; --images names the folder of the pictures")
         return {"check": check, "cache": fill_cache}.get(options.command, prepare)(options)
 
-    return guarded("prepare_data.py", work, GOES_ON)
+    return guarded("prepare_data.py", work, GOES_ON.get(options.command, "start it again"))
 
 
 def read_labels(options: argparse.Namespace) -> Prepared:
@@ -83,9 +83,8 @@ def prepare(options: argparse.Namespace) -> None:
     text.append(summary.as_text(found))
     with atomic_write(out / "summary.txt") as file:
         file.write("\n\n".join(text) + "\n")
-    summary.draw(prepared, f"{options.command}: {found['rows_kept']} images", out / "histogram.png")
     print("\n\n".join(text))
-    written = [*(path.name for path in paths.values()), "summary.txt", "summary.json", "histogram.png"]
+    written = [*(path.name for path in paths.values()), "summary.txt", "summary.json"]
     print(f"\nwritten to {out}: {', '.join(written)}")
 
 
@@ -127,7 +126,7 @@ def split_at_random(prepared: Prepared, val_share: float, test_share: float | No
     prepared.table["split"] = splits
 
 
-def look(prepared: Prepared, options: argparse.Namespace, journal: Path, watch: Watch) -> list[str]:
+def look(prepared: Prepared, options: argparse.Namespace, path: Path, watch: Watch) -> list[str]:
     """Leave out the rows whose pictures are missing, or stop or spoil training. Returns what was seen, as text."""
     find = finder(options.images)
     found = [find(name) for name in prepared.files]
@@ -146,7 +145,8 @@ def look(prepared: Prepared, options: argparse.Namespace, journal: Path, watch: 
             prepared.notes.append(f"the first picture that is missing: {names[missing.argmax()]}")
         findings = []
     else:
-        findings = pictures.examine_all(options.images, names, journal, options.num_workers, watch)
+        findings = pictures.examine_all(options.images, names, options.num_workers, watch)
+        pictures.write_findings(findings, path)
         kinds = pd.Series([finding.kinds if finding.verdict != "used" else "" for finding in findings])
     for kind in sorted(set(kinds) - {""}):
         prepared.keep(kinds != kind, f"picture {kind}")
@@ -182,16 +182,17 @@ def check(options: argparse.Namespace) -> int:
         if not names:
             raise InputError(f"{options.images}: no pictures in it")
     options.out.mkdir(parents=True, exist_ok=True)
-    journal, pairs = options.out / "pictures.csv", []
+    pairs = []
     with Watch() as watch:
-        findings = pictures.examine_all(options.images, names, journal, options.num_workers, watch)
+        findings = pictures.examine_all(options.images, names, options.num_workers, watch)
+        pictures.write_findings(findings, options.out / "pictures.csv")
         if options.copies:
             known = copies.signatures(options.images, names, options.num_workers, watch)
             splits_ = {path.name: list(table["_file"]) for path, table in tables.items()}
             pairs = copies.find_copies(splits_, known, options.near)
             copies.write(pairs, options.out / "copies.csv")
     print(pictures.report(findings))
-    print(f"each of them: {journal}")
+    print(f"each of them: {options.out / 'pictures.csv'}")
     if options.copies:
         print(copies.report(pairs))
         print(f"each of them: {options.out / 'copies.csv'}")

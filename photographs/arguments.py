@@ -75,7 +75,7 @@ COMMANDS: dict[str, tuple[str, Table]] = {
         Option("score_min", float, 0.0, "lowest possible score"),
         Option("score_max", float, 1.0, "highest possible score"),
     )),
-    "check": ("decode every picture and say what training will do with it; goes on where it was interrupted", {"": (
+    "check": ("decode every picture and say what training will do with it", {"": (
         Option("images", str, None, "folder of the pictures", metavar="FOLDER", required=True),
         Option("csv", Path, [], "look at the pictures named here only (default: all in the folder)", nargs="+"),
         Option("out", Path, None, "where pictures.csv goes", metavar="FOLDER", required=True),

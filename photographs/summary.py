@@ -1,18 +1,12 @@
-"""What a prepared dataset is like: counts, scores by split, what was left out; as text, JSON and a picture."""
+"""What a prepared dataset is like: counts, scores by split, what was left out; as text and JSON."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
-import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
-from commands.files import atomic_write
 from photographs.official import Prepared
-
-COLOURS = {"train": "#0072b2", "val": "#e69f00", "test": "#009e73"}  # told apart by the colour-blind
 
 SPLITS = {
     "authors": "the authors' (val.csv and test.csv of their TANet; EAT's checkpoints were probably trained beside them, "
@@ -43,7 +37,7 @@ def describe(prepared: Prepared) -> dict:
         "dropped": dict(prepared.dropped),
         "rows_kept": len(prepared.table),
         "threshold": prepared.threshold,
-        "splits": splits.loc[list(COLOURS)].to_dict("index"),
+        "splits": splits.loc[["train", "val", "test"]].to_dict("index"),
         "notes": prepared.notes,
     }
 
@@ -63,28 +57,3 @@ def as_text(summary: Mapping) -> str:
     )
     split = f"{kept}; split: {SPLITS[summary['split']]}"
     return "\n".join([split, *dropped, *lines, *summary["notes"], named])
-
-
-def draw(prepared: Prepared, title: str, path: Path) -> None:
-    """A histogram of the scores of each split, in shares, with the threshold, to a PNG."""
-    scores, splits = prepared.scores, prepared.table["split"].to_numpy()
-    own = {split: scores[splits == split] for split in COLOURS}
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
-    low, high = scores.min(), scores.max()
-    axes.hist(
-        list(own.values()),
-        np.linspace(low, high if high > low else low + 1, 41),
-        weights=[np.full(len(part), 1 / len(part)) for part in own.values()],
-        label=[f"{split} ({len(part)})" for split, part in own.items()],
-        color=list(COLOURS.values()),
-        histtype="step",
-        linewidth=1.6,
-    )
-    threshold = prepared.threshold
-    axes.axvline(threshold, color="0.4", linestyle="--", linewidth=1, label=f"threshold {threshold:g}")
-    axes.set(title=title, xlabel="score", ylabel="share of the split's images")
-    axes.yaxis.set_major_formatter("{x:.0%}")
-    axes.legend(frameon=False)
-    with atomic_write(path, "wb") as file:
-        figure.savefig(file, format="png", dpi=120)
