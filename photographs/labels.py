@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from option import InputError
+from photographs.decode import Resize
 from util import Pairs, image_emds, pair, scores
 
 # What a file name may not contain.
@@ -28,13 +29,20 @@ VOTE_COLUMN = re.compile(r"(?:votes?|score|level)?_?(\d+)", re.IGNORECASE)
 
 @dataclass(frozen=True)
 class Format:
-    """How one dataset writes its labels."""
+    """How a dataset writes its labels, and how its photographs are resized for the network."""
 
     image_column: str = "image"
     suffix: str = ""  # appended to the image column for the file name
-    vote_columns: tuple[str, ...] = ()  # counts of votes for the levels 1, 2, ...; none: one score
-    score_range: tuple[float, float] = (0.0, 1.0)  # of the column `score`; the target is its place in 0..1
-    threshold: float = 0.5  # on the score computed from the target: above it is high
+    vote_columns: tuple[str, ...] = ()  # counts of votes for the levels 1, 2, ...; none: one column `score`
+    scale: tuple[float, float] = (
+        0.0,
+        1.0,
+    )  # the dataset's lowest and highest score; of votes the first and last level
+    threshold: float = 0.5  # a score above it is high; on the protocol's scale
+    resize_method: str = "bilinear"
+    train_side: float = (
+        256 / 224
+    )  # of training's resize, before the random crop; 1 is the side of the network's input
 
     @property
     def outputs(self) -> int:
@@ -42,14 +50,13 @@ class Format:
         return len(self.vote_columns) or 1
 
     @property
-    def scale(self) -> tuple[float, float]:
-        """The dataset's own lowest and highest score."""
-        return (1.0, float(len(self.vote_columns))) if self.vote_columns else self.score_range
-
-    @property
     def protocol_scale(self) -> tuple[float, float]:
         """The lowest and highest score of metrics and predictions.csv: 1 to the levels of votes, else 0 to 1."""
         return self.scale if self.vote_columns else (0.0, 1.0)
+
+    def resize(self, side: int, train: bool) -> Resize:
+        """The resize of training, or of evaluation, for a network whose input has this side."""
+        return Resize(round(side * self.train_side) if train else side, self.resize_method)
 
     def thresholds(self, trained: Format | None = None) -> tuple[float, float]:
         """Above which a predicted and a true score are high, both on the protocol's scale. trained: see `pairs`."""
@@ -79,15 +86,29 @@ def _mapped(values: np.ndarray, trained: Format, form: Format) -> np.ndarray:
     return own_low + (values - low) * ((own_high - own_low) / (high - low))
 
 
+def vote_format(columns: Sequence[str], threshold: float | None = None, **fields: Any) -> Format:
+    """The format of a CSV with one column of counts for each vote level; by default scores above the middle are high."""
+    last = float(len(columns))
+    threshold = (1 + last) / 2 if threshold is None else threshold
+    return Format(vote_columns=tuple(columns), scale=(1.0, last), threshold=threshold, **fields)
+
+
 # score2..score11 are the counts of votes 1..10: off by one, but so are the files.
-AVA = Format("image_id", ".jpg", tuple(f"score{level}" for level in range(2, 12)), threshold=5.0)
+AVA = vote_format(
+    [f"score{level}" for level in range(2, 12)],
+    threshold=5.0,
+    image_column="image_id",
+    suffix=".jpg",
+    resize_method="bicubic",
+    train_side=1.0,
+)
 FORMATS = {
     "demo": AVA,
     "ava": AVA,
-    "tad66k": Format(score_range=(0.0, 10.0)),
-    "flickr_aes": Format(score_range=(0.0, 1.0)),
-    "aadb": Format(score_range=(0.0, 1.0)),
-    "para": Format(score_range=(1.0, 5.0)),
+    "tad66k": Format(scale=(0.0, 10.0)),
+    "flickr_aes": Format(scale=(0.0, 1.0)),
+    "aadb": Format(scale=(0.0, 1.0)),
+    "para": Format(scale=(1.0, 5.0)),
 }
 
 
@@ -107,26 +128,26 @@ class Labels:
         return Labels(self.source, self.images[rows], self.targets[rows], self.opinions[rows])
 
 
-def csv_format(path: str | os.PathLike, score_range: tuple[float, float], threshold: float | None) -> Format:
+def csv_format(path: str | os.PathLike, scale: tuple[float, float], threshold: float | None) -> Format:
     """The format of `--dataset csv`: `image` with `score`, or with one column per vote level.
 
     Vote columns are numbered, alone or behind `vote`, `votes`, `score` or `level` (`1, 2, ...`, `score_1, ...`);
     their numbers, in order, are the levels 1, 2, ... The default threshold is the middle of the scale.
     """
     columns = list(read_table(path).columns)
-    form = Format(score_range=score_range)
+    label_format = Format(scale=scale)
     if "score" not in columns:
-        votes = _vote_columns(path, columns)
-        if score_range != (0.0, 1.0):
+        label_format = vote_format(_vote_columns(path, columns))
+        if scale != (0.0, 1.0):
             remedy = "--score_min and --score_max belong to a column 'score'"
             raise InputError(f"{path}: has vote columns; {remedy}")
-        form = Format(vote_columns=votes, threshold=(1 + len(votes)) / 2)
-    low, high = form.scale
+    low, high = label_format.scale
     if threshold is None:
-        return form
+        return label_format
     if not low <= threshold <= high:
         raise InputError(f"--threshold {threshold:g} lies outside the scale of {path}, {low:g} to {high:g}")
-    return replace(form, threshold=threshold if form.vote_columns else (threshold - low) / (high - low))
+    on_protocol = threshold if label_format.vote_columns else (threshold - low) / (high - low)
+    return replace(label_format, threshold=on_protocol)
 
 
 def _vote_columns(path: str | os.PathLike, columns: Sequence[str]) -> tuple[str, ...]:
@@ -158,8 +179,8 @@ def read_labels(path: str | os.PathLike, form: Format | None, limit: int | None 
         votes = read_votes(path, table, form.vote_columns, form.image_column)
         targets, opinions = votes / votes.sum(1, keepdims=True), mean_votes(votes)
     else:
-        low, high = form.score_range
-        targets = opinions = (read_scores(path, table, form.score_range) - low) / (high - low)
+        low, high = form.scale
+        targets = opinions = (read_scores(path, table, form.scale) - low) / (high - low)
     targets = targets.reshape(len(table), -1).astype(np.float32)
     return Labels(str(path), np.array(images, str), targets, opinions)
 

@@ -20,7 +20,7 @@ import pandas as pd
 
 from option import InputError
 from photographs import labels, splits
-from photographs.labels import AVA, FORMATS, Format, plain_name
+from photographs.labels import AVA, FORMATS, Format, plain_name, vote_format
 
 _VOTES = [f"votes of {level}" for level in range(1, 11)]
 AVA_COLUMNS = ["row number", "image id", *_VOTES, "tag 1", "tag 2", "challenge"]
@@ -89,7 +89,7 @@ class Prepared:
     @property
     def threshold(self) -> float:
         """Scores above it are high; on the dataset's own scale."""
-        low, high = (0.0, 1.0) if self.form.vote_columns else self.form.score_range
+        low, high = (0.0, 1.0) if self.form.vote_columns else self.form.scale
         return low + self.form.threshold * (high - low)
 
     def keep(self, rows: np.ndarray | pd.Series, reason: str) -> None:
@@ -244,7 +244,7 @@ def _scored(paths: Mapping[str, Path], dataset: str) -> Prepared:
     for split, path in paths.items():
         table = labels.read_table(path, columns=() if source.header else ("image", "score"))
         labels.require(path, table, [*source.images, source.score])
-        score = labels.read_scores(path, table, form.score_range, source.score)
+        score = labels.read_scores(path, table, form.scale, source.score)
         folder, *names = (table[column].str.strip() for column in source.images)
         table["image"] = folder.str.cat(names, "/") if names else folder
         image = labels.read_names(path, table, form)
@@ -288,10 +288,10 @@ def read_any(options: argparse.Namespace) -> Prepared:
     if votes:
         counts = labels.read_votes(path, table, votes, options.image_column)
         levels = tuple(f"vote{level}" for level in range(1, len(votes) + 1))
-        form = Format(vote_columns=levels, threshold=(1 + len(levels)) / 2)
+        form = vote_format(levels)
         result[list(levels)] = counts.astype(np.int64) if (counts == counts.round()).all() else counts
     else:
-        form = Format(score_range=scale)
+        form = Format(scale=scale)
         result["score"] = labels.read_scores(path, table, scale, column)
     result["split"] = ""
     if column := options.split_column:
