@@ -3,26 +3,72 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 
-from commands.parser import Table, finite, with_commands
+from commands.parser import Table, with_commands
 from option import CPUS, DATASETS, Option
-from photographs.copies import NEAR
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The options and the `command`; exits with status 2 where they are wrong."""
-    about = "From the official downloads to what training reads: CSVs, a look at every picture, a cache."
-    return with_commands("prepare_data.py", about, COMMANDS).parse_args(argv)
+    """The options and the `command`; exits with status 2 if they are wrong."""
+    about = "From the official downloads to what training reads: CSVs, checked photographs, a cache."
+    parser = with_commands("prepare_data.py", about, COMMANDS)
+    options = parser.parse_args(argv)
+    if options.command == "ava":
+        options.split = options.split or ("official" if options.test_list else "authors")
+    if options.command == "csv":
+        options.separator = {"tab": "\t", "\\t": "\t"}.get(options.separator, options.separator)
+    for problem in _problems(options):
+        parser.error(problem)
+    return options
+
+
+def _problems(options: argparse.Namespace) -> Iterator[str]:
+    """What is wrong with options that argparse accepts one by one."""
+    if options.images is not None and not Path(options.images).is_dir():
+        yield f"{options.images}: no such folder; --images names the folder of the pictures"
+    if options.command == "ava" and (options.split == "official") != bool(options.test_list):
+        yield "--split official and --test_list belong together; give both or neither"
+    if options.command == "csv":
+        yield from _csv_problems(options)
+    if options.command == "check":
+        yield from _check_problems(options)
+    if options.command == "cache" and not options.csv.is_dir():
+        yield f"{options.csv}: no such folder; --csv names the folder of the CSVs"
+
+
+def _csv_problems(options: argparse.Namespace) -> Iterator[str]:
+    separator, votes = options.separator, options.vote_columns
+    if options.score_column and votes:
+        yield "--score_column and --vote_columns exclude each other; leave one out"
+    if options.score_min >= options.score_max:
+        yield f"--score_min {options.score_min:g} is not below --score_max {options.score_max:g}"
+    if len(separator) != 1 or not separator.isascii():
+        yield f"--separator {separator!r} is not one plain character, or tab"
+    if votes and len(set(votes)) < max(2, len(votes)):
+        yield "--vote_columns needs two columns or more, each once"
+
+
+def _check_problems(options: argparse.Namespace) -> Iterator[str]:
+    if options.clean and not options.csv:
+        yield "--clean needs --csv, the CSVs to clean"
+    if (options.clean or options.copies) and len({path.name for path in options.csv}) < len(options.csv):
+        yield "--csv: two files have the same name; give those of one dataset"
+    if options.copies and len(options.csv) < 2:
+        yield "--copies needs --csv with the CSVs of two splits or more, to compare"
+    for path in options.csv if options.clean else ():
+        if (options.clean / path.name).exists():
+            yield f"{options.clean / path.name}: is there already; give another --clean"
 
 
 def share(text: str) -> float:
-    """For argparse's `type`: a part of a whole, below a half."""
-    value = finite(text)
-    if not 0 < value < 0.5:
-        raise argparse.ArgumentTypeError(f"{text} must lie between 0 and 0.5")
-    return value
+    """For argparse's `type`: a share below a half."""
+    with suppress(ValueError):
+        if 0 < float(text) < 0.5:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text} must lie between 0 and 0.5")
 
 
 WORKERS = Option("num_workers", int, CPUS, "processes that read pictures (default: all cores)")
@@ -81,7 +127,7 @@ COMMANDS: dict[str, tuple[str, Table]] = {
         Option("out", Path, None, "where pictures.csv goes", metavar="FOLDER", required=True),
         Option("clean", Path, None, "write the CSVs there without the pictures that stop or spoil training, and train.csv without the copies of --copies", metavar="FOLDER"),
         Option("copies", bool, False, "also look for the same picture in two splits under two names: same bytes, same pixels, or nearly the same look"),
-        Option("near", int, NEAR, "--copies: perceptual hashes (64 bits) that differ in no more bits are copies"),
+        Option("near", int, 4, "--copies: perceptual hashes (64 bits) that differ in no more bits are copies"),
         WORKERS,
     )}),
     "cache": ("decode and resize the pictures once, for `main_nni.py --cache`; goes on where it was interrupted", {"": (

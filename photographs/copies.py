@@ -21,7 +21,6 @@ from photographs import workers
 from photographs.decode import open_image
 
 SIDE = 224  # pixels are compared after a resize to a square of it, as training sees them
-NEAR = 4  # of the 64 bits of a perceptual hash: two pictures that differ in no more look alike
 HOWS = {
     "name": "the same name",
     "bytes": "the same file",
@@ -84,9 +83,7 @@ def signatures(
     return {name: one for name, one in zip(names, found, strict=True) if one is not None}
 
 
-def find_copies(
-    splits: Mapping[str, Sequence[str]], known: Mapping[str, Signature], near: int = NEAR
-) -> list[Copy]:
+def find_copies(splits: Mapping[str, Sequence[str]], known: Mapping[str, Signature], near: int) -> list[Copy]:
     """Pictures of one split that stand in another, too, each pair once, the strongest reason first.
 
     splits: names by CSV. near: most bits of difference.
@@ -117,7 +114,7 @@ def report(found: Sequence[Copy]) -> str:
     return "\n".join(lines)
 
 
-def of(found: Sequence[Copy], csv: str) -> set[str]:
+def images_of(found: Sequence[Copy], csv: str) -> set[str]:
     """The pictures of a CSV that are in another one, too."""
     return {pair.image for pair in found if pair.csv == csv} | {
         pair.copy for pair in found if pair.copy_csv == csv

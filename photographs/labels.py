@@ -167,8 +167,10 @@ def read_labels(path: str | os.PathLike, form: Format | None, limit: int | None 
     Raises InputError naming the file, the line and the value for anything that is not a label.
     """
     table = read_table(path)
-    names_alone, form = form is None, form or names_format(table)
-    require(path, table, [form.image_column, *(() if names_alone else form.vote_columns or ["score"])])
+    names_alone, form = form is None, form or name_format(table)
+    require_columns(
+        path, table, [form.image_column, *(() if names_alone else form.vote_columns or ["score"])]
+    )
     table = table.head(limit) if limit is not None else table
     images = pd.Series(read_names(path, table, form))
     again = "stands there a second time; keep one row for each image"
@@ -185,7 +187,7 @@ def read_labels(path: str | os.PathLike, form: Format | None, limit: int | None 
     return Labels(str(path), np.array(images, str), targets, opinions)
 
 
-def names_format(table: pd.DataFrame) -> Format:
+def name_format(table: pd.DataFrame) -> Format:
     """Where the names of the pictures stand in a prepared CSV: of AVA, or any other."""
     return AVA if "image_id" in table.columns and "image" not in table.columns else Format()
 
@@ -227,7 +229,7 @@ def read_table(path: str | os.PathLike, separator: str = ",", columns: Sequence[
     return pd.DataFrame(list(rows.values()), list(rows), columns, dtype=str)
 
 
-def require(path, table: pd.DataFrame, columns: Sequence[str]) -> None:
+def require_columns(path, table: pd.DataFrame, columns: Sequence[str]) -> None:
     """Raises InputError for the columns that the table lacks."""
     if missing := [column for column in columns if column not in table.columns]:
         raise InputError(f"{path}: no column {', '.join(missing)}; found {', '.join(table.columns)}")
@@ -301,7 +303,7 @@ def find_images(labels: Labels, folder: str | os.PathLike, skip_missing: bool) -
     Returns the labels whose images are there, and how many were skipped (with skip_missing).
     Raises InputError with the count and the first ten of the missing.
     """
-    find = finder(folder)
+    find = file_finder(folder)
     names = np.array([find(str(name)) or "" for name in labels.images])
     present = names != ""
     missing = labels.images[~present]
@@ -313,7 +315,7 @@ def find_images(labels: Labels, folder: str | os.PathLike, skip_missing: bool) -
     return replace(labels.subset(present), images=names[present]), len(missing)
 
 
-def finder(folder: str | os.PathLike) -> Callable[[str], str | None]:
+def file_finder(folder: str | os.PathLike) -> Callable[[str], str | None]:
     """A function that gives a file's name as it is on the disk, or None; the case of its ending may differ (`.JPG`)."""
 
     @cache

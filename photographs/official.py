@@ -6,7 +6,6 @@ whatever is not a label is an InputError that names file, line and value.
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 from collections import Counter
@@ -68,8 +67,8 @@ class Prepared:
     """
 
     table: pd.DataFrame
-    form: Format
-    read: int  # rows of the official files
+    label_format: Format
+    rows_read: int  # rows of the official files
     split: str = "random"
     dropped: Counter[str] = field(default_factory=Counter)  # rows by reason
     notes: list[str] = field(default_factory=list)
@@ -77,20 +76,20 @@ class Prepared:
     @property
     def files(self) -> pd.Series:
         """The name of each row's picture file."""
-        return self.table[self.form.image_column].astype(str) + self.form.suffix
+        return self.table[self.label_format.image_column].astype(str) + self.label_format.suffix
 
     @property
     def scores(self) -> np.ndarray:
         """(N,) on the dataset's own scale."""
-        if not self.form.vote_columns:
+        if not self.label_format.vote_columns:
             return self.table["score"].to_numpy(float)
-        return labels.mean_votes(self.table[list(self.form.vote_columns)].to_numpy(float))
+        return labels.mean_votes(self.table[list(self.label_format.vote_columns)].to_numpy(float))
 
     @property
     def threshold(self) -> float:
         """Scores above it are high; on the dataset's own scale."""
-        low, high = (0.0, 1.0) if self.form.vote_columns else self.form.scale
-        return low + self.form.threshold * (high - low)
+        low, high = (0.0, 1.0) if self.label_format.vote_columns else self.label_format.scale
+        return low + self.label_format.threshold * (high - low)
 
     def keep(self, rows: np.ndarray | pd.Series, reason: str) -> None:
         """Leave out the others, and count them."""
@@ -98,7 +97,7 @@ class Prepared:
             self.dropped[reason] += count
             self.table = self.table[np.asarray(rows)].reset_index(drop=True)
 
-    def separate(self, files: pd.Series) -> None:
+    def drop_shared(self, files: pd.Series) -> None:
         """Leave out the train and val rows whose picture, of `files`, is in the test set, too, or in both of them."""
         splits = self.table["split"]
         test, val = (set(files[splits == split]) for split in ("test", "val"))
@@ -210,7 +209,7 @@ def read_flickr_aes(scores: str | os.PathLike, workers: str | os.PathLike | None
     ratings = labels.read_table(workers)
     ratings.columns = [column.lower() for column in ratings.columns]
     columns = ["worker", "imagepair"]
-    labels.require(workers, ratings, [*columns, "score"])
+    labels.require_columns(workers, ratings, [*columns, "score"])
     labels.read_scores(workers, ratings, (1, 5))
     ratings[columns] = ratings[columns].map(plain_name)
     labels.refuse_where(workers, ratings, (ratings[columns] == "").to_numpy(), columns, "empty")
@@ -240,63 +239,61 @@ def read_flickr_aes(scores: str | os.PathLike, workers: str | os.PathLike | None
 
 def _scored(paths: Mapping[str, Path], dataset: str) -> Prepared:
     """The files of a dataset with one score per image, by split."""
-    source, form, tables = SOURCES[dataset], FORMATS[dataset], {}
+    source, label_format, tables = SOURCES[dataset], FORMATS[dataset], {}
     for split, path in paths.items():
         table = labels.read_table(path, columns=() if source.header else ("image", "score"))
-        labels.require(path, table, [*source.images, source.score])
-        score = labels.read_scores(path, table, form.scale, source.score)
+        labels.require_columns(path, table, [*source.images, source.score])
+        score = labels.read_scores(path, table, label_format.scale, source.score)
         folder, *names = (table[column].str.strip() for column in source.images)
         table["image"] = folder.str.cat(names, "/") if names else folder
-        image = labels.read_names(path, table, form)
+        image = labels.read_names(path, table, label_format)
         tables[path] = pd.DataFrame({"image": image, "score": score, "split": split}, table.index)
-    return _prepared(tables, form, "official" if "test" in paths else "random")
+    return _prepared(tables, label_format, "official" if "test" in paths else "random")
 
 
-def _prepared(tables: Mapping[str | os.PathLike, pd.DataFrame], form: Format, split: str) -> Prepared:
+def _prepared(tables: Mapping[str | os.PathLike, pd.DataFrame], label_format: Format, split: str) -> Prepared:
     """One table of those of several files. Raises InputError where an image has two labels in one of them."""
     for path, table in tables.items():
-        names = table.drop(columns="split").drop_duplicates()[form.image_column]
+        names = table.drop(columns="split").drop_duplicates()[label_format.image_column]
         other = table.index.isin(names.index[names.duplicated()])
         labels.refuse_where(
-            path, table, other, form.image_column, "stands there with another label; keep one row"
+            path, table, other, label_format.image_column, "stands there with another label; keep one row"
         )
     whole = pd.concat(tables.values(), ignore_index=True)
-    prepared = Prepared(whole, form, len(whole), split)
+    prepared = Prepared(whole, label_format, len(whole), split)
     prepared.keep(~whole.duplicated(), REPEATED)
-    prepared.separate(prepared.files)
+    prepared.drop_shared(prepared.files)
     return prepared
 
 
-def read_any(options: argparse.Namespace) -> Prepared:
-    """Any table, its columns named by the options of `prepare_data.py csv`: one score, or a column per vote level."""
-    separator = {"tab": "\t", "\\t": "\t"}.get(options.separator, options.separator)
-    scale, votes, path = (options.score_min, options.score_max), options.vote_columns, options.labels
-    if options.score_column and votes:
-        raise InputError("--score_column and --vote_columns exclude each other; leave one out")
-    if scale[0] >= scale[1]:
-        raise InputError(f"--score_min {scale[0]:g} is not below --score_max {scale[1]:g}")
-    if len(separator) != 1 or not separator.isascii():
-        raise InputError(f"--separator {options.separator!r} is not one plain character, or tab")
-    if votes and len(set(votes)) < max(2, len(votes)):
-        raise InputError("--vote_columns needs two columns or more, each once")
-    table, column = labels.read_table(path, separator), options.score_column or "score"
-    labels.require(
-        path, table, [options.image_column, *(votes or [column]), *filter(None, [options.split_column])]
-    )
-    names = labels.read_names(path, table, Format(options.image_column, options.suffix))
+def read_any_table(
+    path: str | os.PathLike,
+    separator: str,
+    image_column: str,
+    suffix: str,
+    score_column: str,
+    vote_columns: Sequence[str],
+    split_column: str | None,
+    scale: tuple[float, float],
+) -> Prepared:
+    """Any table: its score within `scale`, or, if there are `vote_columns`, counts of votes from the lowest level up."""
+    table = labels.read_table(path, separator)
+    columns = [image_column, *(vote_columns or [score_column]), *filter(None, [split_column])]
+    labels.require_columns(path, table, columns)
+    names = labels.read_names(path, table, Format(image_column, suffix))
     result = pd.DataFrame({"image": names}, table.index)
-    if votes:
-        counts = labels.read_votes(path, table, votes, options.image_column)
-        levels = tuple(f"vote{level}" for level in range(1, len(votes) + 1))
-        form = vote_format(levels)
-        result[list(levels)] = counts.astype(np.int64) if (counts == counts.round()).all() else counts
+    if vote_columns:
+        counts = labels.read_votes(path, table, vote_columns, image_column)
+        label_format = vote_format([f"vote{level}" for level in range(1, len(vote_columns) + 1)])
+        integers = (counts == counts.round()).all()
+        result[list(label_format.vote_columns)] = counts.astype(np.int64) if integers else counts
     else:
-        form = Format(scale=scale)
-        result["score"] = labels.read_scores(path, table, scale, column)
+        label_format = Format(scale=scale)
+        result["score"] = labels.read_scores(path, table, scale, score_column)
     result["split"] = ""
-    if column := options.split_column:
-        words = table[column].str.strip().str.lower()
+    if split_column:
+        words = table[split_column].str.strip().str.lower()
         result["split"] = words.replace({"training": "train", "valid": "val", "validation": "val"})
         unknown = ~result["split"].isin(["train", "val", "test"])
-        labels.refuse_where(path, table, unknown, column, "neither train, val nor test")
-    return _prepared({path: result}, form, "column" if options.split_column else "random")
+        labels.refuse_where(path, table, unknown, split_column, "neither train, val nor test")
+    return _prepared({path: result}, label_format, "column" if split_column else "random")

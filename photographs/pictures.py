@@ -18,7 +18,7 @@ from commands.files import atomic_write
 from commands.signals import Watch
 from photographs import workers
 from photographs.decode import open_image
-from photographs.labels import names_format, read_names, read_table, require
+from photographs.labels import name_format, read_names, read_table, require_columns
 
 # What each kind does to training: it `stops` it, `spoils` it unnoticed, or the picture is `used`; and what training does.
 KINDS = {
@@ -165,11 +165,11 @@ def report(findings: Sequence[Finding]) -> str:
     return "\n".join(lines)
 
 
-def named_in(path: Path) -> pd.DataFrame:
+def read_named(path: Path) -> pd.DataFrame:
     """A CSV as it is, as text, with the pictures that it names in the column `_file`."""
     table = read_table(path)
-    form = names_format(table)
-    require(path, table, [form.image_column])
+    form = name_format(table)
+    require_columns(path, table, [form.image_column])
     return table.assign(_file=read_names(path, table, form))
 
 

@@ -33,7 +33,7 @@ def describe(prepared: Prepared) -> dict:
     )
     return {
         "split": prepared.split,
-        "rows_read": prepared.read,
+        "rows_read": prepared.rows_read,
         "dropped": dict(prepared.dropped),
         "rows_kept": len(prepared.table),
         "threshold": prepared.threshold,

@@ -292,7 +292,7 @@ def test_sigterm_ends_a_check_between_two_pictures(gallery, tmp_path, command, m
     words = ("check", "--images", gallery, "--out", tmp_path / "c", "--num_workers", 0)
     status, _, err = command(*words)
     assert status == 143
-    assert err.strip() == "prepare_data.py: stopped by SIGTERM; start it again"
+    assert err.strip() == "prepare_data.py: stopped by SIGTERM; nothing was written"
     assert not (tmp_path / "c" / "pictures.csv").exists()
 
 
