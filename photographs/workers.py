@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import multiprocessing
 import os
 import signal
@@ -86,8 +85,6 @@ def start_worker(_: int) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    gc.freeze()  # what the worker has inherited stays shared: collecting it would touch, and so copy, all of it
-    gc.enable()  # a command starts without
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
