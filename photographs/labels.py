@@ -34,15 +34,10 @@ class Format:
     image_column: str = "image"
     suffix: str = ""  # appended to the image column for the file name
     vote_columns: tuple[str, ...] = ()  # counts of votes for the levels 1, 2, ...; none: one column `score`
-    scale: tuple[float, float] = (
-        0.0,
-        1.0,
-    )  # the dataset's lowest and highest score; of votes the first and last level
+    scale: tuple[float, float] = (0.0, 1.0)  # lowest and highest score; of votes the first and the last level
     threshold: float = 0.5  # a score above it is high; on the protocol's scale
     resize_method: str = "bilinear"
-    train_side: float = (
-        256 / 224
-    )  # of training's resize, before the random crop; 1 is the side of the network's input
+    train_side: float = 256 / 224  # training's resize, before the random crop; 1: side of the network's input
 
     @property
     def outputs(self) -> int:
@@ -59,31 +54,30 @@ class Format:
         return Resize(round(side * self.train_side) if train else side, self.resize_method)
 
     def thresholds(self, trained: Format | None = None) -> tuple[float, float]:
-        """Above which a predicted and a true score are high, both on the protocol's scale. trained: see `pairs`."""
+        """The thresholds of predicted and of true scores, both on this protocol's scale. trained: see `pairs`."""
         if trained is None:
             return self.threshold, self.threshold
-        return float(_mapped(np.array(trained.threshold), trained, self)), self.threshold
+        return float(self._rescale(np.array(trained.threshold), trained)), self.threshold
 
     def pairs(self, outputs: np.ndarray, labels: Labels, trained: Format | None = None) -> Pairs:
         """Raw outputs (N, outputs) beside the labels of this format, on the protocol's scale.
 
-        trained: of another dataset, whose outputs they are: scores are mapped linearly from scale to scale, each is high
-        by its own dataset's threshold, and the EMDs are nan where the levels are others.
+        trained: the format that the network was trained for, if it is another one. Its scores are mapped linearly from scale
+        to scale, predicted and true scores each have their own dataset's threshold, and EMDs are nan if the levels differ.
         """
         if trained is None:
             return pair(outputs, labels.targets, self.threshold, labels.opinions)
-        predicted = _mapped(scores(outputs.astype(np.float64)), trained, self)
-        high, true_high = self.thresholds(trained)
-        agree = ((predicted > high) == (labels.opinions > true_high)).astype(np.float64)
+        predicted = self._rescale(scores(outputs.astype(np.float64)), trained)
+        threshold, true_threshold = self.thresholds(trained)
+        agree = ((predicted > threshold) == (labels.opinions > true_threshold)).astype(np.float64)
         emds = [np.full(len(labels), np.nan)] * 2
         if self.vote_columns and outputs.shape == labels.targets.shape:
             emds = image_emds(outputs.astype(np.float64), labels.targets.astype(np.float64))
         return Pairs(predicted, labels.opinions, agree, *emds)
 
-
-def _mapped(values: np.ndarray, trained: Format, form: Format) -> np.ndarray:
-    (low, high), (own_low, own_high) = trained.protocol_scale, form.protocol_scale
-    return own_low + (values - low) * ((own_high - own_low) / (high - low))
+    def _rescale(self, values: np.ndarray, trained: Format) -> np.ndarray:
+        (low, high), (own_low, own_high) = trained.protocol_scale, self.protocol_scale
+        return own_low + (values - low) * ((own_high - own_low) / (high - low))
 
 
 def vote_format(columns: Sequence[str], threshold: float | None = None, **fields: Any) -> Format:
@@ -119,7 +113,7 @@ class Labels:
     source: str  # the CSV, for messages
     images: np.ndarray  # (N,) file names relative to the image folder, fixed-width, for less memory
     targets: np.ndarray  # (N, outputs) float32: vote distributions that sum to 1, or scores in 0..1
-    opinions: np.ndarray  # (N,) float64: the true scores, exact where their CSV is: 5 is 5, not 5.0000002
+    opinions: np.ndarray  # (N,) float64: mean opinion scores on the protocol's scale; 5 is 5, not 5.0000002
 
     def __len__(self) -> int:
         return len(self.images)
@@ -131,8 +125,9 @@ class Labels:
 def csv_format(path: str | os.PathLike, scale: tuple[float, float], threshold: float | None) -> Format:
     """The format of `--dataset csv`: `image` with `score`, or with one column per vote level.
 
-    Vote columns are numbered, alone or behind `vote`, `votes`, `score` or `level` (`1, 2, ...`, `score_1, ...`);
-    their numbers, in order, are the levels 1, 2, ... The default threshold is the middle of the scale.
+    Vote columns are called by a number, alone or after `vote`, `votes`, `score` or `level` (`1, 2, ...`, `score_1, ...`).
+    In the order of these numbers they are the levels 1, 2, ... The default threshold is the middle of the scale.
+    Raises InputError if the columns are neither, or `scale` or `threshold` do not fit them.
     """
     columns = list(read_table(path).columns)
     label_format = Format(scale=scale)
@@ -161,41 +156,40 @@ def _vote_columns(path: str | os.PathLike, columns: Sequence[str]) -> tuple[str,
     return votes
 
 
-def read_labels(path: str | os.PathLike, form: Format | None, limit: int | None = None) -> Labels:
-    """Read one CSV. form None: whose pictures alone are wanted, with targets of 0. limit: the first rows only.
+def read_labels(path: str | os.PathLike, label_format: Format | None, limit: int | None = None) -> Labels:
+    """Read one CSV. label_format None: only the names of the pictures, with targets of 0. limit: the first rows only.
 
     Raises InputError naming the file, the line and the value for anything that is not a label.
     """
     table = read_table(path)
-    names_alone, form = form is None, form or name_format(table)
-    require_columns(
-        path, table, [form.image_column, *(() if names_alone else form.vote_columns or ["score"])]
-    )
+    names_only, columns = label_format is None, label_format or name_format(table)
+    score_columns = () if names_only else columns.vote_columns or ("score",)
+    require_columns(path, table, [columns.image_column, *score_columns])
     table = table.head(limit) if limit is not None else table
-    images = pd.Series(read_names(path, table, form))
-    again = "stands there a second time; keep one row for each image"
-    refuse_where(path, table, images.duplicated(), form.image_column, again)
-    if names_alone:
+    images = pd.Series(read_names(path, table, columns))
+    problem = "stands there a second time; keep one row for each image"
+    refuse_where(path, table, images.duplicated(), columns.image_column, problem)
+    if names_only:
         targets = opinions = np.zeros(len(table))
-    elif form.vote_columns:
-        votes = read_votes(path, table, form.vote_columns, form.image_column)
+    elif columns.vote_columns:
+        votes = read_votes(path, table, columns.vote_columns, columns.image_column)
         targets, opinions = votes / votes.sum(1, keepdims=True), mean_votes(votes)
     else:
-        low, high = form.scale
-        targets = opinions = (read_scores(path, table, form.scale) - low) / (high - low)
+        low, high = columns.scale
+        targets = opinions = (read_scores(path, table, columns.scale) - low) / (high - low)
     targets = targets.reshape(len(table), -1).astype(np.float32)
     return Labels(str(path), np.array(images, str), targets, opinions)
 
 
 def name_format(table: pd.DataFrame) -> Format:
-    """Where the names of the pictures stand in a prepared CSV: of AVA, or any other."""
+    """The format by which the names of the pictures are read from a prepared CSV: AVA's, or any other's."""
     return AVA if "image_id" in table.columns and "image" not in table.columns else Format()
 
 
 def read_table(path: str | os.PathLike, separator: str = ",", columns: Sequence[str] = ()) -> pd.DataFrame:
-    """A CSV as text, indexed by its line numbers, blank lines left out. Raises InputError.
+    """A CSV as text, indexed by line numbers, without blank lines. Raises InputError.
 
-    columns: of a file without a header that separates them by blanks, which the first may hold itself.
+    columns: the columns of a file that has no header and separates them by blanks; the first may hold blanks itself.
     """
     if not Path(path).is_file():
         raise InputError(f"{path}: no such file; check its name and folder")
@@ -235,12 +229,13 @@ def require_columns(path, table: pd.DataFrame, columns: Sequence[str]) -> None:
         raise InputError(f"{path}: no column {', '.join(missing)}; found {', '.join(table.columns)}")
 
 
-def read_names(path, table: pd.DataFrame, form: Format) -> list[str]:
+def read_names(path, table: pd.DataFrame, label_format: Format) -> list[str]:
     """The picture file of each row."""
-    names = table[form.image_column].map(plain_name)
+    column = label_format.image_column
+    names = table[column].map(plain_name)
     for problem, pattern in NAME_PROBLEMS.items():
-        refuse_where(path, table, names.str.contains(pattern), form.image_column, problem)
-    return list(names + form.suffix)
+        refuse_where(path, table, names.str.contains(pattern), column, problem)
+    return list(names + label_format.suffix)
 
 
 def read_votes(path, table: pd.DataFrame, columns: Sequence[str], image_column: str) -> np.ndarray:
@@ -253,26 +248,26 @@ def read_votes(path, table: pd.DataFrame, columns: Sequence[str], image_column: 
 
 
 def mean_votes(votes: np.ndarray) -> np.ndarray:
-    """(N,) the mean levels, 1 to the last, of (N, levels) votes."""
+    """(N,) mean opinion scores, from 1 to the last level, of (N, levels) counts of votes."""
     return votes @ np.arange(1.0, votes.shape[1] + 1) / votes.sum(1)
 
 
 def read_scores(path, table: pd.DataFrame, scale: tuple[float, float], column: str = "score") -> np.ndarray:
-    """(N,) float64, all of them within the scale."""
+    """(N,) float64 scores. Raises InputError for a score outside the scale."""
     (low, high), values = scale, read_numbers(path, table, [column])[:, 0]
     refuse_where(path, table, (values < low) | (values > high), column, f"scores are {low:g} to {high:g}")
     return values
 
 
 def read_numbers(path, table: pd.DataFrame, columns: Sequence[str]) -> np.ndarray:
-    """(N, columns) float64, finite."""
+    """(N, columns) finite float64. Raises InputError."""
     values = table[list(columns)].apply(pd.to_numeric, errors="coerce").to_numpy(np.float64)
     refuse_where(path, table, ~np.isfinite(values), columns, "not a number")
     return values
 
 
 def refuse_where(path, table: pd.DataFrame, bad: Any, columns: str | Sequence[str], problem: str) -> None:
-    """Raises InputError for the first value of `columns`, one or several, that is bad, a bool of their shape."""
+    """Raises InputError for the first bad value. columns: one name, or several; bad: bool, with the columns' shape."""
     bad = np.asarray(bad, bool).reshape(len(table), -1)
     if bad.any():
         row, column = np.argwhere(bad)[0]
@@ -283,13 +278,13 @@ def refuse_where(path, table: pd.DataFrame, bad: Any, columns: str | Sequence[st
 
 
 def plain_name(name: str) -> str:
-    """A file name without stray spaces, `./` and doubled slashes, so that one image has one name."""
+    """A file name without stray spaces, `./` and doubled slashes, so that each image has one name."""
     name = name.strip()
     return name if ".." in name or not name else PurePosixPath(name).as_posix()
 
 
 def hold_out(labels: Labels, share: float, seed: int) -> tuple[Labels, Labels]:
-    """Split off `share` of the rows at random: (the rest, the held-out), each in the CSV's order."""
+    """Split off `share` of the rows at random: (the rest, the held-out rows), each in the CSV's order."""
     order = np.random.default_rng(seed).permutation(len(labels))
     count = max(1, round(share * len(labels)))
     if count >= len(labels):
@@ -298,10 +293,10 @@ def hold_out(labels: Labels, share: float, seed: int) -> tuple[Labels, Labels]:
 
 
 def find_images(labels: Labels, folder: str | os.PathLike, skip_missing: bool) -> tuple[Labels, int]:
-    """Check that every image is in `folder`, by one listing of each folder named; nothing is opened.
+    """Check that every image is in `folder`. Folders are listed, no file is opened.
 
     Returns the labels whose images are there, and how many were skipped (with skip_missing).
-    Raises InputError with the count and the first ten of the missing.
+    Raises InputError with the count and the first ten missing images.
     """
     find = file_finder(folder)
     names = np.array([find(str(name)) or "" for name in labels.images])
@@ -309,25 +304,25 @@ def find_images(labels: Labels, folder: str | os.PathLike, skip_missing: bool) -
     missing = labels.images[~present]
     if len(missing) and not (skip_missing and present.any()):
         hint = "none of them is there" if not present.any() else "--skip_missing goes on without them"
-        shown = ", ".join(missing[:10]) + (", ..." if len(missing) > 10 else "")
+        examples = ", ".join(missing[:10]) + (", ..." if len(missing) > 10 else "")
         count = f"{len(missing)} of {len(labels)} images"
-        raise InputError(f"{labels.source}: {count} are not in {folder}: {shown}; {hint}")
+        raise InputError(f"{labels.source}: {count} are not in {folder}: {examples}; {hint}")
     return replace(labels.subset(present), images=names[present]), len(missing)
 
 
 def file_finder(folder: str | os.PathLike) -> Callable[[str], str | None]:
-    """A function that gives a file's name as it is on the disk, or None; the case of its ending may differ (`.JPG`)."""
+    """A function that gives a file's name as it is on the disk, or None; the case of the ending may differ (`.JPG`)."""
 
     @cache
-    def listing(parent: str) -> dict[str, str]:
-        place = Path(folder, parent)
-        found = os.listdir(place) if place.is_dir() else []
-        return {_lower_ending(name): name for name in found} | {name: name for name in found}
+    def names_in(parent: str) -> dict[str, str]:
+        path = Path(folder, parent)
+        names = os.listdir(path) if path.is_dir() else []
+        return {_lower_ending(name): name for name in names} | {name: name for name in names}
 
     def find(name: str) -> str | None:
         parent, base = os.path.split(name)
-        found = listing(parent).get(base) or listing(parent).get(_lower_ending(base))
-        return found and os.path.join(parent, found)
+        on_disk = names_in(parent).get(base) or names_in(parent).get(_lower_ending(base))
+        return on_disk and os.path.join(parent, on_disk)
 
     return find
 

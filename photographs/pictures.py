@@ -1,4 +1,4 @@
-"""A look at every picture: whether it decodes, what kind it is, and what training will do with it."""
+"""Check every picture: whether it decodes, what kind it is, and what training does with it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from photographs import workers
 from photographs.decode import open_image
 from photographs.labels import name_format, read_names, read_table, require_columns
 
-# What each kind does to training: it `stops` it, `spoils` it unnoticed, or the picture is `used`; and what training does.
+# What each kind does to training (it `stops` it, `spoils` it unnoticed, or is `used`), and what training does with it.
 KINDS = {
     "missing": ("stops", "ends, or leaves it out with --skip_missing: there is no such file"),
     "empty": ("stops", "ends: the file has 0 bytes"),
@@ -39,7 +39,7 @@ KINDS = {
 
 
 class Finding(NamedTuple):
-    """One picture. kinds: of KINDS, joined by ` + `. frames: 0 if they cannot be counted."""
+    """What was found in one picture. kinds: names of KINDS, joined by ` + `. frames: 0 if they cannot be counted."""
 
     image: str
     bytes: int
@@ -53,7 +53,7 @@ class Finding(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """The worst of its kinds'."""
+        """The worst verdict of its kinds: `stops`, `spoils` or `used`."""
         return min(
             (KINDS[kind][0] for kind in self.kinds.split(" + ")), key=["stops", "spoils", "used"].index
         )
@@ -76,7 +76,7 @@ def look(source: Path | io.BytesIO, name: str, size: int) -> Finding:
         warnings.simplefilter("ignore")  # PIL's, of pictures that are large or written oddly
         try:
             with open_image(source) as picture:
-                about = (picture.format or "", picture.mode, *picture.size)
+                properties = (picture.format or "", picture.mode, *picture.size)
                 kinds = _kinds(picture)
                 picture.convert("RGB")
                 frames = _frames(picture)
@@ -89,9 +89,9 @@ def look(source: Path | io.BytesIO, name: str, size: int) -> Finding:
         except Exception as error:  # decoders raise anything at all on a damaged file
             cut = "truncated" in str(error).lower()
             return Finding(name, size, "truncated" if cut else "damaged", detail=_line(error))
-    if frames != 1 and about[0] != "MPO":
+    if frames != 1 and properties[0] != "MPO":
         kinds.insert(0, "animated")
-    return Finding(name, size, " + ".join(kinds) or "plain", *about, frames)
+    return Finding(name, size, " + ".join(kinds) or "plain", *properties, frames)
 
 
 def _frames(picture: Image.Image) -> int:
@@ -133,22 +133,23 @@ def write_findings(findings: Sequence[Finding], path: Path) -> None:
 
 
 def pictures_in(folder: str | os.PathLike) -> tuple[list[str], int]:
-    """The names of all files in a folder and those in it that end as pictures do, in order, and how many do not.
+    """The names of all pictures in and below a folder, in order, and how many other files there are.
 
-    Hidden ones are left out. Raises OSError where a folder cannot be read.
+    A picture is known by the ending of its name. Hidden files and folders are ignored. Raises OSError if a folder cannot be
+    read.
     """
-    found: list[str] = []
+    names: list[str] = []
 
     def refuse(error: OSError) -> None:
         raise error
 
-    for place, folders, files in os.walk(folder, onerror=refuse):
+    for path, folders, files in os.walk(folder, onerror=refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        within = Path(place).relative_to(folder)
-        found += [(within / name).as_posix() for name in files if not name.startswith(".")]
+        within = Path(path).relative_to(folder)
+        names += [(within / name).as_posix() for name in files if not name.startswith(".")]
     endings = Image.registered_extensions()
-    names = sorted(name for name in found if os.path.splitext(name)[1].lower() in endings)
-    return names, len(found) - len(names)
+    pictures = sorted(name for name in names if os.path.splitext(name)[1].lower() in endings)
+    return pictures, len(names) - len(pictures)
 
 
 def report(findings: Sequence[Finding]) -> str:
@@ -159,32 +160,32 @@ def report(findings: Sequence[Finding]) -> str:
             images.setdefault(kind, []).append(finding.image)
     lines = [f"{len(findings)} pictures; what training does with them:"]
     for kind, (_, training) in KINDS.items():
-        if own := images.get(kind):
-            example = "" if kind == "plain" else f"; the first is {own[0]}"
-            lines.append(f"{len(own):>8}  {kind:<14} {training}{example}")
+        if names := images.get(kind):
+            example = "" if kind == "plain" else f"; the first is {names[0]}"
+            lines.append(f"{len(names):>8}  {kind:<14} {training}{example}")
     return "\n".join(lines)
 
 
 def read_named(path: Path) -> pd.DataFrame:
-    """A CSV as it is, as text, with the pictures that it names in the column `_file`."""
+    """A CSV as text, with the names of its pictures in an additional column `_file`. Raises InputError."""
     table = read_table(path)
-    form = name_format(table)
-    require_columns(path, table, [form.image_column])
-    return table.assign(_file=read_names(path, table, form))
+    label_format = name_format(table)
+    require_columns(path, table, [label_format.image_column])
+    return table.assign(_file=read_names(path, table, label_format))
 
 
 def write_clean(tables: dict[Path, pd.DataFrame], bad: set[str], out: Path, copies: set[str]) -> list[str]:
-    """Write each CSV of `tables` to the folder `out`, without the rows of the pictures in `bad`. Returns what was done.
+    """Write each CSV of `tables` to the folder `out`, without the rows of `bad` pictures. Returns a line on each.
 
-    copies: pictures that are in another split, too; train.csv goes without them.
+    copies: pictures that are also in another split; train.csv goes without them.
     """
     lines = []
     out.mkdir(parents=True, exist_ok=True)
     for path, table in tables.items():
-        left_out = bad | copies if path.name == "train.csv" else bad
-        kept = table[~table["_file"].isin(left_out)].drop(columns="_file")
+        removed = bad | copies if path.name == "train.csv" else bad
+        rows = table[~table["_file"].isin(removed)].drop(columns="_file")
         with atomic_write(out / path.name) as file:
-            kept.to_csv(file, index=False)
-        left = "" if len(kept) else "; none is left, and training refuses an empty CSV"
-        lines.append(f"{out / path.name}: {len(kept)} of {len(table)} rows{left}")
+            rows.to_csv(file, index=False)
+        warning = "" if len(rows) else "; none is left, and training refuses an empty CSV"
+        lines.append(f"{out / path.name}: {len(rows)} of {len(table)} rows{warning}")
     return lines
