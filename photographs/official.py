@@ -1,7 +1,7 @@
 """The official label files of AVA, TAD66K, FLICKR-AES, AADB and PARA, and any table, read strictly.
 
-Forgiving of how a file is written (line ends, byte order marks, blank lines, stray spaces), strict about what it says:
-whatever is not a label is an InputError that names file, line and value.
+A file may be written in any way (line ends, byte order marks, blank lines, stray spaces). Anything in it that is not a label
+is an InputError that names file, line and value.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from photographs.labels import AVA, FORMATS, Format, plain_name, vote_format
 
 _VOTES = [f"votes of {level}" for level in range(1, 11)]
 AVA_COLUMNS = ["row number", "image id", *_VOTES, "tag 1", "tag 2", "challenge"]
-# FLICKR-AES, Ren et al., ICCV 2017: what the usual split is said to have.
+# FLICKR-AES, Ren et al., ICCV 2017: the published counts of the usual split.
 FLICKR_FIGURES = {
     "workers held out": "37", "test images": "4737", "training images": "35263", "names": "40988", "ratings": "some 193,000",
 }  # fmt: skip
@@ -34,8 +34,8 @@ REPEATED = "repeated, with the same score"
 class Source(NamedTuple):
     """A dataset's official files.
 
-    files: by split, in their folder; the first that is there is read. images: columns of the picture's name, joined by
-    slashes. header: else each line is a name, blanks and a score.
+    files: names by split, in the folder of the labels; the first that exists is read. images: columns that, joined by
+    slashes, name the picture. header: False if each line is a name, blanks and a score.
     """
 
     files: Mapping[str, tuple[str, ...]] = {}
@@ -60,10 +60,10 @@ SOURCES = {
 
 @dataclass
 class Prepared:
-    """A dataset's labels as the CSVs will have them.
+    """A dataset's labels, as its CSVs will have them.
 
-    table: the columns of the CSVs, and `split`: train, val, test, or "" where the seed is to decide.
-    split: whose test set it is: `authors`, `official`, `workers`, `column`, or `random` by the seed.
+    table: the columns of the CSVs, and `split`: train, val, test, or "" if the seed decides.
+    split: where the test set comes from: `authors`, `official`, `workers`, `column`, or `random` by the seed.
     """
 
     table: pd.DataFrame
@@ -75,47 +75,50 @@ class Prepared:
 
     @property
     def files(self) -> pd.Series:
-        """The name of each row's picture file."""
+        """The name of the picture file of each row."""
         return self.table[self.label_format.image_column].astype(str) + self.label_format.suffix
 
     @property
     def scores(self) -> np.ndarray:
-        """(N,) on the dataset's own scale."""
+        """(N,) scores on the dataset's own scale."""
         if not self.label_format.vote_columns:
             return self.table["score"].to_numpy(float)
         return labels.mean_votes(self.table[list(self.label_format.vote_columns)].to_numpy(float))
 
     @property
     def threshold(self) -> float:
-        """Scores above it are high; on the dataset's own scale."""
-        low, high = (0.0, 1.0) if self.label_format.vote_columns else self.label_format.scale
+        """The score above which a picture counts as high, on the dataset's own scale."""
+        if self.label_format.vote_columns:
+            return self.label_format.threshold
+        low, high = self.label_format.scale
         return low + self.label_format.threshold * (high - low)
 
     def keep(self, rows: np.ndarray | pd.Series, reason: str) -> None:
-        """Leave out the others, and count them."""
+        """Drop all other rows, and count them under `reason`."""
         if count := int((~rows).sum()):
             self.dropped[reason] += count
             self.table = self.table[np.asarray(rows)].reset_index(drop=True)
 
     def drop_shared(self, files: pd.Series) -> None:
-        """Leave out the train and val rows whose picture, of `files`, is in the test set, too, or in both of them."""
+        """Drop train rows whose picture, of `files`, is also in val or test, and val rows whose picture is also in test."""
         splits = self.table["split"]
         test, val = (set(files[splits == split]) for split in ("test", "val"))
         for split, others in (("val", test), ("train", test | val)):
-            own = (self.table["split"] == split) & files.isin(others)
-            files = files[~own].reset_index(drop=True)
-            self.keep(~own, f"{split} rows of images that are in another split")
+            shared = (self.table["split"] == split) & files.isin(others)
+            files = files[~shared].reset_index(drop=True)
+            self.keep(~shared, f"{split} rows of images that are in another split")
 
 
 def read_ava(path, split: str = "random", lists: Sequence[str] = (), skip_missing: bool = False) -> Prepared:
     """`AVA.txt`: AVA_COLUMNS, separated by blanks.
 
-    split: `authors`, as EAT's authors published it (see `splits.py`), all other rows train; `official`, by the `lists` of
-    AVA's download; `random`: left open. Raises InputError where AVA.txt lacks ids of the lists, unless `skip_missing`.
+    split: `authors`: val and test as EAT's authors published them (see `splits.py`), all other rows train; `official`: by
+    the `lists` of AVA's download; `random`: left open. Raises InputError if AVA.txt lacks ids of the lists, unless
+    `skip_missing`.
     """
     table = labels.read_table(path, columns=AVA_COLUMNS)
-    odd = ~table.apply(lambda words: words.str.fullmatch("[0-9]{1,9}")).to_numpy(bool)
-    labels.refuse_where(path, table, odd, AVA_COLUMNS, "not a whole number from 0 to 999999999")
+    malformed = ~table.apply(lambda words: words.str.fullmatch("[0-9]{1,9}")).to_numpy(bool)
+    labels.refuse_where(path, table, malformed, AVA_COLUMNS, "not a whole number from 0 to 999999999")
     labels.read_votes(path, table, _VOTES, "image id")
     table = table.drop(columns="row number").astype(np.int64)
     table.columns = [AVA.image_column, *AVA.vote_columns, "tag1", "tag2", "tag3"]
@@ -123,10 +126,10 @@ def read_ava(path, split: str = "random", lists: Sequence[str] = (), skip_missin
     if split == "random":
         return prepared
     if split == "authors":
-        name, others = "the authors' lists", "train"
+        name, unlisted = "the authors' lists", "train"
         listed = pd.concat([pd.Series(part, splits.authors_ids(part)) for part in ("val", "test")])
     else:  # of the official split the seed holds out val
-        name, others, listed = ", ".join(lists), "", _official_lists(lists)
+        name, unlisted, listed = ", ".join(lists), "", _official_lists(lists)
     ids = prepared.table[AVA.image_column]
     missing = listed.index[~listed.index.isin(ids)]
     if len(missing):
@@ -138,7 +141,7 @@ def read_ava(path, split: str = "random", lists: Sequence[str] = (), skip_missin
         prepared.notes.append(problem)
     # The order of the lists, which evaluation keeps: the published figures belong to its batches.
     order = ids.map(pd.Series(range(len(listed)), listed.index)).fillna(-1).argsort(kind="stable")
-    prepared.table["split"] = ids.map(listed).fillna(others)
+    prepared.table["split"] = ids.map(listed).fillna(unlisted)
     prepared.table = prepared.table.iloc[order].reset_index(drop=True)
     if "train" in set(listed):
         prepared.keep(prepared.table["split"] != "", "in none of the lists")
@@ -146,49 +149,48 @@ def read_ava(path, split: str = "random", lists: Sequence[str] = (), skip_missin
 
 
 def _official_lists(paths: Sequence[str]) -> pd.Series:
-    """The split of each id: those of a file whose name says `train` are train, all others test."""
+    """The split of each id: train if its file's name contains `train`, else test."""
     parts: list[pd.Series] = []
     for path in paths:
         table = labels.read_table(path, columns=["id"])
-        odd = ~table["id"].str.fullmatch(r"[0-9]{1,9}(?:\.jpg)?", case=False).astype(bool)
-        labels.refuse_where(path, table, odd, "id", "not an image id")
+        malformed = ~table["id"].str.fullmatch(r"[0-9]{1,9}(?:\.jpg)?", case=False).astype(bool)
+        labels.refuse_where(path, table, malformed, "id", "not an image id")
         ids = table["id"].str.split(".").str[0].astype(np.int64)
-        again = pd.concat([*(part.index.to_series() for part in parts), ids]).duplicated()[-len(ids) :]
-        labels.refuse_where(path, table, again, "id", "is in the lists a second time")
+        repeated = pd.concat([*(part.index.to_series() for part in parts), ids]).duplicated()[-len(ids) :]
+        labels.refuse_where(path, table, repeated, "id", "is in the lists a second time")
         parts.append(pd.Series("train" if "train" in Path(path).name.lower() else "test", ids))
-    found = pd.concat(parts)
-    if "test" not in set(found):
+    split_of = pd.concat(parts)
+    if "test" not in set(split_of):
         name = ", ".join(paths)
         raise InputError(f"{name}: no ids of test photographs; give --test_list generic_test.jpgl")
-    return found
+    return split_of
 
 
 def read_folder(dataset: str, folder: str | os.PathLike, theme: str | None = None) -> Prepared:
-    """The official splits of TAD66K, AADB and PARA. theme: of TAD66K's under `unmerge/`, instead of all in `merge/`."""
+    """The official splits of TAD66K, AADB or PARA. theme: one of TAD66K's in `unmerge/`, instead of all in `merge/`."""
     folder = Path(folder)
     if theme is not None:
         return _scored(_theme_files(folder, theme), dataset)
     paths = {}
     for split, names in SOURCES[dataset].files.items():
-        there = [folder / name for name in names if (folder / name).is_file()]
-        if not there:
+        existing = [folder / name for name in names if (folder / name).is_file()]
+        if not existing:
             raise InputError(f"{folder}: has no {' or '.join(names)}; give the folder of the official labels")
-        paths[split] = there[0]
+        paths[split] = existing[0]
     return _scored(paths, dataset)
 
 
 def _theme_files(folder: Path, theme: str) -> dict[str, Path]:
-    """The files whose paths consist of the theme's words and train or test."""
-    place = folder / "unmerge" if (folder / "unmerge").is_dir() else folder
-    found = {path: _words(path.relative_to(place).with_suffix("")) for path in sorted(place.rglob("*.csv"))}
-    paths, wanted = {}, _words(theme)
+    """The train and the test file of a theme: the words of their paths are the theme's, and `train` or `test`."""
+    folder = folder / "unmerge" if (folder / "unmerge").is_dir() else folder
+    words = {path: _words(path.relative_to(folder).with_suffix("")) for path in sorted(folder.rglob("*.csv"))}
+    paths, theme_words = {}, _words(theme)
     for split in ("train", "test"):
-        fitting = [path for path, words in found.items() if wanted and {*wanted, split} == set(words)]
+        fitting = [path for path in words if theme_words and {*theme_words, split} == set(words[path])]
         if len(fitting) != 1:
-            plain = ([word for word in words if word not in ("train", "test")] for words in found.values())
-            themes = sorted({" ".join(words) for words in plain})
-            what = f"{len(fitting)} files of {split} rows for --theme {theme}"
-            raise InputError(f"{place}: {what}; themes found: {', '.join(themes) or 'none'}")
+            themes = {" ".join(w for w in ws if w not in ("train", "test")) for ws in words.values()}
+            problem = f"{len(fitting)} files of {split} rows for --theme {theme}"
+            raise InputError(f"{folder}: {problem}; themes found: {', '.join(sorted(themes)) or 'none'}")
         paths[split] = fitting[0]
     return paths
 
@@ -198,10 +200,10 @@ def _words(text: str | os.PathLike) -> list[str]:
 
 
 def read_flickr_aes(scores: str | os.PathLike, workers: str | os.PathLike | None = None) -> Prepared:
-    """A name and a score in 0..1 per line; and with `workers`, the ratings by worker, the usual split.
+    """A name and a score in 0..1 per line; with `workers`, the file of ratings by worker, the usual split.
 
-    Its test set are the photographs rated by the workers with HELD_OUT_RATINGS ratings. Photographs that no worker
-    rated are in neither set.
+    The test set of that split is every photograph rated by a worker who has HELD_OUT_RATINGS ratings. Photographs that no
+    worker rated are dropped.
     """
     prepared = _scored({"": Path(scores)}, "flickr_aes")
     if workers is None:
@@ -220,25 +222,25 @@ def read_flickr_aes(scores: str | os.PathLike, workers: str | os.PathLike | None
         have = f"{len(held_out)} of {len(counts)} workers have {low} to {high} ratings"
         remedy = "it is not the official file; leave --workers out for a random split"
         raise InputError(f"{workers}: {have}; {remedy}")
-    known, rated = prepared.table["image"], ratings["imagepair"]
-    names = len(known) + prepared.dropped[REPEATED]
-    without_score = len(set(rated) - set(known))
-    is_test = known.isin(rated[ratings["worker"].isin(held_out)])
+    scored, rated = prepared.table["image"], ratings["imagepair"]
+    names = len(scored) + prepared.dropped[REPEATED]
+    without_score = len(set(rated) - set(scored))
+    is_test = scored.isin(rated[ratings["worker"].isin(held_out)])
     prepared.table["split"] = np.where(is_test, "test", "")
-    prepared.keep(known.isin(rated), "rated by no worker")
+    prepared.keep(scored.isin(rated), "rated by no worker")
     prepared.split = "workers"
-    counted = (len(held_out), is_test.sum(), len(prepared.table) - is_test.sum(), names, len(ratings))
-    found = zip(FLICKR_FIGURES.items(), counted, strict=True)
-    shown = ", ".join(f"{name} {own} ({figure})" for (name, figure), own in found)
+    counts_here = (len(held_out), is_test.sum(), len(prepared.table) - is_test.sum(), names, len(ratings))
+    pairs = zip(FLICKR_FIGURES.items(), counts_here, strict=True)
+    compared = ", ".join(f"{name} {count} ({published})" for (name, published), count in pairs)
     prepared.notes += [
-        f"found here, and in brackets as published: {shown}; by {len(counts)} workers",
+        f"found here, and in brackets as published: {compared}; by {len(counts)} workers",
         f"{without_score} rated images have no score in {scores}",
     ]
     return prepared
 
 
 def _scored(paths: Mapping[str, Path], dataset: str) -> Prepared:
-    """The files of a dataset with one score per image, by split."""
+    """The labels of a dataset with one score per image. paths: its files by split."""
     source, label_format, tables = SOURCES[dataset], FORMATS[dataset], {}
     for split, path in paths.items():
         table = labels.read_table(path, columns=() if source.header else ("image", "score"))
@@ -252,16 +254,15 @@ def _scored(paths: Mapping[str, Path], dataset: str) -> Prepared:
 
 
 def _prepared(tables: Mapping[str | os.PathLike, pd.DataFrame], label_format: Format, split: str) -> Prepared:
-    """One table of those of several files. Raises InputError where an image has two labels in one of them."""
+    """The rows of several files in one table. Raises InputError if an image has two labels in one file."""
     for path, table in tables.items():
         names = table.drop(columns="split").drop_duplicates()[label_format.image_column]
-        other = table.index.isin(names.index[names.duplicated()])
-        labels.refuse_where(
-            path, table, other, label_format.image_column, "stands there with another label; keep one row"
-        )
-    whole = pd.concat(tables.values(), ignore_index=True)
-    prepared = Prepared(whole, label_format, len(whole), split)
-    prepared.keep(~whole.duplicated(), REPEATED)
+        contradictory = table.index.isin(names.index[names.duplicated()])
+        problem = "stands there with another label; keep one row"
+        labels.refuse_where(path, table, contradictory, label_format.image_column, problem)
+    rows = pd.concat(tables.values(), ignore_index=True)
+    prepared = Prepared(rows, label_format, len(rows), split)
+    prepared.keep(~rows.duplicated(), REPEATED)
     prepared.drop_shared(prepared.files)
     return prepared
 
@@ -276,7 +277,7 @@ def read_any_table(
     split_column: str | None,
     scale: tuple[float, float],
 ) -> Prepared:
-    """Any table: its score within `scale`, or, if there are `vote_columns`, counts of votes from the lowest level up."""
+    """Any table. vote_columns: counts of votes, the lowest level first; without them a score within `scale` is read."""
     table = labels.read_table(path, separator)
     columns = [image_column, *(vote_columns or [score_column]), *filter(None, [split_column])]
     labels.require_columns(path, table, columns)
