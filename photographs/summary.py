@@ -1,4 +1,4 @@
-"""What a prepared dataset is like: counts, scores by split, what was left out; as text and JSON."""
+"""Statistics of a prepared dataset: counts, scores by split, dropped rows; as text and JSON."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SPLITS = {
 
 
 def describe(prepared: Prepared) -> dict:
-    """Rows read and dropped, and per split: count, mean, spread (standard deviation), share above the threshold."""
+    """Rows read and dropped, and per split: count, mean, spread (standard deviation), range, share above the threshold."""
     scores = pd.Series(prepared.scores).groupby(prepared.table["split"])
     splits = pd.DataFrame(
         {
@@ -28,7 +28,7 @@ def describe(prepared: Prepared) -> dict:
             "spread": scores.std(ddof=0),
             "lowest": scores.min(),
             "highest": scores.max(),
-            "above_threshold": scores.agg(lambda own: (own > prepared.threshold).mean()),
+            "above_threshold": scores.agg(lambda values: (values > prepared.threshold).mean()),
         }
     )
     return {
@@ -43,17 +43,17 @@ def describe(prepared: Prepared) -> dict:
 
 
 def as_text(summary: Mapping) -> str:
-    """The same for a terminal."""
-    kept = f"{summary['rows_read']} rows read, {summary['rows_kept']} kept"
+    """The summary that `describe` made, for a terminal."""
+    counts = f"{summary['rows_read']} rows read, {summary['rows_kept']} kept"
     dropped = [f"  {count} dropped: {reason}" for reason, count in summary["dropped"].items()]
     titles = ("images", "mean", "spread", "lowest", "highest")
-    shown, above = (f"{title:>8}" for title in titles), f"above {summary['threshold']:g}"
-    lines = [" ".join([f"{'split':<6}", *shown, f"{above:>10}"])]
+    header, above = (f"{title:>8}" for title in titles), f"above {summary['threshold']:g}"
+    lines = [" ".join([f"{'split':<6}", *header, f"{above:>10}"])]
     for split, row in summary["splits"].items():
         numbers = " ".join(f"{row[name]:>8.3f}" for name in titles[1:5])
         lines.append(f"{split:<6} {row['images']:>8} {numbers} {row['above_threshold']:>10.1%}")
     named = (
         "splits were compared by the pictures' names; `prepare_data.py check --copies` compares the pictures"
     )
-    split = f"{kept}; split: {SPLITS[summary['split']]}"
+    split = f"{counts}; split: {SPLITS[summary['split']]}"
     return "\n".join([split, *dropped, *lines, *summary["notes"], named])
