@@ -24,9 +24,9 @@ import numpy as np
 import PIL
 import torch
 import torchvision
-from filelock import FileLock
+from filelock import AcquireReturnProxy, FileLock, Timeout
 
-from commands.signals import Watch
+from commands.signals import Interrupted, Watch
 from option import InputError
 from photographs import workers
 from photographs.decode import Resize, read_fast, read_pil, undecodable
@@ -85,7 +85,7 @@ class Cache:
             return []
         log.info("%s: %d of %d photographs are to be decoded", self.folder, count, len(names))
         self.folder.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.folder / "lock"):
+        with self._lock(watch):
             self.close()  # another process may have added some meanwhile
             names = names[self.outdated(names, images)]
             self.close()  # LMDB refuses to open a store twice in a process
@@ -127,6 +127,16 @@ class Cache:
 
     def _damage(self, fault: str) -> InputError:
         return InputError(f"{self.path}: {fault}; remove the folder {self.folder}, and it is built again")
+
+    def _lock(self, watch: Watch | None) -> AcquireReturnProxy:
+        """The lock of the store, once no other process has it. Raises Interrupted when a signal comes."""
+        lock = FileLock(self.folder / "lock", timeout=1)
+        while True:
+            try:
+                return lock.acquire()
+            except Timeout:
+                if watch is not None and watch.received:
+                    raise Interrupted(watch.received) from None
 
     def _add(self, names: np.ndarray, images, num_workers: int, watch: Watch | None) -> list[InputError]:
         needed, free = len(names) * (self.size + 4096), shutil.disk_usage(self.folder).free

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from common import arguments, ended, fork, make_pictures
+from filelock import FileLock
 from test_resume import table, weights
 
 import prepare_data
@@ -235,6 +236,16 @@ def test_a_store_that_cannot_be_written_is_read(scored, names, fill, monkeypatch
     store = fill()
     np.testing.assert_array_equal(store.read(names[0]), expected)
     assert not (store.folder / "lock.mdb").exists()
+
+
+def test_a_signal_ends_the_wait_for_another_process(names, fill):
+    folder = fill().folder
+    shutil.rmtree(folder)
+    folder.mkdir()
+    with FileLock(folder / "lock"), Watch() as watch:
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(Interrupted):
+            fill(watch=watch)
 
 
 def test_a_signal_stops_a_build_which_then_goes_on(scored, names, fill, monkeypatch):
