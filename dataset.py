@@ -18,8 +18,8 @@ from torch.utils.data import DataLoader, Sampler
 from option import InputError
 from photographs import workers
 from photographs.cache import Cache
-from photographs.decode import Encoded, Resize, read_fast, read_pil, read_plain_jpeg, undecodable
-from photographs.labels import Format, Labels, find_images, hold_out, read_labels
+from photographs.decode import Encoded, read_fast, read_pil, read_plain_jpeg, undecodable
+from photographs.labels import FORMATS, Format, Labels, find_images, hold_out, read_labels
 
 # The mean and the deviation of red, green and blue, in [0, 1], that a network's input is normalised by.
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
@@ -48,15 +48,13 @@ class Splits(NamedTuple):
 class Transform:
     """What the network sees of a picture, as released: a resize, and in training a random crop and flip.
 
-    size: of the square given to the network. AVA (and the demo): bicubic resize to it. The others: bilinear, in
-    training to 256/224 of it and a random crop. The resize ignores the aspect ratio.
+    size: of the square given to the network. The resize is the label format's, and ignores the aspect ratio. AVA (and the
+    demo): bicubic to that size. The others: bilinear, in training to 256/224 of it and a random crop.
     """
 
     def __init__(self, dataset: str, size: int, train: bool):
         self.size, self.train = size, train
-        like_ava = dataset in ("ava", "demo")
-        side = round(size * 256 / 224) if train and not like_ava else size
-        self.resize = Resize(side, "bicubic" if like_ava else "bilinear")
+        self.resize = FORMATS.get(dataset, Format()).resize(size, train)
 
     def draw(self, rng: random.Random) -> tuple[tuple[int, int], bool]:
         """Left and top of the crop in the resized picture, and whether it is mirrored afterwards."""

@@ -139,7 +139,7 @@ def explain_failure(source: str | bytes, error: Exception) -> str:
     """Why a photograph, a file or its content, could not be read, in a few words."""
     finding = None
     if isinstance(source, bytes):
-        finding = look(io.BytesIO(source), ("", len(source), 0))
+        finding = look(io.BytesIO(source), "", len(source))
     elif not isinstance(error, (OSError, ValueError)) or os.path.isfile(source):
         finding = examine(os.path.dirname(source), os.path.basename(source))
     if finding is not None and finding.kinds in _FAULTS:

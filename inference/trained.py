@@ -19,7 +19,7 @@ from models.backbone import PREFIX, head_outputs
 from models.weights import POINT_MODES, TABLES, evaluated_with
 from option import ANY_MODEL, DATASETS, InputError
 from photographs.decode import Resize
-from photographs.labels import FORMATS, Format
+from photographs.labels import FORMATS, Format, vote_format
 from util import scores
 
 NO_RUNNING_POINTS = (
@@ -214,7 +214,7 @@ def pick_origin(options: argparse.Namespace, weights: Weights | None, form: Form
         )
     trained = FORMATS.get(dataset)
     if dataset == "csv":
-        trained = _csv_form(outputs, known.get("score_range") or form.score_range)
+        trained = _csv_form(outputs, known.get("score_range") or form.scale)
     if trained is None or trained.outputs != outputs:
         raise InputError(f"{weights.path}: has {outputs} outputs, which is not a network of {dataset}")
     alike = dataset == options.dataset and (trained.outputs, trained.scale) == (form.outputs, form.scale)
@@ -224,9 +224,8 @@ def pick_origin(options: argparse.Namespace, weights: Weights | None, form: Form
 def _csv_form(outputs: int, scale: tuple[float, float]) -> Format:
     """Of a `csv` network, high above the middle of its scale."""
     if outputs == 1:
-        return Format(score_range=tuple(scale))
-    votes = tuple(f"vote{level}" for level in range(1, outputs + 1))
-    return Format(vote_columns=votes, threshold=(1 + outputs) / 2)
+        return Format(scale=tuple(scale))
+    return vote_format([f"vote{level}" for level in range(1, outputs + 1)])
 
 
 def _scale(path: Path, dataset: str | None, given, outputs: int) -> tuple[str, tuple[float, float]]:

@@ -1,24 +1,22 @@
-"""Decoded, resized pictures kept in an LMDB store, so that training need not decode them again.
+"""Decoded, resized photographs in an LMDB store, so that training need not decode them again.
 
-A cache is a folder with one store per resize and decoder, as `bicubic-224-fast`. A store holds its settings, and for
-each picture its file's size and time of change (`f` and its name), its uint8 pixels and their CRC-32 (`p` and its name).
+A cache is a folder with one store for each resize and decoder, as `bicubic-224-fast`. A store holds its settings and two
+entries for each photograph: the size and modification time of its file (key: `f` and the name), and its uint8 pixels with
+their CRC-32 (key: `p` and the name).
 """
 
 from __future__ import annotations
 
 import errno
-import fcntl
 import hashlib
 import json
 import logging
 import os
 import shutil
-import time
 import zlib
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Sequence
 from functools import partial
-from itertools import count
+from itertools import islice
 from pathlib import Path
 
 import lmdb
@@ -26,8 +24,8 @@ import numpy as np
 import PIL
 import torch
 import torchvision
+from filelock import AcquireReturnProxy, FileLock, Timeout
 
-from commands.growing import fingerprint
 from commands.signals import Interrupted, Watch
 from option import InputError
 from photographs import workers
@@ -36,19 +34,13 @@ from photographs.decode import Resize, read_fast, read_pil, undecodable
 log = logging.getLogger("eat")
 
 VERSION = 2  # raise it when the layout changes
-BATCH = 256  # pictures in a transaction, each of which waits for the disk
+BATCH = 256  # photographs in a transaction, each of which waits for the disk
 SETTINGS = b"settings"
-FILES = ("data.mdb", "lock.mdb", "index.csv", "pixels.bin", "settings.json")  # the last three: of version 1
-# map_size: address space, not memory or disk. readahead: pictures are read in a random order.
+# map_size: address space, not memory or disk. readahead: photographs are read in a random order.
 LMDB = {"map_size": 1 << 40, "readahead": False, "meminit": False, "max_readers": 4096, "mode": 0o666}
-REMEDY = "`prepare_data.py cache` makes it good"
 
-# By process, as none may be used across a fork, and file.
-_open: dict[tuple[int, str], tuple[lmdb.Environment, lmdb.Transaction]] = {}
-
-
-class CacheStale(InputError):
-    """A store that cannot be read as it is, and must be made anew."""
+# Readers by process and file: none of them may be used across a fork, and LMDB opens a file once in a process.
+_readers: dict[tuple[int, str], tuple[lmdb.Environment, lmdb.Transaction]] = {}
 
 
 class Cache:
@@ -66,144 +58,118 @@ class Cache:
             settings[library.__name__] = str(library.__version__)
         self.settings = json.dumps(settings).encode()
 
-    def _get(self, kind: bytes, name: str) -> memoryview | None:
-        """What this process finds, as it was when it began to read. Valid until `close`. Raises CacheStale."""
-        try:
-            _, transaction = _open.get((os.getpid(), self.path)) or self._begin()
-            return transaction and transaction.get(_key(kind, name))
-        except lmdb.Error as error:
-            raise CacheStale(f"{self.path}: damaged ({error}); {REMEDY}") from None
+    def outdated(self, names: Sequence[str], images: str | os.PathLike) -> np.ndarray:
+        """(N,) bool: photographs that are missing, or whose file in the folder `images` has changed. Raises InputError."""
+        stored = (self._get(b"f", name) for name in names)
+        files = (_fingerprint(Path(images) / name) for name in names)
+        return np.array([entry != file for entry, file in zip(stored, files, strict=True)], bool)
 
-    def _begin(self) -> tuple[lmdb.Environment | None, lmdb.Transaction | None]:
-        if (old := self.folder / "pixels.bin").exists():
-            raise CacheStale(f"{old}: is of an earlier version's cache; {REMEDY}")
-        if not os.path.exists(self.path) or not os.path.getsize(self.path):
-            return None, None
-        # Where the lock file cannot be written, none is taken: what is replaced meanwhile then fails its checksum.
-        lock = os.access(self.folder / "lock.mdb", os.W_OK)
-        env = lmdb.open(str(self.folder), readonly=True, lock=lock, **LMDB)
-        env.reader_check()  # frees the places of processes that were killed
-        transaction, fault = env.begin(buffers=True), None
-        needed = (env.info()["last_pgno"] + 1) * env.stat()["psize"]
-        if (found := os.path.getsize(self.path)) < needed:  # reading behind the end would kill the process
-            fault = f"cut short, {found} of {needed} bytes"
-        elif (settings := bytes(transaction.get(SETTINGS, self.settings))) != self.settings:
-            fault = f"made with {settings.decode(errors='replace')}, not {self.settings.decode()}"
-        _open[os.getpid(), self.path] = env, transaction
-        if fault:
-            self.close()
-            raise CacheStale(f"{self.path}: {fault}; {REMEDY}")
-        return env, transaction
+    def read(self, name: str) -> np.ndarray:
+        """(side, side, 3) uint8, a view of the file. Raises InputError if it is missing, or its checksum differs."""
+        if (entry := self._get(b"p", name)) is None:
+            raise self._damage(f"the picture of {name} is missing")
+        pixels, checksum = entry[: self.size], entry[self.size :]
+        if zlib.crc32(pixels).to_bytes(4, "little") != checksum:
+            raise self._damage(f"the picture of {name} is damaged")
+        return np.frombuffer(pixels, np.uint8).reshape(self.shape)
+
+    def fill(
+        self, names: np.ndarray, images: str | os.PathLike, num_workers: int = 0, watch: Watch | None = None
+    ) -> list[InputError]:
+        """Decode and store the photographs that are outdated. Returns the errors of files that do not decode.
+
+        One process at a time fills a store, the others wait. Raises InputError if the store is damaged, OSError if the
+        disk is full, Interrupted after a signal; photographs that were stored by then stay.
+        """
+        if (count := self.outdated(names, images).sum()) == 0:
+            return []
+        log.info("%s: %d of %d photographs are to be decoded", self.folder, count, len(names))
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with self._lock(watch):
+            self.close()  # another process may have added some meanwhile
+            names = names[self.outdated(names, images)]
+            self.close()  # LMDB refuses to open a store twice in a process
+            return self._add(names, images, num_workers, watch)
 
     def close(self) -> None:
-        """Close it in this process; who reads opens it again."""
-        env, _ = _open.pop((os.getpid(), self.path), (None, None))
+        """Close the store in this process; the next read opens it again."""
+        env, _ = _readers.pop((os.getpid(), self.path), (None, None))
         if env:
             env.close()
 
-    def compare(self, names: Sequence[str], images: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
-        """Two (N,) bool: who is missing; and whose file in the folder `images` is no longer the one that was decoded."""
-        kept = [self._get(b"f", name) for name in names]
-        now = [_file(Path(images) / name) for name in names]
-        missing = np.array([file is None for file in kept], bool)
-        return missing, ~missing & np.array([file != own for file, own in zip(kept, now, strict=True)], bool)
+    def _get(self, kind: bytes, name: str) -> memoryview | None:
+        """An entry, as it was when this process began to read. Valid until `close`."""
+        try:
+            _, transaction = _readers.get((os.getpid(), self.path)) or self._open()
+            return transaction and transaction.get(_key(kind, name))
+        except lmdb.Error as error:
+            raise self._damage(f"damaged ({error})") from None
 
-    def read(self, name: str) -> np.ndarray:
-        """(side, side, 3) uint8, a view of the file. Raises InputError where it is lost, or its checksum differs."""
-        if (value := self._get(b"p", name)) is None:
-            raise InputError(f"{self.path}: the picture of {name} is lost; {REMEDY}")
-        pixels, checksum = value[: self.size], value[self.size :]
-        if zlib.crc32(pixels).to_bytes(4, "little") != checksum:
-            raise InputError(f"{self.path}: the picture of {name} is damaged; {REMEDY}")
-        return np.frombuffer(pixels, np.uint8).reshape(self.shape)
+    def _open(self) -> tuple[lmdb.Environment | None, lmdb.Transaction | None]:
+        if not os.path.exists(self.path) or not os.path.getsize(self.path):
+            return None, None
+        # On a file system that is read-only no lock is taken: an entry that is replaced meanwhile fails its checksum.
+        lock = os.access(self.folder / "lock.mdb", os.W_OK)
+        env = lmdb.open(str(self.folder), readonly=True, lock=lock, **LMDB)
+        env.reader_check()  # frees the slots of processes that were killed
+        transaction, fault = env.begin(buffers=True), None
+        needed, size = (env.info()["last_pgno"] + 1) * env.stat()["psize"], os.path.getsize(self.path)
+        settings = bytes(transaction.get(SETTINGS, self.settings)) if size >= needed else b""
+        if size < needed:  # a read behind the end would kill the process
+            fault = f"cut short, {size} of {needed} bytes"
+        elif settings != self.settings:
+            fault = f"made with {settings.decode(errors='replace')}, not {self.settings.decode()}"
+        _readers[os.getpid(), self.path] = env, transaction
+        if fault:
+            self.close()
+            raise self._damage(fault)
+        return env, transaction
 
-    def faulty(self, names: np.ndarray, images: str | os.PathLike, watch: Watch | None = None) -> np.ndarray:
-        """(N,) bool: missing, stale, or damaged. Reads all pictures. Raises CacheStale, Interrupted when a signal comes."""
-        missing, stale = self.compare(names, images)
-        damaged, there = np.zeros(len(names), bool), np.flatnonzero(~missing & ~stale)
-        for i in workers.watched(there, f"verify {self.folder.name}", len(there), watch):
+    def _damage(self, fault: str) -> InputError:
+        return InputError(f"{self.path}: {fault}; remove the folder {self.folder}, and it is built again")
+
+    def _lock(self, watch: Watch | None) -> AcquireReturnProxy:
+        """The lock of the store, once no other process has it. Raises Interrupted when a signal comes."""
+        lock = FileLock(self.folder / "lock", timeout=1)
+        while True:
             try:
-                self.read(names[i])
-            except CacheStale:
-                raise
-            except InputError:
-                damaged[i] = True
-        for what, found in (("have changed", stale), ("are damaged", damaged)):
-            if found.any():
-                log.info("%s: %d pictures %s, first %s", self.folder, found.sum(), what, names[found][0])
-        return missing | stale | damaged
+                return lock.acquire()
+            except Timeout:
+                if watch is not None and watch.received:
+                    raise Interrupted(watch.received) from None
 
-    def clear(self) -> None:
-        """Remove all of the store. Who reads from it has its file still open."""
-        self.close()
-        for name in FILES:
-            (self.folder / name).unlink(missing_ok=True)
-
-    def add(
-        self, names: np.ndarray, images: str | os.PathLike, num_workers: int = 0, watch: Watch | None = None
-    ) -> list[InputError]:
-        """Decode these pictures and keep them, over what there is of them. Returns the errors of those that do not decode.
-
-        Whoever adds must hold `lock`. Raises OSError where the disk is full, Interrupted when a signal comes; what was
-        committed stays, and counts.
-        """
-        if not len(names):
-            return []
+    def _add(self, names: np.ndarray, images, num_workers: int, watch: Watch | None) -> list[InputError]:
         needed, free = len(names) * (self.size + 4096), shutil.disk_usage(self.folder).free
         if needed > free:
             sizes = f"{len(names)} pictures take {needed / 2**20:.1f} MiB, {free / 2**20:.1f} MiB are free"
             raise OSError(errno.ENOSPC, sizes, str(self.folder))
-        problems = []
         decoded = workers.each(workers.Calls(partial(self._decode, Path(images))), names, num_workers)
         decoded = workers.watched(decoded, f"cache {self.folder.name}", len(names), watch)
-        self.close()  # LMDB refuses to open a store twice in a process
+        entries, problems = zip(names, decoded, strict=True), []
         try:
-            with lmdb.open(str(self.folder), **LMDB) as env, ExitStack() as batch:
-                for number, (name, found) in enumerate(zip(names, decoded, strict=True)):
-                    if number % BATCH == 0:
-                        batch.close()
-                        transaction = env.begin(write=True)
-                        batch.callback(transaction.commit)  # a signal cuts it short
+            with lmdb.open(str(self.folder), **LMDB) as env:
+                while batch := list(islice(entries, BATCH)):
+                    with env.begin(write=True) as transaction:
                         transaction.put(SETTINGS, self.settings)
-                    if isinstance(found, InputError):
-                        problems.append(found)
-                        transaction.delete(_key(b"f", name))  # what there is of an earlier file
-                    else:
-                        transaction.put(_key(b"p", name), found[1])
-                        transaction.put(_key(b"f", name), found[0])
+                        for name, entry in batch:
+                            if isinstance(entry, InputError):
+                                problems.append(entry)
+                            else:
+                                transaction.put(_key(b"f", name), entry[0])
+                                transaction.put(_key(b"p", name), entry[1])
         except lmdb.Error as error:
             raise OSError(errno.EIO, f"pictures cannot be written ({error})", self.path) from None
         return problems
 
     def _decode(self, images: Path, name: str) -> tuple[bytes, bytes] | InputError:
-        """What is kept of a picture, or the error of one that does not decode."""
+        """The two entries of a photograph, or the error of one that does not decode."""
         path, read = images / name, read_fast if self.decoder == "fast" else read_pil
         try:
-            file = _file(path)  # before it is read
+            file = _fingerprint(path)  # before the file is read
             pixels = read(path, self.resize).tobytes()
         except Exception as error:  # decoders raise anything at all on a damaged file
             return undecodable(path, error)
         return file, pixels + zlib.crc32(pixels).to_bytes(4, "little")
-
-    @contextmanager
-    def lock(self, watch: Watch | None = None) -> Iterator[None]:
-        """One process at a time fills a store. Raises Interrupted when a signal comes while waiting.
-
-        LMDB's own lock is for one transaction, not for all of them, and a signal does not end the wait for it.
-        """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with open(self.folder / "lock", "w") as file:
-            for tries in count():
-                with suppress(BlockingIOError):
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                if not tries:
-                    log.info("%s: another process is filling it; waiting", self.folder)
-                if watch is not None and watch.received:
-                    raise Interrupted(watch.received)
-                time.sleep(0.2)
-            self.close()  # what was open may have been replaced meanwhile
-            yield
 
 
 def open_filled(
@@ -215,44 +181,21 @@ def open_filled(
     num_workers: int,
     watch: Watch | None = None,
 ) -> Cache:
-    """The store with all of these pictures; those that are missing are added, by one process at a time.
-
-    Raises InputError where files have changed since, or a picture does not decode; CacheStale; and as `Cache.add`.
-    """
+    """The store with all of these photographs, filled first if need be. Raises InputError if one does not decode, and as `fill`."""
     cache = Cache(folder, resize, decoder)
-    missing, stale = cache.compare(names, images)
-    if missing.any():
-        with cache.lock(watch):
-            missing, stale = cache.compare(names, images)
-            problems = cache.add(names[missing], images, num_workers, watch)
-        if problems:
-            raise problems[0]
-    cache.close()  # no process that is forked from this one inherits it
-    if stale.any():
-        changed = f"{stale.sum()} pictures have changed since they were cached, first {names[stale][0]}"
-        raise InputError(f"{cache.folder}: {changed}; {REMEDY}")
+    if problems := cache.fill(names, images, num_workers, watch):
+        raise problems[0]
+    cache.close()  # processes that are forked from this one do not inherit it
     return cache
 
 
-def repair(
-    cache: Cache, names: np.ndarray, images: str | os.PathLike, num_workers: int, watch: Watch | None = None
-) -> list[InputError]:
-    """Make the store hold these pictures as their files are now: verify it, replace what is not, add what is missing.
-
-    Returns the errors of the pictures that do not decode. Raises as `Cache.add`.
-    """
-    with cache.lock(watch):
-        try:
-            wanted = cache.faulty(names, images, watch)
-        except CacheStale as error:
-            log.info("made anew: %s", str(error).removesuffix(f"; {REMEDY}"))
-            cache.clear()
-            wanted = np.ones(len(names), bool)
-        return cache.add(names[wanted], images, num_workers, watch)
-
-
-def _file(path: Path) -> bytes:
-    return b"%d %d" % fingerprint(path)
+def _fingerprint(path: Path) -> bytes:
+    """A file's size in bytes and modification time in nanoseconds; empty if it is not there."""
+    try:
+        file = path.stat()
+    except OSError:
+        return b""
+    return b"%d %d" % (file.st_size, file.st_mtime_ns)
 
 
 def _key(kind: bytes, name: str) -> bytes:

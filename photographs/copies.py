@@ -1,4 +1,4 @@
-"""The same photograph under two names in two splits: identical bytes, identical pixels, or nearly the same look."""
+"""The same photograph in two splits, perhaps under two names: identical bytes, identical pixels, or similar perceptual hashes."""
 
 from __future__ import annotations
 
@@ -20,8 +20,7 @@ from commands.signals import Watch
 from photographs import workers
 from photographs.decode import open_image
 
-SIDE = 224  # pixels are compared after a resize to a square of it, as training sees them
-NEAR = 4  # of the 64 bits of a perceptual hash: two pictures that differ in no more look alike
+SIDE = 224  # pixels are compared after a resize to a square of this side, as training sees them
 HOWS = {
     "name": "the same name",
     "bytes": "the same file",
@@ -32,15 +31,15 @@ CHUNK = 2**24  # pairs of hashes compared at once
 
 
 class Signature(NamedTuple):
-    """What is compared of a picture. None of it where it does not decode, which `check` tells anyway."""
+    """What is compared of a picture."""
 
-    file: str
-    pixels: str
-    look: int  # imagehash's pHash, 64 bits
+    file: str  # digest of its bytes
+    pixels: str  # digest of its pixels
+    perceptual_hash: int  # imagehash's pHash, 64 bits
 
 
 class Copy(NamedTuple):
-    """Two names of one picture. distance: bits in which their perceptual hashes differ."""
+    """Two names of one picture. how: of HOWS. distance: bits in which their perceptual hashes differ."""
 
     image: str
     csv: str
@@ -51,7 +50,7 @@ class Copy(NamedTuple):
 
 
 def signature(folder: Path, name: str) -> Signature | None:
-    """Raises nothing: None where the picture cannot be read."""
+    """The signature of one picture, or None if it cannot be read."""
     import imagehash  # takes a second, and this command alone needs it
 
     try:
@@ -63,68 +62,73 @@ def signature(folder: Path, name: str) -> Signature | None:
     except Exception:  # decoders raise anything at all on a damaged file
         return None
     bits = imagehash.phash(square).hash.ravel()
-    look = int.from_bytes(np.packbits(bits).tobytes(), "big")
-    return Signature(_digest(data), _digest(square.tobytes()), look)
+    perceptual_hash = int.from_bytes(np.packbits(bits).tobytes(), "big")
+    return Signature(_digest(data), _digest(square.tobytes()), perceptual_hash)
 
 
 def _digest(data: bytes) -> str:
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
-def _how(one: Signature, other: Signature) -> str:
-    return "bytes" if one.file == other.file else "pixels" if one.pixels == other.pixels else "near"
+def _how(first: Signature, second: Signature) -> str:
+    if first.file == second.file:
+        return "bytes"
+    return "pixels" if first.pixels == second.pixels else "near"
 
 
 def signatures(
     folder: str | os.PathLike, names: Sequence[str], num_workers: int = 0, watch: Watch | None = None
 ) -> dict[str, Signature]:
-    """Of each picture that decodes. Raises Interrupted when a signal comes."""
-    found = workers.each(workers.Calls(partial(signature, Path(folder))), names, num_workers)
-    found = workers.watched(found, "look for copies", len(names), watch)
-    return {name: one for name, one in zip(names, found, strict=True) if one is not None}
+    """The signature of each picture that decodes. Raises Interrupted when a signal comes."""
+    results = workers.each(workers.Calls(partial(signature, Path(folder))), names, num_workers)
+    results = workers.watched(results, "look for copies", len(names), watch)
+    return {name: result for name, result in zip(names, results, strict=True) if result is not None}
 
 
 def find_copies(
-    splits: Mapping[str, Sequence[str]], known: Mapping[str, Signature], near: int = NEAR
+    splits: Mapping[str, Sequence[str]], signature_of: Mapping[str, Signature], near: int
 ) -> list[Copy]:
-    """Pictures of one split that stand in another, too, each pair once, the strongest reason first.
+    """Pictures of one split that are also in another, each pair once, the strongest reason first.
 
-    splits: names by CSV. near: most bits of difference.
+    splits: names by CSV. signature_of: by name. near: perceptual hashes that differ in no more bits are copies.
     """
-    found = []
-    own = {csv: [name for name in names if name in known] for csv, names in splits.items()}
-    looks = {csv: np.array([known[name].look for name in names], np.uint64) for csv, names in own.items()}
-    for csv, other in combinations(own, 2):
-        step = max(1, CHUNK // max(1, len(own[other])))
-        for start in range(0, len(own[csv]), step):
-            apart = np.bitwise_count(looks[csv][start : start + step, None] ^ looks[other][None])
-            for row, column in np.argwhere(apart <= near):
-                image, copy = own[csv][start + row], own[other][column]
-                how = "name" if image == copy else _how(known[image], known[copy])
-                found.append(Copy(image, csv, copy, other, how, int(apart[row, column])))
-    return sorted(found, key=lambda pair: (list(HOWS).index(pair.how), pair.distance, pair.image, pair.copy))
+    copies = []
+    names = {csv: [name for name in split if name in signature_of] for csv, split in splits.items()}
+    hashes = {
+        csv: np.array([signature_of[name].perceptual_hash for name in split], np.uint64)
+        for csv, split in names.items()
+    }
+    for csv, other_csv in combinations(names, 2):
+        step = max(1, CHUNK // max(1, len(names[other_csv])))
+        for start in range(0, len(names[csv]), step):
+            bits = np.bitwise_count(hashes[csv][start : start + step, None] ^ hashes[other_csv][None])
+            for row, column in np.argwhere(bits <= near):
+                image, copy = names[csv][start + row], names[other_csv][column]
+                how = "name" if image == copy else _how(signature_of[image], signature_of[copy])
+                copies.append(Copy(image, csv, copy, other_csv, how, int(bits[row, column])))
+    order = list(HOWS)
+    return sorted(copies, key=lambda pair: (order.index(pair.how), pair.distance, pair.image, pair.copy))
 
 
-def report(found: Sequence[Copy]) -> str:
-    """How many of each kind, and the first of them."""
-    if not found:
+def report(copies: Sequence[Copy]) -> str:
+    """How many pairs of each kind, and the first of them."""
+    if not copies:
         return "no picture is in two splits, as far as this sees"
-    lines = [f"{len(found)} pictures that are in two splits:"]
+    lines = [f"{len(copies)} pictures that are in two splits:"]
     for how, words in HOWS.items():
-        if some := [pair for pair in found if pair.how == how]:
-            image, csv, copy, copy_csv, *_ = some[0]
-            lines.append(f"{len(some):>8}  {words}; the first is {image} in {csv} and {copy} in {copy_csv}")
+        if pairs := [pair for pair in copies if pair.how == how]:
+            image, csv, copy, copy_csv, *_ = pairs[0]
+            lines.append(f"{len(pairs):>8}  {words}; the first is {image} in {csv} and {copy} in {copy_csv}")
     return "\n".join(lines)
 
 
-def of(found: Sequence[Copy], csv: str) -> set[str]:
-    """The pictures of a CSV that are in another one, too."""
-    return {pair.image for pair in found if pair.csv == csv} | {
-        pair.copy for pair in found if pair.copy_csv == csv
-    }
+def images_of(copies: Sequence[Copy], csv: str) -> set[str]:
+    """The pictures of a CSV that are also in another one."""
+    images = {pair.image for pair in copies if pair.csv == csv}
+    return images | {pair.copy for pair in copies if pair.copy_csv == csv}
 
 
-def write(found: Sequence[Copy], path: Path) -> None:
-    """copies.csv: a row for each pair."""
+def write(copies: Sequence[Copy], path: Path) -> None:
+    """Write copies.csv: a row for each pair."""
     with atomic_write(path) as file:
-        pd.DataFrame(found, columns=Copy._fields).to_csv(file, index=False)
+        pd.DataFrame(copies, columns=Copy._fields).to_csv(file, index=False)

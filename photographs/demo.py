@@ -30,11 +30,11 @@ WEIGHTS = np.array([2.6, 2.2, 2.0, 1.6, 1.8])  # what full damage of each kind c
 def build(folder: str | os.PathLike, images: str | os.PathLike, seed: int = 2023) -> bool:
     """Write `train.csv`, `val.csv`, `test.csv` to `folder` and the pictures to `images`, as AVA would be.
 
-    Does nothing, and returns False, where this version is there already. An interrupted build is done again; two at
-    a time write the same files. Raises InputError rather than write over pictures or CSVs of other origin.
+    Returns False, and does nothing, if this version exists already. An interrupted build starts again; two builds at a time
+    write the same files. Raises InputError if a folder holds pictures or CSVs that are not the demo's.
     """
     folder, images = Path(folder), Path(images)
-    stamps = [place / "demo_version.txt" for place in (folder, images)]
+    stamps = [path / "demo_version.txt" for path in (folder, images)]
     if all(stamp.is_file() and stamp.read_text() == VERSION for stamp in stamps):
         return False
 
@@ -69,9 +69,9 @@ def build(folder: str | os.PathLike, images: str | os.PathLike, seed: int = 2023
 
 
 def draw_crop(photographs: list[np.ndarray], split: str, rng: np.random.Generator) -> Image.Image:
-    """A random square from the split's bands of a random photograph, SIDE pixels wide, with something in it.
+    """A random square from the split's bands of a random photograph, SIDE pixels wide, with enough contrast.
 
-    Mirrored and its colour channels exchanged at random, so that what is shown says nothing of the score.
+    It is mirrored and its colour channels are exchanged at random, so that its content says nothing of the score.
     """
     photograph = photographs[rng.integers(len(photographs))]
     left, right = BANDS[split][rng.integers(len(BANDS[split]))]
@@ -87,7 +87,7 @@ def draw_crop(photographs: list[np.ndarray], split: str, rng: np.random.Generato
 
 
 def draw_amounts(rng: np.random.Generator) -> np.ndarray:
-    """How much of each of DAMAGES, 0 to 1: they come together, around one severity, as in a bad photograph."""
+    """The amount of each of DAMAGES, 0 to 1, around one severity: a bad photograph is bad in several ways."""
     severity = rng.random()
     return (severity + rng.normal(0, 0.1, len(DAMAGES))).clip(0, 1)
 
@@ -112,7 +112,7 @@ def damage(picture: Image.Image, amounts: np.ndarray, rng: np.random.Generator) 
 
 
 def mean_opinion(amounts: np.ndarray) -> float:
-    """The level, 1 to 10, that the votes of a picture are spread around: 9 less the cost of its damage."""
+    """The mean, 1 to 10, of the votes on a picture: 9 less the cost of its damage."""
     return float(np.clip(9.0 - amounts @ WEIGHTS, 1.0, 10.0))
 
 

@@ -1,8 +1,8 @@
-"""Which split of a dataset the photographs of a test.csv belong to; AVA's split as the authors published it.
+"""Which split of a dataset a test.csv is; AVA's split as EAT's authors published it.
 
-The lists of AVA's ids in authors_split/ are the val.csv and test.csv that EAT's authors published with their TANet, in
-their order and without votes. That EAT's checkpoints were trained beside them is likely (the same authors, code and
-counts), and not documented.
+authors_split/ has the ids of the val.csv and test.csv that the authors published with their TANet, in their order, without
+votes. EAT's checkpoints were probably trained on the other photographs: authors, code and counts are the same, but nobody
+documented it.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 HERE = Path(__file__).parent / "authors_split"
-# Of the names in the official merge/test.csv of TAD66K, in its order: see `digest`.
+# How many names the official merge/test.csv of TAD66K has, and their digest.
 TAD66K_TEST = (14_079, "6e8d401c15ff4943")
 
 
 class Split(NamedTuple):
     """The photographs that a network is tested on.
 
-    name: `authors`, `official`, `random`, ..., or `unknown`. note: a sentence for the user. departure: how it differs from
-    the photographs of the published figures; empty where it does not, or where nobody published any.
+    name: `authors`, `official`, `random`, ..., or `unknown`. note: a sentence for the user. departure: how they differ from
+    the photographs of the published figures; empty if they do not, or if there are no published figures.
     """
 
     name: str
@@ -40,43 +40,45 @@ def authors_ids(split: str) -> tuple[int, ...]:
 
 
 def digest(names: Iterable[str]) -> str:
-    """A fingerprint of file names in their order."""
+    """16 hexadecimal digits that depend on file names and their order."""
     return hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
 def recognise(dataset: str, folder: str | os.PathLike, names: Sequence[str]) -> Split:
-    """The split whose test photographs are `names`, as files, in their order; folder: of the CSVs, with summary.json."""
+    """The split whose test photographs have these file names, in this order. folder: of the CSVs, with summary.json."""
     names = [str(name) for name in names]
     if dataset == "ava":
-        known, published = [f"{number}.jpg" for number in authors_ids("test")], "the authors' test.csv"
-        own = [os.path.splitext(name)[0] + ".jpg" for name in names]
-        count, whole, among = len(known), own == known, set(own) <= set(known)
-        places = {name: place for place, name in enumerate(known)}
-        ordered = among and sorted(own, key=places.get) == own
+        published, source = [f"{number}.jpg" for number in authors_ids("test")], "the authors' test.csv"
+        as_jpg = [os.path.splitext(name)[0] + ".jpg" for name in names]
+        count, equal, contained = len(published), as_jpg == published, set(as_jpg) <= set(published)
+        position = {name: number for number, name in enumerate(published)}
+        in_order = contained and sorted(as_jpg, key=position.get) == as_jpg
     elif dataset == "tad66k":
-        (count, expected), published = TAD66K_TEST, "the official test.csv"
-        whole = among = ordered = digest(names) == expected
+        (count, expected), source = TAD66K_TEST, "the official test.csv"
+        equal = contained = in_order = digest(names) == expected
     else:
-        return _told(folder, names)
+        return _by_summary(folder, names)
     name = "authors" if dataset == "ava" else "official"
-    if whole:
-        return Split(name, f"the {count} photographs of {published}, in its order")
-    if among:
-        some = "the" if len(names) == count else f"{len(names)} of the {count}"
-        what = f"{some} photographs of {published}{'' if ordered else ', in another order'}"
-        return Split(name, what, what)
-    other = _told(folder, names)
-    differs = f"other photographs than those of {published}, not all of them, or another order (split: {other.name})"
-    return other._replace(departure=differs)
+    if equal:
+        return Split(name, f"the {count} photographs of {source}, in its order")
+    if contained:
+        part = "the" if len(names) == count else f"{len(names)} of the {count}"
+        note = f"{part} photographs of {source}{'' if in_order else ', in another order'}"
+        return Split(name, note, note)
+    split = _by_summary(folder, names)
+    departure = (
+        f"other photographs than those of {source}, not all of them, or another order (split: {split.name})"
+    )
+    return split._replace(departure=departure)
 
 
-def _told(folder: str | os.PathLike, names: Sequence[str]) -> Split:
-    """What `prepare_data.py` wrote of the split, if its summary is of this very test.csv."""
+def _by_summary(folder: str | os.PathLike, names: Sequence[str]) -> Split:
+    """The split that `prepare_data.py` wrote to summary.json, if the file belongs to this very test.csv."""
     try:
         summary = json.loads((Path(folder) / "summary.json").read_text(encoding="utf-8"))
-        name, known = str(summary["split"]), summary["test_digest"] == digest(names)
+        name, same_test = str(summary["split"]), summary["test_digest"] == digest(names)
     except (OSError, ValueError, KeyError, TypeError):
         return Split("unknown", "nothing beside test.csv says which split it is")
-    if not known:
+    if not same_test:
         return Split("unknown", f"summary.json tells of another test.csv (split: {name})")
     return Split(name, f"{len(names)} photographs, as prepare_data.py made it")

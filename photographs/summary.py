@@ -1,18 +1,12 @@
-"""What a prepared dataset is like: counts, scores by split, what was left out; as text, JSON and a picture."""
+"""Statistics of a prepared dataset: counts, scores by split, dropped rows; as text and JSON."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 
-import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
-from commands.files import atomic_write
 from photographs.official import Prepared
-
-COLOURS = {"train": "#0072b2", "val": "#e69f00", "test": "#009e73"}  # told apart by the colour-blind
 
 SPLITS = {
     "authors": "the authors' (val.csv and test.csv of their TANet; EAT's checkpoints were probably trained beside them, "
@@ -25,7 +19,7 @@ SPLITS = {
 
 
 def describe(prepared: Prepared) -> dict:
-    """Rows read and dropped, and per split: count, mean, spread (standard deviation), share above the threshold."""
+    """Rows read and dropped, and per split: count, mean, spread (standard deviation), range, share above the threshold."""
     scores = pd.Series(prepared.scores).groupby(prepared.table["split"])
     splits = pd.DataFrame(
         {
@@ -34,57 +28,32 @@ def describe(prepared: Prepared) -> dict:
             "spread": scores.std(ddof=0),
             "lowest": scores.min(),
             "highest": scores.max(),
-            "above_threshold": scores.agg(lambda own: (own > prepared.threshold).mean()),
+            "above_threshold": scores.agg(lambda values: (values > prepared.threshold).mean()),
         }
     )
     return {
         "split": prepared.split,
-        "rows_read": prepared.read,
+        "rows_read": prepared.rows_read,
         "dropped": dict(prepared.dropped),
         "rows_kept": len(prepared.table),
         "threshold": prepared.threshold,
-        "splits": splits.loc[list(COLOURS)].to_dict("index"),
+        "splits": splits.loc[["train", "val", "test"]].to_dict("index"),
         "notes": prepared.notes,
     }
 
 
 def as_text(summary: Mapping) -> str:
-    """The same for a terminal."""
-    kept = f"{summary['rows_read']} rows read, {summary['rows_kept']} kept"
+    """The summary that `describe` made, for a terminal."""
+    counts = f"{summary['rows_read']} rows read, {summary['rows_kept']} kept"
     dropped = [f"  {count} dropped: {reason}" for reason, count in summary["dropped"].items()]
     titles = ("images", "mean", "spread", "lowest", "highest")
-    shown, above = (f"{title:>8}" for title in titles), f"above {summary['threshold']:g}"
-    lines = [" ".join([f"{'split':<6}", *shown, f"{above:>10}"])]
+    header, above = (f"{title:>8}" for title in titles), f"above {summary['threshold']:g}"
+    lines = [" ".join([f"{'split':<6}", *header, f"{above:>10}"])]
     for split, row in summary["splits"].items():
         numbers = " ".join(f"{row[name]:>8.3f}" for name in titles[1:5])
         lines.append(f"{split:<6} {row['images']:>8} {numbers} {row['above_threshold']:>10.1%}")
     named = (
         "splits were compared by the pictures' names; `prepare_data.py check --copies` compares the pictures"
     )
-    split = f"{kept}; split: {SPLITS[summary['split']]}"
+    split = f"{counts}; split: {SPLITS[summary['split']]}"
     return "\n".join([split, *dropped, *lines, *summary["notes"], named])
-
-
-def draw(prepared: Prepared, title: str, path: Path) -> None:
-    """A histogram of the scores of each split, in shares, with the threshold, to a PNG."""
-    scores, splits = prepared.scores, prepared.table["split"].to_numpy()
-    own = {split: scores[splits == split] for split in COLOURS}
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
-    low, high = scores.min(), scores.max()
-    axes.hist(
-        list(own.values()),
-        np.linspace(low, high if high > low else low + 1, 41),
-        weights=[np.full(len(part), 1 / len(part)) for part in own.values()],
-        label=[f"{split} ({len(part)})" for split, part in own.items()],
-        color=list(COLOURS.values()),
-        histtype="step",
-        linewidth=1.6,
-    )
-    threshold = prepared.threshold
-    axes.axvline(threshold, color="0.4", linestyle="--", linewidth=1, label=f"threshold {threshold:g}")
-    axes.set(title=title, xlabel="score", ylabel="share of the split's images")
-    axes.yaxis.set_major_formatter("{x:.0%}")
-    axes.legend(frameon=False)
-    with atomic_write(path, "wb") as file:
-        figure.savefig(file, format="png", dpi=120)

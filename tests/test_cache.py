@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from common import arguments, ended, fork, make_pictures
+from filelock import FileLock
 from test_resume import table, weights
 
 import prepare_data
@@ -19,7 +20,7 @@ from commands.signals import Interrupted, Watch
 from dataset import Transform, batches, make_loader
 from option import InputError
 from photographs import cache
-from photographs.cache import Cache, open_filled, repair
+from photographs.cache import Cache, open_filled
 from photographs.decode import Resize, read_fast, read_pil
 from photographs.labels import FORMATS, read_labels
 
@@ -47,6 +48,13 @@ def damage_pixels(store, name, at=None):
         start = file.read().index(picture[:2000])
         file.seek(start + 77)
         file.write(bytes(value ^ 1 for value in picture[77:84]))
+
+
+def assert_whole(store, names, images):
+    """All pictures are stored, and none is damaged."""
+    assert not store.outdated(names, images).any()
+    for name in names:
+        store.read(name)
 
 
 def cache_words(folder, out):
@@ -104,43 +112,38 @@ def test_odd_and_long_names_are_kept(tmp_path):
     store = open_filled(tmp_path / "c", RESIZE, "pil", np.array(names), tmp_path, 0)
     for name in names:
         np.testing.assert_array_equal(store.read(name), read_pil(tmp_path / name, RESIZE))
-    assert store.compare([*names, "nothing.png"], tmp_path)[0].tolist() == [False] * 7 + [True]
-    with pytest.raises(InputError, match=r"the picture of nothing\.png is lost; `prepare_data.py cache`"):
+    assert store.outdated([*names, "nothing.png"], tmp_path).tolist() == [False] * 7 + [True]
+    with pytest.raises(InputError, match=r"the picture of nothing\.png is missing; remove the folder"):
         store.read("nothing.png")
 
 
-def test_a_changed_picture_is_named_and_replaced(scored, names, fill):
+def test_a_changed_picture_is_decoded_again(scored, names, fill, caplog):
     fill()
     make_pictures(scored / "images", names[3:5], seed=9)
-    with pytest.raises(
-        InputError, match=f"2 pictures have changed since they were cached, first {names[3]};"
-    ):
-        fill()
-    assert repair(Cache(scored / "c", RESIZE, "fast"), names, scored / "images", 0) == []
-    np.testing.assert_array_equal(fill().read(names[3]), read_fast(scored / "images" / names[3], RESIZE))
+    with caplog.at_level("INFO"):
+        store = fill()
+    assert "2 of 12 photographs are to be decoded" in caplog.text
+    for name in names:
+        np.testing.assert_array_equal(store.read(name), read_fast(scored / "images" / name, RESIZE))
 
 
-def test_a_damaged_picture_is_named_and_replaced(scored, names, fill):
+def test_a_changed_picture_that_does_not_decode_is_named_again_and_again(scored, names, fill):
+    fill()
+    (scored / "images" / names[2]).write_bytes(b"no picture")
+    for _ in range(2):
+        with pytest.raises(InputError, match=f"{names[2]}: does not decode"):
+            fill()
+    outdated = Cache(scored / "c", RESIZE, "fast").outdated(names, scored / "images")
+    assert outdated.tolist() == [name == names[2] for name in names]
+
+
+def test_a_damaged_picture_is_named(names, fill):
     store = fill()
-    expected = store.read(names[5]).copy()
     damage_pixels(store, names[5])
     fill().read(names[4])
-    with pytest.raises(
-        InputError, match=rf"data.mdb: the picture of {names[5]} is damaged; `prepare_data.py"
-    ):
+    message = rf"data.mdb: the picture of {names[5]} is damaged; remove the folder {store.folder}"
+    with pytest.raises(InputError, match=message):
         store.read(names[5])
-    assert np.flatnonzero(store.faulty(names, scored / "images")).tolist() == [5]
-    assert repair(store, names, scored / "images", 0) == []
-    np.testing.assert_array_equal(fill().read(names[5]), expected)
-
-
-def test_a_replaced_picture_that_does_not_decode_is_no_longer_kept(scored, names, fill):
-    store = fill()
-    (scored / "images" / names[2]).write_bytes(b"no picture")
-    assert len(repair(store, names, scored / "images", 0)) == 1
-    assert store.compare(names, scored / "images")[0].tolist() == [name == names[2] for name in names]
-    with pytest.raises(InputError, match=f"{names[2]}: does not decode"):
-        fill()
 
 
 def test_a_run_with_a_damaged_cache_ends_in_one_line(scored, run, command):
@@ -150,19 +153,7 @@ def test_a_run_with_a_damaged_cache_ends_in_one_line(scored, run, command):
     status, _, err = run(arguments(scored, "tad66k", cache=scored / "c"))
     assert status == 2
     assert len(err.splitlines()) == 1
-    assert f"{store.path}: the picture of test5.jpg is damaged; `prepare_data.py cache` makes it good" in err
-
-
-def test_a_run_that_a_stale_cache_has_ended_leaves_nothing_behind(scored, run, command):
-    assert command(*cache_words(scored, "c"))[0] == 0
-    make_pictures(scored / "images", ["test2.jpg"], seed=9)
-    words = arguments(scored, "tad66k", cache=scored / "c")
-    status, _, err = run(words)
-    assert status == 2
-    assert "1 pictures have changed since they were cached, first test2.jpg" in err
-    assert not (scored / "run").exists()
-    assert command(*cache_words(scored, "c"))[0] == 0
-    assert run(words)[0] == 0
+    assert f"{store.path}: the picture of test5.jpg is damaged; remove the folder {store.folder}" in err
 
 
 @pytest.mark.parametrize(
@@ -174,10 +165,9 @@ def test_a_run_that_a_stale_cache_has_ended_leaves_nothing_behind(scored, run, c
             "settings",
             'data.mdb: made with {"version": 2, "side": 32, .*"torch": "0.1", .*}, not {"version": 2, ',
         ),
-        ("old", "pixels.bin: is of an earlier version's cache"),
     ],
 )
-def test_a_damaged_or_older_store_is_named_and_made_anew(scored, names, fill, monkeypatch, damage, message):
+def test_a_damaged_or_older_store_is_named(scored, names, fill, monkeypatch, damage, message):
     if damage == "settings":
         with monkeypatch.context() as patch:
             patch.setattr(cache.torch, "__version__", "0.1")
@@ -188,14 +178,12 @@ def test_a_damaged_or_older_store_is_named_and_made_anew(scored, names, fill, mo
         damage_pixels(store, names[0], 40000)
     elif damage == "garbage":
         (store.folder / "data.mdb").write_bytes(b"\xff\xfe,,\nx\n" * 2000)
-    elif damage == "old":
-        (store.folder / "pixels.bin").write_bytes(bytes(12 * 32 * 32 * 3))
-    with pytest.raises(InputError, match=f"{message}.*; `prepare_data.py cache` makes it good"):
+    with pytest.raises(
+        InputError, match=f"{message}.*; remove the folder {store.folder}, and it is built again"
+    ):
         fill()
-    assert repair(Cache(scored / "c", RESIZE, "fast"), names, scored / "images", 0) == []
-    store = fill()
-    assert not store.faulty(names, scored / "images").any()
-    assert not (store.folder / "pixels.bin").exists()
+    shutil.rmtree(store.folder)
+    assert np.isfinite(fill().read(names[0])).all()
 
 
 @pytest.mark.parametrize("rows", [0, 1, 7])
@@ -212,10 +200,10 @@ def test_a_build_that_was_cut_goes_on(scored, names, fill, monkeypatch, rows):
     monkeypatch.setattr(cache, "read_fast", lambda *given: decoded.append(1) or original(*given))
     store = fill()
     assert len(decoded) == 12 - rows
-    assert not store.faulty(names, scored / "images").any()
+    assert_whole(store, names, scored / "images")
 
 
-def test_who_reads_from_a_store_is_not_disturbed_when_it_is_made_anew(scored, names, fill, monkeypatch):
+def test_who_reads_from_a_store_is_not_disturbed_when_pictures_are_replaced(scored, names, fill):
     store = fill()
     before = [store.read(name).copy() for name in names]
     store.close()
@@ -233,9 +221,8 @@ def test_who_reads_from_a_store_is_not_disturbed_when_it_is_made_anew(scored, na
     reader.start()
     while not (scored / "reading").exists():
         time.sleep(0.01)
-    monkeypatch.setattr(cache.torch, "__version__", "0.1")
     make_pictures(scored / "images", names, seed=9)
-    assert repair(Cache(scored / "c", RESIZE, "fast"), names[:3], scored / "images", 0) == []
+    fill()
     go.touch()
     reader.join(300)
     assert reader.exitcode == 0
@@ -251,21 +238,14 @@ def test_a_store_that_cannot_be_written_is_read(scored, names, fill, monkeypatch
     assert not (store.folder / "lock.mdb").exists()
 
 
-@pytest.mark.parametrize("work", ["fill", "repair"])
-def test_a_signal_ends_the_wait_for_another_process(scored, names, fill, work):
-    store = Cache(scored / "c", RESIZE, "fast")
-    with store.lock(), Watch() as watch:
+def test_a_signal_ends_the_wait_for_another_process(names, fill):
+    folder = fill().folder
+    shutil.rmtree(folder)
+    folder.mkdir()
+    with FileLock(folder / "lock"), Watch() as watch:
         os.kill(os.getpid(), signal.SIGTERM)
         with pytest.raises(Interrupted):
-            fill(watch=watch) if work == "fill" else repair(store, names, scored / "images", 0, watch)
-
-
-def test_a_signal_ends_the_verification(scored, names, fill):
-    store = fill()
-    with Watch() as watch:
-        os.kill(os.getpid(), signal.SIGINT)
-        with pytest.raises(Interrupted):
-            repair(store, names, scored / "images", 0, watch)
+            fill(watch=watch)
 
 
 def test_a_signal_stops_a_build_which_then_goes_on(scored, names, fill, monkeypatch):
@@ -278,10 +258,11 @@ def test_a_signal_stops_a_build_which_then_goes_on(scored, names, fill, monkeypa
         return original(*given)
 
     monkeypatch.setattr(cache, "read_fast", read)
+    monkeypatch.setattr(cache, "BATCH", 2)
     with Watch() as watch, pytest.raises(Interrupted):
         fill(watch=watch)
     store = Cache(scored / "c", RESIZE, "fast")
-    assert np.flatnonzero(store.compare(names, scored / "images")[0]).tolist() == list(range(4, 12))
+    assert np.flatnonzero(store.outdated(names, scored / "images")).tolist() == list(range(4, 12))
     fill()
     assert len(calls) == 13
 
@@ -309,9 +290,9 @@ def test_a_killed_build_leaves_no_processes_behind_and_goes_on(tmp_path):
     while any(Path(f"/proc/{child}").exists() for child in children):
         assert time.monotonic() < deadline
         time.sleep(0.1)
-    missing, _ = store.compare(names, tmp_path)
+    missing = store.outdated(names, tmp_path)
     assert 0 < missing.sum() < 3000
-    assert (store.faulty(np.array(names), tmp_path) == missing).all()
+    assert_whole(store, np.array(names)[~missing], tmp_path)
 
 
 def test_a_picture_that_does_not_decode_is_told_and_the_others_are_kept(scored, names, fill):
@@ -319,7 +300,7 @@ def test_a_picture_that_does_not_decode_is_told_and_the_others_are_kept(scored, 
     with pytest.raises(InputError, match=f"{names[2]}: does not decode"):
         fill()
     store = Cache(scored / "c", RESIZE, "fast")
-    assert store.compare(names, scored / "images")[0].tolist() == [name == names[2] for name in names]
+    assert store.outdated(names, scored / "images").tolist() == [name == names[2] for name in names]
 
 
 def test_processes_that_share_a_cache_fill_it_once(scored, names, fill, monkeypatch):
@@ -377,10 +358,10 @@ def test_a_disk_that_becomes_full_keeps_what_was_written(scored, names, run, mon
     assert status == 2
     assert len(err.splitlines()) == 1
     assert "bilinear-256-fast/data.mdb: pictures cannot be written (" in err
-    missing, _ = Cache(scored / "c", Resize(256, "bilinear"), "fast").compare(names, scored / "images")
+    missing = Cache(scored / "c", Resize(256, "bilinear"), "fast").outdated(names, scored / "images")
     assert (~missing).sum() == 4  # of 196 KiB each
     store = open_filled(scored / "c", Resize(256, "bilinear"), "fast", names, scored / "images", 0)
-    assert not store.faulty(names, scored / "images").any()
+    assert_whole(store, names, scored / "images")
 
 
 def test_gpu_decoding_and_a_cache_exclude_each_other(scored, run):

@@ -12,7 +12,7 @@ from common import arguments, make_pictures, make_weights
 
 from evaluation import published, released
 from evaluation.figures import figures, released_accuracy
-from photographs.labels import FORMATS, Format, Labels, read_labels
+from photographs.labels import FORMATS, Labels, read_labels, vote_format
 from searching import trial
 from util import METRICS, Pairs
 
@@ -147,7 +147,7 @@ def test_the_other_way_and_between_vote_distributions():
     pairs = across(FORMATS["tad66k"], FORMATS["ava"], [[0.0], [0.5], [0.6]], [1.0, 5.0, 6.0])
     assert pairs.predicted == pytest.approx([1, 5.5, 6.4])
     assert pairs.agree.tolist() == [1, 1, 1]
-    five = Format(vote_columns=tuple("12345"), threshold=3.0)
+    five = vote_format("12345")
     votes = np.eye(5, dtype=np.float32)
     pairs = across(five, FORMATS["ava"], votes[:2], [1.0, 2.0], np.eye(10, dtype=np.float32)[:2])
     assert np.isnan(pairs.emd_r1).all()

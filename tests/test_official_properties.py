@@ -103,7 +103,7 @@ def test_no_bytes_at_all_crash_a_parser(tmp_path, content):
             assert len(str(found).splitlines()) == 1
             assert tmp_path.name in str(found)
         else:
-            assert found.read > 0
+            assert found.rows_read > 0
             assert np.isfinite(found.scores).all()
 
 
