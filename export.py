@@ -1,4 +1,4 @@
-"""Hand a trained network to other programs: ONNX, torch.export, safetensors, or a folder for the Hugging Face hub."""
+"""Hand a trained network to other programs: ONNX, safetensors, or a folder for the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from option import MODELS, InputError, Option
 
 log = logging.getLogger("eat")
 
-ENDINGS = {"onnx": ".onnx", "torch_export": ".pt2", "safetensors": ".safetensors", "hub": "_hub"}
+ENDINGS = {"onnx": ".onnx", "safetensors": ".safetensors", "hub": "_hub"}
 PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime")}
 
 
@@ -53,12 +53,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 # fmt: off
 TABLE = {
     "": (
-        Option("to", str, None, "what to write: an .onnx, a .pt2 archive, a .safetensors, or a folder", choices=list(ENDINGS), required=True),
+        Option("to", str, None, "what to write: an .onnx, a .safetensors, or a folder", choices=list(ENDINGS), required=True),
         Option("out", Path, None, "what to call it (default: beside the weights, by their name)", metavar="PATH"),
         Option("overwrite", bool, False, "replace what is there"),
         Option("gather", bool, False, "ONNX without the operator GridSample, for runtimes that lack it"),
-        Option("int8", bool, False, "ONNX with 8-bit linear layers: smaller; scores are only nearly equal, and depend on the batch"),
-        Option("opset", int, None, f"ONNX operator set, {onnx_file.OPSETS[0]} to {onnx_file.OPSETS[1]} (default: {onnx_file.OPSET})", low=onnx_file.OPSETS[0], high=onnx_file.OPSETS[1]),
     ),
     "weights": WEIGHTS,
 }
@@ -84,16 +82,14 @@ def export(options: argparse.Namespace) -> dict:
     about, out = describe(trained), target(options, trained)
     write, read = {
         "onnx": (onnx_file.write_onnx, onnx_file.open_onnx),
-        "torch_export": (torch_files.write_archive, torch_files.open_archive),
         "safetensors": (torch_files.write_safetensors, torch_files.open_safetensors),
         "hub": (torch_files.write_hub, torch_files.open_hub),
     }[options.to]
-    kind = {"gather": options.gather, "int8": options.int8, "opset": options.opset or onnx_file.OPSET}
-    kind = kind if options.to == "onnx" else {}
+    kind = {"gather": options.gather} if options.to == "onnx" else {}
     with replacing(out, options.overwrite, options.to == "hub") as temporary, quietly():
         write(trained, temporary, about, **kind)
         found, run = read(temporary)
-        difference = largest_difference(trained, found, run, exact=not options.int8)
+        difference = largest_difference(trained, found, run)
         size = sum(path.stat().st_size for path in (temporary, *temporary.glob("*")) if path.is_file())
     return {
         "written": str(out),
@@ -108,9 +104,8 @@ def export(options: argparse.Namespace) -> dict:
 
 def check(options: argparse.Namespace) -> None:
     """Raises InputError for options that contradict each other, and for packages that are not there."""
-    for name in ("gather", "int8", "opset"):
-        if getattr(options, name) and options.to != "onnx":
-            raise InputError(f"--{name} belongs to --to onnx, not {options.to}")
+    if options.gather and options.to != "onnx":
+        raise InputError(f"--gather belongs to --to onnx, not {options.to}")
     missing = [name for name in PACKAGES.get(options.to, ()) if importlib.util.find_spec(name) is None]
     if missing:
         raise InputError(
@@ -122,9 +117,9 @@ def target(options: argparse.Namespace, trained: Trained) -> Path:
     """Where the export goes. Raises InputError for another ending, by which readers know a file, and for the weights."""
     source = Path(options.weights).resolve()
     given = Path(os.path.abspath(options.weights))  # a link's own name and place
-    kind = "_gather" * options.gather + "_int8" * options.int8
     stem, ending = given.name if given.is_dir() else given.stem, ENDINGS[options.to]
-    out = Path(os.path.abspath(options.out or given.with_name(stem + kind + ending)))
+    stem += "_gather" * options.gather
+    out = Path(os.path.abspath(options.out or given.with_name(stem + ending)))
     if options.to == "hub" and out.name in MODELS:
         raise InputError(
             f"{out}: create_model would take it for the network of that name; give another --out"

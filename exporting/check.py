@@ -17,7 +17,6 @@ from photographs.decode import open_image, read_pil
 
 BATCHES = (1, 2, 5)
 TOLERANCE = 1e-4  # of the prediction, and of the score as a share of its range
-INT8_TOLERANCE = 0.1  # of the score as a share of its range: int8 is near, or something is wrong with it
 
 # What an artifact gives for (N, 3, H, W) float32: its prediction (N, outputs) and its score (N,).
 Runner = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
@@ -45,10 +44,10 @@ def our_input(trained: Trained, files: list[bytes]) -> torch.Tensor:
 
 
 @torch.no_grad()
-def largest_difference(trained: Trained, about: dict, run: Runner, exact: bool = True) -> dict[str, float]:
+def largest_difference(trained: Trained, about: dict, run: Runner) -> dict[str, float]:
     """How far an artifact is from its network on photographs, in batches of BATCHES: of `prediction` and of `score`.
 
-    about, run: as read back from the artifact. exact: False for int8. Raises ExportError where it is too far.
+    about, run: as read back from the artifact. Raises ExportError where it is too far.
     """
     files = photographs()
     largest = {"prediction": 0.0, "score": 0.0}
@@ -61,9 +60,8 @@ def largest_difference(trained: Trained, about: dict, run: Runner, exact: bool =
                     f"its {name} for {count} photographs is not {tuple(ours.shape)} finite numbers; nothing was written"
                 )
             largest[name] = max(largest[name], float(np.abs(found - ours.numpy()).max()))
-    (low, high), share = trained.score_range, TOLERANCE if exact else INT8_TOLERANCE
-    limits = {"score": share * (high - low)} | ({"prediction": TOLERANCE} if exact else {})
-    for name, limit in limits.items():
+    low, high = trained.score_range
+    for name, limit in {"score": TOLERANCE * (high - low), "prediction": TOLERANCE}.items():
         if not largest[name] <= limit:
             raise ExportError(
                 f"its {name} differs from PyTorch's by {largest[name]:.2g}, more than {limit:g}; nothing was written"

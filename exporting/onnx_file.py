@@ -1,4 +1,4 @@
-"""ONNX: a file with a dynamic batch, with `GridSample` or without, in float32 or int8."""
+"""ONNX: a file with a dynamic batch, with `GridSample` or without."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from exporting.about import KEY, Scorer
 from exporting.check import ExportError, Runner
 from inference.trained import Trained
 
-OPSETS = (18, 23)  # from the first that PyTorch's exporter writes
-OPSET = 20  # has GELU as one operator; eat_tiny ran 1.07 times as fast as with 18 in ONNX Runtime
+OPSET = (
+    20  # the first that has GELU as one operator; eat_tiny ran 1.07 times as fast as with 18 in ONNX Runtime
+)
 
 
 def trace(trained: Trained) -> torch.export.ExportedProgram:
@@ -31,65 +32,30 @@ def trace(trained: Trained) -> torch.export.ExportedProgram:
     )
 
 
-def write_onnx(trained: Trained, path: Path, about: dict, gather: bool, int8: bool, opset: int) -> None:
+def write_onnx(trained: Trained, path: Path, about: dict, gather: bool) -> None:
     """Write the network to `path`: `images` (N, 3, H, W) to `prediction` (N, outputs) and `score` (N,).
 
-    gather: bilinear sampling without `GridSample`. int8: its linear layers' weights, the activations quantised as they
-    come (dynamic quantisation), which needs no photographs to calibrate on.
+    gather: bilinear sampling without `GridSample`.
     """
     import onnx
 
-    _convert(trained, gather, opset).save(path, external_data=False)
-    if int8:
-        quantize(path)
+    _convert(trained, gather).save(path, external_data=False)
     graph = onnx.load(path)
     _name_batch(graph)
     _forget_origin(graph)
-    versions = {entry.domain: entry.version for entry in graph.opset_import}
-    about = about | {"gather": gather, "int8": int8, "opset": versions[""]}
-    # Dynamic quantisation takes the range of each activation over the whole batch.
-    about["depends_on_batch"] = about["depends_on_batch"] or int8
+    about = about | {"gather": gather, "opset": OPSET}
     onnx.helper.set_model_props(graph, {KEY: to_json(about, indent=2)})
     onnx.checker.check_model(graph)
     onnx.save(graph, path)
 
 
-def _convert(trained: Trained, gather: bool, opset: int) -> torch.onnx.ONNXProgram:
+def _convert(trained: Trained, gather: bool) -> torch.onnx.ONNXProgram:
     from models.sampling import gathers
 
     with gathers() if gather else nullcontext():
         program = trace(trained)
     names = {"input_names": ["images"], "output_names": ["prediction", "score"]}
-    return torch.onnx.export(program, **names, opset_version=opset, dynamo=True, verbose=False)
-
-
-def quantize(path: Path) -> None:
-    """Replace a float32 ONNX file by its int8 form.
-
-    On the demo static quantisation, calibrated on its photographs, was not faster and not nearer (docs/exports.md).
-    """
-    import onnx
-    from onnxruntime.quantization import QuantType, quantize_dynamic
-    from onnxruntime.quantization.shape_inference import quant_pre_process
-
-    ready = path.with_name(f"{path.name}.ready")
-    quant_pre_process(path, ready, skip_symbolic_shape=True)
-    model = onnx.load(ready)
-    graph = model.graph
-    del graph.value_info[:]  # some exporters' shapes are those from before a weight was transposed
-    vectors = {weight.name for weight in graph.initializer if len(weight.dims) == 1}
-    quantize_dynamic(
-        model,
-        path,
-        op_types_to_quantize=["MatMul", "Gemm"],
-        per_channel=True,
-        weight_type=QuantType.QInt8,
-        # The sum that makes the score of a prediction is no layer, and ONNX Runtime quantises matrices only.
-        nodes_to_exclude=[
-            node.name for node in graph.node if node.op_type == "MatMul" and vectors & set(node.input)
-        ],
-    )
-    ready.unlink()
+    return torch.onnx.export(program, **names, opset_version=OPSET, dynamo=True, verbose=False)
 
 
 def _name_batch(graph) -> None:
@@ -136,6 +102,4 @@ def _told() -> Iterator[None]:
         yield
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
-        raise ExportError(
-            f"ONNX Runtime does not run it ({reason}); nothing was written; try another --opset"
-        ) from error
+        raise ExportError(f"ONNX Runtime does not run it ({reason}); nothing was written") from error

@@ -1,8 +1,7 @@
-"""For PyTorch: the traced network as a `torch.export` archive, safetensors, and a folder of the Hugging Face hub, as timm reads."""
+"""For PyTorch: safetensors, and a folder of the Hugging Face hub, as timm reads."""
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 
@@ -17,38 +16,14 @@ from commands.files import to_json, write_json
 from exporting import card
 from exporting.about import KEY, score
 from exporting.check import Runner
-from exporting.onnx_file import trace
 from inference.trained import Trained, load_trained
 from models import create_model
 from models.backbone import PREFIX
 from models.folder import CONFIG, WEIGHTS
 from models.weights import HEADER
 
-EXTRA = f"{KEY}.json"  # the file in the archive
 CARD = "README.md"
 HUB_FILES = (CONFIG, WEIGHTS, CARD)
-
-
-def write_archive(trained: Trained, path: Path, about: dict) -> None:
-    """A `.pt2`: images (N, 3, H, W) to (prediction, score), to be run without this project."""
-    program = trace(trained)
-    for module in program.graph_module.modules():
-        for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
-            node.meta.pop("stack_trace", None)  # where the code lay on this disk
-    content = io.BytesIO()  # torch's own file ends the process where the disk is full
-    torch.export.save(program, content, extra_files={EXTRA: to_json(about, indent=2)})
-    path.write_bytes(content.getvalue())
-
-
-def open_archive(path: Path) -> tuple[dict, Runner]:
-    extra = {EXTRA: ""}
-    network = torch.export.load(path, extra_files=extra).module()
-
-    def run(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        prediction, scores = network(torch.from_numpy(images))
-        return prediction.numpy(), scores.numpy()
-
-    return json.loads(extra[EXTRA]), run
 
 
 def write_safetensors(trained: Trained, path: Path, about: dict) -> None:

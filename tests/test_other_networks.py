@@ -184,7 +184,7 @@ def test_weights_of_another_architecture_are_one_line(ava, run, trained, command
     refused(run, ava, "best.pth is of another architecture", model=RESNET, path_to_model_weight=weights)
     refused(run, ava, "best.pth does not fit this network", path_to_model_weight=weights)
     for program in (predict, export):
-        words = [ava / "images"] * (program is predict) + ["--to", "torch_export"] * (program is export)
+        words = [ava / "images"] * (program is predict) + ["--to", "safetensors"] * (program is export)
         status, _, err = command_of(program, *words, "--weights", weights, "--model", RESNET)
         assert status == 2
         assert f"--model {RESNET}: {weights} says {VIT}; leave the option out" in err
@@ -261,9 +261,7 @@ def test_a_bare_file_needs_the_networks_name(tmp_path):
 
 
 @pytest.mark.usefixtures("unoptimised")
-@pytest.mark.parametrize(
-    ("name", "form"), [(VIT, "onnx"), (RESNET, "torch_export"), (VIT, "safetensors"), (RESNET, "hub")]
-)
+@pytest.mark.parametrize(("name", "form"), [(VIT, "onnx"), (VIT, "safetensors"), (RESNET, "hub")])
 @pytest.mark.slow
 def test_exports_are_equal_to_the_network_and_say_its_input(tmp_path, trained, command_of, name, form):
     if form == "onnx":
