@@ -47,7 +47,7 @@ def write_hub(trained: Trained, folder: Path, about: dict) -> None:
     folder.mkdir()
     write_safetensors(trained, folder / WEIGHTS, about)
     write_json(folder / CONFIG, configuration(trained, about))
-    (folder / CARD).write_text(card.write(trained, about), encoding="utf-8")
+    (folder / CARD).write_text(card.write_card(trained, about), encoding="utf-8")
 
 
 def configuration(trained: Trained, about: dict) -> dict:

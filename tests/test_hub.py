@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 
 import pytest
 import timm
@@ -53,7 +54,26 @@ def test_model_card_of_bare_weights_says_that_the_recipe_is_unknown(exported):
     assert card.data.datasets == ["ava"]
     assert card.data.eval_results is None
     assert "Unknown: the weights were exported without their run." in card.text
-    assert "nothing tells what these weights reached" in card.text
+    assert "no run beside the weights says what they reached" in card.text
+
+
+def test_model_card_names_the_codes_licence_and_claims_none_for_the_weights(exported):
+    card = ModelCard.load(exported("votes", "hub")[0] / "README.md")
+    assert card.data.license is None  # the hub's field is that of the weights
+    assert "The code is Apache-2.0. The licence of these weights follows from the data" in card.text
+
+
+def test_the_example_of_a_model_card_scores_a_photograph(exported, made, photographs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = exported("score", "hub")[0]
+    (tmp_path / "photo.jpg").write_bytes(photographs[0])
+    code = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)[1]
+    names = {}
+    exec(compile(code.replace("FOLDER", str(folder)), "README.md", "exec"), names)
+    trained = load_trained(made["score"])
+    with torch.no_grad():
+        expected = trained.scores(trained.model(check.our_input(trained, photographs[:1])))
+    assert names["score"] == pytest.approx(expected.item(), abs=1e-4)
 
 
 @pytest.fixture
