@@ -10,7 +10,6 @@ import os
 import signal
 import sys
 import tempfile
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,7 +26,7 @@ from exporting.about import describe
 from exporting.check import BATCHES, ExportError, largest_difference
 from inference.arguments import WEIGHTS, load
 from inference.trained import Trained
-from option import MODELS, InputError, Option
+from option import InputError, Option
 
 log = logging.getLogger("eat")
 
@@ -86,7 +85,7 @@ def export(options: argparse.Namespace) -> dict:
         "hub": (torch_files.write_hub, torch_files.open_hub),
     }[options.to]
     kind = {"gather": options.gather} if options.to == "onnx" else {}
-    with replacing(out, options.overwrite, options.to == "hub") as temporary, quietly():
+    with replacing(out, options.overwrite, options.to == "hub") as temporary:
         write(trained, temporary, about, **kind)
         found, run = read(temporary)
         difference = largest_difference(trained, found, run)
@@ -120,10 +119,6 @@ def target(options: argparse.Namespace, trained: Trained) -> Path:
     stem, ending = given.name if given.is_dir() else given.stem, ENDINGS[options.to]
     stem += "_gather" * options.gather
     out = Path(os.path.abspath(options.out or given.with_name(stem + ending)))
-    if options.to == "hub" and out.name in MODELS:
-        raise InputError(
-            f"{out}: create_model would take it for the network of that name; give another --out"
-        )
     if options.to != "hub" and out.suffix != ending:
         raise InputError(f"{out}: must end in {ending}; give another --out")
     if out.resolve() in (source, *trained.path.resolve().parents, trained.path.resolve()):
@@ -133,59 +128,33 @@ def target(options: argparse.Namespace, trained: Trained) -> Path:
 
 @contextmanager
 def replacing(out: Path, overwrite: bool, folder: bool) -> Iterator[Path]:
-    """A path for what is to become `out`, a file or a folder; put there if all goes well, removed if not.
+    """A path for the new content of `out`, a file or a folder; put there if all goes well, removed if not.
 
     Raises InputError where something is there and may not be replaced.
     """
-    _refuse_what_is_there(out, overwrite, folder)
     if not out.parent.is_dir():
         raise InputError(f"{out.parent}: no such folder; make it, or give another --out")
-    try:
-        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as beside:
-            temporary, replaced = Path(beside) / out.name, Path(beside) / "replaced"
-            yield temporary
-            _refuse_what_is_there(out, overwrite, folder)  # it took a while
-            if folder and out.is_dir():  # a folder is not replaced in one step
-                os.replace(out, replaced)
-            try:
-                os.replace(temporary, out)
-            except BaseException:
-                if replaced.exists():
-                    os.replace(replaced, out)
-                raise
-    except OSError as error:
-        if not error.filename or f".{out.name}." in str(error.filename):  # none: as for a full disk
-            error.filename = str(out.parent)
-        raise
+    refuse_to_replace(out, overwrite, folder)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as beside:
+        temporary = Path(beside) / out.name
+        yield temporary
+        refuse_to_replace(out, overwrite, folder)  # it took a while
+        if folder and out.is_dir():  # a folder is not replaced in one step
+            os.replace(out, Path(beside) / "replaced")
+        os.replace(temporary, out)
 
 
-def _refuse_what_is_there(out: Path, overwrite: bool, folder: bool) -> None:
+def refuse_to_replace(out: Path, overwrite: bool, folder: bool) -> None:
+    """Raises InputError where `out` is there and is no export, or may not be replaced."""
     if not (out.exists() or out.is_symlink()):
         return
     if not overwrite:
         raise InputError(f"{out}: is there already; give --overwrite or another --out")
     if out.is_dir() != folder:
-        what = "a folder" if out.is_dir() else "a file"
-        raise InputError(f"{out}: is {what}, which no such export has written; give another --out")
-    others = (
-        [p.name for p in out.iterdir() if p.name not in torch_files.HUB_FILES or not p.is_file()]
-        if folder
-        else []
-    )
-    if others:
+        kind = "a folder" if out.is_dir() else "a file"
+        raise InputError(f"{out}: is {kind}, which no such export has written; give another --out")
+    if folder and (others := {path.name for path in out.iterdir()} - set(torch_files.HUB_FILES)):
         raise InputError(f"{out}: holds {min(others)}, which no export has written; give another --out")
-
-
-@contextmanager
-def quietly() -> Iterator[None]:
-    """The exporters' own chatter is about their future, not about this network."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            yield
-    finally:
-        logging.disable(before)
 
 
 def interrupted(number: int, _frame) -> None:

@@ -265,9 +265,6 @@ def test_what_another_kind_of_export_or_nobody_wrote_is_not_replaced(command, ma
         assert status == 2
         assert "which no such export has written" in err
     assert (tmp_path / "file_hub").read_text() == "kept"
-    status, _, err = command("--weights", made["votes"], "--to", "hub", "--out", tmp_path / "eat_nano")
-    assert status == 2
-    assert "create_model would take it for the network of that name" in err
 
 
 def test_what_appears_in_the_meantime_is_not_replaced(command, made, tmp_path, monkeypatch):
