@@ -26,8 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     usage = "compare.py RUN [RUN ...] [OPTION ...]"
     about = (
         "Compare runs on the same test set: each metric with its 95 % bootstrap interval over images; for every "
-        "two runs the difference with its paired interval, a p-value, the same after Holm's correction over the pairs, and "
-        "for PLCC that of Williams' test."
+        "two runs the difference with its paired interval, a p-value, and the same after Holm's correction over the pairs."
     )
     options = Parser({"": TABLE}, prog="compare.py", usage=usage, description=about).parse_args(argv)
     return guarded("compare.py", lambda: run(options.runs, options.threshold, options.json))
@@ -46,8 +45,8 @@ def run(paths: Sequence[Path], threshold: float | None, out: Path | None) -> Non
     found, images = compare.compare({one.name: [one] for one in tested}), len(tested[0].images)
     print(compare.as_markdown(tested, found))
     print(
-        f"\n{images:,} images, high above {tested[0].thresholds[1]:g}; percentile bootstrap over images, {bootstrap.RESAMPLES:,} resamples "
-        f"(KRCC {bootstrap.krcc_resamples(images):,}), the same for all runs. More than noise: p below 0.05 after Holm's correction. "
+        f"\n{images:,} images, high above {tested[0].thresholds[1]:g}; percentile bootstrap over images, {bootstrap.RESAMPLES:,} resamples, "
+        "the same for all runs. More than noise: p below 0.05 after Holm's correction. "
         "What another training seed would change is not in it."
     )
     if out is None:

@@ -48,7 +48,6 @@ class Difference:
     interval: tuple[float, float]
     p: float
     p_holm: float = math.nan
-    p_williams: float = math.nan
 
 
 def read_predictions(
@@ -141,16 +140,11 @@ def differences(first: Sequence[Predictions], second: Sequence[Predictions]) -> 
         drawn = [np.mean([run.resampled[name] for run in runs], 0) for runs in (first, second)]
         values = [np.array([run.metrics[name] for run in runs]) for runs in (first, second)]
         means, difference = [side.mean() for side in values], drawn[0] - drawn[1]
-        williams = math.nan
-        if name == "plcc" and single:
-            with np.errstate(invalid="ignore", divide="ignore"):  # constant scores: no correlation, nan
-                between = np.corrcoef(first[0].pairs.predicted, second[0].pairs.predicted)[0, 1]
-            williams = bootstrap.williams(*means, between, len(first[0].pairs))
         value = float(means[0] - means[1])
         limits, p = bootstrap.interval(difference), bootstrap.p_value(difference)
         if not single:
             limits, p = _welch(value, difference, values, len(first[0].pairs))
-        found[name] = Difference(value, limits, p, p_williams=williams)
+        found[name] = Difference(value, limits, p)
     return found
 
 
@@ -174,7 +168,9 @@ def _welch(value: float, drawn: np.ndarray, sides: Sequence[np.ndarray], images:
     parts = [(np.var(drawn), images - 1)]
     parts += [(np.var(side, ddof=1) / len(side), len(side) - 1) for side in sides if len(side) > 1]
     variance = sum(part for part, _ in parts)
-    if not variance > 0:
+    if math.isnan(variance):
+        return (math.nan, math.nan), math.nan
+    if variance == 0:
         return (value, value), 1.0 if value == 0 else math.nan
     freedom = variance**2 / sum(part**2 / degrees for part, degrees in parts)  # Welch and Satterthwaite
     error = math.sqrt(variance)
@@ -186,10 +182,9 @@ def compare(groups: dict[str, Sequence[Predictions]]) -> dict[tuple[str, str], d
     """The differences of every two groups of runs, by their names; p_holm is corrected over the pairs, metric by metric."""
     found = {pair: differences(*(groups[name] for name in pair)) for pair in combinations(groups, 2)}
     for metric in METRICS:
-        for given, corrected in (("p", "p_holm"), ("p_williams", "p_williams")):
-            values = bootstrap.holm([getattr(row[metric], given) for row in found.values()])
-            for row, p in zip(found.values(), values, strict=True):
-                setattr(row[metric], corrected, p)
+        values = bootstrap.holm([row[metric].p for row in found.values()])
+        for row, p in zip(found.values(), values, strict=True):
+            row[metric].p_holm = p
     return found
 
 
@@ -204,21 +199,21 @@ def as_markdown(runs: Sequence[Predictions], found: dict[tuple[str, str], dict[s
 
 def difference_lines(found: dict, shown: Sequence[str]) -> list[str]:
     """A Markdown table: a row for each pair and metric."""
-    williams = any(isfinite(row["plcc"].p_williams) for row in found.values())
-    rows = [["first less second", "metric", "difference, 95 % interval", "p", "p, Holm"]]
-    rows[0] += ["p, Williams, Holm"] * williams + ["more than noise"]
+    rows = [["first less second", "metric", "difference, 95 % interval", "p", "p, Holm", "more than noise"]]
     for (first, second), row in found.items():
         for name in shown:
             one = row[name]
             cells = [f"{first} − {second}", LABELS[name], _value(one.value, one.interval, "+.4f")]
-            cells += [_p(one.p), _p(one.p_holm)] + [_p(one.p_williams)] * williams
-            rows.append([*cells, "yes" if one.p_holm < 0.05 else "no"])
+            noise = "yes" if one.p_holm < 0.05 else "no" if isfinite(one.p_holm) else ""
+            rows.append([*cells, _p(one.p), _p(one.p_holm), noise])
     return markdown(rows)
 
 
 def _value(value: float, interval: tuple[float, float], form: str) -> str:
     low, high = interval
-    return f"{value:{form}} ({low:{form}} to {high:{form}})" if isfinite(value) else "-"
+    if not isfinite(value):
+        return "-"
+    return f"{value:{form}}" + (f" ({low:{form}} to {high:{form}})" if isfinite(low) else "")
 
 
 def _p(value: float) -> str:

@@ -9,7 +9,7 @@ from math import isfinite
 import numpy as np
 
 from evaluation import bootstrap, published, seen
-from util import METRICS, Pairs, compute_metrics
+from util import Pairs, compute_metrics
 
 LABELS = {
     "srcc": "SRCC",
@@ -66,18 +66,12 @@ class Figures:
     unseen: Measured | None
     meanings: Sequence[str]
 
-    @property
-    def resamples(self) -> dict[str, int]:
-        return dict.fromkeys(METRICS, bootstrap.RESAMPLES) | {
-            "krcc": bootstrap.krcc_resamples(self.all.images)
-        }
-
     def as_json(self) -> dict:
         """The keys that a run's last line and run.json have."""
         found = {
             "intervals": self.all.intervals,
             "interval": "95 %, percentile bootstrap over images",
-            "resamples": self.resamples,
+            "resamples": bootstrap.RESAMPLES,
             "published": {name: figure._asdict() for name, figure in self.published.items()},
             "departures": list(self.departures),
             "notes": list(self.notes),
@@ -112,8 +106,7 @@ class Figures:
 
     def remarks(self) -> list[str]:
         """All sentences beside the table."""
-        resamples = f"{self.resamples['srcc']:,} resamples of the images (KRCC {self.resamples['krcc']:,})"
-        intervals = f"intervals: 95 % percentile bootstrap, {resamples}"
+        intervals = f"intervals: 95 % percentile bootstrap, {bootstrap.RESAMPLES:,} resamples of the images"
         return [*self.notes, *self.meanings, *self.departures, intervals]
 
 
