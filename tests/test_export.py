@@ -229,7 +229,7 @@ def test_overwrite_replaces_a_file_and_a_folder(command, made, tmp_path):
         (("--out", "a.pth"), "must end in .safetensors"),
         (("--gather",), "--gather belongs to --to onnx"),
         (("--int8",), "unrecognized arguments: --int8"),
-        (("--to", "coreml"), "invalid choice"),
+        (("--to", "coreml"), "--to coreml: choose from onnx, safetensors, hub"),
     ],
 )
 def test_bad_requests_are_one_line_and_lose_nothing(command, made, tmp_path, monkeypatch, options, message):
