@@ -9,7 +9,6 @@ from pathlib import Path
 from commands.errors import guarded
 from commands.files import write_json
 from commands.parser import Parser
-from evaluation import bootstrap, compare
 from option import InputError, Option
 
 # fmt: off
@@ -39,6 +38,8 @@ def run(paths: Sequence[Path], threshold: float | None, out: Path | None) -> Non
     files = [(path / "predictions.csv" if path.is_dir() else path).resolve() for path in paths]
     if len(set(files)) < len(files):
         raise InputError("the same run is given twice; give each once")
+    from evaluation import bootstrap, compare  # pandas and scipy are slow to import
+
     tested: list[compare.Predictions] = []
     for path in paths:
         tested.append(compare.read_predictions(path, threshold, tested[0] if tested else None))

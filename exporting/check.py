@@ -12,6 +12,7 @@ from sklearn.datasets import load_sample_images
 
 from dataset import network_input
 from exporting.about import preprocess
+from exporting.output import ExportError
 from inference.trained import Trained
 from photographs.decode import open_image, read_pil
 
@@ -20,10 +21,6 @@ TOLERANCE = 1e-4  # of the prediction, and of the score as a share of its range
 
 # What an artifact gives for (N, 3, H, W) float32: its prediction (N, outputs) and its score (N,).
 Runner = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
-
-
-class ExportError(Exception):
-    """An artifact that is not equal to its network; the message is one line. Exit status 1."""
 
 
 def photographs() -> list[bytes]:

@@ -14,7 +14,8 @@ import torch
 
 from commands.files import to_json
 from exporting.about import KEY, Scorer
-from exporting.check import ExportError, Runner
+from exporting.check import Runner
+from exporting.output import ExportError
 from inference.trained import Trained
 
 OPSET = (

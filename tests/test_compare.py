@@ -1,6 +1,9 @@
 """compare.py: runs on one test set, their differences, and what is no pair of such tables."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -184,3 +187,14 @@ def test_one_threshold_for_all_true_scores(runs, tmp_path, command):
     assert status == 2
     assert "its true scores are high above 0.4, those of" in err
     assert command(*runs[:2], "--threshold", 0.5)[0] == 0
+
+
+def test_help_imports_nothing_slow():
+    script = "import sys, contextlib, compare\nwith contextlib.suppress(SystemExit): compare.main(['--help'])\nprint(*sys.modules)"
+    root = Path(program.__file__).parent
+    ended = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=root, check=True
+    )
+    loaded = set(ended.stdout.splitlines()[-1].split())
+    assert "option" in loaded
+    assert not loaded & {"torch", "numpy", "pandas", "scipy", "matplotlib"}

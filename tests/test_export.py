@@ -14,6 +14,7 @@ import export
 import models
 from exporting import check, onnx_file, torch_files
 from exporting.about import describe, preprocess
+from exporting.output import ExportError
 from inference.trained import Trained, load_trained
 
 COMMAND = export
@@ -289,7 +290,7 @@ def test_a_link_is_exported_under_its_own_name(command, made, tmp_path):
 
 def test_the_options_of_onnx_reach_its_writer(command, made, tmp_path, monkeypatch):
     def write(*_, **kind):
-        raise check.ExportError(str(kind))
+        raise ExportError(str(kind))
 
     monkeypatch.setattr(onnx_file, "write_onnx", write)
     words = ("--weights", made["score"], "--to", "onnx", "--out", tmp_path / "a.onnx", "--gather")

@@ -23,7 +23,9 @@ import models
 import option
 import predict
 from benchmarks import ablation
+from exporting.about import describe
 from inference.table import read_rows
+from inference.trained import load_trained
 from option import InputError
 from searching.space import read_space
 from training import build
@@ -271,7 +273,7 @@ def test_exports_are_equal_to_the_network_and_say_its_input(tmp_path, trained, c
     status, said, err = command_of(export, "--weights", weights, "--to", form, "--out", out)
     assert status == 0, err
     assert json.loads(said)["largest_difference"]["prediction"] < 1e-4
-    about = export.describe(export.load(export.parse(["--weights", str(weights), "--to", form])))
+    about = describe(load_trained(weights))
     assert about["preprocessing"]["mean"] == about["preprocessing"]["std"] == [0.5] * 3
     assert about["preprocessing"]["resize"]["height"] == 160
     assert (about["model"], about["interest_points"], about["depends_on_batch"]) == (name, None, False)
