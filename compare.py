@@ -28,10 +28,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         "two runs the difference with its paired interval, a p-value, and the same after Holm's correction over the pairs."
     )
     options = Parser({"": TABLE}, prog="compare.py", usage=usage, description=about).parse_args(argv)
-    return guarded("compare.py", lambda: run(options.runs, options.threshold, options.json))
+    return guarded("compare.py", lambda: compare_runs(options.runs, options.threshold, options.json))
 
 
-def run(paths: Sequence[Path], threshold: float | None, out: Path | None) -> None:
+def compare_runs(paths: Sequence[Path], threshold: float | None, out: Path | None) -> None:
     """Read, compare, print and write."""
     if out is not None and out.exists():
         raise InputError(f"--json {out}: is there already; give another file")
@@ -43,8 +43,8 @@ def run(paths: Sequence[Path], threshold: float | None, out: Path | None) -> Non
     tested: list[compare.Predictions] = []
     for path in paths:
         tested.append(compare.read_predictions(path, threshold, tested[0] if tested else None))
-    found, images = compare.compare({one.name: [one] for one in tested}), len(tested[0].images)
-    print(compare.as_markdown(tested, found))
+    differences, images = compare.compare({run.name: [run] for run in tested}), len(tested[0].images)
+    print(compare.format_tables(tested, differences))
     print(
         f"\n{images:,} images, high above {tested[0].thresholds[1]:g}; percentile bootstrap over images, {bootstrap.RESAMPLES:,} resamples, "
         "the same for all runs. More than noise: p below 0.05 after Holm's correction. "
@@ -52,10 +52,10 @@ def run(paths: Sequence[Path], threshold: float | None, out: Path | None) -> Non
     )
     if out is None:
         return
-    runs = [{"run": one.name, "metrics": one.metrics, "intervals": one.intervals} for one in tested]
+    runs = [{"run": run.name, "metrics": run.metrics, "intervals": run.intervals} for run in tested]
     pairs = [
-        {"first": first, "second": second, "differences": {name: vars(one) for name, one in row.items()}}
-        for (first, second), row in found.items()
+        {"first": first, "second": second, "differences": {name: vars(value) for name, value in row.items()}}
+        for (first, second), row in differences.items()
     ]
     write_json(out, {"images": images, "runs": runs, "pairs": pairs})
 

@@ -89,17 +89,17 @@ def export(options: argparse.Namespace) -> dict:
         "safetensors": (torch_files.write_safetensors, torch_files.open_safetensors),
         "hub": (torch_files.write_hub, torch_files.open_hub),
     }[options.to]
-    kind = {"gather": options.gather} if options.to == "onnx" else {}
+    settings = {"gather": options.gather} if options.to == "onnx" else {}
     about = describe(trained)
     with replacing(out, options.overwrite, contents) as temporary:
-        write(trained, temporary, about, **kind)
-        found, run = read(temporary)
-        difference = largest_difference(trained, found, run)
+        write(trained, temporary, about, **settings)
+        about_read, run = read(temporary)
+        difference = largest_difference(trained, about_read, run)
         size = sum(path.stat().st_size for path in (temporary, *temporary.glob("*")) if path.is_file())
     return {
         "written": str(out),
         "to": options.to,
-        **kind,
+        **settings,
         **{name: about[name] for name in ("model", "dataset", "score_range", "interest_points")},
         "megabytes": round(size / 1e6, 2),
         "largest_difference": difference,
@@ -107,11 +107,11 @@ def export(options: argparse.Namespace) -> dict:
     }
 
 
-def interrupted(number: int, _frame) -> None:
+def raise_interrupted(number: int, _frame) -> None:
     raise Interrupted(number)
 
 
 if __name__ == "__main__":
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, interrupted)  # what is half-written is removed
+        signal.signal(number, raise_interrupted)  # what is half-written is removed
     sys.exit(main())

@@ -87,7 +87,7 @@ class Option:
                 raise ValueError
             value = kind(value)
         except (TypeError, ValueError, OverflowError):
-            raise InputError(f"{where} is not {_ARTICLES.get(kind, 'valid')}") from None
+            raise InputError(f"{where} is not {_TYPE_NAMES.get(kind, 'valid')}") from None
         limits = f"at least {low}" if high is None else f"between {low or 0} and {high}"
         listed = not self.choices or value in self.choices
         named = self.beginning is not None and str(value).startswith(self.beginning)
@@ -105,7 +105,7 @@ class Option:
         return value
 
 
-_ARTICLES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+_TYPE_NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
 
 
 def _tunable(name: str, type_: type, default: Any, help_: str, **limits: Any) -> Option:

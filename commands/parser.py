@@ -20,10 +20,10 @@ METAVARS = {int: "N", float: "X", str: "WORD", Path: "FILE"}
 class Parser(argparse.ArgumentParser):
     """A parser of the options of `table`. Each row checks its values; an error is one line and exit status 2.
 
-    only_given: leave out the options that are not given, instead of completing them by their defaults.
+    fill_defaults: options that are not given get their default; else they are left out.
     """
 
-    def __init__(self, table: Table | None = None, only_given: bool = False, **settings):
+    def __init__(self, table: Table | None = None, fill_defaults: bool = True, **settings):
         super().__init__(allow_abbrev=False, argument_default=argparse.SUPPRESS, **settings)
         for title, options in (table or {}).items():
             group = self.add_argument_group(title) if title else self
@@ -32,7 +32,7 @@ class Parser(argparse.ArgumentParser):
                 keywords = _keywords(option)
                 if option.type is not bool:
                     keywords["type"] = partial(self._check, option)
-                if not only_given:
+                if fill_defaults:
                     keywords["default"] = copy(option.default)
                 group.add_argument(name, **keywords)
 
@@ -49,9 +49,9 @@ class Parser(argparse.ArgumentParser):
 def with_commands(prog: str, description: str, commands: Mapping[str, tuple[str, Table]]) -> Parser:
     """A parser of subcommands, each with its help and its table; the chosen one is `command`."""
     parser = Parser(prog=prog, description=description)
-    made = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
+    subparsers = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
     for name, (help_, table) in commands.items():
-        made.add_parser(name, table=table, help=help_, description=f"{help_[0].upper()}{help_[1:]}.")
+        subparsers.add_parser(name, table=table, help=help_, description=f"{help_[0].upper()}{help_[1:]}.")
     return parser
 
 
@@ -59,7 +59,11 @@ def parse_options(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """main_nni.py's options that are given, checked one by one; exits with status 2 where they are wrong or unknown."""
     about = "Train and evaluate EAT for image aesthetics assessment. Without options: the demo."
     usage = "main_nni.py [OPTION ...]"
-    return vars(Parser(GROUPS, True, prog="main_nni.py", usage=usage, description=about).parse_args(argv))
+    return vars(
+        Parser(GROUPS, fill_defaults=False, prog="main_nni.py", usage=usage, description=about).parse_args(
+            argv
+        )
+    )
 
 
 def _keywords(option: Option) -> dict[str, Any]:
@@ -83,6 +87,6 @@ def _shown_default(option: Option) -> str:
     values = {name: recipe.get(option.name) for name, recipe in RECIPES.items()}
     if OPTIONS.get(option.name) is not option or not any(value is not None for value in values.values()):
         return ""
-    usual = Counter(values.values()).most_common(1)[0][0]
-    others = [f"{n}: {v}" for n, v in values.items() if v not in (usual, None)]
-    return f" (default: {', '.join([str(usual)] * (usual is not None) + others)})"
+    most_common = Counter(values.values()).most_common(1)[0][0]
+    others = [f"{n}: {v}" for n, v in values.items() if v not in (most_common, None)]
+    return f" (default: {', '.join([str(most_common)] * (most_common is not None) + others)})"

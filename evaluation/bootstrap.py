@@ -26,7 +26,7 @@ def resample(pairs: Pairs, resamples: int | None = None, seed: int = 0) -> dict[
     resamples, images = resamples or RESAMPLES, len(pairs)
     columns, ties = _columns(pairs), [_ties(pairs.predicted), _ties(pairs.true)]
     draws = _draws(images, resamples, seed)
-    parts = [_of_means(columns @ counts / images) | {"srcc": _srcc(ties, counts)} for counts in draws]
+    parts = [_metrics_of_means(columns @ counts / images) | {"srcc": _srcc(ties, counts)} for counts in draws]
     values = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     values["krcc"] = np.full(resamples, np.nan)
     return {name: values[name] for name in METRICS}
@@ -34,10 +34,10 @@ def resample(pairs: Pairs, resamples: int | None = None, seed: int = 0) -> dict[
 
 def interval(values: np.ndarray) -> tuple[float, float]:
     """The 95 % percentile interval of resampled values (R,); nan where no resample has a value."""
-    known = values[np.isfinite(values)]
+    values = values[np.isfinite(values)]
     return (
-        tuple(np.quantile(known, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist())
-        if len(known)
+        tuple(np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist())
+        if len(values)
         else (np.nan, np.nan)
     )
 
@@ -52,11 +52,11 @@ def p_value(differences: np.ndarray) -> float:
 
     The level at which the percentile interval just holds 0; one is added to the count, as it is never exactly 0.
     """
-    known = differences[np.isfinite(differences)]
-    if not len(known):
+    differences = differences[np.isfinite(differences)]
+    if not len(differences):
         return np.nan
-    less = min((known <= 0).sum(), (known >= 0).sum())
-    return float(min(1.0, 2 * (less + 1) / (len(known) + 1)))
+    less = min((differences <= 0).sum(), (differences >= 0).sum())
+    return float(min(1.0, 2 * (less + 1) / (len(differences) + 1)))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -74,19 +74,19 @@ def _draws(images: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
     for start in range(0, resamples, chunk):
         width = min(chunk, resamples - start)
         drawn = rng.integers(0, images, (width, images), dtype=np.int32).astype(np.int64)
-        places = drawn * width + np.arange(width)[:, None]
-        yield np.bincount(places.ravel(), minlength=images * width).reshape(images, width).astype(np.float64)
+        cells = drawn * width + np.arange(width)[:, None]
+        yield np.bincount(cells.ravel(), minlength=images * width).reshape(images, width).astype(np.float64)
 
 
 def _columns(pairs: Pairs) -> np.ndarray:
-    """(10, N): those whose means over images `_of_means` makes metrics of."""
+    """(10, N): those whose means over images `_metrics_of_means` makes metrics of."""
     p, t = pairs.predicted - pairs.predicted.mean(), pairs.true - pairs.true.mean()
     error = pairs.predicted - pairs.true
     errors = (np.abs(error), error * error, pairs.emd_r1, pairs.emd_r2)
     return np.stack([p, t, p * p, t * t, p * t, pairs.agree, *errors])
 
 
-def _of_means(means: np.ndarray) -> dict[str, np.ndarray]:
+def _metrics_of_means(means: np.ndarray) -> dict[str, np.ndarray]:
     """The metrics, (R,) each, that follow from means (10, R) over images."""
     p, t, pp, tt, pt, agree, absolute, squared, emd_r1, emd_r2 = means
     plcc = _ratio(pt - p * t, np.sqrt(_positive(pp - p * p) * _positive(tt - t * t)))

@@ -85,9 +85,9 @@ def _read(path: Path) -> pd.DataFrame:
     """The table as text. Raises InputError where it is no run's predictions.csv."""
     table = read_table(path)
     if missing := [name for name in CONTENT if name not in table.columns]:
-        found = ", ".join(table.columns)
+        columns = ", ".join(table.columns)
         raise InputError(
-            f"{path}: no column {', '.join(missing)}; found {found}; give a run's predictions.csv"
+            f"{path}: no column {', '.join(missing)}; found {columns}; give a run's predictions.csv"
         )
     if len(table) < 2:
         raise InputError(f"{path}: 1 row; a comparison takes two images or more")
@@ -98,25 +98,25 @@ def _read(path: Path) -> pd.DataFrame:
 
 def _order(path: Path, images: pd.Index, true: np.ndarray, like: Predictions) -> np.ndarray:
     """The rows of `images` in the other table's order. Raises InputError where they are not the same test set."""
-    another = f"{path}: another test set than that of {like.name}"
+    problem = f"{path}: another test set than that of {like.name}"
     for image in like.images.difference(images, sort=False)[:1]:
-        raise InputError(f"{another}: it lacks {image}")
+        raise InputError(f"{problem}: it lacks {image}")
     for image in images.difference(like.images, sort=False)[:1]:
-        raise InputError(f"{another}, which lacks {image}")
+        raise InputError(f"{problem}, which lacks {image}")
     rows = images.get_indexer(like.images)
     for row in np.flatnonzero(~np.isclose(true[rows], like.pairs.true, rtol=1e-6, atol=1e-9))[:1]:
         expected = like.pairs.true[row]
         raise InputError(
-            f"{another}: the true score of {like.images[row]} is {true[rows][row]:g}, not {expected:g}"
+            f"{problem}: the true score of {like.images[row]} is {true[rows][row]:g}, not {expected:g}"
         )
     return rows
 
 
 def _thresholds(path: Path, outputs: Sequence[str], true: np.ndarray) -> tuple[float, float]:
     """For predicted and true scores: as the run beside the table says, else AVA's for ten outputs, 0.5 for one."""
-    known = (read_json_object(path.with_name("run.json")).get("result") or {}).get("thresholds")
-    if isinstance(known, list) and len(known) == 2:
-        return float(known[0]), float(known[1])
+    thresholds = (read_json_object(path.with_name("run.json")).get("result") or {}).get("thresholds")
+    if isinstance(thresholds, list) and len(thresholds) == 2:
+        return float(thresholds[0]), float(thresholds[1])
     dataset = read_json_object(path.with_name("options.json")).get("dataset")
     if dataset is None and len(outputs) == FORMATS["ava"].outputs:
         dataset = "ava"
@@ -127,45 +127,42 @@ def _thresholds(path: Path, outputs: Sequence[str], true: np.ndarray) -> tuple[f
     raise InputError(f"{path}: nothing says above which score an image is high; give --threshold")
 
 
-def differences(first: Sequence[Predictions], second: Sequence[Predictions]) -> dict[str, Difference]:
+def compute_differences(first: Sequence[Predictions], second: Sequence[Predictions]) -> dict[str, Difference]:
     """Of each metric, the mean over the `first` runs less that over the `second`, all on the same images.
 
     One run a side: the paired percentile bootstrap over images. Several (seeds): Welch's t over the runs, to whose
     variance the bootstrap's over images is added; a side with a single run adds none of its own. Holm's correction is
     `compare`'s.
     """
-    single = len(first) == len(second) == 1
-    found = {}
+    differences = {}
     for name in METRICS:
-        drawn = [np.mean([run.resampled[name] for run in runs], 0) for runs in (first, second)]
+        resampled = [np.mean([run.resampled[name] for run in runs], 0) for runs in (first, second)]
         values = [np.array([run.metrics[name] for run in runs]) for runs in (first, second)]
-        means, difference = [side.mean() for side in values], drawn[0] - drawn[1]
-        value = float(means[0] - means[1])
-        limits, p = bootstrap.interval(difference), bootstrap.p_value(difference)
-        if not single:
-            limits, p = _welch(value, difference, values, len(first[0].pairs))
-        found[name] = Difference(value, limits, p)
-    return found
+        value, resampled_difference = float(values[0].mean() - values[1].mean()), resampled[0] - resampled[1]
+        if len(first) == len(second) == 1:
+            interval, p = bootstrap.interval(resampled_difference), bootstrap.p_value(resampled_difference)
+        else:
+            interval, p = _welch(value, resampled_difference, values, len(first[0].pairs))
+        differences[name] = Difference(value, interval, p)
+    return differences
 
 
 def means(runs: Sequence[Predictions]) -> dict[str, tuple[float, tuple[float, float]]]:
-    """Of each metric the mean over runs on the same images, and its 95 % interval, as `differences` has it."""
+    """Of each metric the mean over runs on the same images, and its 95 % interval, as `compute_differences` has it."""
     if len(runs) == 1:
         return {name: (runs[0].metrics[name], runs[0].intervals[name]) for name in METRICS}
-    found = {}
+    averages = {}
     for name in METRICS:
         values = np.array([run.metrics[name] for run in runs])
-        drawn = np.mean([run.resampled[name] for run in runs], 0)
-        found[name] = (
-            float(values.mean()),
-            _welch(values.mean(), drawn, [values], len(runs[0].pairs))[0],
-        )
-    return found
+        resampled = np.mean([run.resampled[name] for run in runs], 0)
+        interval, _ = _welch(values.mean(), resampled, [values], len(runs[0].pairs))
+        averages[name] = float(values.mean()), interval
+    return averages
 
 
-def _welch(value: float, drawn: np.ndarray, sides: Sequence[np.ndarray], images: int) -> tuple:
-    """Interval and p-value of a difference of means over runs. drawn: (R,) of it over images; sides: the runs' values."""
-    parts = [(np.var(drawn), images - 1)]
+def _welch(value: float, resampled: np.ndarray, sides: Sequence[np.ndarray], images: int) -> tuple:
+    """Interval and p-value of a difference of means over runs. resampled: (R,) of it over images; sides: the runs' values."""
+    parts = [(np.var(resampled), images - 1)]
     parts += [(np.var(side, ddof=1) / len(side), len(side) - 1) for side in sides if len(side) > 1]
     variance = sum(part for part, _ in parts)
     if math.isnan(variance):
@@ -180,40 +177,45 @@ def _welch(value: float, drawn: np.ndarray, sides: Sequence[np.ndarray], images:
 
 def compare(groups: dict[str, Sequence[Predictions]]) -> dict[tuple[str, str], dict[str, Difference]]:
     """The differences of every two groups of runs, by their names; p_holm is corrected over the pairs, metric by metric."""
-    found = {pair: differences(*(groups[name] for name in pair)) for pair in combinations(groups, 2)}
+    pairs = combinations(groups, 2)
+    differences = {pair: compute_differences(*(groups[name] for name in pair)) for pair in pairs}
     for metric in METRICS:
-        values = bootstrap.holm([row[metric].p for row in found.values()])
-        for row, p in zip(found.values(), values, strict=True):
-            row[metric].p_holm = p
-    return found
+        rows = [row[metric] for row in differences.values()]
+        for difference, p in zip(rows, bootstrap.holm([row.p for row in rows]), strict=True):
+            difference.p_holm = p
+    return differences
 
 
-def as_markdown(runs: Sequence[Predictions], found: dict[tuple[str, str], dict[str, Difference]]) -> str:
+def format_tables(
+    runs: Sequence[Predictions], differences: dict[tuple[str, str], dict[str, Difference]]
+) -> str:
     """Two tables: the runs' metrics, and the differences of every two."""
     shown = [name for name in METRICS if any(isfinite(run.metrics[name]) for run in runs)]
     rows = [["run", *(LABELS[name] for name in shown)]]
     for run in runs:
         rows.append([run.name, *(_value(run.metrics[name], run.intervals[name], ".4f") for name in shown)])
-    return "\n".join(markdown(rows) + (["", *difference_lines(found, shown)] if found else []))
+    return "\n".join(markdown(rows) + (["", *difference_lines(differences, shown)] if differences else []))
 
 
-def difference_lines(found: dict, shown: Sequence[str]) -> list[str]:
+def difference_lines(differences: dict, shown: Sequence[str]) -> list[str]:
     """A Markdown table: a row for each pair and metric."""
     rows = [["first less second", "metric", "difference, 95 % interval", "p", "p, Holm", "more than noise"]]
-    for (first, second), row in found.items():
+    for (first, second), row in differences.items():
         for name in shown:
-            one = row[name]
-            cells = [f"{first} − {second}", LABELS[name], _value(one.value, one.interval, "+.4f")]
-            noise = "yes" if one.p_holm < 0.05 else "no" if isfinite(one.p_holm) else ""
-            rows.append([*cells, _p(one.p), _p(one.p_holm), noise])
+            difference = row[name]
+            p = difference.p_holm
+            significant = "yes" if p < 0.05 else "no" if isfinite(p) else ""
+            value = _value(difference.value, difference.interval, "+.4f")
+            cells = [f"{first} − {second}", LABELS[name], value, _p(difference.p), _p(p), significant]
+            rows.append(cells)
     return markdown(rows)
 
 
-def _value(value: float, interval: tuple[float, float], form: str) -> str:
+def _value(value: float, interval: tuple[float, float], spec: str) -> str:
     low, high = interval
     if not isfinite(value):
         return "-"
-    return f"{value:{form}}" + (f" ({low:{form}} to {high:{form}})" if isfinite(low) else "")
+    return f"{value:{spec}}" + (f" ({low:{spec}} to {high:{spec}})" if isfinite(low) else "")
 
 
 def _p(value: float) -> str:

@@ -21,7 +21,7 @@ LABELS = {
     "emd_r1": "EMD, r = 1",
     "emd_r2": "EMD, r = 2",
 }
-BEFORE = "it started from weights that do not say which photographs they had seen: there may be more"
+EARLIER_WEIGHTS = "it started from weights that do not say which photographs they had seen: there may be more"
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -30,7 +30,7 @@ def markdown(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Measured:
+class MetricsWithIntervals:
     """Metrics of one set of images, with their 95 % bootstrap intervals, by the names of METRICS."""
 
     images: int
@@ -38,10 +38,10 @@ class Measured:
     intervals: dict[str, tuple[float, float]]
 
     @classmethod
-    def of(cls, pairs: Pairs, metrics: dict[str, float] | None = None) -> Measured:
+    def of(cls, pairs: Pairs, metrics: dict[str, float] | None = None) -> MetricsWithIntervals:
         return cls(len(pairs), metrics or compute_metrics(pairs), bootstrap.intervals(pairs))
 
-    def shown(self, name: str) -> list[str]:
+    def as_texts(self, name: str) -> list[str]:
         """A metric and its interval as texts."""
         value, (low, high) = self.metrics[name], self.intervals[name]
         interval = f"{low:.4f} to {high:.4f}" if isfinite(low) else "-"
@@ -58,17 +58,17 @@ class Figures:
     meanings: of the published figures' places.
     """
 
-    all: Measured
+    all: MetricsWithIntervals
     published: dict[str, published.Published]
     notes: Sequence[str]
     departures: Sequence[str]
     seen: tuple[int, int] | None
-    unseen: Measured | None
+    unseen: MetricsWithIntervals | None
     meanings: Sequence[str]
 
     def as_json(self) -> dict:
         """The keys that a run's last line and run.json have."""
-        found = {
+        content = {
             "intervals": self.all.intervals,
             "interval": "95 %, percentile bootstrap over images",
             "resamples": bootstrap.RESAMPLES,
@@ -77,9 +77,9 @@ class Figures:
             "notes": list(self.notes),
             "seen": self.seen and dict(zip(seen.ROLES, self.seen, strict=True)),
         }
-        if one := self.unseen:
-            found["unseen"] = {"images": one.images, **one.metrics, "intervals": one.intervals}
-        return found
+        if unseen := self.unseen:
+            content["unseen"] = {"images": unseen.images, **unseen.metrics, "intervals": unseen.intervals}
+        return content
 
     def rows(self) -> list[list[str]]:
         """A table as texts, a header first: metric, this run, interval, published; and without what was seen."""
@@ -90,11 +90,11 @@ class Figures:
         for name, label in LABELS.items():
             if not isfinite(self.all.metrics[name]) and name.startswith("emd"):
                 continue
-            row = [label, *self.all.shown(name)]
+            row = [label, *self.all.as_texts(name)]
             if self.published:
                 figure = self.published.get(name)
                 row.append(", ".join(filter(None, (f"{figure.value:.4f}", figure.place))) if figure else "-")
-            table.append(row + (self.unseen.shown(name) if self.unseen else []))
+            table.append(row + (self.unseen.as_texts(name) if self.unseen else []))
         return table
 
     def lines(self) -> list[str]:
@@ -126,26 +126,28 @@ def figures(
     memory: what the weights remember. same_dataset: they were trained on that dataset; on another one, published
     figures are no comparison, and a photograph is known by its name alone.
     """
-    measured, counts, unseen, told = Measured.of(pairs, metrics), None, None, []
+    tested, counts, unseen, seen_notes = MetricsWithIntervals.of(pairs, metrics), None, None, []
     if memory:
         trained, selected = memory.among(names)
         counts, fresh = (int(trained.sum()), int(selected.sum())), ~(trained | selected)
-        told = [line + ", by their names" * (not same_dataset) for line in seen.describe(trained, selected)]
-        if told and fresh.sum() > 1:
-            unseen = Measured.of(pairs.subset(fresh))
-        if not told:
-            told = [
+        seen_notes = [
+            line + ", by their names" * (not same_dataset) for line in seen.describe(trained, selected)
+        ]
+        if seen_notes and fresh.sum() > 1:
+            unseen = MetricsWithIntervals.of(pairs.subset(fresh))
+        if not seen_notes:
+            seen_notes = [
                 f"none of the {len(names):,} photographs was in this network's training set, by their names"
             ]
-        if not memory.whole:
-            told.append(BEFORE)
+        if not memory.complete:
+            seen_notes.append(EARLIER_WEIGHTS)
         if not unseen and not fresh.all():
-            told.append("no figure can be given without them: too few photographs are left")
+            seen_notes.append("no figure can be given without them: too few photographs are left")
     elif memory is not None:
-        told = ["the weights do not say which photographs they were trained on"]
-    beside = published.beside(dataset, measured.intervals) if same_dataset else {}
-    meanings = published.meanings(beside, LABELS, dataset, bool(memory) and memory.whole)
-    return Figures(measured, beside, [*notes, *told], departures, counts, unseen, meanings)
+        seen_notes = ["the weights do not say which photographs they were trained on"]
+    published_figures = published.compare_published(dataset, tested.intervals) if same_dataset else {}
+    meanings = published.explain_places(published_figures, LABELS, dataset, bool(memory) and memory.complete)
+    return Figures(tested, published_figures, [*notes, *seen_notes], departures, counts, unseen, meanings)
 
 
 def released_accuracy(outputs: np.ndarray, targets: np.ndarray, threshold: float) -> float:

@@ -32,18 +32,18 @@ class Published(NamedTuple):
     place: str
 
 
-def beside(dataset: str, intervals: Mapping[str, tuple[float, float]]) -> dict[str, Published]:
+def compare_published(dataset: str, intervals: Mapping[str, tuple[float, float]]) -> dict[str, Published]:
     """Each published figure with its place; an empty one where the interval has no width: too few images."""
-    found = {}
+    figures = {}
     for name, value in zip(("srcc", "plcc", "accuracy"), _FIGURES.get(dataset, ()), strict=False):
         low, high = intervals[name]
         place = "below" if value < low else "above" if value > high else "inside"
-        found[name] = Published(value, place if low < high else "")  # nan is not below anything
-    return found
+        figures[name] = Published(value, place if low < high else "")  # nan is not below anything
+    return figures
 
 
-def meanings(
-    found: Mapping[str, Published], labels: Mapping[str, str], dataset: str, remembers: bool
+def explain_places(
+    figures: Mapping[str, Published], labels: Mapping[str, str], dataset: str, remembers: bool
 ) -> list[str]:
     """What the places mean, a sentence each. labels: the metrics' names for people.
 
@@ -52,7 +52,7 @@ def meanings(
     """
     lines = []
     for place, meaning in PLACES.items():
-        names = [name for name, figure in found.items() if figure.place == place]
+        names = [name for name, figure in figures.items() if figure.place == place]
         if names:
             lines.append(f"published {place} the interval ({', '.join(labels[n] for n in names)}): {meaning}")
         if place == "below" and {"srcc", "plcc"} & set(names) and not remembers:
@@ -76,7 +76,7 @@ def departures(
 
     skipped: pictures of test.csv that are missing. split: see `photographs.splits.Split.departure`.
     """
-    found = {
+    departures = {
         f"batches of {batch_size}, not of {BATCH}: a score depends on its batch": interest_points == "batch"
         and batch_size != BATCH,
         f"interest points of {interest_points}, not means over each batch": interest_points
@@ -88,5 +88,5 @@ def departures(
         f"{skipped} pictures of test.csv are missing and were skipped": skipped,
         split: split,
     }
-    told = [f"not the published protocol: {what}" for what, holds in found.items() if holds]
-    return told if dataset in RELEASED_PROTOCOLS else []
+    lines = [f"not the published protocol: {what}" for what, holds in departures.items() if holds]
+    return lines if dataset in RELEASED_PROTOCOLS else []

@@ -25,16 +25,16 @@ class Seen:
 
     trained: np.ndarray = field(default_factory=partial(np.empty, 0, np.uint64))
     selected: np.ndarray = field(default_factory=partial(np.empty, 0, np.uint64))
-    whole: bool = True  # False: they started from weights that did not say which photographs they had seen
+    complete: bool = True  # False: they started from weights that did not say which photographs they had seen
 
     @classmethod
     def of(cls, trained: Iterable[str], selected: Iterable[str]) -> Seen:
         """Of file names, as in the CSVs."""
-        return cls(*(np.unique(hashes(names)) for names in (trained, selected)))
+        return cls(*(np.unique(hash_names(names)) for names in (trained, selected)))
 
     def __or__(self, other: Seen) -> Seen:
-        both = (np.union1d(getattr(self, role), getattr(other, role)) for role in ROLES)
-        return Seen(*both, self.whole and other.whole)
+        hashes = (np.union1d(getattr(self, role), getattr(other, role)) for role in ROLES)
+        return Seen(*hashes, self.complete and other.complete)
 
     def __bool__(self) -> bool:
         """Whether the weights remember anything."""
@@ -45,14 +45,16 @@ class Seen:
 
         in_folders: the names are paths: one counts where any end of it, from a folder's name on, is known.
         """
-        parts = [PurePosixPath(name).parts if in_folders else (str(name),) for name in names]
-        own = hashes("/".join(part[start:]) for part in parts for start in range(len(part)))
-        starts, known = np.cumsum([0, *map(len, parts)][:-1]), (self.trained, self.selected)
-        return tuple(np.logical_or.reduceat(np.isin(own, one), starts) if parts else own > 0 for one in known)
+        paths = [PurePosixPath(name).parts if in_folders else (str(name),) for name in names]
+        hashes = hash_names("/".join(parts[start:]) for parts in paths for start in range(len(parts)))
+        if not paths:
+            return hashes > 0, hashes > 0
+        starts, roles = np.cumsum([0, *map(len, paths)][:-1]), (self.trained, self.selected)
+        return tuple(np.logical_or.reduceat(np.isin(hashes, role), starts) for role in roles)
 
     def as_texts(self) -> dict[str, str]:
         """For a weights file's metadata: base64 of little-endian hashes; empty where there are none."""
-        texts = {} if self.whole else dict(UNKNOWN)
+        texts = {} if self.complete else dict(UNKNOWN)
         if self:
             for role in ROLES:
                 texts[role] = base64.b64encode(getattr(self, role).astype("<u8").tobytes()).decode()
@@ -63,23 +65,27 @@ class Seen:
         """The reverse. Raises InputError naming the weights file `path` where that is no such thing."""
         try:
             parts = [base64.b64decode(texts.get(role, ""), validate=True) for role in ROLES]
-            known = (np.frombuffer(part, "<u8").astype(np.uint64) for part in parts)
-            return cls(*known, UNKNOWN.items().isdisjoint(texts.items()))
+            hashes = (np.frombuffer(part, "<u8").astype(np.uint64) for part in parts)
+            return cls(*hashes, UNKNOWN.items().isdisjoint(texts.items()))
         except (binascii.Error, TypeError, ValueError) as error:
             raise InputError(f"{path}: what it remembers of its photographs is damaged ({error})") from None
 
 
-def hashes(names: Iterable[str]) -> np.ndarray:
+def hash_names(names: Iterable[str]) -> np.ndarray:
     """(N,) uint64. The case of a name's ending does not count, as it does not for finding the file."""
     stems_and_endings = (os.path.splitext(str(name)) for name in names)
-    clear = ((stem + ending.lower()).encode("utf-8", "surrogateescape") for stem, ending in stems_and_endings)
-    digests = (hashlib.blake2b(name, digest_size=8).digest() for name in clear)
+    encoded = (
+        (stem + ending.lower()).encode("utf-8", "surrogateescape") for stem, ending in stems_and_endings
+    )
+    digests = (hashlib.blake2b(name, digest_size=8).digest() for name in encoded)
     return np.frombuffer(b"".join(digests), "<u8").astype(np.uint64)
 
 
 def describe(trained: np.ndarray, selected: np.ndarray) -> list[str]:
     """Sentences of how many photographs (N,) bool each were seen; none where none was."""
-    told = {"were in this network's training set": trained, "selected this network's epoch": selected}
+    counts = {"were in this network's training set": trained, "selected this network's epoch": selected}
     return [
-        f"{which.sum():,} of {len(which):,} photographs {what}" for what, which in told.items() if which.any()
+        f"{which.sum():,} of {len(which):,} photographs {what}"
+        for what, which in counts.items()
+        if which.any()
     ]

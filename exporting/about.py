@@ -16,7 +16,7 @@ from photographs.decode import open_image
 KEY = "about"  # where each artifact keeps the JSON; a hub folder's config.json keeps it under "eat"
 
 
-class Scorer(nn.Module):
+class ScoringModule(nn.Module):
     """A trained network that gives scores beside its raw prediction."""
 
     def __init__(self, trained: Trained):
@@ -31,9 +31,9 @@ class Scorer(nn.Module):
 
 def describe(trained: Trained) -> dict:
     """Everything that a program needs to use the network without this project. JSON values only."""
-    (low, high), votes, resize = trained.score_range, trained.outputs > 1, trained.resize
+    (low, high), has_votes, resize = trained.score_range, trained.outputs > 1, trained.resize
     mean, std = trained.model.statistics
-    shares = f"shares of the votes 1 to {trained.outputs}, raw: no softmax, and they need not sum to 1"
+    vote_shares = f"shares of the votes 1 to {trained.outputs}, raw: no softmax, and they need not sum to 1"
     return {
         "model": trained.name,
         "dataset": trained.dataset,
@@ -43,12 +43,12 @@ def describe(trained: Trained) -> dict:
         "depends_on_batch": trained.points == "batch",
         "prediction": {
             "outputs": trained.outputs,
-            "meaning": shares if votes else "the score from 0 to 1, raw",
+            "meaning": vote_shares if has_votes else "the score from 0 to 1, raw",
         },
         "score": {
             "formula": "sum over outputs of weights * prediction, plus offset; may lie outside score_range",
-            "weights": [float(level + 1) for level in range(trained.outputs)] if votes else [high - low],
-            "offset": 0.0 if votes else low,
+            "weights": [float(level + 1) for level in range(trained.outputs)] if has_votes else [high - low],
+            "offset": 0.0 if has_votes else low,
         },
         "preprocessing": {
             "decode": "8-bit RGB; the pixels as stored, no EXIF orientation and no colour profile applied",
@@ -75,13 +75,13 @@ def preprocess(about: dict, photograph: bytes) -> np.ndarray:
     """The (1, 3, H, W) input of a photograph's file, by nothing but what an artifact says of itself."""
     steps = about["preprocessing"]
     size = (steps["resize"]["width"], steps["resize"]["height"])
-    with open_image(io.BytesIO(photograph)) as picture:
-        squashed = picture.convert("RGB").resize(size, Image.Resampling[steps["resize"]["method"].upper()])
-    pixels = np.asarray(squashed, np.float32) / steps["divide_by"]
+    with open_image(io.BytesIO(photograph)) as image:
+        resized = image.convert("RGB").resize(size, Image.Resampling[steps["resize"]["method"].upper()])
+    pixels = np.asarray(resized, np.float32) / steps["divide_by"]
     normalised = (pixels - np.float32(steps["mean"])) / np.float32(steps["std"])
     return np.ascontiguousarray(normalised.transpose(2, 0, 1)[None], steps["dtype"])
 
 
-def score(about: dict, prediction: np.ndarray) -> np.ndarray:
+def compute_scores(about: dict, prediction: np.ndarray) -> np.ndarray:
     """Scores (N,) of a prediction (N, outputs), by nothing but what an artifact says of itself."""
     return prediction @ np.float32(about["score"]["weights"]) + np.float32(about["score"]["offset"])

@@ -69,7 +69,7 @@ def _front_matter(trained: Trained, architecture: str, result: dict) -> ModelCar
     family = architecture.split(".")[0] or "eat"
     entries = {} if dataset in NAMES else {"datasets": [dataset]}
     metrics = HUB_METRICS if result.get("interest_points") == trained.points else {}
-    figures = [
+    eval_results = [
         EvalResult(
             task_type=task,
             task_name=task.replace("-", " "),
@@ -83,8 +83,8 @@ def _front_matter(trained: Trained, architecture: str, result: dict) -> ModelCar
         for name, kind in metrics.items()
         if result.get(name) is not None
     ]
-    if figures:
-        entries |= {"model_name": trained.name, "eval_results": figures}
+    if eval_results:
+        entries |= {"model_name": trained.name, "eval_results": eval_results}
     return ModelCardData(
         library_name="timm", tags=[family, task, "timm", "pytorch", "safetensors"], **entries
     )

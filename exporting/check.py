@@ -27,13 +27,13 @@ def photographs() -> list[bytes]:
     """Files of five photographs: the two that come with scikit-learn, and parts of them."""
     files = [Path(name).read_bytes() for name in load_sample_images().filenames]
     for number, box in ((0, (0, 0, 320, 427)), (1, (160, 40, 560, 400)), (0, (250, 90, 610, 330))):
-        with open_image(io.BytesIO(files[number])) as picture, io.BytesIO() as part:
-            picture.crop(box).save(part, "PNG")
-            files.append(part.getvalue())
+        with open_image(io.BytesIO(files[number])) as image, io.BytesIO() as crop:
+            image.crop(box).save(crop, "PNG")
+            files.append(crop.getvalue())
     return files
 
 
-def our_input(trained: Trained, files: list[bytes]) -> torch.Tensor:
+def evaluation_input(trained: Trained, files: list[bytes]) -> torch.Tensor:
     """(N, 3, H, W), as evaluation makes it."""
     pixels = np.stack([read_pil(io.BytesIO(file), trained.resize) for file in files])
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
@@ -49,14 +49,16 @@ def largest_difference(trained: Trained, about: dict, run: Runner) -> dict[str, 
     files = photographs()
     largest = {"prediction": 0.0, "score": 0.0}
     for count in BATCHES:
-        expected = trained.model(our_input(trained, files[:count]))
+        expected = trained.model(evaluation_input(trained, files[:count]))
         inputs = np.concatenate([preprocess(about, file) for file in files[:count]])
-        for name, ours, found in zip(largest, (expected, trained.scores(expected)), run(inputs), strict=True):
-            if found.shape != tuple(ours.shape) or not np.isfinite(found).all():
+        for name, ours, exported in zip(
+            largest, (expected, trained.scores(expected)), run(inputs), strict=True
+        ):
+            if exported.shape != tuple(ours.shape) or not np.isfinite(exported).all():
                 raise ExportError(
                     f"its {name} for {count} photographs is not {tuple(ours.shape)} finite numbers; nothing was written"
                 )
-            largest[name] = max(largest[name], float(np.abs(found - ours.numpy()).max()))
+            largest[name] = max(largest[name], float(np.abs(exported - ours.numpy()).max()))
     low, high = trained.score_range
     for name, limit in {"score": TOLERANCE * (high - low), "prediction": TOLERANCE}.items():
         if not largest[name] <= limit:

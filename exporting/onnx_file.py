@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from commands.files import to_json
-from exporting.about import KEY, Scorer
+from exporting.about import KEY, ScoringModule
 from exporting.check import Runner
 from exporting.output import ExportError
 from inference.trained import Trained
@@ -35,7 +35,7 @@ def write_onnx(trained: Trained, path: Path, about: dict, gather: bool) -> None:
     size = trained.model.img_size
     with gathers() if gather else nullcontext(), _quiet():
         program = torch.onnx.export(
-            Scorer(trained).eval(),
+            ScoringModule(trained).eval(),
             (torch.zeros(2, 3, size, size),),
             input_names=["images"],
             output_names=["prediction", "score"],

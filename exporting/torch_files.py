@@ -14,7 +14,7 @@ from torch import nn
 
 from commands.files import to_json, write_json
 from exporting import card
-from exporting.about import KEY, score
+from exporting.about import KEY, compute_scores
 from exporting.check import Runner
 from inference.trained import Trained, load_trained
 from models import create_model
@@ -38,24 +38,24 @@ def open_safetensors(path: Path) -> tuple[dict, Runner]:
     with safe_open(path, "pt") as file:
         about = json.loads(file.metadata()[KEY])
     # All but `batch` come from the file alone; nobody gets that one without asking.
-    asked = {"interest_points": "batch"} if about["interest_points"] == "batch" else {}
-    return about, _runner(load_trained(path, **asked).model, about)
+    settings = {"interest_points": "batch"} if about["interest_points"] == "batch" else {}
+    return about, _make_runner(load_trained(path, **settings).model, about)
 
 
 def write_hub(trained: Trained, folder: Path, about: dict) -> None:
     """Make `folder`, and in it HUB_FILES."""
     folder.mkdir()
     write_safetensors(trained, folder / WEIGHTS, about)
-    write_json(folder / CONFIG, configuration(trained, about))
+    write_json(folder / CONFIG, make_config(trained, about))
     (folder / CARD).write_text(card.write_card(trained, about), encoding="utf-8")
 
 
-def configuration(trained: Trained, about: dict) -> dict:
+def make_config(trained: Trained, about: dict) -> dict:
     """timm's configuration of a network, with what it has no word for under `eat`."""
     steps = about["preprocessing"]
     size = (steps["resize"]["height"], steps["resize"]["width"])
-    known = trained.model.pretrained_cfg
-    own = {name: known.get(name) for name in ("fixed_input_size", "first_conv", "classifier")}
+    config = trained.model.pretrained_cfg
+    layers = {name: config.get(name) for name in ("fixed_input_size", "first_conv", "classifier")}
     return {
         "architecture": trained.name.removeprefix(PREFIX).split(".")[0],  # without the name of timm's weights
         "num_classes": trained.outputs,
@@ -64,7 +64,7 @@ def configuration(trained: Trained, about: dict) -> dict:
         "pretrained_cfg": {
             "num_classes": trained.outputs,
             "input_size": [3, *size],
-            **own,
+            **layers,
             "interpolation": steps["resize"]["method"],
             "crop_pct": 1.0,
             "crop_mode": "squash",  # timm's word for a resize that ignores the aspect ratio
@@ -81,14 +81,14 @@ def open_hub(folder: Path) -> tuple[dict, Runner]:
         network = timm.create_model(f"local-dir:{folder}", pretrained=True)
     else:
         network = create_model(folder)
-    return about, _runner(network.eval(), about)
+    return about, _make_runner(network.eval(), about)
 
 
-def _runner(network: nn.Module, about: dict) -> Runner:
+def _make_runner(network: nn.Module, about: dict) -> Runner:
     """A network that gives predictions, and the scores that follow from `about`."""
 
     def run(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         prediction = network(torch.from_numpy(images)).numpy()
-        return prediction, score(about, prediction)
+        return prediction, compute_scores(about, prediction)
 
     return run

@@ -12,7 +12,7 @@ from common import arguments
 
 import compare as program
 from evaluation import bootstrap
-from evaluation.compare import Predictions, compare, differences, means, read_predictions
+from evaluation.compare import Predictions, compare, compute_differences, means, read_predictions
 from util import Pairs
 
 COMMAND = program
@@ -87,7 +87,7 @@ def test_another_order_of_the_same_images_is_no_difference(runs, tmp_path):
     again = read_predictions(tmp_path / "shuffled.csv", like=first)
     assert all(
         one.value == 0 and one.p == 1
-        for name, one in differences([first], [again]).items()
+        for name, one in compute_differences([first], [again]).items()
         if name[:3] != "emd" and name != "krcc"
     )
 
@@ -154,8 +154,8 @@ def seeds(spread, mean=0.6, count=3, draw=0, images=80):
 
 def test_over_seeds_the_interval_holds_what_another_seed_would_change(monkeypatch):
     monkeypatch.setattr(bootstrap, "RESAMPLES", 1000)
-    steady = differences(seeds(0, draw=1), seeds(0, draw=2))["srcc"].interval
-    moody = differences(seeds(0.3, draw=1), seeds(0.3, draw=2))["srcc"].interval
+    steady = compute_differences(seeds(0, draw=1), seeds(0, draw=2))["srcc"].interval
+    moody = compute_differences(seeds(0.3, draw=1), seeds(0.3, draw=2))["srcc"].interval
     assert moody[1] - moody[0] > 1.5 * (steady[1] - steady[0])
     found = compare({"a": seeds(0.02, 0.2, draw=1), "b": seeds(0.02, 1.5, draw=2)})
     assert found["a", "b"]["srcc"].p_holm < 0.05

@@ -26,7 +26,7 @@ def expected(path, files):
     """The network's own prediction and score, from our own pixels."""
     trained = load_trained(path)
     with torch.no_grad():
-        prediction = trained.model(check.our_input(trained, files))
+        prediction = trained.model(check.evaluation_input(trained, files))
     assert np.ptp(prediction.numpy(), axis=0).min() > 1e-3, "nothing would be compared"
     return prediction.numpy(), trained.scores(prediction).numpy()
 
@@ -97,7 +97,7 @@ def test_preprocessing_that_is_told_is_the_evaluations(made, photographs, weight
     about = describe(trained)
     assert about["preprocessing"]["resize"]["method"] == method
     told = np.concatenate([preprocess(about, file) for file in photographs])
-    np.testing.assert_allclose(told, check.our_input(trained, photographs).numpy(), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(told, check.evaluation_input(trained, photographs).numpy(), rtol=0, atol=1e-6)
 
 
 def test_score_is_on_the_datasets_own_scale(exported, made, photographs):

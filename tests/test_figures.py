@@ -38,9 +38,15 @@ def made(srcc_noise, images=400):
 
 def test_an_interval_without_width_says_nothing_and_accuracy_alone_accuses_nobody():
     none = {"srcc": (-0.3, 0.2), "plcc": (math.nan, math.nan), "accuracy": (1, 1)}
-    assert [figure.place for figure in published.beside("tad66k", none).values()] == ["above", "", ""]
-    found = published.beside("tad66k", {"srcc": (-0.3, 0.2), "plcc": (0.5, 0.6), "accuracy": (0.8, 0.9)})
-    told = published.meanings(
+    assert [figure.place for figure in published.compare_published("tad66k", none).values()] == [
+        "above",
+        "",
+        "",
+    ]
+    found = published.compare_published(
+        "tad66k", {"srcc": (-0.3, 0.2), "plcc": (0.5, 0.6), "accuracy": (0.8, 0.9)}
+    )
+    told = published.explain_places(
         found, {"srcc": "SRCC", "plcc": "PLCC", "accuracy": "accuracy"}, "tad66k", False
     )
     assert "published below the interval (accuracy): this network is better on these photographs" in told
@@ -48,11 +54,13 @@ def test_an_interval_without_width_says_nothing_and_accuracy_alone_accuses_nobod
 
 
 def test_a_published_figure_lies_inside_below_or_above_the_interval():
-    found = published.beside("ava", {"srcc": (0.75, 0.77), "plcc": (0.78, 0.8), "accuracy": (0.7, 0.8)})
+    found = published.compare_published(
+        "ava", {"srcc": (0.75, 0.77), "plcc": (0.78, 0.8), "accuracy": (0.7, 0.8)}
+    )
     assert [figure.place for figure in found.values()] == ["inside", "below", "above"]
     assert found["plcc"].value == 0.7710
-    assert list(published.beside("para", {"srcc": (0, 1), "plcc": (0, 1)})) == ["srcc", "plcc"]
-    assert published.beside("flickr_aes", {}) == {}
+    assert list(published.compare_published("para", {"srcc": (0, 1), "plcc": (0, 1)})) == ["srcc", "plcc"]
+    assert published.compare_published("flickr_aes", {}) == {}
 
 
 def test_a_better_figure_of_weights_that_remember_nothing_names_the_likeliest_cause():

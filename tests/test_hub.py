@@ -22,7 +22,7 @@ COMMAND = export
 def test_hub_folder_is_a_model_for_create_model(exported, made, photographs):
     folder, _ = exported("score", "hub")
     trained = load_trained(made["score"])
-    images = check.our_input(trained, photographs)
+    images = check.evaluation_input(trained, photographs)
     ours = models.create_model(folder).eval()
     assert ours.purpose["score_range"] == (-3.0, 7.0)
     with torch.no_grad():
@@ -39,7 +39,7 @@ def test_hub_folder_is_a_model_for_create_model(exported, made, photographs):
 def test_hub_folder_is_a_model_for_timm(exported, made, photographs):
     folder, _ = exported("score", "hub")
     trained = load_trained(made["score"])
-    images = check.our_input(trained, photographs)
+    images = check.evaluation_input(trained, photographs)
     theirs = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     with torch.no_grad():
         assert torch.equal(theirs(images), trained.model(images))
@@ -72,7 +72,7 @@ def test_the_example_of_a_model_card_scores_a_photograph(exported, made, photogr
     exec(compile(code.replace("FOLDER", str(folder)), "README.md", "exec"), names)
     trained = load_trained(made["score"])
     with torch.no_grad():
-        expected = trained.scores(trained.model(check.our_input(trained, photographs[:1])))
+        expected = trained.scores(trained.model(check.evaluation_input(trained, photographs[:1])))
     assert names["score"] == pytest.approx(expected.item(), abs=1e-4)
 
 

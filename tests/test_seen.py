@@ -15,14 +15,14 @@ from safetensors import safe_open
 import export
 import main_nni
 import models
-from evaluation.seen import Seen, hashes
+from evaluation.seen import Seen, hash_names
 from option import InputError
 
 
 def test_hashes_are_of_the_name_whatever_the_case_of_its_ending():
-    a, b, c = hashes(["1.jpg", "1.JPG", "2.jpg"])
+    a, b, c = hash_names(["1.jpg", "1.JPG", "2.jpg"])
     assert a == b != c
-    assert hashes([]).dtype == np.uint64
+    assert hash_names([]).dtype == np.uint64
 
 
 def test_what_is_remembered_comes_back():
@@ -45,7 +45,7 @@ def test_a_damaged_memory_is_one_line(texts):
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def run_folder(tmp_path_factory):
     """An AVA whose test.csv, in leaky/, has four of its rows from train.csv, and one from val.csv; and a run on it."""
     folder, rng = tmp_path_factory.mktemp("ava"), np.random.default_rng(1)
     votes = pd.DataFrame(rng.integers(1, 30, (24, 10)), range(100, 124), AVA_COLUMNS[1:])
@@ -64,9 +64,9 @@ def whole(tmp_path_factory):
 
 
 @pytest.fixture
-def leaky(whole, tmp_path):
+def leaky(run_folder, tmp_path):
     """The same, with a folder of its own for each test."""
-    shutil.copytree(whole, tmp_path / "ava")
+    shutil.copytree(run_folder, tmp_path / "ava")
     return tmp_path / "ava"
 
 
@@ -158,10 +158,10 @@ def test_weights_that_say_nothing_leave_their_mark_on_what_is_trained_from_them(
     assert told in caplog.text
     tuned = leaky / "tuned" / "checkpoints" / "best.pth"
     memory = Seen.from_texts(models.read_weights(tuned).photographs, "")
-    assert (len(memory.trained), memory.whole) == (12, False)
+    assert (len(memory.trained), memory.complete) == (12, False)
     _, result, _ = evaluate(run, leaky, tuned)
     assert told in result["notes"]
-    assert not (memory | Seen()).whole
+    assert not (memory | Seen()).complete
 
 
 def test_a_damaged_memory_is_told_before_the_test(leaky, run):
