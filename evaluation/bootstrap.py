@@ -1,7 +1,7 @@
-"""How sure a figure is: bootstrap intervals over images, paired differences of two networks, and their tests.
+"""Bootstrap intervals of metrics, p-values of differences, and their correction.
 
 Intervals are percentile intervals (Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13): images are
-drawn with replacement, each metric is computed anew, and the interval holds the middle 95 % of its values.
+drawn with replacement, each metric is computed again, and the interval holds the middle 95 % of its values.
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ from util import METRICS, Pairs
 
 LEVEL = 0.95
 RESAMPLES = 2_000
-CHUNK = 2**20  # counts at once, so that they stay in the processor's cache
+CHUNK = 2**20  # counts at a time; they fit in the processor's cache
 
 
 def resample(pairs: Pairs, resamples: int | None = None, seed: int = 0) -> dict[str, np.ndarray]:
-    """The metrics of METRICS in each of `resamples` sets of images drawn with replacement, by name (resamples,).
+    """Each of METRICS, (resamples,), in sets of images that are drawn with replacement.
 
-    resamples: default RESAMPLES. Two sets of Pairs of the same length are drawn alike under one seed, so their values
-    may be subtracted. nan where a metric is not defined, and for KRCC, to which every pair of images counts: too slow.
+    resamples: default RESAMPLES. The images that are drawn depend on the seed and the number of images only, so values
+    of two networks may be subtracted. nan where a metric is undefined, and for KRCC, which is too slow to resample: it
+    depends on every pair of images.
     """
     resamples, images = resamples or RESAMPLES, len(pairs)
     columns, ties = _columns(pairs), [_ties(pairs.predicted), _ties(pairs.true)]
@@ -33,7 +34,7 @@ def resample(pairs: Pairs, resamples: int | None = None, seed: int = 0) -> dict[
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:
-    """The 95 % percentile interval of resampled values (R,); nan where no resample has a value."""
+    """The 95 % percentile interval of resampled values (R,), without nan. All nan give (nan, nan)."""
     values = values[np.isfinite(values)]
     return (
         tuple(np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist())
@@ -43,14 +44,14 @@ def interval(values: np.ndarray) -> tuple[float, float]:
 
 
 def intervals(pairs: Pairs, resamples: int | None = None, seed: int = 0) -> dict[str, tuple[float, float]]:
-    """The interval of each of METRICS, by name."""
+    """The interval of each of METRICS."""
     return {name: interval(values) for name, values in resample(pairs, resamples, seed).items()}
 
 
 def p_value(differences: np.ndarray) -> float:
-    """Two-sided, that a difference is 0, from its resampled values (R,); nan without any.
+    """The two-sided p-value of a difference from its resampled values (R,), without nan. All nan give nan.
 
-    The level at which the percentile interval just holds 0; one is added to the count, as it is never exactly 0.
+    It is the level at which the percentile interval just contains 0. One is added to the counts: p is never 0.
     """
     differences = differences[np.isfinite(differences)]
     if not len(differences):
@@ -60,7 +61,7 @@ def p_value(differences: np.ndarray) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """The p-values corrected for their number, in their order. nan stays, and counts for nothing. Source: Holm, 1979."""
+    """Holm's correction of p-values, in their order. nan stays nan and is not counted. Source: Holm, 1979."""
     p = np.array(p_values, np.float64)
     order = np.argsort(p, kind="stable")  # nan last
     factors = np.isfinite(p).sum() - np.arange(len(p))
@@ -69,7 +70,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def _draws(images: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
-    """How often each image is in each resample: (images, some resamples) at a time, float64."""
+    """How often each image is drawn in each resample: blocks (images, resamples of the block), float64."""
     rng, chunk = np.random.default_rng(seed), max(16, CHUNK // images)
     for start in range(0, resamples, chunk):
         width = min(chunk, resamples - start)
@@ -79,7 +80,7 @@ def _draws(images: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
 
 
 def _columns(pairs: Pairs) -> np.ndarray:
-    """(10, N): those whose means over images `_metrics_of_means` makes metrics of."""
+    """(10, N): values whose means over images `_metrics_of_means` turns into metrics."""
     p, t = pairs.predicted - pairs.predicted.mean(), pairs.true - pairs.true.mean()
     error = pairs.predicted - pairs.true
     errors = (np.abs(error), error * error, pairs.emd_r1, pairs.emd_r2)
@@ -87,7 +88,7 @@ def _columns(pairs: Pairs) -> np.ndarray:
 
 
 def _metrics_of_means(means: np.ndarray) -> dict[str, np.ndarray]:
-    """The metrics, (R,) each, that follow from means (10, R) over images."""
+    """Metrics, (R,) each, from the means (10, R) of `_columns` over images."""
     p, t, pp, tt, pt, agree, absolute, squared, emd_r1, emd_r2 = means
     plcc = _ratio(pt - p * t, np.sqrt(_positive(pp - p * p) * _positive(tt - t * t)))
     errors = {"mae": absolute, "rmse": np.sqrt(squared), "emd_r1": emd_r1, "emd_r2": emd_r2}
@@ -95,14 +96,14 @@ def _metrics_of_means(means: np.ndarray) -> dict[str, np.ndarray]:
 
 
 def _ties(values: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Each value's group of equal ones (N,), the order of the values (N,), and where in it each group begins."""
+    """The number of each value's tie group (N,), the order of the values (N,), and the starts of the groups in it."""
     group = np.unique(values, return_inverse=True)[1]
     order = np.argsort(group, kind="stable")
     return group, order, np.flatnonzero(np.diff(group[order], prepend=-1))
 
 
 def _srcc(ties: Sequence[tuple], counts: np.ndarray) -> np.ndarray:
-    """Of resamples (N, R) -> (R,): the correlation of mean ranks, which are cumulated counts; ties share theirs."""
+    """SRCC (R,) of resamples with counts (N, R): the correlation of mean ranks. Ranks are cumulated counts."""
     ranks, squares = [], []
     for group, order, starts in ties:
         size = np.add.reduceat(counts[order], starts)
@@ -113,10 +114,10 @@ def _srcc(ties: Sequence[tuple], counts: np.ndarray) -> np.ndarray:
 
 
 def _positive(variance: np.ndarray) -> np.ndarray:
-    """A variance that rounding made of equal values is none."""
+    """Variances, with 0 for what rounding leaves of equal values."""
     return np.where(variance > 1e-14 * np.abs(variance).max(initial=0), variance, 0)
 
 
 def _ratio(above: np.ndarray, below: np.ndarray) -> np.ndarray:
-    """nan where there is nothing to divide by."""
+    """The quotients, (R,); nan where the divisor is 0."""
     return np.divide(above, below, out=np.full(len(above), np.nan), where=below > 0)

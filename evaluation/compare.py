@@ -1,4 +1,4 @@
-"""Runs on the same test set, compared: tables of predictions, differences with paired intervals, tests, and their words."""
+"""Comparison of runs on the same test set: tables of predictions, differences with paired intervals and p-values."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from option import InputError
 from photographs.labels import FORMATS, read_numbers, read_table
 from util import METRICS, Pairs, compute_metrics, image_emds
 
-CONTENT = ("image", "true_score", "predicted_score")
+COLUMNS = ("image", "true_score", "predicted_score")
 
 
 @dataclass
 class Predictions:
-    """One run's predictions on a test set."""
+    """The predictions of one run on a test set, with metrics and intervals."""
 
     name: str
     images: pd.Index
     pairs: Pairs
-    thresholds: tuple[float, float] = (math.nan, math.nan)  # of predicted and true scores: high above them
+    thresholds: tuple[float, float] = (math.nan, math.nan)  # of predicted and of true scores
     metrics: dict[str, float] = field(init=False)
     resampled: dict[str, np.ndarray] = field(init=False)  # see `bootstrap.resample`
     intervals: dict[str, tuple[float, float]] = field(init=False)
@@ -42,38 +42,40 @@ class Predictions:
 
 @dataclass
 class Difference:
-    """A metric of the first less that of the second, with its paired interval. p: two-sided, corrected where it says so."""
+    """A metric of the first run minus that of the second, its paired interval, and two-sided p-values."""
 
     value: float
     interval: tuple[float, float]
     p: float
-    p_holm: float = math.nan
+    p_holm: float = math.nan  # corrected for the number of pairs
 
 
 def read_predictions(
     path: Path, threshold: float | None = None, like: Predictions | None = None
 ) -> Predictions:
-    """A run's predictions.csv. threshold: above which scores are high, on the table's scale; by default as the run says.
+    """Read the predictions.csv of a run.
 
-    like: a table of the same images, whose order it takes. Raises InputError for anything else.
+    path: the file, or the run's folder. threshold: scores above it are high, on the table's scale (default: the run's).
+    like: predictions for the same images, whose order is taken over.
+    Raises InputError for a file that is no such table, and for another test set than that of `like`.
     """
     if path.is_dir():
         path = path / "predictions.csv"
     table = _read(path)
     images = pd.Index(table["image"])
     votes = {stem: [name for name in table.columns if name.startswith(stem)] for stem in ("output", "target")}
-    true, predicted = read_numbers(path, table, CONTENT[1:]).T
+    true, predicted = read_numbers(path, table, COLUMNS[1:]).T
     thresholds = (threshold, threshold) if threshold is not None else _thresholds(path, votes["output"], true)
-    high, true_high = thresholds
-    if like is not None and true_high != like.thresholds[1]:
+    predicted_threshold, true_threshold = thresholds
+    if like is not None and true_threshold != like.thresholds[1]:
         raise InputError(
-            f"{path}: its true scores are high above {true_high:g}, those of {like.name} above {like.thresholds[1]:g}; "
+            f"{path}: the threshold of its true scores is {true_threshold:g}, that of {like.name} {like.thresholds[1]:g}; "
             "give --threshold"
         )
     emds = np.full((2, len(true)), np.nan)
     if votes["target"] and len(votes["target"]) == len(votes["output"]):
         emds = image_emds(*(read_numbers(path, table, names).copy() for names in votes.values()))
-    agree = ((predicted > high) == (true > true_high)).astype(np.float64)
+    agree = ((predicted > predicted_threshold) == (true > true_threshold)).astype(np.float64)
     pairs = Pairs(predicted, true, agree, *emds)
     if like is not None:
         pairs, images = pairs.subset(_order(path, images, true, like)), like.images
@@ -82,22 +84,22 @@ def read_predictions(
 
 
 def _read(path: Path) -> pd.DataFrame:
-    """The table as text. Raises InputError where it is no run's predictions.csv."""
+    """The table, all cells as text. Raises InputError if it is no predictions.csv of a run."""
     table = read_table(path)
-    if missing := [name for name in CONTENT if name not in table.columns]:
+    if missing := [name for name in COLUMNS if name not in table.columns]:
         columns = ", ".join(table.columns)
         raise InputError(
             f"{path}: no column {', '.join(missing)}; found {columns}; give a run's predictions.csv"
         )
     if len(table) < 2:
-        raise InputError(f"{path}: 1 row; a comparison takes two images or more")
+        raise InputError(f"{path}: 1 row; a comparison needs two images or more")
     for line in table.index[table["image"].duplicated()][:1]:
         raise InputError(f"{path}, line {line}: image {table.loc[line, 'image']} stands there a second time")
     return table
 
 
 def _order(path: Path, images: pd.Index, true: np.ndarray, like: Predictions) -> np.ndarray:
-    """The rows of `images` in the other table's order. Raises InputError where they are not the same test set."""
+    """The row numbers of `images` in the order of `like`. Raises InputError if the test sets differ."""
     problem = f"{path}: another test set than that of {like.name}"
     for image in like.images.difference(images, sort=False)[:1]:
         raise InputError(f"{problem}: it lacks {image}")
@@ -113,7 +115,7 @@ def _order(path: Path, images: pd.Index, true: np.ndarray, like: Predictions) ->
 
 
 def _thresholds(path: Path, outputs: Sequence[str], true: np.ndarray) -> tuple[float, float]:
-    """For predicted and true scores: as the run beside the table says, else AVA's for ten outputs, 0.5 for one."""
+    """Of predicted and of true scores: those of the run's files beside the table, else AVA's for ten outputs, 0.5 for one."""
     thresholds = (read_json_object(path.with_name("run.json")).get("result") or {}).get("thresholds")
     if isinstance(thresholds, list) and len(thresholds) == 2:
         return float(thresholds[0]), float(thresholds[1])
@@ -124,15 +126,14 @@ def _thresholds(path: Path, outputs: Sequence[str], true: np.ndarray) -> tuple[f
         return (FORMATS[dataset].threshold,) * 2
     if dataset is None and not outputs and true.min() >= 0 and true.max() <= 1:
         return 0.5, 0.5
-    raise InputError(f"{path}: nothing says above which score an image is high; give --threshold")
+    raise InputError(f"{path}: nothing beside it says the threshold of high scores; give --threshold")
 
 
 def compute_differences(first: Sequence[Predictions], second: Sequence[Predictions]) -> dict[str, Difference]:
-    """Of each metric, the mean over the `first` runs less that over the `second`, all on the same images.
+    """For each metric the mean of the `first` runs minus the mean of the `second`, all on the same images.
 
-    One run a side: the paired percentile bootstrap over images. Several (seeds): Welch's t over the runs, to whose
-    variance the bootstrap's over images is added; a side with a single run adds none of its own. Holm's correction is
-    `compare`'s.
+    One run on each side: paired percentile bootstrap over images. Several (seeds): Welch's t over the runs, with the
+    bootstrap's variance over images added; a side with a single run has no variance of its own.
     """
     differences = {}
     for name in METRICS:
@@ -148,7 +149,7 @@ def compute_differences(first: Sequence[Predictions], second: Sequence[Predictio
 
 
 def means(runs: Sequence[Predictions]) -> dict[str, tuple[float, tuple[float, float]]]:
-    """Of each metric the mean over runs on the same images, and its 95 % interval, as `compute_differences` has it."""
+    """For each metric the mean over runs on the same images and its 95 % interval, as in `compute_differences`."""
     if len(runs) == 1:
         return {name: (runs[0].metrics[name], runs[0].intervals[name]) for name in METRICS}
     averages = {}
@@ -161,7 +162,10 @@ def means(runs: Sequence[Predictions]) -> dict[str, tuple[float, tuple[float, fl
 
 
 def _welch(value: float, resampled: np.ndarray, sides: Sequence[np.ndarray], images: int) -> tuple:
-    """Interval and p-value of a difference of means over runs. resampled: (R,) of it over images; sides: the runs' values."""
+    """The interval and the p-value of a difference of means over runs.
+
+    resampled: the difference (R,) in resamples of the images. sides: the values of the runs on each side.
+    """
     parts = [(np.var(resampled), images - 1)]
     parts += [(np.var(side, ddof=1) / len(side), len(side) - 1) for side in sides if len(side) > 1]
     variance = sum(part for part, _ in parts)
@@ -176,7 +180,7 @@ def _welch(value: float, resampled: np.ndarray, sides: Sequence[np.ndarray], ima
 
 
 def compare(groups: dict[str, Sequence[Predictions]]) -> dict[tuple[str, str], dict[str, Difference]]:
-    """The differences of every two groups of runs, by their names; p_holm is corrected over the pairs, metric by metric."""
+    """The differences of every two groups of runs, by their names, metric by metric. Holm's correction is over the pairs."""
     pairs = combinations(groups, 2)
     differences = {pair: compute_differences(*(groups[name] for name in pair)) for pair in pairs}
     for metric in METRICS:
@@ -189,7 +193,7 @@ def compare(groups: dict[str, Sequence[Predictions]]) -> dict[tuple[str, str], d
 def format_tables(
     runs: Sequence[Predictions], differences: dict[tuple[str, str], dict[str, Difference]]
 ) -> str:
-    """Two tables: the runs' metrics, and the differences of every two."""
+    """Two Markdown tables: the metrics of the runs, and the differences of every two."""
     shown = [name for name in METRICS if any(isfinite(run.metrics[name]) for run in runs)]
     rows = [["run", *(LABELS[name] for name in shown)]]
     for run in runs:
@@ -198,8 +202,8 @@ def format_tables(
 
 
 def difference_lines(differences: dict, shown: Sequence[str]) -> list[str]:
-    """A Markdown table: a row for each pair and metric."""
-    rows = [["first less second", "metric", "difference, 95 % interval", "p", "p, Holm", "more than noise"]]
+    """A Markdown table with a row for each pair and metric. shown: names of metrics."""
+    rows = [["first minus second", "metric", "difference, 95 % interval", "p", "p, Holm", "more than noise"]]
     for (first, second), row in differences.items():
         for name in shown:
             difference = row[name]

@@ -107,7 +107,7 @@ def change(path, row, column, value):
         (lambda p: change(p, 7, "predicted_score", "nan"), "line 9: predicted_score = 'nan': not a number"),
         (
             lambda p: pd.read_csv(p).head(1).to_csv(p, index=False),
-            "1 row; a comparison takes two images or more",
+            "1 row; a comparison needs two images or more",
         ),
         (
             lambda p: pd.read_csv(p).head(9).to_csv(p, index=False),
@@ -133,7 +133,7 @@ def test_the_threshold_is_the_runs_or_must_be_given(tmp_path, command):
     (tmp_path / "options.json").write_text(json.dumps({"dataset": "csv"}))
     status, _, err = command(path)
     assert status == 2
-    assert "nothing says above which score an image is high; give --threshold" in err
+    assert "nothing beside it says the threshold of high scores; give --threshold" in err
     assert command(path, "--threshold", 0.3)[0] == 0
     (tmp_path / "run.json").write_text(json.dumps({"result": {"thresholds": [0.4, 0.5]}}))
     frame = pd.read_csv(path)
@@ -185,7 +185,7 @@ def test_one_threshold_for_all_true_scores(runs, tmp_path, command):
     (runs[1].parent / "run.json").write_text(json.dumps({"result": {"thresholds": [0.4, 0.4]}}))
     status, _, err = command(*runs[:2])
     assert status == 2
-    assert "its true scores are high above 0.4, those of" in err
+    assert "the threshold of its true scores is 0.4, that of" in err
     assert command(*runs[:2], "--threshold", 0.5)[0] == 0
 
 

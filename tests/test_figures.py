@@ -50,7 +50,7 @@ def test_an_interval_without_width_says_nothing_and_accuracy_alone_accuses_nobod
         found, {"srcc": "SRCC", "plcc": "PLCC", "accuracy": "accuracy"}, "tad66k", False
     )
     assert "published below the interval (accuracy): this network is better on these photographs" in told
-    assert not any("likeliest" in line or "ava" in line for line in told)
+    assert not any("most likely" in line or "ava" in line for line in told)
 
 
 def test_a_published_figure_lies_inside_below_or_above_the_interval():
@@ -67,7 +67,7 @@ def test_a_better_figure_of_weights_that_remember_nothing_names_the_likeliest_ca
     found = figures(made(0.1), [f"{i}.jpg" for i in range(400)], "ava")
     assert found.published["srcc"].place == "below"
     told = "\n".join(found.remarks())
-    assert "the likeliest cause is that it was these photographs" in told
+    assert "most likely they were trained on these photographs" in told
     assert "prepare_data.py ava --split authors" in told
 
 
@@ -90,7 +90,7 @@ def test_on_another_dataset_nothing_published_is_a_comparison():
         ({"model": "eat_tiny"}, "eat_tiny, not eat_base"),
         ({"decoder": "fast"}, "decoded by fast"),
         ({"half_precision": True}, "half precision"),
-        ({"skipped": 3}, "3 pictures of test.csv are missing and were skipped"),
+        ({"skipped": 3}, "3 photographs of test.csv are missing and were skipped"),
         ({"split": "in another order"}, "in another order"),
     ],
 )
@@ -115,7 +115,7 @@ def test_skipped_pictures_and_batches_stand_in_log_json_and_page(ava, run, caplo
     page = (ava / "run" / "report.html").read_text()
     for line in (
         "not the published protocol: batches of 6, not of 16: a score depends on its batch",
-        "not the published protocol: 1 pictures of test.csv are missing and were skipped",
+        "not the published protocol: 1 photographs of test.csv are missing and were skipped",
     ):
         assert line in result["departures"]
         assert line in caplog.text

@@ -40,7 +40,7 @@ def test_what_is_remembered_comes_back():
 
 @pytest.mark.parametrize("texts", [{"trained": "!"}, {"trained": "AAAA"}])
 def test_a_damaged_memory_is_one_line(texts):
-    with pytest.raises(InputError, match=r"w\.pth: what it remembers of its photographs is damaged"):
+    with pytest.raises(InputError, match=r"w\.pth: its list of training photographs is damaged"):
         Seen.from_texts(texts, "w.pth")
 
 
@@ -96,7 +96,7 @@ def test_photographs_that_a_network_was_trained_on_are_counted(leaky, run, caplo
     assert result["unseen"]["plcc"] == pytest.approx(expected, rel=1e-5)
     page = (leaky / "e" / "report.html").read_text()
     assert "4 of 11 photographs were in this network's training set" in page
-    assert "without those seen" in page
+    assert "without known photographs" in page
 
 
 def test_a_clean_test_set_is_told_as_well(leaky, run, caplog):
@@ -154,7 +154,7 @@ def test_weights_that_say_nothing_leave_their_mark_on_what_is_trained_from_them(
     bare = leaky / "run" / "checkpoints" / "released_style.pth"
     caplog.set_level(logging.INFO)
     run(arguments(leaky, path_to_model_weight=bare, experiment_dir_name=leaky / "tuned"))
-    told = "it started from weights that do not say which photographs they had seen: there may be more"
+    told = "training started from weights that do not say which photographs they were trained on: there may be more"
     assert told in caplog.text
     tuned = leaky / "tuned" / "checkpoints" / "best.pth"
     memory = Seen.from_texts(models.read_weights(tuned).photographs, "")
@@ -170,5 +170,5 @@ def test_a_damaged_memory_is_told_before_the_test(leaky, run):
     torch.save(state, leaky / "w.pth")
     status, _, err = evaluate(run, leaky, leaky / "w.pth")
     assert status == 2
-    assert "what it remembers of its photographs is damaged" in err
+    assert "its list of training photographs is damaged" in err
     assert not (leaky / "e").exists()
