@@ -1,4 +1,4 @@
-"""Hand a trained network to other programs: ONNX, safetensors, or a folder for the Hugging Face hub. Try `--help`."""
+"""Export a trained network: ONNX, safetensors, or a folder for the Hugging Face hub. Try `--help`."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime")}
 # fmt: off
 TABLE = {
     "": (
-        Option("to", str, None, "what to write: an .onnx, a .safetensors, or a folder", choices=list(ENDINGS), required=True),
-        Option("out", Path, None, "what to call it (default: beside the weights, by their name)", metavar="PATH"),
-        Option("overwrite", bool, False, "replace what is there"),
-        Option("gather", bool, False, "ONNX without the operator GridSample, for runtimes that lack it"),
+        Option("to", str, None, "form of the export: an .onnx, a .safetensors, or a folder for the Hugging Face hub", choices=list(ENDINGS), required=True),
+        Option("out", Path, None, "path of the export (default: beside the weights, with their name)", metavar="PATH"),
+        Option("overwrite", bool, False, "replace an export that is there"),
+        Option("gather", bool, False, "--to onnx: do without the operator GridSample, for runtimes that lack it"),
     ),
     "weights": WEIGHTS,
 }
@@ -36,7 +36,7 @@ TABLE = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit status: 0, 1 where what was written was not equal to the network, 2 for a bad request."""
+    """Returns the exit status: 0, 1 if the export does not equal the network, 2 for a bad request."""
     options = parse(argv)
 
     def work() -> int:
@@ -51,11 +51,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The options; exits with status 2 where they are wrong."""
+    """The options; exits with status 2 if they are wrong."""
     usage = "export.py --weights FILE --to FORM [OPTION ...]"
     about = (
-        "Export trained weights. What is written is read back, fed with photographs as it says itself, and "
-        "compared with PyTorch; a file that differs is not left in place. The last line is JSON."
+        "Export trained weights. Every export is read back, fed with photographs by its own description, and compared "
+        "with PyTorch; an export that differs is removed. The last line of output is JSON."
     )
     parser = Parser(TABLE, prog="export.py", usage=usage, description=about)
     options = parser.parse_args(argv)
@@ -65,13 +65,13 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def export(options: argparse.Namespace) -> dict:
-    """Write what is asked for, check it, and say what it is. Raises InputError, WeightsError, ExportError."""
+    """Write an export, check it, and return the last line of output. Raises InputError, WeightsError, ExportError."""
     missing = [name for name in PACKAGES.get(options.to, ()) if importlib.util.find_spec(name) is None]
     if missing:
         raise InputError(
             f"--to {options.to} needs {', '.join(missing)}: pip install -r requirements/export.txt"
         )
-    # What is slow to import.
+    # These are slow to import.
     from exporting import onnx_file, torch_files
     from exporting.about import describe
     from exporting.check import BATCHES, largest_difference
@@ -113,5 +113,5 @@ def raise_interrupted(number: int, _frame) -> None:
 
 if __name__ == "__main__":
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, raise_interrupted)  # what is half-written is removed
+        signal.signal(number, raise_interrupted)  # so that the unfinished export is removed
     sys.exit(main())

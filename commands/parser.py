@@ -1,4 +1,4 @@
-"""The command lines: from a table of options, by their groups, to a parser and the values that were given."""
+"""Command lines: parsers made of tables of options."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 from option import GROUPS, OPTIONS, RECIPES, InputError, Option
 
-Table = Mapping[str, Sequence[Option]]  # the rows by the title of their group; "": those that need none
+Table = Mapping[str, Sequence[Option]]  # the rows by the title of their group; "": no title
 
 METAVARS = {int: "N", float: "X", str: "WORD", Path: "FILE"}
 
@@ -47,7 +47,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def with_commands(prog: str, description: str, commands: Mapping[str, tuple[str, Table]]) -> Parser:
-    """A parser of subcommands, each with its help and its table; the chosen one is `command`."""
+    """A parser of subcommands, each with its help and its table. `command` in the result is the chosen one."""
     parser = Parser(prog=prog, description=description)
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
     for name, (help_, table) in commands.items():
@@ -56,7 +56,7 @@ def with_commands(prog: str, description: str, commands: Mapping[str, tuple[str,
 
 
 def parse_options(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """main_nni.py's options that are given, checked one by one; exits with status 2 where they are wrong or unknown."""
+    """The options of main_nni.py that are given, each checked; exits with status 2 if one is wrong or unknown."""
     about = "Train and evaluate EAT for image aesthetics assessment. Without options: the demo."
     usage = "main_nni.py [OPTION ...]"
     return vars(
@@ -67,7 +67,7 @@ def parse_options(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 def _keywords(option: Option) -> dict[str, Any]:
-    """The arguments of argparse's `add_argument`, without the default and the check."""
+    """The arguments of argparse's `add_argument`, without `default` and `type`."""
     keywords: dict[str, Any] = {"help": option.help}
     if option.type is bool:
         return keywords | {"action": "store_true"}

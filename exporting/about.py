@@ -1,4 +1,4 @@
-"""What an export says of itself: its network, its scale, how a photograph becomes its input. All as one JSON."""
+"""The description inside an export, one JSON: the network, the scale of its scores, the preprocessing of photographs."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ from torch import Tensor, nn
 from inference.trained import Trained
 from photographs.decode import open_image
 
-KEY = "about"  # where each artifact keeps the JSON; a hub folder's config.json keeps it under "eat"
+KEY = "about"  # of the JSON in an artifact's metadata; in a hub folder's config.json it is "eat"
 
 
 class ScoringModule(nn.Module):
-    """A trained network that gives scores beside its raw prediction."""
+    """A trained network whose forward pass gives the scores, too."""
 
     def __init__(self, trained: Trained):
         super().__init__()
         self.network, self.trained = trained.model, trained
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """images: (N, 3, H, W), normalised. Returns the prediction (N, outputs), raw, and the score (N,) on its scale."""
+        """images: (N, 3, H, W), normalised. Returns the raw prediction (N, outputs) and the scores (N,) on the dataset's scale."""
         prediction = self.network(images)
         return prediction, self.trained.scores(prediction)
 
 
 def describe(trained: Trained) -> dict:
-    """Everything that a program needs to use the network without this project. JSON values only."""
+    """Everything that another program needs to use the network. JSON values only."""
     (low, high), has_votes, resize = trained.score_range, trained.outputs > 1, trained.resize
     mean, std = trained.model.statistics
     vote_shares = f"shares of the votes 1 to {trained.outputs}, raw: no softmax, and they need not sum to 1"
@@ -72,7 +72,7 @@ def describe(trained: Trained) -> dict:
 
 
 def preprocess(about: dict, photograph: bytes) -> np.ndarray:
-    """The (1, 3, H, W) input of a photograph's file, by nothing but what an artifact says of itself."""
+    """The input (1, 3, H, W) for the bytes of a photograph's file, made by an artifact's description alone."""
     steps = about["preprocessing"]
     size = (steps["resize"]["width"], steps["resize"]["height"])
     with open_image(io.BytesIO(photograph)) as image:
@@ -83,5 +83,5 @@ def preprocess(about: dict, photograph: bytes) -> np.ndarray:
 
 
 def compute_scores(about: dict, prediction: np.ndarray) -> np.ndarray:
-    """Scores (N,) of a prediction (N, outputs), by nothing but what an artifact says of itself."""
+    """Scores (N,) of a prediction (N, outputs), made by an artifact's description alone."""
     return prediction @ np.float32(about["score"]["weights"]) + np.float32(about["score"]["offset"])

@@ -1,4 +1,4 @@
-"""The model card of a hub folder, made from the run that the weights lie in."""
+"""The model card of a hub folder, made from the run that the weights are in."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from models.backbone import PREFIX
 from option import GROUPS
 from training.checkpoint import epoch_of
 
-TEMPLATE = Path(__file__).with_name("card.md")  # Jinja's
-# The options of a recipe. Paths are left out: they are nobody else's business.
+TEMPLATE = Path(__file__).with_name("card.md")  # for Jinja
+# The options that a card shows. Paths are private.
 RECIPE = (
     *(option.name for group in ("model", "training") for option in GROUPS[group] if option.tunable),
     *("select_by", "amp", "seed", "released_protocol", "val_share", "limit"),
 )
-# Options that count only where another one has this value.
+# Options that have an effect only if another one has this value.
 SCHEDULED = ("explore_share", "explore_same", "explore_other", "handover", "eval_refinement")
 ONLY_WITH = dict.fromkeys(("decay_every", "decay_factor"), ("schedule", "step"))
 ONLY_WITH |= dict.fromkeys(SCHEDULED, ("refinement", "scheduled"))
 NAMES = {
     "demo": "the demo's made-up pictures",
     "csv": "a dataset of the user's own",
-}  # the others have theirs
-HUB_METRICS = {"srcc": "spearmanr", "plcc": "pearsonr", "accuracy": "accuracy"}  # names that the hub knows
+}  # of datasets without a public name
+HUB_METRICS = {"srcc": "spearmanr", "plcc": "pearsonr", "accuracy": "accuracy"}  # the hub's names
 POINTS = {
     "image": "of each photograph alone: its score does not depend on others",
     "running": "a mean over the training photographs, kept: a score does not depend on other photographs",
@@ -39,7 +39,7 @@ POINTS = {
 
 
 def write_card(trained: Trained, about: dict) -> str:
-    """Markdown with the hub's front matter. What is not known of the weights is said to be unknown."""
+    """Markdown with the hub's front matter. The card says so if the recipe or the metrics are unknown."""
     run = trained.path.resolve().parent.parent
     options = _options(run, trained)
     result = _result(run, trained) if options else {}
@@ -57,14 +57,14 @@ def write_card(trained: Trained, about: dict) -> str:
         recipe=_recipe(options),
         result=result,
         metrics={label: result[name] for name, label in LABELS.items() if result.get(name) is not None},
-        asked=', interest_points="batch"' * about["depends_on_batch"],  # nobody gets that one without asking
+        asked=', interest_points="batch"' * about["depends_on_batch"],  # this mode must be asked for
         preprocessing=to_json(about["preprocessing"], indent=2),
     )
     return str(card)
 
 
 def _front_matter(trained: Trained, architecture: str, result: dict) -> ModelCardData:
-    """No licence: the hub takes it for that of the weights, and theirs follows from the data."""
+    """Without a licence: the hub would take it for that of the weights, which follows from the data."""
     dataset, task = trained.dataset, "image-aesthetics-assessment"
     family = architecture.split(".")[0] or "eat"
     entries = {} if dataset in NAMES else {"datasets": [dataset]}
@@ -95,7 +95,7 @@ def _dataset_name(trained: Trained) -> str:
 
 
 def _options(run: Path, trained: Trained) -> dict:
-    """The run's options; none where it trained another network, or others' weights were put into it."""
+    """The run's options; empty if the run trained another network, or the weights came from elsewhere."""
     options = read_json_object(run / "options.json")
     same_run = options.get("model") == trained.name and options.get("dataset") == trained.dataset
     settings = read_weights(trained.path).settings
@@ -104,7 +104,7 @@ def _options(run: Path, trained: Trained) -> dict:
 
 
 def _recipe(options: dict) -> dict:
-    """The options of RECIPE that counted, with their values."""
+    """The options of RECIPE that had an effect, with their values."""
     recipe = {}
     for name in RECIPE:
         owner, value = ONLY_WITH.get(name, (name, options.get(name)))
@@ -114,7 +114,7 @@ def _recipe(options: dict) -> dict:
 
 
 def _result(run: Path, trained: Trained) -> dict:
-    """The run's metrics on its test photographs, if it ended well and these are the weights that it measured."""
+    """The run's metrics on its test photographs; empty if it did not finish, or measured other weights than these."""
     content = read_json_object(run / "run.json")
     result = content.get("result") or {}
     if trained.path.name != "best.pth" or content.get("status") != "done" or result.get("split") != "test":

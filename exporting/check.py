@@ -1,4 +1,4 @@
-"""The round trip: a written artifact, read back and fed as it says itself, against PyTorch and our own pixels."""
+"""The proof that an artifact equals its network: it is read back, fed by its own description, and compared with PyTorch."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from inference.trained import Trained
 from photographs.decode import open_image, read_pil
 
 BATCHES = (1, 2, 5)
-TOLERANCE = 1e-4  # of the prediction, and of the score as a share of its range
+TOLERANCE = 1e-4  # of the prediction; of the score, as a share of its scale
 
-# What an artifact gives for (N, 3, H, W) float32: its prediction (N, outputs) and its score (N,).
+# An artifact as a function: images (N, 3, H, W) float32 to predictions (N, outputs) and scores (N,).
 Runner = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
 def photographs() -> list[bytes]:
-    """Files of five photographs: the two that come with scikit-learn, and parts of them."""
+    """The bytes of five files: the two photographs of scikit-learn, and three crops of them."""
     files = [Path(name).read_bytes() for name in load_sample_images().filenames]
     for number, box in ((0, (0, 0, 320, 427)), (1, (160, 40, 560, 400)), (0, (250, 90, 610, 330))):
         with open_image(io.BytesIO(files[number])) as image, io.BytesIO() as crop:
@@ -34,7 +34,7 @@ def photographs() -> list[bytes]:
 
 
 def evaluation_input(trained: Trained, files: list[bytes]) -> torch.Tensor:
-    """(N, 3, H, W), as evaluation makes it."""
+    """The input (N, 3, H, W) that evaluation makes of photographs' files."""
     pixels = np.stack([read_pil(io.BytesIO(file), trained.resize) for file in files])
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
     return network_input(images, torch.zeros(len(images), dtype=torch.bool), trained.model.statistics)
@@ -42,9 +42,10 @@ def evaluation_input(trained: Trained, files: list[bytes]) -> torch.Tensor:
 
 @torch.no_grad()
 def largest_difference(trained: Trained, about: dict, run: Runner) -> dict[str, float]:
-    """How far an artifact is from its network on photographs, in batches of BATCHES: of `prediction` and of `score`.
+    """The largest difference of an artifact from its network, for `prediction` and for `score`, in batches of BATCHES.
 
-    about, run: as read back from the artifact. Raises ExportError where it is too far.
+    about, run: the description and the function that were read back from the artifact.
+    Raises ExportError if a difference exceeds TOLERANCE.
     """
     files = photographs()
     largest = {"prediction": 0.0, "score": 0.0}

@@ -1,4 +1,4 @@
-"""ONNX: a file with a dynamic batch, with `GridSample` or without."""
+"""ONNX files, for any number of images at a time."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ OPSET = (
 def write_onnx(trained: Trained, path: Path, about: dict, gather: bool) -> None:
     """Write the network to `path`: `images` (N, 3, H, W) to `prediction` (N, outputs) and `score` (N,).
 
-    gather: bilinear sampling without `GridSample`.
+    gather: bilinear sampling as lookups, products and sums, without the operator `GridSample`.
     """
     import onnx
 
@@ -57,7 +57,7 @@ def write_onnx(trained: Trained, path: Path, about: dict, gather: bool) -> None:
 
 
 def open_onnx(path: Path) -> tuple[dict, Runner]:
-    """The file's own description, and the file in ONNX Runtime on the CPU. Raises ExportError where that fails."""
+    """The file's description, and the file as a function in ONNX Runtime on the CPU. Raises ExportError if that fails."""
     import onnxruntime
 
     settings = onnxruntime.SessionOptions()
@@ -74,7 +74,7 @@ def open_onnx(path: Path) -> tuple[dict, Runner]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporter's warnings, which are about its future and not about this network."""
+    """Without the exporter's warnings and its log of simplifications, which say nothing about this network."""
     level = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

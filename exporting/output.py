@@ -1,4 +1,4 @@
-"""Where an export goes: its path, and the replacement of what is there."""
+"""The path of an export, and its safe replacement."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ ENDINGS = {"onnx": ".onnx", "safetensors": ".safetensors", "hub": "_hub"}  # by 
 
 
 class ExportError(Exception):
-    """An artifact that is not equal to its network; the message is one line. Exit status 1."""
+    """An artifact does not equal its network; the message is one line. Exit status 1."""
 
 
 def output_path(form: str, out: Path | None, weights: Path, weights_file: Path, suffix: str = "") -> Path:
@@ -40,7 +40,7 @@ def replacing(out: Path, overwrite: bool, contents: Sequence[str] = ()) -> Itera
     """A temporary path for the new `out`. It is moved to `out` if all goes well, and removed if not.
 
     contents: the names of the files in a folder; none: `out` is a file.
-    Raises InputError where something else is there, or an export without `overwrite`.
+    Raises InputError if `out` exists without `overwrite`, or is no such export.
     """
     if not out.parent.is_dir():
         raise InputError(f"{out.parent}: no such folder; make it, or give another --out")
@@ -48,7 +48,7 @@ def replacing(out: Path, overwrite: bool, contents: Sequence[str] = ()) -> Itera
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as beside:
         temporary = Path(beside) / out.name
         yield temporary
-        _refuse_to_replace(out, overwrite, contents)  # it took a while
+        _refuse_to_replace(out, overwrite, contents)  # it may have appeared meanwhile
         if out.is_dir():  # a folder is not replaced in one step
             os.replace(out, Path(beside) / "replaced")
         os.replace(temporary, out)
