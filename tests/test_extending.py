@@ -27,7 +27,7 @@ EDITS = (
     ("util.py", "    return {name: float(value)", '    metrics["bias"]', True),
     ("evaluation/figures.py", '    "srcc": "SRCC",', '    "bias": "bias",', True),
     ("evaluation/bootstrap.py", "errors = (np.abs(error),", "errors = (error,", False),
-    ("evaluation/bootstrap.py", "p, t, pp, tt, pt, agree, absolute,", "p, t, pp, tt, pt, agree, bias", False),
+    ("evaluation/bootstrap.py", "p, t, pp, tt, pt, agree, absolute, squared, emd_r1, emd_r2 = means", "p, t, pp", False),
     ("evaluation/bootstrap.py", 'errors = {"mae": absolute,', 'errors = {"bias"', False),
 )  # fmt: skip
 
