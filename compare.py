@@ -9,55 +9,55 @@ from pathlib import Path
 from commands.errors import guarded
 from commands.files import write_json
 from commands.parser import Parser
-from evaluation import bootstrap, compare
 from option import InputError, Option
 
 # fmt: off
 TABLE = (
     Option("runs", Path, [], "a run's folder, or its predictions.csv", metavar="RUN", nargs="+", positional=True),
-    Option("threshold", float, None, "scores above it count as high, on the tables' scale (default: as the runs say)"),
-    Option("json", Path, None, "also write all numbers there"),
+    Option("threshold", float, None, "scores above it are high, on the scale of the tables (default: the runs' own)"),
+    Option("json", Path, None, "also write all numbers to this file"),
 )
 # fmt: on
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print the tables; returns the exit status: 0, 2 for bad input."""
+    """Returns the exit status: 0, 2 for bad input."""
     usage = "compare.py RUN [RUN ...] [OPTION ...]"
     about = (
-        "Compare runs on the same test set: each metric with its 95 % bootstrap interval over images; for every "
-        "two runs the difference with its paired interval, a p-value, the same after Holm's correction over the pairs, and "
-        "for PLCC that of Williams' test."
+        "Compare runs on the same test set. Prints each metric with its 95 % bootstrap interval over images, and for "
+        "every two runs the difference with its paired interval, its p-value, and Holm's correction of it over the pairs."
     )
     options = Parser({"": TABLE}, prog="compare.py", usage=usage, description=about).parse_args(argv)
-    return guarded("compare.py", lambda: run(options.runs, options.threshold, options.json))
+    return guarded("compare.py", lambda: compare_runs(options.runs, options.threshold, options.json))
 
 
-def run(paths: Sequence[Path], threshold: float | None, out: Path | None) -> None:
-    """Read, compare, print and write."""
-    if out is not None and out.exists():
-        raise InputError(f"--json {out}: is there already; give another file")
+def compare_runs(paths: Sequence[Path], threshold: float | None, json: Path | None) -> None:
+    """Print the tables. json: also write all numbers to this file. Raises InputError."""
+    if json is not None and json.exists():
+        raise InputError(f"--json {json}: is there already; give another file")
     files = [(path / "predictions.csv" if path.is_dir() else path).resolve() for path in paths]
     if len(set(files)) < len(files):
         raise InputError("the same run is given twice; give each once")
+    from evaluation import bootstrap, compare  # pandas and scipy are slow to import
+
     tested: list[compare.Predictions] = []
     for path in paths:
         tested.append(compare.read_predictions(path, threshold, tested[0] if tested else None))
-    found, images = compare.compare({one.name: [one] for one in tested}), len(tested[0].images)
-    print(compare.as_markdown(tested, found))
+    differences, images = compare.compare({run.name: [run] for run in tested}), len(tested[0].images)
+    print(compare.format_tables(tested, differences))
     print(
-        f"\n{images:,} images, high above {tested[0].thresholds[1]:g}; percentile bootstrap over images, {bootstrap.RESAMPLES:,} resamples "
-        f"(KRCC {bootstrap.krcc_resamples(images):,}), the same for all runs. More than noise: p below 0.05 after Holm's correction. "
-        "What another training seed would change is not in it."
+        f"\n{images:,} images, high above {tested[0].thresholds[1]:g}. Percentile bootstrap over images, {bootstrap.RESAMPLES:,} resamples, "
+        "the same for all runs. More than noise: p below 0.05 after Holm's correction. "
+        "The effect of another training seed is not included."
     )
-    if out is None:
+    if json is None:
         return
-    runs = [{"run": one.name, "metrics": one.metrics, "intervals": one.intervals} for one in tested]
+    runs = [{"run": run.name, "metrics": run.metrics, "intervals": run.intervals} for run in tested]
     pairs = [
-        {"first": first, "second": second, "differences": {name: vars(one) for name, one in row.items()}}
-        for (first, second), row in found.items()
+        {"first": first, "second": second, "differences": {name: vars(value) for name, value in row.items()}}
+        for (first, second), row in differences.items()
     ]
-    write_json(out, {"images": images, "runs": runs, "pairs": pairs})
+    write_json(json, {"images": images, "runs": runs, "pairs": pairs})
 
 
 if __name__ == "__main__":

@@ -68,23 +68,26 @@ class Option:
         last = (self.choices or ("",))[-1]
         return last.removesuffix("NAME") if last.endswith("NAME") else None
 
-    def check(self, value: Any, source: str) -> Any:
-        """`value` in this option's type, or InputError naming the option, the value and the remedy.
+    def check(self, value: Any, source: str | None = None) -> Any:
+        """`value` in this option's type, or InputError that names the option, the value and the remedy.
 
-        source: `--` for the command line, or who else gave the value.
+        source: the file or the tuner that gave the value; None: the command line, where every value is text.
+        Whole numbers are 0 or more, unless `low` says otherwise.
         """
-        where = f"--{self.name} {value}" if source == "--" else f"{source}: {self.name} = {value!r}"
-        kind, low, high = self.type, self.low, self.high
+        name = self.name if self.positional else f"--{self.name}"
+        where = f"{name} {value}".rstrip() if source is None else f"{source}: {self.name} = {value!r}"
+        kind, high = self.type, self.high
+        low = 0 if kind is int and self.low is None else self.low
         try:
             if (kind is bool) != isinstance(value, bool):
                 raise ValueError
-            if (kind is str) != isinstance(value, str) and source != "--":
+            if (kind is str) != isinstance(value, str) and source is not None:
                 raise ValueError
             if kind is int and not (value := float(value)).is_integer():
                 raise ValueError
             value = kind(value)
         except (TypeError, ValueError, OverflowError):
-            raise InputError(f"{where} is not {_ARTICLES[kind]}") from None
+            raise InputError(f"{where} is not {_TYPE_NAMES.get(kind, 'valid')}") from None
         limits = f"at least {low}" if high is None else f"between {low or 0} and {high}"
         listed = not self.choices or value in self.choices
         named = self.beginning is not None and str(value).startswith(self.beginning)
@@ -92,7 +95,7 @@ class Option:
         for wrong, problem in (  # beyond 2**53 a float, as a file may give one, is not exact
             (kind is int and abs(value) >= 2**53, " is too large"),
             (kind is float and not math.isfinite(value), " is not a finite number"),
-            (kind is str and not value.strip(), " is empty; give a value or leave the option out"),
+            (value == "" and self.default != "", " is empty; give a value or leave the option out"),
             (not (listed or named), f": choose from {', '.join(self.choices or ())}"),
             (self.positive and not value > 0, " must be greater than 0"),
             (outside, f" must be {limits}"),
@@ -102,7 +105,7 @@ class Option:
         return value
 
 
-_ARTICLES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
+_TYPE_NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
 
 
 def _tunable(name: str, type_: type, default: Any, help_: str, **limits: Any) -> Option:

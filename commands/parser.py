@@ -1,95 +1,82 @@
-"""The command lines: from a table of options, by their groups, to a parser and the values that were given."""
+"""Command lines: parsers made of tables of options."""
 
 from __future__ import annotations
 
 import argparse
-import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from copy import copy
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from option import GROUPS, OPTIONS, RECIPES, Option
+from option import GROUPS, OPTIONS, RECIPES, InputError, Option
 
-Table = Mapping[str, Sequence[Option]]  # the rows by the title of their group; "": those that need none
+Table = Mapping[str, Sequence[Option]]  # the rows by the title of their group; "": no title
 
 METAVARS = {int: "N", float: "X", str: "WORD", Path: "FILE"}
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser of the options of `table`, which says in one line what is wrong, and exits with status 2.
+    """A parser of the options of `table`. Each row checks its values; an error is one line and exit status 2.
 
-    only_given: leave options out that are not given, and give the others as text, for `Option.check`.
+    fill_defaults: options that are not given get their default; else they are left out.
     """
 
-    def __init__(self, table: Table | None = None, only_given: bool = False, **known):
-        super().__init__(allow_abbrev=False, argument_default=argparse.SUPPRESS, **known)
+    def __init__(self, table: Table | None = None, fill_defaults: bool = True, **settings):
+        super().__init__(allow_abbrev=False, argument_default=argparse.SUPPRESS, **settings)
         for title, options in (table or {}).items():
             group = self.add_argument_group(title) if title else self
             for option in options:
                 name = option.name if option.positional else f"--{option.name}"
-                group.add_argument(name, **_words(option, only_given))
+                keywords = _keywords(option)
+                if option.type is not bool:
+                    keywords["type"] = partial(self._check, option)
+                if fill_defaults:
+                    keywords["default"] = copy(option.default)
+                group.add_argument(name, **keywords)
+
+    def _check(self, option: Option, text: str) -> Any:
+        try:
+            return option.check(text)
+        except InputError as error:
+            self.error(str(error))
 
     def error(self, message: str):
         self.exit(2, f"{self.prog}: {message} (see --help)\n")
 
 
 def with_commands(prog: str, description: str, commands: Mapping[str, tuple[str, Table]]) -> Parser:
-    """A parser of subcommands, each with its help and its table; the chosen one is `command`."""
+    """A parser of subcommands, each with its help and its table. `command` in the result is the chosen one."""
     parser = Parser(prog=prog, description=description)
-    made = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
+    subparsers = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
     for name, (help_, table) in commands.items():
-        made.add_parser(name, table=table, help=help_, description=f"{help_[0].upper()}{help_[1:]}.")
+        subparsers.add_parser(name, table=table, help=help_, description=f"{help_[0].upper()}{help_[1:]}.")
     return parser
 
 
 def parse_options(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """main_nni.py's options that are given, checked one by one. Raises InputError; exits with status 2 for unknown ones."""
+    """The options of main_nni.py that are given, each checked; exits with status 2 if one is wrong or unknown."""
     about = "Train and evaluate EAT for image aesthetics assessment. Without options: the demo."
     usage = "main_nni.py [OPTION ...]"
-    given = vars(Parser(GROUPS, True, prog="main_nni.py", usage=usage, description=about).parse_args(argv))
-    return {name: OPTIONS[name].check(value, "--") for name, value in given.items()}
+    return vars(
+        Parser(GROUPS, fill_defaults=False, prog="main_nni.py", usage=usage, description=about).parse_args(
+            argv
+        )
+    )
 
 
-def _words(option: Option, only_given: bool) -> dict[str, Any]:
-    """What argparse is told of an option; where it is to check and complete it, all."""
-    words: dict[str, Any] = {} if only_given else {"default": copy(option.default)}
+def _keywords(option: Option) -> dict[str, Any]:
+    """The arguments of argparse's `add_argument`, without `default` and `type`."""
+    keywords: dict[str, Any] = {"help": option.help}
     if option.type is bool:
-        return words | {"action": "store_true", "help": option.help}
+        return keywords | {"action": "store_true"}
     metavar = option.metavar or METAVARS.get(option.type, "X")
-    words["metavar"] = "{" + ",".join(option.choices) + "}" if option.choices else metavar
-    words["help"] = option.help + _shown_default(option)
-    if only_given:
-        return words
-    words["type"] = {int: whole(option.low or 0, option.high), float: finite}.get(option.type, option.type)
-    words["choices"] = option.choices if option.beginning is None else None
+    keywords["metavar"] = "{" + ",".join(option.choices) + "}" if option.choices else metavar
+    keywords["help"] += _shown_default(option)
     if option.nargs:
-        words |= {"action": "append"} if option.nargs == "append" else {"nargs": option.nargs}
-    return words | ({} if option.positional else {"required": option.required})
-
-
-def whole(low: float, high: float | None = None) -> Callable[[str], int]:
-    """For argparse's `type`: a whole number of at least `low`, or from `low` to `high`."""
-
-    def check(text: str) -> int:
-        least = low if high is None else 0
-        if not (text.isascii() and text.isdigit() and least <= int(text) < 2**32):
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of {least} or more")
-        if high is not None and not low <= int(text) <= high:
-            raise argparse.ArgumentTypeError(f"{text} must lie between {low} and {high}")
-        return int(text)
-
-    return check
-
-
-def finite(text: str) -> float:
-    """For argparse's `type`: a finite number."""
-    with suppress(ValueError):
-        if math.isfinite(value := float(text)):
-            return value
-    raise argparse.ArgumentTypeError(f"{text!r} is not a finite number")
+        keywords |= {"action": "append"} if option.nargs == "append" else {"nargs": option.nargs}
+    return keywords | ({} if option.positional else {"required": option.required})
 
 
 def _shown_default(option: Option) -> str:
@@ -100,6 +87,6 @@ def _shown_default(option: Option) -> str:
     values = {name: recipe.get(option.name) for name, recipe in RECIPES.items()}
     if OPTIONS.get(option.name) is not option or not any(value is not None for value in values.values()):
         return ""
-    usual = Counter(values.values()).most_common(1)[0][0]
-    others = [f"{n}: {v}" for n, v in values.items() if v not in (usual, None)]
-    return f" (default: {', '.join([str(usual)] * (usual is not None) + others)})"
+    most_common = Counter(values.values()).most_common(1)[0][0]
+    others = [f"{n}: {v}" for n, v in values.items() if v not in (most_common, None)]
+    return f" (default: {', '.join([str(most_common)] * (most_common is not None) + others)})"

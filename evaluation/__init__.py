@@ -1,1 +1,1 @@
-"""What figures mean: intervals, comparisons, published figures, and which photographs a network has seen."""
+"""Metrics in context: intervals, comparisons of runs, published figures, and photographs that a network was trained on."""

@@ -1,4 +1,4 @@
-"""Runs on the same test set, compared: tables of predictions, differences with paired intervals, tests, and their words."""
+"""Comparison of runs on the same test set: tables of predictions, differences with paired intervals and p-values."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from option import InputError
 from photographs.labels import FORMATS, read_numbers, read_table
 from util import METRICS, Pairs, compute_metrics, image_emds
 
-CONTENT = ("image", "true_score", "predicted_score")
+COLUMNS = ("image", "true_score", "predicted_score")
 
 
 @dataclass
 class Predictions:
-    """One run's predictions on a test set."""
+    """The predictions of one run on a test set, with metrics and intervals."""
 
     name: str
     images: pd.Index
     pairs: Pairs
-    thresholds: tuple[float, float] = (math.nan, math.nan)  # of predicted and true scores: high above them
+    thresholds: tuple[float, float] = (math.nan, math.nan)  # of predicted and of true scores
     metrics: dict[str, float] = field(init=False)
     resampled: dict[str, np.ndarray] = field(init=False)  # see `bootstrap.resample`
     intervals: dict[str, tuple[float, float]] = field(init=False)
@@ -42,39 +42,40 @@ class Predictions:
 
 @dataclass
 class Difference:
-    """A metric of the first less that of the second, with its paired interval. p: two-sided, corrected where it says so."""
+    """A metric of the first run minus that of the second, its paired interval, and two-sided p-values."""
 
     value: float
     interval: tuple[float, float]
     p: float
-    p_holm: float = math.nan
-    p_williams: float = math.nan
+    p_holm: float = math.nan  # corrected for the number of pairs
 
 
 def read_predictions(
     path: Path, threshold: float | None = None, like: Predictions | None = None
 ) -> Predictions:
-    """A run's predictions.csv. threshold: above which scores are high, on the table's scale; by default as the run says.
+    """Read the predictions.csv of a run.
 
-    like: a table of the same images, whose order it takes. Raises InputError for anything else.
+    path: the file, or the run's folder. threshold: scores above it are high, on the table's scale (default: the run's).
+    like: predictions for the same images, whose order is taken over.
+    Raises InputError for a file that is no such table, and for another test set than that of `like`.
     """
     if path.is_dir():
         path = path / "predictions.csv"
     table = _read(path)
     images = pd.Index(table["image"])
     votes = {stem: [name for name in table.columns if name.startswith(stem)] for stem in ("output", "target")}
-    true, predicted = read_numbers(path, table, CONTENT[1:]).T
+    true, predicted = read_numbers(path, table, COLUMNS[1:]).T
     thresholds = (threshold, threshold) if threshold is not None else _thresholds(path, votes["output"], true)
-    high, true_high = thresholds
-    if like is not None and true_high != like.thresholds[1]:
+    predicted_threshold, true_threshold = thresholds
+    if like is not None and true_threshold != like.thresholds[1]:
         raise InputError(
-            f"{path}: its true scores are high above {true_high:g}, those of {like.name} above {like.thresholds[1]:g}; "
+            f"{path}: the threshold of its true scores is {true_threshold:g}, that of {like.name} {like.thresholds[1]:g}; "
             "give --threshold"
         )
     emds = np.full((2, len(true)), np.nan)
     if votes["target"] and len(votes["target"]) == len(votes["output"]):
         emds = image_emds(*(read_numbers(path, table, names).copy() for names in votes.values()))
-    agree = ((predicted > high) == (true > true_high)).astype(np.float64)
+    agree = ((predicted > predicted_threshold) == (true > true_threshold)).astype(np.float64)
     pairs = Pairs(predicted, true, agree, *emds)
     if like is not None:
         pairs, images = pairs.subset(_order(path, images, true, like)), like.images
@@ -83,41 +84,41 @@ def read_predictions(
 
 
 def _read(path: Path) -> pd.DataFrame:
-    """The table as text. Raises InputError where it is no run's predictions.csv."""
+    """The table, all cells as text. Raises InputError if it is no predictions.csv of a run."""
     table = read_table(path)
-    if missing := [name for name in CONTENT if name not in table.columns]:
-        found = ", ".join(table.columns)
+    if missing := [name for name in COLUMNS if name not in table.columns]:
+        columns = ", ".join(table.columns)
         raise InputError(
-            f"{path}: no column {', '.join(missing)}; found {found}; give a run's predictions.csv"
+            f"{path}: no column {', '.join(missing)}; found {columns}; give a run's predictions.csv"
         )
     if len(table) < 2:
-        raise InputError(f"{path}: 1 row; a comparison takes two images or more")
+        raise InputError(f"{path}: 1 row; a comparison needs two images or more")
     for line in table.index[table["image"].duplicated()][:1]:
         raise InputError(f"{path}, line {line}: image {table.loc[line, 'image']} stands there a second time")
     return table
 
 
 def _order(path: Path, images: pd.Index, true: np.ndarray, like: Predictions) -> np.ndarray:
-    """The rows of `images` in the other table's order. Raises InputError where they are not the same test set."""
-    another = f"{path}: another test set than that of {like.name}"
+    """The row numbers of `images` in the order of `like`. Raises InputError if the test sets differ."""
+    problem = f"{path}: another test set than that of {like.name}"
     for image in like.images.difference(images, sort=False)[:1]:
-        raise InputError(f"{another}: it lacks {image}")
+        raise InputError(f"{problem}: it lacks {image}")
     for image in images.difference(like.images, sort=False)[:1]:
-        raise InputError(f"{another}, which lacks {image}")
+        raise InputError(f"{problem}, which lacks {image}")
     rows = images.get_indexer(like.images)
     for row in np.flatnonzero(~np.isclose(true[rows], like.pairs.true, rtol=1e-6, atol=1e-9))[:1]:
         expected = like.pairs.true[row]
         raise InputError(
-            f"{another}: the true score of {like.images[row]} is {true[rows][row]:g}, not {expected:g}"
+            f"{problem}: the true score of {like.images[row]} is {true[rows][row]:g}, not {expected:g}"
         )
     return rows
 
 
 def _thresholds(path: Path, outputs: Sequence[str], true: np.ndarray) -> tuple[float, float]:
-    """For predicted and true scores: as the run beside the table says, else AVA's for ten outputs, 0.5 for one."""
-    known = (read_json_object(path.with_name("run.json")).get("result") or {}).get("thresholds")
-    if isinstance(known, list) and len(known) == 2:
-        return float(known[0]), float(known[1])
+    """Of predicted and of true scores: those of the run's files beside the table, else AVA's for ten outputs, 0.5 for one."""
+    thresholds = (read_json_object(path.with_name("run.json")).get("result") or {}).get("thresholds")
+    if isinstance(thresholds, list) and len(thresholds) == 2:
+        return float(thresholds[0]), float(thresholds[1])
     dataset = read_json_object(path.with_name("options.json")).get("dataset")
     if dataset is None and len(outputs) == FORMATS["ava"].outputs:
         dataset = "ava"
@@ -125,56 +126,52 @@ def _thresholds(path: Path, outputs: Sequence[str], true: np.ndarray) -> tuple[f
         return (FORMATS[dataset].threshold,) * 2
     if dataset is None and not outputs and true.min() >= 0 and true.max() <= 1:
         return 0.5, 0.5
-    raise InputError(f"{path}: nothing says above which score an image is high; give --threshold")
+    raise InputError(f"{path}: nothing beside it says the threshold of high scores; give --threshold")
 
 
-def differences(first: Sequence[Predictions], second: Sequence[Predictions]) -> dict[str, Difference]:
-    """Of each metric, the mean over the `first` runs less that over the `second`, all on the same images.
+def compute_differences(first: Sequence[Predictions], second: Sequence[Predictions]) -> dict[str, Difference]:
+    """For each metric the mean of the `first` runs minus the mean of the `second`, all on the same images.
 
-    One run a side: the paired percentile bootstrap over images. Several (seeds): Welch's t over the runs, to whose
-    variance the bootstrap's over images is added; a side with a single run adds none of its own. Holm's correction is
-    `compare`'s.
+    One run on each side: paired percentile bootstrap over images. Several (seeds): Welch's t over the runs, with the
+    bootstrap's variance over images added; a side with a single run has no variance of its own.
     """
-    single = len(first) == len(second) == 1
-    found = {}
+    differences = {}
     for name in METRICS:
-        drawn = [np.mean([run.resampled[name] for run in runs], 0) for runs in (first, second)]
+        resampled = [np.mean([run.resampled[name] for run in runs], 0) for runs in (first, second)]
         values = [np.array([run.metrics[name] for run in runs]) for runs in (first, second)]
-        means, difference = [side.mean() for side in values], drawn[0] - drawn[1]
-        williams = math.nan
-        if name == "plcc" and single:
-            with np.errstate(invalid="ignore", divide="ignore"):  # constant scores: no correlation, nan
-                between = np.corrcoef(first[0].pairs.predicted, second[0].pairs.predicted)[0, 1]
-            williams = bootstrap.williams(*means, between, len(first[0].pairs))
-        value = float(means[0] - means[1])
-        limits, p = bootstrap.interval(difference), bootstrap.p_value(difference)
-        if not single:
-            limits, p = _welch(value, difference, values, len(first[0].pairs))
-        found[name] = Difference(value, limits, p, p_williams=williams)
-    return found
+        value, resampled_difference = float(values[0].mean() - values[1].mean()), resampled[0] - resampled[1]
+        if len(first) == len(second) == 1:
+            interval, p = bootstrap.interval(resampled_difference), bootstrap.p_value(resampled_difference)
+        else:
+            interval, p = _welch(value, resampled_difference, values, len(first[0].pairs))
+        differences[name] = Difference(value, interval, p)
+    return differences
 
 
 def means(runs: Sequence[Predictions]) -> dict[str, tuple[float, tuple[float, float]]]:
-    """Of each metric the mean over runs on the same images, and its 95 % interval, as `differences` has it."""
+    """For each metric the mean over runs on the same images and its 95 % interval, as in `compute_differences`."""
     if len(runs) == 1:
         return {name: (runs[0].metrics[name], runs[0].intervals[name]) for name in METRICS}
-    found = {}
+    averages = {}
     for name in METRICS:
         values = np.array([run.metrics[name] for run in runs])
-        drawn = np.mean([run.resampled[name] for run in runs], 0)
-        found[name] = (
-            float(values.mean()),
-            _welch(values.mean(), drawn, [values], len(runs[0].pairs))[0],
-        )
-    return found
+        resampled = np.mean([run.resampled[name] for run in runs], 0)
+        interval, _ = _welch(values.mean(), resampled, [values], len(runs[0].pairs))
+        averages[name] = float(values.mean()), interval
+    return averages
 
 
-def _welch(value: float, drawn: np.ndarray, sides: Sequence[np.ndarray], images: int) -> tuple:
-    """Interval and p-value of a difference of means over runs. drawn: (R,) of it over images; sides: the runs' values."""
-    parts = [(np.var(drawn), images - 1)]
+def _welch(value: float, resampled: np.ndarray, sides: Sequence[np.ndarray], images: int) -> tuple:
+    """The interval and the p-value of a difference of means over runs.
+
+    resampled: the difference (R,) in resamples of the images. sides: the values of the runs on each side.
+    """
+    parts = [(np.var(resampled), images - 1)]
     parts += [(np.var(side, ddof=1) / len(side), len(side) - 1) for side in sides if len(side) > 1]
     variance = sum(part for part, _ in parts)
-    if not variance > 0:
+    if math.isnan(variance):
+        return (math.nan, math.nan), math.nan
+    if variance == 0:
         return (value, value), 1.0 if value == 0 else math.nan
     freedom = variance**2 / sum(part**2 / degrees for part, degrees in parts)  # Welch and Satterthwaite
     error = math.sqrt(variance)
@@ -183,42 +180,46 @@ def _welch(value: float, drawn: np.ndarray, sides: Sequence[np.ndarray], images:
 
 
 def compare(groups: dict[str, Sequence[Predictions]]) -> dict[tuple[str, str], dict[str, Difference]]:
-    """The differences of every two groups of runs, by their names; p_holm is corrected over the pairs, metric by metric."""
-    found = {pair: differences(*(groups[name] for name in pair)) for pair in combinations(groups, 2)}
+    """The differences of every two groups of runs, by their names, metric by metric. Holm's correction is over the pairs."""
+    pairs = combinations(groups, 2)
+    differences = {pair: compute_differences(*(groups[name] for name in pair)) for pair in pairs}
     for metric in METRICS:
-        for given, corrected in (("p", "p_holm"), ("p_williams", "p_williams")):
-            values = bootstrap.holm([getattr(row[metric], given) for row in found.values()])
-            for row, p in zip(found.values(), values, strict=True):
-                setattr(row[metric], corrected, p)
-    return found
+        rows = [row[metric] for row in differences.values()]
+        for difference, p in zip(rows, bootstrap.holm([row.p for row in rows]), strict=True):
+            difference.p_holm = p
+    return differences
 
 
-def as_markdown(runs: Sequence[Predictions], found: dict[tuple[str, str], dict[str, Difference]]) -> str:
-    """Two tables: the runs' metrics, and the differences of every two."""
+def format_tables(
+    runs: Sequence[Predictions], differences: dict[tuple[str, str], dict[str, Difference]]
+) -> str:
+    """Two Markdown tables: the metrics of the runs, and the differences of every two."""
     shown = [name for name in METRICS if any(isfinite(run.metrics[name]) for run in runs)]
     rows = [["run", *(LABELS[name] for name in shown)]]
     for run in runs:
         rows.append([run.name, *(_value(run.metrics[name], run.intervals[name], ".4f") for name in shown)])
-    return "\n".join(markdown(rows) + (["", *difference_lines(found, shown)] if found else []))
+    return "\n".join(markdown(rows) + (["", *difference_lines(differences, shown)] if differences else []))
 
 
-def difference_lines(found: dict, shown: Sequence[str]) -> list[str]:
-    """A Markdown table: a row for each pair and metric."""
-    williams = any(isfinite(row["plcc"].p_williams) for row in found.values())
-    rows = [["first less second", "metric", "difference, 95 % interval", "p", "p, Holm"]]
-    rows[0] += ["p, Williams, Holm"] * williams + ["more than noise"]
-    for (first, second), row in found.items():
+def difference_lines(differences: dict, shown: Sequence[str]) -> list[str]:
+    """A Markdown table with a row for each pair and metric. shown: names of metrics."""
+    rows = [["first minus second", "metric", "difference, 95 % interval", "p", "p, Holm", "more than noise"]]
+    for (first, second), row in differences.items():
         for name in shown:
-            one = row[name]
-            cells = [f"{first} − {second}", LABELS[name], _value(one.value, one.interval, "+.4f")]
-            cells += [_p(one.p), _p(one.p_holm)] + [_p(one.p_williams)] * williams
-            rows.append([*cells, "yes" if one.p_holm < 0.05 else "no"])
+            difference = row[name]
+            p = difference.p_holm
+            significant = "yes" if p < 0.05 else "no" if isfinite(p) else ""
+            value = _value(difference.value, difference.interval, "+.4f")
+            cells = [f"{first} − {second}", LABELS[name], value, _p(difference.p), _p(p), significant]
+            rows.append(cells)
     return markdown(rows)
 
 
-def _value(value: float, interval: tuple[float, float], form: str) -> str:
+def _value(value: float, interval: tuple[float, float], spec: str) -> str:
     low, high = interval
-    return f"{value:{form}} ({low:{form}} to {high:{form}})" if isfinite(value) else "-"
+    if not isfinite(value):
+        return "-"
+    return f"{value:{spec}}" + (f" ({low:{spec}} to {high:{spec}})" if isfinite(low) else "")
 
 
 def _p(value: float) -> str:

@@ -1,4 +1,4 @@
-"""The figures of one test, each with its interval, and all that must be said beside them: for the log, JSON and the page."""
+"""The metrics of one test with their intervals, published figures and notes, for the log, JSON and the page."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from math import isfinite
 import numpy as np
 
 from evaluation import bootstrap, published, seen
-from util import METRICS, Pairs, compute_metrics
+from util import Pairs, compute_metrics
 
 LABELS = {
     "srcc": "SRCC",
@@ -21,28 +21,30 @@ LABELS = {
     "emd_r1": "EMD, r = 1",
     "emd_r2": "EMD, r = 2",
 }
-BEFORE = "it started from weights that do not say which photographs they had seen: there may be more"
+EARLIER_WEIGHTS = (
+    "training started from weights that do not say which photographs they were trained on: there may be more"
+)
 
 
 def markdown(rows: Sequence[Sequence[str]]) -> list[str]:
-    """The lines of a Markdown table, whose header is the first of `rows`."""
+    """The lines of a Markdown table. The first of `rows` is the header."""
     return [f"| {' | '.join(cells)} |" for cells in (rows[0], ["---"] * len(rows[0]), *rows[1:])]
 
 
 @dataclass(frozen=True)
-class Measured:
-    """Metrics of one set of images, with their 95 % bootstrap intervals, by the names of METRICS."""
+class MetricsWithIntervals:
+    """The metrics of a set of images and their 95 % bootstrap intervals, by the names of METRICS."""
 
     images: int
     metrics: dict[str, float]
     intervals: dict[str, tuple[float, float]]
 
     @classmethod
-    def of(cls, pairs: Pairs, metrics: dict[str, float] | None = None) -> Measured:
+    def of(cls, pairs: Pairs, metrics: dict[str, float] | None = None) -> MetricsWithIntervals:
         return cls(len(pairs), metrics or compute_metrics(pairs), bootstrap.intervals(pairs))
 
-    def shown(self, name: str) -> list[str]:
-        """A metric and its interval as texts."""
+    def as_texts(self, name: str) -> list[str]:
+        """A metric and its interval; "-" for nan."""
         value, (low, high) = self.metrics[name], self.intervals[name]
         interval = f"{low:.4f} to {high:.4f}" if isfinite(low) else "-"
         return [f"{value:.4f}" if isfinite(value) else "-", interval]
@@ -50,57 +52,52 @@ class Measured:
 
 @dataclass(frozen=True)
 class Figures:
-    """What a test says.
+    """The result of a test.
 
-    notes: sentences that belong beside the figures: which photographs, what was seen. departures: how it departs from
-    the published protocol. seen: how many photographs were trained on, and how many selected the epoch; None: the
-    weights do not say. unseen: the figures without them; None where nothing was seen, or nothing else is left.
-    meanings: of the published figures' places.
+    all: of all photographs. published: published figures, by metric.
+    notes: sentences about the photographs and the weights. departures: differences from the published protocol.
+    seen: how many photographs the network was trained on, and how many selected its epoch; None if the weights do not
+    say. unseen: the metrics without those photographs; None if there are none, or if fewer than two others are left.
+    meanings: sentences that explain the places of the published figures.
     """
 
-    all: Measured
+    all: MetricsWithIntervals
     published: dict[str, published.Published]
     notes: Sequence[str]
     departures: Sequence[str]
     seen: tuple[int, int] | None
-    unseen: Measured | None
+    unseen: MetricsWithIntervals | None
     meanings: Sequence[str]
 
-    @property
-    def resamples(self) -> dict[str, int]:
-        return dict.fromkeys(METRICS, bootstrap.RESAMPLES) | {
-            "krcc": bootstrap.krcc_resamples(self.all.images)
-        }
-
     def as_json(self) -> dict:
-        """The keys that a run's last line and run.json have."""
-        found = {
+        """The entries of a run's last line and run.json."""
+        content = {
             "intervals": self.all.intervals,
             "interval": "95 %, percentile bootstrap over images",
-            "resamples": self.resamples,
+            "resamples": bootstrap.RESAMPLES,
             "published": {name: figure._asdict() for name, figure in self.published.items()},
             "departures": list(self.departures),
             "notes": list(self.notes),
             "seen": self.seen and dict(zip(seen.ROLES, self.seen, strict=True)),
         }
-        if one := self.unseen:
-            found["unseen"] = {"images": one.images, **one.metrics, "intervals": one.intervals}
-        return found
+        if unseen := self.unseen:
+            content["unseen"] = {"images": unseen.images, **unseen.metrics, "intervals": unseen.intervals}
+        return content
 
     def rows(self) -> list[list[str]]:
-        """A table as texts, a header first: metric, this run, interval, published; and without what was seen."""
+        """A table of texts, header first: metric, this run, interval, published figure, the run without known photographs."""
         columns = ["", "this run", "95 % interval"]
         columns += ["published"] * bool(self.published)
-        columns += ["without those seen", "95 % interval"] if self.unseen else []
+        columns += ["without known photographs", "95 % interval"] if self.unseen else []
         table = [columns]
         for name, label in LABELS.items():
             if not isfinite(self.all.metrics[name]) and name.startswith("emd"):
                 continue
-            row = [label, *self.all.shown(name)]
+            row = [label, *self.all.as_texts(name)]
             if self.published:
                 figure = self.published.get(name)
                 row.append(", ".join(filter(None, (f"{figure.value:.4f}", figure.place))) if figure else "-")
-            table.append(row + (self.unseen.shown(name) if self.unseen else []))
+            table.append(row + (self.unseen.as_texts(name) if self.unseen else []))
         return table
 
     def lines(self) -> list[str]:
@@ -111,9 +108,8 @@ class Figures:
         return [*aligned, *self.remarks()]
 
     def remarks(self) -> list[str]:
-        """All sentences beside the table."""
-        resamples = f"{self.resamples['srcc']:,} resamples of the images (KRCC {self.resamples['krcc']:,})"
-        intervals = f"intervals: 95 % percentile bootstrap, {resamples}"
+        """Notes printed below the table."""
+        intervals = f"intervals: 95 % percentile bootstrap, {bootstrap.RESAMPLES:,} resamples of the images"
         return [*self.notes, *self.meanings, *self.departures, intervals]
 
 
@@ -128,37 +124,41 @@ def figures(
     notes: Sequence[str] = (),
     departures: Sequence[str] = (),
 ) -> Figures:
-    """The figures of a test on `dataset`, whose photographs are `names`, in the order of `pairs`.
+    """The result of a test on `dataset`.
 
-    memory: what the weights remember. same_dataset: they were trained on that dataset; on another one, published
-    figures are no comparison, and a photograph is known by its name alone.
+    pairs: predicted and true scores. names: file names of the photographs, in the order of `pairs`.
+    metrics: of `pairs`, if they are computed already. memory: the photographs that the weights were trained on.
+    same_dataset: False if the weights were trained on another dataset. Published figures are then left out.
+    notes, departures: as in Figures; notes on known photographs are added.
     """
-    measured, counts, unseen, told = Measured.of(pairs, metrics), None, None, []
+    tested, counts, unseen, seen_notes = MetricsWithIntervals.of(pairs, metrics), None, None, []
     if memory:
         trained, selected = memory.among(names)
         counts, fresh = (int(trained.sum()), int(selected.sum())), ~(trained | selected)
-        told = [line + ", by their names" * (not same_dataset) for line in seen.describe(trained, selected)]
-        if told and fresh.sum() > 1:
-            unseen = Measured.of(pairs.subset(fresh))
-        if not told:
-            told = [
+        seen_notes = [
+            line + ", by their names" * (not same_dataset) for line in seen.describe(trained, selected)
+        ]
+        if seen_notes and fresh.sum() > 1:
+            unseen = MetricsWithIntervals.of(pairs.subset(fresh))
+        if not seen_notes:
+            seen_notes = [
                 f"none of the {len(names):,} photographs was in this network's training set, by their names"
             ]
-        if not memory.whole:
-            told.append(BEFORE)
+        if not memory.complete:
+            seen_notes.append(EARLIER_WEIGHTS)
         if not unseen and not fresh.all():
-            told.append("no figure can be given without them: too few photographs are left")
+            seen_notes.append("too few photographs are left for metrics without them")
     elif memory is not None:
-        told = ["the weights do not say which photographs they were trained on"]
-    beside = published.beside(dataset, measured.intervals) if same_dataset else {}
-    meanings = published.meanings(beside, LABELS, dataset, bool(memory) and memory.whole)
-    return Figures(measured, beside, [*notes, *told], departures, counts, unseen, meanings)
+        seen_notes = ["the weights do not say which photographs they were trained on"]
+    published_figures = published.compare_published(dataset, tested.intervals) if same_dataset else {}
+    meanings = published.explain_places(published_figures, LABELS, dataset, bool(memory) and memory.complete)
+    return Figures(tested, published_figures, [*notes, *seen_notes], departures, counts, unseen, meanings)
 
 
 def released_accuracy(outputs: np.ndarray, targets: np.ndarray, threshold: float) -> float:
-    """Accuracy as the release computes it: scores (N,) are float32 sums over levels of outputs and targets (N, levels).
+    """Accuracy as the release computes it, from scores that are summed in float32. outputs, targets: (N, levels).
 
-    A mean opinion of exactly 5 may come out as 5.0000002, which is high.
+    A mean opinion of exactly 5 may become 5.0000002, which is above the threshold.
     """
     levels = np.arange(1, outputs.shape[1] + 1, dtype=np.float32)
     predicted, true = ((values.astype(np.float32) * levels).sum(1) for values in (outputs, targets))

@@ -1,4 +1,4 @@
-"""The published figures of EAT, what an interval says of them, and what makes a test another one than theirs."""
+"""The published figures of EAT, their place in an interval, and departures from the published protocol."""
 
 from __future__ import annotations
 
@@ -19,40 +19,42 @@ BATCH = 16  # of the released evaluation
 PLACES = {
     "inside": "these photographs cannot tell the two figures apart",
     "below": "this network is better on these photographs",
-    "above": "this network is worse, or photographs, pixels or batches are others",
+    "above": "this network is worse, or the photographs, pixels or batches differ",
 }
-LIKELIEST = "the weights do not say all that they were trained on: the likeliest cause is that it was these photographs"
+LIKELIEST = (
+    "the weights do not say all that they were trained on: most likely they were trained on these photographs"
+)
 AUTHORS_SPLIT = "; `prepare_data.py ava --split authors` makes the authors' split, EAT's probable test set"
 
 
 class Published(NamedTuple):
-    """A published figure, and where it lies: `inside` the interval of this run's, `below` or `above` it, or empty."""
+    """A published figure and its place: `inside` the interval of this run's metric, `below` it, `above` it, or empty."""
 
     value: float
     place: str
 
 
-def beside(dataset: str, intervals: Mapping[str, tuple[float, float]]) -> dict[str, Published]:
-    """Each published figure with its place; an empty one where the interval has no width: too few images."""
-    found = {}
+def compare_published(dataset: str, intervals: Mapping[str, tuple[float, float]]) -> dict[str, Published]:
+    """The published figures of a dataset. A place is empty if the interval has no width: there are too few images."""
+    figures = {}
     for name, value in zip(("srcc", "plcc", "accuracy"), _FIGURES.get(dataset, ()), strict=False):
         low, high = intervals[name]
         place = "below" if value < low else "above" if value > high else "inside"
-        found[name] = Published(value, place if low < high else "")  # nan is not below anything
-    return found
+        figures[name] = Published(value, place if low < high else "")  # nan is not below anything
+    return figures
 
 
-def meanings(
-    found: Mapping[str, Published], labels: Mapping[str, str], dataset: str, remembers: bool
+def explain_places(
+    figures: Mapping[str, Published], labels: Mapping[str, str], dataset: str, remembers: bool
 ) -> list[str]:
-    """What the places mean, a sentence each. labels: the metrics' names for people.
+    """A sentence for each place that occurs. labels: the displayed names of metrics.
 
-    remembers: the weights know all photographs that they have seen. Where they do not, a better correlation is most
-    likely due to photographs seen before; an accuracy alone says nothing of the kind.
+    remembers: the weights list all photographs that they were trained on. If they do not, training on these photographs
+    is the most likely reason for a better SRCC or PLCC. A better accuracy alone is no such sign.
     """
     lines = []
     for place, meaning in PLACES.items():
-        names = [name for name, figure in found.items() if figure.place == place]
+        names = [name for name, figure in figures.items() if figure.place == place]
         if names:
             lines.append(f"published {place} the interval ({', '.join(labels[n] for n in names)}): {meaning}")
         if place == "below" and {"srcc", "plcc"} & set(names) and not remembers:
@@ -72,21 +74,21 @@ def departures(
     skipped: int,
     split: str,
 ) -> list[str]:
-    """How a test differs from the published protocol, a line each; none where nobody published one.
+    """A line for each difference from the published protocol; none for a dataset without one.
 
-    skipped: pictures of test.csv that are missing. split: see `photographs.splits.Split.departure`.
+    skipped: number of missing photographs of test.csv. split: `photographs.splits.Split.departure`; empty if there is none.
     """
-    found = {
+    departures = {
         f"batches of {batch_size}, not of {BATCH}: a score depends on its batch": interest_points == "batch"
         and batch_size != BATCH,
         f"interest points of {interest_points}, not means over each batch": interest_points
         not in (None, "batch"),
         f"offset refinement {refinement}, not the released rule": refinement not in (None, "released"),
         f"{model}, not eat_base": model != "eat_base",
-        f"pictures decoded by {decoder}, not by PIL": decoder != "pil",
+        f"photographs decoded by {decoder}, not by PIL": decoder != "pil",
         "matrix products in half precision": half_precision,
-        f"{skipped} pictures of test.csv are missing and were skipped": skipped,
+        f"{skipped} photographs of test.csv are missing and were skipped": skipped,
         split: split,
     }
-    told = [f"not the published protocol: {what}" for what, holds in found.items() if holds]
-    return told if dataset in RELEASED_PROTOCOLS else []
+    lines = [f"not the published protocol: {what}" for what, holds in departures.items() if holds]
+    return lines if dataset in RELEASED_PROTOCOLS else []

@@ -1,18 +1,18 @@
-"""What the release keeps and reports of a training run, which `--released_protocol` does, too."""
+"""The release's rule for checkpoints and their names, for `--released_protocol`."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-AVA_ABOVE = 0.75  # SRCC or PLCC of an epoch that is kept
-TAD66K_ABOVE = 0.48  # SRCC of one that is kept for being the best yet
+AVA_ABOVE = 0.75  # SRCC or PLCC must be higher
+TAD66K_ABOVE = 0.48  # SRCC must be higher
 
 
 def keeps(dataset: str, history: Sequence[Mapping[str, float]]) -> bool:
-    """Whether the release would keep a checkpoint of the last epoch of `history`, rows of metrics.csv.
+    """Whether the release keeps a checkpoint of the last epoch. history: rows of metrics.csv.
 
-    AVA: each whose SRCC or PLCC on test.csv exceeds 0.75. TAD66K: each whose SRCC or accuracy is the best yet and whose
-    SRCC exceeds 0.48.
+    AVA: every epoch whose SRCC or PLCC on test.csv exceeds 0.75. TAD66K: every epoch whose SRCC exceeds 0.48 and whose
+    SRCC or accuracy is the best so far.
     """
     row, before = history[-1], history[:-1]
     if dataset == "ava":
@@ -24,6 +24,6 @@ def keeps(dataset: str, history: Sequence[Mapping[str, float]]) -> bool:
 
 
 def checkpoint_name(dataset: str, row: Mapping[str, float]) -> str:
-    """The name of such a checkpoint, made of its metrics as the released ones' are."""
+    """The file name of a checkpoint, made of its metrics as in the release. row: of metrics.csv."""
     accuracy, srcc, plcc = (row[f"val_{name}"] for name in ("accuracy", "srcc", "plcc"))
     return f"{dataset.upper()}_AOT_vacc_{accuracy:.4f}_srcc_{srcc:.4f}_vlcc_{plcc:.4f}.pth"

@@ -1,1 +1,1 @@
-"""Trained networks for other programs: ONNX, torch.export, safetensors, and a folder for the Hugging Face hub."""
+"""Trained networks for other programs: ONNX, safetensors, and a folder for the Hugging Face hub."""

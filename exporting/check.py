@@ -1,4 +1,4 @@
-"""The round trip: a written artifact, read back and fed as it says itself, against PyTorch and our own pixels."""
+"""The proof that an artifact equals its network: it is read back, fed by its own description, and compared with PyTorch."""
 
 from __future__ import annotations
 
@@ -12,58 +12,56 @@ from sklearn.datasets import load_sample_images
 
 from dataset import network_input
 from exporting.about import preprocess
+from exporting.output import ExportError
 from inference.trained import Trained
 from photographs.decode import open_image, read_pil
 
 BATCHES = (1, 2, 5)
-TOLERANCE = 1e-4  # of the prediction, and of the score as a share of its range
-INT8_TOLERANCE = 0.1  # of the score as a share of its range: int8 is near, or something is wrong with it
+TOLERANCE = 1e-4  # of the prediction; of the score, as a share of its scale
 
-# What an artifact gives for (N, 3, H, W) float32: its prediction (N, outputs) and its score (N,).
+# An artifact as a function: images (N, 3, H, W) float32 to predictions (N, outputs) and scores (N,).
 Runner = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
-class ExportError(Exception):
-    """An artifact that is not equal to its network; the message is one line. Exit status 1."""
-
-
 def photographs() -> list[bytes]:
-    """Files of five photographs: the two that come with scikit-learn, and parts of them."""
+    """The bytes of five files: the two photographs of scikit-learn, and three crops of them."""
     files = [Path(name).read_bytes() for name in load_sample_images().filenames]
     for number, box in ((0, (0, 0, 320, 427)), (1, (160, 40, 560, 400)), (0, (250, 90, 610, 330))):
-        with open_image(io.BytesIO(files[number])) as picture, io.BytesIO() as part:
-            picture.crop(box).save(part, "PNG")
-            files.append(part.getvalue())
+        with open_image(io.BytesIO(files[number])) as image, io.BytesIO() as crop:
+            image.crop(box).save(crop, "PNG")
+            files.append(crop.getvalue())
     return files
 
 
-def our_input(trained: Trained, files: list[bytes]) -> torch.Tensor:
-    """(N, 3, H, W), as evaluation makes it."""
+def evaluation_input(trained: Trained, files: list[bytes]) -> torch.Tensor:
+    """The input (N, 3, H, W) that evaluation makes of photographs' files."""
     pixels = np.stack([read_pil(io.BytesIO(file), trained.resize) for file in files])
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
     return network_input(images, torch.zeros(len(images), dtype=torch.bool), trained.model.statistics)
 
 
 @torch.no_grad()
-def largest_difference(trained: Trained, about: dict, run: Runner, exact: bool = True) -> dict[str, float]:
-    """How far an artifact is from its network on photographs, in batches of BATCHES: of `prediction` and of `score`.
+def largest_difference(trained: Trained, about: dict, run: Runner) -> dict[str, float]:
+    """The largest difference of an artifact from its network, for `prediction` and for `score`, in batches of BATCHES.
 
-    about, run: as read back from the artifact. exact: False for int8. Raises ExportError where it is too far.
+    about, run: the description and the function that were read back from the artifact.
+    Raises ExportError if a difference exceeds TOLERANCE.
     """
     files = photographs()
     largest = {"prediction": 0.0, "score": 0.0}
     for count in BATCHES:
-        expected = trained.model(our_input(trained, files[:count]))
+        expected = trained.model(evaluation_input(trained, files[:count]))
         inputs = np.concatenate([preprocess(about, file) for file in files[:count]])
-        for name, ours, found in zip(largest, (expected, trained.scores(expected)), run(inputs), strict=True):
-            if found.shape != tuple(ours.shape) or not np.isfinite(found).all():
+        for name, ours, exported in zip(
+            largest, (expected, trained.scores(expected)), run(inputs), strict=True
+        ):
+            if exported.shape != tuple(ours.shape) or not np.isfinite(exported).all():
                 raise ExportError(
                     f"its {name} for {count} photographs is not {tuple(ours.shape)} finite numbers; nothing was written"
                 )
-            largest[name] = max(largest[name], float(np.abs(found - ours.numpy()).max()))
-    (low, high), share = trained.score_range, TOLERANCE if exact else INT8_TOLERANCE
-    limits = {"score": share * (high - low)} | ({"prediction": TOLERANCE} if exact else {})
-    for name, limit in limits.items():
+            largest[name] = max(largest[name], float(np.abs(exported - ours.numpy()).max()))
+    low, high = trained.score_range
+    for name, limit in {"score": TOLERANCE * (high - low), "prediction": TOLERANCE}.items():
         if not largest[name] <= limit:
             raise ExportError(
                 f"its {name} differs from PyTorch's by {largest[name]:.2g}, more than {limit:g}; nothing was written"

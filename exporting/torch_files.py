@@ -1,8 +1,7 @@
-"""For PyTorch: the traced network as a `torch.export` archive, safetensors, and a folder of the Hugging Face hub, as timm reads."""
+"""Files for PyTorch: safetensors, and a folder for the Hugging Face hub, which timm reads."""
 
 from __future__ import annotations
 
-import io
 import json
 from pathlib import Path
 
@@ -15,84 +14,64 @@ from torch import nn
 
 from commands.files import to_json, write_json
 from exporting import card
-from exporting.about import KEY, score
+from exporting.about import KEY, compute_scores
 from exporting.check import Runner
-from exporting.onnx_file import trace
 from inference.trained import Trained, load_trained
 from models import create_model
 from models.backbone import PREFIX
 from models.folder import CONFIG, WEIGHTS
 from models.weights import HEADER
 
-EXTRA = f"{KEY}.json"  # the file in the archive
 CARD = "README.md"
 HUB_FILES = (CONFIG, WEIGHTS, CARD)
 
 
-def write_archive(trained: Trained, path: Path, about: dict) -> None:
-    """A `.pt2`: images (N, 3, H, W) to (prediction, score), to be run without this project."""
-    program = trace(trained)
-    for module in program.graph_module.modules():
-        for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
-            node.meta.pop("stack_trace", None)  # where the code lay on this disk
-    content = io.BytesIO()  # torch's own file ends the process where the disk is full
-    torch.export.save(program, content, extra_files={EXTRA: to_json(about, indent=2)})
-    path.write_bytes(content.getvalue())
-
-
-def open_archive(path: Path) -> tuple[dict, Runner]:
-    extra = {EXTRA: ""}
-    network = torch.export.load(path, extra_files=extra).module()
-
-    def run(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        prediction, scores = network(torch.from_numpy(images))
-        return prediction.numpy(), scores.numpy()
-
-    return json.loads(extra[EXTRA]), run
-
-
 def write_safetensors(trained: Trained, path: Path, about: dict) -> None:
-    """The tensors under their released names; the header has the settings that `read_weights` reads, and `about`."""
+    """The tensors under their released names; the header holds `about` and the settings for `models.read_weights`."""
     header = {name: getattr(trained.model, name) for name in ("settings", "purpose", "photographs")}
     state = {name: value.contiguous() for name, value in trained.model.state_dict().items()}
     content = save(state, {"format": "pt", HEADER: json.dumps(header), KEY: to_json(about, indent=2)})
-    path.write_bytes(content)  # safetensors' own file could be read by nobody else
+    path.write_bytes(content)  # safetensors' own `save_file` lets only the owner read it
 
 
 def open_safetensors(path: Path) -> tuple[dict, Runner]:
     with safe_open(path, "pt") as file:
         about = json.loads(file.metadata()[KEY])
-    # All but `batch` come from the file alone; nobody gets that one without asking.
-    asked = {"interest_points": "batch"} if about["interest_points"] == "batch" else {}
-    return about, _runner(load_trained(path, **asked).model, about)
+    # The file decides the interest points, but `batch` must be asked for.
+    settings = {"interest_points": "batch"} if about["interest_points"] == "batch" else {}
+    return about, _make_runner(load_trained(path, **settings).model, about)
 
 
 def write_hub(trained: Trained, folder: Path, about: dict) -> None:
-    """Make `folder`, and in it HUB_FILES."""
+    """Make `folder` with HUB_FILES in it."""
     folder.mkdir()
     write_safetensors(trained, folder / WEIGHTS, about)
-    write_json(folder / CONFIG, configuration(trained, about))
-    (folder / CARD).write_text(card.write(trained, about), encoding="utf-8")
+    write_json(folder / CONFIG, make_config(trained, about))
+    (folder / CARD).write_text(card.write_card(trained, about), encoding="utf-8")
 
 
-def configuration(trained: Trained, about: dict) -> dict:
-    """timm's configuration of a network, with what it has no word for under `eat`."""
+def make_config(trained: Trained, about: dict) -> dict:
+    """The config.json of a hub folder: timm's entries, and the description under `eat`.
+
+    timm's own writer also adds arguments that follow from the variant, which `models.create_model` refuses, and the
+    licence of the pretrained weights, which need not be that of these.
+    """
     steps = about["preprocessing"]
     size = (steps["resize"]["height"], steps["resize"]["width"])
-    known = trained.model.pretrained_cfg
-    own = {name: known.get(name) for name in ("fixed_input_size", "first_conv", "classifier")}
+    config = trained.model.pretrained_cfg
+    layers = {name: config.get(name) for name in ("fixed_input_size", "first_conv", "classifier")}
     return {
-        "architecture": trained.name.removeprefix(PREFIX).split(".")[0],  # without the name of timm's weights
+        "architecture": trained.name.removeprefix(PREFIX).split(".")[0],  # without the tag of timm's weights
         "num_classes": trained.outputs,
         "num_features": trained.model.num_features,
         "model_args": dict(trained.model.settings),
         "pretrained_cfg": {
             "num_classes": trained.outputs,
             "input_size": [3, *size],
-            **own,
+            **layers,
             "interpolation": steps["resize"]["method"],
             "crop_pct": 1.0,
-            "crop_mode": "squash",  # timm's word for a resize that ignores the aspect ratio
+            "crop_mode": "squash",  # timm's name for a resize that ignores the aspect ratio
             "mean": steps["mean"],
             "std": steps["std"],
         },
@@ -102,18 +81,18 @@ def configuration(trained: Trained, about: dict) -> dict:
 
 def open_hub(folder: Path) -> tuple[dict, Runner]:
     about = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["eat"]
-    if about["interest_points"] is None:  # one of timm's, which reads it by itself
+    if about["interest_points"] is None:  # a network of timm
         network = timm.create_model(f"local-dir:{folder}", pretrained=True)
     else:
         network = create_model(folder)
-    return about, _runner(network.eval(), about)
+    return about, _make_runner(network.eval(), about)
 
 
-def _runner(network: nn.Module, about: dict) -> Runner:
-    """A network that gives predictions, and the scores that follow from `about`."""
+def _make_runner(network: nn.Module, about: dict) -> Runner:
+    """A function from images to the network's predictions, and to the scores that `about` makes of them."""
 
     def run(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         prediction = network(torch.from_numpy(images)).numpy()
-        return prediction, score(about, prediction)
+        return prediction, compute_scores(about, prediction)
 
     return run

@@ -12,7 +12,6 @@ import traceback
 import warnings
 from multiprocessing import forkserver
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -29,7 +28,7 @@ import main_nni
 import models
 import prepare_data
 from evaluation import bootstrap
-from exporting import check, onnx_file
+from exporting import check
 from inference import tested
 from photographs import workers
 
@@ -294,31 +293,18 @@ def made(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def exported(made, tmp_path_factory):
-    """One export of each form, made once for all workers: exported(weights, form, *options) gives its path and what the
-    command printed.
-
-    int8 starts from the same float32 graph, which takes longest to make.
-    """
-    folder, convert = tmp_path_factory.getbasetemp(), onnx_file._convert
+    """One export of each form, made once for all workers: exported(weights, form) gives its path and what the command printed."""
+    folder = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         folder = folder.parent  # all workers'
 
-    def convert_once(trained, gather, opset):
-        graph = folder / f"{trained.path.stem}-{gather}-{opset}.graph"
-        with FileLock(f"{graph}.lock"):
-            if not graph.exists():
-                convert(trained, gather, opset).save(graph, external_data=False)
-        return SimpleNamespace(save=lambda path, **_: shutil.copyfile(graph, path))
-
-    def get(weights, form, *options):
-        name = "".join((weights, form, *options))
+    def get(weights, form):
+        name = weights + form
         out, said = folder / f"{name}{export.ENDINGS[form]}", folder / f"{name}.json"
         with FileLock(folder / f"{name}.lock"):
             if not said.exists():
-                words = ["--weights", str(made[weights]), "--to", form, "--out", str(out), *options]
-                with pytest.MonkeyPatch.context() as patch:
-                    patch.setattr(onnx_file, "_convert", convert_once)
-                    said.write_text(json.dumps(export.export(export.parse(words))))
+                words = ["--weights", str(made[weights]), "--to", form, "--out", str(out)]
+                said.write_text(json.dumps(export.export(export.parse(words))))
         return out, json.loads(said.read_text())
 
     return get

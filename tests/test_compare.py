@@ -1,6 +1,9 @@
 """compare.py: runs on one test set, their differences, and what is no pair of such tables."""
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -9,7 +12,7 @@ from common import arguments
 
 import compare as program
 from evaluation import bootstrap
-from evaluation.compare import Predictions, compare, differences, means, read_predictions
+from evaluation.compare import Predictions, compare, compute_differences, means, read_predictions
 from util import Pairs
 
 COMMAND = program
@@ -56,7 +59,6 @@ def test_differences_are_told_from_noise(runs, tmp_path, command, monkeypatch):
     assert [len(found["runs"]), len(found["pairs"]), found["images"]] == [3, 3, 300]
     plcc = found["pairs"][1]["differences"]["plcc"]
     assert plcc["value"] > 0.1
-    assert plcc["p_williams"] < 0.001
     assert plcc["p_holm"] >= plcc["p"]
     low, high = plcc["interval"]
     assert 0 < low < plcc["value"] < high
@@ -85,8 +87,8 @@ def test_another_order_of_the_same_images_is_no_difference(runs, tmp_path):
     again = read_predictions(tmp_path / "shuffled.csv", like=first)
     assert all(
         one.value == 0 and one.p == 1
-        for name, one in differences([first], [again]).items()
-        if name[:3] != "emd"
+        for name, one in compute_differences([first], [again]).items()
+        if name[:3] != "emd" and name != "krcc"
     )
 
 
@@ -105,7 +107,7 @@ def change(path, row, column, value):
         (lambda p: change(p, 7, "predicted_score", "nan"), "line 9: predicted_score = 'nan': not a number"),
         (
             lambda p: pd.read_csv(p).head(1).to_csv(p, index=False),
-            "1 row; a comparison takes two images or more",
+            "1 row; a comparison needs two images or more",
         ),
         (
             lambda p: pd.read_csv(p).head(9).to_csv(p, index=False),
@@ -131,7 +133,7 @@ def test_the_threshold_is_the_runs_or_must_be_given(tmp_path, command):
     (tmp_path / "options.json").write_text(json.dumps({"dataset": "csv"}))
     status, _, err = command(path)
     assert status == 2
-    assert "nothing says above which score an image is high; give --threshold" in err
+    assert "nothing beside it says the threshold of high scores; give --threshold" in err
     assert command(path, "--threshold", 0.3)[0] == 0
     (tmp_path / "run.json").write_text(json.dumps({"result": {"thresholds": [0.4, 0.5]}}))
     frame = pd.read_csv(path)
@@ -152,8 +154,8 @@ def seeds(spread, mean=0.6, count=3, draw=0, images=80):
 
 def test_over_seeds_the_interval_holds_what_another_seed_would_change(monkeypatch):
     monkeypatch.setattr(bootstrap, "RESAMPLES", 1000)
-    steady = differences(seeds(0, draw=1), seeds(0, draw=2))["srcc"].interval
-    moody = differences(seeds(0.3, draw=1), seeds(0.3, draw=2))["srcc"].interval
+    steady = compute_differences(seeds(0, draw=1), seeds(0, draw=2))["srcc"].interval
+    moody = compute_differences(seeds(0.3, draw=1), seeds(0.3, draw=2))["srcc"].interval
     assert moody[1] - moody[0] > 1.5 * (steady[1] - steady[0])
     found = compare({"a": seeds(0.02, 0.2, draw=1), "b": seeds(0.02, 1.5, draw=2)})
     assert found["a", "b"]["srcc"].p_holm < 0.05
@@ -183,5 +185,16 @@ def test_one_threshold_for_all_true_scores(runs, tmp_path, command):
     (runs[1].parent / "run.json").write_text(json.dumps({"result": {"thresholds": [0.4, 0.4]}}))
     status, _, err = command(*runs[:2])
     assert status == 2
-    assert "its true scores are high above 0.4, those of" in err
+    assert "the threshold of its true scores is 0.4, that of" in err
     assert command(*runs[:2], "--threshold", 0.5)[0] == 0
+
+
+def test_help_imports_nothing_slow():
+    script = "import sys, contextlib, compare\nwith contextlib.suppress(SystemExit): compare.main(['--help'])\nprint(*sys.modules)"
+    root = Path(program.__file__).parent
+    ended = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, cwd=root, check=True
+    )
+    loaded = set(ended.stdout.splitlines()[-1].split())
+    assert "option" in loaded
+    assert not loaded & {"torch", "numpy", "pandas", "scipy", "matplotlib"}

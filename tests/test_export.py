@@ -2,7 +2,6 @@
 
 import json
 import re
-import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ import export
 import models
 from exporting import check, onnx_file, torch_files
 from exporting.about import describe, preprocess
+from exporting.output import ExportError
 from inference.trained import Trained, load_trained
 
 COMMAND = export
@@ -26,7 +26,7 @@ def expected(path, files):
     """The network's own prediction and score, from our own pixels."""
     trained = load_trained(path)
     with torch.no_grad():
-        prediction = trained.model(check.our_input(trained, files))
+        prediction = trained.model(check.evaluation_input(trained, files))
     assert np.ptp(prediction.numpy(), axis=0).min() > 1e-3, "nothing would be compared"
     return prediction.numpy(), trained.scores(prediction).numpy()
 
@@ -41,7 +41,7 @@ def test_onnx_by_gathers_is_the_network_without_grid_samples(tmp_path, golden_im
     path, weights = tmp_path / "a.onnx", tmp_path / "a.pth"
     torch.save(small.state_dict(), weights)
     trained = Trained(small, "eat_nano", "ava", (1.0, 10.0), weights)
-    onnx_file.write_onnx(trained, path, describe(trained), True, False, onnx_file.OPSET)
+    onnx_file.write_onnx(trained, path, describe(trained), gather=True)
     assert "GridSample" not in {node.op_type for node in onnx.load(path).graph.node}
     _, run = onnx_file.open_onnx(path)
     for images in (golden_images, golden_images[:2]):
@@ -52,7 +52,6 @@ def test_onnx_by_gathers_is_the_network_without_grid_samples(tmp_path, golden_im
 
 OPENERS = {
     "onnx": onnx_file.open_onnx,
-    "torch_export": torch_files.open_archive,
     "safetensors": torch_files.open_safetensors,
     "hub": torch_files.open_hub,
 }
@@ -62,7 +61,6 @@ OPENERS = {
     ("weights", "form"),
     [
         pytest.param("votes", "onnx", marks=pytest.mark.slow),
-        pytest.param("score", "torch_export", marks=pytest.mark.slow),
         ("votes", "safetensors"),
         ("score", "safetensors"),
         ("votes", "hub"),
@@ -93,24 +91,13 @@ def test_onnx_names_its_inputs_and_outputs_and_its_batch_is_free(exported):
     assert shapes == {"images": ["batch", 3, 224, 224], "prediction": ["batch", 10], "score": ["batch"]}
 
 
-@pytest.mark.slow
-def test_int8_is_smaller_and_nearly_equal(exported):
-    (small, printed), (large, _) = exported("votes", "onnx", "--int8"), exported("votes", "onnx")
-    stored = onnx.load(small).graph.initializer
-    bytes_now = sum(np.prod(t.dims) for t in stored if t.data_type == onnx.TensorProto.INT8)
-    assert bytes_now > 8000  # the matrices, each number of which had four bytes
-    assert small.stat().st_size < large.stat().st_size - 2 * bytes_now
-    assert 1e-4 < printed["largest_difference"]["score"] < 0.9
-    assert onnx_file.open_onnx(small)[0]["int8"] is True
-
-
 @pytest.mark.parametrize(("weights", "method"), [("votes", "bicubic"), ("score", "bilinear")])
 def test_preprocessing_that_is_told_is_the_evaluations(made, photographs, weights, method):
     trained = load_trained(made[weights])
     about = describe(trained)
     assert about["preprocessing"]["resize"]["method"] == method
     told = np.concatenate([preprocess(about, file) for file in photographs])
-    np.testing.assert_allclose(told, check.our_input(trained, photographs).numpy(), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(told, check.evaluation_input(trained, photographs).numpy(), rtol=0, atol=1e-6)
 
 
 def test_score_is_on_the_datasets_own_scale(exported, made, photographs):
@@ -138,24 +125,14 @@ def test_settings_and_purpose_travel(exported, made, form):
 @pytest.mark.slow
 def test_no_artifact_tells_where_it_was_made(exported):
     here = str(Path(models.__file__).parent).encode()
-    for key in (
-        ("votes", "onnx"),
-        ("votes", "onnx", "--int8"),
-        ("score", "torch_export"),
-        ("votes", "safetensors"),
-    ):
-        path, _ = exported(*key)
-        content = path.read_bytes()
-        if key[1] == "torch_export":
-            with zipfile.ZipFile(path) as archive:
-                content = b"".join(archive.read(name) for name in archive.namelist())
-        assert here not in content, key
+    for form in ("onnx", "safetensors"):
+        assert here not in exported("votes", form)[0].read_bytes(), form
 
 
 @pytest.mark.slow
-def test_int8_says_that_it_depends_on_the_batch_and_which_operators_it_needs(exported):
-    path, _ = exported("votes", "onnx", "--int8")
-    assert onnx_file.open_onnx(path)[0]["depends_on_batch"] is True
+def test_onnx_says_which_operators_it_needs(exported):
+    path, _ = exported("votes", "onnx")
+    assert onnx_file.open_onnx(path)[0]["opset"] == onnx_file.OPSET
     graph = onnx.load(path)
     assert {entry.domain for entry in graph.opset_import} == {node.domain for node in graph.graph.node} | {""}
 
@@ -252,9 +229,8 @@ def test_overwrite_replaces_a_file_and_a_folder(command, made, tmp_path):
         ),
         (("--out", "a.pth"), "must end in .safetensors"),
         (("--gather",), "--gather belongs to --to onnx"),
-        (("--int8",), "--int8 belongs to --to onnx"),
-        (("--to", "onnx", "--opset", "9"), "--opset: 9 must lie between 18 and 23"),
-        (("--to", "coreml"), "invalid choice"),
+        (("--int8",), "unrecognized arguments: --int8"),
+        (("--to", "coreml"), "--to coreml: choose from onnx, safetensors, hub"),
     ],
 )
 def test_bad_requests_are_one_line_and_lose_nothing(command, made, tmp_path, monkeypatch, options, message):
@@ -290,9 +266,6 @@ def test_what_another_kind_of_export_or_nobody_wrote_is_not_replaced(command, ma
         assert status == 2
         assert "which no such export has written" in err
     assert (tmp_path / "file_hub").read_text() == "kept"
-    status, _, err = command("--weights", made["votes"], "--to", "hub", "--out", tmp_path / "eat_nano")
-    assert status == 2
-    assert "create_model would take it for the network of that name" in err
 
 
 def test_what_appears_in_the_meantime_is_not_replaced(command, made, tmp_path, monkeypatch):
@@ -317,12 +290,12 @@ def test_a_link_is_exported_under_its_own_name(command, made, tmp_path):
 
 def test_the_options_of_onnx_reach_its_writer(command, made, tmp_path, monkeypatch):
     def write(*_, **kind):
-        raise check.ExportError(str(kind))
+        raise ExportError(str(kind))
 
     monkeypatch.setattr(onnx_file, "write_onnx", write)
     words = ("--weights", made["score"], "--to", "onnx", "--out", tmp_path / "a.onnx", "--gather")
-    status, _, err = command(*words, "--opset", 19)
-    assert (status, "{'gather': True, 'int8': False, 'opset': 19}" in err) == (1, True)
+    status, _, err = command(*words)
+    assert (status, "{'gather': True}" in err) == (1, True)
 
 
 def test_packages_that_are_missing_are_named(command, made, tmp_path, monkeypatch):

@@ -27,7 +27,7 @@ EDITS = (
     ("util.py", "    return {name: float(value)", '    metrics["bias"]', True),
     ("evaluation/figures.py", '    "srcc": "SRCC",', '    "bias": "bias",', True),
     ("evaluation/bootstrap.py", "errors = (np.abs(error),", "errors = (error,", False),
-    ("evaluation/bootstrap.py", "p, t, pp, tt, pt, agree, absolute,", "p, t, pp, tt, pt, agree, bias", False),
+    ("evaluation/bootstrap.py", "p, t, pp, tt, pt, agree, absolute, squared, emd_r1, emd_r2 = means", "p, t, pp", False),
     ("evaluation/bootstrap.py", 'errors = {"mae": absolute,', 'errors = {"bias"', False),
 )  # fmt: skip
 
@@ -38,21 +38,23 @@ def block(start, end="\n# "):
     return rest[: min(rest.index(end) if end in rest else len(rest), rest.index("\n```"))]
 
 
-@pytest.fixture
-def program(tmp_path):
-    """A copy of the program, extended."""
-    copy = tmp_path / "program"
-    shutil.copytree(
-        ROOT,
-        copy,
-        ignore=shutil.ignore_patterns("docs", "tests", "data", "runs", ".*"),
-    )
-    for name, old, start, before in EDITS:
+def copy_program(copy, edits):
+    """A copy of the program with these edits, each by its line of the page."""
+    ignored = shutil.ignore_patterns("docs", "tests", "data", "runs", ".*")
+    shutil.copytree(ROOT, copy, ignore=ignored)
+    for name, old, start, before in edits:
         (line,) = [line for line in PAGE.splitlines() if line.lstrip().startswith(start.lstrip())]
         path, new = copy / name, f"{line}\n{old}" if before else line.lstrip()
         text = path.read_text(encoding="utf-8")
         assert text.count(old) == 1, (name, old)
         path.write_text(text.replace(old, new), encoding="utf-8")
+    return copy
+
+
+@pytest.fixture
+def program(tmp_path):
+    """A copy of the program, extended by the whole page."""
+    copy = copy_program(tmp_path / "program", EDITS)
     variants = copy / "models" / "variants.py"
     variants.write_text(
         variants.read_text(encoding="utf-8") + "\n\n" + block("@register_model\ndef eat_mine")
@@ -74,20 +76,37 @@ print(network.img_size, *network(torch.zeros(2, 3, 224, 224)).shape)
 """
 
 
-@pytest.mark.slow
-def test_a_run_with_an_own_dataset_loss_networks_and_metric(program, tmp_path):
+@pytest.fixture
+def data(tmp_path):
+    """A dataset in the format of the page."""
     rng = np.random.default_rng(0)
     for split, count in (("train", 12), ("val", 6), ("test", 6)):
         names = [f"{split}{i}" for i in range(count)]
         make_pictures(tmp_path / "images", [f"{name}.jpg" for name in names])
         votes = {f"c{level}": rng.integers(1, 30, count) for level in range(1, 6)}
         pd.DataFrame({"photo": names} | votes).to_csv(tmp_path / f"{split}.csv", index=False)
-    words = map(str, arguments(tmp_path, "mine", model=None, loss="huber"))
+    return tmp_path
+
+
+def run_python(program, *words):
     environment = os.environ | {"PYTHONPATH": str(program)}
-    ended = subprocess.run(
-        [sys.executable, "-c", BOTH, *words], cwd=program, env=environment, capture_output=True, text=True
-    )
+    command = [sys.executable, *map(str, words)]
+    ended = subprocess.run(command, cwd=program, env=environment, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
+    return ended
+
+
+@pytest.mark.slow
+def test_a_run_with_a_dataset_of_ones_own_and_its_default_network(data, tmp_path):
+    program = copy_program(tmp_path / "program", EDITS[:3])
+    run_python(program, "main_nni.py", *arguments(data, "mine", model=None))
+    options = json.loads((data / "run" / "options.json").read_text())
+    assert (options["model"], options["loss"]) == ("eat_nano", "emd")
+
+
+@pytest.mark.slow
+def test_a_run_with_a_dataset_a_loss_networks_and_a_metric_of_ones_own(program, data, tmp_path):
+    ended = run_python(program, "-c", BOTH, *arguments(data, "mine", model="eat_mine", loss="huber"))
     *_, line, shape = ended.stdout.splitlines()
     assert shape == "224 2 5"
     result = json.loads(line)

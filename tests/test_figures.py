@@ -38,28 +38,36 @@ def made(srcc_noise, images=400):
 
 def test_an_interval_without_width_says_nothing_and_accuracy_alone_accuses_nobody():
     none = {"srcc": (-0.3, 0.2), "plcc": (math.nan, math.nan), "accuracy": (1, 1)}
-    assert [figure.place for figure in published.beside("tad66k", none).values()] == ["above", "", ""]
-    found = published.beside("tad66k", {"srcc": (-0.3, 0.2), "plcc": (0.5, 0.6), "accuracy": (0.8, 0.9)})
-    told = published.meanings(
+    assert [figure.place for figure in published.compare_published("tad66k", none).values()] == [
+        "above",
+        "",
+        "",
+    ]
+    found = published.compare_published(
+        "tad66k", {"srcc": (-0.3, 0.2), "plcc": (0.5, 0.6), "accuracy": (0.8, 0.9)}
+    )
+    told = published.explain_places(
         found, {"srcc": "SRCC", "plcc": "PLCC", "accuracy": "accuracy"}, "tad66k", False
     )
     assert "published below the interval (accuracy): this network is better on these photographs" in told
-    assert not any("likeliest" in line or "ava" in line for line in told)
+    assert not any("most likely" in line or "ava" in line for line in told)
 
 
 def test_a_published_figure_lies_inside_below_or_above_the_interval():
-    found = published.beside("ava", {"srcc": (0.75, 0.77), "plcc": (0.78, 0.8), "accuracy": (0.7, 0.8)})
+    found = published.compare_published(
+        "ava", {"srcc": (0.75, 0.77), "plcc": (0.78, 0.8), "accuracy": (0.7, 0.8)}
+    )
     assert [figure.place for figure in found.values()] == ["inside", "below", "above"]
     assert found["plcc"].value == 0.7710
-    assert list(published.beside("para", {"srcc": (0, 1), "plcc": (0, 1)})) == ["srcc", "plcc"]
-    assert published.beside("flickr_aes", {}) == {}
+    assert list(published.compare_published("para", {"srcc": (0, 1), "plcc": (0, 1)})) == ["srcc", "plcc"]
+    assert published.compare_published("flickr_aes", {}) == {}
 
 
 def test_a_better_figure_of_weights_that_remember_nothing_names_the_likeliest_cause():
     found = figures(made(0.1), [f"{i}.jpg" for i in range(400)], "ava")
     assert found.published["srcc"].place == "below"
     told = "\n".join(found.remarks())
-    assert "the likeliest cause is that it was these photographs" in told
+    assert "most likely they were trained on these photographs" in told
     assert "prepare_data.py ava --split authors" in told
 
 
@@ -82,7 +90,7 @@ def test_on_another_dataset_nothing_published_is_a_comparison():
         ({"model": "eat_tiny"}, "eat_tiny, not eat_base"),
         ({"decoder": "fast"}, "decoded by fast"),
         ({"half_precision": True}, "half precision"),
-        ({"skipped": 3}, "3 pictures of test.csv are missing and were skipped"),
+        ({"skipped": 3}, "3 photographs of test.csv are missing and were skipped"),
         ({"split": "in another order"}, "in another order"),
     ],
 )
@@ -107,7 +115,7 @@ def test_skipped_pictures_and_batches_stand_in_log_json_and_page(ava, run, caplo
     page = (ava / "run" / "report.html").read_text()
     for line in (
         "not the published protocol: batches of 6, not of 16: a score depends on its batch",
-        "not the published protocol: 1 pictures of test.csv are missing and were skipped",
+        "not the published protocol: 1 photographs of test.csv are missing and were skipped",
     ):
         assert line in result["departures"]
         assert line in caplog.text
@@ -119,7 +127,7 @@ def test_the_last_line_has_an_interval_for_every_metric(ava, run):
     assert list(result["intervals"]) == list(METRICS)
     for name in METRICS:
         low, high = result["intervals"][name]
-        assert low <= result[name] <= high
+        assert low is high is None if name == "krcc" else low <= result[name] <= high
     assert result["published"]["srcc"]["value"] == 0.7596
     kept = json.loads((ava / "run" / "run.json").read_text())["result"]
     assert kept["intervals"] == result["intervals"]

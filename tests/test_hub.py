@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 
 import pytest
 import timm
@@ -21,7 +22,7 @@ COMMAND = export
 def test_hub_folder_is_a_model_for_create_model(exported, made, photographs):
     folder, _ = exported("score", "hub")
     trained = load_trained(made["score"])
-    images = check.our_input(trained, photographs)
+    images = check.evaluation_input(trained, photographs)
     ours = models.create_model(folder).eval()
     assert ours.purpose["score_range"] == (-3.0, 7.0)
     with torch.no_grad():
@@ -38,7 +39,7 @@ def test_hub_folder_is_a_model_for_create_model(exported, made, photographs):
 def test_hub_folder_is_a_model_for_timm(exported, made, photographs):
     folder, _ = exported("score", "hub")
     trained = load_trained(made["score"])
-    images = check.our_input(trained, photographs)
+    images = check.evaluation_input(trained, photographs)
     theirs = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     with torch.no_grad():
         assert torch.equal(theirs(images), trained.model(images))
@@ -53,7 +54,26 @@ def test_model_card_of_bare_weights_says_that_the_recipe_is_unknown(exported):
     assert card.data.datasets == ["ava"]
     assert card.data.eval_results is None
     assert "Unknown: the weights were exported without their run." in card.text
-    assert "nothing tells what these weights reached" in card.text
+    assert "no run beside the weights says what they reached" in card.text
+
+
+def test_model_card_names_the_codes_licence_and_claims_none_for_the_weights(exported):
+    card = ModelCard.load(exported("votes", "hub")[0] / "README.md")
+    assert card.data.license is None  # the hub's field is that of the weights
+    assert "The code is Apache-2.0. The licence of these weights follows from the data" in card.text
+
+
+def test_the_example_of_a_model_card_scores_a_photograph(exported, made, photographs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = exported("score", "hub")[0]
+    (tmp_path / "photo.jpg").write_bytes(photographs[0])
+    code = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)[1]
+    names = {}
+    exec(compile(code.replace("FOLDER", str(folder)), "README.md", "exec"), names)
+    trained = load_trained(made["score"])
+    with torch.no_grad():
+        expected = trained.scores(trained.model(check.evaluation_input(trained, photographs[:1])))
+    assert names["score"] == pytest.approx(expected.item(), abs=1e-4)
 
 
 @pytest.fixture
@@ -169,13 +189,11 @@ def test_create_model_of_a_folder_has_its_own_outputs(exported):
     )
 
 
-@pytest.mark.parametrize("form", ["hub", pytest.param("torch_export", marks=pytest.mark.slow)])
-def test_plain_dat_is_exported_with_its_grid(command, tmp_path, form):
+def test_plain_dat_is_exported_with_its_grid(command, tmp_path):
     make_weights(tmp_path / "dat.pth", points="grid", refinement="off")
-    out = tmp_path / f"dat{export.ENDINGS[form]}"
-    status, said, err = command("--weights", tmp_path / "dat.pth", "--to", form, "--out", out)
+    out = tmp_path / "dat_hub"
+    status, said, err = command("--weights", tmp_path / "dat.pth", "--to", "hub", "--out", out)
     assert status == 0, err
     assert json.loads(said)["interest_points"] == "grid"
-    if form == "hub":
-        assert models.create_model(out).settings["interest_points"] == "grid"
-        assert "interest points: none: the centres of its cells" in (out / "README.md").read_text()
+    assert models.create_model(out).settings["interest_points"] == "grid"
+    assert "interest points: none: the centres of its cells" in (out / "README.md").read_text()

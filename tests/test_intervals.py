@@ -29,20 +29,9 @@ def test_a_resample_has_the_metrics_of_its_images(ties):
         rows = np.repeat(np.arange(40), counts[:, number].astype(int))
         assert len(rows) == 40
         expected = compute_metrics(pairs.subset(rows))
-        for name in METRICS:
+        for name in set(METRICS) - {"krcc"}:
             assert values[name][number] == pytest.approx(expected[name], abs=1e-10), name
-
-
-def test_large_sets_have_fewer_resamples_of_krcc_the_first_of_them(monkeypatch):
-    pairs = some_pairs(700, seed=2)
-    every = bootstrap.resample(pairs, 30)
-    monkeypatch.setattr(bootstrap, "KRCC_ALL_UP_TO", 699)
-    monkeypatch.setattr(bootstrap, "KRCC_RESAMPLES", 20)
-    fewer = bootstrap.resample(pairs, 30)
-    np.testing.assert_array_equal(fewer["krcc"], every["krcc"][:20])
-    np.testing.assert_array_equal(fewer["srcc"], every["srcc"])
-    rows = np.repeat(np.arange(700), next(bootstrap._draws(700, 1, 0))[:, 0].astype(int))
-    assert every["krcc"][0] == pytest.approx(compute_metrics(pairs.subset(rows))["krcc"], abs=1e-10)
+    assert np.isnan(values["krcc"]).all()  # too slow to resample
 
 
 def test_what_is_not_defined_is_nan():
@@ -58,7 +47,6 @@ def test_what_is_not_defined_is_nan():
 STATISTICS = {
     "srcc": lambda p, t: stats.spearmanr(p, t).statistic,
     "plcc": lambda p, t: stats.pearsonr(p, t).statistic,
-    "krcc": lambda p, t: stats.kendalltau(p, t).statistic,
     "accuracy": lambda p, t: np.mean((p > 5) == (t > 5)),
     "mae": lambda p, t: np.mean(np.abs(p - t)),
     "rmse": lambda p, t: np.sqrt(np.mean((p - t) ** 2)),
@@ -87,7 +75,6 @@ def test_intervals_of_95_percent_hold_the_true_value_in_95_percent_of_sets():
     true_values = {
         "plcc": correlation,
         "srcc": 6 / math.pi * math.asin(correlation / 2),
-        "krcc": 2 / math.pi * math.asin(correlation),
         "accuracy": 0.5 + math.asin(correlation) / math.pi,
         "mae": spread * math.sqrt(2 / math.pi),
         "rmse": spread,
@@ -102,8 +89,10 @@ def test_intervals_of_95_percent_hold_the_true_value_in_95_percent_of_sets():
             size=300
         )  # of the votes that are one level off: EMDs of share / 2 and share / sqrt(2)
         pairs = Pairs(p, t, ((p > 0) == (t > 0)).astype(float), share / 2, share / math.sqrt(2))
-        for name, (low, high) in bootstrap.intervals(pairs, 250, seed=number).items():
-            covered[name] += low <= true_values[name] <= high
+        found = bootstrap.intervals(pairs, 250, seed=number)
+        for name, true_value in true_values.items():
+            low, high = found[name]
+            covered[name] += low <= true_value <= high
     shares = {name: count / 400 for name, count in covered.items()}
     assert all(0.93 <= share <= 0.97 for share in shares.values()), shares
 
@@ -121,19 +110,3 @@ def test_holm_corrects_step_by_step():
     assert bootstrap.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert bootstrap.holm([0.5, math.nan, 0.9])[::2] == pytest.approx([1, 1])
     assert bootstrap.holm([]) == []
-
-
-def test_williams_rejects_a_true_hypothesis_in_5_percent():
-    """And agrees with the paired bootstrap where both are good: two predictions of equal correlation, 2,000 sets."""
-    rng = np.random.default_rng(0)
-    covariance = [[1, 0.6, 0.6], [0.6, 1, 0.7], [0.6, 0.7, 1]]
-    sets = rng.multivariate_normal([0, 0, 0], covariance, (2000, 80))
-    p = []
-    for one in sets:
-        r = np.corrcoef(one.T)
-        p.append(bootstrap.williams(r[0, 1], r[0, 2], r[1, 2], 80))
-    assert np.mean(np.array(p) < 0.05) == pytest.approx(0.05, abs=0.015)
-    assert stats.kstest(p, "uniform").pvalue > 0.01
-    assert bootstrap.williams(0.9, 0.5, 0.6, 80) < 1e-6
-    assert bootstrap.williams(0.5, 0.5, 0.6, 80) == 1
-    assert math.isnan(bootstrap.williams(0.5, 0.4, 0.6, 3))

@@ -23,7 +23,9 @@ import models
 import option
 import predict
 from benchmarks import ablation
+from exporting.about import describe
 from inference.table import read_rows
+from inference.trained import load_trained
 from option import InputError
 from searching.space import read_space
 from training import build
@@ -184,7 +186,7 @@ def test_weights_of_another_architecture_are_one_line(ava, run, trained, command
     refused(run, ava, "best.pth is of another architecture", model=RESNET, path_to_model_weight=weights)
     refused(run, ava, "best.pth does not fit this network", path_to_model_weight=weights)
     for program in (predict, export):
-        words = [ava / "images"] * (program is predict) + ["--to", "torch_export"] * (program is export)
+        words = [ava / "images"] * (program is predict) + ["--to", "safetensors"] * (program is export)
         status, _, err = command_of(program, *words, "--weights", weights, "--model", RESNET)
         assert status == 2
         assert f"--model {RESNET}: {weights} says {VIT}; leave the option out" in err
@@ -261,9 +263,7 @@ def test_a_bare_file_needs_the_networks_name(tmp_path):
 
 
 @pytest.mark.usefixtures("unoptimised")
-@pytest.mark.parametrize(
-    ("name", "form"), [(VIT, "onnx"), (RESNET, "torch_export"), (VIT, "safetensors"), (RESNET, "hub")]
-)
+@pytest.mark.parametrize(("name", "form"), [(VIT, "onnx"), (VIT, "safetensors"), (RESNET, "hub")])
 @pytest.mark.slow
 def test_exports_are_equal_to_the_network_and_say_its_input(tmp_path, trained, command_of, name, form):
     if form == "onnx":
@@ -273,7 +273,7 @@ def test_exports_are_equal_to_the_network_and_say_its_input(tmp_path, trained, c
     status, said, err = command_of(export, "--weights", weights, "--to", form, "--out", out)
     assert status == 0, err
     assert json.loads(said)["largest_difference"]["prediction"] < 1e-4
-    about = export.describe(export.load(export.parse(["--weights", str(weights), "--to", form])))
+    about = describe(load_trained(weights))
     assert about["preprocessing"]["mean"] == about["preprocessing"]["std"] == [0.5] * 3
     assert about["preprocessing"]["resize"]["height"] == 160
     assert (about["model"], about["interest_points"], about["depends_on_batch"]) == (name, None, False)

@@ -15,14 +15,14 @@ from safetensors import safe_open
 import export
 import main_nni
 import models
-from evaluation.seen import Seen, hashes
+from evaluation.seen import Seen, hash_names
 from option import InputError
 
 
 def test_hashes_are_of_the_name_whatever_the_case_of_its_ending():
-    a, b, c = hashes(["1.jpg", "1.JPG", "2.jpg"])
+    a, b, c = hash_names(["1.jpg", "1.JPG", "2.jpg"])
     assert a == b != c
-    assert hashes([]).dtype == np.uint64
+    assert hash_names([]).dtype == np.uint64
 
 
 def test_what_is_remembered_comes_back():
@@ -40,12 +40,12 @@ def test_what_is_remembered_comes_back():
 
 @pytest.mark.parametrize("texts", [{"trained": "!"}, {"trained": "AAAA"}])
 def test_a_damaged_memory_is_one_line(texts):
-    with pytest.raises(InputError, match=r"w\.pth: what it remembers of its photographs is damaged"):
+    with pytest.raises(InputError, match=r"w\.pth: its list of training photographs is damaged"):
         Seen.from_texts(texts, "w.pth")
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
+def run_folder(tmp_path_factory):
     """An AVA whose test.csv, in leaky/, has four of its rows from train.csv, and one from val.csv; and a run on it."""
     folder, rng = tmp_path_factory.mktemp("ava"), np.random.default_rng(1)
     votes = pd.DataFrame(rng.integers(1, 30, (24, 10)), range(100, 124), AVA_COLUMNS[1:])
@@ -64,9 +64,9 @@ def whole(tmp_path_factory):
 
 
 @pytest.fixture
-def leaky(whole, tmp_path):
+def leaky(run_folder, tmp_path):
     """The same, with a folder of its own for each test."""
-    shutil.copytree(whole, tmp_path / "ava")
+    shutil.copytree(run_folder, tmp_path / "ava")
     return tmp_path / "ava"
 
 
@@ -96,7 +96,7 @@ def test_photographs_that_a_network_was_trained_on_are_counted(leaky, run, caplo
     assert result["unseen"]["plcc"] == pytest.approx(expected, rel=1e-5)
     page = (leaky / "e" / "report.html").read_text()
     assert "4 of 11 photographs were in this network's training set" in page
-    assert "without those seen" in page
+    assert "without known photographs" in page
 
 
 def test_a_clean_test_set_is_told_as_well(leaky, run, caplog):
@@ -154,14 +154,14 @@ def test_weights_that_say_nothing_leave_their_mark_on_what_is_trained_from_them(
     bare = leaky / "run" / "checkpoints" / "released_style.pth"
     caplog.set_level(logging.INFO)
     run(arguments(leaky, path_to_model_weight=bare, experiment_dir_name=leaky / "tuned"))
-    told = "it started from weights that do not say which photographs they had seen: there may be more"
+    told = "training started from weights that do not say which photographs they were trained on: there may be more"
     assert told in caplog.text
     tuned = leaky / "tuned" / "checkpoints" / "best.pth"
     memory = Seen.from_texts(models.read_weights(tuned).photographs, "")
-    assert (len(memory.trained), memory.whole) == (12, False)
+    assert (len(memory.trained), memory.complete) == (12, False)
     _, result, _ = evaluate(run, leaky, tuned)
     assert told in result["notes"]
-    assert not (memory | Seen()).whole
+    assert not (memory | Seen()).complete
 
 
 def test_a_damaged_memory_is_told_before_the_test(leaky, run):
@@ -170,5 +170,5 @@ def test_a_damaged_memory_is_told_before_the_test(leaky, run):
     torch.save(state, leaky / "w.pth")
     status, _, err = evaluate(run, leaky, leaky / "w.pth")
     assert status == 2
-    assert "what it remembers of its photographs is damaged" in err
+    assert "its list of training photographs is damaged" in err
     assert not (leaky / "e").exists()
