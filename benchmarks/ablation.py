@@ -27,7 +27,6 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import torch
 from matplotlib.figure import Figure
 from tqdm import tqdm
 
@@ -39,7 +38,7 @@ from commands.parser import Parser
 from commands.signals import Interrupted
 from dataset import Transform, make_loader, read_splits
 from evaluation import compare, figures
-from models import read_weights, ways
+from models import read_weights
 from option import InputError, Option
 from photographs.labels import FORMATS
 from training import engine
@@ -141,14 +140,9 @@ def cost(folder: Path) -> dict[str, float]:
         return found
     options = argparse.Namespace(**read_json_object(folder / "options.json"))
     device, form = pick_device(options.gpu_id), FORMATS["ava"]  # steps of ten outputs, whatever the data
-    saved = torch.load(folder / "checkpoints" / LAST, map_location="cpu", weights_only=True)
-    chosen = saved["progress"].get("ways")  # runs of before have none
 
     def build(_):
-        model = make_model(options, None, form, options.dataset, device)
-        if chosen:
-            ways.set_ways(model, chosen)
-        return model
+        return make_model(options, None, form, options.dataset, device)
 
     found = {"parameters": sum(p.numel() for p in build(None).parameters()) / 1e6}
     found["gflop"] = throughput.forward_gflop(build(None))

@@ -144,7 +144,7 @@ def make_model(
         log.warning("warning: %s starts from random weights; %s", options.model, remedy)
     if distributed.rank():  # rank 0 goes on as a single process would
         torch.manual_seed(options.seed + distributed.rank())
-    attention.prepare(options, model, device)
+    attention.set_deterministic(options.deterministic, model, device)
     return model.to(device)
 
 
@@ -250,6 +250,5 @@ def make_training(
     if options.resume:
         progress = checkpoint.restore(checkpoints, stepper)
         log.info("resumed after %d epochs and %d batches", progress.epoch, progress.step)
-    choose = attention.chooser(options, model, precision, progress.ways)
     limits = options.save_minutes, options.max_bad_steps
-    return engine.Training(network, stepper, make_loss(options.loss), checkpoints, *limits, progress, choose)
+    return engine.Training(network, stepper, make_loss(options.loss), checkpoints, *limits, progress)
