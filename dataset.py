@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Sampler
 from option import InputError
 from photographs import workers
 from photographs.cache import Cache
-from photographs.decode import Encoded, Resize, read_fast, read_pil, read_plain_jpeg, undecodable
+from photographs.decode import Resize, read_fast, read_pil, undecodable
 from photographs.labels import Format, Labels, find_images, hold_out, read_labels
 
 # The mean and the deviation of red, green and blue, in [0, 1], that a network's input is normalised by.
@@ -29,7 +29,7 @@ IMAGENET: Statistics = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 class Batch(NamedTuple):
     """As it leaves the loader: a quarter of what the network's input takes, which `to_input` makes of it."""
 
-    images: Tensor | Encoded  # (B, 3, H, W) uint8, channels last in memory
+    images: Tensor  # (B, 3, H, W) uint8, channels last in memory
     flips: Tensor  # (B,) bool: images to be mirrored
     targets: Tensor  # (B, outputs)
     names: list[str]
@@ -58,38 +58,23 @@ class Transform:
         side = round(size * 256 / 224) if train and not like_ava else size
         self.resize = Resize(side, "bicubic" if like_ava else "bilinear")
 
-    def draw(self, rng: random.Random) -> tuple[tuple[int, int], bool]:
-        """Left and top of the crop in the resized picture, and whether it is mirrored afterwards."""
+    def __call__(self, resized: np.ndarray, rng: random.Random) -> tuple[np.ndarray, bool]:
+        """The (size, size, 3) crop of (side, side, 3) uint8 pixels, and whether it is still to be mirrored."""
         flip = self.train and rng.random() < 0.5
         left = top = 0
         if spare := self.resize.side - self.size:
             left, top = rng.randint(0, spare), rng.randint(0, spare)
             if flip:  # the crop's place is in the mirrored picture
                 left = spare - left
-        return (left, top), flip
-
-    def __call__(self, resized: np.ndarray, rng: random.Random) -> tuple[np.ndarray, bool]:
-        """The (size, size, 3) crop of (side, side, 3) uint8 pixels, and whether it is still to be mirrored."""
-        (left, top), flip = self.draw(rng)
         return resized[top : top + self.size, left : left + self.size], flip
 
 
 def to_input(batch: Batch, device: torch.device, statistics: Statistics = IMAGENET) -> Tensor:
-    """The normalised float32 input of the network, (B, 3, H, W) on the device. Raises InputError.
+    """The normalised float32 input of the network, (B, 3, H, W) on the device.
 
     statistics: the mean and the deviation that the network takes, as its attribute of that name has them.
     """
-    if isinstance(batch.images, Encoded):
-        try:
-            images = batch.images.decode(device)
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:
-            reason = f"does not decode on {device} ({' '.join(str(error).split())[:160]})"
-            remedy = "`prepare_data.py check` finds it, --decode fast goes on without"
-            raise InputError(f"a picture of {', '.join(batch.names)} {reason}; {remedy}") from error
-    else:
-        images = batch.images.to(device, non_blocking=True)
+    images = batch.images.to(device, non_blocking=True)
     return network_input(images, batch.flips.to(device, non_blocking=True), statistics)
 
 
@@ -117,8 +102,7 @@ class Sample(NamedTuple):
 class PhotoDataset(torch.utils.data.Dataset):
     """Images by `Sample`. One that does not decode comes back as an InputError, raised by `batches`.
 
-    decoder: one of `decode.DECODERS`; `gpu` leaves plain JPEGs for `to_input` to decode.
-    cache: where the decoded pictures are, of this resize and this decoder.
+    decoder: `pil` or `fast`, see `photographs.decode`. cache: where the decoded pictures are, of this resize and this decoder.
     """
 
     def __init__(self, folder: str | Path, transform: Transform, decoder: str, cache: Cache | None):
@@ -130,11 +114,6 @@ class PhotoDataset(torch.utils.data.Dataset):
         try:
             if self.cache is not None:
                 image, flip = self.transform(self.cache.read(name), rng)
-            elif self.decoder == "gpu":
-                data = read_plain_jpeg(path)
-                data = torch.tensor(read_pil(path, self.transform.resize)) if data is None else data
-                corner, flip = self.transform.draw(rng)
-                image = data, corner
             else:
                 read = read_fast if self.decoder == "fast" else read_pil
                 image, flip = self.transform(read(path, self.transform.resize), rng)
@@ -147,11 +126,7 @@ class PhotoDataset(torch.utils.data.Dataset):
         if errors := [sample for sample in samples if isinstance(sample, InputError)]:
             return errors[0]
         images, flips, targets, names = zip(*samples, strict=True)
-        if self.cache is None and self.decoder == "gpu":
-            pictures, corners = zip(*images, strict=True)
-            pixels = Encoded(list(pictures), list(corners), self.transform.resize, self.transform.size)
-        else:
-            pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+        pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
         return Batch(pixels, torch.tensor(flips), torch.from_numpy(np.stack(targets)), list(names))
 
 

@@ -117,7 +117,7 @@ GROUPS: dict[str, tuple[Option, ...]] = {
         Option("path_to_save_csv", str, None, "folder of train.csv, val.csv and test.csv; demo: data/demo", metavar="FOLDER", resumable=True),
         Option("val_share", float, 0.1, "share of train.csv held out where there is no val.csv", low=0.01, high=0.5),
         Option("skip_missing", bool, False, "go on without the images that are not in the folder"),
-        Option("decode", str, "auto", "who decodes the pictures; auto: fast (torchvision) in training, pil (as released) in evaluation and for --released_protocol", choices=("auto", "pil", "fast", "gpu")),
+        Option("decode", str, "auto", "who decodes the pictures; auto: fast (torchvision) in training, pil (as released) in evaluation and for --released_protocol", choices=("auto", "pil", "fast")),
         Option("cache", str, None, "keep the decoded pictures in this folder, and train from them", metavar="FOLDER", resumable=True),
         Option("limit", int, None, "use the first N rows of each CSV only, for a quick try", low=2),
         Option("score_min", float, 0.0, "--dataset csv: lowest possible score"),
@@ -262,8 +262,6 @@ def check_together(options: argparse.Namespace, given: Mapping[str, Any]) -> Non
             raise InputError(f"--{first} and --{second} exclude each other; leave one out")
     if options.released_protocol and dataset not in RELEASED_PROTOCOLS:
         raise InputError(f"--released_protocol: {dataset} has none; {' and '.join(RELEASED_PROTOCOLS)} have")
-    if options.cache and options.decode == "gpu":
-        raise InputError("--cache keeps decoded pictures, --decode gpu decodes them anew; leave one out")
     if dataset in ("tad66k", "flickr_aes", "aadb", "para"):
         complete_loss(options, votes=False)
     if options.warmup_epochs > options.num_epoch:

@@ -16,7 +16,6 @@ if __name__ in ("__main__", "__mp_main__"):  # the command, and the server of it
 
 import numpy as np
 import pandas as pd
-import torch
 
 from commands.errors import guarded
 from commands.files import atomic_write, write_json
@@ -210,7 +209,7 @@ def fill_cache(options: argparse.Namespace) -> int:
     splits = read_splits(options.csv, options.images, None, select_on_test=options.released_protocol, **given)
     for note in splits.notes:
         log.info("%s", note)
-    decoder, eval_decoder = pick_decoders(options, torch.device("cpu"))
+    decoder, eval_decoder = pick_decoders(options)
     wanted: dict[tuple, list[str]] = {}
     for split in ("train", "val", "test"):
         resize = Transform(options.dataset, options.size, split == "train").resize

@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
 from commands.files import write_json
-from photographs.decode import Encoded, Resize, read_fast, read_pil, read_plain_jpeg
+from photographs.decode import Resize, read_fast, read_pil
 from photographs.labels import AVA, FORMATS, Labels
 
 BATCH = 16
@@ -133,20 +133,13 @@ def jpegs(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.suffix.lower() in (".jpg", ".jpeg"))
 
 
-def equality(folder: Path, device: torch.device) -> list[dict]:
-    """How far the fast decoder's pixels are from PIL's, in grey levels; on a GPU, that decoder's."""
+def equality(folder: Path) -> list[dict]:
+    """How far the fast decoder's pixels are from PIL's, in grey levels."""
     rows = []
     for resize in (Resize(224, "bicubic"), Resize(256, "bilinear"), Resize(224, "bilinear")):
         differences = []
         for path in jpegs(folder):
-            if device.type == "cpu":
-                found = read_fast(path, resize)
-            elif (data := read_plain_jpeg(path)) is not None:
-                batch = Encoded([data], [(0, 0)], resize, resize.side)
-                found = batch.decode(device)[0].permute(1, 2, 0).cpu().numpy()
-            else:
-                continue
-            differences.append(np.abs(found.astype(int) - read_pil(path, resize)).ravel())
+            differences.append(np.abs(read_fast(path, resize).astype(int) - read_pil(path, resize)).ravel())
         difference = np.concatenate(differences)
         rows.append(
             {
@@ -214,7 +207,6 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--repeats", type=int, default=7, help="pairs")
     parser.add_argument("--memory", action="store_true", help="show what labels and workers hold instead")
     parser.add_argument("--workers", type=int, default=2, help="--memory: processes that read")
-    parser.add_argument("--device", default="cpu", help="whose decoder's pixels are compared with PIL's")
     parser.add_argument("--json", type=Path, help="write the rows to this file, too")
     options = parser.parse_args(argv)
     if not options.images.is_dir() or not jpegs(options.images):
@@ -234,7 +226,7 @@ def main(argv: list[str] | None = None) -> None:
             f"| {row['dataset']} | {row['way']} | {row['images_per_second']:.0f} | "
             f"{row['ratio']:.2f} ({row['lowest']:.2f} to {row['highest']:.2f}) |"
         )
-    pixels = equality(options.images, torch.device(options.device))
+    pixels = equality(options.images)
     print(
         "\n| resize | pictures | within one grey level | equal | mean difference | largest |\n|---|---|---|---|---|---|"
     )

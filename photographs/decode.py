@@ -1,4 +1,4 @@
-"""From a picture's file to the pixels of a square: by PIL, as released; faster by torchvision; or on a GPU."""
+"""From a picture's file to the pixels of a square: by PIL, as released; or faster, by torchvision."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -22,7 +22,6 @@ try:
 except ImportError:  # torchvision 0.29 announces that it will go
     decode_jpeg = None
 
-DECODERS = ("pil", "fast", "gpu")
 MAX_PIXELS = 2 * Image.MAX_IMAGE_PIXELS  # PIL refuses to decode larger ones
 # The formats of photographs. PIL knows more, by content whatever the ending, and gives PostScript to Ghostscript to execute.
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "PPM", "HEIF")
@@ -39,11 +38,8 @@ class Resize:
         return picture.resize((self.side, self.side), Image.Resampling[self.method.upper()])
 
     def tensor(self, picture: Tensor) -> Tensor:
-        """(3, H, W) uint8, to within one grey level of PIL's. On a GPU by way of float32."""
-        if picture.device.type != "cpu":
-            picture = picture.float()
-        picture = F.interpolate(picture[None], (self.side, self.side), mode=self.method, antialias=True)[0]
-        return picture if picture.dtype == torch.uint8 else picture.round().clamp(0, 255).byte()
+        """(3, H, W) uint8, to within one grey level of PIL's."""
+        return F.interpolate(picture[None], (self.side, self.side), mode=self.method, antialias=True)[0]
 
 
 @cache
@@ -72,18 +68,13 @@ def read_fast(path: str | os.PathLike, resize: Resize) -> np.ndarray:
 
 def read_plain(source: str | os.PathLike | bytes, resize: Resize) -> np.ndarray | None:
     """As `read_fast`, of a file or its bytes, but None for all that is not a plain JPEG, or damaged: PIL decides about those."""
-    if (data := read_plain_jpeg(source)) is not None:
+    data = bytearray(source if isinstance(source, bytes) else Path(source).read_bytes())
+    if _is_plain_jpeg(data):
         try:
-            return resize.tensor(_decode(data)).permute(1, 2, 0).numpy()
+            return resize.tensor(_decode(torch.frombuffer(data, dtype=torch.uint8))).permute(1, 2, 0).numpy()
         except RuntimeError:
             pass
     return None
-
-
-def read_plain_jpeg(source: str | os.PathLike | bytes) -> Tensor | None:
-    """The bytes of a file, (N,) uint8, if every decoder of JPEGs makes the same of it; else None."""
-    data = bytearray(source if isinstance(source, bytes) else Path(source).read_bytes())
-    return torch.frombuffer(data, dtype=torch.uint8) if _is_plain_jpeg(data) else None
 
 
 def _is_plain_jpeg(data: bytearray) -> bool:
@@ -108,35 +99,6 @@ def undecodable(path: Path, error: Exception) -> InputError:
     unknown = isinstance(error, UnidentifiedImageError)
     reason = "no decoder knows it" if unknown else " ".join(str(error).split()) or type(error).__name__
     return InputError(f"{path}: does not decode ({reason}); replace it or remove its row")
-
-
-class Encoded(NamedTuple):
-    """A batch that is still to be decoded, on the device where it is needed."""
-
-    pictures: list[Tensor]  # (N,) a JPEG's bytes, or what PIL made of another file, (side, side, 3); uint8
-    corners: list[tuple[int, int]]  # left and top of the crop
-    resize: Resize
-    crop: int  # its side
-
-    def decode(self, device: torch.device) -> Tensor:
-        """(B, 3, crop, crop) uint8 on the device. Raises RuntimeError where a file is damaged."""
-        decoded = iter(_decode_all([data for data in self.pictures if data.ndim == 1], device))
-        crops = []
-        for data, (left, top) in zip(self.pictures, self.corners, strict=True):
-            if data.ndim == 1:
-                square = self.resize.tensor(next(decoded))
-            else:
-                square = data.to(device, non_blocking=True).permute(2, 0, 1)
-            crops.append(square[:, top : top + self.crop, left : left + self.crop])
-        return torch.stack(crops)
-
-
-def _decode_all(jpegs: list[Tensor], device: torch.device) -> list[Tensor]:
-    if not jpegs or device.type == "cpu":
-        return [_decode(data) for data in jpegs]
-    if decode_jpeg is None:
-        raise RuntimeError("this torchvision has no decoder for GPUs")
-    return decode_jpeg(jpegs, ImageReadMode.RGB, device=device)
 
 
 def _decode(data: Tensor) -> Tensor:

@@ -83,10 +83,8 @@ def pick_format(options: argparse.Namespace) -> Format:
     return forms[0]
 
 
-def pick_decoders(options: argparse.Namespace, device: torch.device) -> tuple[str, str]:
-    """The decoder of training, and that of evaluation, by `--decode`. Raises InputError."""
-    if options.decode == "gpu" and device.type != "cuda":
-        raise InputError(f"--decode gpu: the run is on {device}; use --decode fast")
+def pick_decoders(options: argparse.Namespace) -> tuple[str, str]:
+    """The decoder of training, and that of evaluation, by `--decode`."""
     if options.decode != "auto":
         return options.decode, options.decode
     return "pil" if options.released_protocol else "fast", "pil"
@@ -100,7 +98,7 @@ def loaders(
     like: the dataset whose transforms the network knows. The processes share the batches; in the released protocol only
     those of training.
     """
-    result, (decoder, eval_decoder) = {}, pick_decoders(options, device)
+    result, (decoder, eval_decoder) = {}, pick_decoders(options)
     images, workers = options.path_to_images, options.num_workers
     for split in ("train", "val", "test"):
         train = split == "train"
