@@ -1,43 +1,34 @@
-"""EAT's networks, their weights and their interest points, and timm's beside them. Importing this registers ours with timm.
+"""EAT's networks, their weights and their interest points, and timm's beside them. Importing this registers ours with timm."""
 
-What is EAT's own is imported when it is first asked for: a run of another network needs none of it.
-"""
-
-import importlib
 import os
 
 import timm
 from torch import nn
 
 from . import weights
+from .attention import AttentionPoints
 from .backbone import PREFIX, create_backbone, load_backbone
+from .dat import EAT
+from .eat import RefinementSchedule, calibrate_points, set_refinement, uncalibrated
+from .folder import load_folder
 from .variants import VARIANTS
 from .weights import Weights, WeightsError, read_weights, released_style
 
-_LATER = {
-    "EAT": "dat",
-    "AttentionPoints": "attention",
-    "RefinementSchedule": "eat",
-    "calibrate_points": "eat",
-    "set_refinement": "eat",
-    "uncalibrated": "eat",
-}
 __all__ = [
-    *_LATER,
+    "EAT",
+    "AttentionPoints",
+    "RefinementSchedule",
     "Weights",
     "WeightsError",
+    "calibrate_points",
     "create_model",
     "list_models",
     "load_weights",
     "read_weights",
     "released_style",
+    "set_refinement",
+    "uncalibrated",
 ]
-
-
-def __getattr__(name: str):
-    if name not in _LATER:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_LATER[name]}"), name)
 
 
 def create_model(name: str | os.PathLike, num_classes: int | None = None, **overrides):
@@ -58,8 +49,6 @@ def create_model(name: str | os.PathLike, num_classes: int | None = None, **over
     if name in VARIANTS:
         return timm.create_model(name, num_classes=10 if num_classes is None else num_classes, **overrides)
     if os.path.isdir(name):
-        from .folder import load_folder
-
         return load_folder(name, num_classes, **overrides)
     raise ValueError(f"no model {name!r}; there are {', '.join(VARIANTS)}")
 

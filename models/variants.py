@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 
-if TYPE_CHECKING:
-    from .dat import EAT
+from .dat import EAT
 
 
 def _default_cfg(size: int) -> dict:
@@ -33,8 +30,6 @@ default_cfgs = generate_default_cfgs({f"{name}.untrained": _default_cfg(SIZES[na
 
 
 def _create(variant: str, pretrained: bool, overrides: dict, **settings) -> EAT:
-    from .dat import EAT  # when one is made: importing its name costs nothing
-
     return build_model_with_cfg(EAT, variant, pretrained, **(settings | overrides))
 
 
