@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from commands.files import to_json
 from exporting.about import KEY, Scorer
 from exporting.check import ExportError, Runner
 from inference.trained import Trained
+from models.attention import set_sampling
 
 OPSETS = (18, 23)  # from the first that PyTorch's exporter writes
 OPSET = 20  # has GELU as one operator; eat_tiny ran 1.07 times as fast as with 18 in ONNX Runtime
@@ -55,10 +56,11 @@ def write_onnx(trained: Trained, path: Path, about: dict, gather: bool, int8: bo
 
 
 def _convert(trained: Trained, gather: bool, opset: int) -> torch.onnx.ONNXProgram:
-    from models.sampling import gathers
-
-    with gathers() if gather else nullcontext():
+    set_sampling(trained.model, "gather" if gather else "grid_sample")
+    try:
         program = trace(trained)
+    finally:
+        set_sampling(trained.model, "grid_sample")
     names = {"input_names": ["images"], "output_names": ["prediction", "score"]}
     return torch.onnx.export(program, **names, opset_version=opset, dynamo=True, verbose=False)
 

@@ -16,7 +16,7 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from .eat import GridPoints, InterestPoints, OffsetRefinement, in_float32
-from .sampling import sample_bias, sample_features
+from .sampling import METHODS, sample_bias, sample_features
 
 
 class AttentionPoints(NamedTuple):
@@ -118,7 +118,7 @@ class DeformableAttention(nn.Module):
     ):
         super().__init__()
         self.heads, self.groups, self.attn_drop = heads, groups, attn_drop
-        self.dense = False  # by products instead of `grid_sample`; see `models.sampling`
+        self.sampling = METHODS[0]  # one of METHODS; `set_sampling` changes it
         self.offset_range_factor = offset_range_factor
         if use_pe:
             self.rpe_table = nn.Parameter(torch.empty(heads, 2 * fmap_size - 1, 2 * fmap_size - 1))
@@ -177,7 +177,7 @@ class DeformableAttention(nn.Module):
         q = pointwise(self.proj_q, x)
         positions, references = self.positions(x, q)
         features = x.unflatten(-1, (self.groups, -1))
-        sampled = sample_features(features, positions, self.dense).flatten(-2)
+        sampled = sample_features(features, positions, self.sampling).flatten(-2)
         k, v = pointwise(self.proj_k, sampled), pointwise(self.proj_v, sampled)
         q, k, v = (rearrange(t, "b h w (heads c) -> b heads (h w) c", heads=self.heads) for t in (q, k, v))
         by_group, references = positions.permute(0, 3, 1, 2, 4), references.permute(0, 3, 1, 2, 4)
@@ -187,7 +187,7 @@ class DeformableAttention(nn.Module):
         """The position bias (B, heads, HW, HW) of keys at `positions`; None where there is none."""
         if self.rpe_table is None:
             return None
-        return sample_bias(self.rpe_table, positions, self.dense)
+        return sample_bias(self.rpe_table, positions, self.sampling)
 
     def weights(self, x: Tensor) -> tuple[Tensor, AttentionPoints]:
         """The softmax of the attention to x (B, H, W, C): (B, heads, queries, keys), HW each; and where the keys lie."""
@@ -196,13 +196,21 @@ class DeformableAttention(nn.Module):
         return (logits if bias is None else logits + bias).softmax(-1), AttentionPoints(*points)
 
 
+def set_sampling(model: nn.Module, method: str) -> None:
+    """Have all deformable layers sample by `method`, one of `models.sampling.METHODS`. Raises ValueError for another."""
+    if method not in METHODS:
+        raise ValueError(f"sampling {method!r}: choose from {', '.join(METHODS)}")
+    for layer in model.modules():
+        if isinstance(layer, DeformableAttention):
+            layer.sampling = method
+
+
 def make_deterministic(model: nn.Module) -> None:
     """Compute attention by operations whose gradients a GPU adds up in the same order each time."""
+    set_sampling(model, "dense")
     for layer in model.modules():
         if isinstance(layer, WindowAttention):
             layer.explicit_on_gpu = True
-        elif isinstance(layer, DeformableAttention):
-            layer.dense = True
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, dropout: float) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 import torch
@@ -20,7 +20,7 @@ from .attention import (
     ShiftedWindowAttention,
     WindowAttention,
 )
-from .eat import points_outside, points_spread, tracking_nothing
+from .eat import points_outside, points_spread, tracking_paused
 from .memory import remember
 from .weights import KNOWN
 
@@ -66,10 +66,8 @@ class Stage(nn.Module):
         self.attns = nn.ModuleList(attentions)
         self.drop_path = nn.ModuleList(DropPath(rate) for rate in drop_paths)
         self.grad_checkpointing = False
-        # A checkpointed block is run again, without counting its batch twice where anything is counted.
         deformable = [a for a in attentions if isinstance(a, DeformableAttention)]
-        running = any(attention.ref_point14.mode == "running" for attention in deformable)
-        self.again = {"context_fn": _first_and_again} if running else {}
+        self.counts_batches = any(attention.ref_point14.mode == "running" for attention in deformable)
 
     def block(self, i: int, x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
         """Block i. x: (B, H, W, C). Returns the same shape, and its points where its attention is deformable."""
@@ -80,19 +78,20 @@ class Stage(nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, dict[str, AttentionPoints]]:
         """x: (B, H, W, C). Returns the same shape, and the points of each deformable layer by its name."""
         points = {}
+        # A checkpointed block is run again for its gradient, and must not count its batch twice.
+        contexts = {"context_fn": self._forward_and_rerun} if self.counts_batches else {}
         for i in range(len(self.attns)):
             if self.grad_checkpointing and torch.is_grad_enabled():
-                x, layer_points = checkpoint(self.block, i, x, use_reentrant=False, **self.again)
+                x, layer_points = checkpoint(self.block, i, x, use_reentrant=False, **contexts)
             else:
                 x, layer_points = self.block(i, x)
             if layer_points is not None:
                 points[f"attns.{i}"] = AttentionPoints(*layer_points)
         return x, points
 
-
-def _first_and_again():
-    """The contexts of a checkpointed block's two forward passes."""
-    return nullcontext(), tracking_nothing()
+    def _forward_and_rerun(self) -> tuple[AbstractContextManager, AbstractContextManager]:
+        """The contexts of a checkpointed block's two forward passes."""
+        return nullcontext(), tracking_paused(self)
 
 
 class EAT(nn.Module):

@@ -6,7 +6,7 @@ Coordinates are (y, x) in [-1, 1] over the image, (-1, -1) its top left corner, 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
@@ -40,11 +40,11 @@ class InterestPoints(nn.Conv2d):
     """
 
     momentum = 0.1  # the last batch's least share in the running mean, as in batch normalisation
-    tracking = True  # False while a block is run again for its gradient
 
     def __init__(self, dim: int, fmap_size: int, mode: str = "batch", sync: bool = False):
         super().__init__(dim, 2, 1)
         self.mode, self.sync = mode, sync
+        self.tracking = True  # False while a block is run again for its gradient
         if mode == "running":
             self.register_buffer("running_points", torch.empty(1, fmap_size, fmap_size, 2))
             self.register_buffer("num_images_tracked", torch.empty((), dtype=torch.int64))
@@ -66,7 +66,7 @@ class InterestPoints(nn.Conv2d):
             mean = (
                 mean_over_processes(points) if self.sync and self.training else points.mean(0, keepdim=True)
             )
-            if self.mode == "running" and InterestPoints.tracking:
+            if self.mode == "running" and self.tracking:
                 self._track(mean, len(points))
             return mean.tanh()
 
@@ -93,13 +93,16 @@ class GridPoints(nn.Module):
 
 
 @contextmanager
-def tracking_nothing():
-    """No running mean moves: the batch has been counted."""
-    InterestPoints.tracking = False
+def tracking_paused(module: nn.Module) -> Iterator[None]:
+    """A context in which no running mean of `module` moves: the batch has been counted."""
+    layers = _running(module)
+    for points in layers:
+        points.tracking = False
     try:
         yield
     finally:
-        InterestPoints.tracking = True
+        for points in layers:
+            points.tracking = True
 
 
 def mean_over_processes(points: Tensor) -> Tensor:

@@ -63,20 +63,20 @@ def test_deterministic_is_dense_and_explicit_throughout_on_a_gpu(toy, caplog):
         set_deterministic(True, toy, torch.device("cpu"))
         assert "--deterministic changes nothing on cpu" in caplog.text
         assert torch.are_deterministic_algorithms_enabled()
-        assert kinds(toy) == {"S": {False}, "L": {True}, "D": {False}}
+        assert kinds(toy) == {"S": {False}, "L": {True}, "D": {"grid_sample"}}
         set_deterministic(True, toy, torch.device("cuda"))
-        assert kinds(toy) == {"S": {True}, "L": {True}, "D": {True}}
+        assert kinds(toy) == {"S": {True}, "L": {True}, "D": {"dense"}}
     finally:
         set_deterministic(False, toy, torch.device("cpu"))
     assert not torch.are_deterministic_algorithms_enabled()
 
 
 def kinds(model):
-    """By kind of layer: whether its windows are explicit on a GPU, or its samples dense."""
+    """By kind of layer: whether windows are explicit on a GPU, or how it samples."""
     found = {"S": set(), "L": set(), "D": set()}
     for layer in model.modules():
         if isinstance(layer, WindowAttention):
             found["S" if isinstance(layer, ShiftedWindowAttention) else "L"].add(layer.explicit_on_gpu)
         elif isinstance(layer, DeformableAttention):
-            found["D"].add(layer.dense)
+            found["D"].add(layer.sampling)
     return found
