@@ -130,55 +130,48 @@ class PhotoDataset(torch.utils.data.Dataset):
         return Batch(pixels, torch.tensor(flips), torch.from_numpy(np.stack(targets)), list(names))
 
 
-class Draws(Sampler):
-    """Batches of rows, each row with a seed of its own, so that neither depends on how many workers read them.
+class ResumableBatchSampler(Sampler):
+    """Batches of Samples. Order and seeds follow from `seed` and the epoch alone, so an epoch can go on at any batch.
 
-    shuffle: a new order every epoch, from `seed` and the epoch; else the order of the CSV. Set `epoch`, and `start`,
-    the batches to leave out, before iterating.
-    rank, world: this process of several. Shuffled rows are dealt out one by one, a few twice so that all have as many;
-    in the CSV's order whole batches are dealt out, so that each is the one that a single process would have.
+    shuffle: a new order every epoch, and a seed for each sample; else the order of the CSV. Set `epoch`, and `start`, the
+    number of batches to skip, before iterating.
+    rank, world: this process, and how many there are. Shuffled rows are dealt out one by one, a few of them twice so that
+    every process has as many. In the CSV's order whole batches are dealt out, the same that a single process would have.
     """
 
-    def __init__(self, length: int, batch_size: int, seed: int, shuffle: bool, rank: int = 0, world: int = 1):
-        self.length, self.batch_size, self.seed, self.shuffle = length, batch_size, seed, shuffle
+    def __init__(
+        self, labels: Labels, batch_size: int, seed: int, shuffle: bool, rank: int = 0, world: int = 1
+    ):
+        self.labels, self.batch_size, self.seed, self.shuffle = labels, batch_size, seed, shuffle
         self.rank, self.world = rank, world
         self.epoch = self.start = 0
+        count = len(labels)
         if shuffle:
-            share = -(-length // world)
-            self.places = (torch.arange(rank, share * world, world) % length).split(batch_size)
+            share = -(-count // world)
+            # Positions in the epoch's order, of each batch of this process.
+            self.positions = (torch.arange(rank, share * world, world) % count).split(batch_size)
         else:
-            self.places = torch.arange(length).split(batch_size)[rank::world]
+            self.positions = torch.arange(count).split(batch_size)[rank::world]
 
     @property
     def images(self) -> int:
         """How many images this process has in an epoch."""
-        return sum(map(len, self.places))
+        return sum(map(len, self.positions))
 
     def __len__(self) -> int:
         """How many batches this process has in an epoch."""
-        return len(self.places)
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        rows, seeds = torch.arange(self.length), torch.zeros(self.length, dtype=torch.int64)
-        if self.shuffle:
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-            rows = torch.randperm(self.length, generator=generator)
-            seeds = torch.randint(2**62, (self.length,), generator=generator)
-        for places in self.places[self.start :]:
-            yield list(zip(rows[places].tolist(), seeds[places].tolist(), strict=True))
-
-
-class Samples(Draws):
-    """As `Draws`, of these labels: batches of Samples."""
-
-    def __init__(self, labels: Labels, *given):
-        super().__init__(len(labels), *given)
-        self.labels = labels
+        return len(self.positions)
 
     def __iter__(self) -> Iterator[list[Sample]]:
-        images, targets = self.labels.images, self.labels.targets
-        for batch in super().__iter__():
-            yield [Sample(str(images[row]), targets[row], seed) for row, seed in batch]
+        names, targets, count = self.labels.images, self.labels.targets, len(self.labels)
+        rows, seeds = torch.arange(count), torch.zeros(count, dtype=torch.int64)
+        if self.shuffle:
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+            rows = torch.randperm(count, generator=generator)
+            seeds = torch.randint(2**62, (count,), generator=generator)
+        for batch in self.positions[self.start :]:
+            drawn = zip(rows[batch].tolist(), seeds[batch].tolist(), strict=True)
+            yield [Sample(str(names[row]), targets[row], seed) for row, seed in drawn]
 
 
 def read_splits(
@@ -250,13 +243,13 @@ def make_loader(
 ) -> DataLoader:
     """A loader of Batches: shuffled and augmented if `transform` is for training, else in the CSV's order.
 
-    rank, world: see `Draws`. decoder, cache: see `PhotoDataset`. persistent: workers stay between epochs.
+    rank, world: see `ResumableBatchSampler`. decoder, cache: see `PhotoDataset`. persistent: workers stay between epochs.
     """
     dataset = PhotoDataset(images, transform, decoder, cache)
     return workers.loader(
         dataset,
         num_workers,
-        batch_sampler=Samples(labels, batch_size, seed, transform.train, rank, world),
+        batch_sampler=ResumableBatchSampler(labels, batch_size, seed, transform.train, rank, world),
         collate_fn=dataset.collate,
         persistent_workers=persistent and num_workers > 0,
         pin_memory=pin_memory,
