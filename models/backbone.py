@@ -33,17 +33,17 @@ def create_backbone(name: str, num_classes: int = 10, pretrained: bool = False, 
     try:
         model = timm.create_model(bare, pretrained=pretrained, num_classes=num_classes, **given)
     except TypeError as error:
-        raise InputError(f"--model {name}: does not take {', '.join(given)} ({_line(error)})") from None
+        raise InputError(f"{name}: does not take {', '.join(given)} ({_line(error)})") from None
     except Exception as error:
         if not pretrained:
             raise
         raise InputError(
-            f"--model {name}: its weights cannot be fetched ({_line(error)}); --path_to_model_weight takes a file"
+            f"{name}: its weights cannot be fetched ({_line(error)}); load a weights file instead"
         ) from None
     config = resolve_data_config({}, model=model)
     channels, height, width = config["input_size"]
     if channels != 3 or height != width:
-        raise InputError(f"--model {name}: takes {channels} x {height} x {width}, not square RGB images")
+        raise InputError(f"{name}: takes {channels} x {height} x {width}, not square RGB images")
     model.img_size, model.statistics = height, (tuple(config["mean"]), tuple(config["std"]))
     _check_head(name, model, num_classes)
     remember(model, {})
@@ -55,7 +55,7 @@ def bare_name(name: str) -> str:
     bare = name.removeprefix(PREFIX)
     if bare not in timm.list_models() and bare not in timm.list_pretrained():
         near = difflib.get_close_matches(bare, timm.list_models(), 3, 0)
-        raise InputError(f"--model {name}: timm has no such model; the nearest are {', '.join(near)}")
+        raise InputError(f"{name}: timm has no such model; the nearest are {', '.join(near)}")
     return bare
 
 
@@ -91,9 +91,7 @@ def _check_head(name: str, model: nn.Module, outputs: int) -> None:
         shape = _line(error)
     model.train(was_training)
     if shape != (1, outputs):
-        raise InputError(
-            f"--model {name}: has no pooled head for images (its output: {shape}); choose a classifier"
-        )
+        raise InputError(f"{name}: has no pooled head for images (its output: {shape}); choose a classifier")
 
 
 def weights_path(path: str | os.PathLike) -> Path:

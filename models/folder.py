@@ -28,7 +28,7 @@ def load_folder(folder: str | os.PathLike, num_classes: int | None = None, **ove
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise WeightsError(
-            f"{path}: cannot be read ({error}); the folder must be one of export.py --to hub"
+            f"{path}: cannot be read ({error}); expected a folder that export.py has made for the hub"
         ) from None
     if not isinstance(config, dict) or config.get("architecture") not in VARIANTS:
         raise WeightsError(f"{path}: its architecture is not one of {', '.join(VARIANTS)}")

@@ -151,7 +151,7 @@ def test_pretrained_weights_without_a_network_are_one_line(ava, run, monkeypatch
         raise OSError("no route to host")
 
     monkeypatch.setattr(timm, "create_model", fail)
-    told = "its weights cannot be fetched (no route to host); --path_to_model_weight takes"
+    told = "its weights cannot be fetched (no route to host); load a weights file instead"
     refused(run, ava, told, model=RESNET, pretrained=True)
 
 
