@@ -81,13 +81,13 @@ def to_input(batch: Batch, device: torch.device, statistics: Statistics = IMAGEN
 def network_input(images: Tensor, flips: Tensor, statistics: Statistics = IMAGENET) -> Tensor:
     """(B, 3, H, W) uint8 pixels, where they are, to the normalised float32 input of the network, mirrored by `flips`."""
     images = torch.where(flips.view(-1, 1, 1, 1), images.flip(-1), images)
-    mean, std = _statistics(statistics, images.device)
+    mean, std = _statistics_on(images.device, statistics)
     return images.float().div_(255).sub_(mean).div_(std)
 
 
 @cache
 @torch.inference_mode(False)  # whoever asks first
-def _statistics(statistics: Statistics, device: torch.device) -> tuple[Tensor, ...]:
+def _statistics_on(device: torch.device, statistics: Statistics) -> tuple[Tensor, ...]:
     return tuple(torch.tensor(values, device=device).view(3, 1, 1) for values in statistics)
 
 
@@ -216,14 +216,14 @@ def read_splits(
         training, validation = hold_out(training, val_share, seed)
         notes.append(f"no val.csv: {len(validation)} rows of train.csv held out for validation")
     if train:
-        notes += _shared({"train": training, "val": validation, "test": test})
+        notes += _warn_of_shared_images({"train": training, "val": validation, "test": test})
     return Splits(training, validation, test, tuple(notes), skipped["test.csv"])
 
 
-def _shared(splits: dict[str, Labels]) -> Iterator[str]:
-    for (first, one), (second, other) in combinations(splits.items(), 2):
-        shared = set(one.images) & set(other.images)
-        if shared and one is not other:
+def _warn_of_shared_images(splits: dict[str, Labels]) -> Iterator[str]:
+    for (first, first_labels), (second, second_labels) in combinations(splits.items(), 2):
+        shared = set(first_labels.images) & set(second_labels.images)
+        if shared and first_labels is not second_labels:
             yield f"warning: {len(shared)} images are in {first} and in {second}, as {min(shared)}"
 
 

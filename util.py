@@ -104,8 +104,12 @@ def compute_metrics(pairs: Pairs) -> dict[str, float]:
     constant = [name for name, side in (("predicted", p), ("true", t)) if np.ptp(side) == 0]
     if constant:
         warnings.warn(f"all {len(t)} {constant[0]} scores are equal: correlations are nan", stacklevel=2)
-    figures = {"srcc": scipy.stats.spearmanr, "plcc": scipy.stats.pearsonr, "krcc": scipy.stats.kendalltau}
-    metrics = {name: math.nan if constant else figure(p, t).statistic for name, figure in figures.items()}
+    correlations = {
+        "srcc": scipy.stats.spearmanr,
+        "plcc": scipy.stats.pearsonr,
+        "krcc": scipy.stats.kendalltau,
+    }
+    metrics = {name: math.nan if constant else f(p, t).statistic for name, f in correlations.items()}
     errors = {"mae": mean_absolute_error(t, p), "rmse": root_mean_squared_error(t, p)}
     metrics |= {"accuracy": pairs.agree.mean()} | errors
     metrics |= {"emd_r1": pairs.emd_r1.mean(), "emd_r2": pairs.emd_r2.mean()}

@@ -29,16 +29,16 @@ def create_backbone(name: str, num_classes: int = 10, pretrained: bool = False, 
     Raises InputError for a name that timm does not have, with the nearest, and for a network without a pooled head.
     """
     bare = bare_name(name)
-    given = {name: value for name, value in settings.items() if value is not None}
+    settings = {setting: value for setting, value in settings.items() if value is not None}
     try:
-        model = timm.create_model(bare, pretrained=pretrained, num_classes=num_classes, **given)
+        model = timm.create_model(bare, pretrained=pretrained, num_classes=num_classes, **settings)
     except TypeError as error:
-        raise InputError(f"{name}: does not take {', '.join(given)} ({_line(error)})") from None
+        raise InputError(f"{name}: does not take {', '.join(settings)} ({_one_line(error)})") from None
     except Exception as error:
         if not pretrained:
             raise
         raise InputError(
-            f"{name}: its weights cannot be fetched ({_line(error)}); load a weights file instead"
+            f"{name}: its weights cannot be fetched ({_one_line(error)}); load a weights file instead"
         ) from None
     config = resolve_data_config({}, model=model)
     channels, height, width = config["input_size"]
@@ -54,12 +54,12 @@ def bare_name(name: str) -> str:
     """timm's own name for it. Raises InputError for one that timm does not have, with the nearest."""
     bare = name.removeprefix(PREFIX)
     if bare not in timm.list_models() and bare not in timm.list_pretrained():
-        near = difflib.get_close_matches(bare, timm.list_models(), 3, 0)
-        raise InputError(f"{name}: timm has no such model; the nearest are {', '.join(near)}")
+        nearest = difflib.get_close_matches(bare, timm.list_models(), 3, 0)
+        raise InputError(f"{name}: timm has no such model; the nearest are {', '.join(nearest)}")
     return bare
 
 
-def _heads(classifier: str | Sequence[str] | None) -> tuple[str, ...]:
+def _head_prefixes(classifier: str | Sequence[str] | None) -> tuple[str, ...]:
     """How the names of a head's tensors begin; timm's configurations name one, several, or none."""
     return tuple(f"{name}." for name in ([classifier] if isinstance(classifier, str) else classifier or ()))
 
@@ -71,12 +71,12 @@ def head_outputs(weights: Weights, name: str | None = None) -> int | None:
     """
     heads = ("cls_head.",)
     if name is not None and name.startswith(PREFIX):
-        heads = _heads(timm.get_pretrained_cfg(bare_name(name)).classifier)
-    found = [weights.state[f"{head}weight"] for head in heads if f"{head}weight" in weights.state]
-    return len(found[0]) if found and found[0].ndim > 1 else None
+        heads = _head_prefixes(timm.get_pretrained_cfg(bare_name(name)).classifier)
+    tensors = [weights.state[f"{head}weight"] for head in heads if f"{head}weight" in weights.state]
+    return len(tensors[0]) if tensors and tensors[0].ndim > 1 else None
 
 
-def _line(error: Exception) -> str:
+def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())[:160]
 
 
@@ -88,7 +88,7 @@ def _check_head(name: str, model: nn.Module, outputs: int) -> None:
             out = model.eval()(torch.zeros(1, 3, model.img_size, model.img_size))
         shape = tuple(out.shape) if isinstance(out, Tensor) else "no tensor"
     except Exception as error:
-        shape = _line(error)
+        shape = _one_line(error)
     model.train(was_training)
     if shape != (1, outputs):
         raise InputError(f"{name}: has no pooled head for images (its output: {shape}); choose a classifier")
@@ -111,19 +111,20 @@ def load_backbone(model: nn.Module, source: str | os.PathLike | Weights) -> list
     A head of another size keeps its fresh start, and is returned by its names.
     """
     weights = source if isinstance(source, Weights) else read_weights(weights_path(source))
-    own, state = model.state_dict(), dict(weights.state)
-    heads = _heads(model.pretrained_cfg.get("classifier"))
-    others = [
-        n for n, v in own.items() if n.startswith(heads) and (n not in state or state[n].shape != v.shape)
+    target, state = model.state_dict(), dict(weights.state)
+    heads = _head_prefixes(model.pretrained_cfg.get("classifier"))
+    unfit = [
+        n for n, v in target.items() if n.startswith(heads) and (n not in state or state[n].shape != v.shape)
     ]
-    fresh = [name for name in own if name.startswith(heads)] if others else []
+    fresh = [name for name in target if name.startswith(heads)] if unfit else []
     state = {name: value for name, value in state.items() if not (fresh and name.startswith(heads))}
-    missing = [name for name in own if name not in state and name not in fresh]
-    unexpected = [name for name in state if name not in own]
-    misshapen = [name for name in state if name in own and state[name].shape != own[name].shape]
-    for word, names in (("missing", missing), ("unexpected", unexpected), ("misshapen", misshapen)):
+    missing = [name for name in target if name not in state and name not in fresh]
+    unexpected = [name for name in state if name not in target]
+    misshapen = [name for name in state if name in target and state[name].shape != target[name].shape]
+    for problem, names in (("missing", missing), ("unexpected", unexpected), ("misshapen", misshapen)):
         if names:
-            what = f"{len(names)} tensors {word}, first {names[0]}"
-            raise WeightsError(f"{weights.path} is of another architecture: {what}")
-    model.load_state_dict(own | state)
+            raise WeightsError(
+                f"{weights.path} is of another architecture: {len(names)} tensors {problem}, first {names[0]}"
+            )
+    model.load_state_dict(target | state)
     return sorted(fresh)

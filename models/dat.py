@@ -22,7 +22,7 @@ from .attention import (
 )
 from .eat import points_outside, points_spread, tracking_paused
 from .memory import remember
-from .weights import KNOWN
+from .weights import SETTING_VALUES
 
 PER_STAGE = ["dims", "depths", "heads", "groups", "window_sizes", "use_pes", "strides", "offset_range_factor"]
 OFFSET_KERNELS = (9, 7, 5, 3)  # the offset network's depthwise kernel in stages 1 to 4
@@ -144,9 +144,9 @@ class EAT(nn.Module):
         if not isinstance(img_size, int) or img_size != width:
             raise ValueError(f"img_size {img_size}x{width}: the network takes square images")
         settings = {"interest_points": interest_points, "refinement": refinement}
-        for name, known in KNOWN.items():
-            if settings[name] not in known:
-                raise ValueError(f"{name} {settings[name]!r}: choose from {', '.join(known)}")
+        for name, values in SETTING_VALUES.items():
+            if settings[name] not in values:
+                raise ValueError(f"{name} {settings[name]!r}: choose from {', '.join(values)}")
         stage_spec = stage_spec or default_stage_spec(depths)
         per_stage = (dims, depths, heads, groups, window_sizes, use_pes, strides, offset_range_factor)
         for name, values in zip(PER_STAGE, per_stage, strict=True):
@@ -163,14 +163,14 @@ class EAT(nn.Module):
         blocks = sum(depths)
         drop_paths = (drop_path_rate * i / max(blocks - 1, 1) for i in range(blocks))
         drops = {"attn_drop": attn_drop_rate, "proj_drop": drop_rate}
-        ours = settings | {"sync_interest_points": sync_interest_points, "exploit": exploit}
+        method = settings | {"sync_interest_points": sync_interest_points, "exploit": exploit}
         self.stages = nn.ModuleList()
         for i, (dim, spec) in enumerate(zip(dims, stage_spec, strict=True)):
             fmap_size = img_size // patch_size // 2**i
             check_stage(spec, dim, heads[i], window_sizes[i], groups[i], fmap_size)
             window = {"dim": dim, "heads": heads[i], "window": window_sizes[i]}
             deformable = {"dim": dim, "heads": heads[i], "groups": groups[i], "kernel": OFFSET_KERNELS[i]}
-            deformable |= {"offset_range_factor": offset_range_factor[i], "use_pe": use_pes[i]} | ours
+            deformable |= {"offset_range_factor": offset_range_factor[i], "use_pe": use_pes[i]} | method
             make = {
                 "L": partial(WindowAttention, **window),
                 "S": partial(ShiftedWindowAttention, fmap_size=fmap_size, **window),
@@ -191,9 +191,9 @@ class EAT(nn.Module):
         return self._features_and_points(images)[0]
 
     def _features_and_points(self, images: Tensor) -> tuple[Tensor, dict[str, AttentionPoints]]:
-        size, own = tuple(images.shape[-2:]), self.img_size
-        if size != (own, own):
-            raise ValueError(f"images of {size} pixels; this network takes {own}x{own}")
+        size, side = tuple(images.shape[-2:]), self.img_size
+        if size != (side, side):
+            raise ValueError(f"images of {size} pixels; this network takes {side}x{side}")
         x = embed(self.patch_proj, images.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1))
         points = {}
         for i, stage in enumerate(self.stages):

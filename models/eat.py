@@ -48,9 +48,9 @@ class InterestPoints(nn.Conv2d):
         if mode == "running":
             self.register_buffer("running_points", torch.empty(1, fmap_size, fmap_size, 2))
             self.register_buffer("num_images_tracked", torch.empty((), dtype=torch.int64))
-            self.forget()
+            self.reset_running_points()
 
-    def forget(self) -> None:
+    def reset_running_points(self) -> None:
         """Forget the running mean."""
         self.running_points.fill_(torch.nan)
         self.num_images_tracked.zero_()
@@ -73,11 +73,11 @@ class InterestPoints(nn.Conv2d):
     @torch.no_grad()
     def _track(self, mean: Tensor, images: int) -> None:
         """The plain mean over all images at first; when a batch's share falls below `momentum`, that share."""
-        seen = self.num_images_tracked + images
-        share = (images / seen).clamp_min(self.momentum)
+        count = self.num_images_tracked + images
+        share = (images / count).clamp_min(self.momentum)
         moved = self.running_points + share * (mean - self.running_points)
         self.running_points.copy_(torch.where(self.num_images_tracked == 0, mean, moved))
-        self.num_images_tracked.copy_(seen)
+        self.num_images_tracked.copy_(count)
 
 
 class GridPoints(nn.Module):
@@ -95,7 +95,7 @@ class GridPoints(nn.Module):
 @contextmanager
 def tracking_paused(module: nn.Module) -> Iterator[None]:
     """A context in which no running mean of `module` moves: the batch has been counted."""
-    layers = _running(module)
+    layers = _running_points(module)
     for points in layers:
         points.tracking = False
     try:
@@ -130,7 +130,7 @@ class SumOverProcesses(torch.autograd.Function):
 
 def uncalibrated(model: nn.Module) -> bool:
     """Whether `model` needs running interest points and has none, so that it cannot be evaluated."""
-    return any(points.num_images_tracked == 0 for points in _running(model))
+    return any(points.num_images_tracked == 0 for points in _running_points(model))
 
 
 @torch.no_grad()
@@ -141,12 +141,12 @@ def calibrate_points(model: nn.Module, batches: Iterable[Tensor]) -> None:
     follow from the batch's mean in the layers before. Drop path and dropout are off. Raises ValueError for a network
     without running points, and for no images.
     """
-    layers, was_training = _running(model), model.training
+    layers, was_training = _running_points(model), model.training
     if not layers:
         raise ValueError("calibrate_points: the network's interest_points are not 'running'")
     model.eval()
     for points in layers:
-        points.forget()
+        points.reset_running_points()
         points.train()
         points.momentum = 0.0
     try:
@@ -160,8 +160,8 @@ def calibrate_points(model: nn.Module, batches: Iterable[Tensor]) -> None:
         raise ValueError("calibrate_points: no images")
 
 
-def _running(model: nn.Module) -> list[InterestPoints]:
-    return [m for m in model.modules() if isinstance(m, InterestPoints) and m.mode == "running"]
+def _running_points(module: nn.Module) -> list[InterestPoints]:
+    return [m for m in module.modules() if isinstance(m, InterestPoints) and m.mode == "running"]
 
 
 def points_spread(points: Tensor) -> Tensor:

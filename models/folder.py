@@ -11,7 +11,7 @@ import timm
 
 from .dat import EAT
 from .variants import VARIANTS
-from .weights import KNOWN, WeightsError, load_weights, read_weights
+from .weights import SETTING_VALUES, WeightsError, load_weights, read_weights
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"  # Hugging Face's names, and timm's
 
@@ -35,7 +35,7 @@ def load_folder(folder: str | os.PathLike, num_classes: int | None = None, **ove
     outputs, settings = config.get("num_classes"), config.get("model_args", {})
     if type(outputs) is not int or outputs < 1 or not isinstance(settings, dict):
         raise WeightsError(f"{path}: num_classes must be a whole number and model_args an object")
-    if unknown := set(settings) - set(KNOWN):
+    if unknown := set(settings) - set(SETTING_VALUES):
         raise WeightsError(f"{path}: unknown model_args {', '.join(sorted(unknown))}")
     if unknown := set(overrides) - set(inspect.signature(EAT).parameters):
         raise ValueError(f"{folder}: unknown settings {', '.join(sorted(unknown))}")
@@ -48,19 +48,17 @@ def load_folder(folder: str | os.PathLike, num_classes: int | None = None, **ove
     if head is None or head.shape != (outputs,):
         raise WeightsError(f"{path}: num_classes {outputs} is not that of {WEIGHTS}")
     settings = weights.settings | settings
-    if other := [name for name, value in weights.settings.items() if settings[name] != value]:
-        raise WeightsError(f"{path}: {other[0]} is not that of {WEIGHTS}")
+    if differing := [name for name, value in weights.settings.items() if settings[name] != value]:
+        raise WeightsError(f"{path}: {differing[0]} is not that of {WEIGHTS}")
     try:
         model = timm.create_model(config["architecture"], num_classes=outputs, **(settings | overrides))
     except TypeError as error:
         raise WeightsError(f"{path}: model_args do not fit ({error})") from None
     load_weights(model, weights)
     model.purpose, model.photographs = dict(weights.purpose), dict(weights.photographs)
-    method = (
-        config.get("pretrained_cfg", {}).get("interpolation")
-        if isinstance(config.get("pretrained_cfg"), dict)
-        else None
-    )
-    if method in ("bicubic", "bilinear"):  # what timm makes a transform of
-        model.pretrained_cfg = dict(model.pretrained_cfg) | {"interpolation": method, "num_classes": outputs}
+    timm_config = config.get("pretrained_cfg")
+    interpolation = timm_config.get("interpolation") if isinstance(timm_config, dict) else None
+    if interpolation in ("bicubic", "bilinear"):  # what timm makes a transform of
+        changes = {"interpolation": interpolation, "num_classes": outputs}
+        model.pretrained_cfg = dict(model.pretrained_cfg) | changes
     return model

@@ -14,13 +14,13 @@ def remember(model: nn.Module, settings: dict[str, str]) -> None:
     photographs: those it was trained on, as in `Weights.photographs`; a state_dict that is loaded brings its own along.
     """
     model.settings, model.purpose, model.photographs = dict(settings), {}, {}
-    model.register_state_dict_post_hook(_write)
-    model.register_load_state_dict_pre_hook(_take)
+    model.register_state_dict_post_hook(_save_entries)
+    model.register_load_state_dict_pre_hook(_restore_photographs)
 
 
-def _write(model: nn.Module, state: dict, prefix: str, metadata: dict) -> None:
+def _save_entries(model: nn.Module, state: dict, prefix: str, metadata: dict) -> None:
     metadata.update({name: dict(getattr(model, name)) for name in ENTRIES})
 
 
-def _take(model: nn.Module, state: dict, prefix: str, metadata: dict, *_) -> None:
+def _restore_photographs(model: nn.Module, state: dict, prefix: str, metadata: dict, *_) -> None:
     model.photographs = dict(metadata.get("photographs", model.photographs))

@@ -146,15 +146,15 @@ def sample_by_gather(maps: Tensor, grid: Tensor) -> Tensor:
     x, left = _in_frame(grid[..., 0], width)
     y, top = _in_frame(grid[..., 1], height)
     rows = F.pad(maps.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1)).reshape(-1, dim)
-    wide = width + 2
-    first = torch.arange(count, device=maps.device).view(-1, 1, 1) * ((height + 2) * wide)
-    cell = (first + top * wide + left).flatten()
+    row_length = width + 2
+    first = torch.arange(count, device=maps.device).view(-1, 1, 1) * ((height + 2) * row_length)
+    cell = (first + top * row_length + left).flatten()
 
-    def corner(step: int, share: Tensor) -> Tensor:
-        return F.embedding(cell + step, rows) * share.reshape(-1, 1)
+    def corner(step: int, weight: Tensor) -> Tensor:
+        return F.embedding(cell + step, rows) * weight.reshape(-1, 1)
 
     out = corner(0, (1 - x) * (1 - y)) + corner(1, x * (1 - y))
-    out = out + corner(wide, (1 - x) * y) + corner(wide + 1, x * y)
+    out = out + corner(row_length, (1 - x) * y) + corner(row_length + 1, x * y)
     return out.view(*grid.shape[:-1], dim).permute(0, 3, 1, 2)
 
 

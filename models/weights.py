@@ -26,7 +26,7 @@ BUFFERS = ("relative_position_index", "attn_mask")
 # The settings that a file may hold, and their values, the released one first.
 POINT_MODES = ("batch", "image", "running", "grid")
 REFINEMENTS = ("released", "off", "scheduled")
-KNOWN = {"interest_points": POINT_MODES, "refinement": REFINEMENTS}
+SETTING_VALUES = {"interest_points": POINT_MODES, "refinement": REFINEMENTS}
 # Buffers that the release does not have, by the end of their names, and their values where there are none.
 OURS = {
     "ref_point14.running_points": torch.nan,
@@ -71,35 +71,39 @@ def load_weights(model: nn.Module, source: str | os.PathLike | Weights) -> list[
     """
     weights = source if isinstance(source, Weights) else read_weights(source)
     path, state = weights.path, weights.state
-    own = model.state_dict()
-    fresh = _without_points(weights, own)
+    target = model.state_dict()
+    fresh = _names_plain_dat_lacks(weights, target)
     state = {name: value for name, value in state.items() if name not in fresh}
-    if not _has_points(own):
+    if not _has_points(target):
         state = {name: value for name, value in state.items() if "ref_point14" not in name}
-    state, absent = _fit_ours(own, state)
+    state, absent = _fit_added_buffers(target, state)
     fresh |= absent
     for name, value in list(state.items()):
-        if name in own and name.endswith(BUFFERS):
-            state[name] = own[name]  # they follow from the configuration
-        elif name not in own or value.shape == own[name].shape:
+        if name in target and name.endswith(BUFFERS):
+            state[name] = target[name]  # they follow from the configuration
+        elif name not in target or value.shape == target[name].shape:
             continue
-        elif name.endswith(TABLES) and _resizable(value, own[name]):
-            state[name] = resize_table(value, own[name].shape)
+        elif name.endswith(TABLES) and _is_resizable(value, target[name]):
+            state[name] = resize_table(value, target[name].shape)
     problems = []
-    for word, names in (
-        ("missing", [name for name in own if name not in state and name not in fresh]),
-        ("unexpected", [name for name in state if name not in own]),
+    for problem, names in (
+        ("missing", [name for name in target if name not in state and name not in fresh]),
+        ("unexpected", [name for name in state if name not in target]),
         (
             "misshapen",
-            [_shapes(n, state[n], own[n]) for n in state if n in own and state[n].shape != own[n].shape],
+            [
+                _describe_shapes(n, state[n], target[n])
+                for n in state
+                if n in target and state[n].shape != target[n].shape
+            ],
         ),
     ):
         if names:
             more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-            problems.append(f"{len(names)} {word}: {', '.join(names[:5])}{more}")
+            problems.append(f"{len(names)} {problem}: {', '.join(names[:5])}{more}")
     if problems:
         raise WeightsError(f"{path} does not fit this network: {'; '.join(problems)}")
-    model.load_state_dict({name: state.get(name, value) for name, value in own.items()})
+    model.load_state_dict({name: state.get(name, value) for name, value in target.items()})
     return sorted(fresh)
 
 
@@ -113,33 +117,36 @@ def _has_points(names: Iterable[str]) -> bool:
     return any("ref_point14" in name for name in names)
 
 
-def _without_points(weights: Weights, own: Mapping[str, Tensor]) -> set[str]:
+def _names_plain_dat_lacks(weights: Weights, target: Mapping[str, Tensor]) -> set[str]:
     """The names that keep their fresh start where a file is a plain DAT's, ImageNet's or one of ours."""
     if _has_points(weights.state):
         return set()
-    fresh = {name for name in own if "ref_point14" in name}
-    head = {name for name in own if name.startswith("cls_head.")}
-    same = all(name in weights.state and weights.state[name].shape == own[name].shape for name in head)
+    fresh = {name for name in target if "ref_point14" in name}
+    head = {name for name in target if name.startswith("cls_head.")}
+    same = all(name in weights.state and weights.state[name].shape == target[name].shape for name in head)
     ours = weights.settings.get("interest_points") == "grid"
-    return fresh if ours or (same and not _has_points(own)) else fresh | head
+    return fresh if ours or (same and not _has_points(target)) else fresh | head
 
 
-def _fit_ours(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], set[str]]:
+def _fit_added_buffers(
+    target: Mapping[str, Tensor], state: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], set[str]]:
     """`state` without those of OURS that the network has not, and with a start for those that it alone has.
 
     Returns it and the names of the latter. A count of images without its running points counts nothing.
     """
 
-    def given(name: str) -> bool:
+    def is_usable(name: str) -> bool:
         points = name.replace("num_images_tracked", "running_points")
-        return name in state and points in state and state[points].shape == own[points].shape
+        return name in state and points in state and state[points].shape == target[points].shape
 
-    absent = {name for name in own if name.endswith(tuple(OURS)) and not given(name)}
+    absent = {name for name in target if name.endswith(tuple(OURS)) and not is_usable(name)}
     start = {
-        name: torch.full_like(own[name], OURS[".".join(name.rsplit(".", 2)[-2:])]) for name in sorted(absent)
+        name: torch.full_like(target[name], OURS[".".join(name.rsplit(".", 2)[-2:])])
+        for name in sorted(absent)
     }
-    kept = {name: value for name, value in state.items() if name in own or not name.endswith(tuple(OURS))}
-    return kept | start, absent
+    fitting = {n: value for n, value in state.items() if n in target or not n.endswith(tuple(OURS))}
+    return fitting | start, absent
 
 
 def read_weights(path: str | os.PathLike) -> Weights:
@@ -184,11 +191,13 @@ def read_weights(path: str | os.PathLike) -> Weights:
         if name in state:
             raise WeightsError(f"{path}: {name} stands there twice, with and without 'module.'")
         state[name] = value
-    remembered = _remembered(content)
-    photographs = dict(remembered.get("photographs", {}))
+    metadata = _read_metadata(content)
+    photographs = dict(metadata.get("photographs", {}))
     if not all(isinstance(text, str) for text in photographs.values()):
         raise WeightsError(f"{path}: what it remembers of its photographs is no text")
-    return Weights(path, state, _settings(path, remembered, state), _purpose(path, remembered), photographs)
+    return Weights(
+        path, state, _read_settings(path, metadata, state), _read_purpose(path, metadata), photographs
+    )
 
 
 def _read_safetensors(path: Path) -> OrderedDict[str, Tensor]:
@@ -200,25 +209,25 @@ def _read_safetensors(path: Path) -> OrderedDict[str, Tensor]:
     return content
 
 
-def _remembered(content: Mapping) -> dict[str, Mapping]:
+def _read_metadata(content: Mapping) -> dict[str, Mapping]:
     """The network's own entries in a state_dict's metadata, `settings`, `purpose` and `photographs`, wherever they stand."""
     metadata = getattr(content, "_metadata", None)
-    found = {}
+    entries = {}
     for entry in metadata.values() if isinstance(metadata, Mapping) else ():
         for name in ("settings", "purpose", "photographs"):
             if isinstance(entry, Mapping) and isinstance(entry.get(name), Mapping):
-                found[name] = entry[name]
-    return found
+                entries[name] = entry[name]
+    return entries
 
 
-def _purpose(path: Path, remembered: Mapping) -> dict[str, str | tuple[float, float]]:
+def _read_purpose(path: Path, metadata: Mapping) -> dict[str, str | tuple[float, float]]:
     """What the file says it was trained for, checked: a stranger may have written it."""
-    found = {name: value for name, value in remembered.get("purpose", {}).items() if value is not None}
-    purpose = {name: found[name] for name in ("model", "dataset") if name in found}
+    entries = {name: value for name, value in metadata.get("purpose", {}).items() if value is not None}
+    purpose = {name: entries[name] for name in ("model", "dataset") if name in entries}
     if wrong := [name for name, value in purpose.items() if not isinstance(value, str)]:
         raise WeightsError(f"{path}: {wrong[0]} {purpose[wrong[0]]!r} is not a name")
-    if "score_range" in found:
-        scale = found["score_range"]
+    if "score_range" in entries:
+        scale = entries["score_range"]
         numbers = isinstance(scale, (list, tuple)) and len(scale) == 2
         if not (numbers and all(type(v) in (int, float) and math.isfinite(v) for v in scale)):
             raise WeightsError(f"{path}: score_range {scale!r} is not two numbers")
@@ -228,18 +237,18 @@ def _purpose(path: Path, remembered: Mapping) -> dict[str, str | tuple[float, fl
     return purpose
 
 
-def _settings(path: Path, remembered: Mapping, state: Mapping[str, Tensor]) -> dict[str, str]:
+def _read_settings(path: Path, metadata: Mapping, state: Mapping[str, Tensor]) -> dict[str, str]:
     """What the file says of its network: in the state_dict's metadata, or by the buffers that it has."""
     settings = {}
     if any(name.endswith("running_points") for name in state):
         settings["interest_points"] = "running"
     if any(name.endswith("refinement.factors") for name in state):
         settings["refinement"] = "scheduled"
-    said = remembered.get("settings", {})
-    settings |= {name: said[name] for name in KNOWN if name in said}
-    for name, known in KNOWN.items():
-        if settings.get(name, known[0]) not in known:
-            raise WeightsError(f"{path}: {name} {settings[name]!r} is not one of {', '.join(known)}")
+    recorded = metadata.get("settings", {})
+    settings |= {name: recorded[name] for name in SETTING_VALUES if name in recorded}
+    for name, values in SETTING_VALUES.items():
+        if settings.get(name, values[0]) not in values:
+            raise WeightsError(f"{path}: {name} {settings[name]!r} is not one of {', '.join(values)}")
     return settings
 
 
@@ -265,14 +274,14 @@ def _resize(maps: Tensor, size) -> Tensor:
     return F.interpolate(maps[None], size=tuple(size), mode="bicubic", align_corners=False)[0]
 
 
-def _resizable(table: Tensor, own: Tensor) -> bool:
-    """Whether `table` is a position table of the same heads as `own`, of another resolution."""
-    if table.ndim != own.ndim or table.numel() == 0 or not table.is_floating_point():
+def _is_resizable(table: Tensor, target: Tensor) -> bool:
+    """Whether `table` is a position table of the same heads as `target`, of another resolution."""
+    if table.ndim != target.ndim or table.numel() == 0 or not table.is_floating_point():
         return False
     if table.ndim == 3:
-        return table.shape[0] == own.shape[0]
-    return table.shape[1] == own.shape[1] and round(table.shape[0] ** 0.5) ** 2 == table.shape[0]
+        return table.shape[0] == target.shape[0]
+    return table.shape[1] == target.shape[1] and round(table.shape[0] ** 0.5) ** 2 == table.shape[0]
 
 
-def _shapes(name: str, found: Tensor, own: Tensor) -> str:
-    return f"{name} ({tuple(found.shape)} in the file, {tuple(own.shape)} in the network)"
+def _describe_shapes(name: str, value: Tensor, target: Tensor) -> str:
+    return f"{name} ({tuple(value.shape)} in the file, {tuple(target.shape)} in the network)"
