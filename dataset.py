@@ -1,4 +1,4 @@
-"""From labels to batches: the splits of a dataset, the released transforms, loaders whose order is their own."""
+"""From labels to batches: the splits of a dataset, the released transforms, loaders in a reproducible order."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from photographs.cache import Cache
 from photographs.decode import Resize, read_fast, read_pil, undecodable
 from photographs.labels import Format, Labels, find_images, hold_out, read_labels
 
-# The mean and the deviation of red, green and blue, in [0, 1], that a network's input is normalised by.
+# Mean and standard deviation of red, green and blue, in [0, 1], by which a network's input is normalised.
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 IMAGENET: Statistics = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 
 class Batch(NamedTuple):
-    """As it leaves the loader: a quarter of what the network's input takes, which `to_input` makes of it."""
+    """A batch of the loader. Its uint8 pixels take a quarter of the memory of the network's input; see `to_input`."""
 
     images: Tensor  # (B, 3, H, W) uint8, channels last in memory
     flips: Tensor  # (B,) bool: images to be mirrored
@@ -36,7 +36,7 @@ class Batch(NamedTuple):
 
 
 class Splits(NamedTuple):
-    """Labels by split. `notes` says in words what was done to get them."""
+    """Labels by split; `notes` are lines for the log."""
 
     train: Labels | None
     val: Labels | None
@@ -46,10 +46,11 @@ class Splits(NamedTuple):
 
 
 class Transform:
-    """What the network sees of a picture, as released: a resize, and in training a random crop and flip.
+    """The released transform: a resize, and in training a random crop and flip.
 
-    size: of the square given to the network. AVA (and the demo): bicubic resize to it. The others: bilinear, in
-    training to 256/224 of it and a random crop. The resize ignores the aspect ratio.
+    size: side of the network's square input in pixels. AVA and the demo: bicubic resize to this size. All other
+    datasets: bilinear, in training to 256/224 of this size, followed by a random crop. The resize ignores the aspect
+    ratio.
     """
 
     def __init__(self, dataset: str, size: int, train: bool):
@@ -59,50 +60,47 @@ class Transform:
         self.resize = Resize(side, "bicubic" if like_ava else "bilinear")
 
     def __call__(self, resized: np.ndarray, rng: random.Random) -> tuple[np.ndarray, bool]:
-        """The (size, size, 3) crop of (side, side, 3) uint8 pixels, and whether it is still to be mirrored."""
+        """resized: (side, side, 3) uint8. Returns the crop (size, size, 3), and whether it has yet to be mirrored."""
         flip = self.train and rng.random() < 0.5
         left = top = 0
         if spare := self.resize.side - self.size:
             left, top = rng.randint(0, spare), rng.randint(0, spare)
-            if flip:  # the crop's place is in the mirrored picture
+            if flip:  # `left` counts in the mirrored picture
                 left = spare - left
         return resized[top : top + self.size, left : left + self.size], flip
 
 
 def to_input(batch: Batch, device: torch.device, statistics: Statistics = IMAGENET) -> Tensor:
-    """The normalised float32 input of the network, (B, 3, H, W) on the device.
-
-    statistics: the mean and the deviation that the network takes, as its attribute of that name has them.
-    """
+    """The network's normalised float32 input, (B, 3, H, W) on the device. statistics: the network's attribute."""
     images = batch.images.to(device, non_blocking=True)
     return network_input(images, batch.flips.to(device, non_blocking=True), statistics)
 
 
 def network_input(images: Tensor, flips: Tensor, statistics: Statistics = IMAGENET) -> Tensor:
-    """(B, 3, H, W) uint8 pixels, where they are, to the normalised float32 input of the network, mirrored by `flips`."""
+    """Mirror and normalise. images: (B, 3, H, W) uint8; flips: (B,) bool. Returns float32 on the images' device."""
     images = torch.where(flips.view(-1, 1, 1, 1), images.flip(-1), images)
     mean, std = _statistics_on(images.device, statistics)
     return images.float().div_(255).sub_(mean).div_(std)
 
 
 @cache
-@torch.inference_mode(False)  # whoever asks first
+@torch.inference_mode(False)  # the first caller may be in it, a later one may train
 def _statistics_on(device: torch.device, statistics: Statistics) -> tuple[Tensor, ...]:
     return tuple(torch.tensor(values, device=device).view(3, 1, 1) for values in statistics)
 
 
 class Sample(NamedTuple):
-    """All that a process that reads needs of the labels, which stay with the process that it reads for."""
+    """A row of the labels for a reading process. The labels themselves stay in the main process."""
 
     name: str
     target: np.ndarray  # (outputs,)
-    seed: int  # of its augmentation
+    seed: int  # of the augmentation
 
 
 class PhotoDataset(torch.utils.data.Dataset):
-    """Images by `Sample`. One that does not decode comes back as an InputError, raised by `batches`.
+    """Images by `Sample`. Returns an InputError for an image that does not decode; `batches` raises it.
 
-    decoder: `pil` or `fast`, see `photographs.decode`. cache: where the decoded pictures are, of this resize and this decoder.
+    decoder: `pil` or `fast`, see `photographs.decode`. cache: of pictures with this resize and decoder, or None.
     """
 
     def __init__(self, folder: str | Path, transform: Transform, decoder: str, cache: Cache | None):
@@ -122,7 +120,7 @@ class PhotoDataset(torch.utils.data.Dataset):
         return image, flip, target, name
 
     def collate(self, samples: list) -> Batch | InputError:
-        """One batch; an error where there is one among the samples."""
+        """One batch; or the first error among the samples."""
         if errors := [sample for sample in samples if isinstance(sample, InputError)]:
             return errors[0]
         images, flips, targets, names = zip(*samples, strict=True)
@@ -187,10 +185,11 @@ def read_splits(
     seed: int = 0,
     limit: int | None = None,
 ) -> Splits:
-    """Read `train.csv`, `val.csv` and `test.csv` of `folder` and find their images.
+    """Read `train.csv`, `val.csv` and `test.csv` of `folder`, and find their images in `images`.
 
-    form: see `read_labels`. train: False reads test.csv only, and with `calibrate` train.csv too. select_on_test: test.csv
-    serves as the validation set, as in the release. Where there is no val.csv, `val_share` of train.csv is held out, by `seed`.
+    form: see `read_labels`. train: False reads test.csv only, and train.csv too if `calibrate`. select_on_test: use
+    test.csv for validation, as in the release. Without a val.csv, `val_share` of train.csv is held out, by `seed`.
+    Raises InputError for missing folders, and what `read_labels` and `find_images` raise.
     """
     if not Path(folder).is_dir():
         raise InputError(f"{folder}: no such folder; --path_to_save_csv names the folder of the CSVs")
@@ -243,7 +242,8 @@ def make_loader(
 ) -> DataLoader:
     """A loader of Batches: shuffled and augmented if `transform` is for training, else in the CSV's order.
 
-    rank, world: see `ResumableBatchSampler`. decoder, cache: see `PhotoDataset`. persistent: workers stay between epochs.
+    rank, world: see `ResumableBatchSampler`. decoder, cache: see `PhotoDataset`. persistent: keep the workers from epoch
+    to epoch.
     """
     dataset = PhotoDataset(images, transform, decoder, cache)
     return workers.loader(
@@ -253,13 +253,13 @@ def make_loader(
         collate_fn=dataset.collate,
         persistent_workers=persistent and num_workers > 0,
         pin_memory=pin_memory,
-        # Its own generator: starting workers must not advance the one that drop path draws from.
+        # A generator of its own: starting workers must not advance torch's, which drop path draws from.
         generator=torch.Generator().manual_seed(seed),
     )
 
 
 def batches(loader: DataLoader, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
-    """The batches of one epoch, from number `start`. Raises InputError where an image does not decode or a worker dies."""
+    """The batches of one epoch, from number `start`. Raises InputError if an image does not decode or a worker dies."""
     loader.batch_sampler.epoch, loader.batch_sampler.start = epoch, start
     for batch in workers.items(loader):
         if isinstance(batch, InputError):

@@ -1,4 +1,4 @@
-"""EAT's networks, their weights and their interest points, and timm's beside them. Importing this registers ours with timm."""
+"""EAT's networks, their weights and interest points, and timm's networks. Importing this registers ours with timm."""
 
 import os
 
@@ -32,15 +32,15 @@ __all__ = [
 
 
 def create_model(name: str | os.PathLike, num_classes: int | None = None, **overrides):
-    """Build a variant with fresh weights, a network of timm, or load a folder that `export.py --to hub` has written.
+    """Create one of EAT's variants with fresh weights, a network of timm, or the network of a hub folder.
 
-    name: one of `list_models()`; `timm/NAME` (`models.backbone`); or the folder: its weights, settings and purpose come
-        with it (`models.folder`).
-    num_classes: outputs, 10 for vote distributions, 1 for scores (default: 10, or the folder's).
-    overrides: the released configuration's names, as in `img_size`, `dims`, `drop_path_rate`, and ours, as in
-        `interest_points`, `refinement`; see `EAT`.
-    Raises: ValueError for an unknown name, an unknown setting or one that the method does not have; WeightsError, a
-        ValueError too, for a folder that cannot be used.
+    name: one of `list_models()`; or `timm/NAME`, any model of timm; or a folder that `export.py --to hub` has written,
+        which brings weights, settings and purpose.
+    num_classes: number of outputs: 10 for vote distributions, 1 for scores (default: 10, or the folder's).
+    overrides: settings of `EAT`: the released configuration's, such as `img_size`, `dims`, `drop_path_rate`, and ours,
+        such as `interest_points`, `refinement`.
+    Raises: ValueError for an unknown name, and for a setting that is unknown or that the method does not have;
+        WeightsError, a ValueError too, for a folder that cannot be used.
     """
     if not isinstance(name, (str, os.PathLike)):
         raise ValueError(f"no model {name!r}; give the name of one, or a folder")
@@ -56,11 +56,12 @@ def create_model(name: str | os.PathLike, num_classes: int | None = None, **over
 def load_weights(model: nn.Module, source: str | os.PathLike | Weights) -> list[str]:
     """Load weights into a network of EAT (`models.weights.load_weights`) or of timm (`models.backbone.load_backbone`).
 
-    Returns the names that keep their fresh start. Raises WeightsError, with the model left as it was.
+    source: a path, or the result of `read_weights`. Returns the names of the tensors that start fresh. Raises
+    WeightsError, with the model left as it was, for a file that does not fit.
     """
     return (weights.load_weights if model.settings else load_backbone)(model, source)
 
 
 def list_models() -> list[str]:
-    """The names of EAT's variants, smallest first."""
+    """Names of EAT's variants, the smallest first."""
     return list(VARIANTS)

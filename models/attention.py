@@ -1,8 +1,7 @@
 """The three attention kinds of EAT's backbone: window (L), shifted window (S) and deformable (D).
 
-All of them take and return maps of B x H x W x C (channels last): the linear layers, the norms and the fused
-attention kernels read that layout as it lies, so only windows are ever rearranged. Released weights keep the
-shapes of 1x1 convolutions where the release had them.
+All of them take and return maps of B x H x W x C (channels last). Linear layers, norms and fused attention read this
+layout directly, so only windows are rearranged. Where the release has 1x1 convolutions, weights keep their shapes.
 """
 
 from __future__ import annotations
@@ -20,14 +19,16 @@ from .sampling import METHODS, sample_bias, sample_features
 
 
 class AttentionPoints(NamedTuple):
-    """Where a deformable layer looked: both B x groups x H x W x 2, (y, x), -1 and 1 the border cells' centres."""
+    """Where a deformable layer sampled: both B x groups x H x W x 2, (y, x); -1 and 1 are the border cells' centres."""
 
-    positions: Tensor  # the sampling positions, that is references plus refined offsets; may lie outside
-    references: Tensor  # the interest points, the same for all groups, and for the batch unless each image has its own
+    positions: Tensor  # the sampling positions: references plus refined offsets; may lie outside
+    references: (
+        Tensor  # the interest points: the same for all groups; for all images, too, unless they are `image`
+    )
 
 
 class LayerNorm(nn.Module):
-    """LayerNorm over the last dimension; the extra level `norm` is in the released weight names."""
+    """LayerNorm over the last dimension. The extra level `norm` is part of the released weight names."""
 
     def __init__(self, dim: int):
         super().__init__()
@@ -54,7 +55,7 @@ class WindowAttention(nn.Module):
         self.proj_drop = nn.Dropout(proj_drop)
 
     def position_bias(self) -> Tensor:
-        """(heads, window^2, window^2), added to the logits of every window."""
+        """(heads, window^2, window^2), to be added to the logits of every window."""
         return self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -118,7 +119,7 @@ class DeformableAttention(nn.Module):
     ):
         super().__init__()
         self.heads, self.groups, self.attn_drop = heads, groups, attn_drop
-        self.sampling = METHODS[0]  # one of METHODS; `set_sampling` changes it
+        self.sampling = "grid_sample"  # `set_sampling` changes it
         self.offset_range_factor = offset_range_factor
         if use_pe:
             self.rpe_table = nn.Parameter(torch.empty(heads, 2 * fmap_size - 1, 2 * fmap_size - 1))
@@ -137,7 +138,7 @@ class DeformableAttention(nn.Module):
         self.proj_v = nn.Conv2d(dim, dim, 1)
         self.proj_out = nn.Conv2d(dim, dim, 1)
         self.proj_drop = nn.Dropout(proj_drop)
-        # The odd name is the released checkpoints'.
+        # The name is the released checkpoints'.
         learned = interest_points != "grid"
         self.ref_point14 = (
             InterestPoints(dim, fmap_size, interest_points, sync_interest_points) if learned else GridPoints()
@@ -145,7 +146,7 @@ class DeformableAttention(nn.Module):
         self.refinement = OffsetRefinement(refinement, exploit)
 
     def offsets(self, q: Tensor) -> Tensor:
-        """q: (B, H, W, C). Returns (B, H, W, groups, 2), float32, each within factor / (H, W)."""
+        """q: (B, H, W, C). Returns (B, H, W, groups, 2), float32, each within offset_range_factor / (H, W)."""
         depthwise, norm, act, project = self.conv_offset
         # One depthwise convolution over all groups at once: they share its weights.
         weight = depthwise.weight.repeat(self.groups, 1, 1, 1)
@@ -159,7 +160,7 @@ class DeformableAttention(nn.Module):
             return offsets.tanh() * (self.offset_range_factor / q.shape[1])  # maps are square
 
     def positions(self, x: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
-        """Where to sample x, (B, H, W, groups, 2), and the interest points, (1 or B, H, W, 1, 2)."""
+        """Returns the sampling positions for x, (B, H, W, groups, 2), and the interest points, (1 or B, H, W, 1, 2)."""
         points = self.ref_point14(x)[..., None, :]
         positions = points + self.refinement(self.offsets(q), points)
         return (positions.tanh() if self.offset_range_factor < 0 else positions), points
@@ -184,20 +185,20 @@ class DeformableAttention(nn.Module):
         return q, k, v, positions, (by_group, references.expand_as(by_group))
 
     def bias(self, positions: Tensor) -> Tensor | None:
-        """The position bias (B, heads, HW, HW) of keys at `positions`; None where there is none."""
+        """The position bias (B, heads, HW, HW) of keys at `positions`; None for a layer without a table."""
         if self.rpe_table is None:
             return None
         return sample_bias(self.rpe_table, positions, self.sampling)
 
     def weights(self, x: Tensor) -> tuple[Tensor, AttentionPoints]:
-        """The softmax of the attention to x (B, H, W, C): (B, heads, queries, keys), HW each; and where the keys lie."""
+        """x: (B, H, W, C). Returns the attention weights (B, heads, queries, keys), HW each, and the layer's points."""
         q, k, _, positions, points = self.project(x)
         logits, bias = q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1), self.bias(positions)
         return (logits if bias is None else logits + bias).softmax(-1), AttentionPoints(*points)
 
 
 def set_sampling(model: nn.Module, method: str) -> None:
-    """Have all deformable layers sample by `method`, one of `models.sampling.METHODS`. Raises ValueError for another."""
+    """Set how deformable layers sample. method: one of `models.sampling.METHODS`, else raises ValueError."""
     if method not in METHODS:
         raise ValueError(f"sampling {method!r}: choose from {', '.join(METHODS)}")
     for layer in model.modules():
@@ -206,7 +207,7 @@ def set_sampling(model: nn.Module, method: str) -> None:
 
 
 def make_deterministic(model: nn.Module) -> None:
-    """Compute attention by operations whose gradients a GPU adds up in the same order each time."""
+    """Compute attention only by operations whose gradients a GPU sums in the same order each time."""
     set_sampling(model, "dense")
     for layer in model.modules():
         if isinstance(layer, WindowAttention):
@@ -230,21 +231,21 @@ def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, dropout: flo
 
 
 def explicit_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, dropout: float) -> Tensor:
-    """As `attention`, spelled out."""
+    """As `attention`, step by step."""
     weights = (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1) + bias.to(q.dtype)).softmax(-1)
     return F.dropout(weights, dropout).to(v.dtype) @ v
 
 
 class LeanAttention(torch.autograd.Function):
-    """Attention whose bias needs a gradient, on a CPU: fused forward, and a backward that makes the weights again.
+    """Attention on a CPU whose bias needs a gradient: fused forward; backward computes the attention weights again.
 
-    torch's own fused CPU kernel has no gradient for the bias and falls back on one that keeps all attention weights
-    from forward to backward. Same shapes and values as `scaled_dot_product_attention`.
+    torch's fused CPU kernel has no gradient for the bias. torch then falls back on a kernel that keeps all attention
+    weights from forward to backward. Same shapes and values as `scaled_dot_product_attention`.
     """
 
     @staticmethod
     def forward(ctx, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-        bias = bias.contiguous()  # torch 2.6's kernel misreads any other
+        bias = bias.contiguous()  # torch 2.6's kernel misreads a bias that is not
         out, log_sum = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, attn_mask=bias)
         ctx.save_for_backward(q, k, v, bias, out, log_sum)
         return out
@@ -264,12 +265,12 @@ class LeanAttention(torch.autograd.Function):
 
 
 def pointwise(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """A 1x1 convolution on channels-last x (..., C)."""
+    """Apply a 1x1 convolution to channels-last x (..., C)."""
     return F.linear(x, conv.weight.flatten(1), conv.bias)
 
 
 def relative_position_index(window: int) -> Tensor:
-    """(window^2, window^2) int64: the row of the bias table for each pair (query, key) in a window."""
+    """(window^2, window^2) int64: the bias table's row for each pair (query, key) of a window."""
     cells = torch.cartesian_prod(torch.arange(window), torch.arange(window))
     steps = cells[:, None] - cells[None] + window - 1
     return steps[..., 0] * (2 * window - 1) + steps[..., 1]

@@ -1,4 +1,4 @@
-"""Any image model of timm as `timm/NAME`: its network with a head of the dataset's size, beside EAT under one protocol."""
+"""Any image model of timm as `timm/NAME`, with a head of the dataset's size, for comparison under one protocol."""
 
 from __future__ import annotations
 
@@ -22,11 +22,13 @@ FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")  # of a Hugging Face f
 
 
 def create_backbone(name: str, num_classes: int = 10, pretrained: bool = False, **settings) -> nn.Module:
-    """timm's network of that name, `timm/NAME`, with a fresh head of `num_classes` outputs, in training mode.
+    """Create timm's network `timm/NAME` with a fresh head of `num_classes` outputs, in training mode.
 
-    pretrained: timm fetches its weights from the network's hub. settings: go to timm, as `drop_path_rate`.
-    It has `img_size`, pixels of the square that it takes, and `statistics`, the mean and the deviation of its input.
-    Raises InputError for a name that timm does not have, with the nearest, and for a network without a pooled head.
+    pretrained: timm downloads the network's weights. settings: passed on to timm, such as `drop_path_rate`.
+    The network has two more attributes: `img_size`, the side of its square input in pixels, and `statistics`, mean and
+    standard deviation of its input by channel.
+    Raises InputError for an unknown name (the message has the nearest ones), for a setting that the network does not
+    take, for weights that cannot be downloaded, and for a network that does not turn square RGB images into outputs.
     """
     bare = bare_name(name)
     settings = {setting: value for setting, value in settings.items() if value is not None}
@@ -51,7 +53,7 @@ def create_backbone(name: str, num_classes: int = 10, pretrained: bool = False, 
 
 
 def bare_name(name: str) -> str:
-    """timm's own name for it. Raises InputError for one that timm does not have, with the nearest."""
+    """The name without `timm/`. Raises InputError, with the nearest names, if timm does not know it."""
     bare = name.removeprefix(PREFIX)
     if bare not in timm.list_models() and bare not in timm.list_pretrained():
         nearest = difflib.get_close_matches(bare, timm.list_models(), 3, 0)
@@ -60,14 +62,14 @@ def bare_name(name: str) -> str:
 
 
 def _head_prefixes(classifier: str | Sequence[str] | None) -> tuple[str, ...]:
-    """How the names of a head's tensors begin; timm's configurations name one, several, or none."""
+    """The beginnings of the names of a head's tensors. classifier: timm's configuration has one, several or none."""
     return tuple(f"{name}." for name in ([classifier] if isinstance(classifier, str) else classifier or ()))
 
 
 def head_outputs(weights: Weights, name: str | None = None) -> int | None:
-    """How many outputs the head has that a file's tensors hold; None where they hold none.
+    """The number of outputs of the head in a weights file; None if the file has no head.
 
-    name: of the network; without it, and for EAT's, the head is `cls_head`. Raises InputError for a name that timm does not have.
+    name: the network's. For None and for EAT's variants the head is `cls_head`. Raises InputError for an unknown name.
     """
     heads = ("cls_head.",)
     if name is not None and name.startswith(PREFIX):
@@ -81,7 +83,7 @@ def _one_line(error: Exception) -> str:
 
 
 def _check_head(name: str, model: nn.Module, outputs: int) -> None:
-    """Raises InputError where images (B, 3, H, W) do not become (B, outputs)."""
+    """Raise InputError if images (B, 3, H, W) do not become (B, outputs)."""
     was_training = model.training
     try:
         with torch.no_grad():
@@ -95,7 +97,10 @@ def _check_head(name: str, model: nn.Module, outputs: int) -> None:
 
 
 def weights_path(path: str | os.PathLike) -> Path:
-    """The file of `local-dir:FOLDER`, of a folder as Hugging Face has it, or the file itself. Raises WeightsError."""
+    """The weights file in a folder of Hugging Face's layout, FOLDER or `local-dir:FOLDER`; any other path as it is.
+
+    Raises WeightsError for a folder without weights.
+    """
     folder = Path(str(path).removeprefix("local-dir:"))
     if not folder.is_dir():
         return folder
@@ -106,9 +111,9 @@ def weights_path(path: str | os.PathLike) -> Path:
 
 
 def load_backbone(model: nn.Module, source: str | os.PathLike | Weights) -> list[str]:
-    """Load weights of the same architecture into a network of `create_backbone`, in place, or raise WeightsError.
+    """Load weights of the same architecture into a network of `create_backbone`, in place.
 
-    A head of another size keeps its fresh start, and is returned by its names.
+    A head of another size starts fresh. Returns the names of its tensors. Raises WeightsError for other architectures.
     """
     weights = source if isinstance(source, Weights) else read_weights(weights_path(source))
     target, state = model.state_dict(), dict(weights.state)

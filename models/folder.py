@@ -1,4 +1,4 @@
-"""A folder as `export.py --to hub` writes it: config.json and model.safetensors, back into a network."""
+"""Hub folders, as `export.py --to hub` writes them: from config.json and model.safetensors to a network."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"  # Hugging Face's names, an
 
 
 def load_folder(folder: str | os.PathLike, num_classes: int | None = None, **overrides) -> EAT:
-    """The network of a folder with its weights, its settings and its purpose, in training mode like any new one.
+    """Create the network of a hub folder, with its weights, settings and purpose, in training mode.
 
-    num_classes: must be the folder's, if given. overrides: come over the folder's own settings, as in
-    `interest_points="image"`. Raises WeightsError for a folder that holds no network of ours, ValueError for settings
-    that the method does not have.
+    num_classes: None, or the folder's number of outputs. overrides: settings that replace the folder's, such as
+    `interest_points="image"`. Raises WeightsError for a folder without a network of ours, ValueError for settings that
+    the method does not have.
     """
     path = Path(folder) / CONFIG
     try:
@@ -58,7 +58,7 @@ def load_folder(folder: str | os.PathLike, num_classes: int | None = None, **ove
     model.purpose, model.photographs = dict(weights.purpose), dict(weights.photographs)
     timm_config = config.get("pretrained_cfg")
     interpolation = timm_config.get("interpolation") if isinstance(timm_config, dict) else None
-    if interpolation in ("bicubic", "bilinear"):  # what timm makes a transform of
+    if interpolation in ("bicubic", "bilinear"):  # timm makes its transform of it
         changes = {"interpolation": interpolation, "num_classes": outputs}
         model.pretrained_cfg = dict(model.pretrained_cfg) | changes
     return model

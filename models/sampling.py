@@ -1,7 +1,7 @@
 """Bilinear sampling of features and of the position bias, by one of three methods that are equal to rounding.
 
-`grid_sample` is PyTorch's operator, and the released one. `gather` needs only additions, products and row lookups, which
-every runtime of an exported file has. `dense` multiplies with hat weights: the weight of each cell in a linear
+`grid_sample` is PyTorch's operator, and the released one. `gather` needs only additions, products and row lookups,
+which every runtime of an exported file has. `dense` multiplies with hat weights: the weight of each cell in a linear
 interpolation, 1 at the cell's centre, 0 a cell away. Its gradient has no scattered additions, which a GPU makes in
 another order each time.
 """
@@ -15,16 +15,16 @@ from torch import Tensor
 
 from .eat import in_float32
 
-# torch.compile takes them as they are; tracing einops' parser of patterns at each call took most of its time.
+# So torch.compile does not trace them: tracing einops' pattern parser at each call took most of its time.
 torch.compiler.allow_in_graph([rearrange, repeat])
 
 METHODS = ("grid_sample", "gather", "dense")
 
 
 def sample_features(features: Tensor, positions: Tensor, method: str = "grid_sample") -> Tensor:
-    """Sample each group's map at its positions; what lies outside counts as zero.
+    """Sample each group's map at its positions; outside the map everything is zero.
 
-    features: (B, H, W, groups, C); positions: (B, Hk, Wk, groups, 2), -1 and 1 the centres of the border
+    features: (B, H, W, groups, C); positions: (B, Hk, Wk, groups, 2), (y, x), -1 and 1 the centres of the border
     cells (`align_corners=True`). Returns (B, Hk, Wk, groups, C).
     """
     with in_float32(features.device):
@@ -64,9 +64,9 @@ def sample_bias(table: Tensor, positions: Tensor, method: str = "grid_sample") -
 class DenseBias(torch.autograd.Function):
     """The bias as two products with hat weights: along a table's rows, then along its columns.
 
-    tables: (groups, heads, Y, X); y, x: (B, groups, keys, H) and (.., W), each key's coordinate from each row and column
-    of queries, -1 and 1 the table's borders. Returns (B, groups, heads, H, W, keys). For the gradient the products are
-    made again: the first one, B x heads x keys x H x X numbers, is larger than the bias.
+    tables: (groups, heads, Y, X). y: (B, groups, keys, H), x: (B, groups, keys, W): the coordinates of each row and
+    column of queries relative to each key; -1 and 1 are the table's borders. Returns (B, groups, heads, H, W, keys).
+    Backward computes the products again: the first has B x heads x keys x H x X numbers, more than the bias.
     """
 
     @staticmethod
@@ -104,8 +104,8 @@ def _dense_features(features: Tensor, positions: Tensor) -> Tensor:
 def hat_weights(coordinates: Tensor, cells: int) -> Tensor:
     """The weight of each of `cells` in the linear interpolation at `coordinates` (...): (..., cells), zeros outside.
 
-    coordinates: -1 and 1 the centres of the border cells. On a cell's centre the slopes are those to its right, as
-    `grid_sample` has them.
+    coordinates: -1 and 1 the centres of the border cells. At a cell's centre the gradient is that of the right side, as
+    in `grid_sample`.
     """
     cell, left, share = _neighbours(coordinates, cells)
     return torch.where(cell == left, 1 - share, torch.where(cell == left + 1, share, 0.0))
@@ -119,7 +119,7 @@ def _coordinate_gradient(grad: Tensor, coordinates: Tensor) -> Tensor:
 
 
 def _neighbours(coordinates: Tensor, cells: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The indices of all cells, (cells,); of each coordinate its left neighbour and the weight of its right one, (..., 1)."""
+    """The indices of all cells, (cells,); for each coordinate its left cell and its right cell's weight, (..., 1)."""
     index = ((coordinates + 1) * ((cells - 1) / 2))[..., None]
     left = index.floor()
     return torch.arange(cells, device=coordinates.device), left, index - left
@@ -137,9 +137,9 @@ def sample(maps: Tensor, grid: Tensor, method: str = "grid_sample") -> Tensor:
 
 
 def sample_by_gather(maps: Tensor, grid: Tensor) -> Tensor:
-    """As `sample`, from additions, products and lookups of rows alone: every runtime has those.
+    """As `sample`, by additions, products and row lookups alone, which every runtime has.
 
-    Cells are kept one row each, inside a frame of zero cells: a position further out than the frame is moved onto it,
+    Each cell is a row of a matrix. The map has a frame of zero cells; positions further out are moved onto the frame,
     so that no lookup needs a mask.
     """
     count, dim, height, width = maps.shape
@@ -159,7 +159,7 @@ def sample_by_gather(maps: Tensor, grid: Tensor) -> Tensor:
 
 
 def _in_frame(coordinate: Tensor, cells: int) -> tuple[Tensor, Tensor]:
-    """Along one axis: the share of the right neighbour, and the left neighbour's index with the frame counted."""
+    """Along one axis: the right cell's weight, and the left cell's index in the framed map."""
     cell = ((coordinate + 1) * ((cells - 1) / 2)).clamp(-1, cells)
     left = cell.floor().clamp(max=cells - 1)
     return cell - left, left.long() + 1

@@ -16,7 +16,7 @@ def _default_cfg(size: int) -> dict:
         "fixed_input_size": True,
         "interpolation": "bicubic",
         "crop_pct": 1.0,
-        "crop_mode": "squash",  # timm's word for a resize that ignores the aspect ratio
+        "crop_mode": "squash",  # timm's word: the resize ignores the aspect ratio
         "mean": IMAGENET_DEFAULT_MEAN,
         "std": IMAGENET_DEFAULT_STD,
         "first_conv": "patch_proj.0",

@@ -22,14 +22,14 @@ try:
 except ImportError:  # torchvision 0.29 announces that it will go
     decode_jpeg = None
 
-MAX_PIXELS = 2 * Image.MAX_IMAGE_PIXELS  # PIL refuses to decode larger ones
-# The formats of photographs. PIL knows more, by content whatever the ending, and gives PostScript to Ghostscript to execute.
+MAX_PIXELS = 2 * Image.MAX_IMAGE_PIXELS  # PIL refuses to decode larger images
+# The formats of photographs. PIL recognises more, whatever the file's ending, and has Ghostscript execute PostScript.
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "PPM", "HEIF")
 
 
 @dataclass(frozen=True)
 class Resize:
-    """To a square of `side` pixels whatever the aspect ratio, antialiased. method: `bicubic` or `bilinear`."""
+    """An antialiased resize to a square of `side` pixels, whatever the aspect ratio. method: `bicubic` or `bilinear`."""
 
     side: int
     method: str
@@ -38,36 +38,39 @@ class Resize:
         return picture.resize((self.side, self.side), Image.Resampling[self.method.upper()])
 
     def tensor(self, picture: Tensor) -> Tensor:
-        """(3, H, W) uint8, to within one grey level of PIL's."""
+        """picture: (3, H, W) uint8. Returns (3, side, side) uint8, within one grey level of PIL's resize."""
         return F.interpolate(picture[None], (self.side, self.side), mode=self.method, antialias=True)[0]
 
 
 @cache
 def readable_formats() -> list[str]:
-    """Those of FORMATS that this PIL reads; MPO is read as JPEG, HEIF by a plugin."""
+    """The FORMATS that this PIL reads. MPO is read as JPEG, HEIF by a plugin."""
     Image.init()
     return [name for name in FORMATS if name in Image.OPEN]
 
 
 def open_image(source: str | os.PathLike | BinaryIO) -> Image.Image:
-    """Open a photograph, as every place that opens one does. Raises what PIL raises, UnidentifiedImageError for other formats."""
+    """Open a photograph; nothing else here may call `Image.open`.
+
+    Raises UnidentifiedImageError for other formats, and whatever else PIL raises.
+    """
     return Image.open(source, formats=readable_formats())
 
 
 def read_pil(path: str | os.PathLike, resize: Resize) -> np.ndarray:
-    """(side, side, 3) uint8: the release's pixels. Raises what PIL raises, which is anything at all."""
+    """Returns the release's pixels, (side, side, 3) uint8. Raises whatever PIL raises, which may be any exception."""
     with open_image(path) as picture:
         return np.asarray(resize.pil(picture.convert("RGB")))
 
 
 def read_fast(path: str | os.PathLike, resize: Resize) -> np.ndarray:
-    """As `read_pil`, within one grey level: plain JPEGs by torchvision, which resizes faster; all others by PIL."""
+    """As `read_pil`, within one grey level: plain JPEGs by torchvision, which resizes faster; other files by PIL."""
     pixels = read_plain(path, resize)
     return read_pil(path, resize) if pixels is None else pixels
 
 
 def read_plain(source: str | os.PathLike | bytes, resize: Resize) -> np.ndarray | None:
-    """As `read_fast`, of a file or its bytes, but None for all that is not a plain JPEG, or damaged: PIL decides about those."""
+    """As `read_fast`, for a file or its bytes. Returns None if it is damaged or no plain JPEG: then PIL must decide."""
     data = bytearray(source if isinstance(source, bytes) else Path(source).read_bytes())
     if _is_plain_jpeg(data):
         try:
@@ -78,7 +81,7 @@ def read_plain(source: str | os.PathLike | bytes, resize: Resize) -> np.ndarray 
 
 
 def _is_plain_jpeg(data: bytearray) -> bool:
-    """8 bits, grey or three colours, baseline or progressive, not too large: by its headers up to the frame's."""
+    """Whether the headers up to the frame's say: 8 bits, 1 or 3 channels, baseline or progressive, not too large."""
     at = 2
     if data[:2] != b"\xff\xd8":
         return False
@@ -93,7 +96,7 @@ def _is_plain_jpeg(data: bytearray) -> bool:
 
 
 def undecodable(path: Path, error: Exception) -> InputError:
-    """What to tell of a picture that could not be read: of what a decoder raised, or the InputError itself."""
+    """The InputError for a picture that could not be read. error: a decoder's; an InputError is returned as it is."""
     if isinstance(error, InputError):
         return error
     unknown = isinstance(error, UnidentifiedImageError)
@@ -102,7 +105,7 @@ def undecodable(path: Path, error: Exception) -> InputError:
 
 
 def _decode(data: Tensor) -> Tensor:
-    """(3, H, W) uint8, on the CPU. Raises RuntimeError where the file is damaged."""
+    """data: a file's bytes, (N,) uint8. Returns (3, H, W) uint8. Raises RuntimeError if the file is damaged."""
     if decode_jpeg is not None:
         return decode_jpeg(data, ImageReadMode.RGB)
     try:

@@ -14,7 +14,7 @@ log = logging.getLogger("eat")
 
 
 def set_deterministic(deterministic: bool, model: nn.Module, device: torch.device) -> None:
-    """Have `model` and torch train by deterministic operations only, or by any. On a CPU they all are."""
+    """Have torch and `model` use deterministic operations only, or any. On a CPU all of them are deterministic."""
     torch.use_deterministic_algorithms(deterministic)
     torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads such memory
     if not deterministic:
@@ -23,4 +23,4 @@ def set_deterministic(deterministic: bool, model: nn.Module, device: torch.devic
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at its first product
         make_deterministic(model)
     else:
-        log.info("--deterministic changes nothing on %s: there training is so anyway", device)
+        log.info("--deterministic changes nothing on %s: training on it is deterministic anyway", device)
