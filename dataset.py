@@ -143,10 +143,9 @@ class ResumableBatchSampler(Sampler):
         self.labels, self.batch_size, self.seed, self.shuffle = labels, batch_size, seed, shuffle
         self.rank, self.world = rank, world
         self.epoch = self.start = 0
-        count = len(labels)
+        count = len(labels)  # `positions`: places in the epoch's order, for each batch of this process
         if shuffle:
             share = -(-count // world)
-            # Positions in the epoch's order, of each batch of this process.
             self.positions = (torch.arange(rank, share * world, world) % count).split(batch_size)
         else:
             self.positions = torch.arange(count).split(batch_size)[rank::world]

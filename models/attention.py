@@ -23,7 +23,7 @@ class AttentionPoints(NamedTuple):
 
     positions: Tensor  # the sampling positions: references plus refined offsets; may lie outside
     references: (
-        Tensor  # the interest points: the same for all groups; for all images, too, unless they are `image`
+        Tensor  # the interest points, the same for all groups; those of mode `image` differ between images
     )
 
 
@@ -41,7 +41,8 @@ class LayerNorm(nn.Module):
 class WindowAttention(nn.Module):
     """Multi-head attention inside windows, with a relative position bias (Swin Transformer; letter L)."""
 
-    # In training on a GPU. Forward and backward of a layer of eat_base on an H200: 3.95 ms, fused 5.14.
+    # Whether attention is computed step by step, not fused, in training on a GPU. Forward and backward of a layer of
+    # eat_base on an H200: 3.95 ms, fused 5.14; with shifted windows 5.07 ms, fused 4.11.
     explicit_on_gpu = True
 
     def __init__(self, dim: int, heads: int, window: int, attn_drop: float = 0.0, proj_drop: float = 0.0):
@@ -80,7 +81,7 @@ class WindowAttention(nn.Module):
 class ShiftedWindowAttention(WindowAttention):
     """Window attention on windows shifted by half a window, so that neighbours meet (letter S)."""
 
-    explicit_on_gpu = False  # 5.07 ms, fused 4.11
+    explicit_on_gpu = False
 
     def __init__(self, dim: int, heads: int, window: int, fmap_size: int, **drops: float):
         super().__init__(dim, heads, window, **drops)
