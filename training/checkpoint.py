@@ -150,9 +150,8 @@ def _put_back(content: dict, stepper: Stepper) -> Progress:
     torch.set_rng_state(random["torch"])
     if random["cuda"] is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(random["cuda"])
-    entries = content["progress"] | own
-    known = {entry.name for entry in fields(Progress)}  # an older version may have saved others, too
-    return Progress(**{name: value for name, value in entries.items() if name in known})
+    known = {field.name for field in fields(Progress)}  # an older run may have others
+    return Progress(**{name: value for name, value in (content["progress"] | own).items() if name in known})
 
 
 def _match_best(folder: Path, epoch: int) -> bool:
