@@ -1,4 +1,4 @@
-"""From labels to batches: the splits of a dataset, the released transforms, loaders whose order is their own."""
+"""From labels to batches: the splits of a dataset, the released transforms, loaders in a reproducible order."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from torch.utils.data import DataLoader, Sampler
 from option import InputError
 from photographs import workers
 from photographs.cache import Cache
-from photographs.decode import Encoded, read_fast, read_pil, read_plain_jpeg, undecodable
+from photographs.decode import read_fast, read_pil, undecodable
 from photographs.labels import FORMATS, Format, Labels, find_images, hold_out, read_labels
 
-# The mean and the deviation of red, green and blue, in [0, 1], that a network's input is normalised by.
+# Mean and standard deviation of red, green and blue, in [0, 1], by which a network's input is normalised.
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
 IMAGENET: Statistics = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 
 class Batch(NamedTuple):
-    """As it leaves the loader: a quarter of what the network's input takes, which `to_input` makes of it."""
+    """A batch of the loader. Its uint8 pixels take a quarter of the memory of the network's input; see `to_input`."""
 
-    images: Tensor | Encoded  # (B, 3, H, W) uint8, channels last in memory
+    images: Tensor  # (B, 3, H, W) uint8, channels last in memory
     flips: Tensor  # (B,) bool: images to be mirrored
     targets: Tensor  # (B, outputs)
     names: list[str]
 
 
 class Splits(NamedTuple):
-    """Labels by split. `notes` says in words what was done to get them."""
+    """Labels by split; `notes` are lines for the log."""
 
     train: Labels | None
     val: Labels | None
@@ -46,7 +46,7 @@ class Splits(NamedTuple):
 
 
 class Transform:
-    """What the network sees of a picture, as released: a resize, and in training a random crop and flip.
+    """The released transform: a resize, and in training a random crop and flip.
 
     size: of the square given to the network. The resize is the label format's, and ignores the aspect ratio. AVA (and the
     demo): bicubic to that size. The others: bilinear, in training to 256/224 of it and a random crop.
@@ -56,67 +56,48 @@ class Transform:
         self.size, self.train = size, train
         self.resize = FORMATS.get(dataset, Format()).resize(size, train)
 
-    def draw(self, rng: random.Random) -> tuple[tuple[int, int], bool]:
-        """Left and top of the crop in the resized picture, and whether it is mirrored afterwards."""
+    def __call__(self, resized: np.ndarray, rng: random.Random) -> tuple[np.ndarray, bool]:
+        """resized: (side, side, 3) uint8. Returns the crop (size, size, 3), and whether it has yet to be mirrored."""
         flip = self.train and rng.random() < 0.5
         left = top = 0
         if spare := self.resize.side - self.size:
             left, top = rng.randint(0, spare), rng.randint(0, spare)
-            if flip:  # the crop's place is in the mirrored picture
+            if flip:  # `left` counts in the mirrored picture
                 left = spare - left
-        return (left, top), flip
-
-    def __call__(self, resized: np.ndarray, rng: random.Random) -> tuple[np.ndarray, bool]:
-        """The (size, size, 3) crop of (side, side, 3) uint8 pixels, and whether it is still to be mirrored."""
-        (left, top), flip = self.draw(rng)
         return resized[top : top + self.size, left : left + self.size], flip
 
 
 def to_input(batch: Batch, device: torch.device, statistics: Statistics = IMAGENET) -> Tensor:
-    """The normalised float32 input of the network, (B, 3, H, W) on the device. Raises InputError.
-
-    statistics: the mean and the deviation that the network takes, as its attribute of that name has them.
-    """
-    if isinstance(batch.images, Encoded):
-        try:
-            images = batch.images.decode(device)
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:
-            reason = f"does not decode on {device} ({' '.join(str(error).split())[:160]})"
-            remedy = "`prepare_data.py check` finds it, --decode fast goes on without"
-            raise InputError(f"a picture of {', '.join(batch.names)} {reason}; {remedy}") from error
-    else:
-        images = batch.images.to(device, non_blocking=True)
+    """The network's normalised float32 input, (B, 3, H, W) on the device. statistics: the network's attribute."""
+    images = batch.images.to(device, non_blocking=True)
     return network_input(images, batch.flips.to(device, non_blocking=True), statistics)
 
 
 def network_input(images: Tensor, flips: Tensor, statistics: Statistics = IMAGENET) -> Tensor:
-    """(B, 3, H, W) uint8 pixels, where they are, to the normalised float32 input of the network, mirrored by `flips`."""
+    """Mirror and normalise. images: (B, 3, H, W) uint8; flips: (B,) bool. Returns float32 on the images' device."""
     images = torch.where(flips.view(-1, 1, 1, 1), images.flip(-1), images)
-    mean, std = _statistics(statistics, images.device)
+    mean, std = _statistics_on(images.device, statistics)
     return images.float().div_(255).sub_(mean).div_(std)
 
 
 @cache
-@torch.inference_mode(False)  # whoever asks first
-def _statistics(statistics: Statistics, device: torch.device) -> tuple[Tensor, ...]:
+@torch.inference_mode(False)  # the first caller may be in it, a later one may train
+def _statistics_on(device: torch.device, statistics: Statistics) -> tuple[Tensor, ...]:
     return tuple(torch.tensor(values, device=device).view(3, 1, 1) for values in statistics)
 
 
 class Sample(NamedTuple):
-    """All that a process that reads needs of the labels, which stay with the process that it reads for."""
+    """A row of the labels for a reading process. The labels themselves stay in the main process."""
 
     name: str
     target: np.ndarray  # (outputs,)
-    seed: int  # of its augmentation
+    seed: int  # of the augmentation
 
 
 class PhotoDataset(torch.utils.data.Dataset):
-    """Images by `Sample`. One that does not decode comes back as an InputError, raised by `batches`.
+    """Images by `Sample`. Returns an InputError for an image that does not decode; `batches` raises it.
 
-    decoder: one of `decode.DECODERS`; `gpu` leaves plain JPEGs for `to_input` to decode.
-    cache: where the decoded pictures are, of this resize and this decoder.
+    decoder: `pil` or `fast`, see `photographs.decode`. cache: of pictures with this resize and decoder, or None.
     """
 
     def __init__(self, folder: str | Path, transform: Transform, decoder: str, cache: Cache | None):
@@ -128,11 +109,6 @@ class PhotoDataset(torch.utils.data.Dataset):
         try:
             if self.cache is not None:
                 image, flip = self.transform(self.cache.read(name), rng)
-            elif self.decoder == "gpu":
-                data = read_plain_jpeg(path)
-                data = torch.tensor(read_pil(path, self.transform.resize)) if data is None else data
-                corner, flip = self.transform.draw(rng)
-                image = data, corner
             else:
                 read = read_fast if self.decoder == "fast" else read_pil
                 image, flip = self.transform(read(path, self.transform.resize), rng)
@@ -141,67 +117,55 @@ class PhotoDataset(torch.utils.data.Dataset):
         return image, flip, target, name
 
     def collate(self, samples: list) -> Batch | InputError:
-        """One batch; an error where there is one among the samples."""
+        """One batch; or the first error among the samples."""
         if errors := [sample for sample in samples if isinstance(sample, InputError)]:
             return errors[0]
         images, flips, targets, names = zip(*samples, strict=True)
-        if self.cache is None and self.decoder == "gpu":
-            pictures, corners = zip(*images, strict=True)
-            pixels = Encoded(list(pictures), list(corners), self.transform.resize, self.transform.size)
-        else:
-            pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
+        pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
         return Batch(pixels, torch.tensor(flips), torch.from_numpy(np.stack(targets)), list(names))
 
 
-class Draws(Sampler):
-    """Batches of rows, each row with a seed of its own, so that neither depends on how many workers read them.
+class ResumableBatchSampler(Sampler):
+    """Batches of Samples. Order and seeds follow from `seed` and the epoch alone, so an epoch can go on at any batch.
 
-    shuffle: a new order every epoch, from `seed` and the epoch; else the order of the CSV. Set `epoch`, and `start`,
-    the batches to leave out, before iterating.
-    rank, world: this process of several. Shuffled rows are dealt out one by one, a few twice so that all have as many;
-    in the CSV's order whole batches are dealt out, so that each is the one that a single process would have.
+    shuffle: a new order every epoch, and a seed for each sample; else the order of the CSV. Set `epoch`, and `start`, the
+    number of batches to skip, before iterating.
+    rank, world: this process, and how many there are. Shuffled rows are dealt out one by one, a few of them twice so that
+    every process has as many. In the CSV's order whole batches are dealt out, the same that a single process would have.
     """
 
-    def __init__(self, length: int, batch_size: int, seed: int, shuffle: bool, rank: int = 0, world: int = 1):
-        self.length, self.batch_size, self.seed, self.shuffle = length, batch_size, seed, shuffle
+    def __init__(
+        self, labels: Labels, batch_size: int, seed: int, shuffle: bool, rank: int = 0, world: int = 1
+    ):
+        self.labels, self.batch_size, self.seed, self.shuffle = labels, batch_size, seed, shuffle
         self.rank, self.world = rank, world
         self.epoch = self.start = 0
+        count = len(labels)  # `positions`: places in the epoch's order, for each batch of this process
         if shuffle:
-            share = -(-length // world)
-            self.places = (torch.arange(rank, share * world, world) % length).split(batch_size)
+            share = -(-count // world)
+            self.positions = (torch.arange(rank, share * world, world) % count).split(batch_size)
         else:
-            self.places = torch.arange(length).split(batch_size)[rank::world]
+            self.positions = torch.arange(count).split(batch_size)[rank::world]
 
     @property
     def images(self) -> int:
         """How many images this process has in an epoch."""
-        return sum(map(len, self.places))
+        return sum(map(len, self.positions))
 
     def __len__(self) -> int:
         """How many batches this process has in an epoch."""
-        return len(self.places)
-
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        rows, seeds = torch.arange(self.length), torch.zeros(self.length, dtype=torch.int64)
-        if self.shuffle:
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-            rows = torch.randperm(self.length, generator=generator)
-            seeds = torch.randint(2**62, (self.length,), generator=generator)
-        for places in self.places[self.start :]:
-            yield list(zip(rows[places].tolist(), seeds[places].tolist(), strict=True))
-
-
-class Samples(Draws):
-    """As `Draws`, of these labels: batches of Samples."""
-
-    def __init__(self, labels: Labels, *given):
-        super().__init__(len(labels), *given)
-        self.labels = labels
+        return len(self.positions)
 
     def __iter__(self) -> Iterator[list[Sample]]:
-        images, targets = self.labels.images, self.labels.targets
-        for batch in super().__iter__():
-            yield [Sample(str(images[row]), targets[row], seed) for row, seed in batch]
+        names, targets, count = self.labels.images, self.labels.targets, len(self.labels)
+        rows, seeds = torch.arange(count), torch.zeros(count, dtype=torch.int64)
+        if self.shuffle:
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+            rows = torch.randperm(count, generator=generator)
+            seeds = torch.randint(2**62, (count,), generator=generator)
+        for batch in self.positions[self.start :]:
+            drawn = zip(rows[batch].tolist(), seeds[batch].tolist(), strict=True)
+            yield [Sample(str(names[row]), targets[row], seed) for row, seed in drawn]
 
 
 def read_splits(
@@ -217,10 +181,11 @@ def read_splits(
     seed: int = 0,
     limit: int | None = None,
 ) -> Splits:
-    """Read `train.csv`, `val.csv` and `test.csv` of `folder` and find their images.
+    """Read `train.csv`, `val.csv` and `test.csv` of `folder`, and find their images in `images`.
 
-    form: see `read_labels`. train: False reads test.csv only, and with `calibrate` train.csv too. select_on_test: test.csv
-    serves as the validation set, as in the release. Where there is no val.csv, `val_share` of train.csv is held out, by `seed`.
+    form: see `read_labels`. train: False reads test.csv only, and train.csv too if `calibrate`. select_on_test: use
+    test.csv for validation, as in the release. Without a val.csv, `val_share` of train.csv is held out, by `seed`.
+    Raises InputError for missing folders, and what `read_labels` and `find_images` raise.
     """
     if not Path(folder).is_dir():
         raise InputError(f"{folder}: no such folder; --path_to_save_csv names the folder of the CSVs")
@@ -246,14 +211,14 @@ def read_splits(
         training, validation = hold_out(training, val_share, seed)
         notes.append(f"no val.csv: {len(validation)} rows of train.csv held out for validation")
     if train:
-        notes += _shared({"train": training, "val": validation, "test": test})
+        notes += _warn_of_shared_images({"train": training, "val": validation, "test": test})
     return Splits(training, validation, test, tuple(notes), skipped["test.csv"])
 
 
-def _shared(splits: dict[str, Labels]) -> Iterator[str]:
-    for (first, one), (second, other) in combinations(splits.items(), 2):
-        shared = set(one.images) & set(other.images)
-        if shared and one is not other:
+def _warn_of_shared_images(splits: dict[str, Labels]) -> Iterator[str]:
+    for (first, first_labels), (second, second_labels) in combinations(splits.items(), 2):
+        shared = set(first_labels.images) & set(second_labels.images)
+        if shared and first_labels is not second_labels:
             yield f"warning: {len(shared)} images are in {first} and in {second}, as {min(shared)}"
 
 
@@ -273,23 +238,24 @@ def make_loader(
 ) -> DataLoader:
     """A loader of Batches: shuffled and augmented if `transform` is for training, else in the CSV's order.
 
-    rank, world: see `Draws`. decoder, cache: see `PhotoDataset`. persistent: workers stay between epochs.
+    rank, world: see `ResumableBatchSampler`. decoder, cache: see `PhotoDataset`. persistent: keep the workers from epoch
+    to epoch.
     """
     dataset = PhotoDataset(images, transform, decoder, cache)
     return workers.loader(
         dataset,
         num_workers,
-        batch_sampler=Samples(labels, batch_size, seed, transform.train, rank, world),
+        batch_sampler=ResumableBatchSampler(labels, batch_size, seed, transform.train, rank, world),
         collate_fn=dataset.collate,
         persistent_workers=persistent and num_workers > 0,
         pin_memory=pin_memory,
-        # Its own generator: starting workers must not advance the one that drop path draws from.
+        # A generator of its own: starting workers must not advance torch's, which drop path draws from.
         generator=torch.Generator().manual_seed(seed),
     )
 
 
 def batches(loader: DataLoader, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
-    """The batches of one epoch, from number `start`. Raises InputError where an image does not decode or a worker dies."""
+    """The batches of one epoch, from number `start`. Raises InputError if an image does not decode or a worker dies."""
     loader.batch_sampler.epoch, loader.batch_sampler.start = epoch, start
     for batch in workers.items(loader):
         if isinstance(batch, InputError):

@@ -120,7 +120,7 @@ GROUPS: dict[str, tuple[Option, ...]] = {
         Option("path_to_save_csv", str, None, "folder of train.csv, val.csv and test.csv; demo: data/demo", metavar="FOLDER", resumable=True),
         Option("val_share", float, 0.1, "share of train.csv held out where there is no val.csv", low=0.01, high=0.5),
         Option("skip_missing", bool, False, "go on without the images that are not in the folder"),
-        Option("decode", str, "auto", "who decodes the pictures; auto: fast (torchvision) in training, pil (as released) in evaluation and for --released_protocol", choices=("auto", "pil", "fast", "gpu")),
+        Option("decode", str, "auto", "who decodes the pictures; auto: fast (torchvision) in training, pil (as released) in evaluation and for --released_protocol", choices=("auto", "pil", "fast")),
         Option("cache", str, None, "keep the decoded pictures in this folder, and train from them", metavar="FOLDER", resumable=True),
         Option("limit", int, None, "use the first N rows of each CSV only, for a quick try", low=2),
         Option("score_min", float, 0.0, "--dataset csv: lowest possible score"),
@@ -161,8 +161,7 @@ GROUPS: dict[str, tuple[Option, ...]] = {
     "speed": (
         Option("amp", str, "auto", "number format of matrix products; auto: bf16 in training on a GPU that has it, off for --eval, test.csv and --released_protocol", choices=("auto", "bf16", "fp16", "off")),
         Option("tf32", bool, False, "float32 matrix products on a GPU may use TF32"),
-        Option("attention", str, "auto", "how attention is computed, all ways equal to rounding; auto: in training on a GPU the fastest, measured on the first batch, else sampled; dense: without scattered additions", choices=("auto", "sampled", "dense")),
-        Option("deterministic", bool, False, "training on a GPU gives the same weights each time, by dense attention; says what that costs"),
+        Option("deterministic", bool, False, "training on a GPU gives the same weights each time; attention takes up to twice as long"),
         Option("compile", bool, False, "compile the network with torch.compile"),
         Option("grad_checkpoint", bool, False, "keep no activations within blocks: less memory, about 1.3 times as long", resumable=True),
     ),
@@ -189,7 +188,7 @@ GROUPS: dict[str, tuple[Option, ...]] = {
 # Options of what a network of timm does not have.
 _POINTS = ("interest_points", "calibrate_points", "sync_interest_points")
 _REFINEMENT = ("explore_share", "explore_same", "explore_other", "handover", "eval_refinement")
-EATS_OWN = (*_POINTS, "refinement", *_REFINEMENT, "attention", "save_released_style")
+EATS_OWN = (*_POINTS, "refinement", *_REFINEMENT, "save_released_style")
 
 OPTIONS: dict[str, Option] = {option.name: option for group in GROUPS.values() for option in group}
 
@@ -264,12 +263,8 @@ def check_together(options: argparse.Namespace, given: Mapping[str, Any]) -> Non
     ):
         if getattr(options, first) and getattr(options, second):
             raise InputError(f"--{first} and --{second} exclude each other; leave one out")
-    if options.deterministic and options.attention == "sampled":
-        raise InputError("--attention sampled adds up in any order on a GPU; leave it or --deterministic out")
     if options.released_protocol and dataset not in RELEASED_PROTOCOLS:
         raise InputError(f"--released_protocol: {dataset} has none; {' and '.join(RELEASED_PROTOCOLS)} have")
-    if options.cache and options.decode == "gpu":
-        raise InputError("--cache keeps decoded pictures, --decode gpu decodes them anew; leave one out")
     if dataset in ("tad66k", "flickr_aes", "aadb", "para"):
         complete_loss(options, votes=False)
     if options.warmup_epochs > options.num_epoch:

@@ -17,17 +17,17 @@ METRICS = ("srcc", "plcc", "krcc", "accuracy", "mae", "rmse", "emd_r1", "emd_r2"
 
 
 def cdf_difference(prediction: Tensor, target: Tensor) -> Tensor:
-    """(B, levels), the difference of the cumulative distributions of two vote distributions (B, levels)."""
+    """The difference of the cumulative distributions of two vote distributions, (B, levels) each. Returns (B, levels)."""
     return prediction.cumsum(-1) - target.cumsum(-1)
 
 
 def emd_loss(prediction: Tensor, target: Tensor) -> Tensor:
-    """EMD as EAT's release computes it: one root for the whole batch, on which it depends. (B, levels) each; a scalar."""
+    """EMD as released: one root for the whole batch, so it depends on the batch. (B, levels) each. Returns a scalar."""
     return cdf_difference(prediction, target).square().mean().sqrt()
 
 
 def image_emd(prediction: Tensor, target: Tensor, r: int) -> Tensor:
-    """(B,), each image's EMD: mean over levels of |CDF difference|^r, to the 1 / r. (B, levels) each; r 1 or 2.
+    """Each image's EMD, (B,): (mean over levels of |CDF difference|^r)^(1/r). (B, levels) each; r is 1 or 2.
 
     With r = 2 the root's gradient is finite at a perfect prediction. Source: NIMA, Talebi and Milanfar, 2018.
     """
@@ -43,13 +43,16 @@ def nima_loss(prediction: Tensor, target: Tensor, r: int) -> Tensor:
 
 
 def make_loss(name: str) -> Callable[[Tensor, Tensor], Tensor]:
-    """The loss of `--loss`: (prediction, target), each (B, outputs), to a scalar."""
+    """The loss function of that name: (prediction, target), (B, outputs) each, to a scalar. name: as in `--loss`."""
     nima = {f"nima_r{r}": partial(nima_loss, r=r) for r in (1, 2)}
     return (nima | {"emd": emd_loss, "mse": torch.nn.functional.mse_loss})[name]
 
 
 def scores(outputs: np.ndarray) -> np.ndarray:
-    """Scores (N,) of raw outputs (N, levels), as released without a softmax: sum of level times output, or a single one."""
+    """Scores (N,) of raw outputs, without a softmax, as released.
+
+    outputs: (N, levels), scored by the sum of level times output; or (N, 1), the scores themselves.
+    """
     if outputs.shape[1] == 1:
         return outputs[:, 0]
     return outputs @ np.arange(1, outputs.shape[1] + 1, dtype=outputs.dtype)
@@ -57,10 +60,10 @@ def scores(outputs: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Pairs:
-    """Predicted beside true scores, image by image, on one scale: all that the metrics need. (N,) float64 each.
+    """Predicted and true scores of each image, on one scale: all that the metrics need. (N,) float64 each.
 
-    agree: 1 where both are on the same side of their threshold, else 0; a score at the threshold is low.
-    emd_r1, emd_r2: the images' EMDs, nan where there are no two vote distributions.
+    agree: 1 if both scores are on the same side of the threshold, else 0; a score at the threshold is low.
+    emd_r1, emd_r2: the images' EMDs; nan for single scores.
     """
 
     predicted: np.ndarray
@@ -79,9 +82,9 @@ class Pairs:
 def pair(
     outputs: np.ndarray, targets: np.ndarray, threshold: float, opinions: np.ndarray | None = None
 ) -> Pairs:
-    """Pairs of raw outputs and targets, (N, levels) or (N, 1) each.
+    """Match the scores of raw outputs and targets, (N, levels) or (N, 1) each.
 
-    threshold: scores above it are high. opinions: (N,), the true scores where they are known more exactly than from
+    threshold: scores above it are high. opinions: (N,), the true scores, if they are known more exactly than from
     `targets`: a mean of exactly 5 is low, and must not become 5.0000002.
     """
     outputs, targets = outputs.astype(np.float64), targets.astype(np.float64)
@@ -92,20 +95,24 @@ def pair(
 
 
 def image_emds(outputs: np.ndarray, targets: np.ndarray) -> list[np.ndarray]:
-    """Each image's EMD with r = 1 and with r = 2, (N,) each, of float64 (N, levels)."""
+    """Each image's EMDs with r = 1 and with r = 2, (N,) each. outputs, targets: (N, levels) float64."""
     return [image_emd(torch.from_numpy(outputs), torch.from_numpy(targets), r).numpy() for r in (1, 2)]
 
 
 def compute_metrics(pairs: Pairs) -> dict[str, float]:
-    """All of METRICS. Correlations of constant scores are nan, with a warning; the EMDs of single scores are nan."""
+    """Compute all of METRICS. Correlations of constant scores are nan, with a warning; EMDs of single scores are nan."""
     from sklearn.metrics import mean_absolute_error, root_mean_squared_error  # slow to import
 
     p, t = pairs.predicted, pairs.true
     constant = [name for name, side in (("predicted", p), ("true", t)) if np.ptp(side) == 0]
     if constant:
         warnings.warn(f"all {len(t)} {constant[0]} scores are equal: correlations are nan", stacklevel=2)
-    figures = {"srcc": scipy.stats.spearmanr, "plcc": scipy.stats.pearsonr, "krcc": scipy.stats.kendalltau}
-    metrics = {name: math.nan if constant else figure(p, t).statistic for name, figure in figures.items()}
+    correlations = {
+        "srcc": scipy.stats.spearmanr,
+        "plcc": scipy.stats.pearsonr,
+        "krcc": scipy.stats.kendalltau,
+    }
+    metrics = {name: math.nan if constant else f(p, t).statistic for name, f in correlations.items()}
     errors = {"mae": mean_absolute_error(t, p), "rmse": root_mean_squared_error(t, p)}
     metrics |= {"accuracy": pairs.agree.mean()} | errors
     metrics |= {"emd_r1": pairs.emd_r1.mean(), "emd_r2": pairs.emd_r2.mean()}

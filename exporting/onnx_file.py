@@ -6,17 +6,19 @@ import json
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from commands.files import to_json
 from exporting.about import KEY, ScoringModule
 from exporting.check import Runner
 from exporting.output import ExportError
 from inference.trained import Trained
+from models.attention import set_sampling
 
 OPSET = (
     20  # the first that has GELU as one operator; eat_tiny ran 1.07 times as fast as with 18 in ONNX Runtime
@@ -30,10 +32,8 @@ def write_onnx(trained: Trained, path: Path, about: dict, gather: bool) -> None:
     """
     import onnx
 
-    from models.sampling import gathers
-
     size = trained.model.img_size
-    with gathers() if gather else nullcontext(), _quiet():
+    with _sampling(trained.model, "gather" if gather else "grid_sample"), _quiet():
         program = torch.onnx.export(
             ScoringModule(trained).eval(),
             (torch.zeros(2, 3, size, size),),
@@ -70,6 +70,16 @@ def open_onnx(path: Path) -> tuple[dict, Runner]:
             return tuple(session.run(["prediction", "score"], {"images": images}))
 
     return json.loads(session.get_modelmeta().custom_metadata_map[KEY]), run
+
+
+@contextmanager
+def _sampling(model: nn.Module, method: str) -> Iterator[None]:
+    """The deformable layers sample by this method while a graph is made."""
+    set_sampling(model, method)
+    try:
+        yield
+    finally:
+        set_sampling(model, "grid_sample")
 
 
 @contextmanager

@@ -204,7 +204,7 @@ def _departures(options, dataset: str, splits: Splits, split: Split, precision: 
         interest_points=options.interest_points,
         refinement=options.refinement,
         batch_size=options.eval_batch_size,
-        decoder=pick_decoders(options, precision.device)[1],
+        decoder=pick_decoders(options)[1],
         half_precision=precision.dtype is not None,
         skipped=splits.skipped,
         split=split.departure,

@@ -1,55 +1,46 @@
-"""EAT's networks, their weights and their interest points, and timm's beside them. Importing this registers ours with timm.
+"""EAT's networks, their weights and interest points, and timm's networks. Importing this registers ours with timm."""
 
-What is EAT's own is imported when it is first asked for: a run of another network needs none of it.
-"""
-
-import importlib
 import os
 
 import timm
 from torch import nn
 
 from . import weights
+from .attention import AttentionPoints
 from .backbone import PREFIX, create_backbone, load_backbone
+from .dat import EAT
+from .eat import RefinementSchedule, calibrate_points, set_refinement, uncalibrated
+from .folder import load_folder
 from .variants import VARIANTS
 from .weights import Weights, WeightsError, read_weights, released_style
 
-_LATER = {
-    "EAT": "dat",
-    "AttentionPoints": "attention",
-    "RefinementSchedule": "eat",
-    "calibrate_points": "eat",
-    "set_refinement": "eat",
-    "uncalibrated": "eat",
-}
 __all__ = [
-    *_LATER,
+    "EAT",
+    "AttentionPoints",
+    "RefinementSchedule",
     "Weights",
     "WeightsError",
+    "calibrate_points",
     "create_model",
     "list_models",
     "load_weights",
     "read_weights",
     "released_style",
+    "set_refinement",
+    "uncalibrated",
 ]
 
 
-def __getattr__(name: str):
-    if name not in _LATER:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{_LATER[name]}"), name)
-
-
 def create_model(name: str | os.PathLike, num_classes: int | None = None, **overrides):
-    """Build a variant with fresh weights, a network of timm, or load a folder that `export.py --to hub` has written.
+    """Create one of EAT's variants with fresh weights, a network of timm, or the network of a hub folder.
 
-    name: one of `list_models()`; `timm/NAME` (`models.backbone`); or the folder: its weights, settings and purpose come
-        with it (`models.folder`).
-    num_classes: outputs, 10 for vote distributions, 1 for scores (default: 10, or the folder's).
-    overrides: the released configuration's names, as in `img_size`, `dims`, `drop_path_rate`, and ours, as in
-        `interest_points`, `refinement`; see `EAT`.
-    Raises: ValueError for an unknown name, an unknown setting or one that the method does not have; WeightsError, a
-        ValueError too, for a folder that cannot be used.
+    name: one of `list_models()`; or `timm/NAME`, any model of timm; or a folder that `export.py --to hub` has written,
+        which brings weights, settings and purpose.
+    num_classes: number of outputs: 10 for vote distributions, 1 for scores (default: 10, or the folder's).
+    overrides: settings of `EAT`: the released configuration's, such as `img_size`, `dims`, `drop_path_rate`, and ours,
+        such as `interest_points`, `refinement`.
+    Raises: ValueError for an unknown name, and for a setting that is unknown or that the method does not have;
+        WeightsError, a ValueError too, for a folder that cannot be used.
     """
     if not isinstance(name, (str, os.PathLike)):
         raise ValueError(f"no model {name!r}; give the name of one, or a folder")
@@ -58,8 +49,6 @@ def create_model(name: str | os.PathLike, num_classes: int | None = None, **over
     if name in VARIANTS:
         return timm.create_model(name, num_classes=10 if num_classes is None else num_classes, **overrides)
     if os.path.isdir(name):
-        from .folder import load_folder
-
         return load_folder(name, num_classes, **overrides)
     raise ValueError(f"no model {name!r}; there are {', '.join(VARIANTS)}")
 
@@ -67,11 +56,12 @@ def create_model(name: str | os.PathLike, num_classes: int | None = None, **over
 def load_weights(model: nn.Module, source: str | os.PathLike | Weights) -> list[str]:
     """Load weights into a network of EAT (`models.weights.load_weights`) or of timm (`models.backbone.load_backbone`).
 
-    Returns the names that keep their fresh start. Raises WeightsError, with the model left as it was.
+    source: a path, or the result of `read_weights`. Returns the names of the tensors that start fresh. Raises
+    WeightsError, with the model left as it was, for a file that does not fit.
     """
     return (weights.load_weights if model.settings else load_backbone)(model, source)
 
 
 def list_models() -> list[str]:
-    """The names of EAT's variants, smallest first."""
+    """Names of EAT's variants, the smallest first."""
     return list(VARIANTS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 import torch
@@ -20,14 +20,14 @@ from .attention import (
     ShiftedWindowAttention,
     WindowAttention,
 )
-from .eat import points_outside, points_spread, tracking_nothing
+from .eat import points_outside, points_spread, tracking_paused
 from .memory import remember
-from .weights import KNOWN
+from .weights import SETTING_VALUES
 
 PER_STAGE = ["dims", "depths", "heads", "groups", "window_sizes", "use_pes", "strides", "offset_range_factor"]
 OFFSET_KERNELS = (9, 7, 5, 3)  # the offset network's depthwise kernel in stages 1 to 4
 
-# Switches of the released configuration that no variant turns on: accepted at these values only.
+# Switches of the released configuration that no variant turns on. Only these values are accepted.
 FIXED_SETTINGS = {
     "dwc_pes": False,
     "fixed_pes": False,
@@ -39,7 +39,7 @@ FIXED_SETTINGS = {
 
 
 class MLP(nn.Module):
-    """Linear, GELU, linear; the level `chunk` is in the released weight names."""
+    """Linear, GELU, linear. The level `chunk` is part of the released weight names."""
 
     def __init__(self, dim: int, expansion: int, drop: float):
         super().__init__()
@@ -66,49 +66,48 @@ class Stage(nn.Module):
         self.attns = nn.ModuleList(attentions)
         self.drop_path = nn.ModuleList(DropPath(rate) for rate in drop_paths)
         self.grad_checkpointing = False
-        # A checkpointed block is run again, without counting its batch twice where anything is counted.
         deformable = [a for a in attentions if isinstance(a, DeformableAttention)]
-        running = any(attention.ref_point14.mode == "running" for attention in deformable)
-        self.again = {"context_fn": _first_and_again} if running else {}
+        self.counts_batches = any(attention.ref_point14.mode == "running" for attention in deformable)
 
     def block(self, i: int, x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
-        """Block i. x: (B, H, W, C). Returns the same shape, and its points where its attention is deformable."""
+        """Run block i. x: (B, H, W, C). Returns the same shape, and the points of a deformable layer, else None."""
         update, points = self.attns[i](self.layer_norms[2 * i](x))
         x = x + self.drop_path[i](update)
         return x + self.drop_path[i](self.mlps[i](self.layer_norms[2 * i + 1](x))), points
 
     def forward(self, x: Tensor) -> tuple[Tensor, dict[str, AttentionPoints]]:
-        """x: (B, H, W, C). Returns the same shape, and the points of each deformable layer by its name."""
+        """x: (B, H, W, C). Returns the same shape, and the points of the deformable layers by name."""
         points = {}
+        # A checkpointed block runs again for its gradient, and must not count its batch twice.
+        contexts = {"context_fn": self._forward_and_rerun} if self.counts_batches else {}
         for i in range(len(self.attns)):
             if self.grad_checkpointing and torch.is_grad_enabled():
-                x, layer_points = checkpoint(self.block, i, x, use_reentrant=False, **self.again)
+                x, layer_points = checkpoint(self.block, i, x, use_reentrant=False, **contexts)
             else:
                 x, layer_points = self.block(i, x)
             if layer_points is not None:
                 points[f"attns.{i}"] = AttentionPoints(*layer_points)
         return x, points
 
-
-def _first_and_again():
-    """The contexts of a checkpointed block's two forward passes."""
-    return nullcontext(), tracking_nothing()
+    def _forward_and_rerun(self) -> tuple[AbstractContextManager, AbstractContextManager]:
+        """The contexts of a checkpointed block's two forward passes."""
+        return nullcontext(), tracking_paused(self)
 
 
 class EAT(nn.Module):
     """A DAT-style transformer whose deformable attention starts from interest points and refines its offsets.
 
-    Args: the released configuration's names, one entry per stage where a list is given.
+    Args: named as in the released configuration; sequences have one entry per stage.
         img_size: height and width of the images in pixels.
-        num_classes: outputs; 10 for vote distributions, 1 for scores, 0 for no head.
+        num_classes: number of outputs: 10 for vote distributions, 1 for scores, 0 for no head.
         stage_spec: for each block `L` (window), `S` (shifted window) or `D` (deformable attention).
-        groups, use_pes, offset_range_factor: read by deformable layers only; -1 elsewhere by custom.
-        drop_path_rate: of the last block; it grows linearly from 0 over all blocks.
-        interest_points: `batch` (released), `image` or `running`; see `models.eat.InterestPoints`. `grid`: none, but
-            fixed cell centres; with refinement `off` the network is plain DAT.
+        groups, use_pes, offset_range_factor: of deformable layers only; elsewhere -1 by convention.
+        drop_path_rate: rate of the last block; it grows linearly from 0 over all blocks.
+        interest_points: `batch` (released), `image` or `running`, see `models.eat.InterestPoints`; or `grid`, fixed
+            cell centres: with refinement `off` the network then is plain DAT.
         refinement: `released`, `off` or `scheduled`; see `models.eat.OffsetRefinement`.
-        sync_interest_points: the batch's mean is taken over all processes in training.
-        exploit: `scheduled` refinement is evaluated without any constraint, wherever its schedule stands.
+        sync_interest_points: in training, take the batch's mean over all processes.
+        exploit: evaluate `scheduled` refinement without any constraint, whatever its factors are.
     Raises: ValueError for a configuration that the method does not have.
     Source: EAT, ACM MM 2023; the backbone from "Vision Transformer with Deformable Attention", CVPR 2022.
     """
@@ -145,9 +144,9 @@ class EAT(nn.Module):
         if not isinstance(img_size, int) or img_size != width:
             raise ValueError(f"img_size {img_size}x{width}: the network takes square images")
         settings = {"interest_points": interest_points, "refinement": refinement}
-        for name, known in KNOWN.items():
-            if settings[name] not in known:
-                raise ValueError(f"{name} {settings[name]!r}: choose from {', '.join(known)}")
+        for name, values in SETTING_VALUES.items():
+            if settings[name] not in values:
+                raise ValueError(f"{name} {settings[name]!r}: choose from {', '.join(values)}")
         stage_spec = stage_spec or default_stage_spec(depths)
         per_stage = (dims, depths, heads, groups, window_sizes, use_pes, strides, offset_range_factor)
         for name, values in zip(PER_STAGE, per_stage, strict=True):
@@ -158,20 +157,20 @@ class EAT(nn.Module):
         self.statistics = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
         remember(self, settings)
         self.num_features = self.head_hidden_size = dims[-1]
-        self.output_fmt = "NHWC"  # of forward_features, as timm's channels-last models say it
+        self.output_fmt = "NHWC"  # of forward_features; timm's channels-last models have this attribute
         convolution = nn.Conv2d(in_chans, dim_stem, patch_size, patch_size)
         self.patch_proj = nn.Sequential(convolution, LayerNorm(dim_stem))
         blocks = sum(depths)
         drop_paths = (drop_path_rate * i / max(blocks - 1, 1) for i in range(blocks))
         drops = {"attn_drop": attn_drop_rate, "proj_drop": drop_rate}
-        ours = settings | {"sync_interest_points": sync_interest_points, "exploit": exploit}
+        method = settings | {"sync_interest_points": sync_interest_points, "exploit": exploit}
         self.stages = nn.ModuleList()
         for i, (dim, spec) in enumerate(zip(dims, stage_spec, strict=True)):
             fmap_size = img_size // patch_size // 2**i
             check_stage(spec, dim, heads[i], window_sizes[i], groups[i], fmap_size)
             window = {"dim": dim, "heads": heads[i], "window": window_sizes[i]}
             deformable = {"dim": dim, "heads": heads[i], "groups": groups[i], "kernel": OFFSET_KERNELS[i]}
-            deformable |= {"offset_range_factor": offset_range_factor[i], "use_pe": use_pes[i]} | ours
+            deformable |= {"offset_range_factor": offset_range_factor[i], "use_pe": use_pes[i]} | method
             make = {
                 "L": partial(WindowAttention, **window),
                 "S": partial(ShiftedWindowAttention, fmap_size=fmap_size, **window),
@@ -188,13 +187,13 @@ class EAT(nn.Module):
         self.reset_classifier(num_classes, global_pool)
 
     def forward_features(self, images: Tensor) -> Tensor:
-        """images: (B, 3, img_size, img_size), normalised. Returns the last map (B, H, W, C), layer-normed."""
+        """images: (B, 3, img_size, img_size), normalised. Returns the last map (B, H, W, C), after its layer norm."""
         return self._features_and_points(images)[0]
 
     def _features_and_points(self, images: Tensor) -> tuple[Tensor, dict[str, AttentionPoints]]:
-        size, own = tuple(images.shape[-2:]), self.img_size
-        if size != (own, own):
-            raise ValueError(f"images of {size} pixels; this network takes {own}x{own}")
+        size, side = tuple(images.shape[-2:]), self.img_size
+        if size != (side, side):
+            raise ValueError(f"images of {size} pixels; this network takes {side}x{side}")
         x = embed(self.patch_proj, images.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1))
         points = {}
         for i, stage in enumerate(self.stages):
@@ -205,23 +204,23 @@ class EAT(nn.Module):
         return self.cls_norm(x), points
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """x: (B, H, W, C) of `forward_features`. Returns (B, num_classes), raw: EAT has no softmax."""
+        """x: (B, H, W, C) of `forward_features`. Returns (B, num_classes) without a softmax: EAT has none."""
         if self.global_pool == "avg":
             x = x.mean((1, 2))
         return x if pre_logits else self.cls_head(x)
 
     def forward(self, images: Tensor, return_points: bool = False):
-        """images: (B, 3, img_size, img_size), normalised by ImageNet's mean and deviation.
+        """images: (B, 3, img_size, img_size), normalised by ImageNet's mean and standard deviation.
 
-        Returns (B, num_classes); with `return_points` also a dict from the name of each deformable layer, as in
-        `stages.2.attns.1`, to its `AttentionPoints`.
+        Returns (B, num_classes); with `return_points` also a dict of `AttentionPoints` by the name of the deformable
+        layer, such as `stages.2.attns.1`.
         """
         x, points = self._features_and_points(images)
         prediction = self.forward_head(x)
         return (prediction, points) if return_points else prediction
 
     def look(self, images: Tensor) -> dict[str, Tensor]:
-        """Where the network looks at images (B, 3, img_size, img_size): means over its deformable layers, if there are any.
+        """Means over the deformable layers for images (B, 3, img_size, img_size); empty without such layers.
 
         points_spread, points_outside: scalars, see `models.eat`.
         """
@@ -233,7 +232,7 @@ class EAT(nn.Module):
         return {"points_spread": spread.mean(), "points_outside": outside.mean()}
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
-        """Keep no activations within blocks for the backward pass, which runs them again."""
+        """Save memory in training: keep no activations within blocks, and run blocks again in the backward pass."""
         for stage in self.stages:
             stage.grad_checkpointing = enable
 
@@ -241,7 +240,7 @@ class EAT(nn.Module):
         return self.cls_head
 
     def reset_classifier(self, num_classes: int, global_pool: str | None = None) -> None:
-        """A fresh head with `num_classes` outputs; 0 for none. global_pool: `avg`, or `` for the whole map."""
+        """Make a fresh head with `num_classes` outputs, 0 for no head. global_pool: `avg`, or `` to keep the map."""
         if global_pool not in ("avg", "", None):
             raise ValueError(f"global_pool is 'avg' or '', not {global_pool!r}")
         self.global_pool = self.global_pool if global_pool is None else global_pool
@@ -250,18 +249,18 @@ class EAT(nn.Module):
 
     @torch.jit.ignore
     def no_weight_decay(self) -> set[str]:
-        """Names of the position tables; a small table decays to nothing."""
+        """Names of the position tables, which weight decay would shrink to nothing."""
         return {name for name, _ in self.named_parameters() if name.endswith(("bias_table", "rpe_table"))}
 
 
 def embed(projection: nn.Sequential, x: Tensor) -> Tensor:
-    """A patch projection on a channels-last map: (B, H, W, C) to (B, H / p, W / p, C'), layer-normed."""
+    """Project patches of a channels-last map: (B, H, W, C) to (B, H / p, W / p, C'), layer-normed."""
     convolution, norm = projection
     return norm(convolution(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
 
 
 def check_stage(spec: Sequence[str], dim: int, heads: int, window: int, groups: int, fmap_size: int) -> None:
-    """Raises ValueError where the sizes of a stage do not divide."""
+    """Raise ValueError if the sizes of a stage do not divide."""
     if heads < 1 or dim % heads:
         raise ValueError(f"{dim} channels do not divide into {heads} heads")
     if fmap_size % window and set(spec) & set("LS"):
@@ -278,7 +277,7 @@ def default_stage_spec(depths: Sequence[int]) -> list[list[str]]:
 def check_configuration(
     img_size, patch_size, dim_stem, dims, depths, stage_spec, strides, fixed_settings
 ) -> None:
-    """Raises ValueError with the setting's name and value where the network cannot be built as asked."""
+    """Raise ValueError, with the setting's name and value, if the network cannot be built so."""
     if img_size % (total := patch_size * 8):
         raise ValueError(f"img_size {img_size} is not a multiple of {total}, the network's total stride")
     if dim_stem != dims[0]:

@@ -1,4 +1,4 @@
-"""A folder as `export.py --to hub` writes it: config.json and model.safetensors, back into a network."""
+"""Hub folders, as `export.py --to hub` writes them: from config.json and model.safetensors to a network."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ import timm
 
 from .dat import EAT
 from .variants import VARIANTS
-from .weights import KNOWN, WeightsError, load_weights, read_weights
+from .weights import SETTING_VALUES, WeightsError, load_weights, read_weights
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"  # Hugging Face's names, and timm's
 
 
 def load_folder(folder: str | os.PathLike, num_classes: int | None = None, **overrides) -> EAT:
-    """The network of a folder with its weights, its settings and its purpose, in training mode like any new one.
+    """Create the network of a hub folder, with its weights, settings and purpose, in training mode.
 
-    num_classes: must be the folder's, if given. overrides: come over the folder's own settings, as in
-    `interest_points="image"`. Raises WeightsError for a folder that holds no network of ours, ValueError for settings
-    that the method does not have.
+    num_classes: None, or the folder's number of outputs. overrides: settings that replace the folder's, such as
+    `interest_points="image"`. Raises WeightsError for a folder without a network of ours, ValueError for settings that
+    the method does not have.
     """
     path = Path(folder) / CONFIG
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise WeightsError(
-            f"{path}: cannot be read ({error}); the folder must be one of export.py --to hub"
+            f"{path}: cannot be read ({error}); expected a folder that export.py has made for the hub"
         ) from None
     if not isinstance(config, dict) or config.get("architecture") not in VARIANTS:
         raise WeightsError(f"{path}: its architecture is not one of {', '.join(VARIANTS)}")
     outputs, settings = config.get("num_classes"), config.get("model_args", {})
     if type(outputs) is not int or outputs < 1 or not isinstance(settings, dict):
         raise WeightsError(f"{path}: num_classes must be a whole number and model_args an object")
-    if unknown := set(settings) - set(KNOWN):
+    if unknown := set(settings) - set(SETTING_VALUES):
         raise WeightsError(f"{path}: unknown model_args {', '.join(sorted(unknown))}")
     if unknown := set(overrides) - set(inspect.signature(EAT).parameters):
         raise ValueError(f"{folder}: unknown settings {', '.join(sorted(unknown))}")
@@ -48,19 +48,17 @@ def load_folder(folder: str | os.PathLike, num_classes: int | None = None, **ove
     if head is None or head.shape != (outputs,):
         raise WeightsError(f"{path}: num_classes {outputs} is not that of {WEIGHTS}")
     settings = weights.settings | settings
-    if other := [name for name, value in weights.settings.items() if settings[name] != value]:
-        raise WeightsError(f"{path}: {other[0]} is not that of {WEIGHTS}")
+    if differing := [name for name, value in weights.settings.items() if settings[name] != value]:
+        raise WeightsError(f"{path}: {differing[0]} is not that of {WEIGHTS}")
     try:
         model = timm.create_model(config["architecture"], num_classes=outputs, **(settings | overrides))
     except TypeError as error:
         raise WeightsError(f"{path}: model_args do not fit ({error})") from None
     load_weights(model, weights)
     model.purpose, model.photographs = dict(weights.purpose), dict(weights.photographs)
-    method = (
-        config.get("pretrained_cfg", {}).get("interpolation")
-        if isinstance(config.get("pretrained_cfg"), dict)
-        else None
-    )
-    if method in ("bicubic", "bilinear"):  # what timm makes a transform of
-        model.pretrained_cfg = dict(model.pretrained_cfg) | {"interpolation": method, "num_classes": outputs}
+    timm_config = config.get("pretrained_cfg")
+    interpolation = timm_config.get("interpolation") if isinstance(timm_config, dict) else None
+    if interpolation in ("bicubic", "bilinear"):  # timm makes its transform of it
+        changes = {"interpolation": interpolation, "num_classes": outputs}
+        model.pretrained_cfg = dict(model.pretrained_cfg) | changes
     return model

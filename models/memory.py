@@ -1,4 +1,4 @@
-"""What a network remembers beside its tensors, wherever its state_dict goes: its settings, its purpose, its photographs."""
+"""Metadata of a network that travels with its state_dict: settings, purpose and photographs."""
 
 from __future__ import annotations
 
@@ -8,19 +8,20 @@ ENTRIES = ("settings", "purpose", "photographs")
 
 
 def remember(model: nn.Module, settings: dict[str, str]) -> None:
-    """Give `model` three attributes that its state_dicts carry, where PyTorch keeps their versions: their names stay as they are.
+    """Give `model` the attributes `settings`, `purpose` and `photographs`, and have its state_dicts carry them.
 
-    settings: of the method, as in `Weights.settings`. purpose: what it is trained for, as in `Weights.purpose`.
-    photographs: those it was trained on, as in `Weights.photographs`; a state_dict that is loaded brings its own along.
+    They are entries of the state_dict's metadata, where PyTorch keeps the versions of modules, so the names of the
+    tensors stay as released. `models.weights.Weights` describes the three. Loading a state_dict replaces `photographs`
+    by those of the state_dict; `settings` and `purpose` stay.
     """
     model.settings, model.purpose, model.photographs = dict(settings), {}, {}
-    model.register_state_dict_post_hook(_write)
-    model.register_load_state_dict_pre_hook(_take)
+    model.register_state_dict_post_hook(_save_entries)
+    model.register_load_state_dict_pre_hook(_restore_photographs)
 
 
-def _write(model: nn.Module, state: dict, prefix: str, metadata: dict) -> None:
+def _save_entries(model: nn.Module, state: dict, prefix: str, metadata: dict) -> None:
     metadata.update({name: dict(getattr(model, name)) for name in ENTRIES})
 
 
-def _take(model: nn.Module, state: dict, prefix: str, metadata: dict, *_) -> None:
+def _restore_photographs(model: nn.Module, state: dict, prefix: str, metadata: dict, *_) -> None:
     model.photographs = dict(metadata.get("photographs", model.photographs))

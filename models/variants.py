@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 
-if TYPE_CHECKING:
-    from .dat import EAT
+from .dat import EAT
 
 
 def _default_cfg(size: int) -> dict:
@@ -19,7 +16,7 @@ def _default_cfg(size: int) -> dict:
         "fixed_input_size": True,
         "interpolation": "bicubic",
         "crop_pct": 1.0,
-        "crop_mode": "squash",  # timm's word for a resize that ignores the aspect ratio
+        "crop_mode": "squash",  # timm's word: the resize ignores the aspect ratio
         "mean": IMAGENET_DEFAULT_MEAN,
         "std": IMAGENET_DEFAULT_STD,
         "first_conv": "patch_proj.0",
@@ -33,8 +30,6 @@ default_cfgs = generate_default_cfgs({f"{name}.untrained": _default_cfg(SIZES[na
 
 
 def _create(variant: str, pretrained: bool, overrides: dict, **settings) -> EAT:
-    from .dat import EAT  # when one is made: importing its name costs nothing
-
     return build_model_with_cfg(EAT, variant, pretrained, **(settings | overrides))
 
 

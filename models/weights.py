@@ -1,4 +1,4 @@
-"""Reading weights: released EAT, ImageNet DAT, our checkpoints, .pth or .safetensors, into a model."""
+"""Weights files (released EAT, ImageNet's DAT, our checkpoints; .pth or .safetensors): reading and loading."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from torch import Tensor, nn
 
 from option import InputError
 
-HEADER = "eat"  # where a .safetensors keeps, as JSON, what a state_dict keeps in its metadata
+HEADER = "eat"  # entry of a .safetensors header: as JSON, the metadata that a .pth keeps with its state_dict
 TABLES = ("relative_position_bias_table", "rpe_table")
 BUFFERS = ("relative_position_index", "attn_mask")
-# The settings that a file may hold, and their values, the released one first.
+# The settings that a file may record, and their values, the released value first.
 POINT_MODES = ("batch", "image", "running", "grid")
 REFINEMENTS = ("released", "off", "scheduled")
-KNOWN = {"interest_points": POINT_MODES, "refinement": REFINEMENTS}
-# Buffers that the release does not have, by the end of their names, and their values where there are none.
+SETTING_VALUES = {"interest_points": POINT_MODES, "refinement": REFINEMENTS}
+# Buffers that the release does not have, by the end of their names; their values in a network that starts fresh.
 OURS = {
     "ref_point14.running_points": torch.nan,
     "ref_point14.num_images_tracked": 0,
@@ -36,16 +36,16 @@ OURS = {
 
 
 class WeightsError(InputError):
-    """A weights file that cannot be used; the message is one line that names the file and what is wrong."""
+    """A weights file cannot be used. The message is one line: the file, and what is wrong with it."""
 
 
 class Weights(NamedTuple):
-    """A weights file, read.
+    """The content of a weights file.
 
-    settings: the network's `interest_points` and `refinement`, as far as the file says.
-    purpose: what it was trained for, as far as the file says: `model`, the variant's name; `dataset`; `score_range`,
-        the dataset's own scale (low, high).
-    photographs: which it was trained on and selected by, as `evaluation.seen` writes them, as far as the file says.
+    state: the tensors by name. The other three are empty for a file that records nothing but tensors.
+    settings: the network's `interest_points` and `refinement`.
+    purpose: `model`, the variant's name; `dataset`, the training data; `score_range`, the dataset's scale (low, high).
+    photographs: those that the network was trained on and selected by, as `evaluation.seen` writes them.
     """
 
     path: Path
@@ -56,55 +56,50 @@ class Weights(NamedTuple):
 
 
 def load_weights(model: nn.Module, source: str | os.PathLike | Weights) -> list[str]:
-    """Load a weights file into `model`, in place, or raise WeightsError and leave the model as it was.
+    """Load a weights file into `model`, in place.
 
-    Returns the names of the parameters and buffers that keep their fresh start: none, but for a plain DAT, and for
-    running interest points and scheduled factors that the file does not have.
+    source: the path of a released-style state_dict (`.pth`), of `{"model": state_dict}` (ImageNet's DAT, our `last.pt`)
+        or of a `.safetensors`; or the result of `read_weights`. Names may begin with `module.`.
 
-    source: the path of a released-style state_dict (`.pth`), `{"model": state_dict}` (ImageNet DAT, our `last.pt`) or
-        `.safetensors`, or what `read_weights` made of it; names may begin with `module.`.
-    A file without any `ref_point14` is a plain DAT: `ref_point14` keeps its fresh start, and so does `cls_head` where the
-    network has points of its own or a head of another size; but for a file of ours that says `grid`, whose head is kept.
-    A network without points leaves out those of the file. Position tables of another resolution are resized, and their
-    index and mask rebuilt; running points of another resolution are left out. The model keeps its own `interest_points`
-    and `refinement`, whatever the file says of its own. Anything else that is missing, unexpected or misshapen is an error.
+    A file without any `ref_point14` is a plain DAT's. Then `ref_point14` starts fresh; so does `cls_head` if the network
+    has interest points or a head of another size, unless the file's settings say `grid`.
+    Running interest points and scheduled factors that the file lacks start fresh, and so do running points of another
+    resolution. Interest points that the network lacks are left out. Position tables of another resolution are resized;
+    their index and mask follow from the network's configuration. The network keeps its own settings.
+    Returns the names of all tensors that start fresh. Raises WeightsError, with the model left as it was, if any other
+    tensor is missing, unexpected or misshapen.
     """
     weights = source if isinstance(source, Weights) else read_weights(source)
     path, state = weights.path, weights.state
-    own = model.state_dict()
-    fresh = _without_points(weights, own)
+    target = model.state_dict()
+    fresh = _names_plain_dat_lacks(weights, target)
     state = {name: value for name, value in state.items() if name not in fresh}
-    if not _has_points(own):
+    if not _has_points(target):
         state = {name: value for name, value in state.items() if "ref_point14" not in name}
-    state, absent = _fit_ours(own, state)
+    state, absent = _fit_added_buffers(target, state)
     fresh |= absent
     for name, value in list(state.items()):
-        if name in own and name.endswith(BUFFERS):
-            state[name] = own[name]  # they follow from the configuration
-        elif name not in own or value.shape == own[name].shape:
+        if name in target and name.endswith(BUFFERS):
+            state[name] = target[name]  # follows from the configuration
+        elif name not in target or value.shape == target[name].shape:
             continue
-        elif name.endswith(TABLES) and _resizable(value, own[name]):
-            state[name] = resize_table(value, own[name].shape)
-    problems = []
-    for word, names in (
-        ("missing", [name for name in own if name not in state and name not in fresh]),
-        ("unexpected", [name for name in state if name not in own]),
-        (
-            "misshapen",
-            [_shapes(n, state[n], own[n]) for n in state if n in own and state[n].shape != own[n].shape],
-        ),
-    ):
-        if names:
-            more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-            problems.append(f"{len(names)} {word}: {', '.join(names[:5])}{more}")
+        elif name.endswith(TABLES) and _is_resizable(value, target[name]):
+            state[name] = resize_table(value, target[name].shape)
+    misshapen = [name for name in state if name in target and state[name].shape != target[name].shape]
+    misfits = {
+        "missing": [name for name in target if name not in state and name not in fresh],
+        "unexpected": [name for name in state if name not in target],
+        "misshapen": [_describe_shapes(name, state[name], target[name]) for name in misshapen],
+    }
+    problems = [_describe_misfits(kind, names) for kind, names in misfits.items() if names]
     if problems:
         raise WeightsError(f"{path} does not fit this network: {'; '.join(problems)}")
-    model.load_state_dict({name: state.get(name, value) for name, value in own.items()})
+    model.load_state_dict({name: state.get(name, value) for name, value in target.items()})
     return sorted(fresh)
 
 
 def evaluated_with(weights: Weights) -> dict[str, str]:
-    """The settings by which a file's network is evaluated where none are asked for: its own; of one without points, DAT's."""
+    """The default settings for evaluating a file's network: the recorded ones; DAT's for a file without points."""
     plain = {} if _has_points(weights.state) else {"interest_points": "grid", "refinement": "off"}
     return plain | weights.settings
 
@@ -113,39 +108,42 @@ def _has_points(names: Iterable[str]) -> bool:
     return any("ref_point14" in name for name in names)
 
 
-def _without_points(weights: Weights, own: Mapping[str, Tensor]) -> set[str]:
-    """The names that keep their fresh start where a file is a plain DAT's, ImageNet's or one of ours."""
+def _names_plain_dat_lacks(weights: Weights, target: Mapping[str, Tensor]) -> set[str]:
+    """The names that start fresh because the file is a plain DAT's, ImageNet's or ours; none for any other file."""
     if _has_points(weights.state):
         return set()
-    fresh = {name for name in own if "ref_point14" in name}
-    head = {name for name in own if name.startswith("cls_head.")}
-    same = all(name in weights.state and weights.state[name].shape == own[name].shape for name in head)
+    fresh = {name for name in target if "ref_point14" in name}
+    head = {name for name in target if name.startswith("cls_head.")}
+    same = all(name in weights.state and weights.state[name].shape == target[name].shape for name in head)
     ours = weights.settings.get("interest_points") == "grid"
-    return fresh if ours or (same and not _has_points(own)) else fresh | head
+    return fresh if ours or (same and not _has_points(target)) else fresh | head
 
 
-def _fit_ours(own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], set[str]]:
-    """`state` without those of OURS that the network has not, and with a start for those that it alone has.
+def _fit_added_buffers(
+    target: Mapping[str, Tensor], state: Mapping[str, Tensor]
+) -> tuple[dict[str, Tensor], set[str]]:
+    """`state` without the buffers of OURS that only the file has, and with fresh ones that only the network has.
 
-    Returns it and the names of the latter. A count of images without its running points counts nothing.
+    Returns it, and the names of the fresh ones. A count of images is fresh, too, if its running points are.
     """
 
-    def given(name: str) -> bool:
+    def is_usable(name: str) -> bool:
         points = name.replace("num_images_tracked", "running_points")
-        return name in state and points in state and state[points].shape == own[points].shape
+        return name in state and points in state and state[points].shape == target[points].shape
 
-    absent = {name for name in own if name.endswith(tuple(OURS)) and not given(name)}
+    absent = {name for name in target if name.endswith(tuple(OURS)) and not is_usable(name)}
     start = {
-        name: torch.full_like(own[name], OURS[".".join(name.rsplit(".", 2)[-2:])]) for name in sorted(absent)
+        name: torch.full_like(target[name], OURS[".".join(name.rsplit(".", 2)[-2:])])
+        for name in sorted(absent)
     }
-    kept = {name: value for name, value in state.items() if name in own or not name.endswith(tuple(OURS))}
-    return kept | start, absent
+    fitting = {n: value for n, value in state.items() if n in target or not n.endswith(tuple(OURS))}
+    return fitting | start, absent
 
 
 def read_weights(path: str | os.PathLike) -> Weights:
-    """The tensors of a weights file by name, on the CPU, and its settings. Executes nothing from the file.
+    """Read a weights file: its tensors, on the CPU, and its metadata. Executes nothing from the file.
 
-    Raises WeightsError for a file that is missing, damaged, or holds anything but tensors.
+    Raises WeightsError for a file that is missing or damaged, or that holds anything but finite, real, dense tensors.
     """
     path = Path(path)
     if not path.is_file():
@@ -161,7 +159,7 @@ def read_weights(path: str | os.PathLike) -> Weights:
         raise WeightsError(f"{path}: refused, {reason} (nothing in it was executed)") from error
     except Exception as error:  # a damaged file fails in many ways
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        if isinstance(error, (KeyError, IndexError)):  # what a text looks like to torch
+        if isinstance(error, (KeyError, IndexError)):  # torch raises these for a text file
             reason = "it holds something else"
         raise WeightsError(f"{path}: not a readable weights file ({reason[:200]})") from error
     if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
@@ -175,7 +173,7 @@ def read_weights(path: str | os.PathLike) -> Weights:
         if value.layout != torch.strided or value.is_quantized or value.is_complex() or value.is_meta:
             raise WeightsError(f"{path}: refused, {name!r} is not a plain tensor of real numbers")
         if str(name).endswith("running_points") and value.isnan().any():
-            continue  # of a network that was never trained: there are none
+            continue  # nan stands for "none yet": the network was never trained
         if not torch.isfinite(value).all():
             raise WeightsError(f"{path}: refused, {name!r} holds values that are not finite")
         if str(name).endswith("refinement.factors") and (value < 0).any():
@@ -184,15 +182,17 @@ def read_weights(path: str | os.PathLike) -> Weights:
         if name in state:
             raise WeightsError(f"{path}: {name} stands there twice, with and without 'module.'")
         state[name] = value
-    remembered = _remembered(content)
-    photographs = dict(remembered.get("photographs", {}))
+    metadata = _read_metadata(content)
+    photographs = dict(metadata.get("photographs", {}))
     if not all(isinstance(text, str) for text in photographs.values()):
-        raise WeightsError(f"{path}: what it remembers of its photographs is no text")
-    return Weights(path, state, _settings(path, remembered, state), _purpose(path, remembered), photographs)
+        raise WeightsError(f"{path}: its record of photographs is not text")
+    return Weights(
+        path, state, _read_settings(path, metadata, state), _read_purpose(path, metadata), photographs
+    )
 
 
 def _read_safetensors(path: Path) -> OrderedDict[str, Tensor]:
-    """As `torch.load` gives a state_dict: what the header says of the network is in `_metadata`."""
+    """A state_dict as `torch.load` gives it: `_metadata` holds the entry HEADER of the file's header."""
     with safe_open(path, "pt") as file:
         content = OrderedDict((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118  not a dict
         header = json.loads((file.metadata() or {}).get(HEADER, "{}"))
@@ -200,25 +200,25 @@ def _read_safetensors(path: Path) -> OrderedDict[str, Tensor]:
     return content
 
 
-def _remembered(content: Mapping) -> dict[str, Mapping]:
-    """The network's own entries in a state_dict's metadata, `settings`, `purpose` and `photographs`, wherever they stand."""
+def _read_metadata(content: Mapping) -> dict[str, Mapping]:
+    """The entries `settings`, `purpose` and `photographs` of a state_dict's metadata, whichever module holds them."""
     metadata = getattr(content, "_metadata", None)
-    found = {}
+    entries = {}
     for entry in metadata.values() if isinstance(metadata, Mapping) else ():
         for name in ("settings", "purpose", "photographs"):
             if isinstance(entry, Mapping) and isinstance(entry.get(name), Mapping):
-                found[name] = entry[name]
-    return found
+                entries[name] = entry[name]
+    return entries
 
 
-def _purpose(path: Path, remembered: Mapping) -> dict[str, str | tuple[float, float]]:
-    """What the file says it was trained for, checked: a stranger may have written it."""
-    found = {name: value for name, value in remembered.get("purpose", {}).items() if value is not None}
-    purpose = {name: found[name] for name in ("model", "dataset") if name in found}
+def _read_purpose(path: Path, metadata: Mapping) -> dict[str, str | tuple[float, float]]:
+    """The purpose that a file records. Checked, for a stranger may have written the file."""
+    entries = {name: value for name, value in metadata.get("purpose", {}).items() if value is not None}
+    purpose = {name: entries[name] for name in ("model", "dataset") if name in entries}
     if wrong := [name for name, value in purpose.items() if not isinstance(value, str)]:
         raise WeightsError(f"{path}: {wrong[0]} {purpose[wrong[0]]!r} is not a name")
-    if "score_range" in found:
-        scale = found["score_range"]
+    if "score_range" in entries:
+        scale = entries["score_range"]
         numbers = isinstance(scale, (list, tuple)) and len(scale) == 2
         if not (numbers and all(type(v) in (int, float) and math.isfinite(v) for v in scale)):
             raise WeightsError(f"{path}: score_range {scale!r} is not two numbers")
@@ -228,29 +228,29 @@ def _purpose(path: Path, remembered: Mapping) -> dict[str, str | tuple[float, fl
     return purpose
 
 
-def _settings(path: Path, remembered: Mapping, state: Mapping[str, Tensor]) -> dict[str, str]:
-    """What the file says of its network: in the state_dict's metadata, or by the buffers that it has."""
+def _read_settings(path: Path, metadata: Mapping, state: Mapping[str, Tensor]) -> dict[str, str]:
+    """The settings that a file records in its metadata, or that follow from its buffers."""
     settings = {}
     if any(name.endswith("running_points") for name in state):
         settings["interest_points"] = "running"
     if any(name.endswith("refinement.factors") for name in state):
         settings["refinement"] = "scheduled"
-    said = remembered.get("settings", {})
-    settings |= {name: said[name] for name in KNOWN if name in said}
-    for name, known in KNOWN.items():
-        if settings.get(name, known[0]) not in known:
-            raise WeightsError(f"{path}: {name} {settings[name]!r} is not one of {', '.join(known)}")
+    recorded = metadata.get("settings", {})
+    settings |= {name: recorded[name] for name in SETTING_VALUES if name in recorded}
+    for name, values in SETTING_VALUES.items():
+        if settings.get(name, values[0]) not in values:
+            raise WeightsError(f"{path}: {name} {settings[name]!r} is not one of {', '.join(values)}")
     return settings
 
 
 def released_style(model: nn.Module) -> OrderedDict[str, Tensor]:
-    """The network's state_dict with the released names and nothing else: no running points, factors or settings."""
+    """The network's state_dict with the released tensors only: no running points, no factors, no metadata."""
     state = model.state_dict()
     return OrderedDict((name, value) for name, value in state.items() if not name.endswith(tuple(OURS)))
 
 
 def resize_table(table: Tensor, shape: torch.Size) -> Tensor:
-    """Resize a position table bicubically to `shape`, heads unchanged.
+    """Resize a position table bicubically to `shape`, with as many heads.
 
     table: `relative_position_bias_table`, ((2w-1)^2, heads), or `rpe_table`, (heads, 2H-1, 2W-1).
     """
@@ -265,14 +265,19 @@ def _resize(maps: Tensor, size) -> Tensor:
     return F.interpolate(maps[None], size=tuple(size), mode="bicubic", align_corners=False)[0]
 
 
-def _resizable(table: Tensor, own: Tensor) -> bool:
-    """Whether `table` is a position table of the same heads as `own`, of another resolution."""
-    if table.ndim != own.ndim or table.numel() == 0 or not table.is_floating_point():
+def _is_resizable(table: Tensor, target: Tensor) -> bool:
+    """Whether `table` is a position table with as many heads as `target`, so that only the resolution differs."""
+    if table.ndim != target.ndim or table.numel() == 0 or not table.is_floating_point():
         return False
     if table.ndim == 3:
-        return table.shape[0] == own.shape[0]
-    return table.shape[1] == own.shape[1] and round(table.shape[0] ** 0.5) ** 2 == table.shape[0]
+        return table.shape[0] == target.shape[0]
+    return table.shape[1] == target.shape[1] and round(table.shape[0] ** 0.5) ** 2 == table.shape[0]
 
 
-def _shapes(name: str, found: Tensor, own: Tensor) -> str:
-    return f"{name} ({tuple(found.shape)} in the file, {tuple(own.shape)} in the network)"
+def _describe_shapes(name: str, value: Tensor, target: Tensor) -> str:
+    return f"{name} ({tuple(value.shape)} in the file, {tuple(target.shape)} in the network)"
+
+
+def _describe_misfits(kind: str, names: list[str]) -> str:
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return f"{len(names)} {kind}: {', '.join(names[:5])}{more}"

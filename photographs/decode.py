@@ -1,4 +1,4 @@
-"""From a picture's file to the pixels of a square: by PIL, as released; faster by torchvision; or on a GPU."""
+"""From a picture's file to the pixels of a square: by PIL, as released; or faster, by torchvision."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -22,15 +22,14 @@ try:
 except ImportError:  # torchvision 0.29 announces that it will go
     decode_jpeg = None
 
-DECODERS = ("pil", "fast", "gpu")
-MAX_PIXELS = 2 * Image.MAX_IMAGE_PIXELS  # PIL refuses to decode larger ones
-# The formats of photographs. PIL knows more, by content whatever the ending, and gives PostScript to Ghostscript to execute.
+MAX_PIXELS = 2 * Image.MAX_IMAGE_PIXELS  # PIL refuses to decode larger images
+# The formats of photographs. PIL recognises more, whatever the file's ending, and has Ghostscript execute PostScript.
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "PPM", "HEIF")
 
 
 @dataclass(frozen=True)
 class Resize:
-    """To a square of `side` pixels whatever the aspect ratio, antialiased. method: `bicubic` or `bilinear`."""
+    """An antialiased resize to a square of `side` pixels, whatever the aspect ratio. method: `bicubic` or `bilinear`."""
 
     side: int
     method: str
@@ -39,55 +38,50 @@ class Resize:
         return picture.resize((self.side, self.side), Image.Resampling[self.method.upper()])
 
     def tensor(self, picture: Tensor) -> Tensor:
-        """(3, H, W) uint8, to within one grey level of PIL's. On a GPU by way of float32."""
-        if picture.device.type != "cpu":
-            picture = picture.float()
-        picture = F.interpolate(picture[None], (self.side, self.side), mode=self.method, antialias=True)[0]
-        return picture if picture.dtype == torch.uint8 else picture.round().clamp(0, 255).byte()
+        """picture: (3, H, W) uint8. Returns (3, side, side) uint8, within one grey level of PIL's resize."""
+        return F.interpolate(picture[None], (self.side, self.side), mode=self.method, antialias=True)[0]
 
 
 @cache
 def readable_formats() -> list[str]:
-    """Those of FORMATS that this PIL reads; MPO is read as JPEG, HEIF by a plugin."""
+    """The FORMATS that this PIL reads. MPO is read as JPEG, HEIF by a plugin."""
     Image.init()
     return [name for name in FORMATS if name in Image.OPEN]
 
 
 def open_image(source: str | os.PathLike | BinaryIO) -> Image.Image:
-    """Open a photograph, as every place that opens one does. Raises what PIL raises, UnidentifiedImageError for other formats."""
+    """Open a photograph; nothing else here may call `Image.open`.
+
+    Raises UnidentifiedImageError for other formats, and whatever else PIL raises.
+    """
     return Image.open(source, formats=readable_formats())
 
 
 def read_pil(path: str | os.PathLike, resize: Resize) -> np.ndarray:
-    """(side, side, 3) uint8: the release's pixels. Raises what PIL raises, which is anything at all."""
+    """Returns the release's pixels, (side, side, 3) uint8. Raises whatever PIL raises, which may be any exception."""
     with open_image(path) as picture:
         return np.asarray(resize.pil(picture.convert("RGB")))
 
 
 def read_fast(path: str | os.PathLike, resize: Resize) -> np.ndarray:
-    """As `read_pil`, within one grey level: plain JPEGs by torchvision, which resizes faster; all others by PIL."""
+    """As `read_pil`, within one grey level: plain JPEGs by torchvision, which resizes faster; other files by PIL."""
     pixels = read_plain(path, resize)
     return read_pil(path, resize) if pixels is None else pixels
 
 
 def read_plain(source: str | os.PathLike | bytes, resize: Resize) -> np.ndarray | None:
-    """As `read_fast`, of a file or its bytes, but None for all that is not a plain JPEG, or damaged: PIL decides about those."""
-    if (data := read_plain_jpeg(source)) is not None:
+    """As `read_fast`, for a file or its bytes. Returns None if it is damaged or no plain JPEG: then PIL must decide."""
+    data = bytearray(source if isinstance(source, bytes) else Path(source).read_bytes())
+    if _is_plain_jpeg(data):
         try:
-            return resize.tensor(_decode(data)).permute(1, 2, 0).numpy()
+            return resize.tensor(_decode(torch.frombuffer(data, dtype=torch.uint8))).permute(1, 2, 0).numpy()
         except RuntimeError:
             pass
     return None
 
 
-def read_plain_jpeg(source: str | os.PathLike | bytes) -> Tensor | None:
-    """The bytes of a file, (N,) uint8, if every decoder of JPEGs makes the same of it; else None."""
-    data = bytearray(source if isinstance(source, bytes) else Path(source).read_bytes())
-    return torch.frombuffer(data, dtype=torch.uint8) if _is_plain_jpeg(data) else None
-
-
 def _is_plain_jpeg(data: bytearray) -> bool:
-    """8 bits, grey or three colours, baseline or progressive, not too large: by its headers up to the frame's."""
+    """Whether the headers up to the frame's say: 8 bits, 1 or 3 channels, baseline or progressive, not too large."""
     at = 2
     if data[:2] != b"\xff\xd8":
         return False
@@ -102,7 +96,7 @@ def _is_plain_jpeg(data: bytearray) -> bool:
 
 
 def undecodable(path: Path, error: Exception) -> InputError:
-    """What to tell of a picture that could not be read: of what a decoder raised, or the InputError itself."""
+    """The InputError for a picture that could not be read. error: a decoder's; an InputError is returned as it is."""
     if isinstance(error, InputError):
         return error
     unknown = isinstance(error, UnidentifiedImageError)
@@ -110,37 +104,8 @@ def undecodable(path: Path, error: Exception) -> InputError:
     return InputError(f"{path}: does not decode ({reason}); replace it or remove its row")
 
 
-class Encoded(NamedTuple):
-    """A batch that is still to be decoded, on the device where it is needed."""
-
-    pictures: list[Tensor]  # (N,) a JPEG's bytes, or what PIL made of another file, (side, side, 3); uint8
-    corners: list[tuple[int, int]]  # left and top of the crop
-    resize: Resize
-    crop: int  # its side
-
-    def decode(self, device: torch.device) -> Tensor:
-        """(B, 3, crop, crop) uint8 on the device. Raises RuntimeError where a file is damaged."""
-        decoded = iter(_decode_all([data for data in self.pictures if data.ndim == 1], device))
-        crops = []
-        for data, (left, top) in zip(self.pictures, self.corners, strict=True):
-            if data.ndim == 1:
-                square = self.resize.tensor(next(decoded))
-            else:
-                square = data.to(device, non_blocking=True).permute(2, 0, 1)
-            crops.append(square[:, top : top + self.crop, left : left + self.crop])
-        return torch.stack(crops)
-
-
-def _decode_all(jpegs: list[Tensor], device: torch.device) -> list[Tensor]:
-    if not jpegs or device.type == "cpu":
-        return [_decode(data) for data in jpegs]
-    if decode_jpeg is None:
-        raise RuntimeError("this torchvision has no decoder for GPUs")
-    return decode_jpeg(jpegs, ImageReadMode.RGB, device=device)
-
-
 def _decode(data: Tensor) -> Tensor:
-    """(3, H, W) uint8, on the CPU. Raises RuntimeError where the file is damaged."""
+    """data: a file's bytes, (N,) uint8. Returns (3, H, W) uint8. Raises RuntimeError if the file is damaged."""
     if decode_jpeg is not None:
         return decode_jpeg(data, ImageReadMode.RGB)
     try:

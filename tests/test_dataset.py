@@ -13,10 +13,10 @@ from sklearn.datasets import load_sample_images
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torchvision.transforms.functional import normalize, to_tensor
 
-from dataset import Draws, Transform, batches, make_loader, network_input, read_splits
+from dataset import ResumableBatchSampler, Transform, batches, make_loader, network_input, read_splits
 from option import InputError
 from photographs import demo
-from photographs.labels import FORMATS, csv_format, read_labels
+from photographs.labels import FORMATS, Labels, csv_format, read_labels
 from util import compute_metrics
 
 
@@ -167,41 +167,54 @@ def test_evaluation_keeps_the_csvs_order(ava):
     assert [name for batch in batches(loader) for name in batch.names] == labels.images.tolist()
 
 
-def test_draws_cover_every_row_once():
-    draws = Draws(50, 8, seed=0, shuffle=True)
-    rows = [row for batch in draws for row, _ in batch]
+def sampler(length, batch_size, shuffle, *process):
+    """Of rows whose images are called 0, 1, 2, ..."""
+    names, targets = np.arange(length).astype(str), np.zeros((length, 1), np.float32)
+    return ResumableBatchSampler(
+        Labels("a.csv", names, targets, np.zeros(length)), batch_size, 0, shuffle, *process
+    )
+
+
+def drawn(sampler):
+    """Its batches: the row and the seed of each sample."""
+    return [[(int(sample.name), sample.seed) for sample in batch] for batch in sampler]
+
+
+def test_an_epoch_has_every_row_once():
+    shuffled = sampler(50, 8, True)
+    rows = [row for batch in drawn(shuffled) for row, _ in batch]
     assert sorted(rows) == list(range(50))
     assert rows != list(range(50))
-    assert (len(draws), draws.images) == (7, 50)
+    assert (len(shuffled), shuffled.images) == (7, 50)
 
 
-def test_draws_go_on_where_they_stopped():
-    draws = Draws(50, 8, seed=0, shuffle=True)
-    whole = list(draws)
-    draws.start = 3
-    assert list(draws) == whole[3:]
-    assert len(draws) == 7
+def test_an_epoch_goes_on_where_it_stopped():
+    shuffled = sampler(50, 8, True)
+    whole = drawn(shuffled)
+    shuffled.start = 3
+    assert drawn(shuffled) == whole[3:]
+    assert len(shuffled) == 7
 
 
 @pytest.mark.parametrize(("length", "world"), [(48, 2), (50, 3), (7, 4), (1, 4)])
 def test_processes_share_the_shuffled_rows_and_have_as_many(length, world):
-    alone = next(iter(Draws(length, 10**6, 0, True)))
-    shares = [Draws(length, 4, 0, True, rank, world) for rank in range(world)]
-    rows = [[draw for batch in share for draw in batch] for share in shares]
-    assert len({len(share) for share in rows}) == len({len(share) for share in shares}) == 1
-    assert all(share.images == len(part) for share, part in zip(shares, rows, strict=True))
-    assert {draw for part in rows for draw in part} == set(alone)
-    assert sum(len(part) for part in rows) - length < world
+    alone = drawn(sampler(length, 10**6, True))[0]
+    samplers = [sampler(length, 4, True, rank, world) for rank in range(world)]
+    shares = [[sample for batch in drawn(each) for sample in batch] for each in samplers]
+    assert len({len(share) for share in shares}) == len({len(each) for each in samplers}) == 1
+    assert all(each.images == len(share) for each, share in zip(samplers, shares, strict=True))
+    assert {sample for share in shares for sample in share} == set(alone)
+    assert sum(len(share) for share in shares) - length < world
 
 
 @pytest.mark.parametrize(("length", "world"), [(48, 2), (50, 3), (7, 4)])
 def test_processes_share_whole_batches_in_the_csvs_order(length, world):
-    alone = list(Draws(length, 4, 0, False))
-    shares = [Draws(length, 4, 0, False, rank, world) for rank in range(world)]
-    parts = [list(share) for share in shares]
-    assert [parts[i % world][i // world] for i in range(len(alone))] == alone
-    assert [len(share) for share in shares] == [len(part) for part in parts]
-    assert [share.images for share in shares] == [sum(map(len, part)) for part in parts]
+    alone = drawn(sampler(length, 4, False))
+    samplers = [sampler(length, 4, False, rank, world) for rank in range(world)]
+    shares = [drawn(each) for each in samplers]
+    assert [shares[i % world][i // world] for i in range(len(alone))] == alone
+    assert [len(each) for each in samplers] == [len(share) for share in shares]
+    assert [each.images for each in samplers] == [sum(map(len, share)) for share in shares]
 
 
 def test_validation_is_held_out_of_train_where_there_is_no_val_csv(scored):

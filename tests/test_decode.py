@@ -8,16 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import sklearn.datasets
-import torch
 from common import arguments
 from PIL import EpsImagePlugin, Image, UnidentifiedImageError
 
-from dataset import Transform, batches, make_loader, to_input
 from inference import photos
-from option import InputError
 from photographs import copies, decode, pictures
-from photographs.decode import Resize, read_fast, read_pil, read_plain_jpeg
-from photographs.labels import FORMATS, read_labels
+from photographs.decode import Resize, read_fast, read_pil, read_plain
 from training import build
 
 PHOTOGRAPHS = sorted((Path(sklearn.datasets.__file__).parent / "images").glob("*.jpg"))
@@ -35,7 +31,7 @@ def assert_close(found, expected):
 def test_fast_pixels_are_pils_on_real_photographs(resize):
     assert len(PHOTOGRAPHS) == 2
     for path in PHOTOGRAPHS:
-        assert read_plain_jpeg(path) is not None
+        assert read_plain(path, resize) is not None
         assert_close(read_fast(path, resize), read_pil(path, resize))
 
 
@@ -65,14 +61,14 @@ def test_a_torchvision_without_decoders_will_do(monkeypatch):
 def test_fast_pixels_are_pils_for_every_way_of_writing_a_jpeg(tmp_path, how):
     with Image.open(PHOTOGRAPHS[0]) as picture:
         picture.crop((0, 0, 501, 333)).save(tmp_path / "a.jpg", **how)
-    assert read_plain_jpeg(tmp_path / "a.jpg") is not None
+    assert read_plain(tmp_path / "a.jpg", RESIZES[0]) is not None
     assert_close(read_fast(tmp_path / "a.jpg", RESIZES[0]), read_pil(tmp_path / "a.jpg", RESIZES[0]))
 
 
 def test_grey_jpegs_are_decoded_fast(tmp_path):
     with Image.open(PHOTOGRAPHS[0]) as picture:
         picture.convert("L").save(tmp_path / "a.jpg")
-    assert read_plain_jpeg(tmp_path / "a.jpg") is not None
+    assert read_plain(tmp_path / "a.jpg", RESIZES[0]) is not None
     assert_close(read_fast(tmp_path / "a.jpg", RESIZES[0]), read_pil(tmp_path / "a.jpg", RESIZES[0]))
 
 
@@ -83,7 +79,7 @@ def test_grey_jpegs_are_decoded_fast(tmp_path):
 def test_all_other_pictures_are_pils_to_the_pixel(tmp_path, name, mode):
     with Image.open(PHOTOGRAPHS[1]) as picture:
         picture.convert(mode).save(tmp_path / name)
-    assert read_plain_jpeg(tmp_path / name) is None
+    assert read_plain(tmp_path / name, RESIZES[0]) is None
     np.testing.assert_array_equal(
         read_fast(tmp_path / name, RESIZES[0]), read_pil(tmp_path / name, RESIZES[0])
     )
@@ -122,41 +118,6 @@ def test_any_bytes_at_all_are_a_picture_or_an_error(tmp_path):
                 read_pil(tmp_path / "a.jpg", RESIZES[2])
 
 
-@pytest.fixture
-def mixed(tmp_path):
-    """Eight pictures, JPEGs and others."""
-    names = []
-    with Image.open(PHOTOGRAPHS[0]) as picture:
-        for number in range(8):
-            names.append(f"{number}.{'png' if number % 3 == 2 else 'jpg'}")
-            picture.crop((number * 9, 0, 300 + number * 20, 300)).save(tmp_path / names[-1])
-    rows = "".join(f"{name},{number}\n" for number, name in enumerate(names))
-    (tmp_path / "a.csv").write_text("image,score\n" + rows)
-    return tmp_path
-
-
-@pytest.mark.parametrize("train", [True, False])
-def test_what_is_decoded_on_the_device_is_what_the_workers_decode(mixed, train):
-    labels, device = read_labels(mixed / "a.csv", FORMATS["tad66k"]), torch.device("cpu")
-    loaders = {
-        decoder: make_loader(labels, mixed, Transform("tad66k", 64, train), 8, 0, seed=1, decoder=decoder)
-        for decoder in ("fast", "gpu")
-    }
-    fast, gpu = (next(batches(loader)) for loader in loaders.values())
-    assert fast.names == gpu.names
-    assert torch.equal(gpu.images.decode(device), fast.images)
-    assert torch.equal(to_input(gpu, device), to_input(fast, device))
-
-
-def test_what_does_not_decode_on_the_device_is_named(mixed):
-    path = mixed / "0.jpg"
-    path.write_bytes(path.read_bytes()[:4000])
-    labels = read_labels(mixed / "a.csv", FORMATS["tad66k"])
-    loader = make_loader(labels, mixed, Transform("tad66k", 64, False), 2, 0, decoder="gpu")
-    with pytest.raises(InputError, match=r"0\.jpg, 1\.jpg does not decode on cpu.*--decode fast"):
-        to_input(next(batches(loader)), torch.device("cpu"))
-
-
 @pytest.mark.slow
 def test_who_decodes(ava, run, monkeypatch):
     def seen(**options):
@@ -177,15 +138,10 @@ def test_who_decodes(ava, run, monkeypatch):
     assert seen() == ["fast", "pil", "pil"]
     for given, both in (({"released_protocol": True}, "pil"), ({"decode": "fast"}, "fast")):
         options = argparse.Namespace(**{"decode": "auto", "released_protocol": False} | given)
-        assert build.pick_decoders(options, torch.device("cpu")) == (both, both)
+        assert build.pick_decoders(options) == (both, both)
     weights = ava / "weights.pth"
     (ava / "run" / "checkpoints" / "best.pth").rename(weights)
     assert seen(eval=True, path_to_model_weight=weights) == ["pil"]
-
-
-def test_gpu_decoding_needs_a_gpu(ava, run):
-    status, _, err = run(arguments(ava, decode="gpu"))
-    assert (status, err.strip()) == (2, "main_nni.py: --decode gpu: the run is on cpu; use --decode fast")
 
 
 @pytest.fixture

@@ -1,8 +1,5 @@
 """What only a GPU can show: python -m pytest tests/test_gpu.py. The rest of the suite sees none, wherever it runs."""
 
-from pathlib import Path
-
-import numpy as np
 import pytest
 import sklearn.datasets
 import torch
@@ -12,7 +9,6 @@ from PIL import Image
 import predict
 from inference.table import read_rows
 from models import create_model
-from photographs.decode import Encoded, Resize, read_pil, read_plain_jpeg
 from predict import Scorer
 from training.steps import Precision, Schedule, Stepper, make_optimizer
 from util import emd_loss
@@ -63,15 +59,6 @@ def test_training_steps_wait_for_nothing(dtype, points):
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert torch.stack(losses).isfinite().all()
-
-
-@pytest.mark.parametrize("resize", [Resize(224, "bicubic"), Resize(256, "bilinear")], ids=str)
-def test_pixels_decoded_on_the_gpu_are_pils_to_one_grey_level(resize):
-    for path in (Path(sklearn.datasets.__file__).parent / "images").glob("*.jpg"):
-        batch = Encoded([read_plain_jpeg(path)] * 2, [(0, 0)] * 2, resize, resize.side)
-        first, second = batch.decode(torch.device("cuda:0")).permute(0, 2, 3, 1).cpu().numpy()
-        np.testing.assert_array_equal(first, second)
-        assert (np.abs(first.astype(int) - read_pil(path, resize)) <= 1).mean() >= 0.995
 
 
 def test_a_scorer_gives_the_cpus_scores_and_a_gradient(weights):

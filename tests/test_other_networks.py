@@ -1,10 +1,6 @@
 """A network of timm's beside EAT: trained, resumed, evaluated, used and exported by the same commands, with its own input."""
 
 import json
-import os
-import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -157,7 +153,7 @@ def test_pretrained_weights_without_a_network_are_one_line(ava, run, monkeypatch
         raise OSError("no route to host")
 
     monkeypatch.setattr(timm, "create_model", fail)
-    told = "its weights cannot be fetched (no route to host); --path_to_model_weight takes"
+    told = "its weights cannot be fetched (no route to host); load a weights file instead"
     refused(run, ava, told, model=RESNET, pretrained=True)
 
 
@@ -171,7 +167,6 @@ def test_pretrained_weights_without_a_network_are_one_line(ava, run, monkeypatch
         ({"explore_share": 0.3}, ("--explore_share belongs to --model eat_*",)),
         ({"handover": "step"}, ("--handover belongs to --model eat_*",)),
         ({"sync_interest_points": True}, ("--sync_interest_points belongs to --model eat_*",)),
-        ({"attention": "dense"}, ("--attention belongs to --model eat_*",)),
         ({"save_released_style": True}, ("--save_released_style belongs to --model eat_*",)),
         ({"model": "eat_nano", "pretrained": True}, ("--pretrained belongs to --model timm/NAME",)),
         ({"pretrained": True, "path_to_model_weight": "x.pth"}, ("exclude each other",)),
@@ -286,24 +281,6 @@ def test_searches_and_ablations_may_set_the_network(tmp_path):
     name, settings = ablation.parse_setting(f"model={VIT}")
     assert settings == {"model": VIT}
     assert "/" not in name
-
-
-@pytest.mark.slow
-def test_a_training_run_imports_nothing_of_eats(ava):
-    words = arguments(ava, model=RESNET)
-    script = f"import gc, sys; gc.disable(); import main_nni; main_nni.main({[str(word) for word in words]}); print(*sys.modules)"
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
-    ran = subprocess.run(
-        [sys.executable, "-c", script],
-        capture_output=True,
-        text=True,
-        env=env,
-        cwd=Path(predict.__file__).parent,
-    )
-    assert (ava / "run" / "checkpoints" / "best.pth").exists(), ran.stderr
-    loaded = set(re.findall(r"\bmodels\.(\w+)\b", ran.stdout.splitlines()[-1]))
-    assert "backbone" in loaded
-    assert not loaded & {"eat", "dat", "attention", "sampling", "ways"}
 
 
 @pytest.mark.slow

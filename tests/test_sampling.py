@@ -1,11 +1,12 @@
-"""Sampling by gathers or by hat functions is `grid_sample`'s, with its gradients, and so is the network."""
+"""Sampling by gathers or by hat weights is `grid_sample`'s, with its gradients, and so is the network."""
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.sampling import DenseBias, gathers, hats, sample, sample_bias, sample_by_gather, sample_features
+from models.attention import set_sampling
+from models.sampling import DenseBias, hat_weights, sample, sample_bias, sample_by_gather, sample_features
 
 # Just and far outside, on the borders, on cells' centres (of 4, 7 and 27), and between them.
 LINE = [-1e6, -1.5, -1.2, -1.0000001, -1.0, -1 / 3, 0.0, 0.2, 1.0, 1.0000001, 1.1, 1e6]
@@ -36,16 +37,22 @@ def test_gathers_have_grid_samples_gradient():
 
 
 def test_the_network_by_gathers_is_the_golden_network(toy, golden, golden_images):
-    with torch.no_grad(), gathers():
+    set_sampling(toy, "gather")
+    with torch.no_grad():
         torch.testing.assert_close(toy(golden_images), golden["eval/prediction"], rtol=0, atol=1e-5)
+
+
+def test_an_unknown_method_is_refused(toy):
+    with pytest.raises(ValueError, match="sampling 'nearest': choose from grid_sample, gather, dense"):
+        set_sampling(toy, "nearest")
 
 
 def both_ways(function, source, positions, generator):
     """Values and gradients (of source and positions) of `function`, sampled and dense."""
     results = []
-    for dense in (False, True):
+    for method in ("grid_sample", "dense"):
         leaves = [tensor.clone().requires_grad_() for tensor in (source, positions)]
-        out = function(*leaves, dense=dense)
+        out = function(*leaves, method=method)
         weights = torch.randn(out.shape, generator=generator.manual_seed(1)) / out[0, 0].numel() ** 0.5
         results.append((out.detach(), *torch.autograd.grad(out, leaves, weights)))
     return zip(*results, strict=True)
@@ -76,7 +83,7 @@ def test_hats_interpolate_as_grid_sample_does(coordinates, cells):
     values = torch.arange(1.0, cells + 1, dtype=torch.float64) ** 2
     grid = torch.stack([places, torch.zeros_like(places)], -1).view(1, 1, -1, 2)
     expected = sample(values.view(1, 1, 1, -1), grid).flatten()
-    torch.testing.assert_close(hats(places, cells) @ values, expected, rtol=0, atol=1e-9 * cells**2)
+    torch.testing.assert_close(hat_weights(places, cells) @ values, expected, rtol=0, atol=1e-9 * cells**2)
 
 
 def test_dense_gradients_are_those_of_finite_differences():
@@ -86,4 +93,4 @@ def test_dense_gradients_are_those_of_finite_differences():
         return torch.rand(shape, generator=generator, dtype=torch.float64).mul(2.2).sub(1.1).requires_grad_()
 
     torch.autograd.gradcheck(DenseBias.apply, (leaf(2, 2, 5, 3), leaf(1, 2, 4, 3), leaf(1, 2, 4, 2)))
-    torch.autograd.gradcheck(lambda places: hats(places, 5), leaf(7))
+    torch.autograd.gradcheck(lambda places: hat_weights(places, 5), leaf(7))

@@ -83,10 +83,8 @@ def pick_format(options: argparse.Namespace) -> Format:
     return forms[0]
 
 
-def pick_decoders(options: argparse.Namespace, device: torch.device) -> tuple[str, str]:
-    """The decoder of training, and that of evaluation, by `--decode`. Raises InputError."""
-    if options.decode == "gpu" and device.type != "cuda":
-        raise InputError(f"--decode gpu: the run is on {device}; use --decode fast")
+def pick_decoders(options: argparse.Namespace) -> tuple[str, str]:
+    """The decoder of training, and that of evaluation, by `--decode`."""
     if options.decode != "auto":
         return options.decode, options.decode
     return "pil" if options.released_protocol else "fast", "pil"
@@ -100,7 +98,7 @@ def loaders(
     like: the dataset whose transforms the network knows. The processes share the batches; in the released protocol only
     those of training.
     """
-    result, (decoder, eval_decoder) = {}, pick_decoders(options, device)
+    result, (decoder, eval_decoder) = {}, pick_decoders(options)
     images, workers = options.path_to_images, options.num_workers
     for split in ("train", "val", "test"):
         train = split == "train"
@@ -144,7 +142,7 @@ def make_model(
         log.warning("warning: %s starts from random weights; %s", options.model, remedy)
     if distributed.rank():  # rank 0 goes on as a single process would
         torch.manual_seed(options.seed + distributed.rank())
-    attention.prepare(options, model, device)
+    attention.set_deterministic(options.deterministic, model, device)
     return model.to(device)
 
 
@@ -250,6 +248,5 @@ def make_training(
     if options.resume:
         progress = checkpoint.restore(checkpoints, stepper)
         log.info("resumed after %d epochs and %d batches", progress.epoch, progress.step)
-    choose = attention.chooser(options, model, precision, progress.ways)
     limits = options.save_minutes, options.max_bad_steps
-    return engine.Training(network, stepper, make_loss(options.loss), checkpoints, *limits, progress, choose)
+    return engine.Training(network, stepper, make_loss(options.loss), checkpoints, *limits, progress)

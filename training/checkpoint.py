@@ -6,7 +6,7 @@ import errno
 import logging
 import math
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
 
@@ -38,7 +38,6 @@ class Progress:
     best_epoch: int = 0
     best_value: float = -math.inf
     history: list[dict[str, float]] = field(default_factory=list)
-    ways: dict[str, str] = field(default_factory=dict)  # of attention, where they were chosen by measuring
 
 
 def save(path: Path, content: dict) -> None:
@@ -151,7 +150,8 @@ def _put_back(content: dict, stepper: Stepper) -> Progress:
     torch.set_rng_state(random["torch"])
     if random["cuda"] is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(random["cuda"])
-    return Progress(**content["progress"] | own)
+    known = {field.name for field in fields(Progress)}  # an older run may have others
+    return Progress(**{name: value for name, value in (content["progress"] | own).items() if name in known})
 
 
 def _match_best(folder: Path, epoch: int) -> bool:

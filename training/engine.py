@@ -25,7 +25,6 @@ from dataset import Batch, batches, to_input
 from option import InputError
 from photographs.labels import Format
 from training import checkpoint
-from training.attention import Chooser
 from training.checkpoint import Progress
 from training.meters import DataWait, Sent
 from training.steps import Precision, Stepper
@@ -63,7 +62,6 @@ class Training:
     save_minutes: float = math.inf
     max_bad_steps: int = 0
     progress: Progress = field(default_factory=Progress)
-    choose: Chooser | None = None  # by the first batch, how attention is computed
 
     def __post_init__(self):
         self.device = self.stepper.precision.device
@@ -122,8 +120,6 @@ class Training:
         with memory_watched(len(batch.names), self.device, remedy):
             stepper.begin(now)
             images = to_input(batch, self.device, self.stepper.model.statistics)
-            if self.choose is not None:
-                self.progress.ways, self.choose = self.choose(images), None
             with nullcontext() if last else stepper.unsynced():
                 with stepper.precision():
                     output = self.network(images)
