@@ -157,26 +157,27 @@ def _vote_columns(path: str | os.PathLike, columns: Sequence[str]) -> tuple[str,
 
 
 def read_labels(path: str | os.PathLike, label_format: Format | None, limit: int | None = None) -> Labels:
-    """Read one CSV. label_format None: only the names of the pictures, with targets of 0. limit: the first rows only.
+    """Read one CSV. label_format None: read the names of the pictures only, with targets of 0. limit: rows to read.
 
     Raises InputError naming the file, the line and the value for anything that is not a label.
     """
     table = read_table(path)
-    names_only, columns = label_format is None, label_format or name_format(table)
-    score_columns = () if names_only else columns.vote_columns or ("score",)
-    require_columns(path, table, [columns.image_column, *score_columns])
+    names_only, label_format = label_format is None, label_format or name_format(table)
+    image_column = label_format.image_column
+    score_columns = () if names_only else label_format.vote_columns or ("score",)
+    require_columns(path, table, [image_column, *score_columns])
     table = table.head(limit) if limit is not None else table
-    images = pd.Series(read_names(path, table, columns))
+    images = pd.Series(read_names(path, table, label_format))
     problem = "stands there a second time; keep one row for each image"
-    refuse_where(path, table, images.duplicated(), columns.image_column, problem)
+    refuse_where(path, table, images.duplicated(), image_column, problem)
     if names_only:
         targets = opinions = np.zeros(len(table))
-    elif columns.vote_columns:
-        votes = read_votes(path, table, columns.vote_columns, columns.image_column)
+    elif label_format.vote_columns:
+        votes = read_votes(path, table, label_format.vote_columns, image_column)
         targets, opinions = votes / votes.sum(1, keepdims=True), mean_votes(votes)
     else:
-        low, high = columns.scale
-        targets = opinions = (read_scores(path, table, columns.scale) - low) / (high - low)
+        low, high = label_format.scale
+        targets = opinions = (read_scores(path, table, label_format.scale) - low) / (high - low)
     targets = targets.reshape(len(table), -1).astype(np.float32)
     return Labels(str(path), np.array(images, str), targets, opinions)
 
@@ -224,7 +225,7 @@ def read_table(path: str | os.PathLike, separator: str = ",", columns: Sequence[
 
 
 def require_columns(path, table: pd.DataFrame, columns: Sequence[str]) -> None:
-    """Raises InputError for the columns that the table lacks."""
+    """Raises InputError naming the columns that the table lacks."""
     if missing := [column for column in columns if column not in table.columns]:
         raise InputError(f"{path}: no column {', '.join(missing)}; found {', '.join(table.columns)}")
 

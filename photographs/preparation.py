@@ -88,23 +88,23 @@ def refuse_existing(paths: Sequence[Path], labels: Path, overwrite: bool) -> Non
 
 def split_at_random(prepared: Prepared, val_share: float, test_share: float | None, seed: int) -> None:
     """Fill in the splits that the official files leave open. The seed alone decides, even if photographs are missing."""
-    splits = prepared.table["split"].to_numpy(object)
-    shares = {} if (splits == "val").any() else {"val": val_share}
-    if not (splits == "test").any():
+    column = prepared.table["split"].to_numpy(object)
+    shares = {} if (column == "val").any() else {"val": val_share}
+    if not (column == "test").any():
         shares["test"] = test_share
-    pool = np.flatnonzero((splits == "") | (splits == "train"))
+    pool = np.flatnonzero((column == "") | (column == "train"))
     order = np.random.default_rng(seed).permutation(pool)
-    splits[pool] = "train"
+    column[pool] = "train"
     if shares:
         held = math.ceil(round(sum(shares.values()) * len(pool), 6))
         val = math.floor(held * shares.get("val", 0) / sum(shares.values()))
-        splits[order[:val]] = "val"
-        splits[order[val:held]] = "test" if "test" in shares else "val"
-    prepared.table["split"] = splits
+        column[order[:val]] = "val"
+        column[order[val:held]] = "test" if "test" in shares else "val"
+    prepared.table["split"] = column
 
 
 def drop_missing(prepared: Prepared, folder: str | os.PathLike) -> None:
-    """Drop the rows whose photographs are not in the folder. Raises InputError if none is there."""
+    """Drop the rows whose photographs are not in the folder. Raises InputError if no photograph is there."""
     names = use_names_on_disk(prepared, folder)
     find = file_finder(folder)
     missing = np.array([find(name) is None for name in names])
@@ -116,9 +116,9 @@ def drop_missing(prepared: Prepared, folder: str | os.PathLike) -> None:
 def drop_unusable(
     prepared: Prepared, folder: str | os.PathLike, num_workers: int, watch: Watch
 ) -> list[pictures.Finding]:
-    """Drop the rows whose photographs would stop or spoil training. Returns the finding of every photograph.
+    """Drop the rows whose photographs would stop or spoil training. Returns the findings of all photographs.
 
-    Raises InputError if none is in the folder, Interrupted when a signal comes.
+    Raises InputError if no photograph is in the folder, Interrupted when a signal comes.
     """
     names = use_names_on_disk(prepared, folder)
     findings = pictures.examine_all(folder, names, num_workers, watch)
@@ -130,9 +130,9 @@ def drop_unusable(
 
 
 def use_names_on_disk(prepared: Prepared, folder: str | os.PathLike) -> list[str]:
-    """The file of each row as it is called in the folder; rows that then name the same photograph twice are dropped.
+    """The name of each row's file as the folder has it: the case of its ending may differ from the labels'.
 
-    A name in the table may differ from the file's in the case of its ending. Raises InputError if no file is there.
+    Rows that name the same file as another row are dropped. Raises InputError if no file is there.
     """
     find = file_finder(folder)
     found = [find(name) for name in prepared.files]

@@ -1,4 +1,4 @@
-"""The cache of decoded pictures: the same pixels, noticed when stale or damaged, never lost when cut."""
+"""The cache of decoded pictures: the same pixels; changes and damage are noticed; an interrupted build goes on."""
 
 import multiprocessing
 import os
@@ -188,7 +188,7 @@ def test_a_damaged_or_older_store_is_named(scored, names, fill, monkeypatch, dam
 
 @pytest.mark.parametrize("rows", [0, 1, 7])
 def test_a_build_that_was_cut_goes_on(scored, names, fill, monkeypatch, rows):
-    """Cut while the file was made, or with part of the pictures and the start of a transaction in it."""
+    """Interrupted while the file was made, or with some pictures and the start of a transaction in it."""
     if rows:
         open_filled(scored / "c", RESIZE, "fast", names[:rows], scored / "images", 0)
     else:
@@ -229,7 +229,7 @@ def test_who_reads_from_a_store_is_not_disturbed_when_pictures_are_replaced(scor
 
 
 def test_a_store_that_cannot_be_written_is_read(scored, names, fill, monkeypatch):
-    """As on a file system that is read-only, or one of somebody else's."""
+    """As on a read-only file system, or in a folder of another user."""
     expected = fill().read(names[0]).copy()
     monkeypatch.setattr(cache.os, "access", lambda *_: False)
     (scored / "c" / "bilinear-32-fast" / "lock.mdb").unlink()
@@ -326,7 +326,7 @@ def test_processes_that_share_a_cache_fill_it_once(scored, names, fill, monkeypa
 
 
 def test_who_finds_all_pictures_writes_nothing(scored, fill):
-    """But LMDB's note of who reads."""
+    """Except LMDB's table of readers."""
     folder = fill().folder
 
     def times():

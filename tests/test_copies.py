@@ -9,7 +9,7 @@ from sklearn.datasets import load_sample_images
 
 @pytest.fixture
 def album(tmp_path):
-    """train.csv, val.csv and test.csv, three of whose pictures are in two of them, and the folder of the pictures."""
+    """A folder with train.csv, val.csv, test.csv and their pictures; three pictures are in two of the CSVs."""
     china, flower = (Image.fromarray(picture) for picture in load_sample_images().images)
     folder = tmp_path / "images"
     folder.mkdir()

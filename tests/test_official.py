@@ -1,4 +1,4 @@
-"""The official label files: what they say, however they are written; and what is not a label is named."""
+"""The official label files: read in whatever way they are written; an error names what is not a label."""
 
 import json
 
@@ -304,7 +304,7 @@ def test_a_repeated_row_of_ava_is_dropped_and_counted(tmp_path, command):
 
 @pytest.mark.parametrize("names", [("x5.png", "x6.png"), ("x5.PNG", "x6.PNG")])
 def test_no_picture_is_in_two_splits(tmp_path, command, names):
-    """Not by the same name, nor by one that differs in its ending's case."""
+    """Neither by the same name nor by a name whose ending differs in case."""
     rows = [f"x{i}.png,0.5,{'test' if i in (5, 6) else 'train' if i < 30 else 'val'}" for i in range(40)]
     rows += [f"{names[0]},0.5,train", f"{names[1]},0.5,val"]
     labels = write(tmp_path / "t.csv", "image,score,split\n" + "\n".join(rows))

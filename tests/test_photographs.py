@@ -1,4 +1,4 @@
-"""What becomes of pictures and weights of every kind, and of requests that contradict themselves."""
+"""predict.py on pictures and weights of every kind, and on requests that contradict themselves."""
 
 import io
 import os
@@ -23,7 +23,7 @@ CPU = ("--gpu_id", "cpu", "--num_workers", 0)
 
 
 def png_header(width, height):
-    """A PNG that says it is that large, with hardly anything in it."""
+    """A PNG whose header gives this size, with hardly any data."""
 
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -39,7 +39,7 @@ def png_header(width, height):
 
 @pytest.fixture
 def zoo(tmp_path):
-    """Pictures of every kind, good and bad, and what is said of the bad."""
+    """A folder with pictures of every kind, good and bad; FAULTS has the errors of the bad ones."""
     folder = tmp_path / "zoo 'of' \"ü\" 写真"
     make_pictures(folder, ["plain ü.png", "写真.jpg", 'quote\'d "x".png'])
     rng = np.random.default_rng(0)

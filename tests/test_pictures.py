@@ -1,4 +1,4 @@
-"""A look at every picture: each kind is found, and training does with it what the report says."""
+"""Checked pictures: each kind is found, and training does with it what the report says."""
 
 import csv
 import os

@@ -1,4 +1,4 @@
-"""Whose test photographs they are: AVA's split as the authors published it, the official one, and what says so."""
+"""Which split a test.csv is: AVA's as the authors published it, the official one, or one that a summary names."""
 
 import json
 
