@@ -51,7 +51,7 @@ class Option:
     type: Callable[[str], Any]
     default: Any
     help: str
-    choices: Sequence[str] | None = None  # a last one that ends in NAME stands for all that begin as it does
+    choices: Sequence[str] | None = None  # see `prefix`
     low: float | None = None
     high: float | None = None
     positive: bool = False
@@ -63,8 +63,8 @@ class Option:
     required: bool = False
 
     @property
-    def beginning(self) -> str | None:
-        """How the values begin that stand in no list."""
+    def prefix(self) -> str | None:
+        """`timm/` of a last choice `timm/NAME`, which allows every value that begins so."""
         last = (self.choices or ("",))[-1]
         return last.removesuffix("NAME") if last.endswith("NAME") else None
 
@@ -89,14 +89,14 @@ class Option:
         except (TypeError, ValueError, OverflowError):
             raise InputError(f"{where} is not {_TYPE_NAMES.get(kind, 'valid')}") from None
         limits = f"at least {low}" if high is None else f"between {low or 0} and {high}"
-        listed = not self.choices or value in self.choices
-        named = self.beginning is not None and str(value).startswith(self.beginning)
+        allowed = not self.choices or value in self.choices
+        allowed |= self.prefix is not None and str(value).startswith(self.prefix)
         outside = (low is not None and value < low) or (high is not None and value > high)
         for wrong, problem in (  # beyond 2**53 a float, as a file may give one, is not exact
             (kind is int and abs(value) >= 2**53, " is too large"),
             (kind is float and not math.isfinite(value), " is not a finite number"),
             (value == "" and self.default != "", " is empty; give a value or leave the option out"),
-            (not (listed or named), f": choose from {', '.join(self.choices or ())}"),
+            (not allowed, f": choose from {', '.join(self.choices or ())}"),
             (self.positive and not value > 0, " must be greater than 0"),
             (outside, f" must be {limits}"),
         ):

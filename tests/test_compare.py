@@ -1,4 +1,4 @@
-"""compare.py: runs on one test set, their differences, and what is no pair of such tables."""
+"""compare.py: runs on one test set, their differences, and tables that cannot be compared."""
 
 import json
 import subprocess
@@ -55,9 +55,9 @@ def test_differences_are_told_from_noise(runs, tmp_path, command, monkeypatch):
     assert status == 0
     rows = [line for line in out.splitlines() if " − " in line and "| SRCC |" in line]
     assert [row.split("|")[-2].strip() for row in rows] == ["no", "yes", "yes"]
-    found = json.loads((tmp_path / "c.json").read_text())
-    assert [len(found["runs"]), len(found["pairs"]), found["images"]] == [3, 3, 300]
-    plcc = found["pairs"][1]["differences"]["plcc"]
+    content = json.loads((tmp_path / "c.json").read_text())
+    assert [len(content["runs"]), len(content["pairs"]), content["images"]] == [3, 3, 300]
+    plcc = content["pairs"][1]["differences"]["plcc"]
     assert plcc["value"] > 0.1
     assert plcc["p_holm"] >= plcc["p"]
     low, high = plcc["interval"]
@@ -86,8 +86,8 @@ def test_another_order_of_the_same_images_is_no_difference(runs, tmp_path):
     first = read_predictions(runs[0])
     again = read_predictions(tmp_path / "shuffled.csv", like=first)
     assert all(
-        one.value == 0 and one.p == 1
-        for name, one in compute_differences([first], [again]).items()
+        difference.value == 0 and difference.p == 1
+        for name, difference in compute_differences([first], [again]).items()
         if name[:3] != "emd" and name != "krcc"
     )
 
@@ -143,13 +143,11 @@ def test_the_threshold_is_the_runs_or_must_be_given(tmp_path, command):
 
 def seeds(spread, mean=0.6, count=3, draw=0, images=80):
     """Runs whose noise, and so their SRCC, differs from seed to seed."""
-    rng, true, found = np.random.default_rng(draw), np.random.default_rng(0).normal(size=images), []
+    rng, true, runs = np.random.default_rng(draw), np.random.default_rng(0).normal(size=images), []
     for number in range(count):
         predicted = true + rng.normal(0, max(0.05, mean + rng.normal(0, spread)), images)
-        found.append(
-            Predictions(str(number), [], Pairs(predicted, true, np.ones(images), true * 0, true * 0))
-        )
-    return found
+        runs.append(Predictions(str(number), [], Pairs(predicted, true, np.ones(images), true * 0, true * 0)))
+    return runs
 
 
 def test_over_seeds_the_interval_holds_what_another_seed_would_change(monkeypatch):
@@ -157,8 +155,8 @@ def test_over_seeds_the_interval_holds_what_another_seed_would_change(monkeypatc
     steady = compute_differences(seeds(0, draw=1), seeds(0, draw=2))["srcc"].interval
     moody = compute_differences(seeds(0.3, draw=1), seeds(0.3, draw=2))["srcc"].interval
     assert moody[1] - moody[0] > 1.5 * (steady[1] - steady[0])
-    found = compare({"a": seeds(0.02, 0.2, draw=1), "b": seeds(0.02, 1.5, draw=2)})
-    assert found["a", "b"]["srcc"].p_holm < 0.05
+    differences = compare({"a": seeds(0.02, 0.2, draw=1), "b": seeds(0.02, 1.5, draw=2)})
+    assert differences["a", "b"]["srcc"].p_holm < 0.05
 
 
 @pytest.mark.slow

@@ -75,8 +75,8 @@ def test_export_equals_the_network_on_photographs(exported, made, photographs, w
     for count in (1, 2, 5):
         inputs = np.concatenate([preprocess(about, file) for file in photographs[:count]])
         with torch.no_grad():
-            found = run(inputs)
-        for ours, theirs in zip(expected(made[weights], photographs), found, strict=True):
+            exported_outputs = run(inputs)
+        for ours, theirs in zip(expected(made[weights], photographs), exported_outputs, strict=True):
             np.testing.assert_allclose(theirs, ours[:count], rtol=0, atol=1e-4)
 
 
@@ -96,8 +96,10 @@ def test_preprocessing_that_is_told_is_the_evaluations(made, photographs, weight
     trained = load_trained(made[weights])
     about = describe(trained)
     assert about["preprocessing"]["resize"]["method"] == method
-    told = np.concatenate([preprocess(about, file) for file in photographs])
-    np.testing.assert_allclose(told, check.evaluation_input(trained, photographs).numpy(), rtol=0, atol=1e-6)
+    inputs = np.concatenate([preprocess(about, file) for file in photographs])
+    np.testing.assert_allclose(
+        inputs, check.evaluation_input(trained, photographs).numpy(), rtol=0, atol=1e-6
+    )
 
 
 def test_score_is_on_the_datasets_own_scale(exported, made, photographs):

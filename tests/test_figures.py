@@ -43,38 +43,38 @@ def test_an_interval_without_width_says_nothing_and_accuracy_alone_accuses_nobod
         "",
         "",
     ]
-    found = published.compare_published(
+    places = published.compare_published(
         "tad66k", {"srcc": (-0.3, 0.2), "plcc": (0.5, 0.6), "accuracy": (0.8, 0.9)}
     )
-    told = published.explain_places(
-        found, {"srcc": "SRCC", "plcc": "PLCC", "accuracy": "accuracy"}, "tad66k", False
+    lines = published.explain_places(
+        places, {"srcc": "SRCC", "plcc": "PLCC", "accuracy": "accuracy"}, "tad66k", False
     )
-    assert "published below the interval (accuracy): this network is better on these photographs" in told
-    assert not any("most likely" in line or "ava" in line for line in told)
+    assert "published below the interval (accuracy): this network is better on these photographs" in lines
+    assert not any("most likely" in line or "ava" in line for line in lines)
 
 
 def test_a_published_figure_lies_inside_below_or_above_the_interval():
-    found = published.compare_published(
+    places = published.compare_published(
         "ava", {"srcc": (0.75, 0.77), "plcc": (0.78, 0.8), "accuracy": (0.7, 0.8)}
     )
-    assert [figure.place for figure in found.values()] == ["inside", "below", "above"]
-    assert found["plcc"].value == 0.7710
+    assert [figure.place for figure in places.values()] == ["inside", "below", "above"]
+    assert places["plcc"].value == 0.7710
     assert list(published.compare_published("para", {"srcc": (0, 1), "plcc": (0, 1)})) == ["srcc", "plcc"]
     assert published.compare_published("flickr_aes", {}) == {}
 
 
 def test_a_better_figure_of_weights_that_remember_nothing_names_the_likeliest_cause():
-    found = figures(made(0.1), [f"{i}.jpg" for i in range(400)], "ava")
-    assert found.published["srcc"].place == "below"
-    told = "\n".join(found.remarks())
-    assert "most likely they were trained on these photographs" in told
-    assert "prepare_data.py ava --split authors" in told
+    result = figures(made(0.1), [f"{i}.jpg" for i in range(400)], "ava")
+    assert result.published["srcc"].place == "below"
+    notes = "\n".join(result.remarks())
+    assert "most likely they were trained on these photographs" in notes
+    assert "prepare_data.py ava --split authors" in notes
 
 
 def test_on_another_dataset_nothing_published_is_a_comparison():
-    found = figures(made(0.1), [f"{i}.jpg" for i in range(400)], "ava", same_dataset=False)
-    assert found.published == {}
-    assert "published" not in found.rows()[0]
+    result = figures(made(0.1), [f"{i}.jpg" for i in range(400)], "ava", same_dataset=False)
+    assert result.published == {}
+    assert "published" not in result.rows()[0]
 
 
 @pytest.mark.parametrize(
@@ -129,9 +129,9 @@ def test_the_last_line_has_an_interval_for_every_metric(ava, run):
         low, high = result["intervals"][name]
         assert low is high is None if name == "krcc" else low <= result[name] <= high
     assert result["published"]["srcc"]["value"] == 0.7596
-    kept = json.loads((ava / "run" / "run.json").read_text())["result"]
-    assert kept["intervals"] == result["intervals"]
-    assert kept["labels_split"] == "unknown"
+    recorded = json.loads((ava / "run" / "run.json").read_text())["result"]
+    assert recorded["intervals"] == result["intervals"]
+    assert recorded["labels_split"] == "unknown"
 
 
 def across(trained, form, outputs, opinions, targets=None):
@@ -166,8 +166,8 @@ def test_the_other_way_and_between_vote_distributions():
 def test_ava_weights_on_tad66k(scored, run, caplog):
     weights = make_weights(scored / "w.pth", points="image")
     caplog.set_level(logging.INFO)
-    given = {"path_to_model_weight": weights, "num_epoch": None, "model": None, "report_images": None}
-    words = arguments(scored, "tad66k", eval=True, **given)
+    options = {"path_to_model_weight": weights, "num_epoch": None, "model": None, "report_images": None}
+    words = arguments(scored, "tad66k", eval=True, **options)
     status, result, err = run(words)
     assert status == 0, err
     assert result["model"] == "eat_nano"  # as the weights say
@@ -253,12 +253,12 @@ def test_the_released_protocol_keeps_and_reports_as_the_release(ava, run, monkey
     monkeypatch.setattr(trial, "report_end", lambda row, _: reported.append(row["epoch"]))
     run(arguments(ava, released_protocol=True, num_epoch=2, init_lr=1e-3))
     assert reported == [2]
-    kept = sorted((ava / "run" / "checkpoints").glob("AVA_AOT_vacc_*.pth"))
+    checkpoints = sorted((ava / "run" / "checkpoints").glob("AVA_AOT_vacc_*.pth"))
     history = pd.read_csv(ava / "run" / "metrics.csv")
-    assert {path.name for path in kept} == {
+    assert {path.name for path in checkpoints} == {
         released.checkpoint_name("ava", row) for row in history.to_dict("records")
     }
-    state = torch.load(kept[0], weights_only=True)
+    state = torch.load(checkpoints[0], weights_only=True)
     assert not getattr(state, "_metadata", {}).get("", {}).get("photographs")
     run(arguments(ava, num_epoch=2, init_lr=1e-3, overwrite=True))
     assert reported[1:] == [run_best(ava)]

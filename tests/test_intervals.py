@@ -36,12 +36,12 @@ def test_a_resample_has_the_metrics_of_its_images(ties):
 
 def test_what_is_not_defined_is_nan():
     single = pair(np.array([[0.1], [0.4], [0.3]]), np.array([[0.2], [0.3], [0.6]]), 0.5)
-    found = bootstrap.intervals(single)
-    assert all(math.isnan(limit) for limit in found["emd_r1"])
+    intervals = bootstrap.intervals(single)
+    assert all(math.isnan(limit) for limit in intervals["emd_r1"])
     constant = Pairs(np.ones(5), np.arange(5.0), np.ones(5), np.zeros(5), np.zeros(5))
-    found = bootstrap.intervals(constant)
-    assert all(math.isnan(limit) for name in ("srcc", "plcc", "krcc") for limit in found[name])
-    assert found["accuracy"] == (1, 1)
+    intervals = bootstrap.intervals(constant)
+    assert all(math.isnan(limit) for name in ("srcc", "plcc", "krcc") for limit in intervals[name])
+    assert intervals["accuracy"] == (1, 1)
 
 
 STATISTICS = {
@@ -89,9 +89,9 @@ def test_intervals_of_95_percent_hold_the_true_value_in_95_percent_of_sets():
             size=300
         )  # of the votes that are one level off: EMDs of share / 2 and share / sqrt(2)
         pairs = Pairs(p, t, ((p > 0) == (t > 0)).astype(float), share / 2, share / math.sqrt(2))
-        found = bootstrap.intervals(pairs, 250, seed=number)
+        intervals = bootstrap.intervals(pairs, 250, seed=number)
         for name, true_value in true_values.items():
-            low, high = found[name]
+            low, high = intervals[name]
             covered[name] += low <= true_value <= high
     shares = {name: count / 400 for name, count in covered.items()}
     assert all(0.93 <= share <= 0.97 for share in shares.values()), shares

@@ -1,4 +1,4 @@
-"""A checkpoint remembers the photographs it was trained and selected on, by hashes; a test on them is told."""
+"""Weights store hashes of the photographs that they were trained and selected on; a test on these says so."""
 
 import json
 import logging
@@ -26,15 +26,15 @@ def test_hashes_are_of_the_name_whatever_the_case_of_its_ending():
 
 
 def test_what_is_remembered_comes_back():
-    seen = Seen.of(["a.jpg", "b.jpg"], ["c.jpg"])
-    again = Seen.from_texts(json.loads(json.dumps(seen.as_texts())), "w.pth")
+    known = Seen.of(["a.jpg", "b.jpg"], ["c.jpg"])
+    again = Seen.from_texts(json.loads(json.dumps(known.as_texts())), "w.pth")
     trained, selected = again.among(["b.jpg", "c.jpg", "d.jpg"])
     assert (trained.tolist(), selected.tolist()) == ([True, False, False], [False, True, False])
-    both = seen | Seen.of(["d.jpg"], [])
+    both = known | Seen.of(["d.jpg"], [])
     assert both.among(["a.jpg", "d.jpg"])[0].all()
     assert not Seen()
     assert Seen().as_texts() == {}
-    trained, _ = seen.among(["/photos/AVA/a.jpg", "/photos/x.jpg"], in_folders=True)
+    trained, _ = known.among(["/photos/AVA/a.jpg", "/photos/x.jpg"], in_folders=True)
     assert trained.tolist() == [True, False]
 
 
@@ -154,13 +154,13 @@ def test_weights_that_say_nothing_leave_their_mark_on_what_is_trained_from_them(
     bare = leaky / "run" / "checkpoints" / "released_style.pth"
     caplog.set_level(logging.INFO)
     run(arguments(leaky, path_to_model_weight=bare, experiment_dir_name=leaky / "tuned"))
-    told = "training started from weights that do not say which photographs they were trained on: there may be more"
-    assert told in caplog.text
+    note = "training started from weights that do not say which photographs they were trained on: there may be more"
+    assert note in caplog.text
     tuned = leaky / "tuned" / "checkpoints" / "best.pth"
     memory = Seen.from_texts(models.read_weights(tuned).photographs, "")
     assert (len(memory.trained), memory.complete) == (12, False)
     _, result, _ = evaluate(run, leaky, tuned)
-    assert told in result["notes"]
+    assert note in result["notes"]
     assert not (memory | Seen()).complete
 
 
