@@ -14,8 +14,7 @@ from test_distributed import SMALL_RUN
 
 import models
 from benchmarks import ablation, throughput
-from models.weights import KNOWN
-from option import InputError
+from option import OPTIONS, InputError
 
 
 def command(folder, *settings):
@@ -89,7 +88,7 @@ def test_the_papers_preset_goes_from_plain_dat_to_eat_and_other_networks_stand_b
     changes = [set(b.items()) - set(a.items()) for (_, a), (_, b) in itertools.pairwise(seen[:3])]
     assert changes == [{("interest_points", "batch")}, {("refinement", "released")}]
     for _, options in seen[:-1]:
-        assert all(value in KNOWN[name] for name, value in options.items())
+        assert all(value in OPTIONS[name].choices for name, value in options.items())
     options = {"model": "timm/resnet18", "path_to_model_weight": "weights/a.pth"}
     assert seen[-1] == ("timm_resnet18,path_to_model_weight=weights_a.pth", options)
 
