@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 import sqlite3
 import time
@@ -109,15 +110,20 @@ def read_csv(path: Path) -> Iterator[list[str]]:
 
 
 def write_csv(path: Path, rows: Iterable[Sequence[Any]]) -> None:
-    """Write a CSV, its header first, whole or not at all; numbers with the seven digits that float32 has."""
+    """Write a CSV, its header first, whole or not at all."""
     with atomic_write(path) as file:
         file.reconfigure(errors="surrogateescape")
-        for row in rows:
-            odd = any("\r" in v for v in row if isinstance(v, str))
-            writer = csv.writer(
-                file, lineterminator="\n", quoting=csv.QUOTE_ALL if odd else csv.QUOTE_MINIMAL
-            )
-            writer.writerow([f"{v:.7g}" if isinstance(v, float) else v for v in row])
+        file.writelines(map(csv_line, rows))
+
+
+def csv_line(row: Sequence[Any]) -> str:
+    """A row as CSV has it; numbers with the seven digits that float32 has."""
+    has_return = any("\r" in value for value in row if isinstance(value, str))  # csv quotes line feeds alone
+    text = io.StringIO()
+    quoting = csv.QUOTE_ALL if has_return else csv.QUOTE_MINIMAL
+    values = [f"{value:.7g}" if isinstance(value, float) else value for value in row]
+    csv.writer(text, lineterminator="\n", quoting=quoting).writerow(values)
+    return text.getvalue()
 
 
 def fingerprint(path: Path) -> tuple[int, int]:

@@ -14,12 +14,10 @@ from typing import Any
 from commands import distributed, processes
 from commands.files import write_json
 from inference.sources import is_shard
-from inference.table import Row, read_rows, refuse_others, utf8, write_parquet
+from inference.table import Row, lock, read_rows, refuse_others, utf8, write_parquet
 from option import InputError
 
 FILES = 2000  # photographs of files in a part
-_PART = re.compile(r"(files|shard)-.*\.parquet")
-_OURS = re.compile(rf"_lock|{_PART.pattern}|\.(_run\.json|{_PART.pattern})\.\d+\.tmp")
 
 
 class Parts:
@@ -45,9 +43,9 @@ class Parts:
         begun: list[str] | str = []
         if distributed.rank() == 0:
             try:
-                self.folder.mkdir(exist_ok=True)
                 self._refuse_strangers()
-                with self._locked(fcntl.LOCK_EX):
+                with open(self.folder / "_lock", "a") as file:
+                    lock(file, self.folder)
                     begun = self._begin(about, append, overwrite)
             except InputError as error:
                 begun = str(error)
@@ -59,7 +57,8 @@ class Parts:
             raise InputError(f"{self.folder}: is not the folder of process 0; give one that all machines see")
         refuse_others(self.folder, self.about, about)
         self._there = begun
-        with self._locked(fcntl.LOCK_SH):
+        with open(self.folder / "_lock", "a") as file:
+            lock(file, self.folder, fcntl.LOCK_SH)  # a run's processes share it
             try:
                 yield self._add
             finally:
@@ -80,40 +79,34 @@ class Parts:
         """By what a file or a shard is known in the folder."""
         return _part("shard", path) if is_shard(path) else utf8(path)
 
-    @contextmanager
-    def _locked(self, how: int) -> Iterator[None]:
-        """A run's processes share the lock for as long as they write, the beginning has it alone."""
-        with open(self.folder / "_lock", "a") as file:
-            try:
-                fcntl.flock(file, how | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise InputError(f"{self.folder}: another run is writing it; wait for it to end") from None
-            except OSError:  # a file system that has no locks
-                pass
-            yield
-
     def _refuse_strangers(self) -> None:
-        if not self.about.exists() and any(not _OURS.fullmatch(name) for name in os.listdir(self.folder)):
+        """Make the folder. Raises InputError where it has files of others."""
+        self.folder.mkdir(exist_ok=True)
+        names = [name for name in os.listdir(self.folder) if not name.startswith(("_", "."))]
+        if names and not self.about.exists():
             raise InputError(
                 f"--out {self.folder}: holds other files than scores; give an empty or a new folder"
             )
 
     def _begin(self, about: Mapping[str, Any], append: bool, overwrite: bool) -> list[str]:
         """Make the folder ready; the parts to go on with. Raises InputError, with all left as it was."""
-        names = sorted(os.listdir(self.folder))
-        parts = [name for name in names if _PART.fullmatch(name)]
-        left = [name for name in names if name.startswith(".") and _OURS.fullmatch(name)]  # by a kill
+        parts = sorted(
+            path.name for kind in ("files", "shard") for path in self.folder.glob(f"{kind}-*.parquet")
+        )
         if parts and not (append or overwrite):
             raise InputError(
                 f"{self.folder}: holds scores; --append goes on with them, --overwrite replaces them"
             )
-        if goes_on := append and bool(parts):
+        if parts and append:
             refuse_others(self.folder, self.about, about)
-        for name in left if goes_on else left + parts:
+        for path in self.folder.glob(".*.parquet.*.tmp"):  # left by a kill
+            path.unlink()
+        if parts and append:
+            return parts
+        for name in parts:
             (self.folder / name).unlink()
-        if not goes_on:
-            write_json(self.about, dict(about))
-        return parts if goes_on else []
+        write_json(self.about, dict(about))
+        return []
 
     def _add(self, *rows: Row, shard: str = "") -> None:
         if shard:

@@ -167,9 +167,9 @@ class Rows:
         return {name: values.get(name) for name in self.columns}
 
 
-def short(value: float) -> float:
-    """To the seven digits that float32 has."""
-    return float(f"{value:.7g}")
+def short(value: float) -> float | None:
+    """To the seven digits that float32 has; None for nan."""
+    return None if math.isnan(value) else float(f"{value:.7g}")
 
 
 def spread(votes: np.ndarray) -> float:

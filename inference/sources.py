@@ -15,10 +15,7 @@ from functools import cache
 from itertools import chain
 from typing import NamedTuple
 
-from PIL import Image
-
 from option import InputError
-from photographs.decode import FORMATS
 
 SHARDS = (".tar", ".tar.gz", ".tgz")
 
@@ -47,6 +44,10 @@ def shards_of(path: str) -> list[str]:
 @cache
 def picture_endings() -> set[str]:
     """Those of files that are read as photographs, `.jpg` and so on."""
+    from PIL import Image  # slow to import, with the decoders
+
+    from photographs.decode import FORMATS
+
     return {ending for ending, name in Image.registered_extensions().items() if name in FORMATS}
 
 

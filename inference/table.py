@@ -1,18 +1,24 @@
-"""The table of scores: CSV, JSON lines or Parquet, written whole; while it is made, its rows survive a kill."""
+"""The table of scores: rows are appended to CSV and JSON lines one by one; Parquet is written whole, at the end."""
 
 from __future__ import annotations
 
+import csv
+import fcntl
 import json
+import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import chain, islice
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from commands.files import atomic_write, to_json, write_json
-from commands.growing import TEXT, Growing, read_csv, write_csv
+from commands.growing import TEXT, csv_line, read_csv
+from inference.sources import shards_of
 from option import InputError
+
+log = logging.getLogger("eat")
 
 ENDINGS = (".csv", ".jsonl", ".parquet")
 TEXTS = {"image", "error", "explanation", "url", "key"}
@@ -20,74 +26,143 @@ Row = dict[str, Any]
 
 
 class Table:
-    """One file of scores, a row per photograph. columns: TEXTS are text, all others numbers or empty.
+    """One file of scores, a row per photograph. columns: TEXTS are text, all others are numbers or empty.
 
-    `NAME.run.json` tells how the scores were made, so that no others are appended.
+    `NAME.run.json` records how the scores were made, so that no others are appended.
     """
 
-    shards: Sequence[str] = ()  # those done are known by their rows
+    shards: Sequence[str] = ()  # finished shards are known by their rows
 
     def __init__(self, path: str | os.PathLike, columns: Sequence[str]):
         self.path, self.columns = Path(path), list(columns)
         self.ending = self.path.suffix.lower()
         if self.ending not in ENDINGS:
             raise InputError(f"--out {path}: its ending should be one of {', '.join(ENDINGS)}")
-        self.growing = Growing(self.path, self.columns)
         self.about = self.path.with_name(f"{self.path.name}.run.json")
+        self._waiting: list[list] = []  # all rows of a Parquet table
 
     @contextmanager
     def writing(
         self, about: Mapping[str, Any], append: bool = False, overwrite: bool = False
     ) -> Iterator[Callable[..., None]]:
-        """A function that keeps a row, or all rows of `shard`, at once; at the end the file is written, however it came to that.
+        """A function that writes a row, or all rows of `shard`, at once. Rows of CSV and JSON lines survive a kill.
 
-        about: how the scores are made. append: go on with what is there, if it was made so. overwrite: remove it.
-        Raises InputError, with all left as it was.
+        about: how the scores are made. append: go on with the table, if its scores were made so. overwrite: replace it.
+        Raises InputError, with all left as it was; OSError where the disk is full.
         """
-        there = [path for path in (self.path, self.growing.file) if path.exists()]
-        if there and not (append or overwrite):
-            raise InputError(
-                f"{there[0]}: is there already; --append goes on with it, --overwrite replaces it"
-            )
-        goes_on = append and bool(there)
-        if goes_on:
-            refuse_others(self.path, self.about, about)
         try:
-            with self.growing.open(self._write, self._written if goes_on else None) as add:
-                if not goes_on:
-                    self.path.unlink(missing_ok=True)
-                    write_json(self.about, dict(about))
-                yield lambda *rows, shard="": add(*([row[name] for name in self.columns] for row in rows))
-        finally:
-            if not (self.path.exists() or self.growing.file.exists()):  # nothing came of it
-                self.about.unlink(missing_ok=True)
+            with open(self.path, "ab") as file:
+                lock(file, self.path)
+                try:
+                    yield self._begin(file, about, append, overwrite)
+                finally:
+                    if self.ending == ".parquet" and self._changed:
+                        write_parquet(self.path, self.columns, iter(self._waiting))
+                    if self.path.stat().st_size == 0:
+                        self.path.unlink()
+                        self.about.unlink(missing_ok=True)
+        except OSError as error:
+            error.filename = error.filename or str(self.path)  # a full disk has no name
+            raise
+
+    def _begin(self, file: IO[bytes], about: Mapping[str, Any], append: bool, overwrite: bool):
+        """Make the table ready; returns the function that writes rows."""
+        self._waiting, self._changed, is_there = [], False, file.tell() > 0
+        if is_there and not (append or overwrite):
+            raise InputError(
+                f"{self.path}: is there already; --append goes on with it, --overwrite replaces it"
+            )
+        if is_there and append:
+            refuse_others(self.path, self.about, about)
+            if self.ending == ".parquet":
+                self._waiting = [list(row.values()) for row in self.rows()]
+            else:
+                drop_unfinished_row(file)
+        else:
+            file.seek(0)
+            file.truncate()
+            write_json(self.about, dict(about))
+        if self.ending == ".csv" and file.tell() == 0:
+            file.write(csv_line(self.columns).encode(**TEXT))
+
+        def write(*rows: Row, shard: str = "") -> None:
+            values = [[row[name] for name in self.columns] for row in rows]
+            self._changed = True
+            if self.ending == ".parquet":
+                self._waiting += values
+                return
+            file.write("".join(map(self._line, values)).encode(**TEXT))
+            file.flush()
+
+        return write
+
+    def _line(self, values: Sequence[Any]) -> str:
+        if self.ending == ".csv":
+            return csv_line(values)
+        return json.dumps(dict(zip(self.columns, values, strict=True))) + "\n"
 
     def rows(self) -> Iterator[Row]:
-        """All rows that are there while it is written, one at a time."""
-        return (dict(zip(self.columns, row, strict=True)) for row in self.growing.rows())
-
-    def key(self, image: str) -> str:
-        """By what a photograph is known in the file."""
-        return utf8(image) if self.ending == ".parquet" else image
-
-    def _written(self) -> Iterator[list]:
-        """The rows of the file."""
-        for row in read_rows(self.path):
+        """The rows that an earlier run has written, one at a time. Raises InputError."""
+        for row in read_rows(self.path) if self.path.stat().st_size else ():
             if list(row) != self.columns:
                 raise InputError(
                     f"{self.path}: its columns are not {','.join(self.columns)}; give another --out"
                 )
-            yield list(row.values())
+            yield row
 
-    def _write(self, rows: Iterator[list]) -> None:
-        if self.ending == ".csv":
-            write_csv(self.path, chain([self.columns], rows))
-        elif self.ending == ".jsonl":
-            with atomic_write(self.path) as file:
-                for row in rows:  # SQLite has made null of nan
-                    file.write(json.dumps(dict(zip(self.columns, row, strict=True))) + "\n")
-        else:
-            write_parquet(self.path, self.columns, rows)
+    def key(self, image: str) -> str:
+        """The name of a photograph in the file."""
+        return utf8(image) if self.ending == ".parquet" else image
+
+
+def lock(file: IO, path: Path, how: int = fcntl.LOCK_EX) -> None:
+    """Lock an open file until it is closed. Raises InputError where another process has locked it."""
+    try:
+        fcntl.flock(file, how | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise InputError(f"{path}: another process is writing it; wait for it to end") from None
+    except OSError:  # a file system without locks
+        pass
+
+
+def drop_unfinished_row(file: IO[bytes]) -> None:
+    """Cut the unfinished last row of a CSV or JSON lines off, as a kill leaves it; the file is open for appending.
+
+    All rows of a shard are written at once, so those of the same shard right before it go, too.
+    """
+    size, end = file.tell(), _end_of_rows(Path(file.name))
+    if end < size:
+        log.warning("warning: %s: the last %d bytes are no whole row, and are dropped", file.name, size - end)
+        file.truncate(end)
+        file.seek(end)
+
+
+def _end_of_rows(path: Path) -> int:
+    """Where the finished rows end, in bytes. A name may hold line breaks, so that only a reader of CSV finds it."""
+    position = end = shard_start = 0
+    is_line, shard = True, None
+
+    def lines(file: IO[bytes]) -> Iterator[str]:
+        nonlocal position, is_line
+        for line in file:
+            position, is_line = position + len(line), line.endswith(b"\n")
+            yield line.decode(**TEXT)
+
+    with path.open("rb") as file:
+        is_csv = path.suffix.lower() == ".csv"
+        rows: Iterable = csv.reader(lines(file), strict=True) if is_csv else map(json.loads, lines(file))
+        try:
+            for row in rows:
+                if not is_line:
+                    break
+                row_shard = shards_of(row[0] if is_csv else row["image"])[:1]
+                if row_shard != shard:
+                    shard_start, shard = end, row_shard
+                end = position
+        except (csv.Error, ValueError, LookupError, TypeError):
+            if position < path.stat().st_size:  # damaged otherwise, as `read_rows` will say
+                return path.stat().st_size
+    return shard_start if shard and end < position else end
 
 
 def write_parquet(path: Path, columns: Sequence[str], rows: Iterator[list]) -> None:

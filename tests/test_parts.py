@@ -152,7 +152,7 @@ def test_two_runs_do_not_write_one_folder(web, tmp_path, weights, command):
         for more in ((), ("--append",), ("--overwrite",)):
             status, _, err = command(web / "a.png", "--weights", weights, "--out", out, *CPU, *more)
             assert status == 2
-            assert "another run is writing it; wait for it to end" in err
+            assert "another process is writing it; wait for it to end" in err
         write({"image": "late", "score": None, "error": "odd"})
     assert list(pd.read_parquet(out)["image"]) == ["late"]
 

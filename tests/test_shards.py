@@ -12,7 +12,6 @@ from common import make_pictures
 from PIL import Image
 
 import predict
-from commands.growing import Growing
 from commands.signals import Watch
 from inference import arguments
 from inference.photos import Photos, Resize
@@ -229,19 +228,6 @@ def test_a_table_goes_on_with_the_shards_that_it_lacks(shards, tmp_path, weights
     rows = list(read_rows(tmp_path / "s.jsonl"))
     assert rows[:6] == before
     assert [row["image"] for row in rows[6:]] == [f"{tmp_path}/c.tar/{n:05d}.png" for n in range(5)]
-
-
-def test_all_rows_of_a_shard_are_kept_or_none(tmp_path):
-    growing, written = Growing(tmp_path / "t", ["a"]), []
-
-    def fail():
-        with growing.open(written.extend) as add:
-            add([1], [2])  # committed, as the first ones are
-            add([3], None)
-
-    with pytest.raises(TypeError):
-        fail()
-    assert written == [[1], [2]]
 
 
 def test_what_is_remembered_does_not_grow_with_the_rows(shards, tmp_path, weights):
