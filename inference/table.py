@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import csv
 import fcntl
+import io
 import json
 import logging
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
 from commands.files import atomic_write, to_json, write_json
-from commands.growing import TEXT, csv_line, read_csv
-from inference.sources import shards_of
 from option import InputError
 
 log = logging.getLogger("eat")
 
+TEXT = {"encoding": "utf-8", "errors": "surrogateescape"}  # file names are bytes
 ENDINGS = (".csv", ".jsonl", ".parquet")
 TEXTS = {"image", "error", "explanation", "url", "key"}
+_SHARD = re.compile(
+    rb".*?\.(tar|tar\.gz|tgz)/", re.IGNORECASE | re.DOTALL
+)  # a row begins with its photograph
 Row = dict[str, Any]
 
 
@@ -77,7 +81,7 @@ class Table:
             if self.ending == ".parquet":
                 self._waiting = [list(row.values()) for row in self.rows()]
             else:
-                drop_unfinished_row(file)
+                drop_unfinished_row(file, self.ending == ".csv")
         else:
             file.seek(0)
             file.truncate()
@@ -125,44 +129,28 @@ def lock(file: IO, path: Path, how: int = fcntl.LOCK_EX) -> None:
         pass
 
 
-def drop_unfinished_row(file: IO[bytes]) -> None:
-    """Cut the unfinished last row of a CSV or JSON lines off, as a kill leaves it; the file is open for appending.
+def drop_unfinished_row(file: IO[bytes], is_csv: bool) -> None:
+    """Cut off the unfinished last row of a CSV or JSON lines, which a full disk leaves; `file` is open for appending.
 
     All rows of a shard are written at once, so those of the same shard right before it go, too.
     """
-    size, end = file.tell(), _end_of_rows(Path(file.name))
-    if end < size:
-        log.warning("warning: %s: the last %d bytes are no whole row, and are dropped", file.name, size - end)
+    end = shard_start = 0
+    row, shard = b"", b""
+    with open(file.name, "rb") as lines:
+        for line in lines:
+            row += line
+            if not line.endswith(b"\n") or (is_csv and row.count(b'"') % 2):  # a name may hold line breaks
+                continue
+            found = _SHARD.match(row)
+            if (row_shard := found[0] if found else b"") != shard:
+                shard_start, shard = end, row_shard
+            end += len(row)
+            row = b""
+    if row:
+        end = shard_start if shard else end
+        log.warning("warning: %s: its last row is not finished; dropped from byte %d on", file.name, end)
         file.truncate(end)
         file.seek(end)
-
-
-def _end_of_rows(path: Path) -> int:
-    """Where the finished rows end, in bytes. A name may hold line breaks, so that only a reader of CSV finds it."""
-    position = end = shard_start = 0
-    is_line, shard = True, None
-
-    def lines(file: IO[bytes]) -> Iterator[str]:
-        nonlocal position, is_line
-        for line in file:
-            position, is_line = position + len(line), line.endswith(b"\n")
-            yield line.decode(**TEXT)
-
-    with path.open("rb") as file:
-        is_csv = path.suffix.lower() == ".csv"
-        rows: Iterable = csv.reader(lines(file), strict=True) if is_csv else map(json.loads, lines(file))
-        try:
-            for row in rows:
-                if not is_line:
-                    break
-                row_shard = shards_of(row[0] if is_csv else row["image"])[:1]
-                if row_shard != shard:
-                    shard_start, shard = end, row_shard
-                end = position
-        except (csv.Error, ValueError, LookupError, TypeError):
-            if position < path.stat().st_size:  # damaged otherwise, as `read_rows` will say
-                return path.stat().st_size
-    return shard_start if shard and end < position else end
 
 
 def write_parquet(path: Path, columns: Sequence[str], rows: Iterator[list]) -> None:
@@ -210,6 +198,29 @@ def read_rows(path: Path) -> Iterator[Row]:
             raise
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise InputError(f"{path}: not a table of scores ({' '.join(reason.split())[:160]})") from None
+
+
+def csv_line(row: Sequence[Any]) -> str:
+    """A row as CSV has it; numbers with the seven digits that float32 has."""
+    has_return = any("\r" in value for value in row if isinstance(value, str))  # csv quotes line feeds alone
+    text = io.StringIO()
+    quoting = csv.QUOTE_ALL if has_return else csv.QUOTE_MINIMAL
+    values = [f"{value:.7g}" if isinstance(value, float) else value for value in row]
+    csv.writer(text, lineterminator="\n", quoting=quoting).writerow(values)
+    return text.getvalue()
+
+
+def read_csv(path: Path) -> Iterator[list[str]]:
+    """The rows of a CSV one at a time, its header first. Raises ValueError where the file is damaged."""
+    length = None
+    with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
+        try:
+            for number, row in enumerate(csv.reader(file, strict=True), 1):
+                if len(row) != (length := length or len(row)):
+                    raise ValueError(f"row {number} has {len(row)} columns, not {length}")
+                yield row
+        except csv.Error as error:
+            raise ValueError(str(error)) from error
 
 
 def _raw_rows(path: Path) -> Iterator[Any]:
