@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import tarfile
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import islice
 
@@ -43,88 +42,63 @@ class Shards(IterableDataset):
             while some := list(islice(samples, self.batch_size)):
                 origins = [sample.pop() for sample in some]
                 yield self.photos.collate(some)._replace(origins=origins, shard=shard)
-            end = [[shard, "; ".join(faults), False, None]] if faults else []
+            end = [[shard, faults[0], False, None]] if faults else []
             yield self.photos.collate(end)._replace(shard=shard, is_last=True)
 
     def _read(self, shard: str, faults: list[str]) -> Iterator[list]:
         """What `photos` makes of each picture, and its origin. What is wrong with the shard is added to `faults`."""
         from webdataset.tariterators import group_by_keys  # takes a second to import
 
-        others: Counter[str] = Counter()
-        empty = True
-        for sample in group_by_keys(_members(shard, faults, others), lcase=False):
+        def note_repeated(_: Exception) -> bool:
+            faults.append("it has two members of one name; the first was scored")
+            return True  # webdataset goes on
+
+        has_pictures = False
+        for sample in group_by_keys(_members(shard, faults), lcase=False, handler=note_repeated):
             origin = _origin(sample.get("json", b""))
             for ending, content in sample.items():
                 path = f"{shard}/{sample['__key__']}.{ending}"
                 if _ending(path) in picture_endings():
-                    empty = False
+                    has_pictures = True
                     yield [path, *self.photos.read(content), origin]
-        if empty and not faults:
-            counts = ", ".join(f"{count} {ending}" for ending, count in others.most_common(5))
-            faults.append(f"no member is a picture ({counts or 'it has none'})")
+        if not (has_pictures or faults):
+            faults.append("no member is a picture")
 
 
-def _members(shard: str, faults: list[str], others: Counter[str]) -> Iterator[dict]:
-    """The pictures and JSON texts of a tar, plain or compressed, as `group_by_keys` takes them.
+def _members(shard: str, faults: list[str]) -> Iterator[dict]:
+    """The pictures and JSON texts of a tar, plain or compressed, up to its end or to where it is damaged."""
+    from webdataset.tariterators import tar_file_iterator
 
-    others: the endings of what is left out, counted. Behind a damaged header it goes on with the next whole one, and says
-    so; webdataset's own reader takes it for the end.
-    """
-    seen, repeated, blocks = set(), 0, Counter()
+    names = {"select_files": _is_wanted, "rename_files": lambda name: name.removeprefix("./")}
     try:
         refuse_pipe(shard)
-        with tarfile.open(shard, "r|*", tarinfo=_noting(blocks), ignore_zeros=True) as tar:
-            for member in tar:
-                tar.members = []  # it would keep them all
-                name, ending = member.name.removeprefix("./"), _ending(member.name)
-                if not member.isreg():
-                    continue
-                if ending not in picture_endings():
-                    others[ending or "without an ending"] += 1
-                if name in seen:
-                    repeated += 1
-                elif ending == ".json" or ending in picture_endings():
-                    seen.add(name)
-                    yield {"fname": name, "data": tar.extractfile(member).read(), "__url__": shard}
+        with open(shard, "rb") as file:
+            for member in tar_file_iterator(file, **names):
+                yield member | {"__url__": shard}
+        if _is_cut(shard):
+            faults.append("it is cut short")
     except Exception as error:  # a damaged tar raises anything at all
         faults.append(_explain(error))
-    if blocks["broken"] and not blocks["whole"]:
-        faults[:] = ["it is not a tar"]
-    elif blocks["broken"]:
-        faults.append("it is damaged: a member or more in it cannot be read")
-    elif not (faults or blocks["at the end"]):
-        faults.append("it is cut short")
-    if repeated:
-        faults.append(f"members with the name of another: {repeated}; only the first of each name was scored")
 
 
-def _noting(blocks: Counter[str]) -> type[tarfile.TarInfo]:
-    """A kind of header that counts the whole and the broken ones, and notes whether zeros came last, which end a tar."""
+def _is_wanted(name: str) -> bool:
+    return _ending(name) == ".json" or _ending(name) in picture_endings()
 
-    class Header(tarfile.TarInfo):
-        @classmethod
-        def frombuf(cls, block: bytes, *how) -> tarfile.TarInfo:
-            if block:
-                blocks["at the end"] = 0
-            try:
-                header = super().frombuf(block, *how)
-            except tarfile.EOFHeaderError:
-                blocks["at the end"] = 1
-                raise
-            except tarfile.InvalidHeaderError:
-                blocks["broken"] += 1
-                raise
-            blocks["whole"] += 1
-            return header
 
-    return Header
+def _is_cut(shard: str) -> bool:
+    """Whether a tar that is not compressed does not end in zeros: `tarfile` takes any end between two members for the end."""
+    with open(shard, "rb") as file:
+        if file.read(262)[257:] != b"ustar":
+            return False
+        file.seek(-tarfile.BLOCKSIZE, os.SEEK_END)
+        return any(file.read())
 
 
 def _explain(error: Exception) -> str:
     """Why a shard could not be read to its end, in a few words."""
     if isinstance(error, FileNotFoundError):
         return "there is no such file"
-    if "unexpected end" in str(error):
+    if "unexpected end" in str(error) or "end-of-stream" in str(error):
         return "it is cut short"
     reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
     return f"it cannot be read ({' '.join(reason.split())[:160]})"
@@ -135,13 +109,11 @@ def _ending(name: str) -> str:
 
 
 def _origin(text: bytes) -> dict[str, str]:
-    """The `url` and `key` that the JSON text beside a photograph gives; what is no text is written as JSON."""
+    """The `url` and `key` that the JSON text beside a photograph gives."""
     try:
         said = json.loads(text)
     except (ValueError, RecursionError):
         return {}
-    found = (
-        {name: said[name] for name in ORIGIN if said.get(name) is not None} if isinstance(said, dict) else {}
-    )
-    texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in found.items()}
+    found = {name: said.get(name) for name in ORIGIN} if isinstance(said, dict) else {}
+    texts = {name: str(value) for name, value in found.items() if value is not None}
     return {name: text.encode("utf-8", "replace").decode() for name, text in texts.items()}
