@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from commands.files import atomic_write
+from inference.arguments import ALL
 from option import InputError
 
 if TYPE_CHECKING:
@@ -30,7 +31,6 @@ POINT, KEPT, DAMPED = "#56B4E9", "#E69F00", "#CC79A7"
 HEAT = "cividis"
 PANEL = 3.1  # inches
 COLUMNS = 6  # panels beside each other
-ALL = "all"
 CENTRE_HALF = np.pad(np.ones((2, 2), np.float32), 1)  # of the height and of the width
 
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import random
 import time
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,20 +15,19 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from commands.bars import bar
 from commands.signals import Watch
 from inference.explain import Looker, mean_mass
 from inference.photos import open_rgb
 from inference.report import DEMO, LARGE, NUMBERS, Page, Photo, write_report
-from inference.scoring import Rows, Scored, score_all
-from inference.sources import Found
+from inference.scoring import Rows, Scored
 from inference.table import ENDINGS, Row, read_rows
 from inference.trained import Trained, load_trained, said_by_run, scale_beside
 from option import InputError
-from training.steps import Precision
 
 log = logging.getLogger("eat")
 
+# Scores photographs once more: by a network, by their paths, and with a Looker or None.
+Rescore = Callable[[Trained, Sequence[str], Looker | None], Iterator[Scored]]
 Entry = tuple[float, int, Row, np.ndarray | None]  # a random number, its place, what is known of a photograph
 
 
@@ -121,38 +119,37 @@ def votes_of(row: Row) -> list[float]:
 
 
 def write(
-    options: argparse.Namespace, trained: Trained, gallery: Gallery, other: Other | None, device, watch: Watch
+    path: Path,
+    trained: Trained,
+    gallery: Gallery,
+    other: Other | None,
+    rescore: Rescore,
+    *,
+    layer: str,
+    upright: bool,
+    num_workers: int,
+    stop: Watch,
 ) -> None:
-    """Write the page of `--report`."""
-
-    def again(network: Trained, images: Sequence[str], looker: Looker | None = None) -> Iterator[Scored]:
-        found = score_all(network, map(Found, images), options, Precision(device), watch, looker, quiet=True)
-        with bar("the page", len(images)) as shown:
-            for scored in found:
-                shown.update(1)
-                yield scored
-
+    """Write the page of `--report`. rescore: scores photographs once more. layer: see `Looker`. Raises Interrupted."""
     chosen = gallery.chosen()
     scored = [row["image"] for row, _ in chosen if row["score"] is not None]
     seen = {row["image"]: attention for row, attention in chosen}
     # Rows of an earlier run, to which this one has appended: the table does not say where the network looked.
     unseen = [image for image in scored if seen[image] is None]
     if unseen and trained.points is not None:
-        with Looker(trained.model, options.layer) as looker:
-            for result in again(trained, unseen, looker):
+        with Looker(trained.model, layer) as looker:
+            for result in rescore(trained, unseen, looker):
                 seen[result.path] = mean_mass(list(result.looks.values())) if result.looks else None
     beside: list[Row | None] = [None] * len(chosen)
     if other is not None:
         if other.trained is not None:
-            rows, found = Rows(other.trained), again(other.trained, scored)
+            rows, found = Rows(other.trained), rescore(other.trained, scored, None)
             other.rows = {result.path: rows.row(result) for result in found if not result.error}
         beside = other.beside([row["image"] for row, _ in chosen])
     photos = [_photo(row, seen[row["image"]], one) for (row, _), one in zip(chosen, beside, strict=True)]
     page = _page(trained, gallery, other, photos)
-    open_photo = partial(open_rgb, upright=options.upright, side=LARGE)
-    write_report(
-        options.report, page, photos, open_photo=open_photo, num_workers=options.num_workers, watch=watch
-    )
+    open_photo = partial(open_rgb, upright=upright, side=LARGE)
+    write_report(path, page, photos, open_photo=open_photo, num_workers=num_workers, stop=stop)
 
 
 def _photo(row: Row, attention: np.ndarray | None, beside: Row | None) -> Photo:

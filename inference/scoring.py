@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
-import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import scipy
@@ -18,17 +16,15 @@ from dataset import network_input
 from evaluation.seen import Seen
 from evaluation.seen import describe as describe_seen
 from inference.explain import Look, Looker
-from inference.photos import PhotoBatch, Photos, batches
-from inference.shards import ORIGIN, shard_batches
-from inference.sources import Found
+from inference.photos import PhotoBatch
+from inference.shards import ORIGIN
 from inference.table import Row, read_rows
 from inference.trained import Trained, scale_beside
 from option import InputError
 from training.engine import memory_watched
 from training.steps import Precision
 
-log = logging.getLogger("eat")
-
+T = TypeVar("T")
 NOT_FINITE = "the network's outputs for it are not finite"
 
 
@@ -45,68 +41,40 @@ class Scored(NamedTuple):
     origin: Mapping[str, str] = {}
 
 
-def score_all(
+def score_batches(
     trained: Trained,
-    found: Iterable[Found],
-    options: argparse.Namespace,
+    batches: Iterable[PhotoBatch],
     precision: Precision,
-    watch: Watch,
     looker: Looker | None = None,
-    quiet: bool = False,
-) -> Iterator[Scored]:
-    """Score files in their order, batch by batch. The network must be on the precision's device.
+    stop: Watch | None = None,
+) -> Iterator[tuple[PhotoBatch, list[Scored]]]:
+    """Each batch with the results of its photographs, in their order. The network must be on the precision's device.
 
-    options: `decode`, `upright`, `batch_size`, `num_workers`. quiet: say nothing of photographs that are stored turned.
     Raises Interrupted between two batches when a signal came, TrainingError where memory runs out.
     """
-    photos = Photos(trained.resize, options.decode, options.upright)
-    read = batches(photos, found, options.batch_size, options.num_workers)
-    for _, scored in _score(trained, read, options, precision, watch, looker, quiet):
-        yield from scored
-
-
-def score_shards(
-    trained: Trained, shards: Sequence[str], options: argparse.Namespace, precision: Precision, watch: Watch
-) -> Iterator[tuple[PhotoBatch, list[Scored]]]:
-    """Score the photographs in shards, as `score_all`; batches of as many shards as there are workers alternate."""
-    photos = Photos(trained.resize, options.decode, options.upright)
-    read = shard_batches(photos, shards, options.batch_size, options.num_workers)
-    return _score(trained, read, options, precision, watch)
-
-
-def _score(
-    trained: Trained,
-    read: Iterable[PhotoBatch],
-    options: argparse.Namespace,
-    precision: Precision,
-    watch: Watch,
-    looker: Looker | None = None,
-    quiet: bool = False,
-) -> Iterator[tuple[PhotoBatch, list[Scored]]]:
-    turned = 0
-    for batch in read:
-        if watch.received:
-            raise Interrupted(watch.received)
-        turned += batch.turned
-        outputs, looks = run(trained, batch.images, precision, looker) if len(batch.images) else ([], None)
-        rows, scored = iter(range(len(outputs))), []
+    for batch in until_stopped(batches, stop):
+        outputs, looks = [], None
+        if len(batch.images):
+            outputs, looks = run(trained, batch.images, precision, looker)
+        rows, results = iter(range(len(outputs))), []
         origins = batch.origins or [{}] * len(batch.paths)
         for path, error, origin in zip(batch.paths, batch.errors, origins, strict=True):
-            if error:
-                scored.append(Scored(path, error, origin=origin))
-            elif not np.isfinite(outputs[row := next(rows)]).all():
+            if not error and not np.isfinite(outputs[row := next(rows)]).all():
                 error = NOT_FINITE
-                scored.append(Scored(path, error, origin=origin))
+            if error:
+                results.append(Scored(path, error, origin=origin))
             else:
                 look = {name: layer[row] for name, layer in looks.items()} if looks else None
-                scored.append(Scored(path, "", outputs[row], look, origin))
-        yield batch, scored
-    if turned and not options.upright and not quiet:
-        log.info(
-            "%d photographs say in EXIF that they are stored turned, and were scored as stored, as in training; --upright "
-            "turns them",
-            turned,
-        )
+                results.append(Scored(path, "", outputs[row], look, origin))
+        yield batch, results
+
+
+def until_stopped(batches: Iterable[T], stop: Watch | None) -> Iterator[T]:
+    """The same batches. Raises Interrupted between two of them when a signal came."""
+    for batch in batches:
+        if stop is not None and stop.received:
+            raise Interrupted(stop.received)
+        yield batch
 
 
 def run(trained: Trained, images: torch.Tensor, precision: Precision, looker: Looker | None = None):

@@ -10,7 +10,6 @@ from tqdm import tqdm
 
 from commands import distributed
 from inference.table import Row
-from inference.trained import Trained
 
 SHOWN = 10  # of the best, of the worst, and of those with an error
 
@@ -18,8 +17,8 @@ SHOWN = 10  # of the best, of the worst, and of those with an error
 class Screen:
     """Keeps a handful of rows, however many there are. out: the table that they go to; without, each is printed at once."""
 
-    def __init__(self, trained: Trained, out: str | None):
-        self.out, self.scale = out, trained.score_range
+    def __init__(self, scale: tuple[float, float], out: str | None):
+        self.out, self.scale = out, scale
         self.count = self.errors = self.rows_before = self.errors_before = self.shards_before = 0
         self.sum = 0.0
         self._best: list[Row] = []

@@ -62,14 +62,6 @@ class Sources:
     """
 
     def __init__(self, paths: Sequence[str], lists: Sequence[str] = ()):
-        for name in lists:
-            if name != "-" and (os.path.isdir(name) or not os.path.exists(name)):
-                what = "is a folder" if os.path.isdir(name) else "no such file"
-                raise InputError(f"--list {name}: {what}; it should be a text with a path in each line")
-        if not paths and not lists:
-            raise InputError("no photographs: give files, folders, globs, or --list FILE")
-        if lists.count("-") > 1:
-            raise InputError("--list -: standard input can be read once; give it once")
         self.paths, self.lists, self.left_out = paths, lists, Counter()
 
     @property

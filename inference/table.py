@@ -30,7 +30,7 @@ Row = dict[str, Any]
 
 
 class Table:
-    """One file of scores, a row per photograph. columns: TEXTS are text, all others are numbers or empty.
+    """One file of scores, with one of ENDINGS, a row per photograph. columns: TEXTS are text, all others are numbers or empty.
 
     `NAME.run.json` records how the scores were made, so that no others are appended.
     """
@@ -40,8 +40,6 @@ class Table:
     def __init__(self, path: str | os.PathLike, columns: Sequence[str]):
         self.path, self.columns = Path(path), list(columns)
         self.ending = self.path.suffix.lower()
-        if self.ending not in ENDINGS:
-            raise InputError(f"--out {path}: its ending should be one of {', '.join(ENDINGS)}")
         self.about = self.path.with_name(f"{self.path.name}.run.json")
         self._waiting: list[list] = []  # all rows of a Parquet table
 

@@ -1,5 +1,7 @@
 """Where the network looks: the maps are of its own attention, the share of the background is what it says, the pictures are there."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from PIL import Image
 from small import LOOKING
 
 import predict
+from inference import overlays
 from inference.explain import CENTRE_HALF, Looker, background_share, cell_shares, mean_mass, splat
 from inference.table import read_rows
 from inference.trained import load_trained
@@ -148,7 +151,7 @@ def test_one_layer_and_a_mask(tmp_path, weights, command, caplog, monkeypatch):
     status, _, err = command(*words, "--layer", LAYERS[1])
     assert status == 0, err
     make_pictures(tmp_path / "p", ["b.png"])
-    monkeypatch.setattr(predict, "draw", a_file)
+    monkeypatch.setattr(overlays, "draw", a_file)
     for problem in ("has no mask", "its mask does not decode"):
         first, *others = read_rows(tmp_path / "s.csv")
         assert first["attention_background"] == pytest.approx(0)
@@ -161,7 +164,7 @@ def test_one_layer_and_a_mask(tmp_path, weights, command, caplog, monkeypatch):
 
 def test_a_name_that_is_too_long_for_an_overlay_is_shortened(tmp_path, weights, command, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(predict, "draw", a_file)
+    monkeypatch.setattr(overlays, "draw", a_file)
     names = ["é" * 120 + "a.png", "é" * 120 + "b.png"]
     make_pictures(tmp_path / "p", names)
     assert command("p", "--weights", weights, "--explain", "why", "--out", "s.csv", *CPU)[0] == 0
@@ -176,7 +179,7 @@ def test_an_overlay_that_cannot_be_drawn_costs_no_score(tmp_path, weights, comma
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(predict, "draw", full)
+    monkeypatch.setattr(overlays, "draw", full)
     out = ("--explain", tmp_path / "why", "--out", tmp_path / "s.csv")
     words = (tmp_path / "p", "--weights", weights, *out, *CPU)
     assert command(*words)[0] == 0
@@ -188,10 +191,10 @@ def test_an_overlay_that_cannot_be_drawn_costs_no_score(tmp_path, weights, comma
 
 def test_overlays_lie_as_their_photographs_do(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    place = predict.overlay_path
-    assert place(predict.Path("why"), "p/a.jpg") == predict.Path("why/p/a.jpg.png")
-    assert place(predict.Path("why"), str(tmp_path / "p" / "a.jpg")) == predict.Path("why/p/a.jpg.png")
-    assert place(predict.Path("why"), "/elsewhere/a.jpg") == predict.Path("why/_root/elsewhere/a.jpg.png")
-    outside = place(predict.Path("why"), "../a.jpg")
-    assert outside == predict.Path("why/_root", *tmp_path.parent.parts[1:], "a.jpg.png")
-    assert outside != place(predict.Path("why"), "a.jpg")
+    place = overlays.overlay_path
+    assert place(Path("why"), "p/a.jpg") == Path("why/p/a.jpg.png")
+    assert place(Path("why"), str(tmp_path / "p" / "a.jpg")) == Path("why/p/a.jpg.png")
+    assert place(Path("why"), "/elsewhere/a.jpg") == Path("why/_root/elsewhere/a.jpg.png")
+    outside = place(Path("why"), "../a.jpg")
+    assert outside == Path("why/_root", *tmp_path.parent.parts[1:], "a.jpg.png")
+    assert outside != place(Path("why"), "a.jpg")

@@ -1,6 +1,7 @@
 """What predict.py puts on a page: which photographs, beside what. How the page behaves is tests/test_report.py's."""
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -119,7 +120,7 @@ def test_a_table_is_compared_by_path_or_name(tmp_path):
 def test_a_runs_predictions_are_compared_on_the_datasets_scale(scored, run, tmp_path):
     status, result, err = evaluate(run, scored, "tad66k")
     assert status == 0, err
-    path = predict.Path(result["files"]["predictions"])
+    path = Path(result["files"]["predictions"])
     predictions = pd.read_csv(path)
     other = read_other(path, load_trained(make_weights(tmp_path / "w.pth")), "cpu")
     assert other.scale == (0, 10)

@@ -14,7 +14,8 @@ from PIL import Image
 
 import predict
 from commands.signals import Watch
-from inference import scoring
+from inference import prediction, scoring
+from inference.screen import Screen
 from inference.table import read_rows
 from inference.trained import load_trained
 
@@ -239,14 +240,14 @@ def test_a_folder_without_weights_is_refused(album, command):
 
 
 def test_a_signal_ends_it_between_two_batches(album, weights, tmp_path, command, monkeypatch):
-    watches, note = [], predict.Screen.add
-    monkeypatch.setattr(predict, "Watch", lambda: watches.append(Watch()) or watches[0])
+    watches, note = [], Screen.add
+    monkeypatch.setattr(prediction, "Watch", lambda: watches.append(Watch()) or watches[0])
 
     def add(screen, row):
         watches[0].received = 15
         note(screen, row)
 
-    monkeypatch.setattr(predict.Screen, "add", add)
+    monkeypatch.setattr(Screen, "add", add)
     out = tmp_path / "s.csv"
     status, _, err = command(album, "--weights", weights, "--out", out, *CPU, "--batch_size", "2")
     assert status == 143

@@ -13,7 +13,7 @@ from common import ended, fork, make_pictures, make_weights
 
 import predict
 from commands.signals import Interrupted
-from inference import scoring
+from inference import prediction, scoring
 from inference.table import Table, read_rows
 from inference.trained import load_trained
 
@@ -26,7 +26,7 @@ ODD = "e\udcff\r'\"\n,.png"
 def test_an_interrupted_run_goes_on_where_it_stopped(album, weights, tmp_path, command, monkeypatch, ending):
     out = tmp_path / f"s.{ending}"
     words = (album, "--weights", weights, "--out", out, *CPU)
-    whole = scoring.score_all
+    whole = scoring.score_batches
 
     def cut(*args, **kwargs):
         for number, scored in enumerate(whole(*args, **kwargs)):
@@ -34,13 +34,13 @@ def test_an_interrupted_run_goes_on_where_it_stopped(album, weights, tmp_path, c
                 raise Interrupted(2)
             yield scored
 
-    monkeypatch.setattr(predict, "score_all", cut)
-    status, _, err = command(*words)
+    monkeypatch.setattr(prediction, "score_batches", cut)
+    status, _, err = command(*words, "--batch_size", 1)
     assert status == 130
     assert "with --append the same command goes on" in err
     first = list(read_rows(out))
     assert len(first) == 3
-    monkeypatch.setattr(predict, "score_all", whole)
+    monkeypatch.setattr(prediction, "score_batches", whole)
     status, text, _ = command(*words, "--append")
     assert status == 0
     assert "4 photographs scored" in text

@@ -170,7 +170,7 @@ def test_a_signal_leaves_no_page(tmp_path, pictures):
         received = 15
 
     with pytest.raises(Interrupted):
-        write_report(tmp_path / "p.html", a_page(), [Photo("a", pictures / "wide.jpg", 5.0)], watch=Asked())
+        write_report(tmp_path / "p.html", a_page(), [Photo("a", pictures / "wide.jpg", 5.0)], stop=Asked())
     assert list(tmp_path.iterdir()) == []
 
 

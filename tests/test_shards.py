@@ -15,6 +15,7 @@ import predict
 from commands.signals import Watch
 from inference import arguments
 from inference.photos import Photos, Resize
+from inference.prediction import Prediction
 from inference.sources import Found, Sources, shards_of
 from inference.table import read_rows
 from option import InputError
@@ -230,7 +231,7 @@ def test_what_is_remembered_does_not_grow_with_the_rows(shards, tmp_path, weight
     for name in "ab":
         make_shard(tmp_path / f"{name}.tar", five())
     words = [f"{tmp_path}/{{a,b}}.tar", "--weights", weights, "--out", f"{tmp_path}/parts/", *CPU]
-    prediction = predict.Prediction(arguments.parse([str(word) for word in words]))
+    prediction = Prediction(arguments.parse([str(word) for word in words]))
     assert prediction.run(Watch()) == 0
     assert prediction.screen.count == 10
     assert len(prediction.seen) == 2

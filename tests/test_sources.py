@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from common import make_pictures
 
-from inference import photos
+from inference import arguments, photos
 from inference.photos import Photos, batches
 from inference.sources import Found, Sources
 from option import InputError
@@ -68,13 +68,21 @@ def test_lists_from_a_file_and_from_standard_input(tree, monkeypatch):
     found = Sources(["b.JPG"], ["-"])
     assert not found.countable
     assert [f.path for f in found] == ["b.JPG", "a.png", "z/c.webp"]
-    for paths, lists, problem in (
-        ([], [], "no photographs"),
-        ([], ["no.txt"], "no such file"),
-        ([], ["-", "-"], "once"),
-    ):
-        with pytest.raises(InputError, match=problem):
-            Sources(paths, lists)
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        ([], "no photographs: give files"),
+        (["--list", "no.txt"], "--list no.txt: no such file"),
+        (["--list", "z"], "--list z: is a folder"),
+        (["--list", "-", "--list", "-"], "--list -: standard input can be read once"),
+    ],
+)
+def test_what_names_no_photographs_is_refused(tree, monkeypatch, words, problem):
+    monkeypatch.chdir(tree)
+    with pytest.raises(InputError, match=problem):
+        arguments.check(arguments.parse([*words, "--weights", "w.pth"]))
 
 
 def test_a_folder_without_permission_becomes_a_row(tree, monkeypatch):
