@@ -12,8 +12,8 @@ import models
 from commands.bars import bar
 from commands.signals import Watch
 from inference.photos import Photos, batches
-from inference.scoring import until_stopped, unturned_input
-from inference.sources import Found, Sources
+from inference.scoring import unmirrored_input, until_stopped
+from inference.sources import Source, Sources
 from option import InputError
 
 BATCH = 16  # as in the released training
@@ -32,8 +32,8 @@ def calibrate(
 
     Raises InputError where none can be read, Interrupted.
     """
-    drawn = draw_some(Sources(paths), count)
-    if any(found.is_shard for found in drawn):
+    drawn = draw_sources(Sources(paths), count)
+    if any(source.is_shard for source in drawn):
         raise InputError("--calibrate_on: takes photographs as files, not shards")
     used = 0
 
@@ -43,7 +43,7 @@ def calibrate(
             shown.update(len(batch.paths))
             used += len(batch.images)
             if len(batch.images):
-                yield unturned_input(batch.images, model, device)
+                yield unmirrored_input(batch.images, model, device)
 
     with bar("calibrate", len(drawn)) as shown:
         try:
@@ -56,7 +56,7 @@ def calibrate(
     return f"running interest points calibrated on {used} photographs{left_out}"
 
 
-def draw_some(sources: Iterable[Found], count: int, seed: int = 0) -> list[Found]:
+def draw_sources(sources: Iterable[Source], count: int, seed: int = 0) -> list[Source]:
     """`count` of the sources at random, in one pass, in their order; all where there are no more."""
     rng, drawn = random.Random(seed), []
     for number, source in enumerate(sources):

@@ -11,7 +11,7 @@ import numpy as np
 
 from inference.explain import draw
 from inference.photos import open_rgb
-from inference.scoring import Scored
+from inference.scoring import ScoredPhoto
 from photographs.decode import open_image
 
 log = logging.getLogger("eat")
@@ -21,7 +21,7 @@ SIDE = 640  # pixels of the photograph's longer side
 
 def draw_overlay(
     folder: Path,
-    scored: Scored,
+    scored: ScoredPhoto,
     score: float,
     score_range: tuple[float, float],
     foreground: np.ndarray | None,
@@ -37,7 +37,7 @@ def draw_overlay(
     try:
         picture = open_rgb(scored.path, upright, side=SIDE)
         picture.thumbnail((SIDE, SIDE))
-        draw(path, picture, scored.looks, title, foreground)
+        draw(path, picture, scored.attention_maps, title, foreground)
     except Exception as error:  # the score is worth more than its picture
         reason = " ".join(str(getattr(error, "strerror", None) or error).split())[:160]
         log.warning("warning: %s: its overlay could not be drawn (%s)", scored.path, reason)

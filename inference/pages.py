@@ -16,18 +16,18 @@ import numpy as np
 import torch
 
 from commands.signals import Watch
-from inference.explain import Looker, mean_mass
+from inference.explain import AttentionRecorder, mean_map
 from inference.photos import open_rgb
-from inference.report import DEMO, LARGE, NUMBERS, Page, Photo, write_report
-from inference.scoring import Rows, Scored
+from inference.report import DEMO, LARGE, NUMBERS, Page, Photo, write_page
+from inference.scoring import RowBuilder, ScoredPhoto
 from inference.table import ENDINGS, Row, read_rows
 from inference.trained import Trained, load_trained, said_by_run, scale_beside
 from option import InputError
 
 log = logging.getLogger("eat")
 
-# Scores photographs once more: by a network, by their paths, and with a Looker or None.
-Rescore = Callable[[Trained, Sequence[str], Looker | None], Iterator[Scored]]
+# Scores photographs once more: a network, their paths, and an AttentionRecorder or None.
+Rescore = Callable[[Trained, Sequence[str], AttentionRecorder | None], Iterator[ScoredPhoto]]
 Entry = tuple[float, int, Row, np.ndarray | None]  # a random number, its place, what is known of a photograph
 
 
@@ -66,7 +66,7 @@ class Gallery:
 
 
 @dataclass
-class Other:
+class Comparison:
     """What the scores are compared with: another network, or the rows of a table."""
 
     name: str
@@ -90,13 +90,13 @@ class Other:
         ]
 
 
-def read_other(path: Path, trained: Trained, device: torch.device) -> Other:
+def read_comparison(path: Path, trained: Trained, device: torch.device) -> Comparison:
     """The weights or the table of `--compare`. Raises InputError."""
     name = "/".join(path.parts[-3 if path.parent.name == "checkpoints" else -2 :])  # with its run's
     if path.suffix.lower() not in ENDINGS:
         other = load_trained(path)
         other.model.to(device)
-        return Other(name, other.score_range, other)
+        return Comparison(name, other.score_range, other)
     rows, scale, votes = {}, scale_beside(path) or trained.score_range, said_by_run(path.parent).get("votes")
     for row in read_rows(path):
         if "predicted_score" in row:
@@ -109,7 +109,7 @@ def read_other(path: Path, trained: Trained, device: torch.device) -> Other:
         rows[row["image"]] = row
     if not rows:
         raise InputError(f"--compare {path}: has no rows; it should be a table of scores")
-    return Other(name, scale, rows=rows)
+    return Comparison(name, scale, rows=rows)
 
 
 def votes_of(row: Row) -> list[float]:
@@ -122,7 +122,7 @@ def write(
     path: Path,
     trained: Trained,
     gallery: Gallery,
-    other: Other | None,
+    other: Comparison | None,
     rescore: Rescore,
     *,
     layer: str,
@@ -134,22 +134,24 @@ def write(
     chosen = gallery.chosen()
     scored = [row["image"] for row, _ in chosen if row["score"] is not None]
     seen = {row["image"]: attention for row, attention in chosen}
-    # Rows of an earlier run, to which this one has appended: the table does not say where the network looked.
+    # Rows of an earlier run, to which this run has appended, have no attention maps.
     unseen = [image for image in scored if seen[image] is None]
     if unseen and trained.points is not None:
-        with Looker(trained.model, layer) as looker:
-            for result in rescore(trained, unseen, looker):
-                seen[result.path] = mean_mass(list(result.looks.values())) if result.looks else None
+        with AttentionRecorder(trained.model, layer) as recorder:
+            for result in rescore(trained, unseen, recorder):
+                seen[result.path] = (
+                    mean_map(list(result.attention_maps.values())) if result.attention_maps else None
+                )
     beside: list[Row | None] = [None] * len(chosen)
     if other is not None:
         if other.trained is not None:
-            rows, found = Rows(other.trained), rescore(other.trained, scored, None)
-            other.rows = {result.path: rows.row(result) for result in found if not result.error}
+            rows, found = RowBuilder(other.trained), rescore(other.trained, scored, None)
+            other.rows = {result.path: rows.build(result) for result in found if not result.error}
         beside = other.beside([row["image"] for row, _ in chosen])
     photos = [_photo(row, seen[row["image"]], one) for (row, _), one in zip(chosen, beside, strict=True)]
     page = _page(trained, gallery, other, photos)
     open_photo = partial(open_rgb, upright=upright, side=LARGE)
-    write_report(path, page, photos, open_photo=open_photo, num_workers=num_workers, stop=stop)
+    write_page(path, page, photos, open_photo=open_photo, num_workers=num_workers, stop=stop)
 
 
 def _photo(row: Row, attention: np.ndarray | None, beside: Row | None) -> Photo:
@@ -168,7 +170,7 @@ def _photo(row: Row, attention: np.ndarray | None, beside: Row | None) -> Photo:
     )
 
 
-def _page(trained: Trained, gallery: Gallery, other: Other | None, photos: Sequence[Photo]) -> Page:
+def _page(trained: Trained, gallery: Gallery, other: Comparison | None, photos: Sequence[Photo]) -> Page:
     """What the page says of all photographs."""
     low, high = trained.score_range
     facts = {

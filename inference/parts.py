@@ -20,7 +20,7 @@ from option import InputError
 FILES = 2000  # photographs of files in a part
 
 
-class Parts:
+class ParquetParts:
     """Scores in a folder, which several processes may write at once. All parts have the same columns.
 
     `_run.json` in it tells how the scores were made; readers of such folders pass over names that begin so.

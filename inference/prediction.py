@@ -22,14 +22,14 @@ from commands.bars import bar
 from commands.signals import Watch, signals_first
 from inference import arguments, pages
 from inference.calibration import calibrate
-from inference.explain import Looker, background_share, mean_mass
+from inference.explain import AttentionRecorder, background_share, mean_map
 from inference.overlays import draw_overlay, read_mask
-from inference.parts import Parts
+from inference.parts import ParquetParts
 from inference.photos import Photos, batches
-from inference.scoring import Rows, Scored, read_reference, score_batches
-from inference.screen import Screen
+from inference.scoring import RowBuilder, ScoredPhoto, read_reference, score_batches
+from inference.screen import TerminalSummary
 from inference.shards import shard_batches
-from inference.sources import Found, Sources, is_shard, shards_of
+from inference.sources import Source, Sources, is_shard, shards_of
 from inference.table import Row, Table
 from inference.trained import Trained
 from option import InputError
@@ -59,7 +59,7 @@ class Prediction:
         self.sources = Sources(options.paths, options.list)
         self.trained = arguments.load(options)
         # How many files there are, and how many shards; None where a list can be read but once.
-        self.counts = Counter(found.is_shard for found in self.sources) if self.sources.countable else None
+        self.counts = Counter(source.is_shard for source in self.sources) if self.sources.countable else None
         has_shards = bool(self.counts and self.counts[True])
         if has_shards:
             self._refuse_shards()
@@ -73,13 +73,21 @@ class Prediction:
             self.trained.notes += notes
         self.records_attention = bool(options.explain or options.report) and self.trained.points is not None
         parts, explained = arguments.is_folder(options.out), bool(options.explain)
-        self.rows = Rows(
+        self.rows = RowBuilder(
             self.trained, reference, explained, self.records_attention, origin=parts or has_shards
         )
-        self.other = pages.read_other(options.compare, self.trained, self.device) if options.compare else None
-        self.table = (Parts if parts else Table)(options.out, self.rows.columns) if options.out else None
+        self.comparison = (
+            pages.read_comparison(options.compare, self.trained, self.device) if options.compare else None
+        )
+        self.table = (
+            (ParquetParts if parts else Table)(options.out, self.rows.columns) if options.out else None
+        )
         self.gallery = pages.Gallery(options.report_images) if options.report else None
-        self.screen, self.seen, self.turned = Screen(self.trained.score_range, options.out), set(), 0
+        self.summary, self.hashes, self.turned = (
+            TerminalSummary(self.trained.score_range, options.out),
+            set(),
+            0,
+        )
 
     def _refuse_attention(self) -> None:
         """Raises InputError for options about the attention of a network that has no deformable layers."""
@@ -101,7 +109,7 @@ class Prediction:
         Each of several processes returns 0 then: torchrun would end the others.
         """
         if self.counts is not None and not self.counts:
-            raise InputError(self._no_photographs() + _left_out(self.sources))
+            raise InputError(self._no_photographs() + _describe_left_out(self.sources))
         if self.options.calibrate_on:
             self._calibrate(stop)
         self._log_network()
@@ -112,12 +120,12 @@ class Prediction:
                 "--upright turns them",
                 self.turned,
             )
-        self.screen.close(_left_out(self.sources))
+        self.summary.close(_describe_left_out(self.sources))
         if self.gallery is not None:
-            options, values = self.options, (self.trained, self.gallery, self.other)
+            options, values = self.options, (self.trained, self.gallery, self.comparison)
             given = {"layer": options.layer, "upright": options.upright, "num_workers": options.num_workers}
             pages.write(options.report, *values, partial(self._rescore, stop), **given, stop=stop)
-        return int(self.screen.errors + self.screen.errors_before > 0 and distributed.world() == 1)
+        return int(self.summary.errors + self.summary.errors_before > 0 and distributed.world() == 1)
 
     def _no_photographs(self) -> str:
         return f"no photographs in {', '.join(self.options.paths + self.options.list)}"
@@ -141,7 +149,9 @@ class Prediction:
     def _log_network(self) -> None:
         """Say by which network the scores are made."""
         trained, (low, high) = self.trained, self.trained.score_range
-        for note in trained.notes + (self.other.trained.notes if self.other and self.other.trained else []):
+        for note in trained.notes + (
+            self.comparison.trained.notes if self.comparison and self.comparison.trained else []
+        ):
             log.info("%s", note)
         scale = f"trained on {trained.dataset}, scores {low:g} to {high:g}"
         points = "" if trained.points is None else f", {trained.points} interest points"
@@ -155,69 +165,71 @@ class Prediction:
                 writing = self.table.writing(self._settings(), options.append, options.overwrite)
                 write = stack.enter_context(writing)
                 self._take_over_rows()
-            looker = None
+            recorder = None
             if self.records_attention:
-                looker = stack.enter_context(Looker(self.trained.model, options.layer))
+                recorder = stack.enter_context(AttentionRecorder(self.trained.model, options.layer))
             total = None if self.counts is None or self.counts[True] else self.counts[False]
-            shown = stack.enter_context(bar("score", total, self.screen.rows_before))
-            read = batches(self.photos, self._own_files(shards), options.batch_size, options.num_workers)
-            for batch, results in score_batches(self.trained, read, self.precision, looker, stop):
+            shown = stack.enter_context(bar("score", total, self.summary.rows_before))
+            photo_batches = batches(
+                self.photos, self._files_to_score(shards), options.batch_size, options.num_workers
+            )
+            for batch, results in score_batches(self.trained, photo_batches, self.precision, recorder, stop):
                 self.turned += batch.turned
                 for scored in results:
                     row, attention = self._finish_row(scored)
                     write(row)
                     if self.gallery is not None:
                         self.gallery.add(row, attention)
-                    self.screen.add(row)
+                    self.summary.add(row)
                     shown.update(1)
-            if not self.seen:
+            if not self.hashes:
                 raise InputError(self._no_photographs())
             if shards:
                 self._score_shards(shards[distributed.rank() :: distributed.world()], write, shown, stop)
 
-    def _own_files(self, shards: list[str]) -> Iterator[Found]:
+    def _files_to_score(self, shards: list[str]) -> Iterator[Source]:
         """This process's share of the files that have no row yet; all such shards are added to `shards`."""
         number, key = 0, self.table.key if self.table is not None else str
-        for found in self.sources.unseen(self.seen, key):
-            if found.is_shard:
-                shards.append(found.path)
+        for source in self.sources.without(self.hashes, key):
+            if source.is_shard:
+                shards.append(source.path)
             else:
                 if number % distributed.world() == distributed.rank():
-                    yield found
+                    yield source
                 number += 1
 
     def _score_shards(self, shards: list[str], write: Callable[..., None], shown: tqdm, stop: Watch) -> None:
         """Score shards; the rows of each are written when it is done, all at once."""
         self._refuse_shards()
-        waiting: dict[str, list[Scored]] = defaultdict(list)
-        read = shard_batches(self.photos, shards, self.options.batch_size, self.options.num_workers)
-        for batch, results in score_batches(self.trained, read, self.precision, stop=stop):
+        waiting: dict[str, list[ScoredPhoto]] = defaultdict(list)
+        photo_batches = shard_batches(self.photos, shards, self.options.batch_size, self.options.num_workers)
+        for batch, results in score_batches(self.trained, photo_batches, self.precision, stop=stop):
             self.turned += batch.turned
             waiting[batch.shard] += results
             shown.update(len(results))
             if batch.is_last:
-                rows = [self.rows.row(scored) for scored in waiting.pop(batch.shard)]
+                rows = [self.rows.build(scored) for scored in waiting.pop(batch.shard)]
                 write(*rows, shard=batch.shard)
                 for row in rows:
-                    self.screen.add(row)
+                    self.summary.add(row)
 
     def _take_over_rows(self) -> None:
         """Count the rows that the table has already, and leave their photographs out."""
         for row in self.table.rows():
             path = os.path.abspath(row["image"])
-            self.seen.update(hash(self.table.key(name)) for name in (path, *shards_of(path)))
-            self.screen.before(row)
+            self.hashes.update(hash(self.table.key(name)) for name in (path, *shards_of(path)))
+            self.summary.before(row)
             if self.gallery is not None:
                 self.gallery.add(row)
-        self.seen.update(map(hash, self.table.shards))
-        self.screen.shards_before = len(self.table.shards)
+        self.hashes.update(map(hash, self.table.shards))
+        self.summary.shards_before = len(self.table.shards)
 
-    def _finish_row(self, scored: Scored) -> tuple[Row, np.ndarray | None]:
+    def _finish_row(self, scored: ScoredPhoto) -> tuple[Row, np.ndarray | None]:
         """A photograph's row, and the map of its attention, if it was recorded; its overlay is drawn."""
-        if not scored.looks:
-            return self.rows.row(scored), None
+        if not scored.attention_maps:
+            return self.rows.build(scored), None
         options, background, overlay = self.options, None, ""
-        attention = mean_mass(list(scored.looks.values()))
+        attention = mean_map(list(scored.attention_maps.values()))
         foreground = read_mask(options.mask, scored.path) if options.mask else None
         if foreground is not None or not options.mask:
             background = background_share(attention, foreground)
@@ -226,16 +238,18 @@ class Prediction:
             overlay = draw_overlay(
                 options.explain, scored, score, self.trained.score_range, foreground, options.upright
             )
-        return self.rows.row(scored, background, overlay), attention
+        return self.rows.build(scored, background, overlay), attention
 
     def _rescore(
-        self, stop: Watch, network: Trained, images: Sequence[str], looker: Looker | None
-    ) -> Iterator[Scored]:
+        self, stop: Watch, network: Trained, images: Sequence[str], recorder: AttentionRecorder | None
+    ) -> Iterator[ScoredPhoto]:
         """Score photographs once more, for the page, in float32."""
         photos = Photos(network.resize, self.options.decode, self.options.upright)
-        read = batches(photos, map(Found, images), self.options.batch_size, self.options.num_workers)
+        photo_batches = batches(
+            photos, map(Source, images), self.options.batch_size, self.options.num_workers
+        )
         with bar("the page", len(images)) as shown:
-            for _, results in score_batches(network, read, Precision(self.device), looker, stop):
+            for _, results in score_batches(network, photo_batches, Precision(self.device), recorder, stop):
                 shown.update(len(results))
                 yield from results
 
@@ -280,7 +294,7 @@ def _digest(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()[:16]
 
 
-def _left_out(sources: Sources) -> str:
+def _describe_left_out(sources: Sources) -> str:
     if not sources.left_out:
         return ""
     counts = ", ".join(f"{count} {ending}" for ending, count in sources.left_out.most_common(5))

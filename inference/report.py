@@ -1,6 +1,6 @@
 """The report: one HTML page that needs nothing else, with photographs, their scores, votes and attention.
 
-The page's frame is page.html, its looks page.css, its behaviour parts.js and page.js, its charts charts.py's;
+The page's frame is page.html, its style page.css, its behaviour parts.js and page.js, its charts charts.py's;
 here are the numbers and the thumbnails.
 """
 
@@ -93,7 +93,7 @@ def choose(errors: np.ndarray, limit: int, seed: int = 0) -> np.ndarray:
 open_photo = partial(open_rgb, side=LARGE)  # as it is stored: the network ignores EXIF's orientation
 
 
-def write_report(
+def write_page(
     path: str | os.PathLike,
     page: Page,
     photos: Sequence[Photo],

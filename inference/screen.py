@@ -14,7 +14,7 @@ from inference.table import Row
 SHOWN = 10  # of the best, of the worst, and of those with an error
 
 
-class Screen:
+class TerminalSummary:
     """Keeps a handful of rows, however many there are. out: the table that they go to; without, each is printed at once."""
 
     def __init__(self, scale: tuple[float, float], out: str | None):

@@ -21,7 +21,7 @@ from dataset import Splits
 from evaluation import published
 from evaluation.figures import Figures, figures, released_accuracy
 from evaluation.seen import Seen
-from inference.report import DEMO, Page, Photo, choose, write_report
+from inference.report import DEMO, Page, Photo, choose, write_page
 from inference.trained import Origin
 from photographs.labels import Format
 from photographs.splits import Split, recognise
@@ -150,7 +150,7 @@ class Tested:
         notes, given = [DEMO] * (options.dataset == "demo"), {"all_scores": predicted, "all_true": true}
         given |= {"figures": self.figures.rows(), "remarks": self.figures.remarks()}
         page = Page(self.title, facts, self.form.scale, notes, **given)
-        write_report(path, page, photos, num_workers=options.num_workers, stop=stop)
+        write_page(path, page, photos, num_workers=options.num_workers, stop=stop)
 
 
 def judge(

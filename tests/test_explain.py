@@ -1,4 +1,4 @@
-"""Where the network looks: the maps are of its own attention, the share of the background is what it says, the pictures are there."""
+"""Attention maps: they show the network's own attention; the share of the background is right; overlays are drawn."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from small import LOOKING
 
 import predict
 from inference import overlays
-from inference.explain import CENTRE_HALF, Looker, background_share, cell_shares, mean_mass, splat
+from inference.explain import CENTRE_HALF, AttentionRecorder, background_share, cell_shares, mean_map, splat
 from inference.table import read_rows
 from inference.trained import load_trained
 from models import variants
@@ -74,22 +74,22 @@ def test_a_look_does_not_change_the_score(trained):
     images = torch.randn(3, 3, 224, 224)
     with torch.inference_mode():
         expected, points = trained.model(images, return_points=True)
-        with Looker(trained.model) as looker:
+        with AttentionRecorder(trained.model) as recorder:
             assert torch.equal(trained.model(images), expected)
-        looks = looker.take()
+        attention_maps = recorder.take()
         trained.model(images)
-    assert looker.take() == {}  # left
-    assert list(looks) == LAYERS
+    assert recorder.take() == {}  # left
+    assert list(attention_maps) == LAYERS
     for name in LAYERS:
-        assert len(looks[name]) == 3
-        for i, look in enumerate(looks[name]):
+        assert len(attention_maps[name]) == 3
+        for i, layer in enumerate(attention_maps[name]):
             side = 14 if name == LAYERS[0] else 7
-            assert look.mass.shape == (side, side)
-            assert 0 < look.mass.sum() < 1 + 1e-5
-            assert np.array_equal(look.positions, points[name].positions[i].numpy())
-            assert np.array_equal(look.references, points[name].references[i, 0].numpy())
-            offsets = look.positions - look.references
-            assert np.array_equal(look.kept, ((offsets * look.references) > 0).all(-1))
+            assert layer.mass.shape == (side, side)
+            assert 0 < layer.mass.sum() < 1 + 1e-5
+            assert np.array_equal(layer.positions, points[name].positions[i].numpy())
+            assert np.array_equal(layer.references, points[name].references[i, 0].numpy())
+            offsets = layer.positions - layer.references
+            assert np.array_equal(layer.in_quadrant, ((offsets * layer.references) > 0).all(-1))
 
 
 def test_the_background_share():
@@ -111,12 +111,12 @@ def test_the_background_share():
 
 
 def test_the_mean_of_layers_keeps_their_mass(trained):
-    with torch.inference_mode(), Looker(trained.model) as looker:
+    with torch.inference_mode(), AttentionRecorder(trained.model) as recorder:
         trained.model(torch.randn(1, 3, 224, 224))
-        looks = [layer[0] for layer in looker.take().values()]
-    mean = mean_mass(looks)
+        attention_maps = [layer[0] for layer in recorder.take().values()]
+    mean = mean_map(attention_maps)
     assert mean.shape == (14, 14)
-    assert mean.sum() == pytest.approx(np.mean([look.mass.sum() for look in looks]), rel=1e-5)
+    assert mean.sum() == pytest.approx(np.mean([layer.mass.sum() for layer in attention_maps]), rel=1e-5)
 
 
 @pytest.mark.slow

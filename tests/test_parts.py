@@ -11,15 +11,15 @@ import time
 from pathlib import Path
 
 import pandas as pd
+import psutil
 import pytest
 from common import ended, fork, make_pictures, make_weights
 from pyarrow import dataset, parquet
 from test_shards import five, make_shard
 
 import predict
-from benchmarks.shards import descendants
 from inference import parts
-from inference.parts import Parts
+from inference.parts import ParquetParts
 from inference.table import read_rows
 
 COMMAND = predict
@@ -103,7 +103,7 @@ def test_a_part_is_whole_or_not_there(tmp_path):
     row = {"image": "a.tar/b.png", "score": 1.0, "error": ""}
 
     def work():
-        with Parts(out, list(row)).writing({"columns": list(row)}) as write:
+        with ParquetParts(out, list(row)).writing({"columns": list(row)}) as write:
             write(row, shard="a.tar")
             os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
             write(row, shard="c.tar")
@@ -111,7 +111,7 @@ def test_a_part_is_whole_or_not_there(tmp_path):
     assert ended(fork(work)) == -signal.SIGKILL
     assert len(list(out.glob(".shard-c-*.tmp"))) == 1
     assert len(pd.read_parquet(out)) == 1
-    with Parts(out, list(row)).writing({"columns": list(row)}, append=True) as write:
+    with ParquetParts(out, list(row)).writing({"columns": list(row)}, append=True) as write:
         assert not list(out.glob(".*.tmp"))
         write(row, shard="c.tar")
     assert len(pd.read_parquet(out)) == 2
@@ -148,7 +148,7 @@ def test_what_is_there_is_not_lost(web, tmp_path, weights, command):
 def test_two_runs_do_not_write_one_folder(web, tmp_path, weights, command):
     out = tmp_path / "scores.parquet"
     columns = ["image", "score", "error"]
-    with Parts(out, columns).writing({"columns": columns}) as write:
+    with ParquetParts(out, columns).writing({"columns": columns}) as write:
         for more in ((), ("--append",), ("--overwrite",)):
             status, _, err = command(web / "a.png", "--weights", weights, "--out", out, *CPU, *more)
             assert status == 2
@@ -247,8 +247,9 @@ def test_after_a_kill_of_all_processes_another_number_goes_on_to_exactly_one_row
     end = time.monotonic() + 60
     while len(list(out.glob("*.parquet"))) < 3 and time.monotonic() < end:
         time.sleep(0.01)
-    for number in descendants(process.pid):
-        os.kill(number, signal.SIGKILL)
+    parent = psutil.Process(process.pid)
+    for started in [parent, *parent.children(recursive=True)]:
+        started.kill()
     process.communicate()
     done = len(list(out.glob("*.parquet")))
     assert 3 <= done < 24

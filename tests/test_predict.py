@@ -18,8 +18,8 @@ from PIL import Image
 
 import models
 import predict
-from inference.calibration import draw_some
-from inference.sources import Found
+from inference.calibration import draw_sources
+from inference.sources import Source
 from inference.table import read_rows
 from inference.trained import recognise
 
@@ -186,7 +186,7 @@ def test_calibration_draws_from_other_photographs_and_is_kept(album, tmp_path, s
     status, _, err = command(album, "--weights", bare, "--calibrate_on", tmp_path / "nothing", *CPU)
     assert status == 2
     assert "no photograph there decodes" in err
-    drawn = draw_some([Found(str(i)) for i in range(1000)], 50)
+    drawn = draw_sources([Source(str(i)) for i in range(1000)], 50)
     assert len({found.path for found in drawn}) == 50
     assert max(int(found.path) for found in drawn) > 500
 

@@ -57,7 +57,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(album, weights, tmp_path, c
 
 def table_of(path, weights):
     """A table, and how its rows are made."""
-    table = Table(path, scoring.Rows(load_trained(weights)).columns)
+    table = Table(path, scoring.RowBuilder(load_trained(weights)).columns)
     return table, json.loads(table.about.read_text())
 
 

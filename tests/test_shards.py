@@ -16,7 +16,7 @@ from commands.signals import Watch
 from inference import arguments
 from inference.photos import Photos, Resize
 from inference.prediction import Prediction
-from inference.sources import Found, Sources, shards_of
+from inference.sources import Source, Sources, shards_of
 from inference.table import read_rows
 from option import InputError
 
@@ -91,11 +91,11 @@ def test_shards_are_found_by_patterns_globs_and_lists(tmp_path, monkeypatch):
     found = list(Sources(["{a-{0..2},no}.tar", "b/*.gz"], ["list.txt"]))
     assert [f.path for f in found] == ["a-0.tar", "a-1.tar", "a-2.tar", "no.tar", "b/c.tar.gz", "d.TGZ"]
     assert all(f.is_shard for f in found)
-    assert not Found("*.tar", "nothing matches").is_shard
+    assert not Source("*.tar", "nothing matches").is_shard
     assert list(Sources(["."])) == []  # folders are not searched for shards
     os.mkdir("folder.tar")
     make_pictures(tmp_path / "folder.tar", ["x.png"])
-    assert list(Sources(["folder.tar"])) == [Found("folder.tar/x.png")]
+    assert list(Sources(["folder.tar"])) == [Source("folder.tar/x.png")]
     with pytest.raises(InputError, match=r"a-\{0..1.tar: a brace in it has no other half"):
         list(Sources(["a-{0..1.tar"]))
     assert shards_of("/x/a.tar/b.tar.gz/c.tar") == ["/x/a.tar", "/x/a.tar/b.tar.gz"]
@@ -233,8 +233,8 @@ def test_what_is_remembered_does_not_grow_with_the_rows(shards, tmp_path, weight
     words = [f"{tmp_path}/{{a,b}}.tar", "--weights", weights, "--out", f"{tmp_path}/parts/", *CPU]
     prediction = Prediction(arguments.parse([str(word) for word in words]))
     assert prediction.run(Watch()) == 0
-    assert prediction.screen.count == 10
-    assert len(prediction.seen) == 2
+    assert prediction.summary.count == 10
+    assert len(prediction.hashes) == 2
 
 
 @pytest.mark.parametrize("option", ["--explain", "--report"])

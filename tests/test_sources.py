@@ -10,7 +10,7 @@ from common import make_pictures
 
 from inference import arguments, photos
 from inference.photos import Photos, batches
-from inference.sources import Found, Sources
+from inference.sources import Source, Sources
 from option import InputError
 
 
@@ -52,7 +52,7 @@ def test_globs_and_files_and_repeats(tree, monkeypatch):
     assert [f.path for f in Sources([str(tree / "**" / "*.webp")])] == [str(tree / "z" / "c.webp")]
     assert [f.path for f in Sources(["notes.txt", "./notes.txt"])] == ["notes.txt"]  # asked for by name
     assert [f.path for f in Sources(["z", "z/y/d.tiff", "z/y"])] == ["z/c.webp", "z/y/d.tiff"]
-    assert list(Sources(["*.gif"])) == [Found("*.gif", "nothing matches")]
+    assert list(Sources(["*.gif"])) == [Source("*.gif", "nothing matches")]
     (tree / "odd[1].png").write_bytes(b"x")
     assert [f.path for f in Sources(["odd[1].png"])] == ["odd[1].png"]
 
@@ -107,7 +107,7 @@ def test_photographs_are_named_no_further_ahead_than_they_are_read(tree):
         nonlocal asked
         while True:
             asked += 1
-            yield Found(str(tree / "no.png"))
+            yield Source(str(tree / "no.png"))
 
     for number, batch in enumerate(batches(Photos(photos.Resize(32, "bicubic")), endless(), 4, 0), 1):
         assert len(batch.paths) == 4
@@ -119,7 +119,7 @@ def test_photographs_are_named_no_further_ahead_than_they_are_read(tree):
 @pytest.mark.slow
 def test_workers_are_given_no_more_than_keeps_them_busy(tree):
     asked = iter(range(1000))
-    endless = (Found(str(tree / f"{number}.png")) for number in asked)
+    endless = (Source(str(tree / f"{number}.png")) for number in asked)
     reading = batches(Photos(photos.Resize(32, "bicubic")), endless, 4, 2)
     for _ in range(10):
         next(reading)
