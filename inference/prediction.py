@@ -218,7 +218,7 @@ class Prediction:
         for row in self.table.rows():
             path = os.path.abspath(row["image"])
             self.hashes.update(hash(self.table.key(name)) for name in (path, *shards_of(path)))
-            self.summary.before(row)
+            self.summary.count_earlier(row)
             if self.gallery is not None:
                 self.gallery.add(row)
         self.hashes.update(map(hash, self.table.shards))

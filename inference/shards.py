@@ -1,4 +1,4 @@
-"""Shards of the WebDataset kind: tars of photographs and what belongs to them, read in one pass, without unpacking."""
+"""Shards as webdataset and img2dataset write them: tars of photographs with JSON texts, read in one pass, not unpacked."""
 
 from __future__ import annotations
 
@@ -14,22 +14,23 @@ from inference.photos import PhotoBatch, Photos, refuse_pipe
 from inference.sources import picture_endings
 from photographs import workers
 
-ORIGIN = ("url", "key")  # what is kept of the JSON text beside a photograph, as img2dataset writes it
+ORIGIN = ("url", "key")  # read from the JSON text beside a photograph, as img2dataset writes it
 
 
 def shard_batches(
     photos: Photos, shards: Sequence[str], batch_size: int, num_workers: int
 ) -> Iterator[PhotoBatch]:
-    """Batches of photographs of one shard each, in its order; those of `num_workers` shards alternate. Raises InputError.
+    """Batches in the order of each shard, every batch of one shard; batches of `num_workers` shards alternate.
 
-    A shard's last batch has no photograph, but an error where something is wrong with the shard.
+    A shard's last batch has no photograph; where the shard is damaged, it has the shard's path and an error.
+    Raises InputError where a worker dies.
     """
     dataset, num_workers = Shards(photos, shards, batch_size), min(num_workers, len(shards))
     return workers.items(workers.loader(dataset, num_workers, batch_size=None, collate_fn=workers.as_it_is))
 
 
 class Shards(IterableDataset):
-    """Every process reads shards of its own, each from its beginning to its end."""
+    """Batches of photographs. Each worker process reads shards of its own."""
 
     def __init__(self, photos: Photos, shards: Sequence[str], batch_size: int):
         self.photos, self.shards, self.batch_size = photos, shards, batch_size
@@ -39,14 +40,14 @@ class Shards(IterableDataset):
         for shard in self.shards if info is None else self.shards[info.id :: info.num_workers]:
             faults: list[str] = []
             samples = self._read(shard, faults)
-            while some := list(islice(samples, self.batch_size)):
-                origins = [sample.pop() for sample in some]
-                yield self.photos.collate(some)._replace(origins=origins, shard=shard)
+            while batch := list(islice(samples, self.batch_size)):
+                origins = [sample.pop() for sample in batch]
+                yield self.photos.collate(batch)._replace(origins=origins, shard=shard)
             end = [[shard, faults[0], False, None]] if faults else []
             yield self.photos.collate(end)._replace(shard=shard, is_last=True)
 
     def _read(self, shard: str, faults: list[str]) -> Iterator[list]:
-        """What `photos` makes of each picture, and its origin. What is wrong with the shard is added to `faults`."""
+        """For each picture the path, the values of `photos.read` and the origin. Faults of the shard are added to `faults`."""
         from webdataset.tariterators import group_by_keys  # takes a second to import
 
         def note_repeated(_: Exception) -> bool:
@@ -66,7 +67,7 @@ class Shards(IterableDataset):
 
 
 def _members(shard: str, faults: list[str]) -> Iterator[dict]:
-    """The pictures and JSON texts of a tar, plain or compressed, up to its end or to where it is damaged."""
+    """The pictures and JSON texts of a tar, plain or compressed, up to its end or to its first fault."""
     from webdataset.tariterators import tar_file_iterator
 
     names = {"select_files": _is_wanted, "rename_files": lambda name: name.removeprefix("./")}
@@ -86,7 +87,7 @@ def _is_wanted(name: str) -> bool:
 
 
 def _is_cut(shard: str) -> bool:
-    """Whether a tar that is not compressed does not end in zeros: `tarfile` takes any end between two members for the end."""
+    """Whether an uncompressed tar lacks the zeros at its end; `tarfile` does not notice a cut between two members."""
     with open(shard, "rb") as file:
         if file.read(262)[257:] != b"ustar":
             return False
@@ -95,7 +96,7 @@ def _is_cut(shard: str) -> bool:
 
 
 def _explain(error: Exception) -> str:
-    """Why a shard could not be read to its end, in a few words."""
+    """The reason why a shard could not be read to its end, in a few words."""
     if isinstance(error, FileNotFoundError):
         return "there is no such file"
     if "unexpected end" in str(error) or "end-of-stream" in str(error):
@@ -111,9 +112,10 @@ def _ending(name: str) -> str:
 def _origin(text: bytes) -> dict[str, str]:
     """The `url` and `key` that the JSON text beside a photograph gives."""
     try:
-        said = json.loads(text)
+        fields = json.loads(text)
     except (ValueError, RecursionError):
         return {}
-    found = {name: said.get(name) for name in ORIGIN} if isinstance(said, dict) else {}
-    texts = {name: str(value) for name, value in found.items() if value is not None}
+    if not isinstance(fields, dict):
+        return {}
+    texts = {name: str(fields[name]) for name in ORIGIN if fields.get(name) is not None}
     return {name: text.encode("utf-8", "replace").decode() for name, text in texts.items()}

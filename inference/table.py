@@ -15,7 +15,7 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
-from commands.files import atomic_write, to_json, write_json
+from commands.files import atomic_write, read_json_object, to_json, write_json
 from option import InputError
 
 log = logging.getLogger("eat")
@@ -32,7 +32,7 @@ Row = dict[str, Any]
 class Table:
     """One file of scores, with one of ENDINGS, a row per photograph. columns: TEXTS are text, all others are numbers or empty.
 
-    `NAME.run.json` records how the scores were made, so that no others are appended.
+    `NAME.run.json` records how the scores were made; scores that are made otherwise are not appended.
     """
 
     shards: Sequence[str] = ()  # finished shards are known by their rows
@@ -40,34 +40,34 @@ class Table:
     def __init__(self, path: str | os.PathLike, columns: Sequence[str]):
         self.path, self.columns = Path(path), list(columns)
         self.ending = self.path.suffix.lower()
-        self.about = self.path.with_name(f"{self.path.name}.run.json")
+        self.settings_file = self.path.with_name(f"{self.path.name}.run.json")
         self._waiting: list[list] = []  # all rows of a Parquet table
 
     @contextmanager
     def writing(
-        self, about: Mapping[str, Any], append: bool = False, overwrite: bool = False
+        self, settings: Mapping[str, Any], append: bool = False, overwrite: bool = False
     ) -> Iterator[Callable[..., None]]:
         """A function that writes a row, or all rows of `shard`, at once. Rows of CSV and JSON lines survive a kill.
 
-        about: how the scores are made. append: go on with the table, if its scores were made so. overwrite: replace it.
-        Raises InputError, with all left as it was; OSError where the disk is full.
+        settings: how the scores are made. append: go on with the table, if its settings are the same. overwrite: replace it.
+        Raises InputError before anything is changed, OSError where the disk is full.
         """
         try:
             with open(self.path, "ab") as file:
                 lock(file, self.path)
                 try:
-                    yield self._begin(file, about, append, overwrite)
+                    yield self._begin(file, settings, append, overwrite)
                 finally:
                     if self.ending == ".parquet" and self._changed:
                         write_parquet(self.path, self.columns, iter(self._waiting))
                     if self.path.stat().st_size == 0:
                         self.path.unlink()
-                        self.about.unlink(missing_ok=True)
+                        self.settings_file.unlink(missing_ok=True)
         except OSError as error:
             error.filename = error.filename or str(self.path)  # a full disk has no name
             raise
 
-    def _begin(self, file: IO[bytes], about: Mapping[str, Any], append: bool, overwrite: bool):
+    def _begin(self, file: IO[bytes], settings: Mapping[str, Any], append: bool, overwrite: bool):
         """Make the table ready; returns the function that writes rows."""
         self._waiting, self._changed, is_there = [], False, file.tell() > 0
         if is_there and not (append or overwrite):
@@ -75,7 +75,7 @@ class Table:
                 f"{self.path}: is there already; --append goes on with it, --overwrite replaces it"
             )
         if is_there and append:
-            refuse_others(self.path, self.about, about)
+            refuse_other_settings(self.path, self.settings_file, settings)
             if self.ending == ".parquet":
                 self._waiting = [list(row.values()) for row in self.rows()]
             else:
@@ -83,7 +83,7 @@ class Table:
         else:
             file.seek(0)
             file.truncate()
-            write_json(self.about, dict(about))
+            write_json(self.settings_file, dict(settings))
         if self.ending == ".csv" and file.tell() == 0:
             file.write(csv_line(self.columns).encode(**TEXT))
 
@@ -113,7 +113,7 @@ class Table:
             yield row
 
     def key(self, image: str) -> str:
-        """The name of a photograph in the file."""
+        """A photograph's name as the file has it."""
         return utf8(image) if self.ending == ".parquet" else image
 
 
@@ -152,7 +152,7 @@ def drop_unfinished_row(file: IO[bytes], is_csv: bool) -> None:
 
 
 def write_parquet(path: Path, columns: Sequence[str], rows: Iterator[list]) -> None:
-    """Whole or not at all. TEXTS are strings, all other columns float64."""
+    """Write a Parquet file, whole or not at all. TEXTS are strings, all other columns float64."""
     import pyarrow  # slow to import, and seldom wanted
     from pyarrow import parquet
 
@@ -165,23 +165,25 @@ def write_parquet(path: Path, columns: Sequence[str], rows: Iterator[list]) -> N
             writer.write_table(pyarrow.Table.from_pylist(named, schema))
 
 
-def refuse_others(path: Path, about: Path, made: Mapping[str, Any]) -> None:
-    """Raises InputError unless the rows of `path` were made as `made` says, by its file `about`."""
-    before, now = read_object(about), json.loads(to_json(dict(made)))
+def refuse_other_settings(path: Path, settings_file: Path, settings: Mapping[str, Any]) -> None:
+    """Raises InputError unless the rows of `path`, as its `settings_file` says, were made with `settings`."""
+    before, now = read_json_object(settings_file), json.loads(to_json(dict(settings)))
     if not before:
         raise InputError(
-            f"{about}: cannot be read, so nobody knows how the rows there were made; give another --out"
+            f"{settings_file}: cannot be read, so nobody knows how the rows there were made; give another --out"
         )
     for name in now:
         if name != "weights" and now[name] != before.get(name):
-            what = f"another {name} ({before.get(name)}, now {now[name]})"
+            difference = f"another {name} ({before.get(name)}, now {now[name]})"
             if name == "columns":
-                what = "other columns; --explain, --report and --reference must be given as before, shards only to a table of shards"
-            raise InputError(f"{path}: was made with {what}; rows of both would mix: give another --out")
+                difference = "other columns; --explain, --report and --reference must be given as before, shards only to a table of shards"
+            raise InputError(
+                f"{path}: was made with {difference}; rows of both would mix: give another --out"
+            )
 
 
 def read_rows(path: Path) -> Iterator[Row]:
-    """The rows of a table, one at a time. Raises InputError."""
+    """The rows of a table of scores, one at a time. Raises InputError where it is none."""
     try:
         for row in _raw_rows(path):
             if not isinstance(row, dict) or not isinstance(row.get("image"), str):
@@ -199,8 +201,8 @@ def read_rows(path: Path) -> Iterator[Row]:
 
 
 def csv_line(row: Sequence[Any]) -> str:
-    """A row as CSV has it; numbers with the seven digits that float32 has."""
-    has_return = any("\r" in value for value in row if isinstance(value, str))  # csv quotes line feeds alone
+    """A row as a line of CSV; numbers have seven digits, as float32 has."""
+    has_return = any("\r" in value for value in row if isinstance(value, str))  # which csv would not quote
     text = io.StringIO()
     quoting = csv.QUOTE_ALL if has_return else csv.QUOTE_MINIMAL
     values = [f"{value:.7g}" if isinstance(value, float) else value for value in row]
@@ -241,15 +243,6 @@ def _number(text: str) -> float | None:
     return float(text) if text else None
 
 
-def read_object(path: Path) -> dict[str, Any]:
-    """A JSON object of a file; empty where there is none."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
 def utf8(value: Any) -> Any:
-    """Parquet's texts are UTF-8: other bytes of a name are shown as \\xNN."""
+    """A text that is UTF-8, as Parquet's are: other bytes of a file name become \\xNN."""
     return value.encode(**TEXT).decode("utf-8", "backslashreplace") if isinstance(value, str) else value

@@ -58,7 +58,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(album, weights, tmp_path, c
 def table_of(path, weights):
     """A table, and how its rows are made."""
     table = Table(path, scoring.RowBuilder(load_trained(weights)).columns)
-    return table, json.loads(table.about.read_text())
+    return table, json.loads(table.settings_file.read_text())
 
 
 @pytest.mark.parametrize("ending", ["csv", "jsonl"])
@@ -69,14 +69,14 @@ def test_a_killed_run_has_all_its_rows_and_goes_on(album, weights, tmp_path, com
     words = (album, "--weights", weights, "--out", out, *CPU)
     assert command(*words)[0] == 0
     whole, rows = out.read_bytes(), list(read_rows(out))
-    table, about = table_of(out, weights)
+    table, settings = table_of(out, weights)
     table.path.unlink()
     if there:
-        with table.writing(about) as write:
+        with table.writing(settings) as write:
             write(*rows[:there])
 
     def work():
-        with table.writing(about, append=True) as write:
+        with table.writing(settings, append=True) as write:
             for row in rows[there:4]:
                 write(row)
             os.kill(os.getpid(), signal.SIGKILL)
@@ -127,11 +127,11 @@ def test_a_kill_leaves_a_parquet_table_as_it_was(album, weights, tmp_path, comma
     words = (album, "--weights", weights, "--out", out, *CPU)
     assert command(*words)[0] == 0
     content, rows = out.read_bytes(), list(read_rows(out))
-    table, about = table_of(out, weights)
+    table, settings = table_of(out, weights)
     for more in ({"append": True}, {"overwrite": True}):
 
         def work(more=more):
-            with table.writing(about, **more) as write:
+            with table.writing(settings, **more) as write:
                 write(rows[0])
                 os.kill(os.getpid(), signal.SIGKILL)
 
@@ -201,8 +201,8 @@ def test_two_do_not_write_one_table(album, weights, tmp_path, command, ending):
     out = tmp_path / f"s.{ending}"
     assert command(album / "a.jpg", "--weights", weights, "--out", out, *CPU)[0] == 0
     before = list(read_rows(out))
-    table, about = table_of(out, weights)
-    with table.writing(about, append=True) as write:
+    table, settings = table_of(out, weights)
+    with table.writing(settings, append=True) as write:
         for words in (("--append",), ("--overwrite",)):
             status, _, err = command(album, "--weights", weights, "--out", out, *words, *CPU)
             assert status == 2
