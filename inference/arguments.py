@@ -6,12 +6,17 @@ import argparse
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from commands import distributed
 from commands.parser import Parser
-from inference.explain import ALL
-from inference.trained import Trained, load_trained
+from inference.table import ENDINGS
 from option import ANY_MODEL, CPUS, DATASETS, InputError, Option
+
+if TYPE_CHECKING:
+    from inference.trained import Trained
+
+ALL = "all"  # the deformable layers
 
 # fmt: off
 # What every command that uses trained weights asks for; see `trained.load_trained`.
@@ -77,6 +82,8 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def load(options: argparse.Namespace) -> Trained:
     """The network that the options of WEIGHTS ask for; see `load_trained`. Raises InputError."""
+    from inference.trained import load_trained  # with torch and timm: seconds
+
     given = {name: getattr(options, name) for name in ("model", "dataset", "interest_points")}
     given["will_calibrate"] = bool(getattr(options, "calibrate_on", None))
     return load_trained(options.weights, score_range=score_range(options), **given)
@@ -102,6 +109,7 @@ def check(options: argparse.Namespace) -> None:
             raise InputError(f"--{name} belongs to --{' or --'.join(owners)}; give that, too")
     if options.append and options.overwrite:
         raise InputError("--append and --overwrite exclude each other; leave one out")
+    _check_sources(options.paths, options.list)
     _check_parts(options)
     _check_files(options)
     for name, kind in (("mask", "folder"), ("explain", "folder"), ("compare", "file")):
@@ -110,14 +118,28 @@ def check(options: argparse.Namespace) -> None:
             raise InputError(f"--{name} {path}: is a file, not a folder")
         if path and name != "explain" and not path.exists():
             raise InputError(f"--{name} {path}: no such {kind}")
-    if options.explain:
-        options.explain.mkdir(parents=True, exist_ok=True)
-        _check_permission("explain", options.explain)
+    if options.explain:  # the first overlay makes it
+        existing = next(
+            path for path in (options.explain, *options.explain.absolute().parents) if path.exists()
+        )
+        _check_permission("explain", existing)
 
 
 def is_folder(out: str | None) -> bool:
     """Whether --out is a folder of parts."""
     return out is not None and (out.endswith(os.sep) or os.path.isdir(out))
+
+
+def _check_sources(paths: Sequence[str], lists: Sequence[str]) -> None:
+    """There must be photographs to score, and lists that can be read."""
+    if not paths and not lists:
+        raise InputError("no photographs: give files, folders, globs, or --list FILE")
+    for name in lists:
+        if name != "-" and (os.path.isdir(name) or not os.path.exists(name)):
+            problem = "is a folder" if os.path.isdir(name) else "no such file"
+            raise InputError(f"--list {name}: {problem}; it should be a text with a path in each line")
+    if lists.count("-") > 1:
+        raise InputError("--list -: standard input can be read once; give it once")
 
 
 def _check_parts(options: argparse.Namespace) -> None:
@@ -156,6 +178,8 @@ def _check_files(options: argparse.Namespace) -> None:
         taken[place] = f"--{name}"
         if parts and path.is_file():
             raise InputError(f"--{name} {given}: is a file; leave the / out, or give a folder")
+        if name == "out" and not parts and path.suffix.lower() not in ENDINGS:
+            raise InputError(f"--out {path}: its ending should be one of {', '.join(ENDINGS)}")
         if (path.is_dir() and not parts) or not path.absolute().parent.is_dir():
             what = "is a folder" if path.is_dir() else "lies in a folder that is not there"
             raise InputError(f"--{name} {path}: {what}; give a file")

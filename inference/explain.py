@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from commands.files import atomic_write
+from inference.arguments import ALL
 from option import InputError
 
 if TYPE_CHECKING:
@@ -30,104 +31,108 @@ POINT, KEPT, DAMPED = "#56B4E9", "#E69F00", "#CC79A7"
 HEAT = "cividis"
 PANEL = 3.1  # inches
 COLUMNS = 6  # panels beside each other
-ALL = "all"
 CENTRE_HALF = np.pad(np.ones((2, 2), np.float32), 1)  # of the height and of the width
 
 
 @dataclass(frozen=True)
-class Look:
-    """Where one deformable layer looked in one photograph. Coordinates are (y, x), -1 and 1 the border cells' centres."""
+class AttentionMap:
+    """The attention of one deformable layer in one photograph. Coordinates: (y, x); -1 and 1 are the border cells' centres."""
 
     positions: np.ndarray  # (groups, H, W, 2), the refined sampling positions
     references: np.ndarray  # (H, W, 2), the interest points
-    mass: np.ndarray  # (H, W), the share of attention on each cell; what is missing to 1 falls outside
+    mass: (
+        np.ndarray
+    )  # (H, W), the share of attention on each cell; the rest to 1 falls outside the photograph
 
     @property
-    def kept(self) -> np.ndarray:
-        """(groups, H, W) bool: offsets in the quadrant of their interest point, which the released rule leaves alone."""
+    def in_quadrant(self) -> np.ndarray:
+        """(groups, H, W) bool: is the offset in the quadrant of its interest point? The released rule keeps those, damps others."""
         return ((self.positions - self.references) * self.references > 0).all(-1)
 
 
-class Looker:
-    """While it is entered, notes where the deformable layers of a network look. layers: names, or `all`."""
+class AttentionRecorder:
+    """A context in which the attention of a network's deformable layers is recorded. layer: a layer's name, or `all`."""
 
-    def __init__(self, model: nn.Module, layers: str = ALL):
-        self.layers = pick_layers(model, layers)
-        self._model, self._handles, self._seen = model, [], {}
+    def __init__(self, model: nn.Module, layer: str = ALL):
+        self.layers = find_layers(model, layer)
+        self._model, self._handles, self._maps = model, [], {}
 
-    def __enter__(self) -> Looker:
+    def __enter__(self) -> AttentionRecorder:
         for name in self.layers:
-            note = partial(self._note, name)
-            self._handles.append(self._model.get_submodule(name).register_forward_pre_hook(note))
+            record = partial(self._record, name)
+            self._handles.append(self._model.get_submodule(name).register_forward_pre_hook(record))
         return self
 
     def __exit__(self, *_) -> None:
         for handle in self._handles:
             handle.remove()
 
-    def _note(self, name: str, layer: DeformableAttention, given: tuple[Tensor]) -> None:
-        weights, points = layer.weights(*given)
+    def _record(self, name: str, layer: DeformableAttention, inputs: tuple[Tensor]) -> None:
+        weights, points = layer.weights(*inputs)
         positions = points.positions.float()
         # The mean over queries, and over the heads of each group: heads of a group share its positions.
         mass = weights.float().mean(2).unflatten(1, (layer.groups, -1)).mean(2)
         parts = positions, points.references[:, 0].float(), splat(mass, positions)
-        self._seen[name] = [Look(*look) for look in zip(*(part.cpu().numpy() for part in parts), strict=True)]
+        images = zip(*(part.cpu().numpy() for part in parts), strict=True)
+        self._maps[name] = [AttentionMap(*image) for image in images]
 
-    def take(self) -> dict[str, list[Look]]:
-        """By layer, a Look for each image of the latest batch."""
-        seen, self._seen = self._seen, {}
-        return seen
+    def take(self) -> dict[str, list[AttentionMap]]:
+        """By layer, the map of each image of the latest batch; a second call returns nothing."""
+        maps, self._maps = self._maps, {}
+        return maps
 
 
-def pick_layers(model: nn.Module, which: str) -> list[str]:
-    """The names of the deformable layers, or the one named. Raises InputError for a name that is none's."""
-    from models.attention import DeformableAttention  # here: a network of timm's needs none of EAT's parts
+def find_layers(model: nn.Module, layer: str) -> list[str]:
+    """The names of all deformable layers, or `layer` alone. Raises InputError where there is no such layer."""
+    from models.attention import (
+        DeformableAttention,
+    )  # not at the top: networks of timm do without EAT's parts
 
     names = [name for name, module in model.named_modules() if isinstance(module, DeformableAttention)]
-    if which == ALL:
+    if layer == ALL:
         return names
-    if which not in names:
-        raise InputError(f"--layer {which}: no deformable layer; there are {', '.join(names)}, or all")
-    return [which]
+    if layer not in names:
+        raise InputError(f"--layer {layer}: no deformable layer; there are {', '.join(names)}, or all")
+    return [layer]
 
 
 def splat(mass: Tensor, positions: Tensor) -> Tensor:
     """Put the mass at sampling positions onto the cells that bilinear sampling reads there, by the same weights.
 
     mass: (B, groups, H * W), each group's sum 1; positions: (B, groups, H, W, 2). Returns (B, H, W), the mean over
-    groups; what is sampled outside the map is left out.
+    groups; mass that is sampled outside the map is left out.
     """
     batch, groups, height, width, _ = positions.shape
     size = torch.tensor([height - 1, width - 1], device=positions.device)
-    place = ((positions + 1) / 2 * size).flatten(2, 3)
-    corner = place.floor()
+    coordinates = ((positions + 1) / 2 * size).flatten(2, 3)
+    corner = coordinates.floor()
     cells = mass.new_zeros(batch, height * width)
     for dy in (0, 1):
         for dx in (0, 1):
-            at = corner + torch.tensor([dy, dx], device=place.device)
-            weight = (1 - (place - at).abs()).prod(-1) * mass
-            y, x = at.unbind(-1)
+            cell = corner + torch.tensor([dy, dx], device=corner.device)
+            weight = (1 - (coordinates - cell).abs()).prod(-1) * mass
+            y, x = cell.unbind(-1)
             inside = (y >= 0) & (y < height) & (x >= 0) & (x < width)
             index = (y.clamp(0, height - 1) * width + x.clamp(0, width - 1)).long()
             cells.scatter_add_(1, index.flatten(1), torch.where(inside, weight, 0).flatten(1))
     return (cells / groups).view(batch, height, width)
 
 
-def mean_mass(looks: Sequence[Look]) -> np.ndarray:
-    """(H, W): the mean of the layers' maps, on the finest one's cells."""
-    height, width = (max(look.mass.shape[axis] for look in looks) for axis in (0, 1))
+def mean_map(attention_maps: Sequence[AttentionMap]) -> np.ndarray:
+    """The mean of the layers' maps, (H, W) as the finest map has it."""
+    height, width = (max(layer.mass.shape[axis] for layer in attention_maps) for axis in (0, 1))
     maps = []
-    for look in looks:
-        repeats = height // look.mass.shape[0], width // look.mass.shape[1]
-        maps.append(np.kron(look.mass, np.ones(repeats)) / (repeats[0] * repeats[1]))
+    for layer in attention_maps:
+        repeats = height // layer.mass.shape[0], width // layer.mass.shape[1]
+        maps.append(np.kron(layer.mass, np.ones(repeats)) / (repeats[0] * repeats[1]))
     return np.mean(maps, 0)
 
 
 def background_share(mass: np.ndarray, foreground: np.ndarray | None = None) -> float:
-    """How much of the attention within the photograph, 0 to 1, falls on its background.
+    """The share of the attention within the photograph, 0 to 1, that falls on its background.
 
-    mass: (H, W). foreground: (h, w) in 0..1, any size; by default the centre half: the middle half of the height and of
-    the width, so that even attention has a share of 0.75.
+    mass: (H, W). foreground: (h, w), 0 to 1, of any size; by default the centre half, that is the middle half of the
+    height and of the width, so that even attention has a share of 0.75.
     """
     share = cell_shares(CENTRE_HALF if foreground is None else foreground, mass.shape)
     return float(np.clip((mass * (1 - share)).sum() / max(mass.sum(), 1e-12), 0, 1))
@@ -140,7 +145,7 @@ def cell_shares(mask: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
 
 
 def _overlaps(cells: int, pixels: int) -> np.ndarray:
-    """(cells, pixels): which share of each cell each pixel covers, both spread evenly over the same length."""
+    """(cells, pixels): the share of each cell that each pixel covers; both divide the same length evenly."""
     borders, edges = np.arange(cells + 1)[:, None] / cells, np.arange(pixels + 1) / pixels
     return (np.minimum(borders[1:], edges[1:]) - np.maximum(borders[:-1], edges[:-1])).clip(0) * cells
 
@@ -148,25 +153,26 @@ def _overlaps(cells: int, pixels: int) -> np.ndarray:
 def draw(
     path: Path,
     photograph: Image.Image,
-    looks: dict[str, Look],
+    layers: dict[str, AttentionMap],
     title: str,
     foreground: np.ndarray | None = None,
 ) -> None:
-    """A picture of where the layers look: above its points and offsets, below its attention; of several the mean, too."""
+    """Draw the attention of each layer: its points and offsets above, its map below; for several layers their mean, too."""
     ratio = min(max(photograph.height / photograph.width, 0.4), 2.5)
-    pairs = list(looks.items())
-    if len(looks) > 1:
+    panels = list(layers.items())
+    if len(layers) > 1:
         nothing = np.empty((0, 0, 0, 2)), np.empty((0, 0, 2))
-        pairs.insert(0, (f"all {len(looks)} layers", Look(*nothing, mean_mass(list(looks.values())))))
-    figure, axes = _panels(len(pairs), ratio)
+        mean = AttentionMap(*nothing, mean_map(list(layers.values())))
+        panels.insert(0, (f"all {len(layers)} layers", mean))
+    figure, axes = _panels(len(panels), ratio)
     figure.suptitle(title)
-    highest = max(float(look.mass.max() * look.mass.size) for look in looks.values())
+    highest = max(float(layer.mass.max() * layer.mass.size) for layer in layers.values())
     # One even cell in a hundred stays visible beside a bright one.
     scale = PowerNorm(0.5, vmin=0, vmax=max(2.0, highest))
-    for (name, look), (above, below) in zip(pairs, axes, strict=False):
-        _draw_points(above, photograph, name, look, ratio)
-        _draw_attention(below, photograph, look.mass, ratio, scale, foreground)
-        share = background_share(look.mass, foreground)
+    for (name, layer), (above, below) in zip(panels, axes, strict=False):
+        _draw_points(above, photograph, name, layer, ratio)
+        _draw_attention(below, photograph, layer.mass, ratio, scale, foreground)
+        share = background_share(layer.mass, foreground)
         below.set_title(f"{name}: attention\n{share:.0%} on the background", fontsize=9)
     bar = figure.colorbar(ScalarMappable(scale, HEAT), ax=figure.axes, shrink=0.8, pad=0.01, aspect=30)
     bar.set_label("attention per cell (1: evenly spread)")
@@ -189,22 +195,22 @@ def _panels(count: int, ratio: float) -> tuple[Figure, np.ndarray]:
     return figure, axes.reshape(bands, 2, columns).swapaxes(1, 2).reshape(-1, 2)
 
 
-def _draw_points(axis, photograph: Image.Image, name: str, look: Look, ratio: float) -> None:
-    if not look.positions.size:
+def _draw_points(axis, photograph: Image.Image, name: str, layer: AttentionMap, ratio: float) -> None:
+    if not layer.positions.size:
         axis.imshow(photograph, extent=(0, 1, 1, 0), aspect=ratio)
         axis.set_title("the photograph\n", fontsize=9)
         return
-    outside = (np.abs(look.positions) > 1).any(-1).mean()
+    outside = (np.abs(layer.positions) > 1).any(-1).mean()
     axis.set_title(f"{name}: where it samples\n{outside:.0%} beyond the outermost cells", fontsize=9)
     axis.imshow(photograph, extent=(0, 1, 1, 0), aspect=ratio, alpha=0.55)
-    size = np.array(look.references.shape[:2])
+    size = np.array(layer.references.shape[:2])
     # From [-1, 1], the border cells' centres, to shares of the picture's height and width.
-    starts, ends = (((p + 1) / 2 * (size - 1) + 0.5) / size for p in (look.references, look.positions))
+    starts, ends = (((p + 1) / 2 * (size - 1) + 0.5) / size for p in (layer.references, layer.positions))
     lines = np.stack([np.broadcast_to(starts, ends.shape), ends], -2).reshape(-1, 2, 2)
     axis.add_collection(LineCollection(lines[..., ::-1], colors="0.15", linewidths=0.4, alpha=0.6))
-    kept = look.kept
-    for which, colour, marker in ((kept, KEPT, "o"), (~kept, DAMPED, "^")):
-        axis.scatter(*ends[which].T[::-1], s=7, c=colour, marker=marker, linewidths=0.2, edgecolors="black")
+    in_quadrant = layer.in_quadrant
+    for chosen, colour, marker in ((in_quadrant, KEPT, "o"), (~in_quadrant, DAMPED, "^")):
+        axis.scatter(*ends[chosen].T[::-1], s=7, c=colour, marker=marker, linewidths=0.2, edgecolors="black")
     points = starts.reshape(-1, 2).T[::-1]
     axis.scatter(*points, s=14, c=POINT, marker="D", linewidths=0.4, edgecolors="black")
     axis.set(xlim=(-0.06, 1.06), ylim=(1.06, -0.06))

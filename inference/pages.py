@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
 import logging
 import random
 import time
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,20 +15,19 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from commands.bars import bar
 from commands.signals import Watch
-from inference.explain import Looker, mean_mass
+from inference.explain import AttentionRecorder, mean_map
 from inference.photos import open_rgb
-from inference.report import DEMO, LARGE, NUMBERS, Page, Photo, write_report
-from inference.scoring import Rows, Scored, score_all
-from inference.sources import Found
+from inference.report import DEMO, LARGE, NUMBERS, Page, Photo, write_page
+from inference.scoring import RowBuilder, ScoredPhoto
 from inference.table import ENDINGS, Row, read_rows
 from inference.trained import Trained, load_trained, said_by_run, scale_beside
 from option import InputError
-from training.steps import Precision
 
 log = logging.getLogger("eat")
 
+# Scores photographs once more: a network, their paths, and an AttentionRecorder or None.
+Rescore = Callable[[Trained, Sequence[str], AttentionRecorder | None], Iterator[ScoredPhoto]]
 Entry = tuple[float, int, Row, np.ndarray | None]  # a random number, its place, what is known of a photograph
 
 
@@ -68,7 +66,7 @@ class Gallery:
 
 
 @dataclass
-class Other:
+class Comparison:
     """What the scores are compared with: another network, or the rows of a table."""
 
     name: str
@@ -92,13 +90,13 @@ class Other:
         ]
 
 
-def read_other(path: Path, trained: Trained, device: torch.device) -> Other:
+def read_comparison(path: Path, trained: Trained, device: torch.device) -> Comparison:
     """The weights or the table of `--compare`. Raises InputError."""
     name = "/".join(path.parts[-3 if path.parent.name == "checkpoints" else -2 :])  # with its run's
     if path.suffix.lower() not in ENDINGS:
         other = load_trained(path)
         other.model.to(device)
-        return Other(name, other.score_range, other)
+        return Comparison(name, other.score_range, other)
     rows, scale, votes = {}, scale_beside(path) or trained.score_range, said_by_run(path.parent).get("votes")
     for row in read_rows(path):
         if "predicted_score" in row:
@@ -111,7 +109,7 @@ def read_other(path: Path, trained: Trained, device: torch.device) -> Other:
         rows[row["image"]] = row
     if not rows:
         raise InputError(f"--compare {path}: has no rows; it should be a table of scores")
-    return Other(name, scale, rows=rows)
+    return Comparison(name, scale, rows=rows)
 
 
 def votes_of(row: Row) -> list[float]:
@@ -121,38 +119,39 @@ def votes_of(row: Row) -> list[float]:
 
 
 def write(
-    options: argparse.Namespace, trained: Trained, gallery: Gallery, other: Other | None, device, watch: Watch
+    path: Path,
+    trained: Trained,
+    gallery: Gallery,
+    other: Comparison | None,
+    rescore: Rescore,
+    *,
+    layer: str,
+    upright: bool,
+    num_workers: int,
+    stop: Watch,
 ) -> None:
-    """Write the page of `--report`."""
-
-    def again(network: Trained, images: Sequence[str], looker: Looker | None = None) -> Iterator[Scored]:
-        found = score_all(network, map(Found, images), options, Precision(device), watch, looker, quiet=True)
-        with bar("the page", len(images)) as shown:
-            for scored in found:
-                shown.update(1)
-                yield scored
-
+    """Write the page of `--report`. rescore: scores photographs once more. layer: see `Looker`. Raises Interrupted."""
     chosen = gallery.chosen()
     scored = [row["image"] for row, _ in chosen if row["score"] is not None]
     seen = {row["image"]: attention for row, attention in chosen}
-    # Rows of an earlier run, to which this one has appended: the table does not say where the network looked.
+    # Rows of an earlier run, to which this run has appended, have no attention maps.
     unseen = [image for image in scored if seen[image] is None]
     if unseen and trained.points is not None:
-        with Looker(trained.model, options.layer) as looker:
-            for result in again(trained, unseen, looker):
-                seen[result.path] = mean_mass(list(result.looks.values())) if result.looks else None
+        with AttentionRecorder(trained.model, layer) as recorder:
+            for result in rescore(trained, unseen, recorder):
+                seen[result.path] = (
+                    mean_map(list(result.attention_maps.values())) if result.attention_maps else None
+                )
     beside: list[Row | None] = [None] * len(chosen)
     if other is not None:
         if other.trained is not None:
-            rows, found = Rows(other.trained), again(other.trained, scored)
-            other.rows = {result.path: rows.row(result) for result in found if not result.error}
+            rows, found = RowBuilder(other.trained), rescore(other.trained, scored, None)
+            other.rows = {result.path: rows.build(result) for result in found if not result.error}
         beside = other.beside([row["image"] for row, _ in chosen])
     photos = [_photo(row, seen[row["image"]], one) for (row, _), one in zip(chosen, beside, strict=True)]
     page = _page(trained, gallery, other, photos)
-    open_photo = partial(open_rgb, upright=options.upright, side=LARGE)
-    write_report(
-        options.report, page, photos, open_photo=open_photo, num_workers=options.num_workers, watch=watch
-    )
+    open_photo = partial(open_rgb, upright=upright, side=LARGE)
+    write_page(path, page, photos, open_photo=open_photo, num_workers=num_workers, stop=stop)
 
 
 def _photo(row: Row, attention: np.ndarray | None, beside: Row | None) -> Photo:
@@ -171,7 +170,7 @@ def _photo(row: Row, attention: np.ndarray | None, beside: Row | None) -> Photo:
     )
 
 
-def _page(trained: Trained, gallery: Gallery, other: Other | None, photos: Sequence[Photo]) -> Page:
+def _page(trained: Trained, gallery: Gallery, other: Comparison | None, photos: Sequence[Photo]) -> Page:
     """What the page says of all photographs."""
     low, high = trained.score_range
     facts = {

@@ -1,4 +1,4 @@
-"""A folder of Parquet parts that reads as one table: one for each shard, others of files. A part is whole or not there."""
+"""A folder of Parquet files that reads as one table: one part for each shard, others for files. Each is written whole."""
 
 from __future__ import annotations
 
@@ -14,52 +14,51 @@ from typing import Any
 from commands import distributed, processes
 from commands.files import write_json
 from inference.sources import is_shard
-from inference.table import Row, read_rows, refuse_others, utf8, write_parquet
+from inference.table import Row, lock, read_rows, refuse_other_settings, utf8, write_parquet
 from option import InputError
 
-FILES = 2000  # photographs of files in a part
-_PART = re.compile(r"(files|shard)-.*\.parquet")
-_OURS = re.compile(rf"_lock|{_PART.pattern}|\.(_run\.json|{_PART.pattern})\.\d+\.tmp")
+ROWS = 2000  # of files, in a part
 
 
-class Parts:
+class ParquetParts:
     """Scores in a folder, which several processes may write at once. All parts have the same columns.
 
-    `_run.json` in it tells how the scores were made; readers of such folders pass over names that begin so.
+    Its `_run.json` records how the scores were made; readers of such folders ignore names that begin with `_`.
     """
 
     def __init__(self, folder: str | os.PathLike, columns: Sequence[str]):
         self.folder, self.columns = Path(folder), list(columns)
-        self.about = self.folder / "_run.json"
-        self._there: list[str] = []  # at the start: the same for every process, however late it comes
+        self.settings_file = self.folder / "_run.json"
+        self._earlier_parts: list[str] = []  # the same list for all processes
         self._waiting: list[Row] = []
 
     @contextmanager
     def writing(
-        self, about: Mapping[str, Any], append: bool = False, overwrite: bool = False
+        self, settings: Mapping[str, Any], append: bool = False, overwrite: bool = False
     ) -> Iterator[Callable[..., None]]:
         """A function that takes the row of a file, or all rows of `shard`; see `Table.writing`.
 
-        A shard's part is written at once, one of files when there are FILES of them, and at the end.
+        A shard's part is written at once; a part of files when it has ROWS rows, and at the end.
         """
-        begun: list[str] | str = []
+        parts: list[str] | str = []  # or the error of process 0
         if distributed.rank() == 0:
             try:
-                self.folder.mkdir(exist_ok=True)
-                self._refuse_strangers()
-                with self._locked(fcntl.LOCK_EX):
-                    begun = self._begin(about, append, overwrite)
+                self._make_folder()
+                with open(self.folder / "_lock", "a") as file:
+                    lock(file, self.folder)
+                    parts = self._begin(settings, append, overwrite)
             except InputError as error:
-                begun = str(error)
+                parts = str(error)
         with processes.together("predict.py", "--append on all machines goes on"):
-            begun = distributed.gather(begun)[0]
-        if isinstance(begun, str):
-            raise InputError(begun)
-        if not self.about.exists():
+            parts = distributed.gather(parts)[0]
+        if isinstance(parts, str):
+            raise InputError(parts)
+        if not self.settings_file.exists():
             raise InputError(f"{self.folder}: is not the folder of process 0; give one that all machines see")
-        refuse_others(self.folder, self.about, about)
-        self._there = begun
-        with self._locked(fcntl.LOCK_SH):
+        refuse_other_settings(self.folder, self.settings_file, settings)
+        self._earlier_parts = parts
+        with open(self.folder / "_lock", "a") as file:
+            lock(file, self.folder, fcntl.LOCK_SH)  # a run's processes share it
             try:
                 yield self._add
             finally:
@@ -67,66 +66,60 @@ class Parts:
 
     @property
     def shards(self) -> list[str]:
-        """The keys of the shards that were done at the start."""
-        return [name for name in self._there if name.startswith("shard-")]
+        """The keys of the shards that earlier runs have finished."""
+        return [name for name in self._earlier_parts if name.startswith("shard-")]
 
     def rows(self) -> Iterator[Row]:
-        """Those of files that were there at the start."""
-        for name in self._there:
+        """The rows of files that earlier runs have written."""
+        for name in self._earlier_parts:
             if name.startswith("files-"):
                 yield from read_rows(self.folder / name)
 
     def key(self, path: str) -> str:
-        """By what a file or a shard is known in the folder."""
-        return _part("shard", path) if is_shard(path) else utf8(path)
+        """The name of a file, or of a shard's part, in the folder."""
+        return part_name("shard", path) if is_shard(path) else utf8(path)
 
-    @contextmanager
-    def _locked(self, how: int) -> Iterator[None]:
-        """A run's processes share the lock for as long as they write, the beginning has it alone."""
-        with open(self.folder / "_lock", "a") as file:
-            try:
-                fcntl.flock(file, how | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise InputError(f"{self.folder}: another run is writing it; wait for it to end") from None
-            except OSError:  # a file system that has no locks
-                pass
-            yield
-
-    def _refuse_strangers(self) -> None:
-        if not self.about.exists() and any(not _OURS.fullmatch(name) for name in os.listdir(self.folder)):
+    def _make_folder(self) -> None:
+        """Make the folder. Raises InputError where it holds anything but scores."""
+        self.folder.mkdir(exist_ok=True)
+        names = [name for name in os.listdir(self.folder) if not name.startswith(("_", "."))]
+        if names and not self.settings_file.exists():
             raise InputError(
                 f"--out {self.folder}: holds other files than scores; give an empty or a new folder"
             )
 
-    def _begin(self, about: Mapping[str, Any], append: bool, overwrite: bool) -> list[str]:
-        """Make the folder ready; the parts to go on with. Raises InputError, with all left as it was."""
-        names = sorted(os.listdir(self.folder))
-        parts = [name for name in names if _PART.fullmatch(name)]
-        left = [name for name in names if name.startswith(".") and _OURS.fullmatch(name)]  # by a kill
+    def _begin(self, settings: Mapping[str, Any], append: bool, overwrite: bool) -> list[str]:
+        """Make the folder ready; returns the parts to go on with. Raises InputError before anything is changed."""
+        parts = sorted(
+            path.name for kind in ("files", "shard") for path in self.folder.glob(f"{kind}-*.parquet")
+        )
         if parts and not (append or overwrite):
             raise InputError(
                 f"{self.folder}: holds scores; --append goes on with them, --overwrite replaces them"
             )
-        if goes_on := append and bool(parts):
-            refuse_others(self.folder, self.about, about)
-        for name in left if goes_on else left + parts:
+        if parts and append:
+            refuse_other_settings(self.folder, self.settings_file, settings)
+        for path in self.folder.glob(".*.parquet.*.tmp"):  # left by a kill
+            path.unlink()
+        if parts and append:
+            return parts
+        for name in parts:
             (self.folder / name).unlink()
-        if not goes_on:
-            write_json(self.about, dict(about))
-        return parts if goes_on else []
+        write_json(self.settings_file, dict(settings))
+        return []
 
     def _add(self, *rows: Row, shard: str = "") -> None:
         if shard:
-            self._write(_part("shard", shard), rows)
+            self._write(part_name("shard", shard), rows)
             return
         self._waiting += rows
-        if len(self._waiting) >= FILES:
+        if len(self._waiting) >= ROWS:
             self._write_files()
 
     def _write_files(self) -> None:
-        """The part is named by its first file, which is in no other."""
+        """Write the waiting rows as a part. It is named after its first file, which is in no other part."""
         if self._waiting:
-            self._write(_part("files", self._waiting[0]["image"]), self._waiting)
+            self._write(part_name("files", self._waiting[0]["image"]), self._waiting)
             self._waiting = []
 
     def _write(self, name: str, rows: Sequence[Row]) -> None:
@@ -134,8 +127,8 @@ class Parts:
         write_parquet(self.folder / name, self.columns, lists)
 
 
-def _part(kind: str, path: str) -> str:
-    """The name of the part of a shard, or of that which begins with a file: always the same for where this lies."""
+def part_name(kind: str, path: str) -> str:
+    """The name of a shard's part, or of the part that begins with a file. It depends on the absolute path alone."""
     stem = re.sub(r"[^\w.-]", "_", Path(path).stem, flags=re.ASCII)[:100]
-    place = hashlib.blake2b(os.fsencode(os.path.abspath(path)), digest_size=8).hexdigest()
-    return f"{kind}-{stem}-{place}.parquet"
+    digest = hashlib.blake2b(os.fsencode(os.path.abspath(path)), digest_size=8).hexdigest()
+    return f"{kind}-{stem}-{digest}.parquet"

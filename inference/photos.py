@@ -1,4 +1,4 @@
-"""Photographs as the network sees them, whatever their file is; and in batches, as the processes that read them hand over."""
+"""Photographs as pixels for the network, from files of any kind, one by one or in batches that other processes read."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from inference.sources import Found
+from inference.sources import Source
 from photographs import workers
 from photographs.decode import Resize, open_image, read_plain
 from photographs.pictures import examine, look
@@ -34,14 +34,14 @@ _FAULTS = {
 
 
 class PhotoBatch(NamedTuple):
-    """A batch in the order asked for. Those that cannot be read have an error and no pixels.
+    """A batch of photographs, in order. A photograph that cannot be read has an error and no pixels.
 
-    shard: the one that they lie in, and whether this is its last batch. origins: the `url` and `key` of each, where known.
+    shard: its tar; is_last: it is the shard's last batch. origins: the `url` and `key` of each photograph, where known.
     """
 
     paths: list[str]
-    errors: list[str]  # empty where there is none
-    turned: int  # how many say in EXIF that they lie on their side or head
+    errors: list[str]  # "" where there is none
+    turned: int  # photographs that are stored turned, as EXIF says
     images: Tensor  # (readable ones, 3, side, side) uint8
     origins: Sequence[Mapping[str, str]] = ()
     shard: str = ""
@@ -54,13 +54,13 @@ class Photos(Dataset):
     def __init__(self, resize: Resize, decoder: str = "pil", upright: bool = False):
         self.resize, self.decoder, self.upright = resize, decoder, upright
 
-    def __getitem__(self, found: Found) -> tuple[str, str, bool, np.ndarray | None]:
+    def __getitem__(self, source: Source) -> tuple[str, str, bool, np.ndarray | None]:
         """The path, its error, whether EXIF turns it, its pixels (side, side, 3) uint8 or None."""
-        path, error = found
+        path, error = source
         return (path, error, False, None) if error else (path, *self.read(path))
 
     def read(self, source: str | bytes) -> tuple[str, bool, np.ndarray | None]:
-        """As for `found`, but for its path: of a file or its content."""
+        """Error, EXIF and pixels, as `__getitem__` has them. source: a path, or a file's content."""
         try:
             with _opened(source) as picture:
                 turned = picture.getexif().get(0x0112, 1) not in (0, 1)
@@ -81,16 +81,18 @@ class Photos(Dataset):
 
 
 def batches(
-    photos: Photos, found: Iterable[Found], batch_size: int, num_workers: int
+    photos: Photos, sources: Iterable[Source], batch_size: int, num_workers: int
 ) -> Iterator[PhotoBatch]:
-    """Batches in the order of `found`, which is only read as far ahead as the workers are busy. Raises InputError."""
-    iterator = iter(found)
-    wanted = iter(lambda: list(islice(iterator, batch_size)), [])
-    return workers.items(workers.loader(photos, num_workers, batch_sampler=wanted, collate_fn=photos.collate))
+    """Batches in the order of `sources`, which are read no further ahead than keeps the workers busy. Raises InputError."""
+    iterator = iter(sources)
+    source_batches = iter(lambda: list(islice(iterator, batch_size)), [])
+    return workers.items(
+        workers.loader(photos, num_workers, batch_sampler=source_batches, collate_fn=photos.collate)
+    )
 
 
 def open_rgb(path: str | os.PathLike, upright: bool = False, side: int | None = None) -> Image.Image:
-    """A photograph in RGB, as `to_rgb` makes it. Raises anything at all where it cannot be read.
+    """A photograph in RGB, as `to_rgb` makes it. May raise any Exception where it cannot be read.
 
     side: for a thumbnail; a JPEG is decoded at a reduced size of at least that many pixels, which is faster.
     """
@@ -102,7 +104,7 @@ def open_rgb(path: str | os.PathLike, upright: bool = False, side: int | None = 
 
 @contextmanager
 def _opened(source: str | os.PathLike | bytes) -> Iterator[Image.Image]:
-    """The picture of a plain file, or of its content."""
+    """The open picture. source: the path of a plain file, or its content."""
     if not isinstance(source, bytes):
         refuse_pipe(source)
     with warnings.catch_warnings():
@@ -112,7 +114,7 @@ def _opened(source: str | os.PathLike | bytes) -> Iterator[Image.Image]:
 
 
 def refuse_pipe(path: str | os.PathLike) -> None:
-    """Raises OSError for all but plain files: a pipe would be waited for without end."""
+    """Raises OSError unless `path` is a plain file: reading a pipe could wait for ever."""
     mode = os.stat(path).st_mode
     if not stat.S_ISREG(mode):
         raise OSError("it is a folder" if stat.S_ISDIR(mode) else "it is not a plain file")
@@ -122,7 +124,7 @@ def to_rgb(picture: Image.Image, upright: bool = False) -> Image.Image:
     """An opened picture in RGB, as evaluation has it: as stored, unless `upright`, and without a colour profile.
 
     16-bit grey is scaled to 8 bits; PIL's own conversion, which training and evaluation use, cuts it off at 255 and
-    leaves a white picture. Raises ValueError for floating point and 32-bit pixels, whose white nobody knows.
+    leaves a white picture. Raises ValueError for floating point and 32-bit pixels, which do not say what value is white.
     """
     if upright:
         picture = ImageOps.exif_transpose(picture)
@@ -136,7 +138,7 @@ def to_rgb(picture: Image.Image, upright: bool = False) -> Image.Image:
 
 
 def explain_failure(source: str | bytes, error: Exception) -> str:
-    """Why a photograph, a file or its content, could not be read, in a few words."""
+    """The reason why a photograph could not be read, in a few words. source: its path, or the file's content."""
     finding = None
     if isinstance(source, bytes):
         finding = look(io.BytesIO(source), "", len(source))

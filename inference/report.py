@@ -1,6 +1,6 @@
 """The report: one HTML page that needs nothing else, with photographs, their scores, votes and attention.
 
-The page's frame is page.html, its looks page.css, its behaviour parts.js and page.js, its charts charts.py's;
+The page's frame is page.html, its style page.css, its behaviour parts.js and page.js, its charts charts.py's;
 here are the numbers and the thumbnails.
 """
 
@@ -25,9 +25,8 @@ from matplotlib import colormaps
 from PIL import Image
 from torch.utils.data import Dataset
 
-from commands.bars import bar
 from commands.files import atomic_write, to_json
-from commands.signals import Interrupted, Watch, signals_first
+from commands.signals import Watch
 from inference import charts
 from inference.photos import open_rgb
 from photographs import workers
@@ -94,14 +93,14 @@ def choose(errors: np.ndarray, limit: int, seed: int = 0) -> np.ndarray:
 open_photo = partial(open_rgb, side=LARGE)  # as it is stored: the network ignores EXIF's orientation
 
 
-def write_report(
+def write_page(
     path: str | os.PathLike,
     page: Page,
     photos: Sequence[Photo],
     *,
     open_photo: Callable[[Path], Image.Image] = open_photo,
     num_workers: int = 0,
-    watch: Watch | None = None,
+    stop: Watch | None = None,
 ) -> None:
     """Write the page, thumbnail by thumbnail. A picture that cannot be opened has a placeholder.
 
@@ -109,7 +108,7 @@ def write_report(
     """
     path = Path(path)
     head, tail = _frame(page.title, _content(page, photos, path.parent))
-    thumbnails = _thumbnails(photos, open_photo, num_workers, watch)
+    thumbnails = _thumbnails(photos, open_photo, num_workers, stop)
     with atomic_write(path, "wb") as file:
         file.write(head)
         while chunk := list(islice(thumbnails, CHUNK)):
@@ -277,12 +276,7 @@ class _Pictures(Dataset):
         return file.getvalue()
 
 
-def _thumbnails(photos, open_photo, num_workers: int, watch: Watch | None) -> Iterator[bytes]:
+def _thumbnails(photos, open_photo, num_workers: int, stop: Watch | None) -> Iterator[bytes]:
     side = LARGE if len(photos) <= LARGE_UP_TO else SMALL
-    paths = [photo.path for photo in photos]
-    with bar("report", len(photos)) as shown, signals_first(watch):
-        for thumbnail in workers.each(_Pictures(side, open_photo), paths, num_workers):
-            if watch is not None and watch.received:
-                raise Interrupted(watch.received)
-            shown.update(1)
-            yield thumbnail
+    thumbnails = workers.each(_Pictures(side, open_photo), [photo.path for photo in photos], num_workers)
+    return workers.watched(thumbnails, "report", len(photos), stop)

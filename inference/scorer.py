@@ -13,12 +13,12 @@ from PIL import Image
 from torch import Tensor
 
 from inference.photos import explain_failure, open_rgb, to_rgb
-from inference.scoring import NOT_FINITE, unturned_input
+from inference.scoring import NOT_FINITE, unmirrored_input
 from inference.trained import load_trained
 from models import Weights
 from option import InputError
 
-FORMS = "photographs are floating point in [0, 1], or uint8"
+PIXEL_VALUES = "photographs are floating point in [0, 1], or uint8"
 Photograph = str | os.PathLike | bytes | Image.Image | np.ndarray
 
 
@@ -135,7 +135,7 @@ class Scorer:
         images = torch.from_numpy(np.stack(list(squares))).permute(0, 3, 1, 2)
         with torch.inference_mode():
             model = self.trained.model
-            outputs = model(unturned_input(images, model, self.device))
+            outputs = model(unmirrored_input(images, model, self.device))
         return self.trained.scores(outputs.double())
 
     def _square(self, photograph: Photograph) -> np.ndarray:
@@ -173,7 +173,7 @@ class Scorer:
         if images.dtype == torch.uint8:
             images = images.float() / 255
         elif not images.is_floating_point():
-            raise InputError(f"a tensor of {images.dtype}; {FORMS}")
+            raise InputError(f"a tensor of {images.dtype}; {PIXEL_VALUES}")
         elif not self.as_loss and images.numel():
             _refuse_other_values(*(value.item() for value in images.aminmax()), "a tensor")
         if not len(images):
@@ -199,7 +199,7 @@ class Scorer:
 def _refuse_other_values(low: float, high: float, what: str) -> None:
     """A little beyond 0 and 1 is a resize's overshoot; more is another scale."""
     if not (low >= -0.01 and high <= 1.01):
-        raise InputError(f"{what} with values from {low:.6g} to {high:.6g}; {FORMS}")
+        raise InputError(f"{what} with values from {low:.6g} to {high:.6g}; {PIXEL_VALUES}")
 
 
 def _as_bytes(array: np.ndarray) -> np.ndarray:
@@ -212,5 +212,5 @@ def _as_bytes(array: np.ndarray) -> np.ndarray:
         _refuse_other_values(array.min(), array.max(), "an array")
         return (array.clip(0, 1) * 255).round().astype(np.uint8)
     if array.dtype != np.uint8:
-        raise InputError(f"an array of {array.dtype}; {FORMS}")
+        raise InputError(f"an array of {array.dtype}; {PIXEL_VALUES}")
     return np.ascontiguousarray(array)

@@ -1,13 +1,11 @@
-"""From photographs to rows: the network's outputs, and what is said of each photograph."""
+"""From batches of photographs to the network's outputs, and from these to rows of the table."""
 
 from __future__ import annotations
 
-import argparse
-import logging
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import scipy
@@ -17,116 +15,90 @@ from commands.signals import Interrupted, Watch
 from dataset import network_input
 from evaluation.seen import Seen
 from evaluation.seen import describe as describe_seen
-from inference.explain import Look, Looker
-from inference.photos import PhotoBatch, Photos, batches
-from inference.shards import ORIGIN, shard_batches
-from inference.sources import Found
+from inference.explain import AttentionMap, AttentionRecorder
+from inference.photos import PhotoBatch
+from inference.shards import ORIGIN
 from inference.table import Row, read_rows
 from inference.trained import Trained, scale_beside
 from option import InputError
 from training.engine import memory_watched
 from training.steps import Precision
 
-log = logging.getLogger("eat")
-
+T = TypeVar("T")
 NOT_FINITE = "the network's outputs for it are not finite"
 
 
-class Scored(NamedTuple):
-    """What became of one photograph: an error, or raw outputs (levels,); and where each layer looked, if asked for.
+class ScoredPhoto(NamedTuple):
+    """The result for one photograph: an error, or raw outputs (levels,), with the map of each layer if these are recorded.
 
-    origin: its `url` and `key`, as a shard gives them.
+    origin: its `url` and `key`, from the shard.
     """
 
     path: str
     error: str
     outputs: np.ndarray | None = None
-    looks: dict[str, Look] | None = None
+    attention_maps: dict[str, AttentionMap] | None = None
     origin: Mapping[str, str] = {}
 
 
-def score_all(
+def score_batches(
     trained: Trained,
-    found: Iterable[Found],
-    options: argparse.Namespace,
+    batches: Iterable[PhotoBatch],
     precision: Precision,
-    watch: Watch,
-    looker: Looker | None = None,
-    quiet: bool = False,
-) -> Iterator[Scored]:
-    """Score files in their order, batch by batch. The network must be on the precision's device.
+    recorder: AttentionRecorder | None = None,
+    stop: Watch | None = None,
+) -> Iterator[tuple[PhotoBatch, list[ScoredPhoto]]]:
+    """Each batch with the results of its photographs, in their order. The network must be on the precision's device.
 
-    options: `decode`, `upright`, `batch_size`, `num_workers`. quiet: say nothing of photographs that are stored turned.
     Raises Interrupted between two batches when a signal came, TrainingError where memory runs out.
     """
-    photos = Photos(trained.resize, options.decode, options.upright)
-    read = batches(photos, found, options.batch_size, options.num_workers)
-    for _, scored in _score(trained, read, options, precision, watch, looker, quiet):
-        yield from scored
-
-
-def score_shards(
-    trained: Trained, shards: Sequence[str], options: argparse.Namespace, precision: Precision, watch: Watch
-) -> Iterator[tuple[PhotoBatch, list[Scored]]]:
-    """Score the photographs in shards, as `score_all`; batches of as many shards as there are workers alternate."""
-    photos = Photos(trained.resize, options.decode, options.upright)
-    read = shard_batches(photos, shards, options.batch_size, options.num_workers)
-    return _score(trained, read, options, precision, watch)
-
-
-def _score(
-    trained: Trained,
-    read: Iterable[PhotoBatch],
-    options: argparse.Namespace,
-    precision: Precision,
-    watch: Watch,
-    looker: Looker | None = None,
-    quiet: bool = False,
-) -> Iterator[tuple[PhotoBatch, list[Scored]]]:
-    turned = 0
-    for batch in read:
-        if watch.received:
-            raise Interrupted(watch.received)
-        turned += batch.turned
-        outputs, looks = run(trained, batch.images, precision, looker) if len(batch.images) else ([], None)
-        rows, scored = iter(range(len(outputs))), []
+    for batch in until_stopped(batches, stop):
+        outputs, attention_maps = [], None
+        if len(batch.images):
+            outputs, attention_maps = run_network(trained, batch.images, precision, recorder)
+        rows, results = iter(range(len(outputs))), []
         origins = batch.origins or [{}] * len(batch.paths)
         for path, error, origin in zip(batch.paths, batch.errors, origins, strict=True):
-            if error:
-                scored.append(Scored(path, error, origin=origin))
-            elif not np.isfinite(outputs[row := next(rows)]).all():
+            if not error and not np.isfinite(outputs[row := next(rows)]).all():
                 error = NOT_FINITE
-                scored.append(Scored(path, error, origin=origin))
+            if error:
+                results.append(ScoredPhoto(path, error, origin=origin))
             else:
-                look = {name: layer[row] for name, layer in looks.items()} if looks else None
-                scored.append(Scored(path, "", outputs[row], look, origin))
-        yield batch, scored
-    if turned and not options.upright and not quiet:
-        log.info(
-            "%d photographs say in EXIF that they are stored turned, and were scored as stored, as in training; --upright "
-            "turns them",
-            turned,
-        )
+                maps = (
+                    {name: images[row] for name, images in attention_maps.items()} if attention_maps else None
+                )
+                results.append(ScoredPhoto(path, "", outputs[row], maps, origin))
+        yield batch, results
 
 
-def run(trained: Trained, images: torch.Tensor, precision: Precision, looker: Looker | None = None):
-    """Raw outputs (B, levels) float32 of pixels (B, 3, H, W) uint8; and by layer a list of Looks, if there is a looker."""
+def until_stopped(batches: Iterable[T], stop: Watch | None) -> Iterator[T]:
+    """The same batches. Raises Interrupted between two of them when a signal came."""
+    for batch in batches:
+        if stop is not None and stop.received:
+            raise Interrupted(stop.received)
+        yield batch
+
+
+def run_network(
+    trained: Trained, images: torch.Tensor, precision: Precision, recorder: AttentionRecorder | None = None
+):
+    """Raw outputs (B, levels) float32 of pixels (B, 3, H, W) uint8; by layer the maps of the images, if there is a recorder."""
     remedy = f"try --batch_size {max(1, len(images) // 2)}"
     with torch.inference_mode(), memory_watched(len(images), precision.device, remedy):
-        inputs = unturned_input(images, trained.model, precision.device)
+        inputs = unmirrored_input(images, trained.model, precision.device)
         with precision():
             outputs = trained.model(inputs)
-        return outputs.float().cpu().numpy(), looker.take() if looker else None
+        return outputs.float().cpu().numpy(), recorder.take() if recorder else None
 
 
-def unturned_input(images: torch.Tensor, model: torch.nn.Module, device: torch.device) -> torch.Tensor:
-    """The model's input of pixels (B, 3, H, W) uint8, none of them mirrored, on the device."""
+def unmirrored_input(images: torch.Tensor, model: torch.nn.Module, device: torch.device) -> torch.Tensor:
+    """The model's input on the device, from pixels (B, 3, H, W) uint8, without mirroring."""
     flips = torch.zeros(len(images), dtype=torch.bool, device=device)
     return network_input(images.to(device, non_blocking=True), flips, model.statistics)
 
 
-class Rows:
-    """What is written of a photograph.
+class RowBuilder:
+    """Makes the rows of the table.
 
     reference: sorted scores (N,) of the set that scores are placed in, on the dataset's own scale.
     explained, background: whether there are columns for the overlay's file and for the share of attention on the background.
@@ -148,32 +120,31 @@ class Rows:
         self.columns += ["attention_background"] * background + ["explanation"] * explained
         self.columns += list(ORIGIN) * origin
 
-    def row(self, scored: Scored, background: float | None = None, explanation: str = "") -> Row:
-        """A value for each column; None where there is none."""
+    def build(self, scored: ScoredPhoto, background: float | None = None, explanation: str = "") -> Row:
+        """A value or None for each column. background: share of attention; explanation: the overlay's path."""
         values: Row = {"image": scored.path, "error": scored.error, "explanation": explanation}
         values |= scored.origin
         if scored.outputs is not None:
             outputs = scored.outputs.astype(np.float64)
-            values["score"] = score = short(self.trained.scores(outputs[None])[0])
-            values |= {f"vote{i}": short(value) for i, value in enumerate(outputs, 1)}
-            values["spread"] = short(spread(outputs))
-            values["attention_background"] = None if background is None else short(background)
+            values["score"] = score = round_to_float32(self.trained.scores(outputs[None])[0])
+            values |= {f"vote{i}": round_to_float32(value) for i, value in enumerate(outputs, 1)}
+            values["spread"] = round_to_float32(spread(outputs))
+            values["attention_background"] = None if background is None else round_to_float32(background)
             if self.reference is not None:
                 low, high = self.trained.score_range
-                equal = 1e-5 * (
-                    high - low
-                )  # its own score in the reference, rounded otherwise, is not below it
-                values["below"] = short(np.searchsorted(self.reference, score - equal) / len(self.reference))
+                tolerance = 1e-5 * (high - low)  # its own score may stand in the reference, rounded otherwise
+                below = np.searchsorted(self.reference, score - tolerance)
+                values["below"] = round_to_float32(below / len(self.reference))
         return {name: values.get(name) for name in self.columns}
 
 
-def short(value: float) -> float:
-    """To the seven digits that float32 has."""
-    return float(f"{value:.7g}")
+def round_to_float32(value: float) -> float | None:
+    """To the seven digits that float32 has; None for nan."""
+    return None if math.isnan(value) else float(f"{value:.7g}")
 
 
 def spread(votes: np.ndarray) -> float:
-    """The standard deviation, in levels, of raw vote outputs (levels,): negative ones count as none, their sum as 1."""
+    """The standard deviation, in levels, of raw vote outputs (levels,): negative ones count as 0, their sum as 1."""
     votes = votes.clip(0)
     if votes.sum() == 0:
         return math.nan
@@ -182,19 +153,19 @@ def spread(votes: np.ndarray) -> float:
 
 
 def read_reference(path: str, trained: Trained) -> tuple[np.ndarray, list[str]]:
-    """The sorted scores (N,), on the dataset's own scale, that photographs are placed among; and what to say of them.
+    """The sorted scores (N,) of a reference table, on the dataset's own scale, and notes about them for the log.
 
-    Of a run's `predictions.csv`, or of a table of predict.py's. Those that the network has seen are counted.
-    With true scores beside them, the notes have the metrics with and without those seen.
+    path: a run's `predictions.csv`, or a table of predict.py. The notes count the photographs that the network was trained
+    on; where the table has true scores, they give the metrics with and without those photographs. Raises InputError.
     """
     file = Path(path)
     if not file.is_file():
         raise InputError(f"--reference {path}: no such file; it should be a run's predictions.csv")
     scale = scale_beside(file)
     if scale not in (None, trained.score_range):
-        (low, high), (own_low, own_high) = scale, trained.score_range
+        (low, high), (network_low, network_high) = scale, trained.score_range
         raise InputError(
-            f"--reference {path}: its scores are {low:g} to {high:g}, those of {trained.path} {own_low:g} to {own_high:g}"
+            f"--reference {path}: its scores are {low:g} to {high:g}, those of {trained.path} {network_low:g} to {network_high:g}"
         )
     rows = {}
     for row in read_rows(file):
@@ -223,9 +194,9 @@ def _seen_notes(rows: dict[str, Row], trained: Trained) -> list[str]:
         return ["none of its photographs was in this network's training set, by their names"]
     notes = describe_seen(*seen)
     if unseen.sum() > 1 and all("true_score" in row for row in rows.values()):
-        pair = np.array([[row["predicted_score"], row["true_score"]] for row in rows.values()]).T
-        for what, some in (("all of them", slice(None)), ("those not seen", unseen)):
-            chosen = pair[:, some]
-            srcc, plcc = (find(*chosen).statistic for find in (scipy.stats.spearmanr, scipy.stats.pearsonr))
-            notes.append(f"SRCC {srcc:.4f}, PLCC {plcc:.4f} on {what} ({chosen.shape[1]:,})")
+        scores = np.array([[row["predicted_score"], row["true_score"]] for row in rows.values()]).T
+        for description, rows_used in (("all of them", slice(None)), ("those not seen", unseen)):
+            pairs = scores[:, rows_used]
+            srcc, plcc = scipy.stats.spearmanr(*pairs).statistic, scipy.stats.pearsonr(*pairs).statistic
+            notes.append(f"SRCC {srcc:.4f}, PLCC {plcc:.4f} on {description} ({pairs.shape[1]:,})")
     return notes

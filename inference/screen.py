@@ -1,4 +1,4 @@
-"""What the terminal shows of the scores: every row as it comes, or the best and the worst at the end."""
+"""Scores on the terminal: every row as it comes; or, with a table, the best and the worst at the end."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ from tqdm import tqdm
 
 from commands import distributed
 from inference.table import Row
-from inference.trained import Trained
 
 SHOWN = 10  # of the best, of the worst, and of those with an error
 
 
-class Screen:
-    """Keeps a handful of rows, however many there are. out: the table that they go to; without, each is printed at once."""
+class TerminalSummary:
+    """Counts rows, and keeps a few. scale: of the scores. out: the table of all rows; without it each row is printed at once."""
 
-    def __init__(self, trained: Trained, out: str | None):
-        self.out, self.scale = out, trained.score_range
+    def __init__(self, scale: tuple[float, float], out: str | None):
+        self.out, self.scale = out, scale
         self.count = self.errors = self.rows_before = self.errors_before = self.shards_before = 0
         self.sum = 0.0
         self._best: list[Row] = []
         self._worst: list[Row] = []
-        self._faulty: list[Row] = []
+        self._failed: list[Row] = []
 
-    def before(self, row: Row) -> None:
-        """A row that the table had already."""
+    def count_earlier(self, row: Row) -> None:
+        """Count a row that the table had already."""
         self.rows_before += 1
         self.errors_before += row["score"] is None
 
     def add(self, row: Row) -> None:
+        """Count a new row; print it, where there is no table."""
         if row["score"] is None:
             self.errors += 1
-            self._faulty = [*self._faulty, row][:SHOWN]
+            self._failed = [*self._failed, row][:SHOWN]
         else:
             self.count += 1
             self.sum += row["score"]
@@ -47,14 +47,14 @@ class Screen:
             sys.stdout.flush()
 
     def close(self, left_out: str) -> None:
-        """Print the table, if the rows are not there yet, and what was done; of several processes each says its own."""
+        """Print the best and the worst rows, unless all were printed, and the summary. Each of several processes prints its own."""
         lines = self._table() if self.out is not None and distributed.world() == 1 else []
         try:
             print("\n".join([*lines, self._summary(left_out)]), flush=True)
         except BrokenPipeError:
             if self.out is None:
                 raise
-            # All is in the table; what the interpreter flushes at its end goes nowhere.
+            # The rows are in the table; the interpreter's last flush goes nowhere.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     def _table(self) -> list[str]:
@@ -63,26 +63,26 @@ class Screen:
         lines = [_header(row) for row in self._best[:1]] + [_line(row) for row in self._best]
         if more := self.count - len(self._best) - len(worst):
             lines.append(f"{'...':>9}  {more} more")
-        lines += [_line(row) for row in (*worst, *self._faulty)]
-        if more := self.errors - len(self._faulty):
+        lines += [_line(row) for row in (*worst, *self._failed)]
+        if more := self.errors - len(self._failed):
             lines.append(f"{'...':>9}  {more} more with an error")
         return lines
 
     def _summary(self, left_out: str) -> str:
         rank, world = distributed.rank(), distributed.world()
-        said = f"process {rank} of {world}: " * (world > 1) + f"{self.count} photographs scored"
+        text = f"process {rank} of {world}: " * (world > 1) + f"{self.count} photographs scored"
         if self.count:
             low, high = self.scale
-            said += f", mean {self.sum / self.count:.4f} on a scale of {low:g} to {high:g}"
+            text += f", mean {self.sum / self.count:.4f} on a scale of {low:g} to {high:g}"
         if self.errors:
-            said += f"; {self.errors} could not be read"
+            text += f"; {self.errors} could not be read"
         if self.rows_before:
-            said += f"; {self.rows_before} had a row already"
+            text += f"; {self.rows_before} had a row already"
         if self.errors_before:
-            said += f", {self.errors_before} of them with an error"
+            text += f", {self.errors_before} of them with an error"
         if self.shards_before:
-            said += f"; {self.shards_before} shards were done already"
-        return said + left_out + (f"; written to {self.out}" if self.out else "")
+            text += f"; {self.shards_before} shards were done already"
+        return text + left_out + (f"; written to {self.out}" if self.out else "")
 
 
 def _header(row: Row) -> str:

@@ -1,4 +1,4 @@
-"""Which photographs are asked for: files, folders, globs, lists, shards; in an order that does not change, each once."""
+"""The photographs that a command line names, by files, folders, globs, lists and shards: each once, in a fixed order."""
 
 from __future__ import annotations
 
@@ -15,16 +15,13 @@ from functools import cache
 from itertools import chain
 from typing import NamedTuple
 
-from PIL import Image
-
 from option import InputError
-from photographs.decode import FORMATS
 
 SHARDS = (".tar", ".tar.gz", ".tgz")
 
 
-class Found(NamedTuple):
-    """A file, a shard, or a folder that could not be looked into, with the reason."""
+class Source(NamedTuple):
+    """The path of a file or of a shard; or of a folder or glob that gives no photographs, with the error."""
 
     path: str
     error: str = ""
@@ -40,86 +37,85 @@ def is_shard(path: str) -> bool:
 
 
 def shards_of(path: str) -> list[str]:
-    """The shards in which a photograph may lie, by its path: `a.tar` of `a.tar/b.jpg`."""
-    return [path[: found.end()] for found in re.finditer(r"\.(tar|tar\.gz|tgz)(?=/)", path, re.IGNORECASE)]
+    """The paths of the shards in which a photograph may lie: `a.tar` for `a.tar/b.jpg`."""
+    return [path[: match.end()] for match in re.finditer(r"\.(tar|tar\.gz|tgz)(?=/)", path, re.IGNORECASE)]
 
 
 @cache
 def picture_endings() -> set[str]:
-    """Those of files that are read as photographs, `.jpg` and so on."""
+    """The endings of files that are read as photographs: `.jpg` and so on."""
+    from PIL import Image  # slow to import, with the decoders
+
+    from photographs.decode import FORMATS
+
     return {ending for ending, name in Image.registered_extensions().items() if name in FORMATS}
 
 
 class Sources:
     """The photographs of a command line, each once: iterate as often as you like.
 
-    paths: files, taken whatever their ending; folders, searched all the way down for files that end as pictures do,
-        hidden ones left out; globs with `*`, `?`, `[...]` and `**`; shards, which folders are not searched for, and
-        patterns of them with braces.
-    lists: text files with a path in each line, `-` for standard input, which can be read once only.
-    left_out: the endings of files in folders that were left out, counted in the latest iteration.
+    paths: files with any ending; folders, searched with all folders below them for files with a picture's ending, but
+        hidden ones; globs with `*`, `?`, `[...]` and `**`; shards, also as patterns with braces. Folders are not
+        searched for shards.
+    lists: text files with a path in each line; `-` is standard input, which can be read once only.
+    left_out: counts, by ending, of the files in folders that the latest iteration left out.
     """
 
     def __init__(self, paths: Sequence[str], lists: Sequence[str] = ()):
-        for name in lists:
-            if name != "-" and (os.path.isdir(name) or not os.path.exists(name)):
-                what = "is a folder" if os.path.isdir(name) else "no such file"
-                raise InputError(f"--list {name}: {what}; it should be a text with a path in each line")
-        if not paths and not lists:
-            raise InputError("no photographs: give files, folders, globs, or --list FILE")
-        if lists.count("-") > 1:
-            raise InputError("--list -: standard input can be read once; give it once")
         self.paths, self.lists, self.left_out = paths, lists, Counter()
 
     @property
     def countable(self) -> bool:
-        """Whether they can be counted before they are used."""
-        return all(os.path.isfile(name) for name in self.lists)  # a pipe is read once
+        """Whether one may iterate more than once: a pipe can be read once only."""
+        return all(os.path.isfile(name) for name in self.lists)
 
-    def __iter__(self) -> Iterator[Found]:
-        return self.unseen(set())
+    def __iter__(self) -> Iterator[Source]:
+        return self.without(set())
 
-    def unseen(self, seen: set[int], key: Callable[[str], str] = str) -> Iterator[Found]:
-        """Those that are not in `seen`, to which they are added: 64-bit hashes, of which a million take some 70 MB."""
+    def without(self, hashes: set[int], key: Callable[[str], str] = str) -> Iterator[Source]:
+        """The sources whose hash is not in `hashes`, to which it is added. A million 64-bit hashes take some 70 MB.
+
+        key: turns an absolute path into the text that is hashed.
+        """
         self.left_out.clear()
-        for found in self._all():
-            number = hash(key(os.path.abspath(found.path)))
-            if number not in seen:
-                seen.add(number)
-                yield found
+        for source in self._all():
+            number = hash(key(os.path.abspath(source.path)))
+            if number not in hashes:
+                hashes.add(number)
+                yield source
 
-    def _all(self) -> Iterator[Found]:
+    def _all(self) -> Iterator[Source]:
         for path in chain.from_iterable(map(_without_braces, self.paths)):
             is_glob = glob.has_magic(path) and not os.path.lexists(path)
-            matches = sorted(glob.iglob(path, recursive=True), key=_place) if is_glob else [path]
+            matches = sorted(glob.iglob(path, recursive=True), key=_walk_order) if is_glob else [path]
             for match in matches:
                 yield from self._of(match)
             if not matches:
-                yield Found(path, "nothing matches")
+                yield Source(path, "nothing matches")
         for name in self.lists:
             for line in _lines(name):
                 yield from self._of(line)
 
-    def _of(self, path: str) -> Iterator[Found]:
-        """The file itself, or what a folder holds: its own photographs, then those of the folders in it."""
+    def _of(self, path: str) -> Iterator[Source]:
+        """The file itself; or a folder's own photographs, then the photographs of the folders in it."""
         if not os.path.isdir(path):
             if is_shard(path):
                 _need_webdataset()
-            yield Found(path)
+            yield Source(path)
             return
-        waiting = [path]
-        while waiting:
-            folder = waiting.pop()
+        folders_left = [path]
+        while folders_left:
+            folder = folders_left.pop()
             try:
-                names, folders = self._look_into(folder)
+                names, folders = self._list_folder(folder)
             except OSError as error:
-                yield Found(folder, f"the folder cannot be read ({(error.strerror or str(error)).lower()})")
+                yield Source(folder, f"the folder cannot be read ({(error.strerror or str(error)).lower()})")
                 continue
-            yield from (Found(os.path.join(folder, name)) for name in sorted(names))
-            waiting += [os.path.join(folder, name) for name in sorted(folders, reverse=True)]
+            yield from (Source(os.path.join(folder, name)) for name in sorted(names))
+            folders_left += [os.path.join(folder, name) for name in sorted(folders, reverse=True)]
 
-    def _look_into(self, folder: str) -> tuple[list[str], list[str]]:
-        """The names of photographs and of folders; other files are counted."""
+    def _list_folder(self, folder: str) -> tuple[list[str], list[str]]:
+        """The names of the photographs and of the folders in a folder; other files are counted."""
         names, folders = [], []
         with os.scandir(folder) as entries:
             for entry in entries:
@@ -136,7 +132,7 @@ class Sources:
 
 
 def _without_braces(path: str) -> Iterable[str]:
-    """The shards of a pattern as `photos-{000..999}.tar`; any other path itself."""
+    """The paths that a pattern such as `photos-{000..999}.tar` stands for; any other path alone."""
     if "{" not in path or not is_shard(path) or os.path.lexists(path):
         return [path]
     _need_webdataset()
@@ -151,18 +147,18 @@ def _without_braces(path: str) -> Iterable[str]:
 
 
 def _need_webdataset() -> None:
-    """Raises InputError where it is not installed."""
+    """Raises InputError where webdataset is not installed."""
     if importlib.util.find_spec("webdataset") is None:
         raise InputError("shards (.tar) need webdataset: pip install -r requirements/scale.txt")
 
 
-def _place(path: str) -> tuple[list[str], str]:
-    """What puts paths in the order of a walk: a folder's own files before those below it."""
+def _walk_order(path: str) -> tuple[list[str], str]:
+    """A sort key: the files of a folder come before the files of the folders in it."""
     return os.path.dirname(path).split(os.sep), path
 
 
 def _lines(name: str) -> Iterator[str]:
-    """The paths of a list. File names are bytes: what is not UTF-8 comes back as it was."""
+    """The paths in a list. File names are bytes; those that are not UTF-8 keep their bytes."""
     with nullcontext(sys.stdin.buffer) if name == "-" else open(name, "rb") as file:
         for line in file:
             if text := os.fsdecode(line.removeprefix(codecs.BOM_UTF8).rstrip(b"\r\n")):

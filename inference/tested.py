@@ -21,7 +21,7 @@ from dataset import Splits
 from evaluation import published
 from evaluation.figures import Figures, figures, released_accuracy
 from evaluation.seen import Seen
-from inference.report import DEMO, Page, Photo, choose, write_report
+from inference.report import DEMO, Page, Photo, choose, write_page
 from inference.trained import Origin
 from photographs.labels import Format
 from photographs.splits import Split, recognise
@@ -118,7 +118,7 @@ class Tested:
         with atomic_write(path, "wb") as file:
             figure.savefig(file, format="png", dpi=110)
 
-    def write_page(self, path: Path, watch: Watch) -> None:
+    def write_page(self, path: Path, stop: Watch) -> None:
         """report.html: predicted against true, and `--report_images` photographs with their scores and votes.
 
         Scores are on the dataset's own scale, vote distributions beside the true ones. Raises Interrupted.
@@ -150,7 +150,7 @@ class Tested:
         notes, given = [DEMO] * (options.dataset == "demo"), {"all_scores": predicted, "all_true": true}
         given |= {"figures": self.figures.rows(), "remarks": self.figures.remarks()}
         page = Page(self.title, facts, self.form.scale, notes, **given)
-        write_report(path, page, photos, num_workers=options.num_workers, watch=watch)
+        write_page(path, page, photos, num_workers=options.num_workers, stop=stop)
 
 
 def judge(

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 import models
+from commands.files import read_json_object as read_object
 from dataset import Transform
-from inference.table import read_object
 from models import Weights, WeightsError, create_model, load_weights, read_weights
 from models.backbone import PREFIX, head_outputs
 from models.weights import POINT_MODES, TABLES, evaluated_with

@@ -1,4 +1,6 @@
-"""Where the network looks: the maps are of its own attention, the share of the background is what it says, the pictures are there."""
+"""Attention maps: they show the network's own attention; the share of the background is right; overlays are drawn."""
+
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +10,8 @@ from PIL import Image
 from small import LOOKING
 
 import predict
-from inference.explain import CENTRE_HALF, Looker, background_share, cell_shares, mean_mass, splat
+from inference import overlays
+from inference.explain import CENTRE_HALF, AttentionRecorder, background_share, cell_shares, mean_map, splat
 from inference.table import read_rows
 from inference.trained import load_trained
 from models import variants
@@ -71,22 +74,22 @@ def test_a_look_does_not_change_the_score(trained):
     images = torch.randn(3, 3, 224, 224)
     with torch.inference_mode():
         expected, points = trained.model(images, return_points=True)
-        with Looker(trained.model) as looker:
+        with AttentionRecorder(trained.model) as recorder:
             assert torch.equal(trained.model(images), expected)
-        looks = looker.take()
+        attention_maps = recorder.take()
         trained.model(images)
-    assert looker.take() == {}  # left
-    assert list(looks) == LAYERS
+    assert recorder.take() == {}  # left
+    assert list(attention_maps) == LAYERS
     for name in LAYERS:
-        assert len(looks[name]) == 3
-        for i, look in enumerate(looks[name]):
+        assert len(attention_maps[name]) == 3
+        for i, layer in enumerate(attention_maps[name]):
             side = 14 if name == LAYERS[0] else 7
-            assert look.mass.shape == (side, side)
-            assert 0 < look.mass.sum() < 1 + 1e-5
-            assert np.array_equal(look.positions, points[name].positions[i].numpy())
-            assert np.array_equal(look.references, points[name].references[i, 0].numpy())
-            offsets = look.positions - look.references
-            assert np.array_equal(look.kept, ((offsets * look.references) > 0).all(-1))
+            assert layer.mass.shape == (side, side)
+            assert 0 < layer.mass.sum() < 1 + 1e-5
+            assert np.array_equal(layer.positions, points[name].positions[i].numpy())
+            assert np.array_equal(layer.references, points[name].references[i, 0].numpy())
+            offsets = layer.positions - layer.references
+            assert np.array_equal(layer.in_quadrant, ((offsets * layer.references) > 0).all(-1))
 
 
 def test_the_background_share():
@@ -108,12 +111,12 @@ def test_the_background_share():
 
 
 def test_the_mean_of_layers_keeps_their_mass(trained):
-    with torch.inference_mode(), Looker(trained.model) as looker:
+    with torch.inference_mode(), AttentionRecorder(trained.model) as recorder:
         trained.model(torch.randn(1, 3, 224, 224))
-        looks = [layer[0] for layer in looker.take().values()]
-    mean = mean_mass(looks)
+        attention_maps = [layer[0] for layer in recorder.take().values()]
+    mean = mean_map(attention_maps)
     assert mean.shape == (14, 14)
-    assert mean.sum() == pytest.approx(np.mean([look.mass.sum() for look in looks]), rel=1e-5)
+    assert mean.sum() == pytest.approx(np.mean([layer.mass.sum() for layer in attention_maps]), rel=1e-5)
 
 
 @pytest.mark.slow
@@ -148,7 +151,7 @@ def test_one_layer_and_a_mask(tmp_path, weights, command, caplog, monkeypatch):
     status, _, err = command(*words, "--layer", LAYERS[1])
     assert status == 0, err
     make_pictures(tmp_path / "p", ["b.png"])
-    monkeypatch.setattr(predict, "draw", a_file)
+    monkeypatch.setattr(overlays, "draw", a_file)
     for problem in ("has no mask", "its mask does not decode"):
         first, *others = read_rows(tmp_path / "s.csv")
         assert first["attention_background"] == pytest.approx(0)
@@ -161,7 +164,7 @@ def test_one_layer_and_a_mask(tmp_path, weights, command, caplog, monkeypatch):
 
 def test_a_name_that_is_too_long_for_an_overlay_is_shortened(tmp_path, weights, command, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(predict, "draw", a_file)
+    monkeypatch.setattr(overlays, "draw", a_file)
     names = ["é" * 120 + "a.png", "é" * 120 + "b.png"]
     make_pictures(tmp_path / "p", names)
     assert command("p", "--weights", weights, "--explain", "why", "--out", "s.csv", *CPU)[0] == 0
@@ -176,7 +179,7 @@ def test_an_overlay_that_cannot_be_drawn_costs_no_score(tmp_path, weights, comma
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(predict, "draw", full)
+    monkeypatch.setattr(overlays, "draw", full)
     out = ("--explain", tmp_path / "why", "--out", tmp_path / "s.csv")
     words = (tmp_path / "p", "--weights", weights, *out, *CPU)
     assert command(*words)[0] == 0
@@ -188,10 +191,10 @@ def test_an_overlay_that_cannot_be_drawn_costs_no_score(tmp_path, weights, comma
 
 def test_overlays_lie_as_their_photographs_do(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    place = predict.overlay_path
-    assert place(predict.Path("why"), "p/a.jpg") == predict.Path("why/p/a.jpg.png")
-    assert place(predict.Path("why"), str(tmp_path / "p" / "a.jpg")) == predict.Path("why/p/a.jpg.png")
-    assert place(predict.Path("why"), "/elsewhere/a.jpg") == predict.Path("why/_root/elsewhere/a.jpg.png")
-    outside = place(predict.Path("why"), "../a.jpg")
-    assert outside == predict.Path("why/_root", *tmp_path.parent.parts[1:], "a.jpg.png")
-    assert outside != place(predict.Path("why"), "a.jpg")
+    place = overlays.overlay_path
+    assert place(Path("why"), "p/a.jpg") == Path("why/p/a.jpg.png")
+    assert place(Path("why"), str(tmp_path / "p" / "a.jpg")) == Path("why/p/a.jpg.png")
+    assert place(Path("why"), "/elsewhere/a.jpg") == Path("why/_root/elsewhere/a.jpg.png")
+    outside = place(Path("why"), "../a.jpg")
+    assert outside == Path("why/_root", *tmp_path.parent.parts[1:], "a.jpg.png")
+    assert outside != place(Path("why"), "a.jpg")

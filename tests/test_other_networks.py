@@ -239,6 +239,7 @@ def test_there_is_nowhere_to_look(tmp_path, trained, command_of, monkeypatch, wo
     assert status == 2
     named = words[-2]
     assert err == f"predict.py: {named}: timm/test_resnet has no deformable layers; leave it out\n"
+    assert not (tmp_path / "why").exists()
 
 
 def test_interest_points_are_refused_of_its_scores(trained):

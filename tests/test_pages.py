@@ -1,6 +1,7 @@
 """What predict.py puts on a page: which photographs, beside what. How the page behaves is tests/test_report.py's."""
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -9,7 +10,7 @@ from common import make_weights
 from test_report import data_of, evaluate
 
 import predict
-from inference.pages import Gallery, Other, read_other, votes_of
+from inference.pages import Comparison, Gallery, read_comparison, votes_of
 from inference.table import read_rows
 from inference.trained import load_trained
 
@@ -103,7 +104,7 @@ def test_a_table_is_compared_by_path_or_name(tmp_path):
         "image,score,error,vote1,vote2\np/a.jpg,3,,0.25,0.75\nb.jpg,,bad,,\n/x/p/c.jpg,4,,0.5,0.5\n"
     )
     trained = load_trained(make_weights(tmp_path / "w.pth"))
-    other = read_other(table, trained, "cpu")
+    other = read_comparison(table, trained, "cpu")
     assert other.scale == (1, 10)
     assert other.row("p/a.jpg")["score"] == 3
     assert other.row("/anywhere/p/a.jpg")["score"] == 3
@@ -113,15 +114,15 @@ def test_a_table_is_compared_by_path_or_name(tmp_path):
     assert other.row("/x/p/c.jpg")["score"] == 4
     assert other.row("d.jpg") is None
     (tmp_path / "t.csv.run.json").write_text('{"score_range": [0, 1]}')
-    assert read_other(table, trained, "cpu").scale == (0, 1)
+    assert read_comparison(table, trained, "cpu").scale == (0, 1)
 
 
 def test_a_runs_predictions_are_compared_on_the_datasets_scale(scored, run, tmp_path):
     status, result, err = evaluate(run, scored, "tad66k")
     assert status == 0, err
-    path = predict.Path(result["files"]["predictions"])
+    path = Path(result["files"]["predictions"])
     predictions = pd.read_csv(path)
-    other = read_other(path, load_trained(make_weights(tmp_path / "w.pth")), "cpu")
+    other = read_comparison(path, load_trained(make_weights(tmp_path / "w.pth")), "cpu")
     assert other.scale == (0, 10)
     row, expected = other.row(f"images/{predictions['image'][2]}"), 10 * predictions["predicted_score"][2]
     assert row["score"] == pytest.approx(expected, rel=1e-6)
@@ -142,7 +143,7 @@ def test_what_is_no_table_is_refused(tmp_path, album, weights, command, content)
 
 
 def test_a_missing_row_beside_is_no_score():
-    assert Other("o", (0, 1), rows={}).row("a") is None
+    assert Comparison("o", (0, 1), rows={}).row("a") is None
 
 
 def test_photographs_that_are_not_in_the_table_are_told_of(tmp_path, album, weights, command, caplog):

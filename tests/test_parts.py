@@ -19,7 +19,7 @@ from test_shards import five, make_shard
 
 import predict
 from inference import parts
-from inference.parts import Parts
+from inference.parts import ParquetParts
 from inference.table import read_rows
 
 COMMAND = predict
@@ -86,7 +86,7 @@ def test_appending_goes_on_by_whole_shards_and_single_files(web, tmp_path, weigh
 
 
 def test_rows_of_files_go_to_parts_of_their_own_size(album, tmp_path, weights, command, monkeypatch):
-    monkeypatch.setattr(parts, "FILES", 3)
+    monkeypatch.setattr(parts, "ROWS", 3)
     out = tmp_path / "scores.parquet"
     (album / "odd\udcff.png").write_bytes((album / "b.png").read_bytes())
     assert command(album, "--weights", weights, "--out", f"{out}/", "--batch_size", 2, *CPU)[0] == 0
@@ -103,7 +103,7 @@ def test_a_part_is_whole_or_not_there(tmp_path):
     row = {"image": "a.tar/b.png", "score": 1.0, "error": ""}
 
     def work():
-        with Parts(out, list(row)).writing({"columns": list(row)}) as write:
+        with ParquetParts(out, list(row)).writing({"columns": list(row)}) as write:
             write(row, shard="a.tar")
             os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
             write(row, shard="c.tar")
@@ -111,7 +111,7 @@ def test_a_part_is_whole_or_not_there(tmp_path):
     assert ended(fork(work)) == -signal.SIGKILL
     assert len(list(out.glob(".shard-c-*.tmp"))) == 1
     assert len(pd.read_parquet(out)) == 1
-    with Parts(out, list(row)).writing({"columns": list(row)}, append=True) as write:
+    with ParquetParts(out, list(row)).writing({"columns": list(row)}, append=True) as write:
         assert not list(out.glob(".*.tmp"))
         write(row, shard="c.tar")
     assert len(pd.read_parquet(out)) == 2
@@ -148,11 +148,11 @@ def test_what_is_there_is_not_lost(web, tmp_path, weights, command):
 def test_two_runs_do_not_write_one_folder(web, tmp_path, weights, command):
     out = tmp_path / "scores.parquet"
     columns = ["image", "score", "error"]
-    with Parts(out, columns).writing({"columns": columns}) as write:
+    with ParquetParts(out, columns).writing({"columns": columns}) as write:
         for more in ((), ("--append",), ("--overwrite",)):
             status, _, err = command(web / "a.png", "--weights", weights, "--out", out, *CPU, *more)
             assert status == 2
-            assert "another run is writing it; wait for it to end" in err
+            assert "another process is writing it; wait for it to end" in err
         write({"image": "late", "score": None, "error": "odd"})
     assert list(pd.read_parquet(out)["image"]) == ["late"]
 

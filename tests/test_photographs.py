@@ -14,7 +14,8 @@ from PIL import Image
 
 import predict
 from commands.signals import Watch
-from inference import scoring
+from inference import prediction, scoring
+from inference.screen import TerminalSummary
 from inference.table import read_rows
 from inference.trained import load_trained
 
@@ -138,14 +139,14 @@ def test_pictures_stored_turned_are_told_of_and_turned_where_asked(tmp_path, wei
 
 
 def test_outputs_that_are_not_finite_are_an_error(tmp_path, album, weights, command, monkeypatch):
-    run = scoring.run
+    run = scoring.run_network
 
     def spoil(*args):
-        outputs, looks = run(*args)
+        outputs, attention_maps = run(*args)
         outputs[1] = np.nan
-        return outputs, looks
+        return outputs, attention_maps
 
-    monkeypatch.setattr(scoring, "run", spoil)
+    monkeypatch.setattr(scoring, "run_network", spoil)
     out = tmp_path / "s.csv"
     assert command(album, "--weights", weights, "--out", out, *CPU)[0] == 1
     errors = [row["error"] for row in read_rows(out)]
@@ -239,14 +240,14 @@ def test_a_folder_without_weights_is_refused(album, command):
 
 
 def test_a_signal_ends_it_between_two_batches(album, weights, tmp_path, command, monkeypatch):
-    watches, note = [], predict.Screen.add
-    monkeypatch.setattr(predict, "Watch", lambda: watches.append(Watch()) or watches[0])
+    watches, note = [], TerminalSummary.add
+    monkeypatch.setattr(prediction, "Watch", lambda: watches.append(Watch()) or watches[0])
 
     def add(screen, row):
         watches[0].received = 15
         note(screen, row)
 
-    monkeypatch.setattr(predict.Screen, "add", add)
+    monkeypatch.setattr(TerminalSummary, "add", add)
     out = tmp_path / "s.csv"
     status, _, err = command(album, "--weights", weights, "--out", out, *CPU, "--batch_size", "2")
     assert status == 143

@@ -5,7 +5,9 @@ import json
 import logging
 import os
 import signal
+import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -16,10 +18,13 @@ from PIL import Image
 
 import models
 import predict
+from inference.calibration import draw_sources
+from inference.sources import Source
 from inference.table import read_rows
 from inference.trained import recognise
 
 COMMAND = predict
+ROOT = Path(__file__).parent.parent
 CPU = ("--gpu_id", "cpu", "--num_workers", 0)
 
 
@@ -181,7 +186,7 @@ def test_calibration_draws_from_other_photographs_and_is_kept(album, tmp_path, s
     status, _, err = command(album, "--weights", bare, "--calibrate_on", tmp_path / "nothing", *CPU)
     assert status == 2
     assert "no photograph there decodes" in err
-    drawn = predict.draw_some([predict.Found(str(i)) for i in range(1000)], 50)
+    drawn = draw_sources([Source(str(i)) for i in range(1000)], 50)
     assert len({found.path for found in drawn}) == 50
     assert max(int(found.path) for found in drawn) > 500
 
@@ -292,3 +297,31 @@ def test_nobody_reads_the_terminal(tmp_path, album, weights):
         assert "Traceback" not in log.read_text()
         assert "Broken" not in log.read_text()
     assert len(list(read_rows(out))) == 7
+
+
+@pytest.mark.parametrize(
+    ("words", "status", "said"),
+    [
+        (["--help"], 0, "usage: predict.py"),
+        (["p", "--weights", "w.pth", "--ouT", "s.csv"], 2, "unrecognized arguments: --ouT"),
+        (
+            ["p", "--weights", "w.pth", "--out", "s.txt"],
+            2,
+            "its ending should be one of .csv, .jsonl, .parquet",
+        ),
+        (["--weights", "w.pth"], 2, "no photographs: give files, folders, globs, or --list FILE"),
+    ],
+)
+def test_wrong_options_are_refused_before_torch_is_imported(words, status, said):
+    code = (
+        "import sys, predict\n"
+        "try: status = predict.main(sys.argv[1:])\n"
+        "except SystemExit as stop: status = stop.code\n"
+        "slow = {'torch', 'numpy', 'PIL', 'timm', 'pandas', 'scipy', 'matplotlib', 'sklearn'} & set(sys.modules)\n"
+        "print(slow); sys.exit(3 if slow else status)"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", code, *words], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert found.returncode == status, found
+    assert said in found.stdout + found.stderr

@@ -3,30 +3,30 @@
 import json
 import os
 import re
+import resource
 import signal
 import time
-from pathlib import Path
 
 import pandas as pd
 import pytest
 from common import ended, fork, make_pictures, make_weights
 
 import predict
-from commands import growing
 from commands.signals import Interrupted
-from inference import scoring
-from inference.table import read_rows
+from inference import prediction, scoring
+from inference.table import Table, read_rows
 from inference.trained import load_trained
 
 COMMAND = predict
 CPU = ("--gpu_id", "cpu", "--num_workers", 0)
+ODD = "e\udcff\r'\"\n,.png"
 
 
 @pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
 def test_an_interrupted_run_goes_on_where_it_stopped(album, weights, tmp_path, command, monkeypatch, ending):
     out = tmp_path / f"s.{ending}"
     words = (album, "--weights", weights, "--out", out, *CPU)
-    whole = scoring.score_all
+    whole = scoring.score_batches
 
     def cut(*args, **kwargs):
         for number, scored in enumerate(whole(*args, **kwargs)):
@@ -34,13 +34,13 @@ def test_an_interrupted_run_goes_on_where_it_stopped(album, weights, tmp_path, c
                 raise Interrupted(2)
             yield scored
 
-    monkeypatch.setattr(predict, "score_all", cut)
-    status, _, err = command(*words)
+    monkeypatch.setattr(prediction, "score_batches", cut)
+    status, _, err = command(*words, "--batch_size", 1)
     assert status == 130
     assert "with --append the same command goes on" in err
     first = list(read_rows(out))
     assert len(first) == 3
-    monkeypatch.setattr(predict, "score_all", whole)
+    monkeypatch.setattr(prediction, "score_batches", whole)
     status, text, _ = command(*words, "--append")
     assert status == 0
     assert "4 photographs scored" in text
@@ -57,96 +57,107 @@ def test_an_interrupted_run_goes_on_where_it_stopped(album, weights, tmp_path, c
 
 def table_of(path, weights):
     """A table, and how its rows are made."""
-    table = predict.Table(path, scoring.Rows(load_trained(weights)).columns)
-    return table, json.loads(table.about.read_text())
+    table = Table(path, scoring.RowBuilder(load_trained(weights)).columns)
+    return table, json.loads(table.settings_file.read_text())
 
 
-@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+@pytest.mark.parametrize("ending", ["csv", "jsonl"])
 @pytest.mark.parametrize("there", [0, 2])
-def test_a_killed_run_goes_on(album, weights, tmp_path, command, ending, there):
-    """Killed when some rows were there and more were added: those of the last second at most are made anew."""
-    (album / "e\udcff\r'\"\n,.png").write_bytes((album / "b.png").read_bytes())
+def test_a_killed_run_has_all_its_rows_and_goes_on(album, weights, tmp_path, command, ending, there):
+    (album / ODD).write_bytes((album / "b.png").read_bytes())
     out = tmp_path / f"s.{ending}"
     words = (album, "--weights", weights, "--out", out, *CPU)
     assert command(*words)[0] == 0
     whole, rows = out.read_bytes(), list(read_rows(out))
-    table, about = table_of(out, weights)
+    table, settings = table_of(out, weights)
     table.path.unlink()
     if there:
-        with table.writing(about) as write:
-            for row in rows[:there]:
-                write(row)
+        with table.writing(settings) as write:
+            write(*rows[:there])
 
     def work():
-        with table.writing(about, append=True) as write:
+        with table.writing(settings, append=True) as write:
             for row in rows[there:4]:
-                table.growing._kept = 0  # as if a second had passed
                 write(row)
-            write(rows[4])
             os.kill(os.getpid(), signal.SIGKILL)
 
     assert ended(fork(work)) == -signal.SIGKILL
-    assert out.exists() == bool(there)
+    assert list(read_rows(out)) == rows[:4]
     assert "is there already; --append goes on" in command(*words)[2]
     status, text, err = command(*words, "--append")
     assert status == 0, err
     assert "4 had a row already" in text
-    assert list(read_rows(out)) == rows
-    assert out.read_bytes() == whole or ending == "parquet"  # its row groups are others
+    assert out.read_bytes() == whole
     assert sorted(path.name for path in tmp_path.glob("s.*")) == [out.name, f"{out.name}.run.json"]
 
 
-@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
-def test_a_table_that_was_whole_when_the_run_was_killed_has_each_row_once(
-    album, weights, tmp_path, command, ending
-):
-    out = tmp_path / f"s.{ending}"
-    (album / "odd\udcff.png").write_bytes((album / "b.png").read_bytes())
+@pytest.mark.parametrize("ending", ["csv", "jsonl"])
+def test_an_unfinished_row_is_dropped_wherever_it_was_cut(weights, tmp_path, ending):
+    columns = ["image", "score", "error"]
+    rows = [{"image": name, "score": 1.25, "error": error} for name, error in (("a", ""), (ODD, 'x,\n"y"'))]
+    table = Table(tmp_path / f"s.{ending}", columns)
+    with table.writing({"columns": columns}) as write:
+        write(*rows)
+    whole = table.path.read_bytes()
+    for size in range(1, len(whole)):
+        table.path.write_bytes(whole[:size])
+        with table.writing({"columns": columns}, append=True) as write:
+            left = list(table.rows())
+            assert left == rows[: len(left)]
+            write(*rows[len(left) :])
+        assert table.path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("ending", ["csv", "jsonl"])
+def test_an_unfinished_row_of_a_shard_takes_the_shards_rows_with_it(tmp_path, ending):
+    columns = ["image", "score", "error"]
+    names = ["a.png", "s/0.tar/a.png", "s/0.tar/b.png", "s/1.tar/a.png", "s/1.tar/b.png"]
+    table = Table(tmp_path / f"s.{ending}", columns)
+    with table.writing({"columns": columns}) as write:
+        write(*({"image": name, "score": 1.0, "error": ""} for name in names))
+    for cut, left in ((3, 3), (0, 5)):
+        table.path.write_bytes(table.path.read_bytes()[: -cut or None])
+        with table.writing({"columns": columns}, append=True) as write:
+            assert [row["image"] for row in table.rows()] == names[:left]
+            write(*({"image": name, "score": 1.0, "error": ""} for name in names[left:]))
+
+
+def test_a_kill_leaves_a_parquet_table_as_it_was(album, weights, tmp_path, command):
+    out = tmp_path / "s.parquet"
     words = (album, "--weights", weights, "--out", out, *CPU)
     assert command(*words)[0] == 0
     content, rows = out.read_bytes(), list(read_rows(out))
-    table, about = table_of(out, weights)
+    table, settings = table_of(out, weights)
+    for more in ({"append": True}, {"overwrite": True}):
 
-    def work():
-        write_whole = table._write
-        table._write = lambda rows: (write_whole(rows), os.kill(os.getpid(), signal.SIGKILL))
-        with table.writing(about, overwrite=True) as write:
-            for row in rows:
-                write(row)
+        def work(more=more):
+            with table.writing(settings, **more) as write:
+                write(rows[0])
+                os.kill(os.getpid(), signal.SIGKILL)
 
-    assert ended(fork(work)) == -signal.SIGKILL
-    assert table.growing.file.exists()
-    status, text, _ = command(*words, "--append")
-    assert status == 0
-    assert "8 had a row already" in text
-    assert out.read_bytes() == content
-    assert any("odd" in row["image"] for row in rows)
+        assert ended(fork(work)) == -signal.SIGKILL
+        assert out.read_bytes() == (content if more.get("append") else b"")
+    assert command(*words)[0] == 0
+    assert list(read_rows(out)) == rows
 
 
-def test_what_is_wrong_with_the_waiting_rows_or_the_disk_is_told_in_a_line(
-    album, weights, tmp_path, command, monkeypatch
-):
+def test_a_full_disk_is_told_in_a_line(album, weights, tmp_path, command):
     out = tmp_path / "s.csv"
     words = (album, "--weights", weights, "--out", out, *CPU)
-    waiting = tmp_path / "s.csv.rows.sqlite"
     assert command(album / "a.jpg", *words[1:])[0] == 0
-    content = out.read_bytes()
-    for damage in (b"no database" * 1000, b"SQLite format 3\0" + bytes(1000)):
-        waiting.write_bytes(damage)
+    first = list(read_rows(out))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (out.stat().st_size + 200, limits[1]))
+    try:
         status, _, err = command(*words, "--append")
-        assert status == 2
-        assert re.search(r"s.csv.rows.sqlite: .*; check the disk, or move the file away\n$", err)
-        assert err.count("\n") == 1
-        assert (out.read_bytes(), waiting.read_bytes()) == (content, damage)
-    waiting.unlink()
-    monkeypatch.setattr(growing, "SETTINGS", (*growing.SETTINGS, "max_page_count = 2"))
-    (album / f"{'x' * 200}.png").write_bytes((album / "b.png").read_bytes())
-    make_pictures(album, [f"{i:03d}{'y' * 200}.png" for i in range(30)], size=(2, 2))
-    status, _, err = command(*words, "--append")
-    assert status == 2
-    assert "s.csv.rows.sqlite: database or disk is full; check the disk" in err
-    assert err.count("\n") == 1
-    monkeypatch.undo()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (status, err.count("\n")) == (2, 1)
+    assert re.search(r"s.csv: File too large; check the path and the disk\n$", err)
+    assert command(*words, "--append")[0] == 0
+    rows = list(read_rows(out))
+    assert rows[0] == first[0]
+    assert len({row["image"] for row in rows}) == len(rows) == 7
 
 
 def test_what_is_there_is_not_lost(album, weights, tmp_path, command):
@@ -190,8 +201,8 @@ def test_two_do_not_write_one_table(album, weights, tmp_path, command, ending):
     out = tmp_path / f"s.{ending}"
     assert command(album / "a.jpg", "--weights", weights, "--out", out, *CPU)[0] == 0
     before = list(read_rows(out))
-    table, about = table_of(out, weights)
-    with table.writing(about, append=True) as write:
+    table, settings = table_of(out, weights)
+    with table.writing(settings, append=True) as write:
         for words in (("--append",), ("--overwrite",)):
             status, _, err = command(album, "--weights", weights, "--out", out, *words, *CPU)
             assert status == 2
@@ -261,32 +272,26 @@ def test_tables_with_odd_values_are_refused_in_a_line(album, weights, tmp_path, 
         ),
     ],
 )
-def test_a_signal_to_the_whole_group_is_told_and_the_run_goes_on(
-    tmp_path, weights, command, monkeypatch, number, workers
-):
+def test_a_signal_to_the_whole_group_is_told_and_the_run_goes_on(tmp_path, weights, command, number, workers):
     """As Ctrl-C, timeout, or a cluster's scheduler sends it."""
-    monkeypatch.setattr(growing.Growing, "_kept", property(lambda _: 0, lambda *_: None), raising=False)
     make_pictures(tmp_path / "many", [f"{i:04d}.png" for i in range(60)], size=(8, 8))
     out, said = tmp_path / "s.csv", tmp_path / "said"
     words = [tmp_path / "many", "--weights", weights, "--out", out, *CPU[:2], "--batch_size", 4]
     words = [str(word) for word in (*words, "--num_workers", workers)]
     child = fork(lambda: predict.main(words), said)
-    log = Path(f"{out}.rows.sqlite-wal")
     end = time.monotonic() + 60
-    # SQLite writes 4 KiB for each row that is committed.
-    while not log.exists() or log.stat().st_size < 40_000:
+    while not out.exists() or out.read_bytes().count(b"\n") < 5:
         assert time.monotonic() < end
         time.sleep(0.01)
     os.killpg(child, number)
     status, text = ended(child), said.read_text()
     if number == signal.SIGKILL:
         assert status == -number
-        assert not out.exists()
     else:
         assert status == 128 + number, text
         assert f"stopped by {number.name}; rows written to --out are kept" in text
         assert "Traceback" not in text
-        assert 4 <= len(list(read_rows(out))) < 60
+    assert 4 <= len(list(read_rows(out))) < 60
     status, text, err = command(*words[:-1], 0, "--append")
     assert status == 0, err
     assert int(re.search(r"(\d+) had a row already", text)[1]) >= 4

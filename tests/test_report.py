@@ -25,7 +25,7 @@ from inference.report import (
     Photo,
     choose,
     open_photo,
-    write_report,
+    write_page,
 )
 from photographs.workers import PARALLEL_FROM
 
@@ -39,7 +39,7 @@ def a_page(**given):
 
 
 def written(path, page, photos, **given):
-    write_report(path, page, photos, **given)
+    write_page(path, page, photos, **given)
     return path.read_text(encoding="utf-8")
 
 
@@ -170,7 +170,7 @@ def test_a_signal_leaves_no_page(tmp_path, pictures):
         received = 15
 
     with pytest.raises(Interrupted):
-        write_report(tmp_path / "p.html", a_page(), [Photo("a", pictures / "wide.jpg", 5.0)], watch=Asked())
+        write_page(tmp_path / "p.html", a_page(), [Photo("a", pictures / "wide.jpg", 5.0)], stop=Asked())
     assert list(tmp_path.iterdir()) == []
 
 

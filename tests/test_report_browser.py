@@ -12,7 +12,7 @@ from common import make_pictures
 from PIL import Image
 from test_report import ODD, VOTES, a_page, evaluate
 
-from inference.report import Photo, open_photo, write_report
+from inference.report import Photo, open_photo, write_page
 
 pytestmark = pytest.mark.slow
 
@@ -159,7 +159,7 @@ def many(pictures, count=40):
 def shown(tmp_path_factory, pictures):
     """A page with everything in it, and its photographs."""
     path, photos = tmp_path_factory.mktemp("page") / "all of it.html", many(pictures)
-    write_report(
+    write_page(
         path,
         a_page(other_name="other.pth", figures=FIGURES, remarks=["split: authors"]),
         photos,
@@ -426,7 +426,7 @@ def test_odd_pages_open(reader, tmp_path, kind):
         "equal": [Photo(f"{n}.jpg", None, 5.0, true=5.0, other=5.0) for n in range(4)],
         "ranks": [Photo(f"{n}.jpg", None, float(n), other=n / 4) for n in range(4)],
     }[kind]
-    write_report(tmp_path / "page.html", page, photos)
+    write_page(tmp_path / "page.html", page, photos)
     reader.open(tmp_path / "page.html")
     assert reader.count() == f"{len(photos)} of {len(photos)} photographs"
     if photos:
@@ -449,7 +449,7 @@ def test_five_thousand_photographs(reader, tmp_path, pictures):
     photos = many(pictures, 5000)
     path = tmp_path / "large.html"
     still = open_photo(pictures / "wide.jpg").resize((96, 64))
-    write_report(path, a_page(other_name="B"), photos, open_photo=lambda _: still.copy())
+    write_page(path, a_page(other_name="B"), photos, open_photo=lambda _: still.copy())
     start = time.perf_counter()
     reader.open(path)
     assert len(reader.names()) == 5000

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from common import make_pictures
 
-from inference import photos
+from inference import arguments, photos
 from inference.photos import Photos, batches
-from inference.sources import Found, Sources
+from inference.sources import Source, Sources
 from option import InputError
 
 
@@ -52,7 +52,7 @@ def test_globs_and_files_and_repeats(tree, monkeypatch):
     assert [f.path for f in Sources([str(tree / "**" / "*.webp")])] == [str(tree / "z" / "c.webp")]
     assert [f.path for f in Sources(["notes.txt", "./notes.txt"])] == ["notes.txt"]  # asked for by name
     assert [f.path for f in Sources(["z", "z/y/d.tiff", "z/y"])] == ["z/c.webp", "z/y/d.tiff"]
-    assert list(Sources(["*.gif"])) == [Found("*.gif", "nothing matches")]
+    assert list(Sources(["*.gif"])) == [Source("*.gif", "nothing matches")]
     (tree / "odd[1].png").write_bytes(b"x")
     assert [f.path for f in Sources(["odd[1].png"])] == ["odd[1].png"]
 
@@ -68,13 +68,21 @@ def test_lists_from_a_file_and_from_standard_input(tree, monkeypatch):
     found = Sources(["b.JPG"], ["-"])
     assert not found.countable
     assert [f.path for f in found] == ["b.JPG", "a.png", "z/c.webp"]
-    for paths, lists, problem in (
-        ([], [], "no photographs"),
-        ([], ["no.txt"], "no such file"),
-        ([], ["-", "-"], "once"),
-    ):
-        with pytest.raises(InputError, match=problem):
-            Sources(paths, lists)
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        ([], "no photographs: give files"),
+        (["--list", "no.txt"], "--list no.txt: no such file"),
+        (["--list", "z"], "--list z: is a folder"),
+        (["--list", "-", "--list", "-"], "--list -: standard input can be read once"),
+    ],
+)
+def test_what_names_no_photographs_is_refused(tree, monkeypatch, words, problem):
+    monkeypatch.chdir(tree)
+    with pytest.raises(InputError, match=problem):
+        arguments.check(arguments.parse([*words, "--weights", "w.pth"]))
 
 
 def test_a_folder_without_permission_becomes_a_row(tree, monkeypatch):
@@ -99,7 +107,7 @@ def test_photographs_are_named_no_further_ahead_than_they_are_read(tree):
         nonlocal asked
         while True:
             asked += 1
-            yield Found(str(tree / "no.png"))
+            yield Source(str(tree / "no.png"))
 
     for number, batch in enumerate(batches(Photos(photos.Resize(32, "bicubic")), endless(), 4, 0), 1):
         assert len(batch.paths) == 4
@@ -111,7 +119,7 @@ def test_photographs_are_named_no_further_ahead_than_they_are_read(tree):
 @pytest.mark.slow
 def test_workers_are_given_no_more_than_keeps_them_busy(tree):
     asked = iter(range(1000))
-    endless = (Found(str(tree / f"{number}.png")) for number in asked)
+    endless = (Source(str(tree / f"{number}.png")) for number in asked)
     reading = batches(Photos(photos.Resize(32, "bicubic")), endless, 4, 2)
     for _ in range(10):
         next(reading)
