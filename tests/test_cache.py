@@ -362,9 +362,3 @@ def test_a_disk_that_becomes_full_keeps_what_was_written(scored, names, run, mon
     assert (~missing).sum() == 4  # of 196 KiB each
     store = open_filled(scored / "c", Resize(256, "bilinear"), "fast", names, scored / "images", 0)
     assert_whole(store, names, scored / "images")
-
-
-def test_gpu_decoding_and_a_cache_exclude_each_other(scored, run):
-    status, _, err = run(arguments(scored, "tad66k", cache=scored / "c", decode="gpu"))
-    assert status == 2
-    assert "leave one out" in err
