@@ -6,7 +6,7 @@ import errno
 import logging
 import math
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
 
@@ -151,7 +151,8 @@ def _put_back(content: dict, stepper: Stepper) -> Progress:
     torch.set_rng_state(random["torch"])
     if random["cuda"] is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(random["cuda"])
-    return Progress(**content["progress"] | own)
+    known = {field.name for field in fields(Progress)}  # an older run may have others
+    return Progress(**{name: value for name, value in (content["progress"] | own).items() if name in known})
 
 
 def _match_best(folder: Path, epoch: int) -> bool:
