@@ -40,8 +40,6 @@ from training import build, checkpoint, engine, record
 from training.steps import Precision
 from util import make_loss
 
-GOES_ON = "--resume on all machines goes on from the last checkpoint"
-
 log = logging.getLogger("eat")
 
 
@@ -62,9 +60,9 @@ def run(given: dict) -> dict:
     """Train or evaluate as the options `given` ask. Returns the last line of output. Raises InputError."""
     start = time.perf_counter()
     try:
-        with trial.tied_to_manager(), processes.together("main_nni.py", GOES_ON) as watched:
+        with trial.tied_to_manager(), processes.together("--resume on all machines goes on"):
             options, weights = gather_options(given)
-            result = work(options, weights, build.pick_device(options.gpu_id), watched)
+            result = work(options, weights, build.pick_device(options.gpu_id))
     except BaseException as error:
         if trial.in_search():
             record.end(trial.folder(given.get("experiment_dir_name")), error)
@@ -89,9 +87,7 @@ class Job:
     watch: Watch
 
 
-def work(
-    options: argparse.Namespace, weights: Weights | None, device: torch.device, watched: processes.Watched
-) -> dict:
+def work(options: argparse.Namespace, weights: Weights | None, device: torch.device) -> dict:
     """Options to data, network and folder; then train, and evaluate. Returns the result."""
     form, splits = read_data(options)
     origin = pick_origin(options, weights, form)
@@ -103,7 +99,7 @@ def work(
     log.info("%s on %s, %s, in %s", options.model, options.dataset, device, folder)
     for note in build.network_notes(options, weights):
         log.info("%s", note)
-    with record.kept(folder, options, trial.chosen()) as close, Watch() as watch, watched(close):
+    with Watch() as watch, record.kept(folder, options, trial.chosen()), processes.connection_errors():
         if options.calibrate_points and not options.resume:
             build.calibrate(options, splits.train, model, device, folder, watch, origin.dataset)
         if options.compile:
@@ -190,7 +186,6 @@ def evaluate(job: Job, loader: DataLoader, history: list[dict[str, float]] | Non
     if first:
         tested.write_predictions(folder / "predictions.csv")
         tested.draw(folder / "report.png", history or ())
-        record.remove_run(folder / record.PREVIOUS)
         if options.save_released_style:
             checkpoint.save(folder / "checkpoints" / "released_style.pth", released_style(model))
     tested.tell()

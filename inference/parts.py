@@ -51,7 +51,7 @@ class Parts:
                     begun = self._begin(about, append, overwrite)
             except InputError as error:
                 begun = str(error)
-        with processes.together("predict.py", "--append on all machines goes on"):
+        with processes.together("--append on all machines goes on"):
             begun = distributed.gather(begun)[0]
         if isinstance(begun, str):
             raise InputError(begun)
