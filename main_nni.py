@@ -2,45 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
-import gc
 import logging
 import sys
-import time
-from dataclasses import dataclass
-from functools import partial
-from pathlib import Path
-
-if __name__ in ("__main__", "__mp_main__"):  # the command, and the server of its reading processes
-    gc.disable()  # none of what is imported is garbage; to look for some is a third of the start
-
-import torch
-from torch import nn
-from torch.utils.data import DataLoader
 
 import option
-from commands import distributed, processes
+from commands import distributed
 from commands.errors import guarded
 from commands.files import to_json
 from commands.parser import parse_options
-from commands.signals import Watch
-from dataset import Splits, read_splits
-from evaluation import released
-from evaluation.seen import Seen
-from inference import trained
-from inference.tested import judge
-from inference.trained import Origin, pick_origin
-from models import Weights, load_weights, read_weights, released_style
-from models.backbone import weights_path
-from models.weights import evaluated_with
-from photographs import demo
-from photographs.labels import Format
 from searching import trial
-from training import build, checkpoint, engine, record
-from training.steps import Precision
-from util import make_loss
-
-GOES_ON = "--resume on all machines goes on from the last checkpoint"
 
 log = logging.getLogger("eat")
 
@@ -49,7 +19,15 @@ def main(argv: list[str] | None = None) -> int:
     """Run; returns the exit status: 0, 1 if training failed, 2 for a bad request, 128 and more if interrupted."""
 
     def work() -> None:
-        result = run(parse_options(argv))
+        given = parse_options(argv)
+        if given.get("options"):
+            given = option.from_file(given["options"], given)
+        if not (given.get("resume") or trial.in_search()):  # those go on with options from elsewhere
+            option.complete(given)  # refuses what contradicts itself, before seconds of imports
+        log.info("%s; loading PyTorch", _purpose(given))
+        import experiment
+
+        result = experiment.run(given)
         if distributed.rank() == 0:
             print(to_json(result), flush=True)
 
@@ -58,153 +36,10 @@ def main(argv: list[str] | None = None) -> int:
     return guarded("main_nni.py", work)
 
 
-def run(given: dict) -> dict:
-    """Train or evaluate as the options `given` ask. Returns the last line of output. Raises InputError."""
-    start = time.perf_counter()
-    try:
-        with trial.tied_to_manager(), processes.together("main_nni.py", GOES_ON) as watched:
-            options, weights = gather_options(given)
-            result = work(options, weights, build.pick_device(options.gpu_id), watched)
-    except BaseException as error:
-        if trial.in_search():
-            record.end(trial.folder(given.get("experiment_dir_name")), error)
-        raise
-    return result | {"seconds": round(time.perf_counter() - start, 1)}
-
-
-@dataclass
-class Job:
-    """What training and evaluation work on.
-
-    precisions: of training, and of test.csv. origin: the dataset whose photographs and scores the network knows.
-    """
-
-    options: argparse.Namespace
-    form: Format
-    splits: Splits
-    model: nn.Module
-    precisions: tuple[Precision, Precision]
-    origin: Origin
-    folder: Path
-    watch: Watch
-
-
-def work(
-    options: argparse.Namespace, weights: Weights | None, device: torch.device, watched: processes.Watched
-) -> dict:
-    """Options to data, network and folder; then train, and evaluate. Returns the result."""
-    form, splits = read_data(options)
-    origin = pick_origin(options, weights, form)
-    model = build.make_model(options, weights, origin.form or form, origin.dataset, device)
-    if not options.eval:
-        build.remember(model, splits)
-    folder = record.open_folder(options, weights and weights.path)
-    options.experiment_dir_name = str(folder)
-    log.info("%s on %s, %s, in %s", options.model, options.dataset, device, folder)
-    for note in build.network_notes(options, weights):
-        log.info("%s", note)
-    with record.kept(folder, options, trial.chosen()) as close, Watch() as watch, watched(close):
-        if options.calibrate_points and not options.resume:
-            build.calibrate(options, splits.train, model, device, folder, watch, origin.dataset)
-        if options.compile:
-            model.compile()
-        precisions = build.pick_precisions(options, device)
-        job = Job(options, form, splits, model, precisions, origin, folder, watch)
-        data = build.loaders(options, splits, model.img_size, device, watch, origin.dataset)
-        if options.eval:
-            result = evaluate(job, data["test"])
-        else:
-            progress = train(job, data)
-            result = evaluate(job, data["test"], progress.history)
-            result["best_epoch"] = progress.best_epoch
-            result["selected_on"] = "test.csv" if options.released_protocol else "validation"
-        record.end(folder, result)
-    return result
-
-
-def gather_options(given: dict) -> tuple[argparse.Namespace, Weights | None]:
-    """The command line's options, the tuner's over them, and a resumed run's under them, completed; and the weights.
-
-    What is not given of the network's settings is as the weights say.
-    """
-    if given.get("options"):
-        given = option.from_file(given["options"], given)
-    given = record.continued(trial.options(given))
-    options, weights, settings = option.complete(given), None, {}
-    if options.path_to_model_weight and not options.resume:
-        weights = read_weights(weights_path(options.path_to_model_weight))
-        Seen.from_texts(weights.photographs, weights.path)  # damaged: told now, not after the test
-    if options.eval and "model" not in given:
-        options.model = trained.origin(weights).get("model", options.model)
-    if weights:
-        settings = evaluated_with(weights) if options.eval else weights.settings
-    option.complete_network(options, given, settings)
-    return options, weights
-
-
-def read_data(options: argparse.Namespace) -> tuple[Format, Splits]:
-    """The labels of the splits, found in the folder of pictures; the demo's are made where they are not there."""
-    build_demo = partial(demo.build, options.path_to_save_csv, options.path_to_images)
-    if options.dataset == "demo" and distributed.from_first(build_demo):
-        log.info("demo data built in %s; its scores are not aesthetics", options.path_to_save_csv)
-    form = build.pick_format(options)
-    option.complete_loss(options, votes=bool(form.vote_columns))
-    given = {name: getattr(options, name) for name in ("skip_missing", "val_share", "seed", "limit")}
-    given |= {"train": not options.eval, "select_on_test": options.released_protocol}
-    given["calibrate"] = bool(options.calibrate_points)
-    splits = read_splits(options.path_to_save_csv, options.path_to_images, form, **given)
-    for note in splits.notes:
-        log.info("%s", note)
-    return form, splits
-
-
-def train(job: Job, data: dict[str, DataLoader]) -> checkpoint.Progress:
-    """Train, select on the validation set, and put the selected checkpoint into the network."""
-    options, model, precision = job.options, job.model, job.precisions[0]
-    checkpoints, first = job.folder / "checkpoints", distributed.rank() == 0
-    training = build.make_training(options, model, precision, checkpoints)
-    progress = training.progress
-    with record.open_curves(job.folder, progress) as writer:
-        for _ in engine.fit(training, data, job.form, precision, job.watch, options.select_by):
-            if first:
-                record.note_epoch(job.folder, writer, progress, options.num_epoch)
-                if options.released_protocol and released.keeps(options.dataset, progress.history):
-                    name = released.checkpoint_name(options.dataset, progress.history[-1])
-                    checkpoint.save(checkpoints / name, released_style(model))
-                trial.report_epoch(progress.history[-1], options.search_metric)
-    if first:
-        reported = progress.history[-1 if options.released_protocol else progress.best_epoch - 1]
-        trial.report_end(reported, options.search_metric)
-    distributed.from_first(partial(load_weights, model, checkpoints / "best.pth"))
-    distributed.copy_first(model.state_dict().values())
-    return progress
-
-
-def evaluate(job: Job, loader: DataLoader, history: list[dict[str, float]] | None = None) -> dict:
-    """Evaluate on test.csv; write its files and the weights that are asked for, tell its figures, and sum up."""
-    options, model, form, origin, folder = job.options, job.model, job.form, job.origin, job.folder
-    precision, criterion = job.precisions[1], make_loss(options.loss)
-    evaluation = engine.evaluate(model, loader, criterion, form, precision, "test", job.watch, origin.form)
-    tested = judge(options, job.splits, form, model, evaluation, precision, origin)
-    first, page = distributed.rank() == 0, folder / "report.html"
-    if first:
-        tested.write_predictions(folder / "predictions.csv")
-        tested.draw(folder / "report.png", history or ())
-        record.remove_run(folder / record.PREVIOUS)
-        if options.save_released_style:
-            checkpoint.save(folder / "checkpoints" / "released_style.pth", released_style(model))
-    tested.tell()
-    result = tested.result(folder) | evaluation.points
-    if history:
-        result["files"] |= {
-            "metrics": str(folder / "metrics.csv"),
-            "tensorboard": str(folder / "tensorboard"),
-        }
-    elif options.report_images:
-        if first:
-            tested.write_page(page, job.watch)
-        result["files"]["page"] = str(page)
-    return result
+def _purpose(given: dict) -> str:
+    if given.get("resume"):
+        return f"resuming {given.get('experiment_dir_name')}"
+    return f"{'evaluating' if given.get('eval') else 'training'} on {given.get('dataset', 'demo')}"
 
 
 if __name__ == "__main__":

@@ -322,7 +322,10 @@ def _refuse(names: Sequence[str], given: Mapping[str, Any], owner: str, found: s
 
 def resumed(given: Mapping[str, Any], path: os.PathLike) -> dict[str, Any]:
     """A resumed run's options: those left in `path`, under `given` ones that may change. Raises InputError for others."""
-    saved = _checked(read_json(path, "no run to resume"), str(path))
+    content = read_json(path, "no run to resume")
+    if content.get("decode") == "gpu":  # an older run's; its evaluation, too, goes on with `fast`
+        content["decode"] = "fast"
+    saved = _checked(content, str(path))
     saved.pop("overwrite", None)  # it was for that run's start
     for name, value in given.items():
         if not OPTIONS[name].resumable and saved.get(name) != value:

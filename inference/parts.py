@@ -49,7 +49,7 @@ class ParquetParts:
                     parts = self._begin(settings, append, overwrite)
             except InputError as error:
                 parts = str(error)
-        with processes.together("predict.py", "--append on all machines goes on"):
+        with processes.together("--append on all machines goes on"):
             parts = distributed.gather(parts)[0]
         if isinstance(parts, str):
             raise InputError(parts)

@@ -16,6 +16,7 @@ FLOORS = [
     ("training",),
     ("inference",),
     ("searching", "exporting"),
+    ("experiment",),
     ("main_nni", "predict", "prepare_data", "search", "export", "compare"),
 ]
 FLOOR = {room: number for number, rooms in enumerate(FLOORS) for room in rooms}

@@ -4,6 +4,7 @@ import functools
 import json
 import logging
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -18,12 +19,13 @@ from common import arguments, ended, fork
 from test_run import metrics
 
 import main_nni
-from training import engine
+from training import engine, steps
 
 ROOT = Path(__file__).parent.parent
 SMALL_RUN = Path(__file__).parent / "small.py"
 # `python -m torch.distributed.run`, which would look for garbage as it is imported.
 TORCHRUN = [sys.executable, "-c", "import gc; gc.disable(); from torch.distributed.run import main; main()"]
+LOST = "the connection to another process is lost"
 ENOUGH = 300  # seconds for a process to end where the time is not the point
 RECIPE = {
     "init_lr": 1e-3,
@@ -48,8 +50,12 @@ def until(there, process):
         time.sleep(0.01)
 
 
-def two_processes(folder, words):
-    """(exit status, JSON or None, log) of a run of two processes, forked here; each leaves its own weights behind."""
+def files(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def start_two(folder, words):
+    """Fork two processes of one run, which leave their weights behind in `folder`; returns their numbers and logs."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": "2"}
@@ -68,7 +74,12 @@ def two_processes(folder, words):
         return main_nni.main([str(word) for word in words])
 
     logs = [folder / f"{rank}.log" for rank in (0, 1)]
-    children = [fork(functools.partial(work, rank), log) for rank, log in enumerate(logs)]
+    return [fork(functools.partial(work, rank), log) for rank, log in enumerate(logs)], logs
+
+
+def two_processes(folder, words):
+    """(exit status, JSON or None, log) of a run of two processes, forked here; each leaves its own weights behind."""
+    children, logs = start_two(folder, words)
     status = max(ended(child) for child in children)
     lines = [line for log in logs for line in log.read_text().splitlines()]
     results = [json.loads(line) for line in lines if line.startswith("{")]
@@ -136,21 +147,44 @@ def test_one_process_that_fails_ends_all_with_its_message(ava):
     assert time.monotonic() - start_time < 120
     ours = [line for line in err.splitlines() if line.startswith("main_nni.py: ")]
     assert sum("103.jpg" in line for line in ours) == 1
-    assert all("103.jpg" in line or ("rank" in line and "has failed" in line) for line in ours), ours
+    assert all("103.jpg" in line or LOST in line for line in ours), ours
     assert err.count("Traceback (most recent call last)") == 1  # torchrun's own
 
 
 @pytest.mark.slow
+def test_a_killed_process_ends_the_other_at_once_with_a_line(ava):
+    """The processes are started by hand, so that nothing but the lost connection ends the second one."""
+    words = arguments(ava, **RECIPE | {"num_epoch": 500}, save_minutes=0)
+    children, logs = start_two(ava, words)
+    last = ava / "run" / "checkpoints" / "last.pt"
+    while not last.exists():
+        time.sleep(0.01)
+    os.kill(children[1], signal.SIGKILL)
+    start_time = time.monotonic()
+    assert [ended(child) for child in children] == [1, -signal.SIGKILL]
+    seconds = time.monotonic() - start_time
+    print(f"without the other process: {seconds:.1f} s")
+    assert seconds < 60
+    [line] = [line for line in logs[0].read_text().splitlines() if line.startswith("main_nni.py: ")]
+    assert f"rank 0: {LOST}" in line
+    assert line.endswith(f"; --resume --experiment_dir_name {ava / 'run'} goes on from the last checkpoint")
+    assert LOST in json.loads((ava / "run" / "run.json").read_text())["reason"]
+
+
+@pytest.mark.slow
 def test_torchrun_starts_again_after_a_kill_hands_on_a_signal_and_the_run_goes_on_to_the_same_result(ava):
-    """With accumulated steps. The folder is not named: after the kill it is found again."""
+    """With accumulated steps. The first start writes over a run, the second one resumes."""
     given = RECIPE | {"accumulate": 2, "num_epoch": 8}
     status, whole, err = two_processes(ava, arguments(ava, **given, experiment_dir_name=ava / "whole"))
     assert status == 0, err
     (ava / "main_nni.py").symlink_to(SMALL_RUN)
-    words, log = arguments(ava, **given, experiment_dir_name=None, save_minutes=0), ava / "log"
+    folder, log = ava / "run", ava / "log"
+    folder.mkdir()
+    (folder / "options.json").write_text("{}")
+    words = arguments(ava, **given, save_minutes=0, overwrite=True, loss="auto")
     with log.open("w") as out:
         process = start(words, "--max_restarts", "1", folder=ava, stdout=out, stderr=out)
-    until(lambda: list(ava.glob("runs/*/checkpoints/last.pt")), process)
+    until((folder / "checkpoints" / "last.pt").exists, process)
     workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     (second,) = [pid for pid in workers if b"\0RANK=1\0" in Path(f"/proc/{pid}/environ").read_bytes()]
     os.kill(int(second), signal.SIGKILL)
@@ -158,9 +192,7 @@ def test_torchrun_starts_again_after_a_kill_hands_on_a_signal_and_the_run_goes_o
     process.send_signal(signal.SIGTERM)
     assert process.wait(ENOUGH) != 0
     said = log.read_text()
-    assert said.count("; --resume on all machines goes on from the last checkpoint") == 1
     assert said.count("stopped by SIGTERM; --resume --experiment_dir_name") == 1, said
-    (folder,) = ava.glob("runs/*")
     status, resumed, err = two_processes(ava, ["--resume", "--experiment_dir_name", folder])
     assert status == 0, err
     assert metrics(resumed) == metrics(whole)
@@ -169,14 +201,43 @@ def test_torchrun_starts_again_after_a_kill_hands_on_a_signal_and_the_run_goes_o
     pd.testing.assert_frame_equal(*tables, check_exact=True)
 
 
+def test_restarts_need_the_name_of_the_folder(ava, run, monkeypatch):
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
+    status, _, err = run(arguments(ava, experiment_dir_name=None))
+    assert status == 2
+    assert err.splitlines() == [
+        "main_nni.py: torchrun --max_restarts needs --experiment_dir_name, to find the run again; give one"
+    ]
+
+
+def test_a_restart_resumes_its_own_run_alone(ava, run, ran, monkeypatch):
+    """As if its start was refused, for the folder holds another run: that one is neither resumed nor replaced."""
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    before = files(ava / "run")
+    status, _, err = run(arguments(ava, init_lr=0.5))
+    assert (status, "--init_lr 0.5 differs from the run's" in err) == (2, True), err
+    shutil.rmtree(ava / "run" / "checkpoints")
+    status, _, err = run(arguments(ava, init_lr=0.5))
+    assert (status, "holds a run" in err) == (2, True), err
+    assert files(ava / "run") == {path: content for path, content in before.items() if path.exists()}
+
+
+def test_a_restart_begins_anew_where_nothing_was_saved(ava, run, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(steps.Stepper, "backward", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run(arguments(ava))
+    assert not list((ava / "run").glob("checkpoints/*"))
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert run(arguments(ava))[0] == 0
+
+
 @pytest.mark.slow
 def test_another_number_of_processes_does_not_resume(ava, ran):
-    def files():
-        return {path: path.read_bytes() for path in (ava / "run").rglob("*") if path.is_file()}
-
-    before = files()
+    before = files(ava / "run")
     status, _, err = two_processes(ava, ["--resume", "--experiment_dir_name", ava / "run"])
     assert status == 2
     last = ava / "run" / "checkpoints" / "last.pt"
     assert err == f"main_nni.py: {last}: of a run with 1 processes, not 2; start as many"
-    assert files() == before
+    assert files(ava / "run") == before

@@ -20,7 +20,7 @@ from test_run import metrics
 
 import main_nni
 from models import EAT
-from training import checkpoint, engine, record, steps
+from training import checkpoint, engine, steps
 
 RECIPE = {
     "init_lr": 1e-3, "num_epoch": 3, "batch_size": 2, "drop_path_rate": 0.3, "optimizer": "adamw", "schedule": "cosine",
@@ -53,10 +53,6 @@ def assert_same(whole, folder, result):
     found = weights(folder)
     assert all(torch.equal(found[name], state[name]) for name in state)
     pd.testing.assert_frame_equal(table(folder), rows, check_exact=True)
-
-
-def contents(folder):
-    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def resume(run, folder):
@@ -286,30 +282,47 @@ def test_a_signal_in_the_final_test(ava, run, monkeypatch, whole):
     assert_same(whole, ava / "cut", resume(run, ava / "cut"))
 
 
+def state_and_best(folder):
+    """All of last.pt but the time that it took, and the bytes of best.pth."""
+    content = torch.load(folder / "checkpoints" / "last.pt", weights_only=True)
+    for row in content["progress"]["history"]:
+        row.pop("seconds")
+    return content, (folder / "checkpoints" / "best.pth").read_bytes()
+
+
+def assert_ends_as(expected, folder):
+    (content, best), (expected_content, expected_best) = state_and_best(folder), state_and_best(expected)
+    torch.testing.assert_close(content, expected_content, rtol=0, atol=0)
+    assert best == expected_best
+
+
 @pytest.mark.slow
-def test_best_weights_that_are_newer_than_the_last_checkpoint_are_put_back(ava, run, monkeypatch):
-    """Cut between best.pth of epoch 2 and last.pt; then no epoch is as good as the first."""
-    best, first = ava / "cut" / "checkpoints" / "best.pth", []
+@pytest.mark.parametrize("epoch", [1, 2, 3])
+@pytest.mark.parametrize("damage", [False, True])
+def test_best_weights_that_are_newer_than_the_checkpoint_are_made_again(ava, run, trained, epoch, damage):
+    """Killed between the two writes, best.pth and last.pt of an epoch; or last.pt is damaged after both."""
+    given, folder = RECIPE | {"init_lr": 1e-4, "seed": 2, "select_by": "loss"}, ava / "cut"
+    expected = trained(**given)
+    losses = pd.read_csv(Path(expected["folder"]) / "metrics.csv")["val_loss"]
+    assert losses.is_monotonic_decreasing  # each epoch writes best.pth
+    save_last, last = checkpoint.save_last, folder / "checkpoints" / "last.pt"
 
-    def cut_after_epoch_2(folder, model, epoch, original=checkpoint.save_best):
-        original(folder, model, epoch)
-        first.append(best.read_bytes())
-        if epoch == 2:
-            raise KeyboardInterrupt
+    def write_and_die(checkpoints, content):
+        if content["progress"]["epoch"] != epoch:
+            return save_last(checkpoints, content)
+        if damage:
+            save_last(checkpoints, content)
+            last.write_bytes(last.read_bytes()[:-1000])
+        os.kill(os.getpid(), signal.SIGKILL)
 
-    def graded(values, original=engine.compute_metrics):
-        values = iter(values)
-        return lambda *given: original(*given) | {"srcc": next(values)}
+    def work():
+        checkpoint.save_last = write_and_die
+        return main_nni.main(arguments(ava, experiment_dir_name=folder, **given, save_minutes=0))
 
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoint, "save_best", cut_after_epoch_2)
-        patch.setattr(engine, "compute_metrics", graded([0.1, 0.2]))
-        assert run(arguments(ava, experiment_dir_name=ava / "cut", **RECIPE))[0] == 130
-    assert best.read_bytes() == first[1] != first[0]
-    with monkeypatch.context() as patch:
-        patch.setattr(engine, "compute_metrics", graded([0.0, 0.0, 0.5]))
-        assert resume(run, ava / "cut")["best_epoch"] == 1
-    assert best.read_bytes() == first[0]
+    assert ended(fork(work)) == -signal.SIGKILL
+    assert checkpoint.epoch_of(folder / "checkpoints" / "best.pth") == epoch
+    assert metrics(resume(run, folder)) == metrics(expected)
+    assert_ends_as(Path(expected["folder"]), folder)
 
 
 @pytest.mark.slow
@@ -317,14 +330,13 @@ def test_lost_best_weights_are_told_and_chosen_anew(ava, run, monkeypatch, caplo
     cut(ava, run, monkeypatch)
     (ava / "cut" / "checkpoints" / "best.pth").unlink()
     assert resume(run, ava / "cut")["best_epoch"] > 1
-    assert "best.pth: not of epoch 1; the best epoch is looked for from here on" in caplog.text
+    assert "best.pth is lost; the best epoch is looked for from here on" in caplog.text
 
 
-def test_a_signal_while_calibrating_or_evaluating_leaves_what_was_there(ava, run, monkeypatch, ran, whole):
+def test_a_signal_while_calibrating_or_evaluating_says_that_nothing_was_saved(ava, run, monkeypatch, whole):
     best = whole[0]["files"]["best"]
-    before = contents(ava / "run")
     for title, given in (
-        ("calibrate", {"calibrate_points": 6, "path_to_model_weight": best}),
+        ("calibrate", {"calibrate_points": 6, "path_to_model_weight": best, "interest_points": "running"}),
         ("test", {"eval": True, "path_to_model_weight": best}),
     ):
         with monkeypatch.context() as patch:
@@ -332,39 +344,7 @@ def test_a_signal_while_calibrating_or_evaluating_leaves_what_was_there(ava, run
             status, _, err = run(arguments(ava, overwrite=True, **given))
         assert status == 143
         assert err.splitlines() == ["main_nni.py: stopped by SIGTERM; nothing was saved yet"]
-        assert contents(ava / "run") == before
-
-
-@pytest.mark.slow
-def test_an_overwriting_run_keeps_the_old_one_until_its_first_epoch_is_done(ava, run, monkeypatch, whole):
-    run(arguments(ava, experiment_dir_name=ava / "cut"))
-    old = (ava / "cut" / "checkpoints" / "best.pth").read_bytes()
-    assert cut(ava, run, monkeypatch, 2, overwrite=True)[0] == 143
-    hidden = ava / "cut" / ".previous_run"
-    assert (hidden / "checkpoints" / "best.pth").read_bytes() == old
-    assert_same(whole, ava / "cut", resume(run, ava / "cut"))
-    assert not hidden.exists()
-
-
-@pytest.mark.parametrize("stop", range(1, 9))
-def test_setting_a_run_aside_can_be_cut_anywhere(ava, ran, monkeypatch, stop):
-    before = contents(ava / "run")
-    replace, calls = os.replace, []
-
-    def cut_short(*paths):
-        calls.append(1)
-        if len(calls) == stop:
-            raise KeyboardInterrupt
-        replace(*paths)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(record.os, "replace", cut_short)
-        with contextlib.suppress(KeyboardInterrupt):
-            record.prepare_folder(ava / "run", overwrite=True)
-            record.restore_previous(ava / "run")
-    record.prepare_folder(ava / "run", overwrite=True)
-    record.restore_previous(ava / "run")
-    assert contents(ava / "run") == before
+        assert json.loads((ava / "run" / "run.json").read_text())["status"] == "stopped"
 
 
 @pytest.mark.slow

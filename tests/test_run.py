@@ -221,10 +221,9 @@ def test_a_folder_that_holds_a_run_is_refused_and_overwrite_replaces_only_the_ru
     assert (ava / "run" / "notes.txt").read_text() == "mine"
 
 
-def test_a_run_that_fails_at_once_does_not_cost_the_one_it_would_replace(ava, run, ran):
-    (ava / "run" / "checkpoints" / "mine.pth").write_text("mine")
+def test_a_bad_request_does_not_cost_the_run_that_it_would_replace(ava, run, ran):
     before = {path: path.read_bytes() for path in (ava / "run").rglob("*") if path.is_file()}
-    (ava / "images" / "103.jpg").write_bytes(b"")
+    (ava / "images" / "103.jpg").unlink()
     status, _, _ = run(arguments(ava, overwrite=True))
     assert status == 2
     assert {path: path.read_bytes() for path in (ava / "run").rglob("*") if path.is_file()} == before

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 from common import arguments
-from test_distributed import ENOUGH, ROOT, SMALL_RUN, TORCHRUN, two_processes
+from test_distributed import ENOUGH, LOST, ROOT, SMALL_RUN, TORCHRUN, two_processes
 from test_run import metrics
 
 RECIPE = {"init_lr": 1e-3, "num_epoch": 8, "batch_size": 2, "interest_points": "running", "save_minutes": 0}
-TOOLS = ("unshare", "nsenter", "ip")
+TOOLS = ("unshare", "nsenter", "ip", "sysctl")
 SPACES = ("--net", "--uts", "--mount", "--pid")
 LIFETIME = 900  # seconds; nothing stays for ever, even where a test is killed
 
@@ -89,7 +89,7 @@ def lines(log):
 
 
 @pytest.mark.slow
-def test_a_machine_and_then_the_cable_is_lost_and_the_run_goes_on_to_the_same_result(ava, run, machine):
+def test_processes_and_then_the_cable_are_lost_and_the_run_goes_on_to_the_same_result(ava, run, machine):
     """The run's folder is on a disk that the first machine alone sees; there every start finds it."""
     status, whole, err = two_processes(ava, arguments(ava, **RECIPE, experiment_dir_name=ava / "whole"))
     assert status == 0, err
@@ -98,38 +98,41 @@ def test_a_machine_and_then_the_cable_is_lost_and_the_run_goes_on_to_the_same_re
     folder, logs = runs / "run", [ava / "first.log", ava / "second.log"]
     last = folder / "checkpoints" / "last.pt"
     resume = ["--resume", "--experiment_dir_name", folder]
-    end = "; --resume on all machines goes on from the last checkpoint"
+    end = f"; --resume --experiment_dir_name {folder} goes on from the last checkpoint"
+
+    def assert_lost(rank):
+        [line] = lines(logs[rank])
+        assert line.startswith(f"main_nni.py: rank {rank}: {LOST}")
+        assert line.endswith(end) == (rank == 0)  # the second machine does not see the folder
 
     def start(words):
         return [one.torchrun(words, log) for one, log in zip(pair, logs, strict=True)]
 
-    def second_machine():
-        second = machine("second", 2)
-        second.do("mount", "-t", "tmpfs", "-o", "ro", "none", str(runs))
-        return second
-
-    pair = [machine("first", 1), second_machine()]
+    pair = [machine("first", 1), machine("second", 2)]
+    pair[1].do("mount", "-t", "tmpfs", "-o", "ro", "none", str(runs))
     connect(*pair)
     both = start(arguments(ava, **RECIPE, experiment_dir_name=folder))
     saved_again(last, both)
-    pair[1].off()
+    pair[1].do("sh", "-c", "kill -9 -1")
     lost = time.monotonic()
     assert both[0].wait(60) != 0, logs[0].read_text()
-    print(f"without the other machine: {time.monotonic() - lost:.1f} s")
-    assert lines(logs[0]) == [f"main_nni.py: rank 1 on second is gone{end}"]
+    print(f"without the other machine's processes: {time.monotonic() - lost:.1f} s")
+    assert_lost(0)
     assert json.loads((folder / "run.json").read_text())["status"] == "failed"
 
-    pair[1] = second_machine()
-    connect(*pair)
     both = start(resume)
     saved_again(last, both, 3)
+    for (
+        one
+    ) in pair:  # how often Linux sends again what nobody acknowledges: 15 times take a quarter of an hour
+        one.do("sysctl", "-q", "-w", "net.ipv4.tcp_retries2=5")
     pair[1].do("ip", "link", "set", "eth0", "down")
     lost = time.monotonic()
     for torchrun in both:
         assert torchrun.wait(60) != 0
         print(f"without the cable: {time.monotonic() - lost:.1f} s")
-    assert lines(logs[0]) == [f"main_nni.py: rank 1 on second is gone{end}"]
-    assert lines(logs[1]) == [f"main_nni.py: rank 0 on first is gone{end}"]
+    assert_lost(0)
+    assert_lost(1)
 
     pair[1].do("ip", "link", "set", "eth0", "up")
     both = start(resume)

@@ -21,7 +21,7 @@ from training.steps import Stepper
 log = logging.getLogger("eat")
 
 LAST, PREVIOUS = "last.pt", "previous.pt"
-BEST, PREVIOUS_BEST = "best.pth", "previous_best.pth"
+BEST = "best.pth"
 PARTS = ("model", "optimizer", "scaler")  # of a Stepper
 
 
@@ -57,20 +57,11 @@ def save(path: Path, content: dict) -> None:
         raise OSError(code, what, str(path)) from error
 
 
-def _save_over(path: Path, content: dict, previous: Path) -> None:
-    fresh = path.with_name(f"{path.name}.new")
-    save(fresh, content)
-    if distributed.rank() == 0:
-        if path.exists():
-            os.replace(path, previous)
-        os.replace(fresh, path)
-
-
 def make_ready(folder: Path) -> None:
     """Make the folder; remove what a run that was killed while it saved has left half-written."""
     if distributed.rank() == 0:
         folder.mkdir(exist_ok=True)
-        for path in [*folder.glob(".*.tmp"), folder / f"{LAST}.new", folder / f"{BEST}.new"]:
+        for path in [*folder.glob(".*.tmp"), folder / f"{LAST}.new"]:
             path.unlink(missing_ok=True)
 
 
@@ -85,14 +76,19 @@ def snapshot(stepper: Stepper, progress: Progress) -> dict:
 
 def save_last(folder: Path, content: dict) -> None:
     """Write last.pt; the one before it becomes previous.pt."""
-    _save_over(folder / LAST, content, folder / PREVIOUS)
+    last, fresh = folder / LAST, folder / f"{LAST}.new"
+    save(fresh, content)
+    if distributed.rank() == 0:
+        if last.exists():
+            os.replace(last, folder / PREVIOUS)
+        os.replace(fresh, last)
 
 
 def save_best(folder: Path, model: nn.Module, epoch: int) -> None:
-    """Write best.pth, a plain state_dict whose metadata names its epoch; the one before it becomes previous_best.pth."""
+    """Write best.pth, a plain state_dict whose metadata names its epoch."""
     state = model.state_dict()
     state._metadata[""]["epoch"] = epoch
-    _save_over(folder / BEST, state, folder / PREVIOUS_BEST)
+    save(folder / BEST, state)
 
 
 def restore(folder: Path, stepper: Stepper) -> Progress:
@@ -102,9 +98,8 @@ def restore(folder: Path, stepper: Stepper) -> Progress:
     of processes.
     """
     progress = _put_back(distributed.from_first(partial(_read, folder, stepper)), stepper)
-    if not distributed.from_first(partial(_match_best, folder, progress.best_epoch)):
-        what = "warning: %s: not of epoch %d; the best epoch is looked for from here on"
-        log.warning(what, folder / BEST, progress.best_epoch)
+    if progress.best_epoch and not distributed.from_first((folder / BEST).is_file):
+        log.warning("warning: %s is lost; the best epoch is looked for from here on", folder / BEST)
         progress.best_epoch, progress.best_value = 0, -math.inf
     return progress
 
@@ -152,15 +147,6 @@ def _put_back(content: dict, stepper: Stepper) -> Progress:
         torch.cuda.set_rng_state(random["cuda"])
     known = {field.name for field in fields(Progress)}  # an older run may have others
     return Progress(**{name: value for name, value in (content["progress"] | own).items() if name in known})
-
-
-def _match_best(folder: Path, epoch: int) -> bool:
-    """Make best.pth that of `epoch`: a run that is cut between best.pth and last.pt leaves one that is too new."""
-    if epoch == 0 or epoch_of(folder / BEST) == epoch:
-        return True
-    if found := epoch_of(folder / PREVIOUS_BEST) == epoch:
-        os.replace(folder / PREVIOUS_BEST, folder / BEST)
-    return found
 
 
 def epoch_of(path: Path) -> int | None:

@@ -1,4 +1,4 @@
-"""A run's folder: made ready, begun, ended, and put back as it was where nothing came of the run."""
+"""A run's folder: made ready, begun, ended; and the options of a run that goes on."""
 
 from __future__ import annotations
 
@@ -22,23 +22,21 @@ from tensorboardX import SummaryWriter
 from commands import distributed
 from commands.errors import TrainingError
 from commands.files import atomic_write, read_json_object, started, write_json
-from commands.processes import Close, Gone
 from commands.signals import Interrupted
-from option import OPTIONS, InputError, resumed
+from option import InputError, resumed
 from training.checkpoint import LAST, Progress, check_processes
 
 log = logging.getLogger("eat")
 
 # Every file that a run writes, by the folder in the run's.
-_WEIGHTS = ("best.pth", "previous_best.pth", "calibrated.pth", "released_style.pth", "*_AOT_vacc_*.pth")
-_STATES = ("last.pt", "previous.pt", "last.pt.new", "best.pth.new", ".*.tmp", "bad_steps.json")
+_WEIGHTS = ("best.pth", "calibrated.pth", "released_style.pth", "*_AOT_vacc_*.pth")
+_STATES = ("last.pt", "previous.pt", "last.pt.new", ".*.tmp", "bad_steps.json")
+_OLDER = ("previous_best.pth", "best.pth.new")  # of runs of before
 _FILES = {
-    "checkpoints": (*_WEIGHTS, *_STATES),
+    "checkpoints": (*_WEIGHTS, *_STATES, *_OLDER),
     "tensorboard": ("events.out.tfevents*",),
     "": ("options.json", "run.json", "metrics.csv", "predictions.csv", "report.png", "report.html"),
 }
-PREVIOUS = ".previous_run"  # the run that a new one is about to replace
-_MOVING = ".previous_run.moving"  # the same on its way: what is not in here is still, or again, in the folder
 
 
 def continued(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -46,31 +44,29 @@ def continued(given: Mapping[str, Any]) -> dict[str, Any]:
 
     Rank 0 alone looks into the run's folder, which the others need not see. Raises InputError.
     """
-    again = distributed.from_first(partial(_begun, given))
-    if again.get("resume"):  # the command line is that of its start
-        given = {name: value for name, value in given.items() if OPTIONS[name].resumable}
-    given = given | again
+    if os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0" and not given.get("experiment_dir_name"):
+        raise InputError(
+            "torchrun --max_restarts needs --experiment_dir_name, to find the run again; give one"
+        )
+    [restarts] = distributed.largest(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")))
+    if restarts and not given.get("resume"):
+        given = distributed.from_first(partial(_restarted, given))
     if not (given.get("resume") and given.get("experiment_dir_name")):
-        return given
+        return dict(given)
     return distributed.from_first(partial(_saved, given, Path(given["experiment_dir_name"]))) | given
 
 
-def _begun(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a run that this process's torchrun has begun, and starts again after a loss, how it goes on; else nothing."""
-    name, launcher = given.get("experiment_dir_name"), _launcher()
-    if launcher and not given.get("resume"):
-        for folder in [Path(name)] if name else Path("runs").glob("*"):
-            if read_json_object(folder / "run.json").get("launcher") == launcher:
-                saved = any((folder / "checkpoints").glob("*.pt"))
-                return {"experiment_dir_name": str(folder), "resume": saved, "overwrite": not saved}
-    return {}
-
-
-def _launcher() -> str | None:
-    """The torchrun that has started this process, if one has; it alone starts it again."""
-    parent = os.getppid()
-    started_again = "TORCHELASTIC_RUN_ID" in os.environ
-    return f"{socket.gethostname()} {parent} {started(parent)}" if started_again else None
+def _restarted(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a run's start, after torchrun has started its processes again: it resumes, or starts anew."""
+    folder = Path(given["experiment_dir_name"])
+    if any((folder / "checkpoints").glob("*.pt")):
+        same = {name: value for name, value in given.items() if name != "overwrite" and value != "auto"}
+        return same | {"resume": True}
+    if (
+        read_json_object(folder / "run.json").get("status") == "done"
+    ):  # another run, for which this one was refused
+        return dict(given)
+    return {**given, "overwrite": True}
 
 
 def _saved(given: Mapping[str, Any], folder: Path) -> dict[str, Any]:
@@ -85,45 +81,34 @@ def _saved(given: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 
 @contextmanager
-def kept(folder: Path, options: argparse.Namespace, parameters: dict) -> Iterator[Close]:
-    """While a run works in its folder: run.json says what becomes of it, and nothing that was there is lost.
+def kept(folder: Path, options: argparse.Namespace, parameters: dict) -> Iterator[None]:
+    """While a run works in its folder: run.json says what becomes of it, and an error how to go on.
 
-    parameters: those that a search has chosen. Yields what is to be done after an error, which is done here after any:
-    the replaced run is put back, or the message says how to go on. Of several processes, the first alone writes.
+    parameters: those that a search has chosen. Of several processes, the first alone writes.
     """
-    close = partial(_close, folder, options)
+    if distributed.rank() == 0:
+        content = {"status": "running", "reason": None, "started": _now(), "ended": None}
+        content |= {"pid": os.getpid(), "pid_started": started(os.getpid()), "host": socket.gethostname()}
+        write_json(folder / "run.json", content | {"parameters": parameters})
+        if not options.resume:
+            write_json(folder / "options.json", vars(options))
+    checkpoints = folder / "checkpoints"
     try:
-        if distributed.rank() == 0:
-            content = {"status": "running", "reason": None, "started": _now(), "ended": None}
-            content |= {"pid": os.getpid(), "pid_started": started(os.getpid()), "host": socket.gethostname()}
-            content["launcher"] = _launcher()
-            write_json(folder / "run.json", content | {"parameters": parameters})
-            if not options.resume:
-                write_json(folder / "options.json", vars(options))
-        yield close
+        yield
     except BaseException as error:
-        if (told := close(error)) is not error:
-            raise told from error
-        raise
-
-
-def _close(folder: Path, options: argparse.Namespace, error: BaseException) -> BaseException:
-    """Leave the folder as `error` asks for; returns what to tell."""
-    first, checkpoints = distributed.rank() == 0, folder / "checkpoints"
-    can_resume = not options.eval and (checkpoints / LAST).is_file()
-    if goes_on := can_resume and isinstance(error, Interrupted):
-        error.folder = folder
-    if first and not goes_on and not options.resume and restore_previous(folder):
-        can_resume = False
-    elif first and isinstance(error, InputError) and not any(checkpoints.glob("*")):
-        remove_run(folder)  # nothing came of it: the same command may be given again
-    else:
+        if isinstance(error, InputError) and not any(checkpoints.glob("*")):
+            if distributed.rank() == 0:
+                remove_run(folder)  # nothing came of it: the same command may be given again
+            raise
         end(folder, error)
-    if can_resume and isinstance(error, (InputError, TrainingError)) and not isinstance(error, Gone):
-        return type(error)(
-            f"{error}; --resume --experiment_dir_name {folder} goes on from the last checkpoint"
-        )
-    return error
+        if options.eval or not (checkpoints / LAST).is_file():
+            raise
+        if isinstance(error, Interrupted):
+            error.folder = folder
+        elif isinstance(error, (InputError, TrainingError)):
+            goes_on = f"--resume --experiment_dir_name {folder} goes on from the last checkpoint"
+            raise type(error)(f"{error}; {goes_on}") from error
+        raise
 
 
 def end(folder: Path, outcome: dict | BaseException) -> None:
@@ -175,8 +160,7 @@ def _new_folder(parent: Path, name: str) -> Path:
 def prepare_folder(folder: Path, overwrite: bool, keep: Path | None = None) -> None:
     """Make `folder` ready for a new run. keep: a file that must not be overwritten with it.
 
-    Raises InputError where a run is there already, unless `overwrite`, which sets that run's files, no others, aside in
-    PREVIOUS.
+    Raises InputError where a run is there already, unless `overwrite`, which removes that run's files and no others.
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: --experiment_dir_name is a file, not a folder")
@@ -184,40 +168,19 @@ def prepare_folder(folder: Path, overwrite: bool, keep: Path | None = None) -> N
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{folder}: cannot be made ({error.strerror}); give another folder") from None
-    if not _run_files(folder) and not (folder / _MOVING).exists():
+    if not _run_files(folder):
         return
     if not overwrite:
         remedy = "give --resume, --overwrite or another --experiment_dir_name"
         raise InputError(f"{folder}: holds a run; {remedy}")
     if keep is not None and folder.resolve() in keep.resolve().parents:
         raise InputError(f"{keep}: lies in the run that --overwrite would replace; use another folder")
-    if (folder / PREVIOUS).exists():  # of a run that was killed before its first epoch
-        remove_run(folder)
-    else:
-        _move_run(folder, folder / _MOVING)
-        os.replace(folder / _MOVING, folder / PREVIOUS)
-
-
-def restore_previous(folder: Path) -> bool:
-    """The new run failed before it had results: put back the one that it would have replaced. False: there is none."""
-    if not (folder / PREVIOUS).exists():
-        return False
     remove_run(folder)
-    os.replace(folder / PREVIOUS, folder / _MOVING)
-    _move_run(folder / _MOVING, folder)
-    return True
+    folder.mkdir(exist_ok=True)
 
 
 def _run_files(folder: Path) -> list[Path]:
     return [path for room, names in _FILES.items() for name in names for path in (folder / room).glob(name)]
-
-
-def _move_run(source: Path, target: Path) -> None:
-    for path in _run_files(source):
-        place = target / path.relative_to(source)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        os.replace(path, place)
-    remove_run(source)
 
 
 def remove_run(folder: Path) -> None:
@@ -244,10 +207,9 @@ def open_curves(folder: Path, progress: Progress) -> AbstractContextManager:
 
 
 def note_epoch(folder: Path, writer: SummaryWriter, progress: Progress, of: int) -> None:
-    """Write the epoch that was just done, of `of`. With it the run has results: the one that it replaces goes."""
+    """Write the epoch that was just done, of `of`."""
     row = progress.history[-1]
     _write_metrics(folder, progress)
-    remove_run(folder / PREVIOUS)
     for name, value in row.items():
         if name not in ("epoch", "seconds") and math.isfinite(value):
             writer.add_scalar(name.replace("val_", "val/", 1), value, row["epoch"])
