@@ -8,8 +8,6 @@ import sys
 import warnings
 from collections.abc import Callable
 
-import torch
-
 from commands import distributed
 from commands.signals import Interrupted
 from option import InputError
@@ -62,5 +60,7 @@ def guarded(program: str, work: Callable[[], int | None], rest: str = "nothing w
         return fail(f"stopped by {stop}; {rest}", 128 + stop.number)
     except KeyboardInterrupt:
         return fail("interrupted", 130)
-    except torch.OutOfMemoryError:
+    except Exception as error:
+        if "torch" not in sys.modules or not isinstance(error, sys.modules["torch"].OutOfMemoryError):
+            raise
         return fail("memory ran out; try a smaller --model or another --gpu_id", 1)
