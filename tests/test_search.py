@@ -113,7 +113,7 @@ def found(folder):
 # Spaces
 
 
-@pytest.mark.parametrize("name", ["config_search.json", "config_search_wide.json"])
+@pytest.mark.parametrize("name", ["config_search.json", "configs/config_search_wide.json"])
 def test_the_spaces_that_are_shipped_can_be_drawn_from(name):
     import optuna
 
