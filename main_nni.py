@@ -53,8 +53,7 @@ def main(argv: list[str] | None = None) -> int:
         if distributed.rank() == 0:
             print(to_json(result), flush=True)
 
-    if (status := trial.supervised()) is not None:
-        return status
+    trial.end_with_parent()
     return guarded("main_nni.py", work)
 
 
@@ -62,7 +61,7 @@ def run(given: dict) -> dict:
     """Train or evaluate as the options `given` ask. Returns the last line of output. Raises InputError."""
     start = time.perf_counter()
     try:
-        with trial.tied_to_manager(), processes.together("main_nni.py", GOES_ON) as watched:
+        with processes.together("main_nni.py", GOES_ON) as watched:
             options, weights = gather_options(given)
             result = work(options, weights, build.pick_device(options.gpu_id), watched)
     except BaseException as error:

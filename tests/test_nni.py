@@ -16,7 +16,7 @@ from test_distributed import ROOT, SMALL_RUN
 
 import option
 from searching import trial
-from searching.trials import read_json_object, read_trials
+from searching.trials import read_json_object, read_results
 from util import METRICS
 
 pytest.importorskip("nni")
@@ -114,7 +114,7 @@ def test_trials_of_a_real_experiment_of_which_one_fails(ava, experiment):
     one.wait(lambda: sorted(one.statuses().values()) == ["FAILED", "SUCCEEDED", "SUCCEEDED"])
     reports = one.ask("metric-data")
     jobs = {job["trialJobId"]: job for job in one.ask("trial-jobs")}
-    trials, _ = read_trials(ava / "trials" / one.id)
+    trials, _ = read_results(ava / "trials" / one.id)
     assert {each.name for each in trials} == set(jobs)
     assert sorted(each.status for each in trials) == ["done", "done", "failed"]
     for each in trials:
@@ -145,7 +145,7 @@ def test_trials_of_a_real_experiment_of_which_one_fails(ava, experiment):
 
 
 @pytest.mark.slow
-def test_a_stopped_experiment_saves_its_trials_and_goes_on_with_them(experiment, monkeypatch):
+def test_a_stopped_experiment_saves_its_trials_and_goes_on_with_them(experiment):
     """With TPE and Medianstop."""
     one = experiment(
         maxTrialNumber=1,
@@ -157,18 +157,17 @@ def test_a_stopped_experiment_saves_its_trials_and_goes_on_with_them(experiment,
     one.wait((folder / "metrics.csv").is_file)
     one.nnictl("stop", "--all")
     run = one.wait(lambda: (r := read_json_object(folder / "run.json"))["status"] != "running" and r)
-    assert (run["status"], run["reason"]) == ("stopped", "SIGTERM")
+    assert (run["status"], run["reason"]) == ("stopped", "SIGINT")
     before = pd.read_csv(folder / "metrics.csv")
     assert (folder / "checkpoints" / "last.pt").is_file()
-    monkeypatch.setenv("HOME", one.environment["HOME"])
-    assert [(t.name, t.status) for t in read_trials(folder.parent)[0]] == [(name, "stopped")]
+    assert [(t.name, t.status) for t in read_results(folder.parent)[0]] == [(name, "stopped")]
 
     one.nnictl("resume", one.id, "--port", str(one.port))
     one.wait(lambda: one.statuses() == {name: "SUCCEEDED"})
     after = pd.read_csv(folder / "metrics.csv")
     assert len(after) == 40
     pd.testing.assert_frame_equal(after[: len(before)], before, check_exact=True)
-    (best,), metric = read_trials(folder.parent)
+    (best,), metric = read_results(folder.parent)
     assert (best.status, metric) == ("done", "plcc")
 
 
@@ -192,9 +191,9 @@ def test_outside_an_experiment_nothing_is_asked_of_nni(monkeypatch):
 
 @pytest.fixture
 def in_experiment(monkeypatch):
-    """As if NNI had started this process, which must not fork here."""
+    """As if NNI had started this process."""
     monkeypatch.setattr(trial, "in_experiment", lambda: True)
-    monkeypatch.setattr(trial, "supervised", lambda: None)
+    monkeypatch.setattr(trial, "end_with_parent", lambda: None)
     monkeypatch.setenv("NNI_TRIAL_JOB_ID", "t1")
     monkeypatch.setenv("NNI_EXP_ID", "e1")
 

@@ -33,6 +33,7 @@ FAKE = """
     print("started", os.getpid(), file=sys.stderr)
     words = sys.argv[1:]
     epochs = int(words[words.index("--num_epoch") + 1])
+    parent = os.getppid()
     (folder / "options.json").write_text(json.dumps(
         {"select_by": "accuracy", "num_epoch": epochs, "dataset": "ava", "search_metric": "accuracy", **point}))
     run = {"parameters": point, "status": "running", "pid": os.getpid(), "host": os.uname().nodename,
@@ -51,7 +52,7 @@ FAKE = """
     lines = path.read_text().splitlines() if path.exists() else ["epoch,val_accuracy,val_loss,val_srcc,seconds"]
     for epoch in range(len(lines), epochs + 1):
         time.sleep(0.05)
-        if os.getppid() != given["driver"]:
+        if os.getppid() != parent:
             stop()
         score = 1 / (1 + abs(math.log10(point["init_lr"]) + 3)) * epoch / epochs
         lines.append(f"{epoch},{score},0,0,0.05")
@@ -107,7 +108,7 @@ def epochs_of(folder):
 
 
 def found(folder):
-    return trials.read_trials(folder / "s")[0]
+    return trials.read_results(folder / "s")[0]
 
 
 # Spaces
@@ -120,7 +121,7 @@ def test_the_spaces_that_are_shipped_can_be_drawn_from(name):
     read = space.read_space(ROOT / name)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(0))
     for _ in range(50):
-        point = space.draw(study.ask(), read)
+        point = space.suggest(study.ask(), read)
         assert option.tuned(point) == point
         option.complete({"dataset": "ava", "path_to_images": "x", "path_to_save_csv": "y", **point})
 
@@ -148,7 +149,7 @@ def test_the_spaces_that_are_shipped_can_be_drawn_from(name):
         ({"init_lr": {"_type": "normal", "_value": [0, 1]}}, "_type 'normal' is none of"),
         ({"init_lr": 0.1}, "_type None is none of"),
         ({"init_lr": {"_type": "choice"}}, "_value must be a list"),
-        ({"init_lr": {"_type": "choice", "_value": []}}, "_value must be a list with something in it"),
+        ({"init_lr": {"_type": "choice", "_value": []}}, "_value must be a list that is not empty"),
         ({"init_lr": {"_type": ["choice"], "_value": [1]}}, "is none of"),
         ({"init_lr": {"_type": "quniform", "_value": [0.1, 1, 0]}}, "the step must be above 0"),
         (
@@ -177,7 +178,7 @@ def test_every_kind_of_parameter_stays_in_its_range():
         "init_lr": {"_type": "qloguniform", "_value": [0.01, 1, 0.05]},
     }
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(0))
-    points = [space.draw(study.ask(), read) for _ in range(100)]
+    points = [space.suggest(study.ask(), read) for _ in range(100)]
     assert {point["batch_size"] for point in points} == {3, 4, 5}
     assert {point["num_epoch"] for point in points} == {3, 6, 9}
     assert all(0.01 <= point["init_lr"] <= 1 for point in points)
@@ -240,8 +241,8 @@ def test_the_median_pruner_ends_trials_early(fake, command):
     early = [one for one in found(fake) if one.status == "early stopped"]
     assert early
     assert all(len(one.history) < 8 for one in early)
-    finished = [one.history["val_accuracy"].max() for one in found(fake) if one.status == "done"]
-    assert max(one.history["val_accuracy"].max() for one in early) < max(finished)
+    best = {one.name: max(row["val_accuracy"] for row in one.history) for one in found(fake)}
+    assert max(best[one.name] for one in early) < max(best.values())
     assert (fake / "s" / "trial_0000" / "run.json").exists()
 
 
@@ -307,7 +308,7 @@ def test_the_study_may_be_in_another_database(fake, command, odd):
     for out in ("a", "b"):
         line = words(fake / odd, 1, storage=f"sqlite:///{fake}/shared.db")
         assert command(*(fake / odd / out if word == fake / odd / "s" else word for word in line))[0] == 0
-        assert [one.status for one in trials.read_trials(fake / odd / out)[0]] == ["done"]
+        assert [one.status for one in trials.read_results(fake / odd / out)[0]] == ["done"]
         assert not (fake / odd / out / "search.db").exists()
     assert command(*words(fake / odd, 1))[0] == 0
     assert (fake / odd / "s" / "search.db").is_file()
@@ -335,7 +336,7 @@ def test_what_belongs_to_the_search_is_refused_among_a_trials_options(tmp_path, 
     (tmp_path / "space.json").write_text(json.dumps(SPACE))
     for rest, message in (
         (["--init_lr", "0.1"], "--init_lr is given and in"),
-        (["--experiment_dir_name", "x"], "--experiment_dir_name is the search's own"),
+        (["--experiment_dir_name", "x"], "--experiment_dir_name is set by the search"),
         (["--nonsense"], "unrecognized arguments: --nonsense"),
         (["--num_epoch", "0"], "--num_epoch 0 must be at least 1"),
     ):
