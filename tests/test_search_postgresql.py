@@ -14,7 +14,7 @@ import pytest
 import test_search
 from common import arguments
 from test_distributed import SMALL_RUN
-from test_search import SPACE, epochs_of, found, in_background, wait_for, words
+from test_search import SPACE, epochs_of, in_background, results, wait_for, words
 
 import search
 from searching import driver, storage
@@ -118,8 +118,8 @@ def attempts(url):
         study_name="s", storage=storage.open_storage(storage.read_url(url, Path()))
     )
     states = {}
-    for one in study.get_trials():
-        states.setdefault(driver.first_number(one), []).append(one.state.name)
+    for trial in study.get_trials():
+        states.setdefault(driver.first_number(trial), []).append(trial.state.name)
     return states
 
 
@@ -134,7 +134,7 @@ def test_three_drivers_of_which_one_is_killed(fake, url, quick):
     assert 9 <= len(attempts(url)) <= 11
     assert sorted(map(tuple, attempts(url).values()))[:-1] == [("COMPLETE",)] * (len(attempts(url)) - 1)
     assert ["FAIL", "COMPLETE"] in attempts(url).values()  # the killed driver's
-    ended = {one.name for place in places for one in found(place) if one.status == "done"}
+    ended = {result.name for place in places for result in results(place) if result.status == "done"}
     assert ended == {f"trial_{number:04d}" for number in attempts(url)}
 
 
@@ -150,12 +150,12 @@ def test_a_server_that_goes_away_ends_the_search_with_everything_saved(fake, url
         assert "cannot be used (" in errors
         assert "nothing is lost, the same command goes on" in errors
         assert "s3cret" not in errors
-        assert [one.status for one in found(fake)] == ["stopped"]
+        assert [result.status for result in results(fake)] == ["stopped"]
     finally:
         server.start()
     assert 3 <= epochs_of(fake / "s" / "trial_0000") < 120
     assert command(*words(fake, 1, epochs=120, storage=url))[0] == 0
-    assert [(one.status, len(one.history)) for one in found(fake)] == [("done", 120)]
+    assert [(result.status, len(result.history)) for result in results(fake)] == [("done", 120)]
     assert attempts(url) == {0: ["FAIL", "COMPLETE"]}
 
 
@@ -176,7 +176,7 @@ def test_a_database_that_cannot_be_used_is_told_in_one_line(fake, url, server, c
             assert (status, len(err.splitlines())) == (2, 1)
             assert message in err
             assert "s3cr" not in err
-    assert [one.status for one in found(fake)] == ["done"]
+    assert [result.status for result in results(fake)] == ["done"]
 
 
 def test_a_real_trial_of_a_killed_driver_goes_on_from_its_checkpoint(ava, url, quick, command, monkeypatch):
@@ -194,5 +194,5 @@ def test_a_real_trial_of_a_killed_driver_goes_on_from_its_checkpoint(ava, url, q
     text = (folder / "stderr").read_text()
     resumed = int(text.partition("resumed after ")[2].split()[0])
     assert 2 <= resumed < 40
-    assert [row["epoch"] for row in found(ava)[0].history] == list(range(1, 41))
+    assert [row["epoch"] for row in results(ava)[0].history] == list(range(1, 41))
     assert attempts(url) == {0: ["FAIL", "COMPLETE"]}

@@ -9,7 +9,7 @@ from unittest.mock import Mock
 
 import pytest
 import test_search
-from test_search import SPACE, epochs_of, found, in_background, wait_for, words
+from test_search import SPACE, epochs_of, in_background, results, wait_for, words
 
 import search
 from searching import driver, storage
@@ -26,13 +26,13 @@ def test_a_driver_that_is_killed_goes_on_with_the_same_trials(fake, command, mon
     wait_for(lambda: all(epochs_of(fake / "s" / f"trial_000{number}") >= 3 for number in (0, 1)))
     process.kill()
     process.join()
-    points = {one.name: one.parameters for one in found(fake)}
+    points = {result.name: result.parameters for result in results(fake)}
     status, _, err = command(*words(fake, 4, epochs=12, concurrency=2))
     assert (status, err) == (0, "")
     # A trial that was killed before it had a folder leaves its number out.
-    assert {"trial_0000", "trial_0001"} <= {one.name for one in found(fake)}
-    assert [(one.status, len(one.history)) for one in found(fake)] == [("done", 12)] * 4
-    assert points.items() <= {one.name: one.parameters for one in found(fake)}.items()
+    assert {"trial_0000", "trial_0001"} <= {result.name for result in results(fake)}
+    assert [(result.status, len(result.history)) for result in results(fake)] == [("done", 12)] * 4
+    assert points.items() <= {result.name: result.parameters for result in results(fake)}.items()
     assert (fake / "s" / "trial_0001" / "stderr").read_text().count("started") == 2  # it went on
 
 
@@ -45,7 +45,7 @@ def test_a_trial_of_a_driver_that_lives_is_left_to_it(fake, command, monkeypatch
     assert command(*words(fake, 1, epochs=75))[0] in (0, 1)  # waits for a while, then leaves it alone
     process.join()
     assert process.exitcode == 0
-    assert [(one.status, len(one.history)) for one in found(fake)] == [("done", 75)]
+    assert [(result.status, len(result.history)) for result in results(fake)] == [("done", 75)]
     assert (fake / "s" / "trial_0000" / "stderr").read_text().count("started") == 1
 
 
@@ -64,7 +64,7 @@ def test_a_driver_that_stood_still_leaves_its_trial_to_the_one_that_took_it(fake
     process.join()
     assert process.exitcode == 2
     assert "another process took over a trial of this one" in (fake / "errors").read_text()
-    assert [(one.status, len(one.history)) for one in found(fake)] == [("done", 80)]
+    assert [(result.status, len(result.history)) for result in results(fake)] == [("done", 80)]
 
 
 @pytest.mark.slow
@@ -73,11 +73,11 @@ def test_several_processes_share_a_search(fake):
     for process in processes:
         process.join(120)
     assert [process.exitcode for process in processes] == [0, 0, 0]
-    count = len(found(fake))
+    count = len(results(fake))
     assert 8 <= count <= 10  # those that look for the last trial at the same moment all start one
-    assert {one.name for one in found(fake)} == {f"trial_{number:04d}" for number in range(count)}
-    assert {one.status for one in found(fake)} == {"done"}
-    assert all((one.folder / "stderr").read_text().count("started") == 1 for one in found(fake))
+    assert {result.name for result in results(fake)} == {f"trial_{number:04d}" for number in range(count)}
+    assert {result.status for result in results(fake)} == {"done"}
+    assert all((result.folder / "stderr").read_text().count("started") == 1 for result in results(fake))
 
 
 def statuses(folder):
@@ -85,7 +85,7 @@ def statuses(folder):
     import optuna
 
     study = optuna.load_study(study_name="search", storage=f"sqlite:///{folder}/s/search.db")
-    return [one.state.name for one in study.get_trials()]
+    return [result.state.name for result in study.get_trials()]
 
 
 def test_a_lost_heartbeat_does_not_end_the_next_ones(fake, monkeypatch):
@@ -117,7 +117,7 @@ def test_machines_share_a_search_by_its_database_alone(machines, command):
     assert command(*words(machines("one"), 2, storage=machines.url))[0] == 0
     status, out, _ = command(*words(machines("two"), 4, storage=machines.url))
     assert status == 0
-    assert [one.name for one in sorted(found(machines("two")), key=lambda one: one.name)] == [
+    assert [result.name for result in sorted(results(machines("two")), key=lambda result: result.name)] == [
         "trial_0002",
         "trial_0003",
     ]
@@ -131,7 +131,7 @@ def test_machines_share_a_search_by_its_database_alone(machines, command):
 @pytest.mark.slow
 def test_the_best_trial_may_be_on_another_machine(machines, command):
     assert command(*words(machines("one"), 3, storage=machines.url))[0] == 0
-    (best, *_), look = found(machines("one")), ("--storage", machines.url)
+    (best, *_), look = results(machines("one")), ("--storage", machines.url)
     assert command("best", machines("two") / "s", *look, "--out", machines("two") / "b.json")[0] == 0
     chosen = json.loads((machines("two") / "b.json").read_text())
     assert best.parameters.items() <= chosen.items()
@@ -157,7 +157,7 @@ def test_a_trial_whose_checkpoint_is_on_another_machine_starts_over_and_says_so(
         assert command(*words(machines("one"), 1, epochs=40, storage=machines.url))[0] == 130
     assert command(*words(machines("two"), 1, epochs=40, storage=machines.url))[0] == 0
     assert "trial_0000 starts over: its folder is on another machine" in caplog.text
-    assert len(found(machines("two"))[0].history) == 40
+    assert len(results(machines("two"))[0].history) == 40
     _, out, _ = command("show", machines("one") / "s", "--storage", machines.url)
     assert (out.count(" done "), out.count("two:"), len(out.splitlines())) == (1, 1, 2)
 

@@ -11,7 +11,7 @@ import pytest
 import small
 from common import arguments
 from test_resume import table as metrics_table
-from test_search import SPACE, epochs_of, found, wait_for, words
+from test_search import SPACE, epochs_of, results, wait_for, words
 
 import main_nni
 import search
@@ -28,7 +28,7 @@ def test_a_real_search_from_the_first_trial_to_the_best_one_again(ava, command, 
     rest = arguments(ava, experiment_dir_name=None, batch_size=None, num_epoch=2)
     status, out, err = command(*words(ava, 2, concurrency=2, metric="emd")[:-2], *rest)
     assert status == 0, err
-    best, other = found(ava)
+    best, other = results(ava)
     assert (best.status, other.status) == ("done", "done")
     assert best.value == pytest.approx(-best.history[best.best_epoch - 1]["val_emd_r1"])
     assert command("plot", ava / "s")[0] == 0
@@ -53,8 +53,8 @@ def test_a_trial_whose_parent_is_killed_saves_and_ends(ava):
     ) as parent:
         wait_for(lambda: epochs_of(ava / "s" / "t") > 0)
         parent.kill()
-    wait_for(lambda: found(ava)[0].status != "running")
-    assert (found(ava)[0].status, found(ava)[0].reason) == ("stopped", "SIGTERM")
+    wait_for(lambda: results(ava)[0].status != "running")
+    assert (results(ava)[0].status, results(ava)[0].reason) == ("stopped", "SIGTERM")
     assert (ava / "s" / "t" / "checkpoints" / "last.pt").is_file()
     assert epochs_of(ava / "s" / "t") < 500
 
@@ -119,7 +119,7 @@ def test_a_run_that_was_killed_is_lost(ava, run):
     with subprocess.Popen(["true"]) as ended:
         pass
     path.write_text(json.dumps(json.loads(path.read_text()) | {"status": "running", "pid": ended.pid}))
-    assert [one.status for one in found(ava)] == ["lost"]
+    assert [result.status for result in results(ava)] == ["lost"]
 
 
 @pytest.mark.parametrize(
