@@ -39,7 +39,7 @@ def run(given: dict) -> dict:
     """Train or evaluate as the options `given` ask. Returns the last line of output. Raises InputError, TrainingError, Interrupted."""
     start = time.perf_counter()
     try:
-        with trial.tied_to_manager(), processes.together("--resume on all machines goes on"):
+        with processes.together("--resume on all machines goes on"):
             options, weights = gather_options(given)
             result = work(options, weights, build.pick_device(options.gpu_id))
     except BaseException as error:

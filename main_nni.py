@@ -31,8 +31,7 @@ def main(argv: list[str] | None = None) -> int:
         if distributed.rank() == 0:
             print(to_json(result), flush=True)
 
-    if (status := trial.supervised()) is not None:
-        return status
+    trial.end_with_parent()
     return guarded("main_nni.py", work)
 
 

@@ -1,34 +1,23 @@
-"""A hyperparameter search: run one without NNI, and see what came of any. Try `--help`."""
+"""A hyperparameter search: run one without NNI, and show the results of any. Try `--help`."""
 
 from __future__ import annotations
 
 import argparse
-import gc
-import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-if __name__ == "__main__":
-    gc.disable()  # none of what is imported is garbage; to look for some is a third of the start
-
 import option
 from commands.errors import guarded
-from commands.files import write_json
 from commands.parser import parse_options, with_commands
-from commands.signals import Watch
 from option import InputError, Option
-from searching.space import read_space
-from searching.trials import Trial, best_options, draw, find, read_trials, table
-
-log = logging.getLogger("eat")
 
 METRICS = option.OPTIONS["search_metric"].choices
-# Options of the search, not of a trial.
-OWN = ("experiment_dir_name", "search_metric", "resume", "overwrite", "eval", "options")
+# Options of main_nni.py that a search sets itself.
+SEARCH_SETS = ("experiment_dir_name", "search_metric", "resume", "overwrite", "eval", "options")
 
 # fmt: off
-SEEN = (
+SHOWN = (
     Option("experiment", str, None, "a folder of runs, or the id of an NNI experiment under runs/nni; live or finished", metavar="EXPERIMENT", positional=True),
     Option("metric", str, None, "sort by this (default: what the search maximised)", choices=METRICS),
     Option("storage", str, None, "the database of the search, for its trials on other machines", metavar="URL"),
@@ -45,12 +34,12 @@ COMMANDS = {
         Option("seed", int, None, "seed of the draws; exact only with --concurrency 1"),
         Option("words", str, [], "options of main_nni.py, for all trials", metavar="-- OPTION", nargs="*", positional=True),
     )}),
-    "show": ("print the trials of a search, the best first", {"": SEEN}),
+    "show": ("print the trials of a search, the best first", {"": SHOWN}),
     "best": ("write the best trial's options as JSON, for `main_nni.py --options FILE`", {"": (
-        *SEEN, Option("out", Path, None, "where to write (default: best.json in the experiment's folder)"),
+        *SHOWN, Option("out", Path, None, "where to write (default: best.json in the experiment's folder)"),
     )}),
     "plot": ("draw every trial's curve, and each hyperparameter against the metric, to a PNG", {"": (
-        *SEEN, Option("out", Path, None, "where to write (default: search.png in the experiment's folder)"),
+        *SHOWN, Option("out", Path, None, "where to write (default: search.png in the experiment's folder)"),
     )}),
 }
 # fmt: on
@@ -59,7 +48,8 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand; returns the exit status: 0, 1, 2 for bad input, 128 and more if interrupted."""
     options = parse(argv)
-    work = {"run": run, "show": show, "best": best, "plot": plot}[options.command]
+    commands = {"run": run, "show": show, "best": best, "plot": plot}
+    work = commands[options.command]
     return guarded("search.py", lambda: work(options), "the same command goes on with the search")
 
 
@@ -68,63 +58,80 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return with_commands("search.py", __doc__.split(" Try")[0], COMMANDS).parse_args(argv)
 
 
-def _out(options: argparse.Namespace, usual: str) -> Path:
-    """The file to write. Raises InputError for a folder."""
-    path = options.out or find(options.experiment) / usual
+def run(options: argparse.Namespace) -> int:
+    from searching.space import read_space
+
+    space = read_space(options.space)
+    trial_options = parse_options(options.words)
+    for name in trial_options:
+        if name in SEARCH_SETS:
+            raise InputError(f"--{name} is set by the search; leave it out")
+        if name in space:
+            raise InputError(f"--{name} is given and in {options.space}, too; leave one out")
+    option.complete(trial_options)
+
+    from commands.signals import Watch
+    from searching.driver import Search  # imports Optuna
+    from searching.trials import table
+
+    with Watch() as watch:
+        search = Search(
+            options.out, options.storage, space, trial_options, options.metric, options.pruner, options.seed
+        )
+        search.run(options.words, options.trials, options.concurrency, watch)
+    results, metric = _read(options.out, options.storage, options.metric)
+    print(table(results, metric))
+    return 0 if any(result.status == "done" for result in results) else 1
+
+
+def _read(experiment: str | Path, storage: str | None, metric: str | None) -> tuple[list, str]:
+    """The trials of a search, the best first, and the metric; with `storage`, those of all machines, from the study."""
+    if storage:
+        from searching.driver import read_study  # imports Optuna
+
+        return read_study(storage, Path(experiment), metric)
+    from searching.trials import find_folder, read_results
+
+    return read_results(find_folder(str(experiment)), metric)
+
+
+def _output_path(options: argparse.Namespace, file_name: str) -> Path:
+    """The file to write: --out, or `file_name` in the experiment's folder. Raises InputError for a folder."""
+    from searching.trials import find_folder
+
+    path = options.out or find_folder(options.experiment) / file_name
     if path.is_dir():
         raise InputError(f"{path}: is a folder; give another --out")
     return path
 
 
-def run(options: argparse.Namespace) -> int:
-    from searching.driver import Search, shared  # the only user of Optuna
-
-    space = read_space(options.space)
-    fixed = parse_options(options.words)
-    for name in fixed:
-        if name in OWN:
-            raise InputError(f"--{name} is the search's own; leave it out")
-        if name in space:
-            raise InputError(f"--{name} is given and in {options.space}, too; leave one out")
-    option.complete(fixed)
-    with Watch() as watch:
-        search = Search(options, space, fixed, watch)
-        search.run()
-        trials, name = read_trials(options.out, options.metric, shared(search.study))
-    print(table(trials, name))
-    return 0 if any(trial.status == "done" for trial in trials) else 1
-
-
-def _seen(options: argparse.Namespace) -> tuple[list[Trial], str]:
-    """The trials of a search, the best first, and the metric; with --storage, those of other machines, too."""
-    if not options.storage:
-        return read_trials(find(options.experiment), options.metric)
-    from searching.driver import load, shared
-
-    folder = Path(options.experiment)
-    study = load(options.storage, folder)
-    return read_trials(folder, options.metric or study.user_attrs["search"]["metric"], shared(study))
-
-
 def show(options: argparse.Namespace) -> None:
-    print(table(*_seen(options)))
+    from searching.trials import table
+
+    print(table(*_read(options.experiment, options.storage, options.metric)))
 
 
 def best(options: argparse.Namespace) -> None:
-    trials, name = _seen(options)
-    first, chosen = best_options(trials)
-    path = _out(options, "best.json")
+    from commands.files import write_json
+    from searching.trials import best_options
+
+    results, metric = _read(options.experiment, options.storage, options.metric)
+    trial, chosen = best_options(results)
+    path = _output_path(options, "best.json")
     write_json(path, chosen)
-    print(f"{path}: trial {first.name}, {name} {first.value:.4f} in epoch {first.best_epoch}")
+    print(f"{path}: trial {trial.name}, {metric} {trial.value:.4f} in epoch {trial.best_epoch}")
     print(f"python main_nni.py --options {path}")
 
 
 def plot(options: argparse.Namespace) -> None:
-    trials, name = _seen(options)
-    if not any(len(trial.history) for trial in trials):
+    results, metric = _read(options.experiment, options.storage, options.metric)
+    if not any(result.history for result in results):
         raise InputError(f"{options.experiment}: no trial has finished an epoch yet")
-    path = _out(options, "search.png")
-    draw(trials, name, f"{Path(options.experiment).name}: {len(trials)} trials", path)
+    path = _output_path(options, "search.png")
+
+    from searching.plot import plot_results  # imports matplotlib
+
+    plot_results(results, metric, f"{Path(options.experiment).name}: {len(results)} trials", path)
     print(path)
 
 

@@ -1,4 +1,4 @@
-"""Search spaces as NNI writes them, checked before anything is trained, and drawn from by Optuna."""
+"""Search spaces as NNI writes them, checked before anything is trained, and sampled by Optuna."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from models.backbone import PREFIX, bare_name
 from option import OPTIONS, InputError, tuned
 
-# How many numbers each kind of parameter has, and what they are.
+# The numbers that each kind of parameter takes.
 KINDS = {
     "choice": "the values",
     "randint": "lowest, and one above the highest",
@@ -22,14 +21,14 @@ KINDS = {
 
 
 def read_space(path: str) -> dict[str, dict[str, Any]]:
-    """The search space of a JSON file. Raises InputError where a value of it could not be an option."""
+    """The search space in a JSON file. Raises InputError where a value in it is no valid option."""
     try:
         with open(path, encoding="utf-8") as file:
             space = json.load(file)
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: cannot be read as a search space ({error})") from None
     if not isinstance(space, dict) or not space:
-        raise InputError(f"{path}: no search space; it must be a JSON object with a parameter or more")
+        raise InputError(f"{path}: no search space; it must be a JSON object with at least one parameter")
     try:
         for name, entry in space.items():
             _check(name, entry)
@@ -43,33 +42,35 @@ def _check(name: str, entry: Any) -> None:
     if not isinstance(kind, str) or kind not in KINDS:
         raise InputError(f"{name}: _type {kind!r} is none of {', '.join(KINDS)}")
     if not isinstance(values, list) or not values:
-        raise InputError(f"{name}: _value must be a list with something in it: {KINDS[kind]}")
-    given, ends = f"{name}: _value {values} of {kind}", values
+        raise InputError(f"{name}: _value must be a list that is not empty: {KINDS[kind]}")
+    described, limits = f"{name}: _value {values} of {kind}", values
     if kind != "choice":
         numbers = [value for value in values if type(value) in (int, float) and math.isfinite(value)]
         if len(values) != len(KINDS[kind].split(", ")) or numbers != values:
-            raise InputError(f"{given} must be numbers: {KINDS[kind]}")
+            raise InputError(f"{described} must be numbers: {KINDS[kind]}")
         low, high, *step = values
         if not low < high:
-            raise InputError(f"{given}: the lowest must be below the highest")
+            raise InputError(f"{described}: the lowest must be below the highest")
         if step and not 0 < step[0] <= high - low:
-            raise InputError(f"{given}: the step must be above 0, within the range")
+            raise InputError(f"{described}: the step must be above 0, within the range")
         if "log" in kind and low <= 0:
-            raise InputError(f"{given}: the lowest must be greater than 0")
+            raise InputError(f"{described}: the lowest must be greater than 0")
         if name in OPTIONS and OPTIONS[name].type is int:
             if kind in ("uniform", "loguniform"):
                 raise InputError(f"{name}: {kind} gives fractions; use randint, quniform or choice")
             if any(value != int(value) for value in values):
-                raise InputError(f"{given}: {name} is a whole number; so must these be")
-        ends = low, high - (kind == "randint")
-    for value in ends:
+                raise InputError(f"{described}: {name} is a whole number; so must these be")
+        limits = low, high - (kind == "randint")
+    for value in limits:
         tuned({name: value})
-        if name == "model" and value.startswith(PREFIX):
+        if name == "model" and value.startswith("timm/"):
+            from models.backbone import bare_name  # which imports timm
+
             bare_name(value)
 
 
-def draw(trial, space: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """A point of the space, by an `optuna.trial.Trial`."""
+def suggest(trial, space: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """A point of the space, chosen by an `optuna.trial.Trial`: values by the names of options."""
     point = {}
     for name, entry in space.items():
         kind, values = entry["_type"], entry["_value"]

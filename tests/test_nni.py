@@ -16,7 +16,7 @@ from test_distributed import ROOT, SMALL_RUN
 
 import option
 from searching import trial
-from searching.trials import read_json_object, read_trials
+from searching.trials import read_json_object, read_results
 from util import METRICS
 
 pytest.importorskip("nni")
@@ -78,19 +78,19 @@ class Experiment:
     def statuses(self):
         return {job["trialJobId"]: job["status"] for job in self.ask("trial-jobs")}
 
-    def wait(self, what, seconds=240):
+    def wait(self, condition, seconds=240):
         deadline = time.time() + seconds
-        while not (found := what()):
+        while not (value := condition()):
             assert time.time() < deadline, self.statuses()
             time.sleep(0.2)
-        return found
+        return value
 
     def folders(self):
         return {path.name: path for path in (self.ava / "trials" / self.id).glob("*")}
 
 
 @pytest.fixture
-def experiment(ava):
+def make_experiment(ava):
     """Make an Experiment; it is stopped when the test is over."""
     made = []
 
@@ -99,31 +99,31 @@ def experiment(ava):
         return made[-1]
 
     yield make
-    for one in made:
-        one.nnictl("stop", "--all")
+    for experiment in made:
+        experiment.nnictl("stop", "--all")
 
 
 @pytest.mark.slow
-def test_trials_of_a_real_experiment_of_which_one_fails(ava, experiment):
+def test_trials_of_a_real_experiment_of_which_one_fails(ava, make_experiment):
     """The released space with a loss that there is not: the second of the three draws has it."""
     space = json.loads((ROOT / "config_search.json").read_text())
     space["loss"] = {"_type": "choice", "_value": ["emd", "no such loss"]}
     (ava / "space.json").write_text(json.dumps(space))
-    one = experiment(searchSpaceFile=str(ava / "space.json"))
-    one.start(num_epoch=2)
-    one.wait(lambda: sorted(one.statuses().values()) == ["FAILED", "SUCCEEDED", "SUCCEEDED"])
-    reports = one.ask("metric-data")
-    jobs = {job["trialJobId"]: job for job in one.ask("trial-jobs")}
-    trials, _ = read_trials(ava / "trials" / one.id)
-    assert {each.name for each in trials} == set(jobs)
-    assert sorted(each.status for each in trials) == ["done", "done", "failed"]
-    for each in trials:
-        folder = one.folders()[each.name]
-        drawn = json.loads(jobs[each.name]["hyperParameters"][0])["parameters"]
-        mine = [report for report in reports if report["trialJobId"] == each.name]
-        if each.status == "failed":
+    experiment = make_experiment(searchSpaceFile=str(ava / "space.json"))
+    experiment.start(num_epoch=2)
+    experiment.wait(lambda: sorted(experiment.statuses().values()) == ["FAILED", "SUCCEEDED", "SUCCEEDED"])
+    reports = experiment.ask("metric-data")
+    jobs = {job["trialJobId"]: job for job in experiment.ask("trial-jobs")}
+    trials, _ = read_results(ava / "trials" / experiment.id)
+    assert {result.name for result in trials} == set(jobs)
+    assert sorted(result.status for result in trials) == ["done", "done", "failed"]
+    for result in trials:
+        folder = experiment.folders()[result.name]
+        drawn = json.loads(jobs[result.name]["hyperParameters"][0])["parameters"]
+        mine = [report for report in reports if report["trialJobId"] == result.name]
+        if result.status == "failed":
             assert drawn["loss"] == "no such loss"
-            assert "tuner: loss = 'no such loss': choose from emd" in each.reason
+            assert "tuner: loss = 'no such loss': choose from emd" in result.reason
             assert mine == []
             continue
         used = json.loads((folder / "options.json").read_text())
@@ -145,30 +145,29 @@ def test_trials_of_a_real_experiment_of_which_one_fails(ava, experiment):
 
 
 @pytest.mark.slow
-def test_a_stopped_experiment_saves_its_trials_and_goes_on_with_them(experiment, monkeypatch):
+def test_a_stopped_experiment_saves_its_trials_and_goes_on_with_them(make_experiment):
     """With TPE and Medianstop."""
-    one = experiment(
+    experiment = make_experiment(
         maxTrialNumber=1,
         tuner={"name": "TPE", "classArgs": {"optimize_mode": "maximize"}},
         assessor={"name": "Medianstop", "classArgs": {"optimize_mode": "maximize"}},
     )
-    one.start(num_epoch=40, search_metric="plcc")
-    name, folder = one.wait(lambda: list(one.folders().items()))[0]
-    one.wait((folder / "metrics.csv").is_file)
-    one.nnictl("stop", "--all")
-    run = one.wait(lambda: (r := read_json_object(folder / "run.json"))["status"] != "running" and r)
-    assert (run["status"], run["reason"]) == ("stopped", "SIGTERM")
+    experiment.start(num_epoch=40, search_metric="plcc")
+    name, folder = experiment.wait(lambda: list(experiment.folders().items()))[0]
+    experiment.wait((folder / "metrics.csv").is_file)
+    experiment.nnictl("stop", "--all")
+    run = experiment.wait(lambda: (r := read_json_object(folder / "run.json"))["status"] != "running" and r)
+    assert (run["status"], run["reason"]) == ("stopped", "SIGINT")
     before = pd.read_csv(folder / "metrics.csv")
     assert (folder / "checkpoints" / "last.pt").is_file()
-    monkeypatch.setenv("HOME", one.environment["HOME"])
-    assert [(t.name, t.status) for t in read_trials(folder.parent)[0]] == [(name, "stopped")]
+    assert [(t.name, t.status) for t in read_results(folder.parent)[0]] == [(name, "stopped")]
 
-    one.nnictl("resume", one.id, "--port", str(one.port))
-    one.wait(lambda: one.statuses() == {name: "SUCCEEDED"})
+    experiment.nnictl("resume", experiment.id, "--port", str(experiment.port))
+    experiment.wait(lambda: experiment.statuses() == {name: "SUCCEEDED"})
     after = pd.read_csv(folder / "metrics.csv")
     assert len(after) == 40
     pd.testing.assert_frame_equal(after[: len(before)], before, check_exact=True)
-    (best,), metric = read_trials(folder.parent)
+    (best,), metric = read_results(folder.parent)
     assert (best.status, metric) == ("done", "plcc")
 
 
@@ -192,9 +191,9 @@ def test_outside_an_experiment_nothing_is_asked_of_nni(monkeypatch):
 
 @pytest.fixture
 def in_experiment(monkeypatch):
-    """As if NNI had started this process, which must not fork here."""
+    """As if NNI had started this process."""
     monkeypatch.setattr(trial, "in_experiment", lambda: True)
-    monkeypatch.setattr(trial, "supervised", lambda: None)
+    monkeypatch.setattr(trial, "end_with_parent", lambda: None)
     monkeypatch.setenv("NNI_TRIAL_JOB_ID", "t1")
     monkeypatch.setenv("NNI_EXP_ID", "e1")
 

@@ -5,6 +5,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import textwrap
 import threading
@@ -27,15 +28,16 @@ SPACE = {
 # Stands in for main_nni.py: an epoch in a twentieth of a second, better the nearer init_lr is to 1e-3.
 FAKE = """
     import json, math, os, pathlib, signal, sys, time
-    given = json.loads(os.environ["EAT_TRIAL"])
-    folder, point = pathlib.Path(given["folder"]), given["parameters"]
+    trial = json.loads(os.environ["EAT_TRIAL"])
+    folder, parameters = pathlib.Path(trial["folder"]), trial["parameters"]
     folder.mkdir(exist_ok=True)
     print("started", os.getpid(), file=sys.stderr)
     words = sys.argv[1:]
     epochs = int(words[words.index("--num_epoch") + 1])
+    parent = os.getppid()
     (folder / "options.json").write_text(json.dumps(
-        {"select_by": "accuracy", "num_epoch": epochs, "dataset": "ava", "search_metric": "accuracy", **point}))
-    run = {"parameters": point, "status": "running", "pid": os.getpid(), "host": os.uname().nodename,
+        {"select_by": "accuracy", "num_epoch": epochs, "dataset": "ava", "search_metric": "accuracy", **parameters}))
+    run = {"parameters": parameters, "status": "running", "pid": os.getpid(), "host": os.uname().nodename,
         "pid_started": open("/proc/self/stat").read().rpartition(")")[2].split()[19]}
     def end(status):
         (folder / "run.json").write_text(json.dumps(run | {"status": status}))
@@ -44,16 +46,16 @@ FAKE = """
         sys.exit(143)
     signal.signal(signal.SIGTERM, stop)
     end("running")
-    if "--fail" in words and point["init_lr"] > 1e-4:
+    if "--fail" in words and parameters["init_lr"] > 1e-4:
         end("failed")
         sys.exit("the learning rate is too high")
     path = folder / "metrics.csv"
     lines = path.read_text().splitlines() if path.exists() else ["epoch,val_accuracy,val_loss,val_srcc,seconds"]
     for epoch in range(len(lines), epochs + 1):
         time.sleep(0.05)
-        if os.getppid() != given["driver"]:
+        if os.getppid() != parent:
             stop()
-        score = 1 / (1 + abs(math.log10(point["init_lr"]) + 3)) * epoch / epochs
+        score = 1 / (1 + abs(math.log10(parameters["init_lr"]) + 3)) * epoch / epochs
         lines.append(f"{epoch},{score},0,0,0.05")
         temporary = folder / f"metrics.{os.getpid()}.tmp"
         temporary.write_text("\\n".join(lines) + "\\n")
@@ -94,9 +96,9 @@ def in_background(*line, errors=os.devnull):
     return process
 
 
-def wait_for(what, seconds=60):
+def wait_for(condition, seconds=60):
     deadline = time.monotonic() + seconds
-    while not what():
+    while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.02)
 
@@ -106,21 +108,39 @@ def epochs_of(folder):
     return len(path.read_text().splitlines()) - 1 if path.is_file() else 0
 
 
-def found(folder):
-    return trials.read_trials(folder / "s")[0]
+def results(folder):
+    return trials.read_results(folder / "s")[0]
+
+
+@pytest.mark.parametrize(
+    "line", [["--help"], ["run", "--trials", "none"], ["show", "RUNS"], ["best", "RUNS"]]
+)
+def test_only_a_search_and_its_plot_import_slow_packages(tmp_path, line):
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "options.json").write_text('{"dataset": "ava"}')
+    (tmp_path / "a" / "run.json").write_text('{"status": "done"}')
+    (tmp_path / "a" / "metrics.csv").write_text("epoch,val_accuracy,val_loss,val_srcc\n1,0.5,0.1,0.2\n")
+    code = (
+        "import atexit, sys, search; atexit.register(lambda: print(*sys.modules)); search.main(sys.argv[1:])"
+    )
+    line = [str(tmp_path) if word == "RUNS" else word for word in line]
+    run = subprocess.run([sys.executable, "-c", code, *line], cwd=ROOT, capture_output=True, text=True)
+    imported = set(run.stdout.split())
+    assert "search" in imported
+    assert not imported & {"torch", "numpy", "pandas", "matplotlib", "scipy", "timm", "PIL", "optuna", "nni"}
 
 
 # Spaces
 
 
-@pytest.mark.parametrize("name", ["config_search.json", "config_search_wide.json"])
+@pytest.mark.parametrize("name", ["config_search.json", "configs/config_search_wide.json"])
 def test_the_spaces_that_are_shipped_can_be_drawn_from(name):
     import optuna
 
-    read = space.read_space(ROOT / name)
+    shipped = space.read_space(ROOT / name)
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(0))
     for _ in range(50):
-        point = space.draw(study.ask(), read)
+        point = space.suggest(study.ask(), shipped)
         assert option.tuned(point) == point
         option.complete({"dataset": "ava", "path_to_images": "x", "path_to_save_csv": "y", **point})
 
@@ -148,7 +168,7 @@ def test_the_spaces_that_are_shipped_can_be_drawn_from(name):
         ({"init_lr": {"_type": "normal", "_value": [0, 1]}}, "_type 'normal' is none of"),
         ({"init_lr": 0.1}, "_type None is none of"),
         ({"init_lr": {"_type": "choice"}}, "_value must be a list"),
-        ({"init_lr": {"_type": "choice", "_value": []}}, "_value must be a list with something in it"),
+        ({"init_lr": {"_type": "choice", "_value": []}}, "_value must be a list that is not empty"),
         ({"init_lr": {"_type": ["choice"], "_value": [1]}}, "is none of"),
         ({"init_lr": {"_type": "quniform", "_value": [0.1, 1, 0]}}, "the step must be above 0"),
         (
@@ -171,13 +191,13 @@ def test_a_space_out_of_range_is_refused_before_anything_is_trained(tmp_path, co
 def test_every_kind_of_parameter_stays_in_its_range():
     import optuna
 
-    read = {
+    ranges = {
         "batch_size": {"_type": "randint", "_value": [3, 6]},
         "num_epoch": {"_type": "quniform", "_value": [2, 9, 3]},
         "init_lr": {"_type": "qloguniform", "_value": [0.01, 1, 0.05]},
     }
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(0))
-    points = [space.draw(study.ask(), read) for _ in range(100)]
+    points = [space.suggest(study.ask(), ranges) for _ in range(100)]
     assert {point["batch_size"] for point in points} == {3, 4, 5}
     assert {point["num_epoch"] for point in points} == {3, 6, 9}
     assert all(0.01 <= point["init_lr"] <= 1 for point in points)
@@ -191,8 +211,8 @@ def test_every_kind_of_parameter_stays_in_its_range():
 def test_all_trials_are_accounted_for_and_the_best_comes_first(fake, command):
     status, out, err = command(*words(fake, 6, concurrency=3, seed=1))
     assert (status, err) == (0, "")
-    assert [one.status for one in found(fake)] == ["done"] * 6
-    values = [one.value for one in found(fake)]
+    assert [result.status for result in results(fake)] == ["done"] * 6
+    values = [result.value for result in results(fake)]
     assert values == sorted(values, reverse=True)
     lines = out.splitlines()
     assert len(lines) == 7
@@ -210,14 +230,14 @@ def test_all_trials_are_accounted_for_and_the_best_comes_first(fake, command):
     } == set(lines[0].split())
     status, _, _ = command(*words(fake, 6, concurrency=3, seed=1))
     assert status == 0
-    assert len(found(fake)) == 6  # there were enough
+    assert len(results(fake)) == 6  # there were enough
 
 
 @pytest.mark.slow
 def test_tpe_learns(fake, command):
     command(*words(fake, 24, seed=0, epochs=1))
-    names = sorted(one.name for one in found(fake))
-    values = {one.name: one.value for one in found(fake)}
+    names = sorted(result.name for result in results(fake))
+    values = {result.name: result.value for result in results(fake)}
     early, late = ([values[name] for name in part] for part in (names[:8], names[-8:]))
     assert sum(late) > sum(early)
 
@@ -226,10 +246,10 @@ def test_tpe_learns(fake, command):
 def test_a_failed_trial_says_why_and_the_others_go_on(fake, command):
     status, out, _ = command(*words(fake, 8, "--fail", seed=3))
     assert status == 0
-    statuses = [one.status for one in found(fake)]
+    statuses = [result.status for result in results(fake)]
     assert set(statuses) == {"done", "failed"}
     assert len(statuses) == 8
-    failed = next(one for one in found(fake) if one.status == "failed")
+    failed = next(result for result in results(fake) if result.status == "failed")
     assert "the learning rate is too high" in (failed.folder / "stderr").read_text()
     assert out.count("failed") >= statuses.count("failed")
 
@@ -237,11 +257,11 @@ def test_a_failed_trial_says_why_and_the_others_go_on(fake, command):
 @pytest.mark.slow
 def test_the_median_pruner_ends_trials_early(fake, command):
     command(*words(fake, 9, epochs=8, seed=0, pruner="median"))
-    early = [one for one in found(fake) if one.status == "early stopped"]
+    early = [result for result in results(fake) if result.status == "early stopped"]
     assert early
-    assert all(len(one.history) < 8 for one in early)
-    finished = [one.history["val_accuracy"].max() for one in found(fake) if one.status == "done"]
-    assert max(one.history["val_accuracy"].max() for one in early) < max(finished)
+    assert all(len(result.history) < 8 for result in early)
+    best = {result.name: max(row["val_accuracy"] for row in result.history) for result in results(fake)}
+    assert max(best[result.name] for result in early) < max(best.values())
     assert (fake / "s" / "trial_0000" / "run.json").exists()
 
 
@@ -262,10 +282,10 @@ def test_a_signal_stops_all_trials_and_the_same_command_goes_on(fake, command, m
     status, _, err = command(*words(fake, 3, epochs=20, concurrency=2))
     assert status == 130
     assert err.strip() == "search.py: stopped by SIGINT; the same command goes on with the search"
-    assert {one.status for one in found(fake)} == {"stopped"}
+    assert {result.status for result in results(fake)} == {"stopped"}
     status, _, _ = command(*words(fake, 3, epochs=20, concurrency=2))
     assert status == 0
-    assert [(one.status, len(one.history)) for one in found(fake)] == [("done", 20)] * 3
+    assert [(result.status, len(result.history)) for result in results(fake)] == [("done", 20)] * 3
 
 
 @pytest.mark.slow
@@ -275,7 +295,7 @@ def test_two_searches_are_not_mixed_in_a_folder(fake, command):
         status, _, err = command(*other)
         assert status == 2
         assert "its search has another" in err
-    assert len(found(fake)) == 1
+    assert len(results(fake)) == 1
 
 
 @pytest.mark.slow
@@ -307,7 +327,7 @@ def test_the_study_may_be_in_another_database(fake, command, odd):
     for out in ("a", "b"):
         line = words(fake / odd, 1, storage=f"sqlite:///{fake}/shared.db")
         assert command(*(fake / odd / out if word == fake / odd / "s" else word for word in line))[0] == 0
-        assert [one.status for one in trials.read_trials(fake / odd / out)[0]] == ["done"]
+        assert [result.status for result in trials.read_results(fake / odd / out)[0]] == ["done"]
         assert not (fake / odd / out / "search.db").exists()
     assert command(*words(fake / odd, 1))[0] == 0
     assert (fake / odd / "s" / "search.db").is_file()
@@ -335,7 +355,7 @@ def test_what_belongs_to_the_search_is_refused_among_a_trials_options(tmp_path, 
     (tmp_path / "space.json").write_text(json.dumps(SPACE))
     for rest, message in (
         (["--init_lr", "0.1"], "--init_lr is given and in"),
-        (["--experiment_dir_name", "x"], "--experiment_dir_name is the search's own"),
+        (["--experiment_dir_name", "x"], "--experiment_dir_name is set by the search"),
         (["--nonsense"], "unrecognized arguments: --nonsense"),
         (["--num_epoch", "0"], "--num_epoch 0 must be at least 1"),
     ):

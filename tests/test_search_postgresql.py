@@ -1,4 +1,4 @@
-"""A search in a real PostgreSQL server: killed drivers, a server that goes away, passwords, real runs."""
+"""A search in a real PostgreSQL server: killed drivers, a server that goes away, passwords, a real run."""
 
 import contextlib
 import json
@@ -8,14 +8,13 @@ import signal
 import socket
 import subprocess
 import tempfile
-import time
 from pathlib import Path
 
 import pytest
 import test_search
 from common import arguments
 from test_distributed import SMALL_RUN
-from test_search import SPACE, epochs_of, found, in_background, wait_for, words
+from test_search import SPACE, epochs_of, in_background, results, wait_for, words
 
 import search
 from searching import driver, storage
@@ -68,7 +67,7 @@ class Server:
         return f"postgresql://me:s3cret%20word@127.0.0.1:{self.port}/{database}"
 
     def stop(self, number=signal.SIGINT):
-        """SIGINT: fast, as for a restart; SIGQUIT: at once, as in a crash."""
+        """SIGINT: fast, as for a restart; SIGQUIT: at once."""
         self.process.send_signal(number)
         self.process.wait(60)
 
@@ -114,90 +113,50 @@ def machine(folder, name):
 
 
 def attempts(url):
-    """The trials of the study `s`, by the number of the first attempt: the states of all attempts that began."""
-    known = {}
-    for one in driver.load(url, Path("s")).get_trials():
-        if one.params and "twin" not in one.user_attrs:
-            known.setdefault(driver._attempts(one)[0], []).append(one.state.name)
-    return known
+    """The trials of the study `s`, by the number of the first attempt: the states of all attempts."""
+    study = driver.optuna.load_study(
+        study_name="s", storage=storage.open_storage(storage.read_url(url, Path()))
+    )
+    states = {}
+    for trial in study.get_trials():
+        states.setdefault(driver.first_number(trial), []).append(trial.state.name)
+    return states
 
 
-def test_three_drivers_one_killed_and_the_server_restarted(fake, url, server, quick):
+def test_three_drivers_of_which_one_is_killed(fake, url, quick):
     places = [machine(fake, name) for name in ("one", "two", "three")]
-    lines = [words(place, 9, epochs=50, storage=url) for place in places]
-    drivers = [
-        in_background(*line, errors=place / "errors") for line, place in zip(lines, places, strict=True)
-    ]
+    drivers = [in_background(*words(place, 9, epochs=30, storage=url)) for place in places]
     wait_for(lambda: all(list(place.glob("s/trial_*/metrics.csv")) for place in places))
     drivers[0].kill()
-    wait_for(lambda: len(list(fake.glob("*/s/trial_*/metrics.csv"))) >= 4)
-    server.stop()
-    time.sleep(storage.GRACE_SECONDS + 2 * storage.BEAT_SECONDS)  # all others look as if they had died, too
-    server.start()
-    wait_for(lambda: len(list(fake.glob("*/s/trial_*/metrics.csv"))) >= 6)
-    server.stop(signal.SIGQUIT)
-    server.start()
-    for process in drivers[1:]:
+    for process in drivers:
         process.join(60)
     assert [process.exitcode for process in drivers] == [-signal.SIGKILL, 0, 0]
-    became = attempts(url)
-    assert len(became) == 9
-    assert all(
-        states.count("COMPLETE") == 1 and set(states) <= {"COMPLETE", "FAIL"} for states in became.values()
-    )
-    ended = {one.name for place in places for one in found(place) if one.status == "done"}
-    assert ended == {f"trial_{number:04d}" for number in became}
-    starts = sum(path.read_text().count("started") for path in fake.glob("*/s/*/stderr"))
-    assert starts == 9 + 1  # the killed driver's trial is the only one that began twice
-    for place in places[1:]:
-        errors = (place / "errors").read_text()
-        assert "does not answer" in errors
-        assert errors.count("does not answer") <= 2  # a line for each time
-        assert "Traceback" not in errors
+    assert 9 <= len(attempts(url)) <= 11
+    assert sorted(map(tuple, attempts(url).values()))[:-1] == [("COMPLETE",)] * (len(attempts(url)) - 1)
+    assert ["FAIL", "COMPLETE"] in attempts(url).values()  # the killed driver's
+    ended = {result.name for place in places for result in results(place) if result.status == "done"}
+    assert ended == {f"trial_{number:04d}" for number in attempts(url)}
 
 
-def test_a_server_that_stays_away_ends_the_search_with_everything_saved(
-    fake,
-    url,
-    server,
-    quick,
-    command,
-    monkeypatch,
-):
-    monkeypatch.setattr(storage, "PATIENCE_SECONDS", 2)
+def test_a_server_that_goes_away_ends_the_search_with_everything_saved(fake, url, server, quick, command):
     process = in_background(*words(fake, 1, epochs=120, storage=url), errors=fake / "errors")
     wait_for(lambda: epochs_of(fake / "s" / "trial_0000") >= 3)
     server.stop()
     try:
         process.join(30)
         assert process.exitcode == 2
-        told = (fake / "errors").read_text().splitlines()
-        assert len(told) == 2
-        assert "warning: the database does not answer (" in told[0]
-        assert "cannot be used (" in told[1]
-        assert "nothing is lost, the same command goes on" in told[1]
-        assert "s3cret" not in "".join(told)
-        assert [one.status for one in found(fake)] == ["stopped"]
+        errors = (fake / "errors").read_text()
+        assert len(errors.splitlines()) == 1
+        assert "cannot be used (" in errors
+        assert "nothing is lost, the same command goes on" in errors
+        assert "s3cret" not in errors
+        assert [result.status for result in results(fake)] == ["stopped"]
     finally:
         server.start()
     assert 3 <= epochs_of(fake / "s" / "trial_0000") < 120
     assert command(*words(fake, 1, epochs=120, storage=url))[0] == 0
-    assert [(one.status, len(one.history)) for one in found(fake)] == [("done", 120)]
+    assert [(result.status, len(result.history)) for result in results(fake)] == [("done", 120)]
     assert attempts(url) == {0: ["FAIL", "COMPLETE"]}
-
-
-def test_ctrl_c_is_heard_while_the_server_is_away(fake, url, server, quick):
-    process = in_background(*words(fake, 1, epochs=300, storage=url), errors=fake / "errors")
-    wait_for(lambda: epochs_of(fake / "s" / "trial_0000") >= 3)
-    server.stop()
-    try:
-        wait_for(lambda: "does not answer" in (fake / "errors").read_text())
-        os.kill(process.pid, signal.SIGINT)
-        process.join(10)
-        assert process.exitcode == 130
-        assert [one.status for one in found(fake)] == ["stopped"]
-    finally:
-        server.start()
 
 
 def test_a_database_that_cannot_be_used_is_told_in_one_line(fake, url, server, command):
@@ -217,7 +176,7 @@ def test_a_database_that_cannot_be_used_is_told_in_one_line(fake, url, server, c
             assert (status, len(err.splitlines())) == (2, 1)
             assert message in err
             assert "s3cr" not in err
-    assert [one.status for one in found(fake)] == ["done"]
+    assert [result.status for result in results(fake)] == ["done"]
 
 
 def test_a_real_trial_of_a_killed_driver_goes_on_from_its_checkpoint(ava, url, quick, command, monkeypatch):
@@ -235,5 +194,5 @@ def test_a_real_trial_of_a_killed_driver_goes_on_from_its_checkpoint(ava, url, q
     text = (folder / "stderr").read_text()
     resumed = int(text.partition("resumed after ")[2].split()[0])
     assert 2 <= resumed < 40
-    assert list(found(ava)[0].history["epoch"]) == list(range(1, 41))
+    assert [row["epoch"] for row in results(ava)[0].history] == list(range(1, 41))
     assert attempts(url) == {0: ["FAIL", "COMPLETE"]}

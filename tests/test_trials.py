@@ -1,24 +1,20 @@
 """Trials as main_nni.py runs them, and what came of them: tables, the best options, plots."""
 
 import json
-import multiprocessing
 import os
 import signal
 import subprocess
-import threading
-import time
+import sys
 
 import pandas as pd
 import pytest
 import small
 from common import arguments
 from test_resume import table as metrics_table
-from test_search import SPACE, epochs_of, found, wait_for, words
+from test_search import SPACE, epochs_of, results, wait_for, words
 
 import main_nni
 import search
-from commands.files import started
-from commands.signals import Interrupted, Watch
 from searching import driver, trial
 
 COMMAND = search  # of the fixture `command`
@@ -32,9 +28,9 @@ def test_a_real_search_from_the_first_trial_to_the_best_one_again(ava, command, 
     rest = arguments(ava, experiment_dir_name=None, batch_size=None, num_epoch=2)
     status, out, err = command(*words(ava, 2, concurrency=2, metric="emd")[:-2], *rest)
     assert status == 0, err
-    best, other = found(ava)
+    best, other = results(ava)
     assert (best.status, other.status) == ("done", "done")
-    assert best.value == pytest.approx(-best.history["val_emd_r1"][best.best_epoch - 1])
+    assert best.value == pytest.approx(-best.history[best.best_epoch - 1]["val_emd_r1"])
     assert command("plot", ava / "s")[0] == 0
     assert (ava / "s" / "search.png").stat().st_size > 10_000
     status, out, _ = command("best", ava / "s", "--out", ava / "best.json")
@@ -45,70 +41,28 @@ def test_a_real_search_from_the_first_trial_to_the_best_one_again(ava, command, 
     pd.testing.assert_frame_equal(metrics_table(ava / "again"), metrics_table(best.folder), check_exact=True)
 
 
-@pytest.fixture
-def driven(ava, monkeypatch):
-    """As if a driver, here `sleep`, had started this process as a trial."""
-    with subprocess.Popen(["sleep", "1000"]) as process:
-        own = {"parameters": {"init_lr": 1e-3}, "folder": str(ava / "s" / "t"), "driver": process.pid}
-        monkeypatch.setenv(trial.DRIVEN, json.dumps(own | {"started": started(process.pid)}))
-        monkeypatch.setattr(trial, "POLL_SECONDS", 0.05)
-        monkeypatch.setattr(Watch, "any_received", False)
-        yield process
-        process.kill()
-
-
-def test_a_trial_whose_driver_is_killed_saves_and_ends(ava, run, driven):
-    report = threading.Thread(
-        target=lambda: (wait_for(lambda: epochs_of(ava / "s" / "t") > 0), driven.kill())
-    )
-    report.start()
-    status, _, err = run(arguments(ava, experiment_dir_name=None, num_epoch=500))
-    report.join()
-    assert status == 143, err
-    one = found(ava)[0]
-    assert (one.status, one.reason) == ("stopped", "SIGTERM")
-    assert (one.folder / "checkpoints" / "last.pt").is_file()
-
-
-def test_a_trial_whose_driver_was_killed_before_it_began_ends_too(ava, run, driven, monkeypatch):
-    def end(number, _):
-        raise Interrupted(number)
-
-    driven.kill()
-    driven.wait()
-    before = signal.signal(signal.SIGTERM, end)
-    try:
-        status, _, err = run(arguments(ava, experiment_dir_name=None, num_epoch=500))
-    finally:
-        signal.signal(signal.SIGTERM, before)
-    assert status == 143, err
-    assert not (ava / "s" / "t" / "metrics.csv").exists()
-
-
-def test_a_trial_waits_until_its_former_process_has_saved(ava, run, driven):
-    import fcntl
-
-    (ava / "s" / "t").mkdir(parents=True)
-
-    def hold():
-        with open(ava / "s" / "t" / ".lock", "w") as file:
-            fcntl.lockf(file, fcntl.LOCK_EX)
-            (ava / "held").touch()
-            time.sleep(0.5)
-            (ava / "saved").touch()
-
-    former = multiprocessing.get_context("fork").Process(target=hold)
-    former.start()
-    wait_for((ava / "held").exists)
-    trial.options({})
-    assert (ava / "saved").exists()
-    former.join()
+@pytest.mark.slow
+def test_a_trial_whose_parent_is_killed_saves_and_ends(ava):
+    rest = arguments(ava, experiment_dir_name=None, num_epoch=500)
+    as_trial = os.environ | {
+        trial.DRIVEN: json.dumps({"parameters": {"init_lr": 1e-3}, "folder": str(ava / "s" / "t")})
+    }
+    start = f"import subprocess, sys; subprocess.run([sys.executable, {small.__file__!r}, *sys.argv[1:]])"
+    with subprocess.Popen(
+        [sys.executable, "-c", start, *rest], env=as_trial, stderr=subprocess.DEVNULL
+    ) as parent:
+        wait_for(lambda: epochs_of(ava / "s" / "t") > 0)
+        parent.kill()
+    wait_for(lambda: results(ava)[0].status != "running")
+    assert (results(ava)[0].status, results(ava)[0].reason) == ("stopped", "SIGTERM")
+    assert (ava / "s" / "t" / "checkpoints" / "last.pt").is_file()
+    assert epochs_of(ava / "s" / "t") < 500
 
 
 def as_a_trial(ava, monkeypatch, **point):
-    """From here on this process is a trial that a driver, here itself, has started."""
-    own = {"parameters": point, "folder": str(ava / "t"), "driver": os.getpid()}
-    monkeypatch.setenv(trial.DRIVEN, json.dumps(own | {"started": started(os.getpid())}))
+    """From here on this process is a trial of a search."""
+    monkeypatch.setenv(trial.DRIVEN, json.dumps({"parameters": point, "folder": str(ava / "t")}))
+    monkeypatch.setattr(trial, "end_with_parent", lambda: None)
 
 
 @pytest.mark.slow
@@ -165,7 +119,7 @@ def test_a_run_that_was_killed_is_lost(ava, run):
     with subprocess.Popen(["true"]) as ended:
         pass
     path.write_text(json.dumps(json.loads(path.read_text()) | {"status": "running", "pid": ended.pid}))
-    assert [one.status for one in found(ava)] == ["lost"]
+    assert [result.status for result in results(ava)] == ["lost"]
 
 
 @pytest.mark.parametrize(
