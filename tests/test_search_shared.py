@@ -39,13 +39,13 @@ def test_a_driver_that_is_killed_goes_on_with_the_same_trials(fake, command, mon
 @pytest.mark.slow
 def test_a_trial_of_a_driver_that_lives_is_left_to_it(fake, command, monkeypatch):
     monkeypatch.setattr(storage, "BEAT_SECONDS", 1)
-    monkeypatch.setattr(storage, "GRACE_SECONDS", 2)
-    process = in_background(*words(fake, 1, epochs=75))
+    monkeypatch.setattr(storage, "GRACE_SECONDS", 5)
+    process = in_background(*words(fake, 1, epochs=150))
     wait_for(lambda: epochs_of(fake / "s" / "trial_0000"))
-    assert command(*words(fake, 1, epochs=75))[0] in (0, 1)  # waits for a while, then leaves it alone
+    assert command(*words(fake, 1, epochs=150))[0] in (0, 1)  # waits for a while, then leaves it alone
     process.join()
     assert process.exitcode == 0
-    assert [(result.status, len(result.history)) for result in results(fake)] == [("done", 75)]
+    assert [(result.status, len(result.history)) for result in results(fake)] == [("done", 150)]
     assert (fake / "s" / "trial_0000" / "stderr").read_text().count("started") == 1
 
 

@@ -191,4 +191,9 @@ def test_emd_is_no_metric_of_single_scores(scored, run):
 
 def test_undefined_correlations_are_the_worst():
     row = {"val_srcc": float("nan"), "val_plcc": 0.5, "val_accuracy": 0.7, "val_emd_r1": 0.2, "val_loss": 1.0}
-    assert [trial.metric(row, name) for name in ("srcc", "plcc", "accuracy", "emd")] == [-1.0, 0.5, 0.7, -0.2]
+    assert [trial.read_metric(row, name) for name in ("srcc", "plcc", "accuracy", "emd")] == [
+        -1.0,
+        0.5,
+        0.7,
+        -0.2,
+    ]
