@@ -114,7 +114,7 @@ def check(options: argparse.Namespace) -> None:
     missing = [name for name in PACKAGES.get(options.to, ()) if importlib.util.find_spec(name) is None]
     if missing:
         raise InputError(
-            f"--to {options.to} needs {', '.join(missing)}: pip install -r requirements-export.txt"
+            f"--to {options.to} needs {', '.join(missing)}: pip install -r requirements/export.txt"
         )
 
 

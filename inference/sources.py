@@ -153,7 +153,7 @@ def _without_braces(path: str) -> Iterable[str]:
 def _need_webdataset() -> None:
     """Raises InputError where it is not installed."""
     if importlib.util.find_spec("webdataset") is None:
-        raise InputError("shards (.tar) need webdataset: pip install -r requirements-scale.txt")
+        raise InputError("shards (.tar) need webdataset: pip install -r requirements/scale.txt")
 
 
 def _place(path: str) -> tuple[list[str], str]:

@@ -21,7 +21,7 @@ from option import InputError
 
 BEAT_SECONDS = 5  # between two signs of life of a trial's process
 GRACE_SECONDS = 30  # without a sign of life, until another process retries the trial
-DRIVERS = {"postgresql": "postgresql+psycopg", "mysql": "mysql+pymysql"}  # of requirements-search.txt
+DRIVERS = {"postgresql": "postgresql+psycopg", "mysql": "mysql+pymysql"}  # of requirements/search.txt
 
 
 def queue_again(study: optuna.Study, trial: FrozenTrial) -> None:
@@ -91,7 +91,7 @@ def database_errors(url: URL, remedy: str) -> Iterator[None]:
         yield
     except ImportError as error:
         missing = error.__cause__ or error
-        raise InputError(f"{hide_password(url)}: {missing}; pip install -r requirements-search.txt") from None
+        raise InputError(f"{hide_password(url)}: {missing}; pip install -r requirements/search.txt") from None
     except UpdateFinishedTrialError:
         reason = f"no heartbeat for {GRACE_SECONDS} s, so another process took over a trial of this one"
         raise InputError(f"{hide_password(url)}: {reason}; the same command goes on") from None

@@ -18,8 +18,8 @@ from exporting.about import describe, preprocess
 from inference.trained import Trained, load_trained
 
 COMMAND = export
-onnx = pytest.importorskip("onnx", reason="requirements-export.txt")
-pytest.importorskip("onnxruntime", reason="requirements-export.txt")
+onnx = pytest.importorskip("onnx", reason="requirements/export.txt")
+pytest.importorskip("onnxruntime", reason="requirements/export.txt")
 
 
 def expected(path, files):
@@ -329,7 +329,7 @@ def test_packages_that_are_missing_are_named(command, made, tmp_path, monkeypatc
     monkeypatch.setattr(export, "PACKAGES", {"onnx": ("onnx", "no_such_package")})
     status, _, err = command("--weights", made["votes"], "--to", "onnx", "--out", tmp_path / "a.onnx")
     assert status == 2
-    assert "--to onnx needs no_such_package: pip install -r requirements-export.txt" in err
+    assert "--to onnx needs no_such_package: pip install -r requirements/export.txt" in err
 
 
 @pytest.mark.slow

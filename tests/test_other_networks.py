@@ -267,7 +267,7 @@ def test_a_bare_file_needs_the_networks_name(tmp_path):
 @pytest.mark.slow
 def test_exports_are_equal_to_the_network_and_say_its_input(tmp_path, trained, command_of, name, form):
     if form == "onnx":
-        pytest.importorskip("onnxruntime", reason="requirements-export.txt")
+        pytest.importorskip("onnxruntime", reason="requirements/export.txt")
     out = tmp_path / f"x{export.ENDINGS[form]}"
     weights = trained(model=name, **LEARN)["files"]["best"]
     status, said, err = command_of(export, "--weights", weights, "--to", form, "--out", out)

@@ -30,7 +30,7 @@ ROOT = Path(__file__).parent.parent
 @pytest.fixture
 def web(tmp_path):
     """A folder with three shards of five pictures, one of them damaged, and two pictures beside them."""
-    pytest.importorskip("webdataset", reason="requirements-scale.txt")
+    pytest.importorskip("webdataset", reason="requirements/scale.txt")
     for number in range(3):
         make_shard(tmp_path / "web" / f"s-{number}.tar", five(5 * number))
     bad = tmp_path / "web" / "s-1.tar"
@@ -226,7 +226,7 @@ def test_all_processes_refuse_together(web, tmp_path, weights):
 @pytest.mark.slow
 @pytest.mark.usefixtures("nano")
 def test_after_a_kill_of_all_processes_another_number_goes_on_to_exactly_one_row_each(tmp_path, weights):
-    pytest.importorskip("webdataset", reason="requirements-scale.txt")
+    pytest.importorskip("webdataset", reason="requirements/scale.txt")
     for number in range(24):
         make_shard(tmp_path / "web" / f"{number:03d}.tar", five(5 * number))
     out = tmp_path / "scores.parquet"

@@ -20,7 +20,7 @@ import predict
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="no ray: requirements-scale.txt"),
+    pytest.mark.skipif(importlib.util.find_spec("ray") is None, reason="no ray: requirements/scale.txt"),
     pytest.mark.usefixtures("nano"),
 ]
 COMMAND = predict

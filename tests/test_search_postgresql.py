@@ -82,7 +82,7 @@ class Server:
 
 @pytest.fixture(scope="module")
 def server():
-    pytest.importorskip("psycopg", reason="psycopg is not installed: pip install -r requirements-search.txt")
+    pytest.importorskip("psycopg", reason="psycopg is not installed: pip install -r requirements/search.txt")
     programs = sorted(Path("/usr/lib/postgresql").glob("*/bin/initdb"))
     if not programs or not shutil.which("setpriv"):
         pytest.skip("PostgreSQL's server (Debian: postgresql) or setpriv is not installed")

@@ -1,4 +1,4 @@
-"""Drivers that share a search: killed ones, too many, machines that share nothing but the database."""
+"""Processes and machines that share a search; some of them are killed."""
 
 import json
 import os
@@ -187,5 +187,5 @@ def test_a_driver_that_is_not_installed_is_told(fake, command, monkeypatch, serv
     monkeypatch.setitem(sys.modules, package, None)
     status, _, err = command(*words(fake, 1, storage=f"{server}://me:secret@host/db"))
     assert (status, len(err.splitlines())) == (2, 1)
-    assert "pip install -r requirements-search.txt" in err
+    assert "pip install -r requirements/search.txt" in err
     assert "secret" not in err

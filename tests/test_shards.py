@@ -27,7 +27,7 @@ CPU = ("--gpu_id", "cpu", "--num_workers", 0)
 @pytest.fixture
 def shards():
     """The module that reads them; they are read by an optional package."""
-    pytest.importorskip("webdataset", reason="requirements-scale.txt")
+    pytest.importorskip("webdataset", reason="requirements/scale.txt")
     from inference import shards
 
     return shards
@@ -83,7 +83,7 @@ def test_scores_of_a_shard_are_those_of_its_files(shards, tmp_path, weights, com
 
 
 def test_shards_are_found_by_patterns_globs_and_lists(tmp_path, monkeypatch):
-    pytest.importorskip("webdataset", reason="requirements-scale.txt")
+    pytest.importorskip("webdataset", reason="requirements/scale.txt")
     monkeypatch.chdir(tmp_path)
     for name in ("a-0.tar", "a-1.tar", "b/c.tar.gz", "d.TGZ"):
         make_shard(tmp_path / name, [])
@@ -110,7 +110,7 @@ def test_without_webdataset_a_shard_is_refused_in_a_line_and_all_else_works(
     for path in ("s.tar", "s-{0..3}.tar"):
         status, _, err = command(tmp_path / path, "--weights", weights, *CPU)
         assert status == 2
-        assert err.endswith("shards (.tar) need webdataset: pip install -r requirements-scale.txt\n")
+        assert err.endswith("shards (.tar) need webdataset: pip install -r requirements/scale.txt\n")
     assert command(album, "--weights", weights, "--out", f"{tmp_path}/parts/", *CPU)[0] == 0
 
 
