@@ -165,8 +165,8 @@ def test_a_trial_whose_checkpoint_is_on_another_machine_starts_over_and_says_so(
 @pytest.mark.slow
 def test_machines_may_have_their_data_in_other_places(fake, command, monkeypatch):
     for place, limit, wanted in (("/a", 3, 0), ("/b", 3, 0), ("/b", 4, 2)):
-        given = {"dataset": "demo", "path_to_images": place, "path_to_save_csv": place, "limit": limit}
-        monkeypatch.setattr(search, "parse_options", lambda _, given=given: given)
+        options = {"dataset": "demo", "path_to_images": place, "path_to_save_csv": place, "limit": limit}
+        monkeypatch.setattr(search, "parse_options", lambda _, options=options: options)
         assert command(*words(fake, 1))[0] == wanted
 
 
