@@ -9,8 +9,12 @@ from pathlib import Path
 
 import option
 from commands.errors import guarded
+from commands.files import write_json
 from commands.parser import parse_options, with_commands
+from commands.signals import Watch
 from option import InputError, Option
+from searching.space import read_space
+from searching.trials import TrialResult, best_options, find_folder, format_table, read_results
 
 METRICS = option.OPTIONS["search_metric"].choices
 # Options of main_nni.py that a search sets itself.
@@ -18,21 +22,21 @@ SEARCH_SETS = ("experiment_dir_name", "search_metric", "resume", "overwrite", "e
 
 # fmt: off
 SHOWN = (
-    Option("experiment", str, None, "a folder of runs, or the id of an NNI experiment under runs/nni; live or finished", metavar="EXPERIMENT", positional=True),
+    Option("experiment", str, None, "folder of runs, or id of an NNI experiment under runs/nni; live or finished", metavar="EXPERIMENT", positional=True),
     Option("metric", str, None, "sort by this (default: what the search maximised)", choices=METRICS),
-    Option("storage", str, None, "the database of the search, for its trials on other machines", metavar="URL"),
+    Option("storage", str, None, "database of a shared search; shows the trials of all machines", metavar="URL"),
 )
 COMMANDS = {
     "run": ("search without NNI, by Optuna (TPE); opens no port; the same command goes on after a kill, and may run several times at once", {"": (
         Option("space", str, "config_search.json", "the search space, as NNI writes it", metavar="FILE"),
-        Option("trials", int, None, "how many trials there are to be in all", low=1, required=True),
-        Option("out", Path, None, "where the trials and the study go", metavar="FOLDER", required=True),
-        Option("storage", str, None, "a database for the study, which machines may share, as postgresql://USER:PASSWORD@HOST/DATABASE or mysql://... (default: search.db in --out)", metavar="URL"),
+        Option("trials", int, None, "number of trials in all", low=1, required=True),
+        Option("out", Path, None, "folder of the trials and of the study", metavar="FOLDER", required=True),
+        Option("storage", str, None, "database of the study, which several machines may share: postgresql://USER:PASSWORD@HOST/DATABASE or mysql://... (default: search.db in --out)", metavar="URL"),
         Option("concurrency", int, 1, "trials at a time", low=1),
         Option("metric", str, "accuracy", "what to maximise (default: accuracy, as released)", choices=METRICS),
-        Option("pruner", str, "none", "end trials early that are below the median", choices=("none", "median")),
+        Option("pruner", str, "none", "median: stop trials that are below the median of the others", choices=("none", "median")),
         Option("seed", int, None, "seed of the draws; exact only with --concurrency 1"),
-        Option("words", str, [], "options of main_nni.py, for all trials", metavar="-- OPTION", nargs="*", positional=True),
+        Option("words", str, [], "options of main_nni.py for all trials", metavar="-- OPTION", nargs="*", positional=True),
     )}),
     "show": ("print the trials of a search, the best first", {"": SHOWN}),
     "best": ("write the best trial's options as JSON, for `main_nni.py --options FILE`", {"": (
@@ -59,8 +63,6 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def run(options: argparse.Namespace) -> int:
-    from searching.space import read_space
-
     space = read_space(options.space)
     trial_options = parse_options(options.words)
     for name in trial_options:
@@ -70,9 +72,7 @@ def run(options: argparse.Namespace) -> int:
             raise InputError(f"--{name} is given and in {options.space}, too; leave one out")
     option.complete(trial_options)
 
-    from commands.signals import Watch
     from searching.driver import Search  # imports Optuna
-    from searching.trials import table
 
     with Watch() as watch:
         search = Search(
@@ -80,25 +80,21 @@ def run(options: argparse.Namespace) -> int:
         )
         search.run(options.words, options.trials, options.concurrency, watch)
     results, metric = _read(options.out, options.storage, options.metric)
-    print(table(results, metric))
+    print(format_table(results, metric))
     return 0 if any(result.status == "done" for result in results) else 1
 
 
-def _read(experiment: str | Path, storage: str | None, metric: str | None) -> tuple[list, str]:
+def _read(experiment: str | Path, storage: str | None, metric: str | None) -> tuple[list[TrialResult], str]:
     """The trials of a search, the best first, and the metric; with `storage`, those of all machines, from the study."""
     if storage:
         from searching.driver import read_study  # imports Optuna
 
         return read_study(storage, Path(experiment), metric)
-    from searching.trials import find_folder, read_results
-
     return read_results(find_folder(str(experiment)), metric)
 
 
 def _output_path(options: argparse.Namespace, file_name: str) -> Path:
     """The file to write: --out, or `file_name` in the experiment's folder. Raises InputError for a folder."""
-    from searching.trials import find_folder
-
     path = options.out or find_folder(options.experiment) / file_name
     if path.is_dir():
         raise InputError(f"{path}: is a folder; give another --out")
@@ -106,15 +102,10 @@ def _output_path(options: argparse.Namespace, file_name: str) -> Path:
 
 
 def show(options: argparse.Namespace) -> None:
-    from searching.trials import table
-
-    print(table(*_read(options.experiment, options.storage, options.metric)))
+    print(format_table(*_read(options.experiment, options.storage, options.metric)))
 
 
 def best(options: argparse.Namespace) -> None:
-    from commands.files import write_json
-    from searching.trials import best_options
-
     results, metric = _read(options.experiment, options.storage, options.metric)
     trial, chosen = best_options(results)
     path = _output_path(options, "best.json")

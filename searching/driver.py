@@ -14,7 +14,10 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import optuna
@@ -27,8 +30,8 @@ from commands.signals import Interrupted, Watch
 from option import OPTIONS, InputError
 from searching import storage
 from searching.space import suggest
-from searching.trial import DRIVEN, metric
-from searching.trials import TrialResult, read_history, selected, sort_best_first
+from searching.trial import DRIVEN, read_metric
+from searching.trials import TrialResult, read_history, select_epoch, sort_best_first
 
 log = logging.getLogger("eat")
 
@@ -61,7 +64,7 @@ class Search:
         """
         self.folder, self.space, self.metric_name = folder, dict(space), metric_name
         self.url = storage.read_url(storage_url, folder)
-        self.error: BaseException | None = None  # of a trial's thread
+        self.error: Exception | None = None  # of a trial's thread
         folder.mkdir(parents=True, exist_ok=True)
         median = optuna.pruners.MedianPruner(n_startup_trials=4)
         with storage.database_errors(self.url, "check the server and --storage, or give another --out"):
@@ -98,57 +101,64 @@ class Search:
         """
         self.words, self.trials, self.watch = words, trials, watch
         with storage.database_errors(self.url, "nothing is lost, the same command goes on"):
-            try:
-                self._run_trials(concurrency)
-            except Exception:
-                if self.error is None and not watch.received:
-                    raise
-            if self.error and not watch.received:  # Optuna may have raised another one after it
+            with ThreadPoolExecutor(concurrency) as pool:  # which waits for its trials, also after an error
+                try:
+                    self._run_trials(pool, concurrency)
+                except Exception as error:
+                    self.error = self.error or error
+            if self.error and not watch.received:
                 raise self.error
         if watch.received:
             raise Interrupted(watch.received)
 
-    def _run_trials(self, concurrency: int) -> None:
+    def _run_trials(self, pool: ThreadPoolExecutor, concurrency: int) -> None:
         """New trials and those that were interrupted, until there are enough.
 
         Then wait for as long as it takes to notice that another process has died, to retry its trials.
         """
         patience = storage.GRACE_SECONDS + 2 * storage.BEAT_SECONDS
-        last_trial = time.monotonic()
+        last_busy, busy = time.monotonic(), set()
         while not self.watch.received:
-            optuna.storages.fail_stale_trials(self.study)
-            if missing := self._missing():
-                self.study.optimize(
-                    self._train,
-                    n_trials=missing,
-                    n_jobs=concurrency,
-                    catch=(TrialEnded,),
-                    callbacks=[self._after_trial],
-                )
-                last_trial = time.monotonic()
-                continue
-            running = any(t.state == TrialState.RUNNING for t in self.study.get_trials(deepcopy=False))
-            if not running or time.monotonic() > last_trial + patience:
-                return  # running trials are left to the processes that train them
+            for future in [future for future in busy if future.done()]:
+                busy.remove(future)
+                future.result()
+            if len(busy) < concurrency:
+                optuna.storages.fail_stale_trials(self.study)
+                if self._count_missing():
+                    busy.add(self._start_trial(pool))
+                    continue
+            if busy:
+                last_busy = time.monotonic()
+            elif not self._any_running() or time.monotonic() > last_busy + patience:
+                return  # other processes train what is left
             time.sleep(POLL_SECONDS)
 
-    def _missing(self) -> int:
+    def _start_trial(self, pool: ThreadPoolExecutor) -> Future:
+        """Returns after the study has counted the trial, so that no more are started than are missing."""
+        counted = Event()
+        train = partial(self._train, counted)
+        future = pool.submit(self.study.optimize, train, n_trials=1, catch=(TrialEnded,))
+        future.add_done_callback(lambda _: counted.set())
+        counted.wait()
+        return future
+
+    def _any_running(self) -> bool:
+        return any(trial.state == TrialState.RUNNING for trial in self.study.get_trials(deepcopy=False))
+
+    def _count_missing(self) -> int:
         """How many trials are still to be started or retried."""
         trials = self.study.get_trials(deepcopy=False)
         waiting = sum(trial.state == TrialState.WAITING for trial in trials)
         return waiting + max(0, self.trials - len({first_number(trial) for trial in trials}))
 
-    def _after_trial(self, study: optuna.Study, _: FrozenTrial) -> None:
-        if self.watch.received or self.error or not self._missing():
-            study.stop()
-
-    def _train(self, trial: Trial) -> float:
+    def _train(self, counted: Event, trial: Trial) -> float:
         """Run a trial as a process of its own. Returns the metric. Raises TrialPruned, TrialEnded or InputError."""
+        counted.set()
         try:
             return self._run_trial(trial)
         except optuna.TrialPruned:
             raise
-        except BaseException as error:
+        except Exception as error:
             if not isinstance(error, TrialEnded):
                 self.error = self.error or error
             if not isinstance(error, OptunaError):  # of the database, or the trial is no longer ours
@@ -171,7 +181,7 @@ class Search:
         if process.returncode == 0:
             options = read_json_object(folder / "options.json")
             history = read_history(folder / "metrics.csv")
-            value, _ = selected(history, options["select_by"], self.metric_name)
+            value, _ = select_epoch(history, options["select_by"], self.metric_name)
             trial.set_user_attr("options", options)  # for `search.py best` on another machine
             log.info("%s: %s %.4f", folder.name, self.metric_name, value)
             return value
@@ -207,7 +217,7 @@ class Search:
                 epochs = read_json_object(folder / "options.json").get("num_epoch", 0)
                 reported += len(rows)
                 for row in rows:
-                    trial.report(metric(row, self.metric_name), int(row["epoch"]))
+                    trial.report(read_metric(row, self.metric_name), int(row["epoch"]))
                 if stopped or ended:
                     continue
                 if self.watch.received or self.error:
@@ -257,7 +267,7 @@ def read_study(
         try:
             study = optuna.load_study(study_name=name, storage=storage.open_storage(url))
         except KeyError:
-            raise InputError(f"{storage.shown(url)}: no search {name!r} in it") from None
+            raise InputError(f"{storage.hide_password(url)}: no search {name!r} in it") from None
         search, trials = study.user_attrs["search"], study.get_trials(deepcopy=False)
     if metric_name not in (None, search["metric"]):
         raise InputError(

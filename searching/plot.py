@@ -11,7 +11,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from commands.files import atomic_write
-from searching.trial import metric
+from searching.trial import read_metric
 from searching.trials import TrialResult
 
 
@@ -28,7 +28,7 @@ def plot_results(results: list[TrialResult], metric_name: str, title: str, path:
     colours = colormaps["viridis"](scale(values))
     for result, colour in reversed(list(zip(shown, colours, strict=True))):
         epochs = [row["epoch"] for row in result.history]
-        curve = [metric(row, metric_name) for row in result.history]
+        curve = [read_metric(row, metric_name) for row in result.history]
         panels[0].plot(epochs, curve, marker="o", markersize=3, color=colour)
         if result.best_epoch:
             panels[0].plot(

@@ -68,7 +68,7 @@ def open_storage(url: URL) -> Storage:
             )
             break
         except RuntimeError as error:  # tables of another Optuna
-            raise InputError(f"{shown(url)}: {error}") from None
+            raise InputError(f"{hide_password(url)}: {error}") from None
         except (IntegrityError, OperationalError, ProgrammingError) as error:
             tries -= 1
             if not tries or not (isinstance(error, IntegrityError) or "already exists" in str(error)):
@@ -79,7 +79,7 @@ def open_storage(url: URL) -> Storage:
     return storage
 
 
-def shown(url: URL) -> str:
+def hide_password(url: URL) -> str:
     """The URL without the password, which its query may hold, too."""
     return repr(url.set(query={}))
 
@@ -91,11 +91,11 @@ def database_errors(url: URL, remedy: str) -> Iterator[None]:
         yield
     except ImportError as error:
         missing = error.__cause__ or error
-        raise InputError(f"{shown(url)}: {missing}; pip install -r requirements/search.txt") from None
+        raise InputError(f"{hide_password(url)}: {missing}; pip install -r requirements/search.txt") from None
     except UpdateFinishedTrialError:
         reason = f"no heartbeat for {GRACE_SECONDS} s, so another process took over a trial of this one"
-        raise InputError(f"{shown(url)}: {reason}; the same command goes on") from None
+        raise InputError(f"{hide_password(url)}: {reason}; the same command goes on") from None
     except (OptunaError, SQLAlchemyError) as error:
         cause = error.__cause__ or error if isinstance(error, StorageInternalError) else error
         reason = " ".join(str(getattr(cause, "orig", None) or cause).split())
-        raise InputError(f"{shown(url)}: cannot be used ({reason}); {remedy}") from None
+        raise InputError(f"{hide_password(url)}: cannot be used ({reason}); {remedy}") from None

@@ -80,7 +80,7 @@ def options(command_line: Mapping[str, Any]) -> dict[str, Any]:
     return {**command_line, **parameters(), **start}
 
 
-def metric(row: Mapping[str, float], name: str) -> float:
+def read_metric(row: Mapping[str, float], name: str) -> float:
     """The value that the search maximises, from an epoch's row: accuracy, SRCC, PLCC or the negative EMD per image (r = 1).
 
     An undefined correlation counts as -1, the worst one.
@@ -98,7 +98,7 @@ def _report(nni_function: str, row: Mapping[str, float], name: str) -> None:
     import nni
 
     metrics = {key: value for key, value in row.items() if key not in ("epoch", "lr", "seconds")}
-    report = {"default": metric(row, name), "vsrcc": row["val_srcc"]} | metrics
+    report = {"default": read_metric(row, name), "vsrcc": row["val_srcc"]} | metrics
     report = {key: value if math.isfinite(value) else None for key, value in report.items()}
     try:
         getattr(nni, nni_function)(report)

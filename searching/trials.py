@@ -15,7 +15,7 @@ from typing import Any
 
 from commands.files import read_json_object, started
 from option import OPTIONS, RECIPES, InputError
-from searching.trial import metric
+from searching.trial import read_metric
 
 # Options that say where a run is and how it is carried out; they do not change its result.
 CARRIED_OUT = {
@@ -58,30 +58,26 @@ def read_results(folder: Path, metric_name: str | None = None) -> tuple[list[Tri
 
     metric_name: default the metric that the runs name.
     """
-    files = (
-        path
-        for name in ("run", "options")
-        for path in glob(f"**/{name}.json", root_dir=folder, recursive=True)
-    )
-    options = {
-        path: read_json_object(path / "options.json") for path in sorted({(folder / f).parent for f in files})
-    }
+    files = glob("**/run.json", root_dir=folder, recursive=True)  # looks into no hidden folder
+    files += glob("**/options.json", root_dir=folder, recursive=True)
+    folders = sorted({(folder / file).parent for file in files})
+    options = {path: read_json_object(path / "options.json") for path in folders}
     options = {path: values for path, values in options.items() if values.get("eval") is not True}
     if not options:
         raise InputError(f"{folder}: no runs in it; a run has options.json and metrics.csv")
     if metric_name is None:
         names = {values["search_metric"] for values in options.values() if "search_metric" in values}
         metric_name = names.pop() if len(names) == 1 else "accuracy"
-    searched = _differing([values for values in options.values() if values])
+    searched = _differing_options([values for values in options.values() if values])
     results = []
     for path, values in options.items():
         run, history = read_json_object(path / "run.json"), read_history(path / "metrics.csv")
-        value, best_epoch = selected(history, values.get("select_by", "srcc"), metric_name)
+        value, best_epoch = select_epoch(history, values.get("select_by", "srcc"), metric_name)
         results.append(
             TrialResult(
                 name=path.name if path == folder else str(path.relative_to(folder)),
                 folder=path,
-                status=_status(run),
+                status=_read_status(run),
                 reason=run.get("reason") or "",
                 options=values,
                 parameters=run.get("parameters") or {key: values[key] for key in searched if key in values},
@@ -93,7 +89,7 @@ def read_results(folder: Path, metric_name: str | None = None) -> tuple[list[Tri
     return sort_best_first(results), metric_name
 
 
-def _differing(runs: list[Mapping[str, Any]]) -> list[str]:
+def _differing_options(runs: list[Mapping[str, Any]]) -> list[str]:
     """The options that differ between runs which were made without a search."""
     names = [name for name in OPTIONS if name not in CARRIED_OUT]
     return [name for name in names if len({json.dumps(options.get(name)) for options in runs}) > 1]
@@ -114,19 +110,19 @@ def read_history(path: Path) -> History:
         return []
 
 
-def selected(history: History, select_by: str, metric_name: str) -> tuple[float, int]:
+def select_epoch(history: History, select_by: str, metric_name: str) -> tuple[float, int]:
     """The metric at the epoch that a run selects, and that epoch, from 1; nan and 0 before the first one."""
     try:
         values = [-row["val_loss"] if select_by == "loss" else row[f"val_{select_by}"] for row in history]
         best = max(range(len(history)), key=lambda i: (not math.isnan(values[i]), values[i]), default=None)
         if best is None:
             return math.nan, 0
-        return metric(history[best], metric_name), int(history[best]["epoch"])
+        return read_metric(history[best], metric_name), int(history[best]["epoch"])
     except KeyError:  # a table of something else
         return math.nan, 0
 
 
-def _status(run: Mapping[str, Any]) -> str:
+def _read_status(run: Mapping[str, Any]) -> str:
     """The status that the run has noted; `lost` where it was killed before it could note one."""
     status = run.get("status", "unknown")
     here = run.get("host") == socket.gethostname()
@@ -135,7 +131,7 @@ def _status(run: Mapping[str, Any]) -> str:
     return status
 
 
-def table(results: list[TrialResult], metric_name: str) -> str:
+def format_table(results: list[TrialResult], metric_name: str) -> str:
     """The trials as text, a line each, and the reasons of those that failed."""
     names = dict.fromkeys(key for result in results for key in result.parameters)
     rows = [["trial", metric_name, "status", "epochs", "best", "time", *names, "folder"]]

@@ -165,13 +165,13 @@ def test_a_database_that_cannot_be_used_is_told_in_one_line(fake, url, server, c
 
     with psycopg.connect(url) as link:
         link.execute("update alembic_version set version_num = 'v2.6.0.a'")
-    for given, message in (
+    for wrong_url, message in (
         (url.replace("s3cret", "s3cr3t"), "password authentication failed"),
         (url.rpartition("/")[0] + "/nothing", 'database "nothing" does not exist'),
         (url.replace(f":{server.port}", ":1"), "onnection refused"),
         (url, "no longer compatible with the table schema"),
     ):
-        for line in (words(fake, 2, storage=given), ("show", fake / "s", "--storage", given)):
+        for line in (words(fake, 2, storage=wrong_url), ("show", fake / "s", "--storage", wrong_url)):
             status, _, err = command(*line)
             assert (status, len(err.splitlines())) == (2, 1)
             assert message in err

@@ -1,4 +1,4 @@
-"""Drivers that share a search: killed ones, too many, machines that share nothing but the database."""
+"""Processes and machines that share a search; some of them are killed."""
 
 import json
 import os
@@ -39,13 +39,13 @@ def test_a_driver_that_is_killed_goes_on_with_the_same_trials(fake, command, mon
 @pytest.mark.slow
 def test_a_trial_of_a_driver_that_lives_is_left_to_it(fake, command, monkeypatch):
     monkeypatch.setattr(storage, "BEAT_SECONDS", 1)
-    monkeypatch.setattr(storage, "GRACE_SECONDS", 2)
-    process = in_background(*words(fake, 1, epochs=75))
+    monkeypatch.setattr(storage, "GRACE_SECONDS", 5)
+    process = in_background(*words(fake, 1, epochs=150))
     wait_for(lambda: epochs_of(fake / "s" / "trial_0000"))
-    assert command(*words(fake, 1, epochs=75))[0] in (0, 1)  # waits for a while, then leaves it alone
+    assert command(*words(fake, 1, epochs=150))[0] in (0, 1)  # waits for a while, then leaves it alone
     process.join()
     assert process.exitcode == 0
-    assert [(result.status, len(result.history)) for result in results(fake)] == [("done", 75)]
+    assert [(result.status, len(result.history)) for result in results(fake)] == [("done", 150)]
     assert (fake / "s" / "trial_0000" / "stderr").read_text().count("started") == 1
 
 
@@ -165,8 +165,8 @@ def test_a_trial_whose_checkpoint_is_on_another_machine_starts_over_and_says_so(
 @pytest.mark.slow
 def test_machines_may_have_their_data_in_other_places(fake, command, monkeypatch):
     for place, limit, wanted in (("/a", 3, 0), ("/b", 3, 0), ("/b", 4, 2)):
-        given = {"dataset": "demo", "path_to_images": place, "path_to_save_csv": place, "limit": limit}
-        monkeypatch.setattr(search, "parse_options", lambda _, given=given: given)
+        options = {"dataset": "demo", "path_to_images": place, "path_to_save_csv": place, "limit": limit}
+        monkeypatch.setattr(search, "parse_options", lambda _, options=options: options)
         assert command(*words(fake, 1))[0] == wanted
 
 

@@ -1,4 +1,4 @@
-"""Trials as main_nni.py runs them, and what came of them: tables, the best options, plots."""
+"""Trials as main_nni.py runs them, and their results: tables, the best options, plots."""
 
 import json
 import os
@@ -171,12 +171,12 @@ def test_bad_options_files_are_named(ava, run, content, message):
 @pytest.mark.slow
 def test_the_command_line_comes_over_an_options_file(ava, run):
     words = arguments(ava)
-    given = dict(zip([word[2:] for word in words[::2]], words[1::2], strict=True)) | {
+    options = dict(zip([word[2:] for word in words[::2]], words[1::2], strict=True)) | {
         "batch_size": 3,
         "num_epoch": 1,
         "num_workers": 0,
     }
-    (ava / "o.json").write_text(json.dumps(given))
+    (ava / "o.json").write_text(json.dumps(options))
     status, _, err = run(["--options", ava / "o.json", "--batch_size", 2])
     assert status == 0, err
     used = json.loads((ava / "run" / "options.json").read_text())
@@ -191,4 +191,9 @@ def test_emd_is_no_metric_of_single_scores(scored, run):
 
 def test_undefined_correlations_are_the_worst():
     row = {"val_srcc": float("nan"), "val_plcc": 0.5, "val_accuracy": 0.7, "val_emd_r1": 0.2, "val_loss": 1.0}
-    assert [trial.metric(row, name) for name in ("srcc", "plcc", "accuracy", "emd")] == [-1.0, 0.5, 0.7, -0.2]
+    assert [trial.read_metric(row, name) for name in ("srcc", "plcc", "accuracy", "emd")] == [
+        -1.0,
+        0.5,
+        0.7,
+        -0.2,
+    ]
