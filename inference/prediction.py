@@ -124,7 +124,7 @@ class Prediction:
         if self.gallery is not None:
             options, values = self.options, (self.trained, self.gallery, self.comparison)
             given = {"layer": options.layer, "upright": options.upright, "num_workers": options.num_workers}
-            pages.write(options.report, *values, partial(self._rescore, stop), **given, stop=stop)
+            pages.write_gallery(options.report, *values, partial(self._rescore, stop), **given, stop=stop)
         return int(self.summary.errors + self.summary.errors_before > 0 and distributed.world() == 1)
 
     def _no_photographs(self) -> str:
