@@ -132,7 +132,7 @@ def write_gallery(
     num_workers: int,
     stop: Watch,
 ) -> None:
-    """Write the page of `--report`. rescore: scores photographs once more. layer: see `Looker`. Raises Interrupted."""
+    """Write the page of `--report`. rescore: scores photographs once more. layer: see `AttentionRecorder`. Raises Interrupted."""
     chosen = gallery.chosen()
     scored = [row["image"] for row, _ in chosen if row["score"] is not None]
     attention = {row["image"]: attention_map for row, attention_map in chosen}
