@@ -107,10 +107,10 @@ def read_comparison(path: Path, trained: Trained, device: torch.device) -> Compa
                 row["score"] = scale[0] + row["score"] * (scale[1] - scale[0])  # the protocol's are 0 to 1
                 row = {key: value for key, value in row.items() if not key.startswith("output")}
         if "score" not in row:
-            raise InputError(f"--compare {path}: has no column `score`; it should be a table of scores")
+            raise InputError(f"{path}: has no column `score`; it should be a table of scores")
         rows[row["image"]] = row
     if not rows:
-        raise InputError(f"--compare {path}: has no rows; it should be a table of scores")
+        raise InputError(f"{path}: has no rows; it should be a table of scores")
     return Comparison(name, scale, rows=rows)
 
 

@@ -10,7 +10,7 @@ import signal
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from functools import partial
 
 import numpy as np
@@ -69,16 +69,18 @@ class Prediction:
         self.photos = Photos(self.trained.resize, options.decode, options.upright)
         reference = None
         if options.reference:
-            reference, notes = read_reference(options.reference, self.trained)
+            with _naming("reference"):
+                reference, notes = read_reference(options.reference, self.trained)
             self.trained.notes += notes
         self.records_attention = bool(options.explain or options.report) and self.trained.points is not None
         parts, explained = arguments.is_folder(options.out), bool(options.explain)
         self.rows = RowBuilder(
             self.trained, reference, explained, self.records_attention, origin=parts or has_shards
         )
-        self.comparison = (
-            pages.read_comparison(options.compare, self.trained, self.device) if options.compare else None
-        )
+        self.comparison = None
+        if options.compare:
+            with _naming("compare"):
+                self.comparison = pages.read_comparison(options.compare, self.trained, self.device)
         self.table = (
             (ParquetParts if parts else Table)(options.out, self.rows.columns) if options.out else None
         )
@@ -133,15 +135,16 @@ class Prediction:
     def _calibrate(self, stop: Watch) -> None:
         """Estimate the running interest points, and save the network, if that is asked for."""
         options = self.options
-        note = calibrate(
-            self.trained.model,
-            self.photos,
-            options.calibrate_on,
-            options.calibrate_points,
-            self.device,
-            options.num_workers,
-            stop,
-        )
+        with _naming(f"calibrate_on {' '.join(options.calibrate_on)}:"):
+            note = calibrate(
+                self.trained.model,
+                self.photos,
+                options.calibrate_on,
+                options.calibrate_points,
+                self.device,
+                options.num_workers,
+                stop,
+            )
         self.trained.notes.append(note)
         if options.save_calibrated:
             checkpoint.save(options.save_calibrated, self.trained.model.state_dict())
@@ -167,7 +170,9 @@ class Prediction:
                 self._take_over_rows()
             recorder = None
             if self.records_attention:
-                recorder = stack.enter_context(AttentionRecorder(self.trained.model, options.layer))
+                with _naming("layer"):
+                    recorder = AttentionRecorder(self.trained.model, options.layer)
+                stack.enter_context(recorder)
             total = None if self.counts is None or self.counts[True] else self.counts[False]
             shown = stack.enter_context(bar("score", total, self.summary.rows_before))
             photo_batches = batches(
@@ -274,6 +279,15 @@ class Prediction:
         if trained.points == "batch":
             settings["batch_size"] = options.batch_size
         return settings
+
+
+@contextmanager
+def _naming(option: str) -> Iterator[None]:
+    """An InputError says which option it is about."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"--{option} {error}") from error
 
 
 def pick_precision(amp: str, device: torch.device) -> Precision:
