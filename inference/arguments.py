@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 ALL = "all"  # the deformable layers
 
 # fmt: off
-# What every command that uses trained weights asks for; see `trained.load_trained`.
+# The options of every command that uses trained weights; see `trained.load_trained`.
 WEIGHTS = (
     Option("weights", str, None, "a run's folder or its best.pth, a released checkpoint, a .safetensors, or a folder that `export.py --to hub` wrote", metavar="FILE", required=True),
-    Option("dataset", str, None, "what it was trained on, where the file does not say", choices=DATASETS),
+    Option("dataset", str, None, "the dataset that it was trained on, where the file does not say", choices=DATASETS),
     Option("model", str, None, "the network (default: as the file says, or by its tensors)", choices=ANY_MODEL),
     Option("score_min", float, None, "--dataset csv: lowest possible score, where the file does not say"),
     Option("score_max", float, None, "--dataset csv: highest possible score, where the file does not say"),
-    Option("interest_points", str, None, "each image's own; a running mean; none but plain DAT's cell centres; or of the batch, as released: scores then depend on the batch (default: as trained, but each image's own instead of the batch's)", choices=("image", "running", "grid", "batch")),
+    Option("interest_points", str, None, "image: each image's own; running: a running mean; grid: plain DAT's cell centres; batch: the batch's mean, as released, so that scores depend on the batch (default: as trained, but image instead of batch)", choices=("image", "running", "grid", "batch")),
 )
 
 TABLE = {
@@ -36,25 +36,25 @@ TABLE = {
     ),
     "weights": WEIGHTS,
     "calibration": (
-        Option("calibrate_on", str, [], "first estimate running interest points from these photographs, best those trained on", metavar="PATH", nargs="+"),
-        Option("calibrate_points", int, 2000, "how many of them, drawn at random", low=1),
-        Option("save_calibrated", Path, None, "keep the calibrated weights"),
+        Option("calibrate_on", str, [], "first estimate running interest points from these photographs; training photographs are best", metavar="PATH", nargs="+"),
+        Option("calibrate_points", int, 2000, "number of these photographs, drawn at random", low=1),
+        Option("save_calibrated", Path, None, "save the calibrated weights in this file"),
     ),
     "what is written": (
-        Option("out", str, None, "table of scores: .csv, .jsonl or .parquet; or a folder of Parquet parts, ending in / (default: on the terminal only)", metavar="FILE"),
-        Option("append", bool, False, "go on with --out: photographs that have a row there are left out"),
+        Option("out", str, None, "table of scores: .csv or .jsonl, written row by row; .parquet, written at the end; or a folder of Parquet parts, ending in / (default: terminal only)", metavar="FILE"),
+        Option("append", bool, False, "go on with --out: skip photographs that have a row there"),
         Option("overwrite", bool, False, "replace --out, --report and --save_calibrated"),
-        Option("reference", str, None, "a run's predictions.csv, or a table of scores: say what share of it lies below", metavar="FILE"),
-        Option("explain", Path, None, "draw for each photograph where the network looks", metavar="FOLDER"),
+        Option("reference", str, None, "a run's predictions.csv, or a table of scores: adds the share of its scores that is lower", metavar="FILE"),
+        Option("explain", Path, None, "draw the attention on each photograph", metavar="FOLDER"),
         Option("layer", str, ALL, "one deformable layer, as stages.2.attns.1", metavar="NAME"),
-        Option("mask", Path, None, "pictures named as the photographs, white where the foreground is; without, it is the centre half", metavar="FOLDER"),
-        Option("report", Path, None, "a page for the browser: gallery, votes, attention, distribution"),
-        Option("report_images", int, 5000, "photographs on the page: the best, the worst and a sample", low=1),
-        Option("compare", Path, None, "--report: other weights, or a table of scores, side by side"),
+        Option("mask", Path, None, "masks named as the photographs, white on the foreground (default: the centre half is the foreground)", metavar="FOLDER"),
+        Option("report", Path, None, "write a page for the browser: gallery, votes, attention, distribution"),
+        Option("report_images", int, 5000, "number of photographs on the page: the best, the worst and a sample", low=1),
+        Option("compare", Path, None, "--report: show the scores of other weights, or of a table, beside"),
     ),
     "how it is done": (
-        Option("upright", bool, False, "turn photographs as EXIF says; by default they are as stored, as in training"),
-        Option("decode", str, "pil", "pil: evaluation's pixels; fast: within a grey level of them", choices=("pil", "fast")),
+        Option("upright", bool, False, "turn photographs as EXIF says (default: as stored, as in training)"),
+        Option("decode", str, "pil", "image decoder; pil: the pixels of evaluation; fast: within one grey level of them", choices=("pil", "fast")),
         Option("batch_size", int, 16, "photographs per batch", low=1),
         Option("num_workers", int, min(CPUS, 8), "processes that read photographs (default: all cores, at most 8)"),
         Option("gpu_id", str, None, "GPU to use, or cpu (default: the first GPU, else the CPU)", metavar="ID"),
@@ -62,7 +62,7 @@ TABLE = {
     ),
 }
 # fmt: on
-# What an option belongs to: one of these must be given, too.
+# An option needs one of these others.
 OWNERS = {
     "append": ["out"],
     "overwrite": ["out", "report", "save_calibrated"],
@@ -84,14 +84,18 @@ def load(options: argparse.Namespace) -> Trained:
     """The network that the options of WEIGHTS ask for; see `load_trained`. Raises InputError."""
     from inference.trained import load_trained  # with torch and timm: seconds
 
-    given = {name: getattr(options, name) for name in ("model", "dataset", "interest_points")}
-    given["will_calibrate"] = bool(getattr(options, "calibrate_on", None))
-    return load_trained(options.weights, score_range=score_range(options), **given)
+    return load_trained(
+        options.weights,
+        model=options.model,
+        dataset=options.dataset,
+        score_range=score_range(options.score_min, options.score_max),
+        interest_points=options.interest_points,
+        will_calibrate=bool(getattr(options, "calibrate_on", None)),
+    )
 
 
-def score_range(given: argparse.Namespace) -> tuple[float, float] | None:
-    """--score_min and --score_max; None where neither is given. Raises InputError for one without the other."""
-    low, high = given.score_min, given.score_max
+def score_range(low: float | None, high: float | None) -> tuple[float, float] | None:
+    """The scale of --score_min and --score_max; None where neither is given. Raises InputError for one without the other."""
     if low is None and high is None:
         return None
     if low is None or high is None:
@@ -102,10 +106,10 @@ def score_range(given: argparse.Namespace) -> tuple[float, float] | None:
 
 
 def check(options: argparse.Namespace) -> None:
-    """Raises InputError for options that contradict each other, and for what could not be written at the end."""
+    """Raises InputError for options that contradict each other, and for files that cannot be read or written."""
     for name, owners in OWNERS.items():
-        given = getattr(options, name) not in (False, None, ALL)
-        if given and not any(getattr(options, owner) for owner in owners):
+        is_given = getattr(options, name) not in (False, None, ALL)
+        if is_given and not any(getattr(options, owner) for owner in owners):
             raise InputError(f"--{name} belongs to --{' or --'.join(owners)}; give that, too")
     if options.append and options.overwrite:
         raise InputError("--append and --overwrite exclude each other; leave one out")
@@ -131,7 +135,7 @@ def is_folder(out: str | None) -> bool:
 
 
 def _check_sources(paths: Sequence[str], lists: Sequence[str]) -> None:
-    """There must be photographs to score, and lists that can be read."""
+    """Raises InputError without photographs, and for lists that cannot be read."""
     if not paths and not lists:
         raise InputError("no photographs: give files, folders, globs, or --list FILE")
     for name in lists:
@@ -143,7 +147,7 @@ def _check_sources(paths: Sequence[str], lists: Sequence[str]) -> None:
 
 
 def _check_parts(options: argparse.Namespace) -> None:
-    """A folder of parts has no page; several processes need such a folder, and nothing that one of them has alone."""
+    """A folder of parts excludes some options; several processes need such a folder, and exclude others."""
     if is_folder(options.out):
         for name in ("report", "explain"):
             if getattr(options, name):
@@ -163,28 +167,28 @@ def _check_parts(options: argparse.Namespace) -> None:
 
 
 def _check_files(options: argparse.Namespace) -> None:
-    """What is written must be files, in folders that can be written to, and none of what is read."""
-    taken = {}
+    """Raises InputError for output files that are inputs, too, that exist, or whose folder cannot be written to."""
+    uses = {}
     for name in ("weights", "reference", "compare", "list", "paths", "calibrate_on"):
-        given = getattr(options, name)
-        for path in given if isinstance(given, list) else [given] * (given is not None):
-            taken[os.path.realpath(path)] = "PATH" if name == "paths" else f"--{name}"
+        value = getattr(options, name)
+        for path in value if isinstance(value, list) else [value] * (value is not None):
+            uses[os.path.realpath(path)] = "PATH" if name == "paths" else f"--{name}"
     for name in ("out", "report", "save_calibrated"):
-        if (given := getattr(options, name)) is None:
+        if (value := getattr(options, name)) is None:
             continue
-        path, parts = Path(given), name == "out" and is_folder(given)
-        if (place := os.path.realpath(path)) in taken:
-            raise InputError(f"--{name} {path}: is given as {taken[place]}, too; give another file")
-        taken[place] = f"--{name}"
+        path, parts = Path(value), name == "out" and is_folder(value)
+        if (real_path := os.path.realpath(path)) in uses:
+            raise InputError(f"--{name} {path}: is given as {uses[real_path]}, too; give another file")
+        uses[real_path] = f"--{name}"
         if parts and path.is_file():
-            raise InputError(f"--{name} {given}: is a file; leave the / out, or give a folder")
+            raise InputError(f"--{name} {value}: is a file; leave the / out, or give a folder")
         if name == "out" and not parts and path.suffix.lower() not in ENDINGS:
             raise InputError(f"--out {path}: its ending should be one of {', '.join(ENDINGS)}")
         if (path.is_dir() and not parts) or not path.absolute().parent.is_dir():
-            what = "is a folder" if path.is_dir() else "lies in a folder that is not there"
-            raise InputError(f"--{name} {path}: {what}; give a file")
-        replaced = name == "out" or options.overwrite or (name == "report" and options.append)
-        if path.exists() and not replaced:
+            problem = "is a folder" if path.is_dir() else "lies in a folder that is not there"
+            raise InputError(f"--{name} {path}: {problem}; give a file")
+        may_replace = name == "out" or options.overwrite or (name == "report" and options.append)
+        if path.exists() and not may_replace:
             raise InputError(f"--{name} {path}: is there already; give another, or --overwrite")
         _check_permission(name, path if path.is_dir() else path.absolute().parent)
 

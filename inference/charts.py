@@ -1,6 +1,6 @@
-"""The charts of the report's overview: numbers for its tables, and SVG by matplotlib that the page holds as data.
+"""The charts of the page's overview: numbers for its tables, and SVG by matplotlib.
 
-An element's style is against the page's security policy, one within a picture is not, so each chart is a picture.
+The page's security policy forbids styles of its elements, but not styles within a picture, so each chart is a picture.
 """
 
 from __future__ import annotations
@@ -34,21 +34,24 @@ STYLE = {
 def distributions(
     scores: np.ndarray, true: np.ndarray, other: np.ndarray, other_name: str, ranks: bool
 ) -> list[dict]:
-    """Histograms of the finite ones of each, (N,), if there are any. What has one scale shares its limits; with `ranks`
-    the other ones have their own."""
+    """Histograms of the finite values of each array (N,), if there are any.
+
+    Scores of one scale share their limits; with `ranks`, `other` has limits of its own.
+    """
     scores, true, other = (values[np.isfinite(values)] for values in (scores, true, other))
-    alike, theirs = {"Predicted" if len(true) else "Score": scores, "True": true}, {other_name: other}
-    found = []
-    for group in [alike, theirs] if ranks else [alike | theirs]:
+    own_scale = {"Predicted" if len(true) else "Score": scores, "True": true}
+    compared = {other_name: other}
+    histograms = []
+    for group in [own_scale, compared] if ranks else [own_scale | compared]:
         columns = {name: values for name, values in group.items() if len(values)}
         for name, values in columns.items():
             counts, edges = np.histogram(values, BINS, _limits(*columns.values()))
             numbers = {"mean": values.mean(), "quartiles": np.percentile(values, (0, 25, 50, 75, 100))}
             numbers |= {"counts": counts, "edges": edges}
             picture = _histogram(counts, edges, SECOND if name == other_name else FIRST)
-            found.append({key: value.round(6).tolist() for key, value in numbers.items()})
-            found[-1] |= {"name": name, "number": len(values), "picture": picture}
-    return found
+            histograms.append({key: value.round(6).tolist() for key, value in numbers.items()})
+            histograms[-1] |= {"name": name, "number": len(values), "picture": picture}
+    return histograms
 
 
 @matplotlib.rc_context(STYLE)
@@ -63,20 +66,20 @@ def _histogram(counts: np.ndarray, edges: np.ndarray, colour: str) -> str:
 
 @matplotlib.rc_context(STYLE)
 def scatter(up: np.ndarray, across: np.ndarray, labels: tuple[str, str], diagonal: bool) -> dict | None:
-    """How many photographs lie where; None: nowhere. up, across: (N,); labels: theirs; diagonal: they have one scale."""
-    both = np.isfinite(up) & np.isfinite(across)
-    if not both.any():
+    """A two-dimensional histogram; None without photographs. up, across: (N,); labels: theirs; diagonal: they have one scale."""
+    finite = np.isfinite(up) & np.isfinite(across)
+    if not finite.any():
         return None
-    pair = across[both], up[both]
+    pair = across[finite], up[finite]
     (left, right), (low, high) = limits = [_limits(*pair)] * 2 if diagonal else [_limits(v) for v in pair]
     counts, _, _ = np.histogram2d(*pair, CELLS, limits)
     axes = _axes(3.3, *reversed(labels))
     cells = {"aspect": "auto", "interpolation": "none", "origin": "lower", "zorder": 2}
-    norm = LogNorm(0.5, counts.max())  # a single photograph is seen
+    norm = LogNorm(0.5, counts.max())  # so that a single photograph is visible
     axes.imshow(counts.T, DENSITY, norm, extent=(left, right, low, high), **cells)
     if diagonal:
         axes.plot(*limits, color=MUTED, linewidth=0.8, linestyle="--")
-    return {"number": int(both.sum()), "picture": _picture(axes)}
+    return {"number": int(finite.sum()), "picture": _picture(axes)}
 
 
 def _limits(*columns: np.ndarray) -> tuple[float, float]:

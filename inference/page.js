@@ -1,13 +1,13 @@
-// What a reader does with the page: sort, filter, move, look closer. It goes on from parts.js.
-const known = (values) => values.some((value) => value !== null);
+// The page's behaviour: sort, filter, move, enlarge. It follows parts.js in the same script.
+const hasValues = (values) => values.some((value) => value !== null);
 const errorOf = (score, i) => (score === null || photos.true[i] === null ? null : score - photos.true[i]);
 const miss = photos.score.map(errorOf), ranks = Boolean(other?.ranks), differs = ranks ? percent : number;
 const failed = (i) => Boolean(photos.error[i]) || photos.score[i] === null;
 
-// What can be shown and sorted by. size: sort by the absolute value
+// The values of a photograph: shown on its card, and offered for sorting. size: sort by the absolute value
 const keys = [
   { key: "name", label: "Name", values: photos.image },
-  { key: "score", label: known(photos.true) ? "Predicted score" : "Score", values: photos.score, format: number },
+  { key: "score", label: hasValues(photos.true) ? "Predicted score" : "Score", values: photos.score, format: number },
   { key: "true", label: "True score", values: photos.true, format: number },
   { key: "miss", label: "Error, predicted − true", values: miss, size: true, format: (v) => signed(v, number) },
   { key: "other", label: `Score by ${other?.name}`, values: photos.other, format: number },
@@ -16,7 +16,7 @@ const keys = [
     size: true, format: (v) => signed(v, differs),
   },
   ...page.numbers.map((entry) => ({ ...entry, format: entry.share ? percent : number })),
-].filter(({ key, values }) => key === "name" || known(values));
+].filter(({ key, values }) => key === "name" || hasValues(values));
 const keyed = Object.fromEntries(keys.map((entry) => [entry.key, entry]));
 function numbersOf(i) {
   const shown = keys.filter(({ format, values }) => format && values[i] !== null);
@@ -24,13 +24,13 @@ function numbersOf(i) {
 }
 
 function overview() {
-  const figures = make("div", { className: "stack" }), found = [figures], short = (value) => number(value, 4);
+  const figures = make("div", { className: "stack" }), boxes = [figures], short = (value) => number(value, 4);
   if (page.figures.length) {
     const metrics = table(page.figures[0], page.figures.slice(1));
     for (const cell of metrics.querySelectorAll("td:nth-child(2)")) cell.className = "large";
     const remarks = make("div", {}, ...page.remarks.map((text) => say("p", "under", text)));
     const beside = make("div", { className: "beside" }, make("div", { className: "scrolls", tabIndex: 0 }, metrics), remarks);
-    found.unshift(Object.assign(box("Against the true scores", beside), { className: "box wide" }));
+    boxes.unshift(Object.assign(box("Against the true scores", beside), { className: "box wide" }));
   }
   if (other) {
     const scales = `Its scale is ${other.range.join(" to ")}, not ${page.range.join(" to ")}: ranks are compared, as shares of `
@@ -39,19 +39,19 @@ function overview() {
     figures.append(box(`Compared with ${other.name}`, definitions(pairs), say("p", "under", ranks ? scales : "")));
   }
   if (page.facts.length) figures.append(box("What was used", definitions(page.facts)));
-  found.push(...page.distributions.map(distribution));
+  boxes.push(...page.distributions.map(distribution));
   const { true: truth, other: compared } = page.scatters;
   if (truth) {
-    found.push(scatter("Predicted against true", truth, "The worst errors"));
+    boxes.push(scatter("Predicted against true", truth, "The worst errors"));
     const words = (i) => `${number(photos.score[i])}, true ${number(photos.true[i])}`;
-    found.push(listOf("Worst errors", miss, words, number));
+    boxes.push(listOf("Worst errors", miss, words, number));
   }
   if (compared) {
-    found.push(scatter(`This run against ${other.name}`, compared, "The largest disagreements"));
+    boxes.push(scatter(`This run against ${other.name}`, compared, "The largest disagreements"));
     const words = (i) => `${number(photos.score[i])} and ${number(photos.other[i])}`;
-    found.push(listOf("Largest disagreements", photos.difference, words, differs));
+    boxes.push(listOf("Largest disagreements", photos.difference, words, differs));
   }
-  $("overview").append(...found.filter((element) => element.childElementCount));
+  $("overview").append(...boxes.filter((element) => element.childElementCount));
 }
 
 const gallery = $("gallery");
@@ -79,7 +79,7 @@ function scoresOf(i) {
 const cardOf = (event) => event.target.closest?.(".card");
 const numberOf = (card) => Number(card?.dataset.i ?? -1);
 
-// Pictures and votes come when their card is about to be seen, attention when it is asked for.
+// Pictures and votes are drawn when their card scrolls near, attention when it is pointed at or asked for.
 const near = new IntersectionObserver((entries) => {
   for (const { isIntersecting, target } of entries) {
     if (!isIntersecting) continue;
@@ -179,7 +179,7 @@ function view(position) {
   about.append(definitions(numbersOf(i)));
   if (photos.votes[i].length) about.append(say("h3", "", "Votes, as the network gives them"), drawVotes(i, true));
   if (photos.votes[i].length && photos.other_votes[i].length) {
-    about.append(make("p", { className: "under" }, say("span", "first", `■ ${own} `), say("span", "second", `■ ${theirs}`)));
+    about.append(make("p", { className: "under" }, say("span", "first", `■ ${ownName} `), say("span", "second", `■ ${otherName}`)));
   }
   if (picture && photos.attention[i]) about.append(attentionToggle(picture, i));
   if (photos.link[i]) {

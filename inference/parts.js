@@ -1,7 +1,7 @@
-// What the page is drawn with: elements, numbers in words, photographs with their attention, votes, tables. page.js comes after it.
+// The page's building blocks: elements, numbers as text, photographs with their attention, votes, tables. page.js follows it.
 const page = JSON.parse(document.getElementById("data").textContent);
 const photos = page.photos, count = photos.image.length, other = page.other;
-const [own, theirs] = other ? ["this run", other.name] : ["predicted", "true"]; // whose votes a photograph has
+const [ownName, otherName] = other ? ["this run", other.name] : ["predicted", "true"]; // the names of the two vote distributions
 const digits = page.range[1] - page.range[0] > 2 ? 2 : 3;
 
 const $ = (id) => document.getElementById(id);
@@ -25,7 +25,7 @@ function number(value, places = digits) {
 const percent = (value) => (value === null ? "–" : `${number(100 * value, 0)} %`);
 const signed = (value, format) => (value > 0 ? "+" : "") + format(value);
 
-// values: 0 to 255, row by row; where there is little attention the photograph shows through
+// values: 0 to 255, row by row. The photograph shows through where there is little attention.
 function paint(height, width, values) {
   const canvas = make("canvas", { width, height, ariaHidden: "true" }), context = canvas.getContext("2d");
   const image = context.createImageData(width, height);
@@ -45,7 +45,7 @@ function thumbnail(i) {
   unpacked[chunk] ??= chunks[chunk].textContent.split("\n");
   return unpacked[chunk][i % page.chunk];
 }
-// fit: gives the picture its width once its own ratio, width over height, is known. Null: there is no picture
+// fit: the picture's width, from its ratio of width to height. Returns null without a picture.
 function addPicture(frame, i, fit) {
   const data = thumbnail(i);
   if (!data) {
@@ -66,10 +66,10 @@ function addPicture(frame, i, fit) {
 
 function votesInWords(i) {
   const shares = (votes) => votes.map((vote, n) => `${n + 1}: ${percent(vote)}`).join(", ");
-  const told = [[own, photos.votes[i]], [theirs, photos.other_votes[i]]].filter(([, votes]) => votes.length);
-  return told.map(([whose, votes]) => `Votes, ${whose}: ${shares(votes)}.`).join(" ");
+  const named = [[ownName, photos.votes[i]], [otherName, photos.other_votes[i]]].filter(([, votes]) => votes.length);
+  return named.map(([whose, votes]) => `Votes, ${whose}: ${shares(votes)}.`).join(" ");
 }
-// In large: with its levels, and the largest share on a line
+// large: with the numbers of the levels, and a line at the largest share
 function drawVotes(i, large = false) {
   const series = [photos.votes[i], photos.other_votes[i]].filter((votes) => votes.length);
   const levels = Math.max(...series.map((votes) => votes.length)), low = Math.min(0, ...series.flat());
@@ -116,14 +116,14 @@ function scatter(title, { picture, number: all }, listed) {
   return box(title, chart(picture, `${title}: ${words} ${listed} are listed.`), say("p", "under", words));
 }
 
-// The photographs whose `values` are largest, up or down
+// The photographs with the largest absolute `values`
 function listOf(title, values, words, format) {
   const rows = [...values.keys()].filter((i) => values[i] !== null);
   rows.sort((a, b) => Math.abs(values[b]) - Math.abs(values[a]) || a - b);
   return box(title, make("ol", {}, ...rows.slice(0, page.list).map((i) => {
     const parts = [say("span", "name", photos.image[i]), say("span", "muted", words(i)), say("b", "", signed(values[i], format))];
-    const found = make("button", { type: "button" }, ...parts);
-    found.addEventListener("click", () => reveal(i));
-    return make("li", {}, found);
+    const button = make("button", { type: "button" }, ...parts);
+    button.addEventListener("click", () => reveal(i));
+    return make("li", {}, button);
   })));
 }

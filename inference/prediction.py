@@ -10,7 +10,7 @@ import signal
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from functools import partial
 
 import numpy as np
@@ -58,7 +58,7 @@ class Prediction:
         self.options, self.device = options, pick_device(options.gpu_id)
         self.sources = Sources(options.paths, options.list)
         self.trained = arguments.load(options)
-        # How many files there are, and how many shards; None where a list can be read but once.
+        # The numbers of files and of shards; None where a list can be read only once.
         self.counts = Counter(source.is_shard for source in self.sources) if self.sources.countable else None
         has_shards = bool(self.counts and self.counts[True])
         if has_shards:
@@ -69,25 +69,28 @@ class Prediction:
         self.photos = Photos(self.trained.resize, options.decode, options.upright)
         reference = None
         if options.reference:
-            reference, notes = read_reference(options.reference, self.trained)
+            with _naming("reference"):
+                reference, notes = read_reference(options.reference, self.trained)
             self.trained.notes += notes
-        self.records_attention = bool(options.explain or options.report) and self.trained.points is not None
-        parts, explained = arguments.is_folder(options.out), bool(options.explain)
+        self.recorder = None
+        if (options.explain or options.report) and self.trained.points is not None:
+            with _naming("layer"):
+                self.recorder = AttentionRecorder(self.trained.model, options.layer)
+        is_folder, records = arguments.is_folder(options.out), self.recorder is not None
         self.rows = RowBuilder(
-            self.trained, reference, explained, self.records_attention, origin=parts or has_shards
+            self.trained, reference, bool(options.explain), records, origin=is_folder or has_shards
         )
-        self.comparison = (
-            pages.read_comparison(options.compare, self.trained, self.device) if options.compare else None
-        )
-        self.table = (
-            (ParquetParts if parts else Table)(options.out, self.rows.columns) if options.out else None
-        )
+        self.comparison = None
+        if options.compare:
+            with _naming("compare"):
+                self.comparison = pages.read_comparison(options.compare, self.trained, self.device)
+        self.table = None
+        if options.out:
+            self.table = (ParquetParts if is_folder else Table)(options.out, self.rows.columns)
         self.gallery = pages.Gallery(options.report_images) if options.report else None
-        self.summary, self.hashes, self.turned = (
-            TerminalSummary(self.trained.score_range, options.out),
-            set(),
-            0,
-        )
+        self.summary = TerminalSummary(self.trained.score_range, options.out)
+        self.hashes: set[int] = set()  # of the names of photographs that have a row, and of shards
+        self.turned = 0  # photographs that are stored turned
 
     def _refuse_attention(self) -> None:
         """Raises InputError for options about the attention of a network that has no deformable layers."""
@@ -122,9 +125,17 @@ class Prediction:
             )
         self.summary.close(_describe_left_out(self.sources))
         if self.gallery is not None:
-            options, values = self.options, (self.trained, self.gallery, self.comparison)
-            given = {"layer": options.layer, "upright": options.upright, "num_workers": options.num_workers}
-            pages.write(options.report, *values, partial(self._rescore, stop), **given, stop=stop)
+            pages.write_gallery(
+                self.options.report,
+                self.trained,
+                self.gallery,
+                self.comparison,
+                partial(self._rescore, stop),
+                layer=self.options.layer,
+                upright=self.options.upright,
+                num_workers=self.options.num_workers,
+                stop=stop,
+            )
         return int(self.summary.errors + self.summary.errors_before > 0 and distributed.world() == 1)
 
     def _no_photographs(self) -> str:
@@ -133,15 +144,16 @@ class Prediction:
     def _calibrate(self, stop: Watch) -> None:
         """Estimate the running interest points, and save the network, if that is asked for."""
         options = self.options
-        note = calibrate(
-            self.trained.model,
-            self.photos,
-            options.calibrate_on,
-            options.calibrate_points,
-            self.device,
-            options.num_workers,
-            stop,
-        )
+        with _naming(f"calibrate_on {' '.join(options.calibrate_on)}:"):
+            note = calibrate(
+                self.trained.model,
+                self.photos,
+                options.calibrate_on,
+                options.calibrate_points,
+                self.device,
+                options.num_workers,
+                stop,
+            )
         self.trained.notes.append(note)
         if options.save_calibrated:
             checkpoint.save(options.save_calibrated, self.trained.model.state_dict())
@@ -149,9 +161,8 @@ class Prediction:
     def _log_network(self) -> None:
         """Say by which network the scores are made."""
         trained, (low, high) = self.trained, self.trained.score_range
-        for note in trained.notes + (
-            self.comparison.trained.notes if self.comparison and self.comparison.trained else []
-        ):
+        networks = [trained, self.comparison and self.comparison.trained]
+        for note in [note for network in networks if network for note in network.notes]:
             log.info("%s", note)
         scale = f"trained on {trained.dataset}, scores {low:g} to {high:g}"
         points = "" if trained.points is None else f", {trained.points} interest points"
@@ -165,15 +176,14 @@ class Prediction:
                 writing = self.table.writing(self._settings(), options.append, options.overwrite)
                 write = stack.enter_context(writing)
                 self._take_over_rows()
-            recorder = None
-            if self.records_attention:
-                recorder = stack.enter_context(AttentionRecorder(self.trained.model, options.layer))
+            if self.recorder is not None:
+                stack.enter_context(self.recorder)
             total = None if self.counts is None or self.counts[True] else self.counts[False]
             shown = stack.enter_context(bar("score", total, self.summary.rows_before))
-            photo_batches = batches(
-                self.photos, self._files_to_score(shards), options.batch_size, options.num_workers
-            )
-            for batch, results in score_batches(self.trained, photo_batches, self.precision, recorder, stop):
+            files = self._files_to_score(shards)
+            photo_batches = batches(self.photos, files, options.batch_size, options.num_workers)
+            scored_batches = score_batches(self.trained, photo_batches, self.precision, self.recorder, stop)
+            for batch, results in scored_batches:
                 self.turned += batch.turned
                 for scored in results:
                     row, attention = self._finish_row(scored)
@@ -214,7 +224,7 @@ class Prediction:
                     self.summary.add(row)
 
     def _take_over_rows(self) -> None:
-        """Count the rows that the table has already, and leave their photographs out."""
+        """Count the rows that the table has already; their photographs are not scored again."""
         for row in self.table.rows():
             path = os.path.abspath(row["image"])
             self.hashes.update(hash(self.table.key(name)) for name in (path, *shards_of(path)))
@@ -225,7 +235,7 @@ class Prediction:
         self.summary.shards_before = len(self.table.shards)
 
     def _finish_row(self, scored: ScoredPhoto) -> tuple[Row, np.ndarray | None]:
-        """A photograph's row, and the map of its attention, if it was recorded; its overlay is drawn."""
+        """A photograph's row, and its attention map, if that was recorded. Draws the overlay."""
         if not scored.attention_maps:
             return self.rows.build(scored), None
         options, background, overlay = self.options, None, ""
@@ -269,11 +279,20 @@ class Prediction:
             "reference": None if reference is None else _digest(reference.tobytes()),
             "network": _digest(b"".join(_bytes_of(trained.model))),
         }
-        if self.records_attention:
+        if self.recorder is not None:
             settings |= {"layer": options.layer, "mask": options.mask and str(options.mask)}
         if trained.points == "batch":
             settings["batch_size"] = options.batch_size
         return settings
+
+
+@contextmanager
+def _naming(option: str) -> Iterator[None]:
+    """An InputError says which option it is about."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"--{option} {error}") from error
 
 
 def pick_precision(amp: str, device: torch.device) -> Precision:

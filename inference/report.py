@@ -1,7 +1,7 @@
-"""The report: one HTML page that needs nothing else, with photographs, their scores, votes and attention.
+"""One HTML page that needs no other file: photographs, their scores, votes and attention.
 
-The page's frame is page.html, its style page.css, its behaviour parts.js and page.js, its charts charts.py's;
-here are the numbers and the thumbnails.
+page.html is its frame, page.css its style, parts.js and page.js its behaviour; charts.py draws its charts. This module
+prepares the numbers and the thumbnails.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from photographs import workers
 
 HERE = Path(__file__).parent
 LARGE, SMALL = 384, 192  # long side of a thumbnail, in pixels
-LARGE_UP_TO = 500  # photographs; a page of more has small ones, so that 5,000 stay below 60 MB
+LARGE_UP_TO = 500  # photographs; a longer page has small thumbnails: 5,000 take less than 60 MB
 CHUNK = 100  # thumbnails in one element of the page
-GRID = 32  # most cells of an attention map, each way
+GRID = 32  # at most so many cells of an attention map in a row or a column
 LIST = 10  # rows of the lists of worst errors and largest disagreements
 DEMO = "The demo's scores are of damage done to two photographs. They are not aesthetics."
-# The numbers of a photograph beside its scores: their label, and whether they are shares, shown in percent.
+# Numbers of a photograph beside its scores: the label, and whether the number is a share, shown in percent.
 NUMBERS = {
     "below": ("Share below", True),
     "spread": ("Spread of votes", False),
@@ -48,7 +48,7 @@ NUMBERS = {
 
 @dataclass(frozen=True)
 class Photo:
-    """One photograph of the page. All scores are on the dataset's own scale."""
+    """One photograph of the page. Scores are on the dataset's own scale."""
 
     image: str  # its name, as in the table of scores
     path: Path | None  # its file, for the thumbnail; None: no picture
@@ -57,31 +57,31 @@ class Photo:
     votes: Sequence[float] = ()  # vote distribution, level 1 first: raw outputs, which may be negative
     attention: np.ndarray | None = None  # (h, w), attention mass per cell of the picture; sums to at most 1
     true: float | None = None
-    other: float | None = None  # by the run or checkpoint that it is compared with, on that one's scale
-    other_votes: Sequence[float] = ()  # by the same; the true ones where nothing is compared
-    numbers: Mapping[str, float] = field(default_factory=dict)  # by the names of NUMBERS
+    other: float | None = None  # the score that it is compared with, on `Page.other_range`
+    other_votes: Sequence[float] = ()  # of the compared scores; without a comparison the true votes
+    numbers: Mapping[str, float] = field(default_factory=dict)  # keys: those of NUMBERS
 
 
 @dataclass(frozen=True)
 class Page:
-    """What the page says of all photographs. The arrays are for photographs that are not all on the page."""
+    """The content of the page beside its photographs. The arrays cover all photographs, also those that are not on the page."""
 
     title: str
-    facts: Mapping[str, str]  # what was used: weights, dataset, date ...
+    facts: Mapping[str, str]  # weights, dataset, date ...
     score_range: tuple[float, float]
     notes: Sequence[str] = ()
-    other_name: str = ""  # of the run that is compared; empty: none
-    other_range: tuple[float, float] | None = None  # its scale, where it is another: ranks are compared
+    other_name: str = ""  # of the scores that are compared; "": none
+    other_range: tuple[float, float] | None = None  # their scale; where it is another one, ranks are compared
     figures: Sequence[Sequence[str]] = ()  # a table of metrics as texts, its header first
-    remarks: Sequence[str] = ()  # what belongs beside it
+    remarks: Sequence[str] = ()  # notes beside the table
     all_scores: np.ndarray | None = None  # (N,)
-    all_true: np.ndarray | None = None  # (N,), row by row as `all_scores`
+    all_true: np.ndarray | None = None  # (N,), in the order of `all_scores`
 
 
 def choose(errors: np.ndarray, limit: int, seed: int = 0) -> np.ndarray:
     """The rows, in order, of the photographs that a page of at most `limit` shows.
 
-    errors: (N,), predicted minus true. Half of the page are the largest, the rest is a sample of the others.
+    errors: (N,), predicted minus true. Half of the page shows the largest errors, the rest a sample of the others.
     """
     if len(errors) <= limit:
         return np.arange(len(errors))
@@ -90,7 +90,7 @@ def choose(errors: np.ndarray, limit: int, seed: int = 0) -> np.ndarray:
     return np.sort(np.concatenate([ranked[:half], sample]))
 
 
-open_photo = partial(open_rgb, side=LARGE)  # as it is stored: the network ignores EXIF's orientation
+open_photo = partial(open_rgb, side=LARGE)  # not turned by EXIF, as the network sees it
 
 
 def write_page(
@@ -102,7 +102,7 @@ def write_page(
     num_workers: int = 0,
     stop: Watch | None = None,
 ) -> None:
-    """Write the page, thumbnail by thumbnail. A picture that cannot be opened has a placeholder.
+    """Write the page, thumbnail by thumbnail. A photograph that cannot be opened has a placeholder.
 
     Raises Interrupted when a signal comes, InputError where a worker dies, OSError where the page cannot be written.
     """
@@ -118,7 +118,7 @@ def write_page(
 
 
 def _frame(title: str, content: dict) -> tuple[bytes, bytes]:
-    """page.html, filled, up to the place of the thumbnails and from there on."""
+    """page.html with its content: the bytes before the thumbnails, and those after them."""
     files = ("page.html", "page.css", "parts.js", "page.js")
     frame, style, *scripts = ((HERE / name).read_text(encoding="utf-8") for name in files)
     script = "".join(scripts)
@@ -128,28 +128,28 @@ def _frame(title: str, content: dict) -> tuple[bytes, bytes]:
         "script": script,
         "style_hash": _hash(style),
         "script_hash": _hash(script),
-        "data": to_json(content).replace("<", "\\u003c"),  # no name ends the element that it stands in
+        "data": to_json(content).replace("<", "\\u003c"),  # a name cannot end the element
     }
-    filled = re.sub(r"\{\{(\w+)\}\}", lambda found: values.get(found[1], ""), frame)
+    filled = re.sub(r"\{\{(\w+)\}\}", lambda match: values.get(match[1], ""), frame)
     head, _, tail = filled.rpartition("<!-- thumbnails -->\n")
     return head.encode(), tail.encode()
 
 
 def _hash(text: str) -> str:
-    """What the page's security policy allows to run: this very text."""
+    """The hash by which the page's security policy allows this text."""
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 
 
 def plain(text: str) -> str:
-    """Text that UTF-8 can hold: the bytes of a file name that are no text are written out."""
+    """Text that UTF-8 can hold: bytes of a file name that are not UTF-8 become \\xNN."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _content(page: Page, photos: Sequence[Photo], folder: Path) -> dict:
-    """What its script reads, as plain lists and numbers."""
+    """The data of the page's script, as plain lists and numbers."""
     scores, true, other = (_array(getattr(p, name) for p in photos) for name in ("score", "true", "other"))
-    everyone = scores if page.all_scores is None else _array(page.all_scores)
-    truth = (scores, true) if page.all_true is None else (everyone, _array(page.all_true))
+    all_scores = scores if page.all_scores is None else _array(page.all_scores)
+    score_pairs = (scores, true) if page.all_true is None else (all_scores, _array(page.all_true))
     if not page.other_name:
         other = np.full(len(photos), np.nan)
     ranks = page.other_range is not None and tuple(page.other_range) != tuple(page.score_range)
@@ -161,11 +161,13 @@ def _content(page: Page, photos: Sequence[Photo], folder: Path) -> dict:
         "figures": [[plain(text) for text in row] for row in page.figures],
         "remarks": [plain(remark) for remark in page.remarks],
         "range": [float(value) for value in page.score_range],
-        "total": len(everyone),
+        "total": len(all_scores),
         "other": _comparison(page, scores, other, ranks) if page.other_name else None,
-        "distributions": charts.distributions(everyone, truth[1], other, plain(page.other_name), ranks),
+        "distributions": charts.distributions(
+            all_scores, score_pairs[1], other, plain(page.other_name), ranks
+        ),
         "scatters": {
-            "true": charts.scatter(*truth, ("predicted score", "true score"), True),
+            "true": charts.scatter(*score_pairs, ("predicted score", "true score"), True),
             "other": charts.scatter(scores, other, ("score by this run", "score by the other"), not ranks),
         },
         "colours": colormaps["cividis"](np.arange(256), bytes=True)[:, :3].tolist(),
@@ -194,24 +196,24 @@ def _array(values: Iterable[float | None]) -> np.ndarray:
 
 
 def _numbers(values: Iterable[float | None], digits: int = 6) -> list[float]:
-    """Rounded; what is not finite is null in the page's JSON."""
+    """Rounded values; the page's JSON has null for those that are not finite."""
     return _array(values).round(digits).tolist()
 
 
 def _named_numbers(photos: Sequence[Photo]) -> list[dict]:
-    found = []
+    columns = []
     for name, (label, share) in NUMBERS.items():
         if any(name in photo.numbers for photo in photos):
             values = _numbers(photo.numbers.get(name) for photo in photos)
-            found.append({"key": name, "label": label, "share": share, "values": values})
-    return found
+            columns.append({"key": name, "label": label, "share": share, "values": values})
+    return columns
 
 
-def _share_below(values: np.ndarray, among: np.ndarray) -> np.ndarray:
-    """(N,), which share of the finite `among` lies below each of `values` (N,); half of those that equal it count."""
-    ranked = np.sort(among[np.isfinite(among)])
-    places = sum(np.searchsorted(ranked, values, side) for side in ("left", "right")) / 2
-    return np.where(np.isfinite(values), places / max(1, len(ranked)), np.nan)
+def _share_below(values: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """(N,), the share of the finite `reference` below each of `values` (N,); equal ones count half."""
+    ranked = np.sort(reference[np.isfinite(reference)])
+    counts = sum(np.searchsorted(ranked, values, side) for side in ("left", "right")) / 2
+    return np.where(np.isfinite(values), counts / max(1, len(ranked)), np.nan)
 
 
 def _comparison(page: Page, scores: np.ndarray, other: np.ndarray, ranks: bool) -> dict:
@@ -228,9 +230,9 @@ def _comparison(page: Page, scores: np.ndarray, other: np.ndarray, ranks: bool) 
 
 
 def _attention_maps(photos: Sequence[Photo]) -> tuple[list[list | None], float | None]:
-    """Maps as [height, width, base64 of a byte per cell], and what the byte 255 stands for, all pictures alike.
+    """Maps as [height, width, base64 of a byte per cell], and the value of the byte 255, the same for all pictures.
 
-    That is in multiples of an even share of the picture's cells: the 90th percentile of the pictures' maxima, so that
+    The value is a multiple of an even share of the picture's cells: the 90th percentile of the pictures' maxima, so that
     a single odd picture does not darken all others.
     """
     maps = [None if photo.attention is None else _coarse(photo.attention) for photo in photos]
@@ -253,7 +255,7 @@ def _coarse(attention: np.ndarray) -> np.ndarray:
 
 
 def _link(path: Path | None, folder: Path) -> str | None:
-    """To the file: relative where it lies with the page, so that both can be moved; otherwise where it is now."""
+    """A link to the file: relative if it lies in or below the page's folder, so that both can be moved; else absolute."""
     if path is None:
         return None
     path, folder = Path(os.path.abspath(path)), Path(os.path.abspath(folder))
@@ -271,7 +273,7 @@ class _Pictures(Dataset):
             picture = self.open_photo(path)
             picture.thumbnail((self.side, self.side), Image.Resampling.LANCZOS, reducing_gap=3)
             picture.save(file, "JPEG", quality=78, optimize=True)
-        except Exception:  # there is no path, or decoders raise anything at all on a damaged file
+        except Exception:  # no path, or a damaged file, on which decoders raise anything at all
             return b""
         return file.getvalue()
 

@@ -1,4 +1,4 @@
-"""Scores from Python: one object, called with photographs in whatever form they are at hand."""
+"""Scores from Python: one object that takes photographs in any form."""
 
 from __future__ import annotations
 
@@ -31,15 +31,16 @@ class Scorer:
         scorer(images)               # N x 3 x H x W in [0, 1]: tensor of N scores
         scorer.each(["a.jpg", "x"])  # array([5.31, nan]), ["", "x: there is no such file"]
 
-    weights, dataset, model, score_range, interest_points: see `trained.load_trained`. Interest points of the batch, as
-    released, would make a score depend on the others of its call: they are refused.
+    weights, dataset, model, score_range, interest_points: see `trained.load_trained`. `batch`, the released mode of the
+    interest points, is refused: a score would depend on the other photographs of the call.
     device: by default the first GPU, else the CPU.
-    as_loss: scores of a tensor carry its gradient, and the score of everything is a tensor. A score is no loss yet:
-        the higher the better (`lower_better` is False), so minimise its negative.
-    batch_size: photographs that go through the network at once; as_loss: a tensor goes through whole.
+    as_loss: the score of a tensor has a gradient, and all scores are tensors. The higher the score, the better
+        (`lower_better` is False), so minimise its negative.
+    upright: turn photographs as EXIF says.
+    batch_size: photographs that go through the network at once; with as_loss a tensor is not split.
 
     Calls do not change it, so threads may share it. score_range: the dataset's own scale (low, high).
-    Raises InputError or WeightsError, both ValueErrors, for what cannot be loaded or read.
+    Raises InputError or WeightsError, both ValueErrors, where weights cannot be loaded or photographs cannot be read.
     """
 
     lower_better = False
@@ -61,8 +62,13 @@ class Scorer:
             raise InputError(
                 "Scorer: interest points of the batch would make scores depend on it; image or running"
             )
-        given = {"dataset": dataset, "model": model, "score_range": score_range}
-        self.trained = load_trained(weights, interest_points=interest_points, **given)
+        self.trained = load_trained(
+            weights,
+            interest_points=interest_points,
+            dataset=dataset,
+            model=model,
+            score_range=score_range,
+        )
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         try:
             self.trained.model.to(self.device)
@@ -100,7 +106,7 @@ class Scorer:
         return scores if self.as_loss else scores.item()
 
     def each(self, photographs: Sequence[Photograph]) -> tuple[np.ndarray, list[str]]:
-        """Scores (N,) float64 of photographs that are no tensors, and errors: NaN and why where there is no score, else ""."""
+        """Scores (N,) float64 and errors of photographs, which must not be tensors. Without a score: NaN and the reason."""
         scores, errors = np.full(len(photographs), np.nan), [""] * len(photographs)
         for start in range(0, len(photographs), self.batch_size):
             squares = {}
@@ -117,21 +123,21 @@ class Scorer:
         return scores, errors
 
     def _score_pixels(self, photographs: Sequence[Photograph | Tensor]) -> Tensor:
-        """(N,) of a batch in any form; what are not tensors is resized by PIL, as in evaluation."""
+        """Scores (N,) of a batch in any form. All but tensors are resized by PIL, as in evaluation."""
         if any(isinstance(photograph, Tensor) for photograph in photographs):
-            if any(isinstance(one, Tensor) and one.ndim == 4 and len(one) != 1 for one in photographs):
+            if any(isinstance(item, Tensor) and item.ndim == 4 and len(item) != 1 for item in photographs):
                 raise InputError("a list of tensors holds one photograph each, 3 x H x W")
             return torch.cat(
                 [
-                    self._score_tensor(one) if isinstance(one, Tensor) else self._score_pixels([one])
-                    for one in photographs
+                    self._score_tensor(item) if isinstance(item, Tensor) else self._score_pixels([item])
+                    for item in photographs
                 ]
             )
         scores = self._score_squares(map(self._square, photographs))
         return scores.float() if self.as_loss else scores
 
     def _score_squares(self, squares: Iterable[np.ndarray]) -> Tensor:
-        """(N,) float64 of pixels (side, side, 3) uint8, by the arithmetic of predict.py."""
+        """Scores (N,) float64 of pixels (side, side, 3) uint8, by the arithmetic of predict.py."""
         images = torch.from_numpy(np.stack(list(squares))).permute(0, 3, 1, 2)
         with torch.inference_mode():
             model = self.trained.model
@@ -139,7 +145,7 @@ class Scorer:
         return self.trained.scores(outputs.double())
 
     def _square(self, photograph: Photograph) -> np.ndarray:
-        """(side, side, 3) uint8, resized by PIL, as in evaluation."""
+        """The pixels (side, side, 3) uint8 of a photograph, resized by PIL, as in evaluation."""
         return np.asarray(self.trained.resize.pil(self._picture(photograph)))
 
     def _picture(self, photograph: Photograph) -> Image.Image:
@@ -161,12 +167,12 @@ class Scorer:
             elif isinstance(photograph, (str, os.PathLike)):
                 reason = f"{Path(photograph)}: {explain_failure(os.fspath(photograph), error)}"
             else:
-                given = type(photograph).__name__
-                reason = f"{given} is no photograph; give a path, bytes, a PIL image, an array, a tensor or a list of these"
+                kind = type(photograph).__name__
+                reason = f"{kind} is no photograph; give a path, bytes, a PIL image, an array, a tensor or a list of these"
             raise InputError(reason) from error
 
     def _score_tensor(self, images: Tensor) -> Tensor:
-        """(N,) of (N, 3, H, W) or (3, H, W)."""
+        """Scores (N,) of a tensor (N, 3, H, W) or (3, H, W)."""
         images = images[None] if images.ndim == 3 else images
         if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape[2:]:
             raise InputError(f"a tensor of {tuple(images.shape)}; photographs are N x 3 x H x W")
@@ -185,25 +191,25 @@ class Scorer:
             return self.trained.scores(torch.cat(outputs))
 
     def _prepare(self, images: Tensor) -> Tensor:
-        """Pixels in [0, 1] to the network's input: resized as PIL does it, but without rounding to 8 bits."""
+        """The network's input, from pixels in [0, 1]: resized as PIL does it, but without rounding to 8 bits."""
         resize = self.trained.resize
         images = images.to(self.device, torch.float32)
         fits = images.shape[-2:] == (resize.side, resize.side)
         if not fits:
             images = F.interpolate(images, (resize.side, resize.side), mode=resize.method, antialias=True)
-        if not (fits and self.as_loss):  # bicubic interpolation overshoots; PIL cuts that off, too
+        if not (fits and self.as_loss):  # bicubic interpolation overshoots; PIL clamps, too
             images = images.clamp(0, 1)
         return (images - self._mean) / self._std
 
 
-def _refuse_other_values(low: float, high: float, what: str) -> None:
-    """A little beyond 0 and 1 is a resize's overshoot; more is another scale."""
+def _refuse_other_values(low: float, high: float, source: str) -> None:
+    """Raises InputError for values beyond [0, 1]; a resize may overshoot by a hundredth."""
     if not (low >= -0.01 and high <= 1.01):
-        raise InputError(f"{what} with values from {low:.6g} to {high:.6g}; {PIXEL_VALUES}")
+        raise InputError(f"{source} with values from {low:.6g} to {high:.6g}; {PIXEL_VALUES}")
 
 
 def _as_bytes(array: np.ndarray) -> np.ndarray:
-    """(H, W) or (H, W, 3 or 4) uint8. Raises InputError for what is no photograph."""
+    """The array as (H, W) or (H, W, 3 or 4) uint8. Raises InputError for any other shape or type."""
     if array.ndim == 3 and array.shape[2] == 1:
         array = array[..., 0]
     if array.ndim not in (2, 3) or array.shape[2:] not in ((), (3,), (4,)) or 0 in array.shape:

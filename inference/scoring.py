@@ -160,12 +160,12 @@ def read_reference(path: str, trained: Trained) -> tuple[np.ndarray, list[str]]:
     """
     file = Path(path)
     if not file.is_file():
-        raise InputError(f"--reference {path}: no such file; it should be a run's predictions.csv")
+        raise InputError(f"{path}: no such file; it should be a run's predictions.csv")
     scale = scale_beside(file)
     if scale not in (None, trained.score_range):
         (low, high), (network_low, network_high) = scale, trained.score_range
         raise InputError(
-            f"--reference {path}: its scores are {low:g} to {high:g}, those of {trained.path} {network_low:g} to {network_high:g}"
+            f"{path}: its scores are {low:g} to {high:g}, those of {trained.path} {network_low:g} to {network_high:g}"
         )
     rows = {}
     for row in read_rows(file):
@@ -177,7 +177,7 @@ def read_reference(path: str, trained: Trained) -> tuple[np.ndarray, list[str]]:
         if score is not None and math.isfinite(score):
             rows[row["image"]] = row
     if not rows:
-        raise InputError(f"--reference {path}: has no scores; it should be a run's predictions.csv")
+        raise InputError(f"{path}: has no scores; it should be a run's predictions.csv")
     scores = np.array([row.get("predicted_score", row.get("score")) for row in rows.values()], np.float64)
     if trained.outputs == 1 and "predicted_score" in row:  # the protocol's, 0 to 1
         scores = trained.scores(scores[:, None])

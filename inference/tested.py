@@ -1,4 +1,4 @@
-"""A test on test.csv: what it says, and the files that it leaves in the run's folder."""
+"""The result of a test on test.csv, and the files that it leaves in the run's folder."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from training.steps import Precision
 
 log = logging.getLogger("eat")
 
-# The curves of report.png: by the title of a panel, the columns of metrics.csv with their labels.
+# The curves of report.png: for each panel, by its title, the columns of metrics.csv with their labels.
 CURVES = {
     "loss": {"train_loss": "training", "val_loss": "validation"},
     "validation metrics": {"val_srcc": "SRCC", "val_plcc": "PLCC", "val_accuracy": "accuracy"},
@@ -40,9 +40,10 @@ CURVES = {
 
 @dataclass(frozen=True)
 class Tested:
-    """What a network said of test.csv, and what that means.
+    """A network's evaluation on test.csv, with its figures.
 
-    options: those of the run. form: of the labels. about: what the run's result tells of its photographs.
+    options: those of the run. form: the format of the labels. about: for the run's result, the split, the dataset that the
+    weights were trained on, and the thresholds of high scores.
     """
 
     options: argparse.Namespace
@@ -57,17 +58,17 @@ class Tested:
         return f"{options.model} on {options.dataset}, test.csv ({len(self.evaluation.names)} images)"
 
     def tell(self) -> None:
-        """The table of figures, to the log."""
+        """Log the table of figures."""
         log.info("%s:\n%s", self.title, "\n".join(self.figures.lines()))
 
     def result(self, folder: Path) -> dict:
-        """The run's result, as its last line and run.json have it. folder: the run's, with all that was written there."""
+        """The run's result, for its last line and run.json. folder: the run's, with its files written."""
         names = {"predictions": "predictions.csv", "report": "report.png", "options": "options.json"}
         files = {name: str(folder / file) for name, file in names.items()}
         files |= {path.stem: str(path) for path in (folder / "checkpoints").glob("*.pt*")}
-        asked = ("dataset", "model", "interest_points", "refinement")
+        named = ("dataset", "model", "interest_points", "refinement")
         return {
-            **{name: getattr(self.options, name) for name in asked},
+            **{name: getattr(self.options, name) for name in named},
             "split": "test",
             "images": len(self.evaluation.names),
             "loss": self.evaluation.loss,
@@ -79,7 +80,7 @@ class Tested:
         }
 
     def write_predictions(self, path: Path) -> None:
-        """predictions.csv: image, true and predicted score; of votes, also the outputs and targets level by level."""
+        """predictions.csv: image, true and predicted score; of votes, also outputs and targets for each level."""
         evaluation, pairs = self.evaluation, self.evaluation.pairs
         table = {
             "image": evaluation.names,
@@ -93,21 +94,21 @@ class Tested:
             pd.DataFrame(table).to_csv(file, index=False)
 
     def draw(self, path: Path, history: Sequence[Mapping[str, float]] = ()) -> None:
-        """report.png: predicted against true scores; with a history (rows of metrics.csv) the curves of training too."""
+        """report.png: predicted against true scores; with `history`, rows of metrics.csv, also the curves of training."""
         panels = 1 + len(CURVES) if history else 1
         figure = Figure(figsize=(5.2 * panels, 4.8), layout="constrained")
-        first, *others = figure.subplots(1, panels, squeeze=False)[0]
+        scatter, *axes = figure.subplots(1, panels, squeeze=False)[0]
         true, predicted = self.evaluation.pairs.true, self.evaluation.pairs.predicted
-        first.scatter(true, predicted, s=10, alpha=min(1.0, max(0.1, 200 / len(true))), linewidths=0)
+        scatter.scatter(true, predicted, s=10, alpha=min(1.0, max(0.1, 200 / len(true))), linewidths=0)
         limits = [min(true.min(), predicted.min()), max(true.max(), predicted.max())]
-        first.plot(limits, limits, color="0.5", linewidth=1, linestyle="--", label="predicted = true")
+        scatter.plot(limits, limits, color="0.5", linewidth=1, linestyle="--", label="predicted = true")
         rows = {row[0]: row for row in self.figures.rows()}
-        shown = [f"{name} {rows[name][1]} ({rows[name][2]})" for name in ("SRCC", "PLCC", "accuracy")]
-        first.set_title("\n".join(shown), fontsize="medium")
-        first.set(xlabel="true score", ylabel="predicted score")
-        first.legend(frameon=False)
+        lines = [f"{name} {rows[name][1]} ({rows[name][2]})" for name in ("SRCC", "PLCC", "accuracy")]
+        scatter.set_title("\n".join(lines), fontsize="medium")
+        scatter.set(xlabel="true score", ylabel="predicted score")
+        scatter.legend(frameon=False)
         table = pd.DataFrame(history)
-        for axis, (title, curves) in zip(others, CURVES.items(), strict=False):
+        for axis, (title, curves) in zip(axes, CURVES.items(), strict=False):
             for column, label in curves.items():
                 axis.plot(table["epoch"], table[column], marker="o", markersize=3, label=label)
             axis.set(title=title, xlabel="epoch")
@@ -123,19 +124,19 @@ class Tested:
 
         Scores are on the dataset's own scale, vote distributions beside the true ones. Raises Interrupted.
         """
-        options, found, folder = self.options, self.evaluation, Path(self.options.path_to_images)
-        predicted, true = found.pairs.predicted, found.pairs.true
+        options, evaluation, folder = self.options, self.evaluation, Path(self.options.path_to_images)
+        predicted, true = evaluation.pairs.predicted, evaluation.pairs.true
         low, high = self.form.scale
         if not self.form.vote_columns:
             predicted, true = low + predicted * (high - low), low + true * (high - low)
         chosen = choose(predicted - true, options.report_images)
         photos = [
-            Photo(found.names[row], folder / found.names[row], predicted[row], true=true[row])
+            Photo(evaluation.names[row], folder / evaluation.names[row], predicted[row], true=true[row])
             for row in chosen
         ]
-        if self.form.vote_columns and found.outputs.shape == found.targets.shape:
-            votes = zip(photos, found.outputs[chosen], found.targets[chosen], strict=True)
-            photos = [replace(photo, votes=own, other_votes=target) for photo, own, target in votes]
+        if self.form.vote_columns and evaluation.outputs.shape == evaluation.targets.shape:
+            votes = zip(photos, evaluation.outputs[chosen], evaluation.targets[chosen], strict=True)
+            photos = [replace(photo, votes=output, other_votes=target) for photo, output, target in votes]
         facts = {
             "Weights": options.path_to_model_weight,
             "Network": options.model,
@@ -147,9 +148,16 @@ class Tested:
             "Batch": f"{options.eval_batch_size} images",
             "Written": time.strftime("%Y-%m-%d %H:%M"),
         }
-        notes, given = [DEMO] * (options.dataset == "demo"), {"all_scores": predicted, "all_true": true}
-        given |= {"figures": self.figures.rows(), "remarks": self.figures.remarks()}
-        page = Page(self.title, facts, self.form.scale, notes, **given)
+        page = Page(
+            self.title,
+            facts,
+            self.form.scale,
+            notes=[DEMO] if options.dataset == "demo" else [],
+            figures=self.figures.rows(),
+            remarks=self.figures.remarks(),
+            all_scores=predicted,
+            all_true=true,
+        )
         write_page(path, page, photos, num_workers=options.num_workers, stop=stop)
 
 
@@ -162,8 +170,8 @@ def judge(
     precision: Precision,
     origin: Origin,
 ) -> Tested:
-    """The figures of an evaluation, with what must be said beside them. origin: of the network."""
-    other = origin.form is not None
+    """The figures of an evaluation, with their notes. form: of the labels; origin: the dataset of the network."""
+    is_other_dataset = origin.form is not None
     names = [str(name) for name in evaluation.names]
     split = recognise(options.dataset, options.path_to_save_csv, names)
     about = {
@@ -172,28 +180,31 @@ def judge(
         "thresholds": form.thresholds(origin.form),
     }
     notes = [f"split: {split.name} ({split.note})"]
-    if other:
-        told = f"trained on {origin.dataset}, tested on {options.dataset}: scores mapped from scale to scale"
-        notes.insert(0, told)
+    if is_other_dataset:
+        datasets = f"trained on {origin.dataset}, tested on {options.dataset}"
+        notes.insert(0, f"{datasets}: scores mapped from scale to scale")
     elif form.vote_columns:
         released = released_accuracy(evaluation.outputs, evaluation.targets, form.threshold)
-        about["accuracy_released"], ours = released, evaluation.metrics["accuracy"]
-        notes.append(f"accuracy by the release's float32 sums: {released:.4f}, ours {ours:.4f}")
+        about["accuracy_released"], accuracy = released, evaluation.metrics["accuracy"]
+        notes.append(f"accuracy by the release's float32 sums: {released:.4f}, ours {accuracy:.4f}")
     if not origin.said:
-        told = f"nobody says what the weights were trained on; taken as {origin.dataset} (--trained_on)"
-        notes.append(told)
-    found = figures(
+        notes.append(
+            f"nobody says what the weights were trained on; taken as {origin.dataset} (--trained_on)"
+        )
+    test_figures = figures(
         evaluation.pairs,
         names,
         options.dataset,
         metrics=evaluation.metrics,
         memory=Seen.from_texts(model.photographs, options.path_to_model_weight or "the network"),
-        # Two sets of the name `csv` may have nothing in common.
-        same_dataset=not other and options.dataset != "csv",
+        # Two datasets called `csv` may have nothing in common.
+        same_dataset=not is_other_dataset and options.dataset != "csv",
         notes=notes,
-        departures=_departures(options, "" if other else options.dataset, splits, split, precision),
+        departures=_departures(
+            options, "" if is_other_dataset else options.dataset, splits, split, precision
+        ),
     )
-    return Tested(options, form, evaluation, found, about)
+    return Tested(options, form, evaluation, test_figures, about)
 
 
 def _departures(options, dataset: str, splits: Splits, split: Split, precision: Precision) -> list[str]:

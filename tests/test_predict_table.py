@@ -227,6 +227,18 @@ def test_rows_that_were_made_otherwise_are_not_appended(album, weights, tmp_path
         assert problem in err
 
 
+def test_a_layer_that_is_none_is_refused_before_the_table_is_replaced(album, weights, tmp_path, command):
+    out = tmp_path / "s.csv"
+    words = (album, "--weights", weights, "--out", out, *CPU)
+    assert command(*words)[0] == 0
+    before = out.read_bytes()
+    status, _, err = command(*words, "--overwrite", "--explain", tmp_path / "why", "--layer", "stages.9")
+    assert status == 2
+    assert "--layer stages.9: no deformable layer; there are stages.3.attns.0, or all" in err
+    assert out.read_bytes() == before
+    assert not (tmp_path / "why").exists()
+
+
 def test_errors_of_rows_that_are_there_count(album, weights, tmp_path, command):
     (album / "bad.png").write_text("no picture")
     words = (album, "--weights", weights, "--out", tmp_path / "s.csv", *CPU)

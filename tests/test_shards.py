@@ -247,4 +247,4 @@ def test_what_would_open_photographs_again_is_refused(shards, tmp_path, weights,
         tmp_path / "a.tar", "--weights", weights, "--calibrate_on", tmp_path / "a.tar", *CPU
     )
     assert status == 2
-    assert "--calibrate_on: takes photographs as files, not shards" in err
+    assert "a.tar: calibration takes photographs as files, not shards" in err
