@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import gc
 import importlib.util
 import logging
 import os
@@ -14,9 +13,6 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-
-if __name__ == "__main__":
-    gc.disable()  # none of what is imported is garbage; to look for some is a third of the start
 
 from commands.errors import guarded
 from commands.files import to_json

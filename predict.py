@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import gc
 import hashlib
 import logging
 import os
@@ -14,9 +13,6 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-
-if __name__ in ("__main__", "__mp_main__"):  # the command, and the server of its reading processes
-    gc.disable()  # none of what is imported is garbage; to look for some is a third of the start
 
 import numpy as np
 import torch

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import gc
 import logging
 import math
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-
-if __name__ in ("__main__", "__mp_main__"):  # the command, and the server of its reading processes
-    gc.disable()  # none of what is imported is garbage; to look for some is a third of the start
 
 import numpy as np
 import pandas as pd

@@ -3,14 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import gc
 import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-
-if __name__ == "__main__":
-    gc.disable()  # none of what is imported is garbage; to look for some is a third of the start
 
 import option
 from commands.errors import guarded

@@ -42,7 +42,7 @@ done = []  # parts, in turn
 def served():
     """Other processes come from a server that has imported what they need, sooner than a new interpreter has."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(workers, "PRELOAD", ["unswept", "benchmarks.gpu_parts", "small"])
+        patch.setattr(workers, "PRELOAD", ["benchmarks.gpu_parts", "small"])
         patch.setattr(gpu_worker, "START", "forkserver")
         forked = functools.partial(torch.multiprocessing.start_processes, start_method="forkserver")
         patch.setattr(torch.multiprocessing, "spawn", forked)
