@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import logging
 import sys
 import warnings
@@ -29,9 +28,6 @@ def guarded(program: str, work: Callable[[], int | None], rest: str = "nothing w
 
     rest: what to tell after a signal, where there is no training run to go on with.
     """
-    if not gc.isenabled():  # as a command starts: what it has imported stays, and is never looked through
-        gc.freeze()
-        gc.enable()
     level = logging.INFO if distributed.rank() == 0 else logging.ERROR
     logging.basicConfig(
         stream=sys.stderr, level=level, format="[%(asctime)s] %(message)s", datefmt="%H:%M:%S"

@@ -30,16 +30,12 @@ import prepare_data
 from evaluation import bootstrap
 from exporting import check
 from inference import tested
-from photographs import workers
 
 GOLDEN = Path(__file__).parent / "golden"
 AVA_COLUMNS = ["image_id", *(f"score{i}" for i in range(2, 12))]
 
 # Autograd's first backward decides whether it has threads, as beside a fake GPU; a forked process cannot go on with them.
 torch.ones(1, requires_grad=True).sum().backward()
-
-workers.PRELOAD.insert(0, "unswept")
-
 
 DRAW = tested.Tested.draw
 

@@ -1,6 +1,5 @@
 """How pytest is set up here. What the tests share is in common.py, which takes seconds to import."""
 
-import gc
 import os
 import signal
 
@@ -19,7 +18,6 @@ def pytest_xdist_auto_num_workers(config):
 
 def pytest_configure(config):
     """All but the process that only hands out tests have the fixtures."""
-    gc.disable()
     if not any("test_gpu.py" in word for word in config.args):  # where torch has seen one, no fork can train
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     if hasattr(config, "workerinput") or not config.option.numprocesses:
@@ -29,9 +27,3 @@ def pytest_configure(config):
 def pytest_collection_modifyitems(items):
     """What waits longest, for torchrun and nnictl, comes first, beside the rest."""
     items.sort(key=lambda item: item.path.stem not in ("test_two_machines", "test_nni"))
-
-
-def pytest_collection_finish():
-    """As in a command: what was imported stays, and is never looked through again."""
-    gc.freeze()
-    gc.enable()

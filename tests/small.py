@@ -1,11 +1,9 @@
 """eat_nano as the tests have it: SMALL, quick to run, trace and export. Started instead of main_nni.py: a run of it."""
 
-import gc
 import sys
 from pathlib import Path
 
 if __name__ == "__main__":
-    gc.disable()  # as main_nni.py does
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from models import variants

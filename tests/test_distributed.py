@@ -23,8 +23,7 @@ from training import engine, steps
 
 ROOT = Path(__file__).parent.parent
 SMALL_RUN = Path(__file__).parent / "small.py"
-# `python -m torch.distributed.run`, which would look for garbage as it is imported.
-TORCHRUN = [sys.executable, "-c", "import gc; gc.disable(); from torch.distributed.run import main; main()"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 LOST = "the connection to another process is lost"
 ENOUGH = 300  # seconds for a process to end where the time is not the point
 RECIPE = {

@@ -67,8 +67,7 @@ def program(tmp_path):
 
 # A run of main_nni.py, and what a network of timm's gives.
 BOTH = """
-import gc, sys
-gc.disable()
+import sys
 import main_nni, models, torch
 assert main_nni.main(sys.argv[1:]) == 0
 network = models.create_model("timm/mine", 5)
