@@ -78,7 +78,9 @@ def export(options: argparse.Namespace) -> dict:
     from inference.trained import load_trained
 
     given = {name: getattr(options, name) for name in ("model", "dataset", "interest_points")}
-    trained = load_trained(options.weights, score_range=score_range(options), **given)
+    trained = load_trained(
+        options.weights, score_range=score_range(options.score_min, options.score_max), **given
+    )
     for note in trained.notes:
         log.warning("%s", note)
     suffix = "_gather" * options.gather
