@@ -6,10 +6,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from commands.errors import guarded
-from commands.files import write_json
-from commands.parser import Parser
-from option import InputError, Option
+from iaa.errors import InputError
+from iaa.runtime.command_line import Parser
+from iaa.runtime.files import write_json
+from iaa.runtime.program import guarded
+from option import Option
 
 # fmt: off
 TABLE = (
@@ -38,13 +39,13 @@ def compare_runs(paths: Sequence[Path], threshold: float | None, json: Path | No
     files = [(path / "predictions.csv" if path.is_dir() else path).resolve() for path in paths]
     if len(set(files)) < len(files):
         raise InputError("the same run is given twice; give each once")
-    from evaluation import bootstrap, compare  # pandas and scipy are slow to import
+    from iaa.evaluation import bootstrap, comparison  # pandas and scipy are slow to import
 
-    tested: list[compare.Predictions] = []
+    tested: list[comparison.Predictions] = []
     for path in paths:
-        tested.append(compare.read_predictions(path, threshold, tested[0] if tested else None))
-    differences, images = compare.compare({run.name: [run] for run in tested}), len(tested[0].images)
-    print(compare.format_tables(tested, differences))
+        tested.append(comparison.read_predictions(path, threshold, tested[0] if tested else None))
+    differences, images = comparison.compare({run.name: [run] for run in tested}), len(tested[0].images)
+    print(comparison.format_tables(tested, differences))
     print(
         f"\n{images:,} images, high above {tested[0].thresholds[1]:g}. Percentile bootstrap over images, {bootstrap.RESAMPLES:,} resamples, "
         "the same for all runs. More than noise: p below 0.05 after Holm's correction. "

@@ -15,11 +15,11 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 from torch.utils.data import DataLoader, Sampler
 
-from option import InputError
-from photographs import workers
-from photographs.cache import Cache
-from photographs.decode import read_fast, read_pil, undecodable
-from photographs.labels import FORMATS, Format, Labels, find_images, hold_out, read_labels
+from iaa.errors import InputError
+from iaa.photographs import workers
+from iaa.photographs.cache import Cache
+from iaa.photographs.decode import read_fast, read_pil, undecodable
+from iaa.photographs.labels import FORMATS, Format, Labels, find_images, hold_out, read_labels
 
 # Mean and standard deviation of red, green and blue, in [0, 1], by which a network's input is normalised.
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
@@ -97,7 +97,7 @@ class Sample(NamedTuple):
 class PhotoDataset(torch.utils.data.Dataset):
     """Images by `Sample`. Returns an InputError for an image that does not decode; `batches` raises it.
 
-    decoder: `pil` or `fast`, see `photographs.decode`. cache: of pictures with this resize and decoder, or None.
+    decoder: `pil` or `fast`, see `iaa.photographs.decode`. cache: of pictures with this resize and decoder, or None.
     """
 
     def __init__(self, folder: str | Path, transform: Transform, decoder: str, cache: Cache | None):

@@ -10,13 +10,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from commands.errors import guarded
-from commands.files import to_json
-from commands.parser import Parser
-from commands.signals import Interrupted
-from exporting.output import ENDINGS, ExportError, output_path, replacing
-from inference.arguments import WEIGHTS, score_range
-from option import InputError, Option
+from iaa.errors import InputError, Interrupted
+from iaa.exporting.output import ENDINGS, ExportError, output_path, replacing
+from iaa.options.scoring_options import WEIGHTS, score_range
+from iaa.runtime.command_line import Parser
+from iaa.runtime.files import to_json
+from iaa.runtime.program import guarded
+from option import Option
 
 log = logging.getLogger("eat")
 
@@ -72,10 +72,10 @@ def export(options: argparse.Namespace) -> dict:
             f"--to {options.to} needs {', '.join(missing)}: pip install -r requirements/export.txt"
         )
     # These are slow to import.
-    from exporting import onnx_file, torch_files
-    from exporting.about import describe
-    from exporting.check import BATCHES, largest_difference
-    from inference.trained import load_trained
+    from iaa.exporting import onnx_file, torch_files
+    from iaa.exporting.check import BATCHES, largest_difference
+    from iaa.exporting.description import describe
+    from iaa.networks.trained_network import load_trained
 
     given = {name: getattr(options, name) for name in ("model", "dataset", "interest_points")}
     trained = load_trained(

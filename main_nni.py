@@ -6,11 +6,11 @@ import logging
 import sys
 
 import option
-from commands import distributed
-from commands.errors import guarded
-from commands.files import to_json
-from commands.parser import parse_options
-from searching import trial
+from iaa.runtime import distributed
+from iaa.runtime.command_line import parse_options
+from iaa.runtime.files import to_json
+from iaa.runtime.program import guarded
+from iaa.searching import nni_trial
 
 log = logging.getLogger("eat")
 
@@ -22,16 +22,16 @@ def main(argv: list[str] | None = None) -> int:
         given = parse_options(argv)
         if given.get("options"):
             given = option.from_file(given["options"], given)
-        if not (given.get("resume") or trial.in_search()):  # those go on with options from elsewhere
+        if not (given.get("resume") or nni_trial.in_search()):  # those go on with options from elsewhere
             option.complete(given)  # refuses what contradicts itself, before seconds of imports
         log.info("%s; loading PyTorch", _purpose(given))
-        import experiment
+        from iaa import experiment
 
         result = experiment.run(given)
         if distributed.rank() == 0:
             print(to_json(result), flush=True)
 
-    trial.end_with_parent()
+    nni_trial.end_with_parent()
     return guarded("main_nni.py", work)
 
 

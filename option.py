@@ -10,13 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-
-class InputError(ValueError):
-    """A request that cannot be met; the message is one line: what is wrong, where, what to do. Exit status 2."""
-
-    def __init__(self, message: str):
-        super().__init__(" ".join(str(message).splitlines()))  # what it quotes may have more
-
+from iaa.errors import InputError
 
 DATASETS = ("demo", "ava", "tad66k", "flickr_aes", "aadb", "para", "csv")
 MODELS = ("eat_nano", "eat_tiny", "eat_small", "eat_base", "eat_base_384")

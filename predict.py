@@ -5,17 +5,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from commands.errors import guarded
-from inference import arguments
+from iaa.options import scoring_options
+from iaa.runtime.program import guarded
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Score; returns the exit status: 0, 1 where photographs have an error, 2 for bad input, 128 and more if interrupted."""
 
     def work() -> int:
-        options = arguments.parse(argv)
-        arguments.check(options)
-        from inference import prediction  # with torch and timm: seconds
+        options = scoring_options.parse(argv)
+        scoring_options.check(options)
+        from iaa import prediction  # with torch and timm: seconds
 
         return prediction.run(options)
 
@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def __getattr__(name: str):
     if name == "Scorer":
-        from inference.scorer import Scorer
+        from iaa.scoring.scorer import Scorer
 
         return Scorer
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

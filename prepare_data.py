@@ -8,8 +8,8 @@ import os
 import sys
 from collections.abc import Sequence
 
-from commands.errors import guarded
-from photographs.arguments import parse
+from iaa.options.preparation_options import parse
+from iaa.runtime.program import guarded
 
 log = logging.getLogger("eat")
 
@@ -19,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parse(argv)
 
     def work() -> int | None:
-        from photographs import preparation  # takes seconds
+        from iaa.photographs import preparation  # takes seconds
 
         commands = {"check": preparation.check, "cache": fill_cache}
         return commands.get(options.command, preparation.prepare)(options)
@@ -33,10 +33,10 @@ def fill_cache(options: argparse.Namespace) -> int:
     """The subcommand `cache`: store the photographs that `main_nni.py --cache` needs with the same options."""
     import numpy as np
 
-    from commands.signals import Watch
     from dataset import read_splits
-    from photographs.cache import Cache
-    from photographs.labels import FORMATS, Format
+    from iaa.photographs.cache import Cache
+    from iaa.photographs.labels import FORMATS, Format
+    from iaa.runtime.signals import Watch
 
     given = {"skip_missing": True, "val_share": options.val_share, "seed": options.seed}
     splits = read_splits(options.csv, options.images, None, select_on_test=options.released_protocol, **given)

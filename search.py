@@ -8,13 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import option
-from commands.errors import guarded
-from commands.files import write_json
-from commands.parser import parse_options, with_commands
-from commands.signals import Watch
-from option import InputError, Option
-from searching.space import read_space
-from searching.trials import TrialResult, best_options, find_folder, format_table, read_results
+from iaa.errors import InputError
+from iaa.runtime.command_line import parse_options, with_commands
+from iaa.runtime.files import write_json
+from iaa.runtime.program import guarded
+from iaa.runtime.signals import Watch
+from iaa.searching.results import TrialResult, best_options, find_folder, format_table, read_results
+from iaa.searching.space import read_space
+from option import Option
 
 METRICS = option.OPTIONS["search_metric"].choices
 # Options of main_nni.py that a search sets itself.
@@ -72,7 +73,7 @@ def run(options: argparse.Namespace) -> int:
             raise InputError(f"--{name} is given and in {options.space}, too; leave one out")
     option.complete(trial_options)
 
-    from searching.driver import Search  # imports Optuna
+    from iaa.searching.optuna_search import Search  # imports Optuna
 
     with Watch() as watch:
         search = Search(
@@ -87,7 +88,7 @@ def run(options: argparse.Namespace) -> int:
 def _read(experiment: str | Path, storage: str | None, metric: str | None) -> tuple[list[TrialResult], str]:
     """The trials of a search, the best first, and the metric; with `storage`, those of all machines, from the study."""
     if storage:
-        from searching.driver import read_study  # imports Optuna
+        from iaa.searching.optuna_search import read_study  # imports Optuna
 
         return read_study(storage, Path(experiment), metric)
     return read_results(find_folder(str(experiment)), metric)
@@ -120,7 +121,7 @@ def plot(options: argparse.Namespace) -> None:
         raise InputError(f"{options.experiment}: no trial has finished an epoch yet")
     path = _output_path(options, "search.png")
 
-    from searching.plot import plot_results  # imports matplotlib
+    from iaa.searching.plot import plot_results  # imports matplotlib
 
     plot_results(results, metric, f"{Path(options.experiment).name}: {len(results)} trials", path)
     print(path)

@@ -34,19 +34,19 @@ from tqdm import tqdm
 
 import option
 from benchmarks import throughput
-from commands.errors import TrainingError, guarded
-from commands.files import atomic_write, read_json_object, write_json
-from commands.parser import Parser
-from commands.signals import Interrupted
 from dataset import Transform, make_loader, read_splits
-from evaluation import compare, figures
+from iaa.errors import InputError, Interrupted, TrainingError
+from iaa.evaluation import comparison, test_metrics
+from iaa.photographs.labels import FORMATS
+from iaa.runtime.command_line import Parser
+from iaa.runtime.files import atomic_write, read_json_object, write_json
+from iaa.runtime.program import guarded
+from iaa.training import engine
+from iaa.training.build import make_model, pick_device, pick_format, pick_precisions
+from iaa.training.checkpoint import LAST, PREVIOUS
+from iaa.training.steps import Precision, allow_tf32
 from models import read_weights
-from option import InputError, Option
-from photographs.labels import FORMATS
-from training import engine
-from training.build import make_model, pick_device, pick_format, pick_precisions
-from training.checkpoint import LAST, PREVIOUS
-from training.steps import Precision, allow_tf32
+from option import Option
 from util import make_loss, scores
 
 SETTINGS = {
@@ -241,17 +241,17 @@ def measure_batch_spread(folder: Path) -> dict[str, float]:
     return {"spread_mean": float(spread.mean()), "spread_max": float(spread.max())}
 
 
-def read_predictions(runs: pd.DataFrame, out: Path) -> dict[str, list[compare.Predictions]]:
+def read_predictions(runs: pd.DataFrame, out: Path) -> dict[str, list[comparison.Predictions]]:
     """The predictions on test.csv of each setting's runs, all in the order of the first run's images."""
     predictions, first = {}, None
     for setting, seed in zip(runs["setting"], runs["seed"], strict=True):
-        run = compare.read_predictions(out / f"{setting}-seed{seed}", like=first)
+        run = comparison.read_predictions(out / f"{setting}-seed{seed}", like=first)
         first = first or run
         predictions.setdefault(setting, []).append(run)
     return predictions
 
 
-def write_tables(runs: pd.DataFrame, predictions: dict[str, list[compare.Predictions]], out: Path) -> None:
+def write_tables(runs: pd.DataFrame, predictions: dict[str, list[comparison.Predictions]], out: Path) -> None:
     """Write runs.csv, table.csv (means and standard deviations over seeds), table.md and ablation.png."""
     by_setting = runs.groupby("setting", sort=False)
     table = by_setting[[*COSTS, *METRICS, *SPREADS]].agg(["mean", "std"])
@@ -260,7 +260,7 @@ def write_tables(runs: pd.DataFrame, predictions: dict[str, list[compare.Predict
     table.insert(0, "seeds", by_setting.size())
     rows = [["setting", *COSTS.values(), *METRICS.values(), *SPREADS.values()]]
     for setting, row in table.iterrows():
-        intervals = compare.means(predictions[setting])
+        intervals = comparison.means(predictions[setting])
         cells = [f"{row[f'{name}_mean']:.3g}" for name in COSTS]
         cells += [
             f"{value:.4f} ({low:.3f} to {min(high, 1):.3f})"
@@ -272,14 +272,14 @@ def write_tables(runs: pd.DataFrame, predictions: dict[str, list[compare.Predict
         with atomic_write(out / name) as file:
             frame.to_csv(file, index=False)
     with atomic_write(out / "table.md") as file:
-        file.write("\n".join(figures.markdown(rows)) + "\n")
+        file.write("\n".join(test_metrics.markdown(rows)) + "\n")
     with atomic_write(out / "ablation.png", "wb") as file:
         draw_figure(runs).savefig(file, format="png", dpi=110)
 
 
-def write_differences(predictions: dict[str, list[compare.Predictions]], out: Path) -> None:
+def write_differences(predictions: dict[str, list[comparison.Predictions]], out: Path) -> None:
     """Write differences.md: for every two settings the difference of their means, with its interval over seeds and images."""
-    lines = compare.difference_lines(compare.compare(predictions), list(METRICS))
+    lines = comparison.difference_lines(comparison.compare(predictions), list(METRICS))
     if min(map(len, predictions.values())) < 2:
         lines.append(
             "\nThe intervals of a setting with one seed contain the noise of images, not that of seeds."

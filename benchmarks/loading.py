@@ -30,14 +30,15 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from commands.errors import guarded
-from commands.files import write_json
-from commands.parser import Parser
 from dataset import Transform, batches, make_loader, read_splits
-from option import InputError, Option
-from photographs.cache import open_filled
-from photographs.decode import Resize, read_fast, read_pil
-from photographs.labels import AVA, FORMATS, Labels
+from iaa.errors import InputError
+from iaa.photographs.cache import open_filled
+from iaa.photographs.decode import Resize, read_fast, read_pil
+from iaa.photographs.labels import AVA, FORMATS, Labels
+from iaa.runtime.command_line import Parser
+from iaa.runtime.files import write_json
+from iaa.runtime.program import guarded
+from option import Option
 
 BATCH = 16
 ROWS = 255_000

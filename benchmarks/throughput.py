@@ -32,12 +32,13 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from benchmarks.straightforward import straightforward_forward
-from commands.errors import guarded
-from commands.files import write_json
-from commands.parser import Parser
+from iaa.errors import InputError
+from iaa.runtime.command_line import Parser
+from iaa.runtime.files import write_json
+from iaa.runtime.program import guarded
+from iaa.training.steps import Precision, Schedule, Stepper, allow_tf32, make_optimizer
 from models import create_model, list_models
-from option import InputError, Option
-from training.steps import Precision, Schedule, Stepper, allow_tf32, make_optimizer
+from option import Option
 from util import emd_loss
 
 PLAIN = "plain/"

@@ -12,9 +12,9 @@ import torch
 from timm.data import resolve_data_config
 from torch import Tensor, nn
 
-from option import InputError
+from iaa.errors import InputError
 
-from .memory import remember
+from .metadata import remember
 from .weights import Weights, WeightsError, read_weights
 
 PREFIX = "timm/"

@@ -21,7 +21,7 @@ from .attention import (
     WindowAttention,
 )
 from .eat import points_outside, points_spread, tracking_paused
-from .memory import remember
+from .metadata import remember
 from .weights import SETTING_VALUES
 
 PER_STAGE = ["dims", "depths", "heads", "groups", "window_sizes", "use_pes", "strides", "offset_range_factor"]

@@ -18,7 +18,7 @@ from einops import rearrange
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from option import InputError
+from iaa.errors import InputError
 
 HEADER = "eat"  # entry of a .safetensors header: as JSON, the metadata that a .pth keeps with its state_dict
 TABLES = ("relative_position_bias_table", "rpe_table")
@@ -45,7 +45,7 @@ class Weights(NamedTuple):
     state: the tensors by name. The other three are empty for a file that records nothing but tensors.
     settings: the network's `interest_points` and `refinement`.
     purpose: `model`, the variant's name; `dataset`, the training data; `score_range`, the dataset's scale (low, high).
-    photographs: those that the network was trained on and selected by, as `evaluation.seen` writes them.
+    photographs: those that the network was trained on and selected by, as `iaa.evaluation.leakage` writes them.
     """
 
     path: Path

@@ -27,9 +27,9 @@ import export
 import main_nni
 import models
 import prepare_data
-from evaluation import bootstrap
-from exporting import check
-from inference import tested
+from iaa.evaluation import bootstrap
+from iaa.exporting import check
+from iaa.reports import test_report
 
 GOLDEN = Path(__file__).parent / "golden"
 AVA_COLUMNS = ["image_id", *(f"score{i}" for i in range(2, 12))]
@@ -37,14 +37,14 @@ AVA_COLUMNS = ["image_id", *(f"score{i}" for i in range(2, 12))]
 # Autograd's first backward decides whether it has threads, as beside a fake GPU; a forked process cannot go on with them.
 torch.ones(1, requires_grad=True).sum().backward()
 
-DRAW = tested.Tested.draw
+DRAW = test_report.Tested.draw
 
 
 @pytest.fixture(autouse=True)
 def quick_ends(monkeypatch):
     """Runs of this process need no exact intervals and no report.png, which took a tenth of a short run, where neither is the point."""
     monkeypatch.setattr(bootstrap, "RESAMPLES", 100)
-    monkeypatch.setattr(tested.Tested, "draw", lambda self, path, history=(): path.write_bytes(b""))
+    monkeypatch.setattr(test_report.Tested, "draw", lambda self, path, history=(): path.write_bytes(b""))
 
 
 @pytest.fixture

@@ -14,7 +14,8 @@ from test_distributed import SMALL_RUN
 
 import models
 from benchmarks import ablation, throughput
-from option import OPTIONS, InputError
+from iaa.errors import InputError
+from option import OPTIONS
 
 
 def command(folder, *settings):

@@ -5,8 +5,8 @@ import timm
 import torch
 
 import models
+from iaa.errors import InputError
 from models.backbone import create_backbone, load_backbone, weights_path
-from option import InputError
 
 SMALL = ("timm/test_resnet", "timm/test_vit")
 

@@ -5,7 +5,7 @@ import torch
 from common import arguments
 
 import option
-from option import InputError
+from iaa.errors import InputError
 
 
 def refused(run, ava, *parts, **options):

@@ -16,13 +16,13 @@ from filelock import FileLock
 from test_resume import table, weights
 
 import prepare_data
-from commands.signals import Interrupted, Watch
 from dataset import Transform, batches, make_loader
-from option import InputError
-from photographs import cache
-from photographs.cache import Cache, open_filled
-from photographs.decode import Resize, read_fast, read_pil
-from photographs.labels import FORMATS, read_labels
+from iaa.errors import InputError, Interrupted
+from iaa.photographs import cache
+from iaa.photographs.cache import Cache, open_filled
+from iaa.photographs.decode import Resize, read_fast, read_pil
+from iaa.photographs.labels import FORMATS, read_labels
+from iaa.runtime.signals import Watch
 
 RESIZE = Resize(32, "bilinear")
 

@@ -11,8 +11,8 @@ import pytest
 from common import arguments
 
 import compare as program
-from evaluation import bootstrap
-from evaluation.compare import Predictions, compare, compute_differences, means, read_predictions
+from iaa.evaluation import bootstrap
+from iaa.evaluation.comparison import Predictions, compare, compute_differences, means, read_predictions
 from util import Pairs
 
 COMMAND = program

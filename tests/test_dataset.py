@@ -14,9 +14,9 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torchvision.transforms.functional import normalize, to_tensor
 
 from dataset import ResumableBatchSampler, Transform, batches, make_loader, network_input, read_splits
-from option import InputError
-from photographs import demo
-from photographs.labels import FORMATS, Labels, csv_format, read_labels
+from iaa.errors import InputError
+from iaa.photographs import demo
+from iaa.photographs.labels import FORMATS, Labels, csv_format, read_labels
 from util import compute_metrics
 
 
@@ -137,7 +137,7 @@ STARTS = [
 
 @pytest.mark.parametrize(("start", "processes"), STARTS)
 def test_order_and_augmentation_do_not_depend_on_the_workers(ava, start, processes, monkeypatch):
-    monkeypatch.setattr("photographs.workers.START", start)
+    monkeypatch.setattr("iaa.photographs.workers.START", start)
     labels = read_labels(ava / "train.csv", FORMATS["ava"])
 
     def epoch(workers, number):

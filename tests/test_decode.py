@@ -11,10 +11,10 @@ import sklearn.datasets
 from common import arguments
 from PIL import EpsImagePlugin, Image, UnidentifiedImageError
 
-from inference import photos
-from photographs import copies, decode, pictures
-from photographs.decode import Resize, read_fast, read_pil, read_plain
-from training import build
+from iaa.photographs import copies, decode, inspection
+from iaa.photographs.decode import Resize, read_fast, read_pil, read_plain
+from iaa.scoring import photos
+from iaa.training import build
 
 PHOTOGRAPHS = sorted((Path(sklearn.datasets.__file__).parent / "images").glob("*.jpg"))
 RESIZES = [Resize(224, "bicubic"), Resize(256, "bilinear"), Resize(64, "bicubic"), Resize(1000, "bilinear")]
@@ -130,7 +130,7 @@ def test_who_decodes(ava, run, monkeypatch):
             return loader
 
         with monkeypatch.context() as patch:
-            patch.setattr("training.build.make_loader", spy)
+            patch.setattr("iaa.training.build.make_loader", spy)
             status, _, err = run(arguments(ava, overwrite=True, **options))
         assert status == 0, err
         return used
@@ -179,7 +179,7 @@ def test_postscript_is_not_executed_when_scored(postscript, content):
 
 
 def test_postscript_is_not_executed_by_checks(postscript):
-    assert pictures.examine(postscript.parent, postscript.name).kinds == "not an image"
+    assert inspection.examine(postscript.parent, postscript.name).kinds == "not an image"
     assert copies.signature(postscript.parent, postscript.name) is None
 
 
@@ -190,4 +190,4 @@ def test_one_place_opens_images():
         path for path in root.rglob("*.py") if path.relative_to(root).parts[0] not in ("tests", "benchmarks")
     ]
     found = [path for path in sources if "Image.open(" in path.read_text(encoding="utf-8")]
-    assert found == [root / "photographs" / "decode.py"]
+    assert found == [root / "iaa" / "photographs" / "decode.py"]

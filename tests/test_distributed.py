@@ -19,7 +19,7 @@ from common import arguments, ended, fork
 from test_run import metrics
 
 import main_nni
-from training import engine, steps
+from iaa.training import engine, steps
 
 ROOT = Path(__file__).parent.parent
 SMALL_RUN = Path(__file__).parent / "small.py"

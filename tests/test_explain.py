@@ -10,10 +10,17 @@ from PIL import Image
 from small import LOOKING
 
 import predict
-from inference import overlays
-from inference.explain import CENTRE_HALF, AttentionRecorder, background_share, cell_shares, mean_map, splat
-from inference.table import read_rows
-from inference.trained import load_trained
+from iaa.networks.attention_maps import (
+    CENTRE_HALF,
+    AttentionRecorder,
+    background_share,
+    cell_shares,
+    mean_map,
+    splat,
+)
+from iaa.networks.trained_network import load_trained
+from iaa.reports import overlays
+from iaa.scoring.table import read_rows
 from models import variants
 from models.sampling import sample_features
 

@@ -12,10 +12,10 @@ from safetensors.torch import save_file
 
 import export
 import models
-from exporting import check, onnx_file, torch_files
-from exporting.about import describe, preprocess
-from exporting.output import ExportError
-from inference.trained import Trained, load_trained
+from iaa.exporting import check, onnx_file, torch_files
+from iaa.exporting.description import describe, preprocess
+from iaa.exporting.output import ExportError
+from iaa.networks.trained_network import Trained, load_trained
 
 COMMAND = export
 onnx = pytest.importorskip("onnx", reason="requirements/export.txt")

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
 # File, what stands there, what takes its place; the lines themselves stand on the page.
 EDITS = (
-    ("photographs/labels.py", '    "tad66k": Format(', '    "mine": vote_format(', True),
+    ("iaa/photographs/labels.py", '    "tad66k": Format(', '    "mine": vote_format(', True),
     ("option.py", 'DATASETS = ("demo",', 'DATASETS = ("mine", "demo",', False),
     ("option.py", '    "csv": _TAD66K', '    "mine": _TAD66K', True),
     ("util.py", 'return (nima | {"emd": emd_loss,', 'return (nima | {"huber"', False),
@@ -25,10 +25,10 @@ EDITS = (
     ("option.py", 'MODELS = ("eat_nano",', 'MODELS = ("eat_mine",', False),
     ("util.py", 'METRICS = ("srcc",', 'METRICS = ("bias",', False),
     ("util.py", "    return {name: float(value)", '    metrics["bias"]', True),
-    ("evaluation/figures.py", '    "srcc": "SRCC",', '    "bias": "bias",', True),
-    ("evaluation/bootstrap.py", "errors = (np.abs(error),", "errors = (error,", False),
-    ("evaluation/bootstrap.py", "p, t, pp, tt, pt, agree, absolute, squared, emd_r1, emd_r2 = means", "p, t, pp", False),
-    ("evaluation/bootstrap.py", 'errors = {"mae": absolute,', 'errors = {"bias"', False),
+    ("iaa/evaluation/test_metrics.py", '    "srcc": "SRCC",', '    "bias": "bias",', True),
+    ("iaa/evaluation/bootstrap.py", "errors = (np.abs(error),", "errors = (error,", False),
+    ("iaa/evaluation/bootstrap.py", "p, t, pp, tt, pt, agree, absolute, squared, emd_r1, emd_r2 = means", "p, t, pp", False),
+    ("iaa/evaluation/bootstrap.py", 'errors = {"mae": absolute,', 'errors = {"bias"', False),
 )  # fmt: skip
 
 

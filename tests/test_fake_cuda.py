@@ -8,8 +8,8 @@ from fake_cuda import DEVICE, Operations, fake_cuda
 
 import models
 from dataset import Batch, to_input
+from iaa.training.steps import Precision, Schedule, Stepper, make_optimizer
 from models.eat import RefinementSchedule
-from training.steps import Precision, Schedule, Stepper, make_optimizer
 from util import emd_loss
 
 

@@ -10,10 +10,10 @@ import pytest
 import torch
 from common import arguments, make_pictures, make_weights
 
-from evaluation import published, released
-from evaluation.figures import figures, released_accuracy
-from photographs.labels import FORMATS, Labels, read_labels, vote_format
-from searching import trial
+from iaa.evaluation import published, released
+from iaa.evaluation.test_metrics import figures, released_accuracy
+from iaa.photographs.labels import FORMATS, Labels, read_labels, vote_format
+from iaa.searching import nni_trial
 from util import METRICS, Pairs
 
 PROTOCOL = {
@@ -250,7 +250,7 @@ def test_the_release_keeps_epochs_by_rules_of_its_own():
 def test_the_released_protocol_keeps_and_reports_as_the_release(ava, run, monkeypatch):
     monkeypatch.setattr(released, "AVA_ABOVE", -1.0)
     reported = []
-    monkeypatch.setattr(trial, "report_end", lambda row, _: reported.append(row["epoch"]))
+    monkeypatch.setattr(nni_trial, "report_end", lambda row, _: reported.append(row["epoch"]))
     run(arguments(ava, released_protocol=True, num_epoch=2, init_lr=1e-3))
     assert reported == [2]
     checkpoints = sorted((ava / "run" / "checkpoints").glob("AVA_AOT_vacc_*.pth"))

@@ -13,8 +13,8 @@ from PIL import Image
 
 import export
 import models
-from exporting import check
-from inference.trained import load_trained
+from iaa.exporting import check
+from iaa.networks.trained_network import load_trained
 
 COMMAND = export
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from evaluation import bootstrap
+from iaa.evaluation import bootstrap
 from util import METRICS, Pairs, compute_metrics, pair
 
 

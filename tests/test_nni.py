@@ -15,8 +15,8 @@ from common import arguments
 from test_distributed import ROOT, SMALL_RUN
 
 import option
-from searching import trial
-from searching.trials import read_json_object, read_results
+from iaa.searching import nni_trial
+from iaa.searching.results import read_json_object, read_results
 from util import METRICS
 
 pytest.importorskip("nni")
@@ -185,15 +185,15 @@ def test_space_and_experiment_are_the_released_ones():
 
 def test_outside_an_experiment_nothing_is_asked_of_nni(monkeypatch):
     monkeypatch.delenv("NNI_TRIAL_JOB_ID", raising=False)
-    assert not trial.in_experiment()
-    assert trial.parameters() == {}
+    assert not nni_trial.in_experiment()
+    assert nni_trial.parameters() == {}
 
 
 @pytest.fixture
 def in_experiment(monkeypatch):
     """As if NNI had started this process."""
-    monkeypatch.setattr(trial, "in_experiment", lambda: True)
-    monkeypatch.setattr(trial, "end_with_parent", lambda: None)
+    monkeypatch.setattr(nni_trial, "in_experiment", lambda: True)
+    monkeypatch.setattr(nni_trial, "end_with_parent", lambda: None)
     monkeypatch.setenv("NNI_TRIAL_JOB_ID", "t1")
     monkeypatch.setenv("NNI_EXP_ID", "e1")
 

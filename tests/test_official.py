@@ -7,8 +7,8 @@ import pandas as pd
 import pytest
 from common import make_pictures
 
-from photographs import official, preparation
-from photographs.labels import AVA, FORMATS, read_labels
+from iaa.photographs import official, preparation
+from iaa.photographs.labels import AVA, FORMATS, read_labels
 
 AVA_LINES = ["1 953619 0 1 5 17 38 36 15 6 5 1 1 22 1396", "2 953958 10 7 15 26 26 21 10 8 1 2 15 21 1396",
              "3 954184 0 0 4 8 41 56 10 3 4 4 0 0 1396"]  # fmt: skip

@@ -9,8 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_official import AVA_LINES, write
 
-from option import InputError
-from photographs import official
+from iaa.errors import InputError
+from iaa.photographs import official
 
 ODDLY = {
     "deadline": None,

@@ -19,13 +19,13 @@ import models
 import option
 import predict
 from benchmarks import ablation
-from exporting.about import describe
-from inference.table import read_rows
-from inference.trained import load_trained
-from option import InputError
-from searching.space import read_space
-from training import build
-from training.steps import make_optimizer
+from iaa.errors import InputError
+from iaa.exporting.description import describe
+from iaa.networks.trained_network import load_trained
+from iaa.scoring.table import read_rows
+from iaa.searching.space import read_space
+from iaa.training import build
+from iaa.training.steps import make_optimizer
 
 RESNET, VIT = NETWORKS = ("timm/test_resnet", "timm/test_vit")
 LEARN = {"init_lr": 1e-3, "num_epoch": 2, "batch_size": 2, "drop_path_rate": 0.3, "optimizer": "adamw"}

@@ -10,9 +10,9 @@ from common import make_weights
 from test_report import data_of, evaluate
 
 import predict
-from inference.pages import Comparison, Gallery, read_comparison, votes_of
-from inference.table import read_rows
-from inference.trained import load_trained
+from iaa.networks.trained_network import load_trained
+from iaa.reports.gallery import Comparison, Gallery, read_comparison, votes_of
+from iaa.scoring.table import read_rows
 
 COMMAND = predict
 CPU = ("--gpu_id", "cpu", "--num_workers", 0)

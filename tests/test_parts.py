@@ -18,9 +18,9 @@ from pyarrow import dataset, parquet
 from test_shards import five, make_shard
 
 import predict
-from inference import parts
-from inference.parts import ParquetParts
-from inference.table import read_rows
+from iaa.scoring import parquet_parts
+from iaa.scoring.parquet_parts import ParquetParts
+from iaa.scoring.table import read_rows
 
 COMMAND = predict
 CPU = ("--gpu_id", "cpu", "--num_workers", 0)
@@ -86,7 +86,7 @@ def test_appending_goes_on_by_whole_shards_and_single_files(web, tmp_path, weigh
 
 
 def test_rows_of_files_go_to_parts_of_their_own_size(album, tmp_path, weights, command, monkeypatch):
-    monkeypatch.setattr(parts, "ROWS", 3)
+    monkeypatch.setattr(parquet_parts, "ROWS", 3)
     out = tmp_path / "scores.parquet"
     (album / "odd\udcff.png").write_bytes((album / "b.png").read_bytes())
     assert command(album, "--weights", weights, "--out", f"{out}/", "--batch_size", 2, *CPU)[0] == 0

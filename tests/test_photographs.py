@@ -13,11 +13,12 @@ from common import GOLDEN, make_pictures, make_weights
 from PIL import Image
 
 import predict
-from commands.signals import Watch
-from inference import prediction, scoring
-from inference.screen import TerminalSummary
-from inference.table import read_rows
-from inference.trained import load_trained
+from iaa import prediction
+from iaa.networks.trained_network import load_trained
+from iaa.reports.terminal_summary import TerminalSummary
+from iaa.runtime.signals import Watch
+from iaa.scoring import rows
+from iaa.scoring.table import read_rows
 
 COMMAND = predict
 CPU = ("--gpu_id", "cpu", "--num_workers", 0)
@@ -139,14 +140,14 @@ def test_pictures_stored_turned_are_told_of_and_turned_where_asked(tmp_path, wei
 
 
 def test_outputs_that_are_not_finite_are_an_error(tmp_path, album, weights, command, monkeypatch):
-    run = scoring.run_network
+    run = rows.run_network
 
     def spoil(*args):
         outputs, attention_maps = run(*args)
         outputs[1] = np.nan
         return outputs, attention_maps
 
-    monkeypatch.setattr(scoring, "run_network", spoil)
+    monkeypatch.setattr(rows, "run_network", spoil)
     out = tmp_path / "s.csv"
     assert command(album, "--weights", weights, "--out", out, *CPU)[0] == 1
     errors = [row["error"] for row in read_rows(out)]

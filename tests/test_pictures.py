@@ -14,10 +14,10 @@ from PIL import Image
 from test_cache import cache_words
 
 from dataset import Transform, batches, make_loader
-from photographs import cache, pictures
-from photographs.decode import Resize, read_fast, read_pil
-from photographs.labels import FORMATS, find_images, read_labels
-from photographs.pictures import KINDS, examine
+from iaa.photographs import cache, inspection
+from iaa.photographs.decode import Resize, read_fast, read_pil
+from iaa.photographs.inspection import KINDS, examine
+from iaa.photographs.labels import FORMATS, find_images, read_labels
 
 RESIZE = Resize(16, "bilinear")
 
@@ -150,7 +150,7 @@ def test_a_file_that_may_not_be_read_is_told_as_that(gallery, monkeypatch):
     def refuse(source):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(pictures, "open_image", refuse)
+    monkeypatch.setattr(inspection, "open_image", refuse)
     assert examine(gallery, "plain.jpg").kinds == "unreadable"
 
 
@@ -221,7 +221,7 @@ def test_names_that_leave_the_folder_are_refused(tmp_path, command):
 
 @pytest.mark.parametrize("processes", [0, 2])
 def test_check_reports_each_kind_and_exits_1(gallery, tmp_path, command, processes, monkeypatch):
-    monkeypatch.setattr("photographs.workers.PARALLEL_FROM", 1)
+    monkeypatch.setattr("iaa.photographs.workers.PARALLEL_FROM", 1)
     status, out, err = command(
         "check", "--images", gallery, "--out", tmp_path / "c", "--num_workers", processes
     )
@@ -285,9 +285,9 @@ def test_a_run_finds_pictures_whose_endings_are_of_another_case(scored):
 
 
 def test_sigterm_ends_a_check_between_two_pictures(gallery, tmp_path, command, monkeypatch):
-    original = pictures.examine
+    original = inspection.examine
     monkeypatch.setattr(
-        pictures, "examine", lambda *given: os.kill(os.getpid(), signal.SIGTERM) or original(*given)
+        inspection, "examine", lambda *given: os.kill(os.getpid(), signal.SIGTERM) or original(*given)
     )
     words = ("check", "--images", gallery, "--out", tmp_path / "c", "--num_workers", 0)
     status, _, err = command(*words)

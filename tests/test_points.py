@@ -7,8 +7,8 @@ import pytest
 import torch
 from common import arguments, make_toy
 
+from iaa.training import checkpoint
 from models.eat import GridPoints, InterestPoints, points_outside, points_spread
-from training import checkpoint
 
 
 def grid(height=2, width=2):

@@ -18,10 +18,10 @@ from PIL import Image
 
 import models
 import predict
-from inference.calibration import draw_sources
-from inference.sources import Source
-from inference.table import read_rows
-from inference.trained import recognise
+from iaa.networks.trained_network import recognise
+from iaa.scoring.calibration import draw_sources
+from iaa.scoring.sources import Source
+from iaa.scoring.table import read_rows
 
 COMMAND = predict
 ROOT = Path(__file__).parent.parent

@@ -12,10 +12,11 @@ import pytest
 from common import ended, fork, make_pictures, make_weights
 
 import predict
-from commands.signals import Interrupted
-from inference import prediction, scoring
-from inference.table import Table, read_rows
-from inference.trained import load_trained
+from iaa import prediction
+from iaa.errors import Interrupted
+from iaa.networks.trained_network import load_trained
+from iaa.scoring import rows as scoring_rows
+from iaa.scoring.table import Table, read_rows
 
 COMMAND = predict
 CPU = ("--gpu_id", "cpu", "--num_workers", 0)
@@ -26,7 +27,7 @@ ODD = "e\udcff\r'\"\n,.png"
 def test_an_interrupted_run_goes_on_where_it_stopped(album, weights, tmp_path, command, monkeypatch, ending):
     out = tmp_path / f"s.{ending}"
     words = (album, "--weights", weights, "--out", out, *CPU)
-    whole = scoring.score_batches
+    whole = scoring_rows.score_batches
 
     def cut(*args, **kwargs):
         for number, scored in enumerate(whole(*args, **kwargs)):
@@ -57,7 +58,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(album, weights, tmp_path, c
 
 def table_of(path, weights):
     """A table, and how its rows are made."""
-    table = Table(path, scoring.RowBuilder(load_trained(weights)).columns)
+    table = Table(path, scoring_rows.RowBuilder(load_trained(weights)).columns)
     return table, json.loads(table.settings_file.read_text())
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from common import arguments, make_pictures
 
-from photographs.labels import FORMATS, hold_out, read_labels
+from iaa.photographs.labels import FORMATS, hold_out, read_labels
 from util import scores
 
 REAL = Path(os.environ.get("EAT_REAL_DATA", Path(__file__).parents[2] / "shared" / "data"))

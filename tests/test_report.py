@@ -14,9 +14,10 @@ from common import arguments, make_pictures, make_weights
 from PIL import Image
 from scipy import stats
 
-from commands.signals import Interrupted
-from inference import charts
-from inference.report import (
+from iaa.errors import Interrupted
+from iaa.photographs.workers import PARALLEL_FROM
+from iaa.reports import charts
+from iaa.reports.html_page import (
     CHUNK,
     LARGE,
     LARGE_UP_TO,
@@ -27,7 +28,6 @@ from inference.report import (
     open_photo,
     write_page,
 )
-from photographs.workers import PARALLEL_FROM
 
 FACTS = {"Weights": "best.pth", "Network": "eat_nano"}
 ODD = 'a "b" </script><b> & c.jpg'

@@ -12,7 +12,7 @@ from common import make_pictures
 from PIL import Image
 from test_report import ODD, VOTES, a_page, evaluate
 
-from inference.report import Photo, open_photo, write_page
+from iaa.reports.html_page import Photo, open_photo, write_page
 
 pytestmark = pytest.mark.slow
 

@@ -19,8 +19,8 @@ from common import arguments, ended, fork
 from test_run import metrics
 
 import main_nni
+from iaa.training import checkpoint, engine, steps
 from models import EAT
-from training import checkpoint, engine, steps
 
 RECIPE = {
     "init_lr": 1e-3, "num_epoch": 3, "batch_size": 2, "drop_path_rate": 0.3, "optimizer": "adamw", "schedule": "cosine",
@@ -387,7 +387,7 @@ def test_running_out_of_memory_in_evaluation_names_its_batch(ava, run, monkeypat
 
 def spoilt_losses(monkeypatch, bad):
     """Make the losses of these batches, counted over the run, not finite."""
-    from training import build
+    from iaa.training import build
 
     original, calls = build.make_loss, []
 

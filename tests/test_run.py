@@ -15,9 +15,9 @@ from common import DRAW, arguments, ended, fork, make_weights
 from scipy import stats
 
 import main_nni
-from inference import tested
-from training import checkpoint
-from training.steps import Schedule
+from iaa.reports import test_report
+from iaa.training import checkpoint
+from iaa.training.steps import Schedule
 
 ROOT = Path(__file__).parent.parent
 METRICS = ("srcc", "plcc", "krcc", "accuracy", "mae", "rmse", "emd_r1", "emd_r2", "loss")
@@ -40,7 +40,7 @@ def metrics(result):
 
 @pytest.mark.slow
 def test_a_run_writes_its_files_and_ends_with_json(ava, run, monkeypatch):
-    monkeypatch.setattr(tested.Tested, "draw", DRAW)
+    monkeypatch.setattr(test_report.Tested, "draw", DRAW)
     status, result, _ = run(arguments(ava, num_epoch=2))
     folder = ava / "run"
     assert status == 0

@@ -10,13 +10,13 @@ from common import arguments
 from test_run import metrics, stop_after_an_epoch
 
 import option
-from commands.signals import Watch
 from dataset import Transform, make_loader
+from iaa.photographs.labels import FORMATS, find_images, read_labels
+from iaa.runtime.signals import Watch
+from iaa.training.build import network_notes
+from iaa.training.engine import Training
+from iaa.training.steps import Precision, Schedule, Stepper
 from models import create_model, read_weights
-from photographs.labels import FORMATS, find_images, read_labels
-from training.build import network_notes
-from training.engine import Training
-from training.steps import Precision, Schedule, Stepper
 
 LEARN = {"init_lr": 1e-3, "num_epoch": 2}
 

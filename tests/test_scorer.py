@@ -10,7 +10,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 import models
-from option import InputError
+from iaa.errors import InputError
 from predict import Scorer
 
 

@@ -16,7 +16,7 @@ import pytest
 
 import option
 import search
-from searching import driver, space, trials
+from iaa.searching import optuna_search, results, space
 
 ROOT = Path(__file__).parent.parent
 COMMAND = search  # of the fixture `command`
@@ -69,8 +69,8 @@ def fake(tmp_path, monkeypatch):
     """The fake main_nni.py in the place of the real one, and the space as a file."""
     (tmp_path / "fake.py").write_text(textwrap.dedent(FAKE))
     (tmp_path / "space.json").write_text(json.dumps(SPACE))
-    monkeypatch.setattr(driver, "MAIN", tmp_path / "fake.py")
-    monkeypatch.setattr(driver, "POLL_SECONDS", 0.02)
+    monkeypatch.setattr(optuna_search, "MAIN", tmp_path / "fake.py")
+    monkeypatch.setattr(optuna_search, "POLL_SECONDS", 0.02)
     monkeypatch.setattr("logging.basicConfig", lambda **_: None)
     monkeypatch.setattr(search, "parse_options", lambda w: {"dataset": "demo", "num_epoch": int(w[1])})
     return tmp_path
@@ -108,8 +108,8 @@ def epochs_of(folder):
     return len(path.read_text().splitlines()) - 1 if path.is_file() else 0
 
 
-def results(folder):
-    return trials.read_results(folder / "s")[0]
+def read_all(folder):
+    return results.read_results(folder / "s")[0]
 
 
 @pytest.mark.parametrize(
@@ -211,8 +211,8 @@ def test_every_kind_of_parameter_stays_in_its_range():
 def test_all_trials_are_accounted_for_and_the_best_comes_first(fake, command):
     status, out, err = command(*words(fake, 6, concurrency=3, seed=1))
     assert (status, err) == (0, "")
-    assert [result.status for result in results(fake)] == ["done"] * 6
-    values = [result.value for result in results(fake)]
+    assert [result.status for result in read_all(fake)] == ["done"] * 6
+    values = [result.value for result in read_all(fake)]
     assert values == sorted(values, reverse=True)
     lines = out.splitlines()
     assert len(lines) == 7
@@ -230,14 +230,14 @@ def test_all_trials_are_accounted_for_and_the_best_comes_first(fake, command):
     } == set(lines[0].split())
     status, _, _ = command(*words(fake, 6, concurrency=3, seed=1))
     assert status == 0
-    assert len(results(fake)) == 6  # there were enough
+    assert len(read_all(fake)) == 6  # there were enough
 
 
 @pytest.mark.slow
 def test_tpe_learns(fake, command):
     command(*words(fake, 24, seed=0, epochs=1))
-    names = sorted(result.name for result in results(fake))
-    values = {result.name: result.value for result in results(fake)}
+    names = sorted(result.name for result in read_all(fake))
+    values = {result.name: result.value for result in read_all(fake)}
     early, late = ([values[name] for name in part] for part in (names[:8], names[-8:]))
     assert sum(late) > sum(early)
 
@@ -246,10 +246,10 @@ def test_tpe_learns(fake, command):
 def test_a_failed_trial_says_why_and_the_others_go_on(fake, command):
     status, out, _ = command(*words(fake, 8, "--fail", seed=3))
     assert status == 0
-    statuses = [result.status for result in results(fake)]
+    statuses = [result.status for result in read_all(fake)]
     assert set(statuses) == {"done", "failed"}
     assert len(statuses) == 8
-    failed = next(result for result in results(fake) if result.status == "failed")
+    failed = next(result for result in read_all(fake) if result.status == "failed")
     assert "the learning rate is too high" in (failed.folder / "stderr").read_text()
     assert out.count("failed") >= statuses.count("failed")
 
@@ -257,17 +257,17 @@ def test_a_failed_trial_says_why_and_the_others_go_on(fake, command):
 @pytest.mark.slow
 def test_the_median_pruner_ends_trials_early(fake, command):
     command(*words(fake, 9, epochs=8, seed=0, pruner="median"))
-    early = [result for result in results(fake) if result.status == "early stopped"]
+    early = [result for result in read_all(fake) if result.status == "early stopped"]
     assert early
     assert all(len(result.history) < 8 for result in early)
-    best = {result.name: max(row["val_accuracy"] for row in result.history) for result in results(fake)}
+    best = {result.name: max(row["val_accuracy"] for row in result.history) for result in read_all(fake)}
     assert max(best[result.name] for result in early) < max(best.values())
     assert (fake / "s" / "trial_0000" / "run.json").exists()
 
 
 @pytest.mark.slow
 def test_a_signal_stops_all_trials_and_the_same_command_goes_on(fake, command, monkeypatch):
-    read, interrupted = driver.read_history, threading.Event()
+    read, interrupted = optuna_search.read_history, threading.Event()
 
     def interrupt(path):
         if (
@@ -278,14 +278,14 @@ def test_a_signal_stops_all_trials_and_the_same_command_goes_on(fake, command, m
             os.kill(os.getpid(), signal.SIGINT)
         return read(path)
 
-    monkeypatch.setattr(driver, "read_history", interrupt)
+    monkeypatch.setattr(optuna_search, "read_history", interrupt)
     status, _, err = command(*words(fake, 3, epochs=20, concurrency=2))
     assert status == 130
     assert err.strip() == "search.py: stopped by SIGINT; the same command goes on with the search"
-    assert {result.status for result in results(fake)} == {"stopped"}
+    assert {result.status for result in read_all(fake)} == {"stopped"}
     status, _, _ = command(*words(fake, 3, epochs=20, concurrency=2))
     assert status == 0
-    assert [(result.status, len(result.history)) for result in results(fake)] == [("done", 20)] * 3
+    assert [(result.status, len(result.history)) for result in read_all(fake)] == [("done", 20)] * 3
 
 
 @pytest.mark.slow
@@ -295,7 +295,7 @@ def test_two_searches_are_not_mixed_in_a_folder(fake, command):
         status, _, err = command(*other)
         assert status == 2
         assert "its search has another" in err
-    assert len(results(fake)) == 1
+    assert len(read_all(fake)) == 1
 
 
 @pytest.mark.slow
@@ -327,7 +327,7 @@ def test_the_study_may_be_in_another_database(fake, command, odd):
     for out in ("a", "b"):
         line = words(fake / odd, 1, storage=f"sqlite:///{fake}/shared.db")
         assert command(*(fake / odd / out if word == fake / odd / "s" else word for word in line))[0] == 0
-        assert [result.status for result in trials.read_results(fake / odd / out)[0]] == ["done"]
+        assert [result.status for result in results.read_results(fake / odd / out)[0]] == ["done"]
         assert not (fake / odd / out / "search.db").exists()
     assert command(*words(fake / odd, 1))[0] == 0
     assert (fake / odd / "s" / "search.db").is_file()

@@ -14,10 +14,10 @@ import pytest
 import test_search
 from common import arguments
 from test_distributed import SMALL_RUN
-from test_search import SPACE, epochs_of, in_background, results, wait_for, words
+from test_search import SPACE, epochs_of, in_background, read_all, wait_for, words
 
 import search
-from searching import driver, storage
+from iaa.searching import optuna_search, storage
 
 COMMAND = search  # of the fixture `command`
 pytestmark = pytest.mark.slow
@@ -114,12 +114,12 @@ def machine(folder, name):
 
 def attempts(url):
     """The trials of the study `s`, by the number of the first attempt: the states of all attempts."""
-    study = driver.optuna.load_study(
+    study = optuna_search.optuna.load_study(
         study_name="s", storage=storage.open_storage(storage.read_url(url, Path()))
     )
     states = {}
     for trial in study.get_trials():
-        states.setdefault(driver.first_number(trial), []).append(trial.state.name)
+        states.setdefault(optuna_search.first_number(trial), []).append(trial.state.name)
     return states
 
 
@@ -134,7 +134,7 @@ def test_three_drivers_of_which_one_is_killed(fake, url, quick):
     assert 9 <= len(attempts(url)) <= 11
     assert sorted(map(tuple, attempts(url).values()))[:-1] == [("COMPLETE",)] * (len(attempts(url)) - 1)
     assert ["FAIL", "COMPLETE"] in attempts(url).values()  # the killed driver's
-    ended = {result.name for place in places for result in results(place) if result.status == "done"}
+    ended = {result.name for place in places for result in read_all(place) if result.status == "done"}
     assert ended == {f"trial_{number:04d}" for number in attempts(url)}
 
 
@@ -150,12 +150,12 @@ def test_a_server_that_goes_away_ends_the_search_with_everything_saved(fake, url
         assert "cannot be used (" in errors
         assert "nothing is lost, the same command goes on" in errors
         assert "s3cret" not in errors
-        assert [result.status for result in results(fake)] == ["stopped"]
+        assert [result.status for result in read_all(fake)] == ["stopped"]
     finally:
         server.start()
     assert 3 <= epochs_of(fake / "s" / "trial_0000") < 120
     assert command(*words(fake, 1, epochs=120, storage=url))[0] == 0
-    assert [(result.status, len(result.history)) for result in results(fake)] == [("done", 120)]
+    assert [(result.status, len(result.history)) for result in read_all(fake)] == [("done", 120)]
     assert attempts(url) == {0: ["FAIL", "COMPLETE"]}
 
 
@@ -176,12 +176,12 @@ def test_a_database_that_cannot_be_used_is_told_in_one_line(fake, url, server, c
             assert (status, len(err.splitlines())) == (2, 1)
             assert message in err
             assert "s3cr" not in err
-    assert [result.status for result in results(fake)] == ["done"]
+    assert [result.status for result in read_all(fake)] == ["done"]
 
 
 def test_a_real_trial_of_a_killed_driver_goes_on_from_its_checkpoint(ava, url, quick, command, monkeypatch):
     (ava / "space.json").write_text(json.dumps({"init_lr": {"_type": "choice", "_value": [1e-3]}}))
-    monkeypatch.setattr(driver, "MAIN", SMALL_RUN)
+    monkeypatch.setattr(optuna_search, "MAIN", SMALL_RUN)
     rest = arguments(ava, experiment_dir_name=None, num_epoch=40)
     line = [*words(ava, 1, storage=url)[:-2], *rest]
     process = in_background(*line)
@@ -194,5 +194,5 @@ def test_a_real_trial_of_a_killed_driver_goes_on_from_its_checkpoint(ava, url, q
     text = (folder / "stderr").read_text()
     resumed = int(text.partition("resumed after ")[2].split()[0])
     assert 2 <= resumed < 40
-    assert [row["epoch"] for row in results(ava)[0].history] == list(range(1, 41))
+    assert [row["epoch"] for row in read_all(ava)[0].history] == list(range(1, 41))
     assert attempts(url) == {0: ["FAIL", "COMPLETE"]}

@@ -9,10 +9,10 @@ from unittest.mock import Mock
 
 import pytest
 import test_search
-from test_search import SPACE, epochs_of, in_background, results, wait_for, words
+from test_search import SPACE, epochs_of, in_background, read_all, wait_for, words
 
 import search
-from searching import driver, storage
+from iaa.searching import optuna_search, storage
 
 COMMAND = search  # of the fixture `command`
 fake = test_search.fake  # the fixture
@@ -26,13 +26,13 @@ def test_a_driver_that_is_killed_goes_on_with_the_same_trials(fake, command, mon
     wait_for(lambda: all(epochs_of(fake / "s" / f"trial_000{number}") >= 3 for number in (0, 1)))
     process.kill()
     process.join()
-    points = {result.name: result.parameters for result in results(fake)}
+    points = {result.name: result.parameters for result in read_all(fake)}
     status, _, err = command(*words(fake, 4, epochs=12, concurrency=2))
     assert (status, err) == (0, "")
     # A trial that was killed before it had a folder leaves its number out.
-    assert {"trial_0000", "trial_0001"} <= {result.name for result in results(fake)}
-    assert [(result.status, len(result.history)) for result in results(fake)] == [("done", 12)] * 4
-    assert points.items() <= {result.name: result.parameters for result in results(fake)}.items()
+    assert {"trial_0000", "trial_0001"} <= {result.name for result in read_all(fake)}
+    assert [(result.status, len(result.history)) for result in read_all(fake)] == [("done", 12)] * 4
+    assert points.items() <= {result.name: result.parameters for result in read_all(fake)}.items()
     assert (fake / "s" / "trial_0001" / "stderr").read_text().count("started") == 2  # it went on
 
 
@@ -45,7 +45,7 @@ def test_a_trial_of_a_driver_that_lives_is_left_to_it(fake, command, monkeypatch
     assert command(*words(fake, 1, epochs=150))[0] in (0, 1)  # waits for a while, then leaves it alone
     process.join()
     assert process.exitcode == 0
-    assert [(result.status, len(result.history)) for result in results(fake)] == [("done", 150)]
+    assert [(result.status, len(result.history)) for result in read_all(fake)] == [("done", 150)]
     assert (fake / "s" / "trial_0000" / "stderr").read_text().count("started") == 1
 
 
@@ -64,7 +64,7 @@ def test_a_driver_that_stood_still_leaves_its_trial_to_the_one_that_took_it(fake
     process.join()
     assert process.exitcode == 2
     assert "another process took over a trial of this one" in (fake / "errors").read_text()
-    assert [(result.status, len(result.history)) for result in results(fake)] == [("done", 80)]
+    assert [(result.status, len(result.history)) for result in read_all(fake)] == [("done", 80)]
 
 
 @pytest.mark.slow
@@ -73,11 +73,11 @@ def test_several_processes_share_a_search(fake):
     for process in processes:
         process.join(120)
     assert [process.exitcode for process in processes] == [0, 0, 0]
-    count = len(results(fake))
+    count = len(read_all(fake))
     assert 8 <= count <= 10  # those that look for the last trial at the same moment all start one
-    assert {result.name for result in results(fake)} == {f"trial_{number:04d}" for number in range(count)}
-    assert {result.status for result in results(fake)} == {"done"}
-    assert all((result.folder / "stderr").read_text().count("started") == 1 for result in results(fake))
+    assert {result.name for result in read_all(fake)} == {f"trial_{number:04d}" for number in range(count)}
+    assert {result.status for result in read_all(fake)} == {"done"}
+    assert all((result.folder / "stderr").read_text().count("started") == 1 for result in read_all(fake))
 
 
 def statuses(folder):
@@ -91,7 +91,7 @@ def statuses(folder):
 def test_a_lost_heartbeat_does_not_end_the_next_ones(fake, monkeypatch):
     (fake / "s").mkdir()
     database = storage.open_storage(storage.read_url(None, fake / "s"))
-    study = driver.optuna.create_study(storage=database)
+    study = optuna_search.optuna.create_study(storage=database)
     monkeypatch.setattr(
         storage.RDBStorage, "record_heartbeat", Mock(side_effect=storage.StorageInternalError)
     )
@@ -117,7 +117,7 @@ def test_machines_share_a_search_by_its_database_alone(machines, command):
     assert command(*words(machines("one"), 2, storage=machines.url))[0] == 0
     status, out, _ = command(*words(machines("two"), 4, storage=machines.url))
     assert status == 0
-    assert [result.name for result in sorted(results(machines("two")), key=lambda result: result.name)] == [
+    assert [result.name for result in sorted(read_all(machines("two")), key=lambda result: result.name)] == [
         "trial_0002",
         "trial_0003",
     ]
@@ -131,7 +131,7 @@ def test_machines_share_a_search_by_its_database_alone(machines, command):
 @pytest.mark.slow
 def test_the_best_trial_may_be_on_another_machine(machines, command):
     assert command(*words(machines("one"), 3, storage=machines.url))[0] == 0
-    (best, *_), look = results(machines("one")), ("--storage", machines.url)
+    (best, *_), look = read_all(machines("one")), ("--storage", machines.url)
     assert command("best", machines("two") / "s", *look, "--out", machines("two") / "b.json")[0] == 0
     chosen = json.loads((machines("two") / "b.json").read_text())
     assert best.parameters.items() <= chosen.items()
@@ -145,7 +145,7 @@ def test_the_best_trial_may_be_on_another_machine(machines, command):
 def test_a_trial_whose_checkpoint_is_on_another_machine_starts_over_and_says_so(
     machines, command, monkeypatch, caplog
 ):
-    read = driver.read_history
+    read = optuna_search.read_history
 
     def interrupt(path):
         if epochs_of(path.parent) >= 2:
@@ -153,11 +153,11 @@ def test_a_trial_whose_checkpoint_is_on_another_machine_starts_over_and_says_so(
         return read(path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(driver, "read_history", interrupt)
+        patch.setattr(optuna_search, "read_history", interrupt)
         assert command(*words(machines("one"), 1, epochs=40, storage=machines.url))[0] == 130
     assert command(*words(machines("two"), 1, epochs=40, storage=machines.url))[0] == 0
     assert "trial_0000 starts over: its folder is on another machine" in caplog.text
-    assert len(results(machines("two"))[0].history) == 40
+    assert len(read_all(machines("two"))[0].history) == 40
     _, out, _ = command("show", machines("one") / "s", "--storage", machines.url)
     assert (out.count(" done "), out.count("two:"), len(out.splitlines())) == (1, 1, 2)
 

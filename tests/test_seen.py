@@ -15,8 +15,8 @@ from safetensors import safe_open
 import export
 import main_nni
 import models
-from evaluation.seen import Seen, hash_names
-from option import InputError
+from iaa.errors import InputError
+from iaa.evaluation.leakage import Seen, hash_names
 
 
 def test_hashes_are_of_the_name_whatever_the_case_of_its_ending():

@@ -12,13 +12,13 @@ from common import make_pictures
 from PIL import Image
 
 import predict
-from commands.signals import Watch
-from inference import arguments
-from inference.photos import Photos, Resize
-from inference.prediction import Prediction
-from inference.sources import Source, Sources, shards_of
-from inference.table import read_rows
-from option import InputError
+from iaa.errors import InputError
+from iaa.options import scoring_options
+from iaa.prediction import Prediction
+from iaa.runtime.signals import Watch
+from iaa.scoring.photos import Photos, Resize
+from iaa.scoring.sources import Source, Sources, shards_of
+from iaa.scoring.table import read_rows
 
 COMMAND = predict
 CPU = ("--gpu_id", "cpu", "--num_workers", 0)
@@ -28,7 +28,7 @@ CPU = ("--gpu_id", "cpu", "--num_workers", 0)
 def shards():
     """The module that reads them; they are read by an optional package."""
     pytest.importorskip("webdataset", reason="requirements/scale.txt")
-    from inference import shards
+    from iaa.scoring import shards
 
     return shards
 
@@ -231,7 +231,7 @@ def test_what_is_remembered_does_not_grow_with_the_rows(shards, tmp_path, weight
     for name in "ab":
         make_shard(tmp_path / f"{name}.tar", five())
     words = [f"{tmp_path}/{{a,b}}.tar", "--weights", weights, "--out", f"{tmp_path}/parts/", *CPU]
-    prediction = Prediction(arguments.parse([str(word) for word in words]))
+    prediction = Prediction(scoring_options.parse([str(word) for word in words]))
     assert prediction.run(Watch()) == 0
     assert prediction.summary.count == 10
     assert len(prediction.hashes) == 2

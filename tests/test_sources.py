@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from common import make_pictures
 
-from inference import arguments, photos
-from inference.photos import Photos, batches
-from inference.sources import Source, Sources
-from option import InputError
+from iaa.errors import InputError
+from iaa.options import scoring_options
+from iaa.scoring import photos
+from iaa.scoring.photos import Photos, batches
+from iaa.scoring.sources import Source, Sources
 
 
 def names(found, folder):
@@ -82,7 +83,7 @@ def test_lists_from_a_file_and_from_standard_input(tree, monkeypatch):
 def test_what_names_no_photographs_is_refused(tree, monkeypatch, words, problem):
     monkeypatch.chdir(tree)
     with pytest.raises(InputError, match=problem):
-        arguments.check(arguments.parse([*words, "--weights", "w.pth"]))
+        scoring_options.check(scoring_options.parse([*words, "--weights", "w.pth"]))
 
 
 def test_a_folder_without_permission_becomes_a_row(tree, monkeypatch):

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from photographs.splits import TAD66K_TEST, authors_ids, digest, recognise
+from iaa.photographs.splits import TAD66K_TEST, authors_ids, digest, recognise
 
 
 def ava_txt(path, ids):

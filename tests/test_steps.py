@@ -18,11 +18,11 @@ from test_run import metrics
 
 import main_nni
 import option
+from iaa.training import build, engine
+from iaa.training.engine import Training
+from iaa.training.meters import DataWait, Sent
+from iaa.training.steps import Precision, Schedule, Stepper, make_optimizer
 from models import EAT, create_model
-from training import build, engine
-from training.engine import Training
-from training.meters import DataWait, Sent
-from training.steps import Precision, Schedule, Stepper, make_optimizer
 from util import emd_loss
 
 CPU = torch.device("cpu")

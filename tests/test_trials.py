@@ -11,24 +11,24 @@ import pytest
 import small
 from common import arguments
 from test_resume import table as metrics_table
-from test_search import SPACE, epochs_of, results, wait_for, words
+from test_search import SPACE, epochs_of, read_all, wait_for, words
 
 import main_nni
 import search
-from searching import driver, trial
+from iaa.searching import nni_trial, optuna_search
 
 COMMAND = search  # of the fixture `command`
 
 
 @pytest.mark.slow
 def test_a_real_search_from_the_first_trial_to_the_best_one_again(ava, command, run, monkeypatch):
-    assert driver.MAIN.samefile(main_nni.__file__)
-    monkeypatch.setattr(driver, "MAIN", small.__file__)
+    assert optuna_search.MAIN.samefile(main_nni.__file__)
+    monkeypatch.setattr(optuna_search, "MAIN", small.__file__)
     (ava / "space.json").write_text(json.dumps(SPACE))
     rest = arguments(ava, experiment_dir_name=None, batch_size=None, num_epoch=2)
     status, out, err = command(*words(ava, 2, concurrency=2, metric="emd")[:-2], *rest)
     assert status == 0, err
-    best, other = results(ava)
+    best, other = read_all(ava)
     assert (best.status, other.status) == ("done", "done")
     assert best.value == pytest.approx(-best.history[best.best_epoch - 1]["val_emd_r1"])
     assert command("plot", ava / "s")[0] == 0
@@ -45,7 +45,7 @@ def test_a_real_search_from_the_first_trial_to_the_best_one_again(ava, command, 
 def test_a_trial_whose_parent_is_killed_saves_and_ends(ava):
     rest = arguments(ava, experiment_dir_name=None, num_epoch=500)
     as_trial = os.environ | {
-        trial.DRIVEN: json.dumps({"parameters": {"init_lr": 1e-3}, "folder": str(ava / "s" / "t")})
+        nni_trial.DRIVEN: json.dumps({"parameters": {"init_lr": 1e-3}, "folder": str(ava / "s" / "t")})
     }
     start = f"import subprocess, sys; subprocess.run([sys.executable, {small.__file__!r}, *sys.argv[1:]])"
     with subprocess.Popen(
@@ -53,16 +53,16 @@ def test_a_trial_whose_parent_is_killed_saves_and_ends(ava):
     ) as parent:
         wait_for(lambda: epochs_of(ava / "s" / "t") > 0)
         parent.kill()
-    wait_for(lambda: results(ava)[0].status != "running")
-    assert (results(ava)[0].status, results(ava)[0].reason) == ("stopped", "SIGTERM")
+    wait_for(lambda: read_all(ava)[0].status != "running")
+    assert (read_all(ava)[0].status, read_all(ava)[0].reason) == ("stopped", "SIGTERM")
     assert (ava / "s" / "t" / "checkpoints" / "last.pt").is_file()
     assert epochs_of(ava / "s" / "t") < 500
 
 
 def as_a_trial(ava, monkeypatch, **point):
     """From here on this process is a trial of a search."""
-    monkeypatch.setenv(trial.DRIVEN, json.dumps({"parameters": point, "folder": str(ava / "t")}))
-    monkeypatch.setattr(trial, "end_with_parent", lambda: None)
+    monkeypatch.setenv(nni_trial.DRIVEN, json.dumps({"parameters": point, "folder": str(ava / "t")}))
+    monkeypatch.setattr(nni_trial, "end_with_parent", lambda: None)
 
 
 @pytest.mark.slow
@@ -70,7 +70,7 @@ def test_a_trial_goes_on_from_its_checkpoint(ava, run, monkeypatch):
     as_a_trial(ava, monkeypatch, init_lr=1e-3)
     rest = arguments(ava, experiment_dir_name=None, num_epoch=3)
     with monkeypatch.context() as patch:
-        patch.setattr(trial, "report_end", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+        patch.setattr(nni_trial, "report_end", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
         assert run(rest)[0] == 143
     before = (ava / "t" / "metrics.csv").read_bytes()
     status, _, err = run(rest)
@@ -119,7 +119,7 @@ def test_a_run_that_was_killed_is_lost(ava, run):
     with subprocess.Popen(["true"]) as ended:
         pass
     path.write_text(json.dumps(json.loads(path.read_text()) | {"status": "running", "pid": ended.pid}))
-    assert [result.status for result in results(ava)] == ["lost"]
+    assert [result.status for result in read_all(ava)] == ["lost"]
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ def test_emd_is_no_metric_of_single_scores(scored, run):
 
 def test_undefined_correlations_are_the_worst():
     row = {"val_srcc": float("nan"), "val_plcc": 0.5, "val_accuracy": 0.7, "val_emd_r1": 0.2, "val_loss": 1.0}
-    assert [trial.read_metric(row, name) for name in ("srcc", "plcc", "accuracy", "emd")] == [
+    assert [nni_trial.read_metric(row, name) for name in ("srcc", "plcc", "accuracy", "emd")] == [
         -1.0,
         0.5,
         0.7,

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from commands.files import atomic_write, to_json
+from iaa.runtime.files import atomic_write, to_json
 from util import METRICS, compute_metrics, emd_loss, make_loss, nima_loss, pair, scores
 
 PREDICTED = torch.tensor([[1.0, 0.0], [0.5, 0.5]])

@@ -5,6 +5,7 @@ import torch
 from common import make_toy
 from torch._subclasses import FakeTensorMode
 
+from iaa.training.determinism import set_deterministic
 from models import attention
 from models.attention import (
     DeformableAttention,
@@ -13,7 +14,6 @@ from models.attention import (
     explicit_attention,
     make_deterministic,
 )
-from training.attention import set_deterministic
 from util import emd_loss
 
 

@@ -1,0 +1,91 @@
+"""The photographs that a network was trained on. Weights store 64-bit hashes of their file names, never the names."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import PurePosixPath
+
+import numpy as np
+
+from iaa.errors import InputError
+
+ROLES = ("trained", "selected")  # photographs of train.csv; photographs that selected the epoch
+UNKNOWN = {"before": "unknown"}  # an entry of weights whose training started from weights without such hashes
+
+
+@dataclass(frozen=True)
+class Seen:
+    """Sorted hashes (N,) uint64 of the photographs that weights were trained on, and of those that selected the epoch."""
+
+    trained: np.ndarray = field(default_factory=partial(np.empty, 0, np.uint64))
+    selected: np.ndarray = field(default_factory=partial(np.empty, 0, np.uint64))
+    complete: bool = True  # False: training started from weights that do not say what they were trained on
+
+    @classmethod
+    def of(cls, trained: Iterable[str], selected: Iterable[str]) -> Seen:
+        """From file names, as in the CSVs."""
+        return cls(*(np.unique(hash_names(names)) for names in (trained, selected)))
+
+    def __or__(self, other: Seen) -> Seen:
+        hashes = (np.union1d(getattr(self, role), getattr(other, role)) for role in ROLES)
+        return Seen(*hashes, self.complete and other.complete)
+
+    def __bool__(self) -> bool:
+        """Whether any photograph is known."""
+        return bool(len(self.trained) or len(self.selected))
+
+    def among(self, names: Sequence[str], in_folders: bool = False) -> tuple[np.ndarray, np.ndarray]:
+        """For each name, whether the photograph was trained on (N,) bool, and whether it selected the epoch (N,) bool.
+
+        in_folders: the names are paths. A path is known if any end of it is: c.jpg, b/c.jpg or a/b/c.jpg for a/b/c.jpg.
+        """
+        paths = [PurePosixPath(name).parts if in_folders else (str(name),) for name in names]
+        hashes = hash_names("/".join(parts[start:]) for parts in paths for start in range(len(parts)))
+        if not paths:
+            return hashes > 0, hashes > 0
+        starts, roles = np.cumsum([0, *map(len, paths)][:-1]), (self.trained, self.selected)
+        return tuple(np.logical_or.reduceat(np.isin(hashes, role), starts) for role in roles)
+
+    def as_texts(self) -> dict[str, str]:
+        """Entries for the metadata of a weights file: hashes as base64, little-endian. Empty if nothing is known."""
+        texts = {} if self.complete else dict(UNKNOWN)
+        if self:
+            for role in ROLES:
+                texts[role] = base64.b64encode(getattr(self, role).astype("<u8").tobytes()).decode()
+        return texts
+
+    @classmethod
+    def from_texts(cls, texts: Mapping[str, str], path: object) -> Seen:
+        """The inverse of `as_texts`. Raises InputError, with the weights file `path`, for damaged entries."""
+        try:
+            parts = [base64.b64decode(texts.get(role, ""), validate=True) for role in ROLES]
+            hashes = (np.frombuffer(part, "<u8").astype(np.uint64) for part in parts)
+            return cls(*hashes, UNKNOWN.items().isdisjoint(texts.items()))
+        except (binascii.Error, TypeError, ValueError) as error:
+            raise InputError(f"{path}: its list of training photographs is damaged ({error})") from None
+
+
+def hash_names(names: Iterable[str]) -> np.ndarray:
+    """Hashes (N,) uint64 of file names. The case of the ending is ignored, as it is when files are looked up."""
+    stems_and_endings = (os.path.splitext(str(name)) for name in names)
+    encoded = (
+        (stem + ending.lower()).encode("utf-8", "surrogateescape") for stem, ending in stems_and_endings
+    )
+    digests = (hashlib.blake2b(name, digest_size=8).digest() for name in encoded)
+    return np.frombuffer(b"".join(digests), "<u8").astype(np.uint64)
+
+
+def describe(trained: np.ndarray, selected: np.ndarray) -> list[str]:
+    """Sentences with the numbers of known photographs, (N,) bool each; a number of 0 gives no sentence."""
+    counts = {"were in this network's training set": trained, "selected this network's epoch": selected}
+    return [
+        f"{which.sum():,} of {len(which):,} photographs {what}"
+        for what, which in counts.items()
+        if which.any()
+    ]

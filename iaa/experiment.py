@@ -1,0 +1,183 @@
+"""One run of main_nni.py, from its options to its result: data and network made, trained, and evaluated."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import time
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+import option
+from dataset import Splits, read_splits
+from iaa.evaluation import released
+from iaa.evaluation.leakage import Seen
+from iaa.networks import trained_network
+from iaa.networks.trained_network import Origin, pick_origin
+from iaa.photographs import demo
+from iaa.photographs.labels import Format
+from iaa.reports.test_report import judge
+from iaa.runtime import distributed, process_group
+from iaa.runtime.signals import Watch
+from iaa.searching import nni_trial
+from iaa.training import build, checkpoint, engine, run_folder
+from iaa.training.steps import Precision
+from models import Weights, load_weights, read_weights, released_style
+from models.backbone import weights_path
+from models.weights import evaluated_with
+from util import make_loss
+
+log = logging.getLogger("eat")
+
+
+def run(given: dict) -> dict:
+    """Train or evaluate as the options `given` ask. Returns the last line of output. Raises InputError, TrainingError, Interrupted."""
+    start = time.perf_counter()
+    try:
+        with process_group.together("--resume on all machines goes on"):
+            options, weights = gather_options(given)
+            result = work(options, weights, build.pick_device(options.gpu_id))
+    except BaseException as error:
+        if nni_trial.in_search():
+            run_folder.end(nni_trial.folder(given.get("experiment_dir_name")), error)
+        raise
+    return result | {"seconds": round(time.perf_counter() - start, 1)}
+
+
+@dataclass
+class Job:
+    """What training and evaluation work on.
+
+    precisions: of training, and of test.csv. origin: the dataset whose photographs and scores the network knows.
+    """
+
+    options: argparse.Namespace
+    form: Format
+    splits: Splits
+    model: nn.Module
+    precisions: tuple[Precision, Precision]
+    origin: Origin
+    folder: Path
+    watch: Watch
+
+
+def work(options: argparse.Namespace, weights: Weights | None, device: torch.device) -> dict:
+    """Options to data, network and folder; then train, and evaluate. Returns the result."""
+    form, splits = read_data(options)
+    origin = pick_origin(options, weights, form)
+    model = build.make_model(options, weights, origin.form or form, origin.dataset, device)
+    if not options.eval:
+        build.remember(model, splits)
+    folder = run_folder.open_folder(options, weights and weights.path)
+    options.experiment_dir_name = str(folder)
+    log.info("%s on %s, %s, in %s", options.model, options.dataset, device, folder)
+    for note in build.network_notes(options, weights):
+        log.info("%s", note)
+    with (
+        Watch() as watch,
+        run_folder.kept(folder, options, nni_trial.chosen()),
+        process_group.connection_errors(),
+    ):
+        if options.calibrate_points and not options.resume:
+            build.calibrate(options, splits.train, model, device, folder, watch, origin.dataset)
+        if options.compile:
+            model.compile()
+        precisions = build.pick_precisions(options, device)
+        job = Job(options, form, splits, model, precisions, origin, folder, watch)
+        data = build.loaders(options, splits, model.img_size, device, watch, origin.dataset)
+        if options.eval:
+            result = evaluate(job, data["test"])
+        else:
+            progress = train(job, data)
+            result = evaluate(job, data["test"], progress.history)
+            result["best_epoch"] = progress.best_epoch
+            result["selected_on"] = "test.csv" if options.released_protocol else "validation"
+        run_folder.end(folder, result)
+    return result
+
+
+def gather_options(given: dict) -> tuple[argparse.Namespace, Weights | None]:
+    """The command line's options, the tuner's over them, and a resumed run's under them, completed; and the weights.
+
+    What is not given of the network's settings is as the weights say.
+    """
+    given = run_folder.continued(nni_trial.options(given))
+    options, weights, settings = option.complete(given), None, {}
+    if options.path_to_model_weight and not options.resume:
+        weights = read_weights(weights_path(options.path_to_model_weight))
+        Seen.from_texts(weights.photographs, weights.path)  # damaged: told now, not after the test
+    if options.eval and "model" not in given:
+        options.model = trained_network.origin(weights).get("model", options.model)
+    if weights:
+        settings = evaluated_with(weights) if options.eval else weights.settings
+    option.complete_network(options, given, settings)
+    return options, weights
+
+
+def read_data(options: argparse.Namespace) -> tuple[Format, Splits]:
+    """The labels of the splits, found in the folder of pictures; the demo's are made where they are not there."""
+    build_demo = partial(demo.build, options.path_to_save_csv, options.path_to_images)
+    if options.dataset == "demo" and distributed.from_first(build_demo):
+        log.info("demo data built in %s; its scores are not aesthetics", options.path_to_save_csv)
+    form = build.pick_format(options)
+    option.complete_loss(options, votes=bool(form.vote_columns))
+    given = {name: getattr(options, name) for name in ("skip_missing", "val_share", "seed", "limit")}
+    given |= {"train": not options.eval, "select_on_test": options.released_protocol}
+    given["calibrate"] = bool(options.calibrate_points)
+    splits = read_splits(options.path_to_save_csv, options.path_to_images, form, **given)
+    for note in splits.notes:
+        log.info("%s", note)
+    return form, splits
+
+
+def train(job: Job, data: dict[str, DataLoader]) -> checkpoint.Progress:
+    """Train, select on the validation set, and put the selected checkpoint into the network."""
+    options, model, precision = job.options, job.model, job.precisions[0]
+    checkpoints, first = job.folder / "checkpoints", distributed.rank() == 0
+    training = build.make_training(options, model, precision, checkpoints)
+    progress = training.progress
+    with run_folder.open_curves(job.folder, progress) as writer:
+        for _ in engine.fit(training, data, job.form, precision, job.watch, options.select_by):
+            if first:
+                run_folder.note_epoch(job.folder, writer, progress, options.num_epoch)
+                if options.released_protocol and released.keeps(options.dataset, progress.history):
+                    name = released.checkpoint_name(options.dataset, progress.history[-1])
+                    checkpoint.save(checkpoints / name, released_style(model))
+                nni_trial.report_epoch(progress.history[-1], options.search_metric)
+    if first:
+        reported = progress.history[-1 if options.released_protocol else progress.best_epoch - 1]
+        nni_trial.report_end(reported, options.search_metric)
+    distributed.from_first(partial(load_weights, model, checkpoints / "best.pth"))
+    distributed.copy_first(model.state_dict().values())
+    return progress
+
+
+def evaluate(job: Job, loader: DataLoader, history: list[dict[str, float]] | None = None) -> dict:
+    """Evaluate on test.csv; write its files and the weights that are asked for, tell its figures, and sum up."""
+    options, model, form, origin, folder = job.options, job.model, job.form, job.origin, job.folder
+    precision, criterion = job.precisions[1], make_loss(options.loss)
+    evaluation = engine.evaluate(model, loader, criterion, form, precision, "test", job.watch, origin.form)
+    tested = judge(options, job.splits, form, model, evaluation, precision, origin)
+    first, page = distributed.rank() == 0, folder / "report.html"
+    if first:
+        tested.write_predictions(folder / "predictions.csv")
+        tested.draw(folder / "report.png", history or ())
+        if options.save_released_style:
+            checkpoint.save(folder / "checkpoints" / "released_style.pth", released_style(model))
+    tested.tell()
+    result = tested.result(folder) | evaluation.points
+    if history:
+        result["files"] |= {
+            "metrics": str(folder / "metrics.csv"),
+            "tensorboard": str(folder / "tensorboard"),
+        }
+    elif options.report_images:
+        if first:
+            tested.write_page(page, job.watch)
+        result["files"]["page"] = str(page)
+    return result

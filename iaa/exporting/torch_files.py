@@ -1,0 +1,98 @@
+"""Files for PyTorch: safetensors, and a folder for the Hugging Face hub, which timm reads."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import timm
+import torch
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import nn
+
+from iaa.exporting import card
+from iaa.exporting.check import Runner
+from iaa.exporting.description import KEY, compute_scores
+from iaa.networks.trained_network import Trained, load_trained
+from iaa.runtime.files import to_json, write_json
+from models import create_model
+from models.backbone import PREFIX
+from models.folder import CONFIG, WEIGHTS
+from models.weights import HEADER
+
+CARD = "README.md"
+HUB_FILES = (CONFIG, WEIGHTS, CARD)
+
+
+def write_safetensors(trained: Trained, path: Path, about: dict) -> None:
+    """The tensors under their released names; the header holds `about` and the settings for `models.read_weights`."""
+    header = {name: getattr(trained.model, name) for name in ("settings", "purpose", "photographs")}
+    state = {name: value.contiguous() for name, value in trained.model.state_dict().items()}
+    content = save(state, {"format": "pt", HEADER: json.dumps(header), KEY: to_json(about, indent=2)})
+    path.write_bytes(content)  # safetensors' own `save_file` lets only the owner read it
+
+
+def open_safetensors(path: Path) -> tuple[dict, Runner]:
+    with safe_open(path, "pt") as file:
+        about = json.loads(file.metadata()[KEY])
+    # The file decides the interest points, but `batch` must be asked for.
+    settings = {"interest_points": "batch"} if about["interest_points"] == "batch" else {}
+    return about, _make_runner(load_trained(path, **settings).model, about)
+
+
+def write_hub(trained: Trained, folder: Path, about: dict) -> None:
+    """Make `folder` with HUB_FILES in it."""
+    folder.mkdir()
+    write_safetensors(trained, folder / WEIGHTS, about)
+    write_json(folder / CONFIG, make_config(trained, about))
+    (folder / CARD).write_text(card.write_card(trained, about), encoding="utf-8")
+
+
+def make_config(trained: Trained, about: dict) -> dict:
+    """The config.json of a hub folder: timm's entries, and the description under `eat`.
+
+    timm's own writer also adds arguments that follow from the variant, which `models.create_model` refuses, and the
+    licence of the pretrained weights, which need not be that of these.
+    """
+    steps = about["preprocessing"]
+    size = (steps["resize"]["height"], steps["resize"]["width"])
+    config = trained.model.pretrained_cfg
+    layers = {name: config.get(name) for name in ("fixed_input_size", "first_conv", "classifier")}
+    return {
+        "architecture": trained.name.removeprefix(PREFIX).split(".")[0],  # without the tag of timm's weights
+        "num_classes": trained.outputs,
+        "num_features": trained.model.num_features,
+        "model_args": dict(trained.model.settings),
+        "pretrained_cfg": {
+            "num_classes": trained.outputs,
+            "input_size": [3, *size],
+            **layers,
+            "interpolation": steps["resize"]["method"],
+            "crop_pct": 1.0,
+            "crop_mode": "squash",  # timm's name for a resize that ignores the aspect ratio
+            "mean": steps["mean"],
+            "std": steps["std"],
+        },
+        "eat": about,
+    }
+
+
+def open_hub(folder: Path) -> tuple[dict, Runner]:
+    about = json.loads((folder / CONFIG).read_text(encoding="utf-8"))["eat"]
+    if about["interest_points"] is None:  # a network of timm
+        network = timm.create_model(f"local-dir:{folder}", pretrained=True)
+    else:
+        network = create_model(folder)
+    return about, _make_runner(network.eval(), about)
+
+
+def _make_runner(network: nn.Module, about: dict) -> Runner:
+    """A function from images to the network's predictions, and to the scores that `about` makes of them."""
+
+    def run(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        prediction = network(torch.from_numpy(images)).numpy()
+        return prediction, compute_scores(about, prediction)
+
+    return run

@@ -1,0 +1,146 @@
+"""The command line of prepare_data.py."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from iaa.runtime.command_line import Table, with_commands
+from option import CPUS, DATASETS, Option
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The options and the `command`; exits with status 2 if they are wrong."""
+    about = "From the official downloads to what training reads: CSVs, checked photographs, a cache."
+    parser = with_commands("prepare_data.py", about, COMMANDS)
+    options = parser.parse_args(argv)
+    if options.command == "ava":
+        options.split = options.split or ("official" if options.test_list else "authors")
+    if options.command == "csv":
+        options.separator = {"tab": "\t", "\\t": "\t"}.get(options.separator, options.separator)
+    for problem in _problems(options):
+        parser.error(problem)
+    return options
+
+
+def _problems(options: argparse.Namespace) -> Iterator[str]:
+    """Contradictions between options, and folders that do not exist."""
+    if options.images is not None and not Path(options.images).is_dir():
+        yield f"{options.images}: no such folder; --images names the folder of the pictures"
+    if options.command == "ava" and (options.split == "official") != bool(options.test_list):
+        yield "--split official and --test_list belong together; give both or neither"
+    if options.command == "csv":
+        yield from _csv_problems(options)
+    if options.command == "check":
+        yield from _check_problems(options)
+    if options.command == "cache" and not options.csv.is_dir():
+        yield f"{options.csv}: no such folder; --csv names the folder of the CSVs"
+
+
+def _csv_problems(options: argparse.Namespace) -> Iterator[str]:
+    separator, votes = options.separator, options.vote_columns
+    if options.score_column and votes:
+        yield "--score_column and --vote_columns exclude each other; leave one out"
+    if options.score_min >= options.score_max:
+        yield f"--score_min {options.score_min:g} is not below --score_max {options.score_max:g}"
+    if len(separator) != 1 or not separator.isascii():
+        yield f"--separator {separator!r} is not one plain character, or tab"
+    if votes and len(set(votes)) < max(2, len(votes)):
+        yield "--vote_columns needs two columns or more, each once"
+
+
+def _check_problems(options: argparse.Namespace) -> Iterator[str]:
+    if options.clean and not options.csv:
+        yield "--clean needs --csv, the CSVs to clean"
+    if (options.clean or options.copies) and len({path.name for path in options.csv}) < len(options.csv):
+        yield "--csv: two files have the same name; give those of one dataset"
+    if options.copies and len(options.csv) < 2:
+        yield "--copies needs --csv with the CSVs of two splits or more, to compare"
+    for path in options.csv if options.clean else ():
+        if (options.clean / path.name).exists():
+            yield f"{options.clean / path.name}: is there already; give another --clean"
+
+
+def share(text: str) -> float:
+    """For argparse's `type`: a share below a half."""
+    with suppress(ValueError):
+        if 0 < float(text) < 0.5:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text} must lie between 0 and 0.5")
+
+
+WORKERS = Option("num_workers", int, CPUS, "processes that read pictures (default: all cores)")
+
+
+# fmt: off
+def dataset(labels: str, val_share: float, test_share: float | None, *options: Option, name: str = "labels") -> Table:
+    """The table of a dataset's subcommand. labels: help of the option `name`, which takes its labels; options: only this dataset's."""
+    test = Option("test_share", share, test_share, "share of rows for test.csv, if there is no official one")
+    return {
+        "": (
+            Option(name, str, None, labels, metavar="FOLDER" if labels.startswith("folder") else "FILE", required=True),
+            Option("images", str, None, "folder of the pictures; without it they are not looked for", metavar="FOLDER"),
+            Option("out", Path, None, "folder for train.csv, val.csv, test.csv and the summary", metavar="FOLDER", required=True),
+        ),
+        **({"this dataset's": options} if options else {}),
+        "splits and pictures": (
+            Option("seed", int, 0, "seed of random splits"),
+            Option("val_share", share, val_share, "share of rows for val.csv, if the official files do not say"),
+            *([test] if test_share else []),
+            Option("no_check", bool, False, "only look whether the pictures are there; decode none"),
+            Option("overwrite", bool, False, "replace the CSVs in --out"),
+            WORKERS,
+        ),
+    }
+
+
+COMMANDS: dict[str, tuple[str, Table]] = {
+    "ava": ("AVA, from AVA.txt", dataset("the official AVA.txt", 0.05, 0.05,
+        Option("split", str, None, "test set: the list that EAT's authors published; AVA's own, by --test_list; or a random one by --seed (default: official with --test_list, else authors)", choices=("authors", "official", "random")),
+        Option("test_list", str, [], "--split official: AVA's lists of image ids, as generic_test.jpgl; if one has `train` in its name, as generic_ss_train.jpgl, train.csv has its rows only", metavar="FILE", nargs="+"),
+        Option("skip_missing", bool, False, "go on without ids of the lists that AVA.txt lacks"),
+    )),
+    "tad66k": ("TAD66K, or one of its themes", dataset("folder of the official labels, with merge/ and unmerge/", 0.1, None,
+        Option("theme", str, None, "one of the themes of unmerge/ (default: merge/, all of them)"),
+    )),
+    "flickr_aes": ("FLICKR-AES", dataset("the official FLICKR-AES_image_score.txt", 0.1, 0.1,
+        Option("workers", str, None, "the official FLICKR-AES_image_labeled_by_each_worker.csv: the usual split, by held-out workers (default: a random split by --seed)", metavar="FILE"),
+        name="scores",
+    )),
+    "aadb": ("AADB", dataset("folder of the official imgList...Regression_score.txt", 0.1, None)),
+    "para": ("PARA", dataset("folder of the official PARA-GiaaTrain.csv and PARA-GiaaTest.csv", 0.1, None)),
+    "csv": ("any other table; options name its columns", dataset("the table", 0.1, 0.1,
+        Option("separator", str, ",", "character between its columns, or tab (default: a comma)", metavar="C"),
+        Option("image_column", str, "image", "column of the picture's file name"),
+        Option("suffix", str, "", "appended to the names, as .jpg (default: nothing)"),
+        Option("score_column", str, None, "column of the score (default: score)"),
+        Option("vote_columns", str, None, "instead of a score: columns with counts of votes, lowest level first", nargs="+"),
+        Option("split_column", str, None, "column with train, val or test (default: a random split by --seed)"),
+        Option("score_min", float, 0.0, "lowest possible score"),
+        Option("score_max", float, 1.0, "highest possible score"),
+    )),
+    "check": ("decode every picture and say what training will do with it", {"": (
+        Option("images", str, None, "folder of the pictures", metavar="FOLDER", required=True),
+        Option("csv", Path, [], "check only the pictures that these CSVs name (default: all in the folder)", nargs="+"),
+        Option("out", Path, None, "folder for pictures.csv", metavar="FOLDER", required=True),
+        Option("clean", Path, None, "write the CSVs to this folder, without the pictures that stop or spoil training, and train.csv without the copies of --copies", metavar="FOLDER"),
+        Option("copies", bool, False, "also find pictures that are in two splits, perhaps under two names: same bytes, same pixels, or similar perceptual hashes"),
+        Option("near", int, 4, "--copies: perceptual hashes (64 bits) that differ in no more bits are copies"),
+        WORKERS,
+    )}),
+    "cache": ("decode and resize the pictures once, for `main_nni.py --cache`; goes on where it was interrupted", {"": (
+        Option("dataset", str, None, "dataset of the CSVs", choices=[name for name in DATASETS if name != "demo"], required=True),
+        Option("images", str, None, "folder of the pictures", metavar="FOLDER", required=True),
+        Option("csv", Path, None, "folder of train.csv, val.csv and test.csv", metavar="FOLDER", required=True),
+        Option("out", str, None, "folder of the cache", metavar="FOLDER", required=True),
+        Option("size", int, 224, "side of the network's input", low=8, high=4096),
+        Option("decode", str, "auto", "as in main_nni.py", choices=("auto", "pil", "fast")),
+        Option("released_protocol", bool, False, "as in main_nni.py: PIL's pixels in training, too"),
+        Option("val_share", share, 0.1, "as in main_nni.py, if there is no val.csv"),
+        Option("seed", int, 0, "as in main_nni.py"),
+        WORKERS,
+    )}),
+}
+# fmt: on

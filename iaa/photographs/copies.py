@@ -1,0 +1,134 @@
+"""The same photograph in two splits, perhaps under two names: identical bytes, identical pixels, or similar perceptual hashes."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import warnings
+from collections.abc import Mapping, Sequence
+from functools import partial
+from itertools import combinations
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from iaa.photographs import workers
+from iaa.photographs.decode import open_image
+from iaa.runtime.files import atomic_write
+from iaa.runtime.signals import Watch
+
+SIDE = 224  # pixels are compared after a resize to a square of this side, as training sees them
+HOWS = {
+    "name": "the same name",
+    "bytes": "the same file",
+    "pixels": f"the same pixels at {SIDE} x {SIDE}",
+    "near": "nearly the same, by perceptual hash",
+}
+CHUNK = 2**24  # pairs of hashes compared at once
+
+
+class Signature(NamedTuple):
+    """What is compared of a picture."""
+
+    file: str  # digest of its bytes
+    pixels: str  # digest of its pixels
+    perceptual_hash: int  # imagehash's pHash, 64 bits
+
+
+class Copy(NamedTuple):
+    """Two names of one picture. how: of HOWS. distance: bits in which their perceptual hashes differ."""
+
+    image: str
+    csv: str
+    copy: str
+    copy_csv: str
+    how: str
+    distance: int
+
+
+def signature(folder: Path, name: str) -> Signature | None:
+    """The signature of one picture, or None if it cannot be read."""
+    import imagehash  # takes a second, and this command alone needs it
+
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PIL's, of pictures that are large or written oddly
+            data = (folder / name).read_bytes()
+            with open_image(folder / name) as picture:
+                square = picture.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+    except Exception:  # decoders raise anything at all on a damaged file
+        return None
+    bits = imagehash.phash(square).hash.ravel()
+    perceptual_hash = int.from_bytes(np.packbits(bits).tobytes(), "big")
+    return Signature(_digest(data), _digest(square.tobytes()), perceptual_hash)
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=16).hexdigest()
+
+
+def _how(first: Signature, second: Signature) -> str:
+    if first.file == second.file:
+        return "bytes"
+    return "pixels" if first.pixels == second.pixels else "near"
+
+
+def signatures(
+    folder: str | os.PathLike, names: Sequence[str], num_workers: int = 0, watch: Watch | None = None
+) -> dict[str, Signature]:
+    """The signature of each picture that decodes. Raises Interrupted when a signal comes."""
+    results = workers.each(workers.Calls(partial(signature, Path(folder))), names, num_workers)
+    results = workers.watched(results, "look for copies", len(names), watch)
+    return {name: result for name, result in zip(names, results, strict=True) if result is not None}
+
+
+def find_copies(
+    splits: Mapping[str, Sequence[str]], signature_of: Mapping[str, Signature], near: int
+) -> list[Copy]:
+    """Pictures of one split that are also in another, each pair once, the strongest reason first.
+
+    splits: names by CSV. signature_of: by name. near: perceptual hashes that differ in no more bits are copies.
+    """
+    copies = []
+    names = {csv: [name for name in split if name in signature_of] for csv, split in splits.items()}
+    hashes = {
+        csv: np.array([signature_of[name].perceptual_hash for name in split], np.uint64)
+        for csv, split in names.items()
+    }
+    for csv, other_csv in combinations(names, 2):
+        step = max(1, CHUNK // max(1, len(names[other_csv])))
+        for start in range(0, len(names[csv]), step):
+            bits = np.bitwise_count(hashes[csv][start : start + step, None] ^ hashes[other_csv][None])
+            for row, column in np.argwhere(bits <= near):
+                image, copy = names[csv][start + row], names[other_csv][column]
+                how = "name" if image == copy else _how(signature_of[image], signature_of[copy])
+                copies.append(Copy(image, csv, copy, other_csv, how, int(bits[row, column])))
+    order = list(HOWS)
+    return sorted(copies, key=lambda pair: (order.index(pair.how), pair.distance, pair.image, pair.copy))
+
+
+def report(copies: Sequence[Copy]) -> str:
+    """How many pairs of each kind, and the first of them."""
+    if not copies:
+        return "no picture is in two splits, as far as this sees"
+    lines = [f"{len(copies)} pictures that are in two splits:"]
+    for how, words in HOWS.items():
+        if pairs := [pair for pair in copies if pair.how == how]:
+            image, csv, copy, copy_csv, *_ = pairs[0]
+            lines.append(f"{len(pairs):>8}  {words}; the first is {image} in {csv} and {copy} in {copy_csv}")
+    return "\n".join(lines)
+
+
+def images_of(copies: Sequence[Copy], csv: str) -> set[str]:
+    """The pictures of a CSV that are also in another one."""
+    images = {pair.image for pair in copies if pair.csv == csv}
+    return images | {pair.copy for pair in copies if pair.copy_csv == csv}
+
+
+def write(copies: Sequence[Copy], path: Path) -> None:
+    """Write copies.csv: a row for each pair."""
+    with atomic_write(path) as file:
+        pd.DataFrame(copies, columns=Copy._fields).to_csv(file, index=False)

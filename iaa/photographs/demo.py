@@ -1,0 +1,122 @@
+"""The demo dataset: two photographs cut up and damaged by known amounts. Its scores are not aesthetics."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from PIL import Image, ImageFilter
+from tqdm import tqdm
+
+from iaa.errors import InputError
+from iaa.photographs.labels import AVA
+from iaa.runtime.files import atomic_write
+
+VERSION = "1"  # raise it when the recipe below changes, so that old copies are built anew
+COUNTS = {"train": 640, "val": 128, "test": 192}
+# Vertical bands of each 640-pixel photograph, disjoint: no pixel is in two splits.
+BANDS = {"train": ((0, 176), (304, 480)), "val": ((176, 304),), "test": ((480, 640),)}
+CROP = (96, 128)  # side of a crop, in pixels of the photograph
+MIN_CONTRAST = 25  # standard deviation of a crop's pixels: no bare sky
+SIDE = 160  # side of a saved picture, in pixels
+CAST = (230, 140, 40)  # the colour that a bad picture is tinted with
+LEVELS = np.arange(1, 11)
+DAMAGES = ("blur", "noise", "exposure", "tilt", "colour")
+WEIGHTS = np.array([2.6, 2.2, 2.0, 1.6, 1.8])  # what full damage of each kind costs, in levels
+
+
+def build(folder: str | os.PathLike, images: str | os.PathLike, seed: int = 2023) -> bool:
+    """Write `train.csv`, `val.csv`, `test.csv` to `folder` and the pictures to `images`, as AVA would be.
+
+    Returns False, and does nothing, if this version exists already. An interrupted build starts again; two builds at a time
+    write the same files. Raises InputError if a folder holds pictures or CSVs that are not the demo's.
+    """
+    folder, images = Path(folder), Path(images)
+    stamps = [path / "demo_version.txt" for path in (folder, images)]
+    if all(stamp.is_file() and stamp.read_text() == VERSION for stamp in stamps):
+        return False
+
+    from sklearn.datasets import load_sample_images  # slow to import
+
+    for stamp in stamps:
+        taken = stamp.parent.is_dir() and any(p.suffix in (".csv", ".jpg") for p in stamp.parent.iterdir())
+        if taken and not stamp.is_file():
+            foreign = "holds files that are not the demo's; give --dataset or another folder"
+            raise InputError(f"{stamp.parent}: {foreign}")
+    for stamp in stamps:
+        stamp.parent.mkdir(parents=True, exist_ok=True)
+        stamp.write_text("being built")
+    photographs = load_sample_images().images
+    number = 1
+    for split, count in COUNTS.items():
+        rng = np.random.default_rng([seed, number])
+        rows = []
+        for _ in tqdm(range(count), f"building the demo's {split} pictures", leave=False, disable=None):
+            amounts = draw_amounts(rng)
+            picture = damage(draw_crop(photographs, split, rng), amounts, rng)
+            with atomic_write(images / f"{number}.jpg", "wb") as file:
+                picture.save(file, "JPEG", quality=95)
+            rows.append([number, *draw_votes(amounts, rng)])
+            number += 1
+        with atomic_write(folder / f"{split}.csv") as file:
+            pd.DataFrame(rows, columns=[AVA.image_column, *AVA.vote_columns]).to_csv(file, index=False)
+    for stamp in stamps:
+        with atomic_write(stamp) as file:
+            file.write(VERSION)
+    return True
+
+
+def draw_crop(photographs: list[np.ndarray], split: str, rng: np.random.Generator) -> Image.Image:
+    """A random square from the split's bands of a random photograph, SIDE pixels wide, with enough contrast.
+
+    It is mirrored and its colour channels are exchanged at random, so that its content says nothing of the score.
+    """
+    photograph = photographs[rng.integers(len(photographs))]
+    left, right = BANDS[split][rng.integers(len(BANDS[split]))]
+    side = int(rng.integers(CROP[0], CROP[1] + 1))
+    while True:
+        x = int(rng.integers(left, right - side + 1))
+        y = int(rng.integers(0, photograph.shape[0] - side + 1))
+        pixels = photograph[y : y + side, x : x + side]
+        if pixels.std() >= MIN_CONTRAST:
+            break
+    pixels = pixels[:, :: rng.choice([-1, 1]), rng.permutation(3)]
+    return Image.fromarray(np.ascontiguousarray(pixels)).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+
+
+def draw_amounts(rng: np.random.Generator) -> np.ndarray:
+    """The amount of each of DAMAGES, 0 to 1, around one severity: a bad photograph is bad in several ways."""
+    severity = rng.random()
+    return (severity + rng.normal(0, 0.1, len(DAMAGES))).clip(0, 1)
+
+
+def damage(picture: Image.Image, amounts: np.ndarray, rng: np.random.Generator) -> Image.Image:
+    """Apply `amounts` of DAMAGES to an RGB picture: tilted, blurred, too dark, tinted, noisy."""
+    blur, noise, exposure, tilt, colour = amounts
+    if tilt:
+        angle = float(tilt) * 30 * rng.choice([-1, 1])
+        picture = picture.rotate(angle, Image.Resampling.BICUBIC, fillcolor=(128, 128, 128))
+    if blur:
+        picture = picture.filter(ImageFilter.GaussianBlur(0.5 + 4.5 * float(blur)))
+    if exposure:
+        picture = picture.point([round(value * 2 ** (-1.5 * float(exposure))) for value in range(256)] * 3)
+    if colour:
+        picture = Image.blend(picture, Image.new("RGB", picture.size, CAST), 0.5 * float(colour))
+    if noise:
+        pixels = np.asarray(picture, np.float32)
+        pixels = pixels + rng.normal(0, 50 * float(noise), pixels.shape)
+        picture = Image.fromarray(pixels.clip(0, 255).round().astype(np.uint8))
+    return picture
+
+
+def mean_opinion(amounts: np.ndarray) -> float:
+    """The mean, 1 to 10, of the votes on a picture: 9 less the cost of its damage."""
+    return float(np.clip(9.0 - amounts @ WEIGHTS, 1.0, 10.0))
+
+
+def draw_votes(amounts: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """(10,) counts of 200 votes, spread normally around `mean_opinion`."""
+    spread = np.exp(-0.5 * ((LEVELS - mean_opinion(amounts)) / 1.3) ** 2)
+    return rng.multinomial(200, spread / spread.sum())

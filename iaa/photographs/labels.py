@@ -1,0 +1,333 @@
+"""Label files: the CSVs of AVA, TAD66K, FLICKR-AES and others, read strictly into arrays."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from iaa.errors import InputError
+from iaa.photographs.decode import Resize
+from util import Pairs, image_emds, pair, scores
+
+# What a file name may not contain.
+NAME_PROBLEMS = {
+    "the image's name is empty": r"^$",
+    "the image's name holds a NUL character": "\0",
+    "leaves the image folder; names are relative to it": r"^[/\\]|^[A-Za-z]:|(?:^|[/\\])\.\.(?:[/\\]|$)",
+}
+VOTE_COLUMN = re.compile(r"(?:votes?|score|level)?_?(\d+)", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Format:
+    """How a dataset writes its labels, and how its photographs are resized for the network."""
+
+    image_column: str = "image"
+    suffix: str = ""  # appended to the image column for the file name
+    vote_columns: tuple[str, ...] = ()  # counts of votes for the levels 1, 2, ...; none: one column `score`
+    scale: tuple[float, float] = (0.0, 1.0)  # lowest and highest score; of votes the first and the last level
+    threshold: float = 0.5  # a score above it is high; on the protocol's scale
+    resize_method: str = "bilinear"
+    train_side: float = 256 / 224  # training's resize, before the random crop; 1: side of the network's input
+
+    @property
+    def outputs(self) -> int:
+        """How many outputs the network needs: one per vote level, or one."""
+        return len(self.vote_columns) or 1
+
+    @property
+    def protocol_scale(self) -> tuple[float, float]:
+        """The lowest and highest score of metrics and predictions.csv: 1 to the levels of votes, else 0 to 1."""
+        return self.scale if self.vote_columns else (0.0, 1.0)
+
+    def resize(self, side: int, train: bool) -> Resize:
+        """The resize of training, or of evaluation, for a network whose input has this side."""
+        return Resize(round(side * self.train_side) if train else side, self.resize_method)
+
+    def thresholds(self, trained: Format | None = None) -> tuple[float, float]:
+        """The thresholds of predicted and of true scores, both on this protocol's scale. trained: see `pairs`."""
+        if trained is None:
+            return self.threshold, self.threshold
+        return float(self._rescale(np.array(trained.threshold), trained)), self.threshold
+
+    def pairs(self, outputs: np.ndarray, labels: Labels, trained: Format | None = None) -> Pairs:
+        """Raw outputs (N, outputs) beside the labels of this format, on the protocol's scale.
+
+        trained: the format that the network was trained for, if it is another one. Its scores are mapped linearly from scale
+        to scale, predicted and true scores each have their own dataset's threshold, and EMDs are nan if the levels differ.
+        """
+        if trained is None:
+            return pair(outputs, labels.targets, self.threshold, labels.opinions)
+        predicted = self._rescale(scores(outputs.astype(np.float64)), trained)
+        threshold, true_threshold = self.thresholds(trained)
+        agree = ((predicted > threshold) == (labels.opinions > true_threshold)).astype(np.float64)
+        emds = [np.full(len(labels), np.nan)] * 2
+        if self.vote_columns and outputs.shape == labels.targets.shape:
+            emds = image_emds(outputs.astype(np.float64), labels.targets.astype(np.float64))
+        return Pairs(predicted, labels.opinions, agree, *emds)
+
+    def _rescale(self, values: np.ndarray, trained: Format) -> np.ndarray:
+        (low, high), (own_low, own_high) = trained.protocol_scale, self.protocol_scale
+        return own_low + (values - low) * ((own_high - own_low) / (high - low))
+
+
+def vote_format(columns: Sequence[str], threshold: float | None = None, **fields: Any) -> Format:
+    """The format of a CSV with one column of counts for each vote level; by default scores above the middle are high."""
+    last = float(len(columns))
+    threshold = (1 + last) / 2 if threshold is None else threshold
+    return Format(vote_columns=tuple(columns), scale=(1.0, last), threshold=threshold, **fields)
+
+
+# score2..score11 are the counts of votes 1..10: off by one, but so are the files.
+AVA = vote_format(
+    [f"score{level}" for level in range(2, 12)],
+    threshold=5.0,
+    image_column="image_id",
+    suffix=".jpg",
+    resize_method="bicubic",
+    train_side=1.0,
+)
+FORMATS = {
+    "demo": AVA,
+    "ava": AVA,
+    "tad66k": Format(scale=(0.0, 10.0)),
+    "flickr_aes": Format(scale=(0.0, 1.0)),
+    "aadb": Format(scale=(0.0, 1.0)),
+    "para": Format(scale=(1.0, 5.0)),
+}
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The images of one split, in the order of its CSV, and their targets."""
+
+    source: str  # the CSV, for messages
+    images: np.ndarray  # (N,) file names relative to the image folder, fixed-width, for less memory
+    targets: np.ndarray  # (N, outputs) float32: vote distributions that sum to 1, or scores in 0..1
+    opinions: np.ndarray  # (N,) float64: mean opinion scores on the protocol's scale; 5 is 5, not 5.0000002
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def subset(self, rows: np.ndarray) -> Labels:
+        return Labels(self.source, self.images[rows], self.targets[rows], self.opinions[rows])
+
+
+def csv_format(path: str | os.PathLike, scale: tuple[float, float], threshold: float | None) -> Format:
+    """The format of `--dataset csv`: `image` with `score`, or with one column per vote level.
+
+    Vote columns are called by a number, alone or after `vote`, `votes`, `score` or `level` (`1, 2, ...`, `score_1, ...`).
+    In the order of these numbers they are the levels 1, 2, ... The default threshold is the middle of the scale.
+    Raises InputError if the columns are neither, or `scale` or `threshold` do not fit them.
+    """
+    columns = list(read_table(path).columns)
+    label_format = Format(scale=scale)
+    if "score" not in columns:
+        label_format = vote_format(_vote_columns(path, columns))
+        if scale != (0.0, 1.0):
+            remedy = "--score_min and --score_max belong to a column 'score'"
+            raise InputError(f"{path}: has vote columns; {remedy}")
+    low, high = label_format.scale
+    if threshold is None:
+        return label_format
+    if not low <= threshold <= high:
+        raise InputError(f"--threshold {threshold:g} lies outside the scale of {path}, {low:g} to {high:g}")
+    on_protocol = threshold if label_format.vote_columns else (threshold - low) / (high - low)
+    return replace(label_format, threshold=on_protocol)
+
+
+def _vote_columns(path: str | os.PathLike, columns: Sequence[str]) -> tuple[str, ...]:
+    numbered = sorted((int(m[1]), column) for column in columns if (m := VOTE_COLUMN.fullmatch(column)))
+    if len(numbered) < 2:
+        needs = "needs the column 'score', or one column per vote level (as in vote1, vote2)"
+        raise InputError(f"{path}: {needs}; found {', '.join(columns)}")
+    numbers, votes = zip(*numbered, strict=True)
+    if numbers != tuple(range(numbers[0], numbers[0] + len(numbers))):
+        raise InputError(f"{path}: the vote columns {', '.join(votes)} are not numbered one after the other")
+    return votes
+
+
+def read_labels(path: str | os.PathLike, label_format: Format | None, limit: int | None = None) -> Labels:
+    """Read one CSV. label_format None: read the names of the pictures only, with targets of 0. limit: rows to read.
+
+    Raises InputError naming the file, the line and the value for anything that is not a label.
+    """
+    table = read_table(path)
+    names_only, label_format = label_format is None, label_format or name_format(table)
+    image_column = label_format.image_column
+    score_columns = () if names_only else label_format.vote_columns or ("score",)
+    require_columns(path, table, [image_column, *score_columns])
+    table = table.head(limit) if limit is not None else table
+    images = pd.Series(read_names(path, table, label_format))
+    problem = "stands there a second time; keep one row for each image"
+    refuse_where(path, table, images.duplicated(), image_column, problem)
+    if names_only:
+        targets = opinions = np.zeros(len(table))
+    elif label_format.vote_columns:
+        votes = read_votes(path, table, label_format.vote_columns, image_column)
+        targets, opinions = votes / votes.sum(1, keepdims=True), mean_votes(votes)
+    else:
+        low, high = label_format.scale
+        targets = opinions = (read_scores(path, table, label_format.scale) - low) / (high - low)
+    targets = targets.reshape(len(table), -1).astype(np.float32)
+    return Labels(str(path), np.array(images, str), targets, opinions)
+
+
+def name_format(table: pd.DataFrame) -> Format:
+    """The format by which the names of the pictures are read from a prepared CSV: AVA's, or any other's."""
+    return AVA if "image_id" in table.columns and "image" not in table.columns else Format()
+
+
+def read_table(path: str | os.PathLike, separator: str = ",", columns: Sequence[str] = ()) -> pd.DataFrame:
+    """A CSV as text, indexed by line numbers, without blank lines. Raises InputError.
+
+    columns: the columns of a file that has no header and separates them by blanks; the first may hold blanks itself.
+    """
+    if not Path(path).is_file():
+        raise InputError(f"{path}: no such file; check its name and folder")
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            if columns:
+                rows = {n: line.strip().rsplit(None, len(columns) - 1) for n, line in enumerate(file, 1)}
+            else:
+                reader = csv.reader(file, delimiter=separator, strict=True)
+                rows = {}
+                for row in reader:
+                    rows[reader.line_num] = row
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: not UTF-8 text; save it as such") from None
+    except csv.Error as error:
+        raise InputError(f"{path}, line {reader.line_num}: not a readable CSV ({error})") from None
+    rows = {line: row for line, row in rows.items() if any(map(str.strip, row))}
+    fewest, hint, empty = len(columns), "", "empty; it needs rows"
+    if rows and not columns:
+        columns = [column.strip() for column in rows.pop(next(iter(rows)))]
+        hint = f"; a value with a {separator!r} in it needs quotes"
+        empty = f"no rows under the header {', '.join(columns)}"
+    if not rows:
+        raise InputError(f"{path}: {empty}")
+    if repeated := sorted({column for column in columns if columns.count(column) > 1}):
+        raise InputError(f"{path}: column {', '.join(repeated)} stands there more than once")
+    for line, row in rows.items():
+        if not fewest <= len(row) <= len(columns):
+            raise InputError(f"{path}, line {line}: {len(row)} columns, not {len(columns)}{hint}")
+        row += [""] * (len(columns) - len(row))
+    return pd.DataFrame(list(rows.values()), list(rows), columns, dtype=str)
+
+
+def require_columns(path, table: pd.DataFrame, columns: Sequence[str]) -> None:
+    """Raises InputError naming the columns that the table lacks."""
+    if missing := [column for column in columns if column not in table.columns]:
+        raise InputError(f"{path}: no column {', '.join(missing)}; found {', '.join(table.columns)}")
+
+
+def read_names(path, table: pd.DataFrame, label_format: Format) -> list[str]:
+    """The picture file of each row."""
+    column = label_format.image_column
+    names = table[column].map(plain_name)
+    for problem, pattern in NAME_PROBLEMS.items():
+        refuse_where(path, table, names.str.contains(pattern), column, problem)
+    return list(names + label_format.suffix)
+
+
+def read_votes(path, table: pd.DataFrame, columns: Sequence[str], image_column: str) -> np.ndarray:
+    """(N, levels) float64: counts of votes."""
+    votes = read_numbers(path, table, columns)
+    refuse_where(path, table, votes < 0, columns, "votes cannot be negative")
+    refuse_where(path, table, votes > 1e12, columns, "too many votes to be true")
+    refuse_where(path, table, votes.sum(1) == 0, image_column, "all votes are 0; remove the row")
+    return votes
+
+
+def mean_votes(votes: np.ndarray) -> np.ndarray:
+    """(N,) mean opinion scores, from 1 to the last level, of (N, levels) counts of votes."""
+    return votes @ np.arange(1.0, votes.shape[1] + 1) / votes.sum(1)
+
+
+def read_scores(path, table: pd.DataFrame, scale: tuple[float, float], column: str = "score") -> np.ndarray:
+    """(N,) float64 scores. Raises InputError for a score outside the scale."""
+    (low, high), values = scale, read_numbers(path, table, [column])[:, 0]
+    refuse_where(path, table, (values < low) | (values > high), column, f"scores are {low:g} to {high:g}")
+    return values
+
+
+def read_numbers(path, table: pd.DataFrame, columns: Sequence[str]) -> np.ndarray:
+    """(N, columns) finite float64. Raises InputError."""
+    values = table[list(columns)].apply(pd.to_numeric, errors="coerce").to_numpy(np.float64)
+    refuse_where(path, table, ~np.isfinite(values), columns, "not a number")
+    return values
+
+
+def refuse_where(path, table: pd.DataFrame, bad: Any, columns: str | Sequence[str], problem: str) -> None:
+    """Raises InputError for the first bad value. columns: one name, or several; bad: bool, with the columns' shape."""
+    bad = np.asarray(bad, bool).reshape(len(table), -1)
+    if bad.any():
+        row, column = np.argwhere(bad)[0]
+        name = columns if isinstance(columns, str) else columns[column]
+        more = f" ({bad.any(1).sum()} such rows)" if bad.any(1).sum() > 1 else ""
+        value = str(table[name].iloc[row])
+        raise InputError(f"{path}, line {table.index[row]}: {name} = {value!r}: {problem}{more}")
+
+
+def plain_name(name: str) -> str:
+    """A file name without stray spaces, `./` and doubled slashes, so that each image has one name."""
+    name = name.strip()
+    return name if ".." in name or not name else PurePosixPath(name).as_posix()
+
+
+def hold_out(labels: Labels, share: float, seed: int) -> tuple[Labels, Labels]:
+    """Split off `share` of the rows at random: (the rest, the held-out rows), each in the CSV's order."""
+    order = np.random.default_rng(seed).permutation(len(labels))
+    count = max(1, round(share * len(labels)))
+    if count >= len(labels):
+        raise InputError(f"{labels.source}: {len(labels)} rows are too few to hold out a validation set")
+    return labels.subset(np.sort(order[count:])), labels.subset(np.sort(order[:count]))
+
+
+def find_images(labels: Labels, folder: str | os.PathLike, skip_missing: bool) -> tuple[Labels, int]:
+    """Check that every image is in `folder`. Folders are listed, no file is opened.
+
+    Returns the labels whose images are there, and how many were skipped (with skip_missing).
+    Raises InputError with the count and the first ten missing images.
+    """
+    find = file_finder(folder)
+    names = np.array([find(str(name)) or "" for name in labels.images])
+    present = names != ""
+    missing = labels.images[~present]
+    if len(missing) and not (skip_missing and present.any()):
+        hint = "none of them is there" if not present.any() else "--skip_missing goes on without them"
+        examples = ", ".join(missing[:10]) + (", ..." if len(missing) > 10 else "")
+        count = f"{len(missing)} of {len(labels)} images"
+        raise InputError(f"{labels.source}: {count} are not in {folder}: {examples}; {hint}")
+    return replace(labels.subset(present), images=names[present]), len(missing)
+
+
+def file_finder(folder: str | os.PathLike) -> Callable[[str], str | None]:
+    """A function that gives a file's name as it is on the disk, or None; the case of the ending may differ (`.JPG`)."""
+
+    @cache
+    def names_in(parent: str) -> dict[str, str]:
+        path = Path(folder, parent)
+        names = os.listdir(path) if path.is_dir() else []
+        return {_lower_ending(name): name for name in names} | {name: name for name in names}
+
+    def find(name: str) -> str | None:
+        parent, base = os.path.split(name)
+        on_disk = names_in(parent).get(base) or names_in(parent).get(_lower_ending(base))
+        return on_disk and os.path.join(parent, on_disk)
+
+    return find
+
+
+def _lower_ending(name: str) -> str:
+    stem, ending = os.path.splitext(name)
+    return stem + ending.lower()

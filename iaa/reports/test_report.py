@@ -1,0 +1,222 @@
+"""The result of a test on test.csv, and the files that it leaves in the run's folder."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from torch import nn
+
+from dataset import Splits
+from iaa.evaluation import published
+from iaa.evaluation.leakage import Seen
+from iaa.evaluation.test_metrics import Figures, figures, released_accuracy
+from iaa.networks.trained_network import Origin
+from iaa.photographs.labels import Format
+from iaa.photographs.splits import Split, recognise
+from iaa.reports.html_page import DEMO, Page, Photo, choose, write_page
+from iaa.runtime.files import atomic_write
+from iaa.runtime.signals import Watch
+from iaa.training.build import pick_decoders
+from iaa.training.engine import Evaluation
+from iaa.training.steps import Precision
+
+log = logging.getLogger("eat")
+
+# The curves of report.png: for each panel, by its title, the columns of metrics.csv with their labels.
+CURVES = {
+    "loss": {"train_loss": "training", "val_loss": "validation"},
+    "validation metrics": {"val_srcc": "SRCC", "val_plcc": "PLCC", "val_accuracy": "accuracy"},
+}
+
+
+@dataclass(frozen=True)
+class Tested:
+    """A network's evaluation on test.csv, with its figures.
+
+    options: those of the run. form: the format of the labels. about: for the run's result, the split, the dataset that the
+    weights were trained on, and the thresholds of high scores.
+    """
+
+    options: argparse.Namespace
+    form: Format
+    evaluation: Evaluation
+    figures: Figures
+    about: Mapping
+
+    @property
+    def title(self) -> str:
+        options = self.options
+        return f"{options.model} on {options.dataset}, test.csv ({len(self.evaluation.names)} images)"
+
+    def tell(self) -> None:
+        """Log the table of figures."""
+        log.info("%s:\n%s", self.title, "\n".join(self.figures.lines()))
+
+    def result(self, folder: Path) -> dict:
+        """The run's result, for its last line and run.json. folder: the run's, with its files written."""
+        names = {"predictions": "predictions.csv", "report": "report.png", "options": "options.json"}
+        files = {name: str(folder / file) for name, file in names.items()}
+        files |= {path.stem: str(path) for path in (folder / "checkpoints").glob("*.pt*")}
+        named = ("dataset", "model", "interest_points", "refinement")
+        return {
+            **{name: getattr(self.options, name) for name in named},
+            "split": "test",
+            "images": len(self.evaluation.names),
+            "loss": self.evaluation.loss,
+            **self.evaluation.metrics,
+            **self.figures.as_json(),
+            **self.about,
+            "folder": os.path.abspath(folder),
+            "files": files,
+        }
+
+    def write_predictions(self, path: Path) -> None:
+        """predictions.csv: image, true and predicted score; of votes, also outputs and targets for each level."""
+        evaluation, pairs = self.evaluation, self.evaluation.pairs
+        table = {
+            "image": evaluation.names,
+            "true_score": pairs.true,
+            "predicted_score": pairs.predicted.astype(np.float32),
+        }
+        for name, values in (("output", evaluation.outputs), ("target", evaluation.targets)):
+            if values.shape[1] > 1:
+                table |= {f"{name}{level}": column for level, column in enumerate(values.T, 1)}
+        with atomic_write(path) as file:
+            pd.DataFrame(table).to_csv(file, index=False)
+
+    def draw(self, path: Path, history: Sequence[Mapping[str, float]] = ()) -> None:
+        """report.png: predicted against true scores; with `history`, rows of metrics.csv, also the curves of training."""
+        panels = 1 + len(CURVES) if history else 1
+        figure = Figure(figsize=(5.2 * panels, 4.8), layout="constrained")
+        scatter, *axes = figure.subplots(1, panels, squeeze=False)[0]
+        true, predicted = self.evaluation.pairs.true, self.evaluation.pairs.predicted
+        scatter.scatter(true, predicted, s=10, alpha=min(1.0, max(0.1, 200 / len(true))), linewidths=0)
+        limits = [min(true.min(), predicted.min()), max(true.max(), predicted.max())]
+        scatter.plot(limits, limits, color="0.5", linewidth=1, linestyle="--", label="predicted = true")
+        rows = {row[0]: row for row in self.figures.rows()}
+        lines = [f"{name} {rows[name][1]} ({rows[name][2]})" for name in ("SRCC", "PLCC", "accuracy")]
+        scatter.set_title("\n".join(lines), fontsize="medium")
+        scatter.set(xlabel="true score", ylabel="predicted score")
+        scatter.legend(frameon=False)
+        table = pd.DataFrame(history)
+        for axis, (title, curves) in zip(axes, CURVES.items(), strict=False):
+            for column, label in curves.items():
+                axis.plot(table["epoch"], table[column], marker="o", markersize=3, label=label)
+            axis.set(title=title, xlabel="epoch")
+            axis.xaxis.get_major_locator().set_params(integer=True)
+            axis.grid(alpha=0.3)
+            axis.legend(frameon=False)
+        figure.suptitle(self.title)
+        with atomic_write(path, "wb") as file:
+            figure.savefig(file, format="png", dpi=110)
+
+    def write_page(self, path: Path, stop: Watch) -> None:
+        """report.html: predicted against true, and `--report_images` photographs with their scores and votes.
+
+        Scores are on the dataset's own scale, vote distributions beside the true ones. Raises Interrupted.
+        """
+        options, evaluation, folder = self.options, self.evaluation, Path(self.options.path_to_images)
+        predicted, true = evaluation.pairs.predicted, evaluation.pairs.true
+        low, high = self.form.scale
+        if not self.form.vote_columns:
+            predicted, true = low + predicted * (high - low), low + true * (high - low)
+        chosen = choose(predicted - true, options.report_images)
+        photos = [
+            Photo(evaluation.names[row], folder / evaluation.names[row], predicted[row], true=true[row])
+            for row in chosen
+        ]
+        if self.form.vote_columns and evaluation.outputs.shape == evaluation.targets.shape:
+            votes = zip(photos, evaluation.outputs[chosen], evaluation.targets[chosen], strict=True)
+            photos = [replace(photo, votes=output, other_votes=target) for photo, output, target in votes]
+        facts = {
+            "Weights": options.path_to_model_weight,
+            "Network": options.model,
+            "Dataset": f"{options.dataset}, scores {low:g} to {high:g}",
+            "Trained on": self.about["trained_on"] or "not known",
+            "Split": self.about["labels_split"],
+            "Interest points": options.interest_points,
+            "Offset refinement": options.refinement,
+            "Batch": f"{options.eval_batch_size} images",
+            "Written": time.strftime("%Y-%m-%d %H:%M"),
+        }
+        page = Page(
+            self.title,
+            facts,
+            self.form.scale,
+            notes=[DEMO] if options.dataset == "demo" else [],
+            figures=self.figures.rows(),
+            remarks=self.figures.remarks(),
+            all_scores=predicted,
+            all_true=true,
+        )
+        write_page(path, page, photos, num_workers=options.num_workers, stop=stop)
+
+
+def judge(
+    options: argparse.Namespace,
+    splits: Splits,
+    form: Format,
+    model: nn.Module,
+    evaluation: Evaluation,
+    precision: Precision,
+    origin: Origin,
+) -> Tested:
+    """The figures of an evaluation, with their notes. form: of the labels; origin: the dataset of the network."""
+    is_other_dataset = origin.form is not None
+    names = [str(name) for name in evaluation.names]
+    split = recognise(options.dataset, options.path_to_save_csv, names)
+    about = {
+        "labels_split": split.name,
+        "trained_on": origin.dataset if origin.said else None,
+        "thresholds": form.thresholds(origin.form),
+    }
+    notes = [f"split: {split.name} ({split.note})"]
+    if is_other_dataset:
+        datasets = f"trained on {origin.dataset}, tested on {options.dataset}"
+        notes.insert(0, f"{datasets}: scores mapped from scale to scale")
+    elif form.vote_columns:
+        released = released_accuracy(evaluation.outputs, evaluation.targets, form.threshold)
+        about["accuracy_released"], accuracy = released, evaluation.metrics["accuracy"]
+        notes.append(f"accuracy by the release's float32 sums: {released:.4f}, ours {accuracy:.4f}")
+    if not origin.said:
+        notes.append(
+            f"nobody says what the weights were trained on; taken as {origin.dataset} (--trained_on)"
+        )
+    test_figures = figures(
+        evaluation.pairs,
+        names,
+        options.dataset,
+        metrics=evaluation.metrics,
+        memory=Seen.from_texts(model.photographs, options.path_to_model_weight or "the network"),
+        # Two datasets called `csv` may have nothing in common.
+        same_dataset=not is_other_dataset and options.dataset != "csv",
+        notes=notes,
+        departures=_departures(
+            options, "" if is_other_dataset else options.dataset, splits, split, precision
+        ),
+    )
+    return Tested(options, form, evaluation, test_figures, about)
+
+
+def _departures(options, dataset: str, splits: Splits, split: Split, precision: Precision) -> list[str]:
+    """How the test differs from the published protocol of a dataset."""
+    return published.departures(
+        dataset,
+        model=options.model,
+        interest_points=options.interest_points,
+        refinement=options.refinement,
+        batch_size=options.eval_batch_size,
+        decoder=pick_decoders(options)[1],
+        half_precision=precision.dtype is not None,
+        skipped=splits.skipped,
+        split=split.departure,
+    )

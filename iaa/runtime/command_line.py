@@ -1,0 +1,93 @@
+"""Command lines: parsers made of tables of options."""
+
+from __future__ import annotations
+
+import argparse
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from copy import copy
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from iaa.errors import InputError
+from option import GROUPS, OPTIONS, RECIPES, Option
+
+Table = Mapping[str, Sequence[Option]]  # the rows by the title of their group; "": no title
+
+METAVARS = {int: "N", float: "X", str: "WORD", Path: "FILE"}
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser of the options of `table`. Each row checks its values; an error is one line and exit status 2.
+
+    fill_defaults: options that are not given get their default; else they are left out.
+    """
+
+    def __init__(self, table: Table | None = None, fill_defaults: bool = True, **settings):
+        super().__init__(allow_abbrev=False, argument_default=argparse.SUPPRESS, **settings)
+        for title, options in (table or {}).items():
+            group = self.add_argument_group(title) if title else self
+            for option in options:
+                name = option.name if option.positional else f"--{option.name}"
+                keywords = _keywords(option)
+                if option.type is not bool:
+                    keywords["type"] = partial(self._check, option)
+                if fill_defaults:
+                    keywords["default"] = copy(option.default)
+                group.add_argument(name, **keywords)
+
+    def _check(self, option: Option, text: str) -> Any:
+        try:
+            return option.check(text)
+        except InputError as error:
+            self.error(str(error))
+
+    def error(self, message: str):
+        self.exit(2, f"{self.prog}: {message} (see --help)\n")
+
+
+def with_commands(prog: str, description: str, commands: Mapping[str, tuple[str, Table]]) -> Parser:
+    """A parser of subcommands, each with its help and its table. `command` in the result is the chosen one."""
+    parser = Parser(prog=prog, description=description)
+    subparsers = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
+    for name, (help_, table) in commands.items():
+        subparsers.add_parser(name, table=table, help=help_, description=f"{help_[0].upper()}{help_[1:]}.")
+    return parser
+
+
+def parse_options(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """The options of main_nni.py that are given, each checked; exits with status 2 if one is wrong or unknown."""
+    about = "Train and evaluate EAT for image aesthetics assessment. Without options: the demo."
+    usage = "main_nni.py [OPTION ...]"
+    return vars(
+        Parser(GROUPS, fill_defaults=False, prog="main_nni.py", usage=usage, description=about).parse_args(
+            argv
+        )
+    )
+
+
+def _keywords(option: Option) -> dict[str, Any]:
+    """The arguments of argparse's `add_argument`, without `default` and `type`."""
+    keywords: dict[str, Any] = {"help": option.help}
+    if option.type is bool:
+        return keywords | {"action": "store_true"}
+    metavar = option.metavar or METAVARS.get(option.type, "X")
+    keywords["metavar"] = "{" + ",".join(option.choices) + "}" if option.choices else metavar
+    keywords["help"] += _shown_default(option)
+    if option.nargs:
+        keywords |= {"action": "append"} if option.nargs == "append" else {"nargs": option.nargs}
+    return keywords | ({} if option.positional else {"required": option.required})
+
+
+def _shown_default(option: Option) -> str:
+    if "(default: " in option.help or option.default in ("", []):
+        return ""
+    if option.default is not None:
+        return f" (default: {option.default})"
+    values = {name: recipe.get(option.name) for name, recipe in RECIPES.items()}
+    if OPTIONS.get(option.name) is not option or not any(value is not None for value in values.values()):
+        return ""
+    most_common = Counter(values.values()).most_common(1)[0][0]
+    others = [f"{n}: {v}" for n, v in values.items() if v not in (most_common, None)]
+    return f" (default: {', '.join([str(most_common)] * (most_common is not None) + others)})"

@@ -1,0 +1,46 @@
+"""Ctrl-C and SIGTERM, noticed between two steps instead of in the middle of one."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from iaa.errors import InputError, Interrupted
+
+
+class Watch:
+    """A context in which the first SIGINT or SIGTERM is only noted in `received`; a second one acts as ever."""
+
+    SIGNALS = (signal.SIGINT, signal.SIGTERM)
+    any_received = False  # by any watch of this process
+
+    def __init__(self):
+        self.received, self._before = 0, {}
+
+    def __enter__(self) -> Watch:
+        if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
+            self._before = {number: signal.signal(number, self._note) for number in self.SIGNALS}
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before.clear()
+
+    def _note(self, number: int, _frame) -> None:
+        self.received = number
+        Watch.any_received = True
+        self.__exit__()
+
+
+@contextmanager
+def signals_first(watch: Watch | None) -> Iterator[None]:
+    """A signal to a whole group ends the processes that read images, too: it is the signal that is told."""
+    try:
+        yield
+    except InputError as error:
+        if watch is not None and watch.received:
+            raise Interrupted(watch.received) from error
+        raise

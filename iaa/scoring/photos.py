@@ -1,0 +1,152 @@
+"""Photographs as pixels for the network, from files of any kind, one by one or in batches that other processes read."""
+
+from __future__ import annotations
+
+import io
+import os
+import stat
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from iaa.photographs import workers
+from iaa.photographs.decode import Resize, open_image, read_plain
+from iaa.photographs.inspection import examine, look
+from iaa.scoring.sources import Source
+
+_FAULTS = {
+    "missing": "there is no such file",
+    "empty": "the file has 0 bytes",
+    "not an image": "no decoder knows the file",
+    "unreadable": "there is no permission to read the file",
+    "truncated": "the file is cut short",
+    "damaged": "it does not decode",
+    "too large": "it has more than 178 million pixels",
+}
+
+
+class PhotoBatch(NamedTuple):
+    """A batch of photographs, in order. A photograph that cannot be read has an error and no pixels.
+
+    shard: its tar; is_last: it is the shard's last batch. origins: the `url` and `key` of each photograph, where known.
+    """
+
+    paths: list[str]
+    errors: list[str]  # "" where there is none
+    turned: int  # photographs that are stored turned, as EXIF says
+    images: Tensor  # (readable ones, 3, side, side) uint8
+    origins: Sequence[Mapping[str, str]] = ()
+    shard: str = ""
+    is_last: bool = False
+
+
+class Photos(Dataset):
+    """Pixels of photographs by path. decoder: `pil`, as in evaluation, or `fast`. upright: turned as EXIF says."""
+
+    def __init__(self, resize: Resize, decoder: str = "pil", upright: bool = False):
+        self.resize, self.decoder, self.upright = resize, decoder, upright
+
+    def __getitem__(self, source: Source) -> tuple[str, str, bool, np.ndarray | None]:
+        """The path, its error, whether EXIF turns it, its pixels (side, side, 3) uint8 or None."""
+        path, error = source
+        return (path, error, False, None) if error else (path, *self.read(path))
+
+    def read(self, source: str | bytes) -> tuple[str, bool, np.ndarray | None]:
+        """Error, EXIF and pixels, as `__getitem__` has them. source: a path, or a file's content."""
+        try:
+            with _opened(source) as picture:
+                turned = picture.getexif().get(0x0112, 1) not in (0, 1)
+                fast = self.decoder == "fast" and not (turned and self.upright)
+                pixels = read_plain(source, self.resize) if fast else None
+                if pixels is None:
+                    pixels = np.asarray(self.resize.pil(to_rgb(picture, self.upright)))
+                return "", turned, pixels
+        except Exception as error:  # decoders raise anything at all on a damaged file
+            return explain_failure(source, error), False, None
+
+    def collate(self, samples: list) -> PhotoBatch:
+        paths, errors, turned, pixels = zip(*samples, strict=True) if samples else ((),) * 4
+        read = [image for image in pixels if image is not None]
+        images = np.stack(read) if read else np.empty((0, self.resize.side, self.resize.side, 3), np.uint8)
+        images = torch.from_numpy(images).permute(0, 3, 1, 2)
+        return PhotoBatch(list(paths), list(errors), sum(turned), images)
+
+
+def batches(
+    photos: Photos, sources: Iterable[Source], batch_size: int, num_workers: int
+) -> Iterator[PhotoBatch]:
+    """Batches in the order of `sources`, which are read no further ahead than keeps the workers busy. Raises InputError."""
+    iterator = iter(sources)
+    source_batches = iter(lambda: list(islice(iterator, batch_size)), [])
+    return workers.items(
+        workers.loader(photos, num_workers, batch_sampler=source_batches, collate_fn=photos.collate)
+    )
+
+
+def open_rgb(path: str | os.PathLike, upright: bool = False, side: int | None = None) -> Image.Image:
+    """A photograph in RGB, as `to_rgb` makes it. May raise any Exception where it cannot be read.
+
+    side: for a thumbnail; a JPEG is decoded at a reduced size of at least that many pixels, which is faster.
+    """
+    with _opened(path) as picture:
+        if side is not None:
+            picture.draft("RGB", (side, side))
+        return to_rgb(picture, upright)
+
+
+@contextmanager
+def _opened(source: str | os.PathLike | bytes) -> Iterator[Image.Image]:
+    """The open picture. source: the path of a plain file, or its content."""
+    if not isinstance(source, bytes):
+        refuse_pipe(source)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PIL's, of pictures that are large or written oddly
+        with open_image(io.BytesIO(source) if isinstance(source, bytes) else source) as picture:
+            yield picture
+
+
+def refuse_pipe(path: str | os.PathLike) -> None:
+    """Raises OSError unless `path` is a plain file: reading a pipe could wait for ever."""
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode):
+        raise OSError("it is a folder" if stat.S_ISDIR(mode) else "it is not a plain file")
+
+
+def to_rgb(picture: Image.Image, upright: bool = False) -> Image.Image:
+    """An opened picture in RGB, as evaluation has it: as stored, unless `upright`, and without a colour profile.
+
+    16-bit grey is scaled to 8 bits; PIL's own conversion, which training and evaluation use, cuts it off at 255 and
+    leaves a white picture. Raises ValueError for floating point and 32-bit pixels, which do not say what value is white.
+    """
+    if upright:
+        picture = ImageOps.exif_transpose(picture)
+    if picture.mode == "F" or (picture.mode == "I" and picture.format != "PNG"):
+        raise ValueError(
+            f"its pixels are {'floating point' if picture.mode == 'F' else '32-bit'}; convert it to 8 bits"
+        )
+    if picture.mode.startswith("I"):
+        picture = Image.fromarray((np.asarray(picture, np.float64) / 257).round().astype(np.uint8))
+    return picture.convert("RGB")
+
+
+def explain_failure(source: str | bytes, error: Exception) -> str:
+    """The reason why a photograph could not be read, in a few words. source: its path, or the file's content."""
+    finding = None
+    if isinstance(source, bytes):
+        finding = look(io.BytesIO(source), "", len(source))
+    elif not isinstance(error, (OSError, ValueError)) or os.path.isfile(source):
+        finding = examine(os.path.dirname(source), os.path.basename(source))
+    if finding is not None and finding.kinds in _FAULTS:
+        return f"{_FAULTS[finding.kinds]}{f' ({finding.detail})' if finding.kinds == 'damaged' else ''}"
+    if isinstance(error, FileNotFoundError):
+        return _FAULTS["missing"]
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return " ".join(reason.split())[:200] or type(error).__name__

@@ -1,0 +1,202 @@
+"""From batches of photographs to the network's outputs, and from these to rows of the table."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+import scipy
+import torch
+
+from dataset import network_input
+from iaa.errors import InputError, Interrupted
+from iaa.evaluation.leakage import Seen
+from iaa.evaluation.leakage import describe as describe_seen
+from iaa.networks.attention_maps import AttentionMap, AttentionRecorder
+from iaa.networks.trained_network import Trained, scale_beside
+from iaa.runtime.signals import Watch
+from iaa.scoring.photos import PhotoBatch
+from iaa.scoring.shards import ORIGIN
+from iaa.scoring.table import Row, read_rows
+from iaa.training.engine import memory_watched
+from iaa.training.steps import Precision
+
+T = TypeVar("T")
+NOT_FINITE = "the network's outputs for it are not finite"
+
+
+class ScoredPhoto(NamedTuple):
+    """The result for one photograph: an error, or raw outputs (levels,), with the map of each layer if these are recorded.
+
+    origin: its `url` and `key`, from the shard.
+    """
+
+    path: str
+    error: str
+    outputs: np.ndarray | None = None
+    attention_maps: dict[str, AttentionMap] | None = None
+    origin: Mapping[str, str] = {}
+
+
+def score_batches(
+    trained: Trained,
+    batches: Iterable[PhotoBatch],
+    precision: Precision,
+    recorder: AttentionRecorder | None = None,
+    stop: Watch | None = None,
+) -> Iterator[tuple[PhotoBatch, list[ScoredPhoto]]]:
+    """Each batch with the results of its photographs, in their order. The network must be on the precision's device.
+
+    Raises Interrupted between two batches when a signal came, TrainingError where memory runs out.
+    """
+    for batch in until_stopped(batches, stop):
+        outputs, attention_maps = [], None
+        if len(batch.images):
+            outputs, attention_maps = run_network(trained, batch.images, precision, recorder)
+        rows, results = iter(range(len(outputs))), []
+        origins = batch.origins or [{}] * len(batch.paths)
+        for path, error, origin in zip(batch.paths, batch.errors, origins, strict=True):
+            if not error and not np.isfinite(outputs[row := next(rows)]).all():
+                error = NOT_FINITE
+            if error:
+                results.append(ScoredPhoto(path, error, origin=origin))
+            else:
+                maps = (
+                    {name: images[row] for name, images in attention_maps.items()} if attention_maps else None
+                )
+                results.append(ScoredPhoto(path, "", outputs[row], maps, origin))
+        yield batch, results
+
+
+def until_stopped(batches: Iterable[T], stop: Watch | None) -> Iterator[T]:
+    """The same batches. Raises Interrupted between two of them when a signal came."""
+    for batch in batches:
+        if stop is not None and stop.received:
+            raise Interrupted(stop.received)
+        yield batch
+
+
+def run_network(
+    trained: Trained, images: torch.Tensor, precision: Precision, recorder: AttentionRecorder | None = None
+):
+    """Raw outputs (B, levels) float32 of pixels (B, 3, H, W) uint8; by layer the maps of the images, if there is a recorder."""
+    remedy = f"try --batch_size {max(1, len(images) // 2)}"
+    with torch.inference_mode(), memory_watched(len(images), precision.device, remedy):
+        inputs = unmirrored_input(images, trained.model, precision.device)
+        with precision():
+            outputs = trained.model(inputs)
+        return outputs.float().cpu().numpy(), recorder.take() if recorder else None
+
+
+def unmirrored_input(images: torch.Tensor, model: torch.nn.Module, device: torch.device) -> torch.Tensor:
+    """The model's input on the device, from pixels (B, 3, H, W) uint8, without mirroring."""
+    flips = torch.zeros(len(images), dtype=torch.bool, device=device)
+    return network_input(images.to(device, non_blocking=True), flips, model.statistics)
+
+
+class RowBuilder:
+    """Makes the rows of the table.
+
+    reference: sorted scores (N,) of the set that scores are placed in, on the dataset's own scale.
+    explained, background: whether there are columns for the overlay's file and for the share of attention on the background.
+    origin: whether there are columns for what a shard says of where a photograph comes from.
+    """
+
+    def __init__(
+        self,
+        trained: Trained,
+        reference: np.ndarray | None = None,
+        explained: bool = False,
+        background: bool = False,
+        origin: bool = False,
+    ):
+        self.trained, self.reference = trained, reference
+        levels = trained.outputs if trained.outputs > 1 else 0
+        self.columns = ["image", "score", "error", *(f"vote{i + 1}" for i in range(levels))]
+        self.columns += ["spread"] * bool(levels) + ["below"] * (reference is not None)
+        self.columns += ["attention_background"] * background + ["explanation"] * explained
+        self.columns += list(ORIGIN) * origin
+
+    def build(self, scored: ScoredPhoto, background: float | None = None, explanation: str = "") -> Row:
+        """A value or None for each column. background: share of attention; explanation: the overlay's path."""
+        values: Row = {"image": scored.path, "error": scored.error, "explanation": explanation}
+        values |= scored.origin
+        if scored.outputs is not None:
+            outputs = scored.outputs.astype(np.float64)
+            values["score"] = score = round_to_float32(self.trained.scores(outputs[None])[0])
+            values |= {f"vote{i}": round_to_float32(value) for i, value in enumerate(outputs, 1)}
+            values["spread"] = round_to_float32(spread(outputs))
+            values["attention_background"] = None if background is None else round_to_float32(background)
+            if self.reference is not None:
+                low, high = self.trained.score_range
+                tolerance = 1e-5 * (high - low)  # its own score may stand in the reference, rounded otherwise
+                below = np.searchsorted(self.reference, score - tolerance)
+                values["below"] = round_to_float32(below / len(self.reference))
+        return {name: values.get(name) for name in self.columns}
+
+
+def round_to_float32(value: float) -> float | None:
+    """To the seven digits that float32 has; None for nan."""
+    return None if math.isnan(value) else float(f"{value:.7g}")
+
+
+def spread(votes: np.ndarray) -> float:
+    """The standard deviation, in levels, of raw vote outputs (levels,): negative ones count as 0, their sum as 1."""
+    votes = votes.clip(0)
+    if votes.sum() == 0:
+        return math.nan
+    levels, shares = np.arange(1, len(votes) + 1), votes / votes.sum()
+    return float(np.sqrt(shares @ (levels - shares @ levels) ** 2))
+
+
+def read_reference(path: str, trained: Trained) -> tuple[np.ndarray, list[str]]:
+    """The sorted scores (N,) of a reference table, on the dataset's own scale, and notes about them for the log.
+
+    path: a run's `predictions.csv`, or a table of predict.py. The notes count the photographs that the network was trained
+    on; where the table has true scores, they give the metrics with and without those photographs. Raises InputError.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise InputError(f"{path}: no such file; it should be a run's predictions.csv")
+    scale = scale_beside(file)
+    if scale not in (None, trained.score_range):
+        (low, high), (network_low, network_high) = scale, trained.score_range
+        raise InputError(
+            f"{path}: its scores are {low:g} to {high:g}, those of {trained.path} {network_low:g} to {network_high:g}"
+        )
+    rows = {}
+    for row in read_rows(file):
+        if not row.keys() & {"predicted_score", "score"}:
+            raise InputError(
+                f"{path}: has neither `predicted_score` nor `score`; it should be a table of scores"
+            )
+        score = row.get("predicted_score", row.get("score"))
+        if score is not None and math.isfinite(score):
+            rows[row["image"]] = row
+    if not rows:
+        raise InputError(f"{path}: has no scores; it should be a run's predictions.csv")
+    scores = np.array([row.get("predicted_score", row.get("score")) for row in rows.values()], np.float64)
+    if trained.outputs == 1 and "predicted_score" in row:  # the protocol's, 0 to 1
+        scores = trained.scores(scores[:, None])
+    return np.sort(scores), [f"--reference {file}: {line}" for line in _seen_notes(rows, trained)]
+
+
+def _seen_notes(rows: dict[str, Row], trained: Trained) -> list[str]:
+    memory = Seen.from_texts(trained.model.photographs, trained.path)
+    if not memory:
+        return ["the weights do not say which photographs they were trained on"]
+    seen = memory.among(list(rows), in_folders=True)
+    unseen = ~(seen[0] | seen[1])
+    if unseen.all():
+        return ["none of its photographs was in this network's training set, by their names"]
+    notes = describe_seen(*seen)
+    if unseen.sum() > 1 and all("true_score" in row for row in rows.values()):
+        scores = np.array([[row["predicted_score"], row["true_score"]] for row in rows.values()]).T
+        for description, rows_used in (("all of them", slice(None)), ("those not seen", unseen)):
+            pairs = scores[:, rows_used]
+            srcc, plcc = scipy.stats.spearmanr(*pairs).statistic, scipy.stats.pearsonr(*pairs).statistic
+            notes.append(f"SRCC {srcc:.4f}, PLCC {plcc:.4f} on {description} ({pairs.shape[1]:,})")
+    return notes

@@ -1,0 +1,121 @@
+"""Shards as webdataset and img2dataset write them: tars of photographs with JSON texts, read in one pass, not unpacked."""
+
+from __future__ import annotations
+
+import json
+import os
+import tarfile
+from collections.abc import Iterator, Sequence
+from itertools import islice
+
+from torch.utils.data import IterableDataset, get_worker_info
+
+from iaa.photographs import workers
+from iaa.scoring.photos import PhotoBatch, Photos, refuse_pipe
+from iaa.scoring.sources import picture_endings
+
+ORIGIN = ("url", "key")  # read from the JSON text beside a photograph, as img2dataset writes it
+
+
+def shard_batches(
+    photos: Photos, shards: Sequence[str], batch_size: int, num_workers: int
+) -> Iterator[PhotoBatch]:
+    """Batches in the order of each shard, every batch of one shard; batches of `num_workers` shards alternate.
+
+    A shard's last batch has no photograph; where the shard is damaged, it has the shard's path and an error.
+    Raises InputError where a worker dies.
+    """
+    dataset, num_workers = Shards(photos, shards, batch_size), min(num_workers, len(shards))
+    return workers.items(workers.loader(dataset, num_workers, batch_size=None, collate_fn=workers.as_it_is))
+
+
+class Shards(IterableDataset):
+    """Batches of photographs. Each worker process reads shards of its own."""
+
+    def __init__(self, photos: Photos, shards: Sequence[str], batch_size: int):
+        self.photos, self.shards, self.batch_size = photos, shards, batch_size
+
+    def __iter__(self) -> Iterator[PhotoBatch]:
+        info = get_worker_info()
+        for shard in self.shards if info is None else self.shards[info.id :: info.num_workers]:
+            faults: list[str] = []
+            samples = self._read(shard, faults)
+            while batch := list(islice(samples, self.batch_size)):
+                origins = [sample.pop() for sample in batch]
+                yield self.photos.collate(batch)._replace(origins=origins, shard=shard)
+            end = [[shard, faults[0], False, None]] if faults else []
+            yield self.photos.collate(end)._replace(shard=shard, is_last=True)
+
+    def _read(self, shard: str, faults: list[str]) -> Iterator[list]:
+        """For each picture the path, the values of `photos.read` and the origin. Faults of the shard are added to `faults`."""
+        from webdataset.tariterators import group_by_keys  # takes a second to import
+
+        def note_repeated(_: Exception) -> bool:
+            faults.append("it has two members of one name; the first was scored")
+            return True  # webdataset goes on
+
+        has_pictures = False
+        for sample in group_by_keys(_members(shard, faults), lcase=False, handler=note_repeated):
+            origin = _origin(sample.get("json", b""))
+            for ending, content in sample.items():
+                path = f"{shard}/{sample['__key__']}.{ending}"
+                if _ending(path) in picture_endings():
+                    has_pictures = True
+                    yield [path, *self.photos.read(content), origin]
+        if not (has_pictures or faults):
+            faults.append("no member is a picture")
+
+
+def _members(shard: str, faults: list[str]) -> Iterator[dict]:
+    """The pictures and JSON texts of a tar, plain or compressed, up to its end or to its first fault."""
+    from webdataset.tariterators import tar_file_iterator
+
+    names = {"select_files": _is_wanted, "rename_files": lambda name: name.removeprefix("./")}
+    try:
+        refuse_pipe(shard)
+        with open(shard, "rb") as file:
+            for member in tar_file_iterator(file, **names):
+                yield member | {"__url__": shard}
+        if _is_cut(shard):
+            faults.append("it is cut short")
+    except Exception as error:  # a damaged tar raises anything at all
+        faults.append(_explain(error))
+
+
+def _is_wanted(name: str) -> bool:
+    return _ending(name) == ".json" or _ending(name) in picture_endings()
+
+
+def _is_cut(shard: str) -> bool:
+    """Whether an uncompressed tar lacks the zeros at its end; `tarfile` does not notice a cut between two members."""
+    with open(shard, "rb") as file:
+        if file.read(262)[257:] != b"ustar":
+            return False
+        file.seek(-tarfile.BLOCKSIZE, os.SEEK_END)
+        return any(file.read())
+
+
+def _explain(error: Exception) -> str:
+    """The reason why a shard could not be read to its end, in a few words."""
+    if isinstance(error, FileNotFoundError):
+        return "there is no such file"
+    if "unexpected end" in str(error) or "end-of-stream" in str(error):
+        return "it is cut short"
+    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+    return f"it cannot be read ({' '.join(reason.split())[:160]})"
+
+
+def _ending(name: str) -> str:
+    return os.path.splitext(name)[1].lower()
+
+
+def _origin(text: bytes) -> dict[str, str]:
+    """The `url` and `key` that the JSON text beside a photograph gives."""
+    try:
+        fields = json.loads(text)
+    except (ValueError, RecursionError):
+        return {}
+    if not isinstance(fields, dict):
+        return {}
+    texts = {name: str(fields[name]) for name in ORIGIN if fields.get(name) is not None}
+    return {name: text.encode("utf-8", "replace").decode() for name, text in texts.items()}

@@ -1,0 +1,123 @@
+"""This process as a trial of an NNI experiment, which only this file knows, or of `search.py run`.
+
+A search gives the trial its parameters and reads its reports. A run outside a search is left as it is.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import logging
+import math
+import os
+import signal
+import sys
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from iaa.errors import InputError
+from option import tuned
+
+log = logging.getLogger("eat")
+
+DRIVEN = "EAT_TRIAL"  # set by `search.py run`: JSON of the trial's parameters and folder
+PR_SET_PDEATHSIG = 1  # of linux/prctl.h
+
+
+def in_experiment() -> bool:
+    """Whether an NNI experiment started this process. NNI is imported only then."""
+    return "NNI_TRIAL_JOB_ID" in os.environ and os.environ.get("NNI_PLATFORM", "") not in ("", "unittest")
+
+
+def in_search() -> bool:
+    """Whether this process is a trial, of NNI or of `search.py run`."""
+    return in_experiment() or DRIVEN in os.environ
+
+
+def parameters() -> dict[str, Any]:
+    """The options that the search has chosen for this trial, checked; empty outside a search. Raises InputError."""
+    return tuned(_ask_search("get_next_parameter"))
+
+
+def chosen() -> dict[str, Any]:
+    """The same options again, after `parameters` has been called."""
+    return _ask_search("get_current_parameter")
+
+
+def _ask_search(nni_function: str) -> dict[str, Any]:
+    """The trial's parameters, from `search.py run` or by NNI's function of that name."""
+    if DRIVEN in os.environ:
+        return json.loads(os.environ[DRIVEN])["parameters"]
+    if not in_experiment():
+        return {}
+    try:
+        import nni
+    except ImportError:
+        raise InputError("an NNI experiment started this trial, but nni is not installed here") from None
+    return getattr(nni, nni_function)() or {}
+
+
+def folder(parent: str | None) -> Path:
+    """This trial's own folder. parent: where NNI's trials go (default: runs/nni)."""
+    if DRIVEN in os.environ:
+        return Path(json.loads(os.environ[DRIVEN])["folder"])
+    experiment, trial = os.environ.get("NNI_EXP_ID", "experiment"), os.environ["NNI_TRIAL_JOB_ID"]
+    return Path(parent or os.path.join("runs", "nni")) / experiment / trial
+
+
+def options(command_line: Mapping[str, Any]) -> dict[str, Any]:
+    """The command line's options, with the search's parameters over them and the trial's folder.
+
+    A trial that was interrupted and is started again resumes from its checkpoint. Outside a search nothing changes.
+    """
+    if not in_search():
+        return dict(command_line)
+    own_folder = folder(command_line.get("experiment_dir_name"))
+    saved = any((own_folder / "checkpoints").glob("*.pt"))
+    # overwrite: an earlier start may have left files before its first checkpoint
+    start = {"experiment_dir_name": str(own_folder), "resume" if saved else "overwrite": True}
+    return {**command_line, **parameters(), **start}
+
+
+def read_metric(row: Mapping[str, float], name: str) -> float:
+    """The value that the search maximises, from an epoch's row: accuracy, SRCC, PLCC or the negative EMD per image (r = 1).
+
+    An undefined correlation counts as -1, the worst one.
+    """
+    if name == "emd":
+        return -row["val_emd_r1"]
+    value = row[f"val_{name}"]
+    return value if math.isfinite(value) else -1.0
+
+
+def _report(nni_function: str, row: Mapping[str, float], name: str) -> None:
+    """Tell NNI the metric as `default`, the release's `vsrcc` and `val_loss`, and all other metrics of an epoch's row."""
+    if not in_experiment():
+        return
+    import nni
+
+    metrics = {key: value for key, value in row.items() if key not in ("epoch", "lr", "seconds")}
+    report = {"default": read_metric(row, name), "vsrcc": row["val_srcc"]} | metrics
+    report = {key: value if math.isfinite(value) else None for key, value in report.items()}
+    try:
+        getattr(nni, nni_function)(report)
+    except OSError as error:  # also of requests: a manager that is stopping takes no reports
+        log.warning("warning: NNI has not taken a report (%s)", type(error).__name__)
+
+
+report_epoch = partial(_report, "report_intermediate_result")
+report_end = partial(_report, "report_final_result")  # of the selected epoch
+
+
+def end_with_parent() -> None:
+    """A trial gets SIGTERM when the process that has started it ends, even by `kill -9`; then it saves. Linux only."""
+
+    def stop(*_) -> None:
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # sent once for each of the parent's threads
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    if in_search() and sys.platform == "linux":
+        signal.signal(signal.SIGUSR1, stop)
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGUSR1)

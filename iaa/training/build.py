@@ -1,0 +1,252 @@
+"""What a run needs, made as its options ask: device, precision, data, network, training."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+from contextlib import nullcontext
+from operator import attrgetter
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.utils.data import DataLoader
+
+import models
+from dataset import Splits, Transform, make_loader, to_input
+from iaa.errors import InputError
+from iaa.evaluation.leakage import UNKNOWN, Seen
+from iaa.photographs.cache import open_filled
+from iaa.photographs.labels import FORMATS, Format, Labels, csv_format
+from iaa.runtime import distributed
+from iaa.runtime.signals import Watch
+from iaa.training import checkpoint, determinism, engine
+from iaa.training.steps import Precision, Schedule, Stepper, allow_tf32, make_optimizer
+from models import Weights, create_model, load_weights
+from models.weights import OURS
+from util import make_loss
+
+log = logging.getLogger("eat")
+
+EXPLORATION = attrgetter("explore_share", "explore_same", "explore_other", "handover")
+SCHEDULE = attrgetter("init_lr", "num_epoch", "schedule", "decay_every", "decay_factor", "warmup_epochs")
+
+
+def pick_device(gpu_id: str | None) -> torch.device:
+    """The device of `--gpu_id`; by default the GPU of this process's number, else the CPU. Raises InputError."""
+    count, local = torch.cuda.device_count(), int(os.environ.get("LOCAL_RANK", "0"))
+    if gpu_id == "cpu":
+        return torch.device("cpu")
+    if distributed.world() > 1:
+        if gpu_id is not None:
+            raise InputError(f"--gpu_id {gpu_id}: torchrun gives each process a GPU of its own; leave it out")
+        if 0 < count <= local:
+            remedy = "lower torchrun's --nproc_per_node"
+            raise InputError(f"{count} GPUs are here, fewer than processes; {remedy}")
+    if gpu_id is None and not count:
+        return torch.device("cpu")
+    if gpu_id is not None and (not gpu_id.isdecimal() or int(gpu_id) >= count):
+        found = f"GPUs 0 to {count - 1} are here" if count else "no GPU is here; use --gpu_id cpu"
+        raise InputError(f"--gpu_id {gpu_id}: no such GPU; {found}")
+    device = torch.device("cuda", int(gpu_id or local))
+    torch.cuda.set_device(device)
+    return device
+
+
+def pick_precisions(options: argparse.Namespace, device: torch.device) -> tuple[Precision, Precision]:
+    """The precision of training and validation, and that of test.csv, by `--amp`; and TF32 by `--tf32`."""
+    allow_tf32(options.tf32)
+    named = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}
+    if options.amp in named:
+        return (Precision(device, named[options.amp]),) * 2
+    dtype = None
+    trains_freely = not (options.eval or options.released_protocol)
+    if device.type == "cuda" and trains_freely and torch.cuda.is_bf16_supported(including_emulation=False):
+        dtype = torch.bfloat16
+        log.info("training in bf16 where it is safe (--amp off: float32); test.csv is scored in float32")
+    return Precision(device, dtype), Precision(device)
+
+
+def pick_format(options: argparse.Namespace) -> Format:
+    """How the dataset's CSVs are written. Raises InputError where those of `--dataset csv` differ."""
+    if options.dataset != "csv":
+        return FORMATS[options.dataset]
+    folder, scale = Path(options.path_to_save_csv), (options.score_min, options.score_max)
+    names = ["test.csv"] if options.eval and not options.calibrate_points else ["train.csv", "test.csv"]
+    names += ["val.csv"] * (not options.eval and (folder / "val.csv").is_file())
+    forms = [csv_format(folder / name, scale, options.threshold) for name in names]
+    for name, form in zip(names, forms, strict=True):
+        if form != forms[0]:
+            raise InputError(f"{folder / name}: its label columns differ from those of {names[0]}")
+    return forms[0]
+
+
+def pick_decoders(options: argparse.Namespace) -> tuple[str, str]:
+    """The decoder of training, and that of evaluation, by `--decode`."""
+    if options.decode != "auto":
+        return options.decode, options.decode
+    return "pil" if options.released_protocol else "fast", "pil"
+
+
+def loaders(
+    options: argparse.Namespace, splits: Splits, side: int, device: torch.device, watch: Watch, like: str
+) -> dict[str, DataLoader]:
+    """A loader for each split that is there, by its name. Fills the cache, if there is one. Raises Interrupted.
+
+    like: the dataset whose transforms the network knows. The processes share the batches; in the released protocol only
+    those of training.
+    """
+    result, (decoder, eval_decoder) = {}, pick_decoders(options)
+    images, workers = options.path_to_images, options.num_workers
+    for split in ("train", "val", "test"):
+        train = split == "train"
+        if (labels := getattr(splits, split)) is None or (train and options.eval):
+            continue
+        alone = options.released_protocol and not train
+        transform, used, cache = Transform(like, side, train), decoder if train else eval_decoder, None
+        if options.cache is not None:
+            cache = open_filled(options.cache, transform.resize, used, labels.images, images, workers, watch)
+        given = {"decoder": used, "cache": cache, "persistent": split != "test"}
+        given["pin_memory"] = device.type == "cuda"
+        if not alone:
+            given |= {"rank": distributed.rank(), "world": distributed.world()}
+        size = options.batch_size if train else options.eval_batch_size
+        result[split] = make_loader(labels, images, transform, size, workers, options.seed, **given)
+    return result
+
+
+def make_model(
+    options: argparse.Namespace, weights: Weights | None, form: Format, dataset: str, device: torch.device
+) -> nn.Module:
+    """The network of `options` with `weights`, or fresh, for the scores of `dataset`, as `form` has them; seeds the run.
+
+    Raises InputError where the network could not be evaluated.
+    """
+    torch.manual_seed(options.seed)
+    names = ("interest_points", "refinement", "sync_interest_points", "drop_path_rate")
+    settings = {name: value for name in names if (value := getattr(options, name)) is not None}
+    if options.eval_refinement == "exploitation":
+        settings["exploit"] = True
+    if options.pretrained and not options.resume:
+        settings["pretrained"] = True
+    model = create_model(options.model, form.outputs, **settings)
+    if options.grad_checkpoint:
+        _checkpoint_gradients(model, options.model)
+    model.purpose = {"model": options.model, "dataset": dataset, "score_range": list(form.scale)}
+    if weights is not None:
+        _fill(model, weights, options)
+    elif options.model != "eat_nano" and not options.resume and not options.pretrained:
+        remedy = "--path_to_model_weight takes ImageNet's"
+        log.warning("warning: %s starts from random weights; %s", options.model, remedy)
+    if distributed.rank():  # rank 0 goes on as a single process would
+        torch.manual_seed(options.seed + distributed.rank())
+    determinism.set_deterministic(options.deterministic, model, device)
+    return model.to(device)
+
+
+def _checkpoint_gradients(model: nn.Module, name: str) -> None:
+    try:
+        model.set_grad_checkpointing(True)
+    except (AttributeError, AssertionError):  # as timm says it
+        raise InputError(f"--grad_checkpoint: {name} has no such way; leave it out") from None
+
+
+def _fill(model: nn.Module, weights: Weights, options: argparse.Namespace) -> None:
+    model.photographs = dict(weights.photographs)
+    fresh = load_weights(model, weights)
+    plain = [name for name in fresh if not name.endswith((*OURS, "ref_point14.bias"))]
+    if plain and not options.eval:
+        log.info("%s has none that fit: %s start fresh", weights.path, ", ".join(plain))
+    elif not plain and not weights.photographs:  # trained for scores, as the released EAT
+        model.photographs = dict(UNKNOWN)
+    if not options.eval:
+        return
+    lacks = None
+    if plain:
+        lacks = f"has no {plain[0]} that fits: train it before --eval"
+        if model.settings:
+            lacks = (
+                "plain DAT, without interest points: leave --interest_points out, or train it before --eval"
+            )
+    elif options.interest_points == "running" and models.uncalibrated(model) and not options.calibrate_points:
+        lacks = "has no running interest points; --calibrate_points N estimates them from N training images, "
+        lacks += "--interest_points batch evaluates as released"
+    elif options.eval_refinement == "checkpoint" and any(n.endswith("refinement.factors") for n in fresh):
+        lacks = "remembers no factors of a refinement schedule; --eval_refinement exploitation evaluates "
+        lacks += "without any, --refinement released by the released rule"
+    if lacks:
+        raise InputError(f"{weights.path}: {lacks}")
+
+
+def network_notes(options: argparse.Namespace, weights: Weights | None) -> list[str]:
+    """What a user should know of the interest points and the refinement of this run, line by line."""
+    if options.interest_points is None:  # a network of timm
+        return []
+    notes = [f"interest points: {options.interest_points}; offset refinement: {options.refinement}"]
+    for name, value in (weights.settings if weights else {}).items():
+        if (used := getattr(options, name)) != value:
+            notes.append(f"warning: {weights.path} was trained with --{name} {value}, not {used}")
+    if options.interest_points == "batch" and options.eval:
+        batch = f"its batch of {options.eval_batch_size}"
+        notes.append(f"a score depends on the other images of {batch}, as in the release")
+    processes = distributed.world()
+    images, mean_of = options.batch_size, "batch"
+    if options.sync_interest_points:
+        images, mean_of = images * processes, "batch of all processes"
+        if processes == 1:
+            notes.append("--sync_interest_points changes nothing: there is one process")
+    step = options.batch_size * options.accumulate * processes
+    if options.interest_points in ("batch", "running") and not options.eval and images != step:
+        means = f"means over the {images} images of a {mean_of}"
+        notes.append(f"interest points are {means}, not over the {step} images of a step")
+    return notes
+
+
+def remember(model: nn.Module, splits: Splits) -> None:
+    """Note in the network which photographs it is going to be trained on and selected by; its files keep it."""
+    seen = Seen.from_texts(model.photographs, "the weights")
+    model.photographs = (seen | Seen.of(splits.train.images, splits.val.images)).as_texts()
+
+
+def calibrate(
+    options, train: Labels, model, device: torch.device, folder: Path, watch: Watch, like: str
+) -> None:
+    """Estimate the running interest points from `--calibrate_points` images of train.csv, and save the network."""
+    count = min(options.calibrate_points, len(train))
+    if count < options.calibrate_points:
+        log.warning("warning: train.csv has %d images, fewer than --calibrate_points", count)
+    labels = train.subset(np.random.default_rng(options.seed).permutation(len(train))[:count])
+    transform, pinned = Transform(like, model.img_size, train=False), device.type == "cuda"
+    images, workers = options.path_to_images, options.num_workers
+    loader = make_loader(labels, images, transform, options.batch_size, workers, pin_memory=pinned)
+    with engine.without_training("calibrate", loader, device, watch) as items:
+        models.calibrate_points(model, (to_input(batch, device, model.statistics) for batch in items))
+    path = folder / "checkpoints" / "calibrated.pth"
+    checkpoint.save(path, model.state_dict())
+    log.info("running interest points estimated from %d training images, saved in %s", count, path)
+
+
+def make_training(
+    options: argparse.Namespace, model: nn.Module, precision: Precision, checkpoints: Path
+) -> engine.Training:
+    """The training that the options ask for, at its start. checkpoints: the folder of last.pt, which is made ready."""
+    checkpoint.make_ready(checkpoints)
+    network, unsynced = model, nullcontext
+    if distributed.world() > 1:
+        network = torch.nn.parallel.DistributedDataParallel(model)
+        unsynced = network.no_sync
+    optimizer = make_optimizer(model, options.optimizer, options.weight_decay)
+    schedule = Schedule(*SCHEDULE(options))
+    refinement = None
+    if options.refinement == "scheduled":
+        refinement = models.RefinementSchedule(*EXPLORATION(options))
+    given = options.accumulate, options.clip_grad
+    stepper = Stepper(model, optimizer, schedule, precision, *given, refinement, unsynced)
+    progress = checkpoint.Progress()
+    if options.resume:
+        progress = checkpoint.restore(checkpoints, stepper)
+        log.info("resumed after %d epochs and %d batches", progress.epoch, progress.step)
+    limits = options.save_minutes, options.max_bad_steps
+    return engine.Training(network, stepper, make_loss(options.loss), checkpoints, *limits, progress)

@@ -1,1 +1,0 @@
-"""Using a trained network: scores, explanations, tables, the page."""
