@@ -35,7 +35,7 @@ class Table:
     `NAME.run.json` records how the scores were made; scores that are made otherwise are not appended.
     """
 
-    shards: Sequence[str] = ()  # finished shards are known by their rows
+    shards: Sequence[str] = ()  # a finished shard is recognised by its rows
 
     def __init__(self, path: str | os.PathLike, columns: Sequence[str]):
         self.path, self.columns = Path(path), list(columns)
@@ -139,8 +139,8 @@ def drop_unfinished_row(file: IO[bytes], is_csv: bool) -> None:
             row += line
             if not line.endswith(b"\n") or (is_csv and row.count(b'"') % 2):  # a name may hold line breaks
                 continue
-            found = _SHARD.match(row)
-            if (row_shard := found[0] if found else b"") != shard:
+            match = _SHARD.match(row)
+            if (row_shard := match[0] if match else b"") != shard:
                 shard_start, shard = end, row_shard
             end += len(row)
             row = b""
