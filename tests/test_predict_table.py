@@ -16,6 +16,7 @@ from commands.signals import Interrupted
 from inference import prediction, scoring
 from inference.table import Table, read_rows
 from inference.trained import load_trained
+from option import InputError
 
 COMMAND = predict
 CPU = ("--gpu_id", "cpu", "--num_workers", 0)
@@ -106,6 +107,21 @@ def test_an_unfinished_row_is_dropped_wherever_it_was_cut(weights, tmp_path, end
             assert left == rows[: len(left)]
             write(*rows[len(left) :])
         assert table.path.read_bytes() == whole
+
+
+def test_a_quote_that_is_never_closed_costs_no_rows(tmp_path):
+    columns = ["image", "score", "error"]
+    table = Table(tmp_path / "s.csv", columns)
+    with table.writing({"columns": columns}) as write:
+        write(*({"image": f"{number}.jpg", "score": 1.0, "error": ""} for number in range(10_000)))
+    table.path.write_bytes(table.path.read_bytes().replace(b"\n7.jpg", b'\n"7.jpg'))
+    before = table.path.read_bytes()
+    with (
+        pytest.raises(InputError, match="a quote is not closed after byte"),
+        table.writing({"columns": columns}, append=True),
+    ):
+        pass
+    assert table.path.read_bytes() == before
 
 
 @pytest.mark.parametrize("ending", ["csv", "jsonl"])
