@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+import logging
+import os
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,16 +24,21 @@ from torch import Tensor, nn
 
 from commands.files import atomic_write
 from inference.arguments import ALL
+from inference.photos import open_rgb
 from option import InputError
+from photographs.decode import open_image
 
 if TYPE_CHECKING:
     from models.attention import DeformableAttention
+
+log = logging.getLogger("eat")
 
 # Okabe and Ito's colours, told apart with every kind of colour vision; shapes differ, too.
 POINT, KEPT, DAMPED = "#56B4E9", "#E69F00", "#CC79A7"
 HEAT = "cividis"
 PANEL = 3.1  # inches
 COLUMNS = 6  # panels beside each other
+SIDE = 640  # pixels of the longer side of a photograph in an overlay
 CENTRE_HALF = np.pad(np.ones((2, 2), np.float32), 1)  # of the height and of the width
 
 
@@ -153,7 +161,7 @@ def _overlaps(cells: int, pixels: int) -> np.ndarray:
 def draw(
     path: Path,
     photograph: Image.Image,
-    layers: dict[str, AttentionMap],
+    layers: Mapping[str, AttentionMap],
     title: str,
     foreground: np.ndarray | None = None,
 ) -> None:
@@ -241,3 +249,50 @@ def _legend(foreground) -> list[Line2D]:
         ),
         Line2D([], [], color="0.5", linestyle="--", label=f"{inside}; outside it: the background"),
     ]
+
+
+def draw_overlay(
+    path: Path,
+    photograph: str,
+    layers: Mapping[str, AttentionMap],
+    title: str,
+    foreground: np.ndarray | None = None,
+    upright: bool = False,
+) -> bool:
+    """Draw the attention on a photograph; False, with a warning, where that fails. foreground: see `read_mask`."""
+    title = "".join(character if character.isprintable() else "?" for character in title)
+    try:
+        picture = open_rgb(photograph, upright, side=SIDE)
+        picture.thumbnail((SIDE, SIDE))
+        draw(path, picture, layers, title, foreground)
+    except Exception as error:  # the score is worth more than its picture
+        reason = " ".join(str(getattr(error, "strerror", None) or error).split())[:160]
+        log.warning("warning: %s: its overlay could not be drawn (%s)", photograph, reason)
+        return False
+    return True
+
+
+def overlay_path(folder: Path, photograph: str) -> Path:
+    """The overlay's path: in `folder`, as the photograph lies below the working folder, else below `_root`."""
+    path, here = Path(os.path.abspath(photograph)), Path.cwd()
+    below = path.relative_to(here) if path.is_relative_to(here) else Path("_root", *path.parts[1:])
+    name = below.name
+    if len(encoded := os.fsencode(name)) > 200:  # file systems take 255 bytes
+        digest = hashlib.blake2b(encoded, digest_size=8).hexdigest()
+        name = f"{encoded[:160].decode('utf-8', 'ignore')}-{digest}"
+    return folder / below.with_name(f"{name}.png")
+
+
+def read_mask(folder: Path, photograph: str) -> np.ndarray | None:
+    """The foreground (h, w), 0 to 1, of the mask named as the photograph is; None, with a warning, where there is none."""
+    stem = Path(photograph).stem
+    try:
+        for ending in (".png", ".PNG", ".jpg", ".bmp", ".tif", ".webp"):
+            if (path := folder / f"{stem}{ending}").is_file():
+                with open_image(path) as picture:
+                    return np.asarray(picture.convert("L"), np.float32) / 255
+        reason = f"has no mask in {folder}"
+    except Exception as error:  # decoders raise anything at all on a damaged file
+        reason = f"its mask does not decode ({' '.join(str(error).split())[:160]})"
+    log.warning("warning: %s: %s, so no share of the background", photograph, reason)
+    return None

@@ -22,8 +22,14 @@ from commands.bars import bar
 from commands.signals import Watch, signals_first
 from inference import arguments, pages
 from inference.calibration import calibrate
-from inference.explain import AttentionRecorder, background_share, mean_map
-from inference.overlays import draw_overlay, read_mask
+from inference.explain import (
+    AttentionRecorder,
+    background_share,
+    draw_overlay,
+    mean_map,
+    overlay_path,
+    read_mask,
+)
 from inference.parts import ParquetParts
 from inference.photos import Photos, batches
 from inference.scoring import RowBuilder, ScoredPhoto, read_reference, score_batches
@@ -244,10 +250,11 @@ class Prediction:
         if foreground is not None or not options.mask:
             background = background_share(attention, foreground)
         if options.explain:
-            score = float(self.trained.scores(scored.outputs[None].astype(np.float64))[0])
-            overlay = draw_overlay(
-                options.explain, scored, score, self.trained.score_range, foreground, options.upright
-            )
+            path, maps = overlay_path(options.explain, scored.path), scored.attention_maps
+            score, (low, high) = self.rows.build(scored)["score"], self.trained.score_range
+            title = f"{os.path.basename(scored.path)}: score {score:.3f} ({low:g} to {high:g})"
+            if draw_overlay(path, scored.path, maps, title, foreground, options.upright):
+                overlay = str(path)
         return self.rows.build(scored, background, overlay), attention
 
     def _rescore(

@@ -10,7 +10,7 @@ from PIL import Image
 from small import LOOKING
 
 import predict
-from inference import overlays
+from inference import explain
 from inference.explain import CENTRE_HALF, AttentionRecorder, background_share, cell_shares, mean_map, splat
 from inference.table import read_rows
 from inference.trained import load_trained
@@ -151,7 +151,7 @@ def test_one_layer_and_a_mask(tmp_path, weights, command, caplog, monkeypatch):
     status, _, err = command(*words, "--layer", LAYERS[1])
     assert status == 0, err
     make_pictures(tmp_path / "p", ["b.png"])
-    monkeypatch.setattr(overlays, "draw", a_file)
+    monkeypatch.setattr(explain, "draw", a_file)
     for problem in ("has no mask", "its mask does not decode"):
         first, *others = read_rows(tmp_path / "s.csv")
         assert first["attention_background"] == pytest.approx(0)
@@ -164,7 +164,7 @@ def test_one_layer_and_a_mask(tmp_path, weights, command, caplog, monkeypatch):
 
 def test_a_name_that_is_too_long_for_an_overlay_is_shortened(tmp_path, weights, command, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(overlays, "draw", a_file)
+    monkeypatch.setattr(explain, "draw", a_file)
     names = ["é" * 120 + "a.png", "é" * 120 + "b.png"]
     make_pictures(tmp_path / "p", names)
     assert command("p", "--weights", weights, "--explain", "why", "--out", "s.csv", *CPU)[0] == 0
@@ -179,7 +179,7 @@ def test_an_overlay_that_cannot_be_drawn_costs_no_score(tmp_path, weights, comma
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(overlays, "draw", full)
+    monkeypatch.setattr(explain, "draw", full)
     out = ("--explain", tmp_path / "why", "--out", tmp_path / "s.csv")
     words = (tmp_path / "p", "--weights", weights, *out, *CPU)
     assert command(*words)[0] == 0
@@ -191,7 +191,7 @@ def test_an_overlay_that_cannot_be_drawn_costs_no_score(tmp_path, weights, comma
 
 def test_overlays_lie_as_their_photographs_do(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    place = overlays.overlay_path
+    place = explain.overlay_path
     assert place(Path("why"), "p/a.jpg") == Path("why/p/a.jpg.png")
     assert place(Path("why"), str(tmp_path / "p" / "a.jpg")) == Path("why/p/a.jpg.png")
     assert place(Path("why"), "/elsewhere/a.jpg") == Path("why/_root/elsewhere/a.jpg.png")
