@@ -100,7 +100,7 @@ def find_layers(model: nn.Module, layer: str) -> list[str]:
     if layer == ALL:
         return names
     if layer not in names:
-        raise InputError(f"{layer}: no deformable layer; there are {', '.join(names)}, or all")
+        raise InputError(f"{layer!r} is no deformable layer; there are {', '.join(names)}, or all")
     return [layer]
 
 

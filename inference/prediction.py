@@ -10,7 +10,7 @@ import signal
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from functools import partial
 
 import numpy as np
@@ -75,21 +75,18 @@ class Prediction:
         self.photos = Photos(self.trained.resize, options.decode, options.upright)
         reference = None
         if options.reference:
-            with _naming("reference"):
-                reference, notes = read_reference(options.reference, self.trained)
+            reference, notes = read_reference(options.reference, self.trained)
             self.trained.notes += notes
         self.recorder = None
         if (options.explain or options.report) and self.trained.points is not None:
-            with _naming("layer"):
-                self.recorder = AttentionRecorder(self.trained.model, options.layer)
+            self.recorder = AttentionRecorder(self.trained.model, options.layer)
         is_folder, records = arguments.is_folder(options.out), self.recorder is not None
         self.rows = RowBuilder(
             self.trained, reference, bool(options.explain), records, origin=is_folder or has_shards
         )
         self.comparison = None
         if options.compare:
-            with _naming("compare"):
-                self.comparison = pages.read_comparison(options.compare, self.trained, self.device)
+            self.comparison = pages.read_comparison(options.compare, self.trained, self.device)
         self.table = None
         if options.out:
             self.table = (ParquetParts if is_folder else Table)(options.out, self.rows.columns)
@@ -150,16 +147,10 @@ class Prediction:
     def _calibrate(self, stop: Watch) -> None:
         """Estimate the running interest points, and save the network, if that is asked for."""
         options = self.options
-        with _naming(f"calibrate_on {' '.join(options.calibrate_on)}:"):
-            note = calibrate(
-                self.trained.model,
-                self.photos,
-                options.calibrate_on,
-                options.calibrate_points,
-                self.device,
-                options.num_workers,
-                stop,
-            )
+        paths, count = options.calibrate_on, options.calibrate_points
+        note = calibrate(
+            self.trained.model, self.photos, paths, count, self.device, options.num_workers, stop
+        )
         self.trained.notes.append(note)
         if options.save_calibrated:
             checkpoint.save(options.save_calibrated, self.trained.model.state_dict())
@@ -291,15 +282,6 @@ class Prediction:
         if trained.points == "batch":
             settings["batch_size"] = options.batch_size
         return settings
-
-
-@contextmanager
-def _naming(option: str) -> Iterator[None]:
-    """An InputError says which option it is about."""
-    try:
-        yield
-    except InputError as error:
-        raise InputError(f"--{option} {error}") from error
 
 
 def pick_precision(amp: str, device: torch.device) -> Precision:

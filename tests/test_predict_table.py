@@ -250,7 +250,7 @@ def test_a_layer_that_is_none_is_refused_before_the_table_is_replaced(album, wei
     before = out.read_bytes()
     status, _, err = command(*words, "--overwrite", "--explain", tmp_path / "why", "--layer", "stages.9")
     assert status == 2
-    assert "--layer stages.9: no deformable layer; there are stages.3.attns.0, or all" in err
+    assert "'stages.9' is no deformable layer; there are stages.3.attns.0, or all" in err
     assert out.read_bytes() == before
     assert not (tmp_path / "why").exists()
 
