@@ -10,7 +10,7 @@ import signal
 import sys
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from functools import partial
 
 import numpy as np
@@ -22,7 +22,7 @@ from iaa.networks.attention_maps import AttentionRecorder, background_share, mea
 from iaa.networks.trained_network import Trained, load_trained
 from iaa.options import scoring_options
 from iaa.reports import gallery
-from iaa.reports.overlays import draw_overlay, read_mask
+from iaa.reports.overlays import draw_overlay, overlay_path, read_mask
 from iaa.reports.terminal_summary import TerminalSummary
 from iaa.runtime import distributed
 from iaa.runtime.progress import bar
@@ -77,21 +77,18 @@ class Prediction:
         self.photos = Photos(self.trained.resize, options.decode, options.upright)
         reference = None
         if options.reference:
-            with _naming("reference"):
-                reference, notes = read_reference(options.reference, self.trained)
+            reference, notes = read_reference(options.reference, self.trained)
             self.trained.notes += notes
         self.recorder = None
         if (options.explain or options.report) and self.trained.points is not None:
-            with _naming("layer"):
-                self.recorder = AttentionRecorder(self.trained.model, options.layer)
+            self.recorder = AttentionRecorder(self.trained.model, options.layer)
         is_folder, records = scoring_options.is_folder(options.out), self.recorder is not None
         self.rows = RowBuilder(
             self.trained, reference, bool(options.explain), records, origin=is_folder or has_shards
         )
         self.comparison = None
         if options.compare:
-            with _naming("compare"):
-                self.comparison = gallery.read_comparison(options.compare, self.trained, self.device)
+            self.comparison = gallery.read_comparison(options.compare, self.trained, self.device)
         self.table = None
         if options.out:
             self.table = (ParquetParts if is_folder else Table)(options.out, self.rows.columns)
@@ -152,16 +149,10 @@ class Prediction:
     def _calibrate(self, stop: Watch) -> None:
         """Estimate the running interest points, and save the network, if that is asked for."""
         options = self.options
-        with _naming(f"calibrate_on {' '.join(options.calibrate_on)}:"):
-            note = calibrate(
-                self.trained.model,
-                self.photos,
-                options.calibrate_on,
-                options.calibrate_points,
-                self.device,
-                options.num_workers,
-                stop,
-            )
+        paths, count = options.calibrate_on, options.calibrate_points
+        note = calibrate(
+            self.trained.model, self.photos, paths, count, self.device, options.num_workers, stop
+        )
         self.trained.notes.append(note)
         if options.save_calibrated:
             checkpoint.save(options.save_calibrated, self.trained.model.state_dict())
@@ -252,10 +243,11 @@ class Prediction:
         if foreground is not None or not options.mask:
             background = background_share(attention, foreground)
         if options.explain:
-            score = float(self.trained.scores(scored.outputs[None].astype(np.float64))[0])
-            overlay = draw_overlay(
-                options.explain, scored, score, self.trained.score_range, foreground, options.upright
-            )
+            path, maps = overlay_path(options.explain, scored.path), scored.attention_maps
+            score, (low, high) = self.rows.build(scored)["score"], self.trained.score_range
+            title = f"{os.path.basename(scored.path)}: score {score:.3f} ({low:g} to {high:g})"
+            if draw_overlay(path, scored.path, maps, title, foreground, options.upright):
+                overlay = str(path)
         return self.rows.build(scored, background, overlay), attention
 
     def _rescore(
@@ -292,15 +284,6 @@ class Prediction:
         if trained.points == "batch":
             settings["batch_size"] = options.batch_size
         return settings
-
-
-@contextmanager
-def _naming(option: str) -> Iterator[None]:
-    """An InputError says which option it is about."""
-    try:
-        yield
-    except InputError as error:
-        raise InputError(f"--{option} {error}") from error
 
 
 def pick_precision(amp: str, device: torch.device) -> Precision:

@@ -13,7 +13,7 @@ from common import ended, fork, make_pictures, make_weights
 
 import predict
 from iaa import prediction
-from iaa.errors import Interrupted
+from iaa.errors import InputError, Interrupted
 from iaa.networks.trained_network import load_trained
 from iaa.scoring import rows as scoring_rows
 from iaa.scoring.table import Table, read_rows
@@ -107,6 +107,21 @@ def test_an_unfinished_row_is_dropped_wherever_it_was_cut(weights, tmp_path, end
             assert left == rows[: len(left)]
             write(*rows[len(left) :])
         assert table.path.read_bytes() == whole
+
+
+def test_a_quote_that_is_never_closed_costs_no_rows(tmp_path):
+    columns = ["image", "score", "error"]
+    table = Table(tmp_path / "s.csv", columns)
+    with table.writing({"columns": columns}) as write:
+        write(*({"image": f"{number}.jpg", "score": 1.0, "error": ""} for number in range(10_000)))
+    table.path.write_bytes(table.path.read_bytes().replace(b"\n7.jpg", b'\n"7.jpg'))
+    before = table.path.read_bytes()
+    with (
+        pytest.raises(InputError, match="a quote is not closed after byte"),
+        table.writing({"columns": columns}, append=True),
+    ):
+        pass
+    assert table.path.read_bytes() == before
 
 
 @pytest.mark.parametrize("ending", ["csv", "jsonl"])
@@ -235,7 +250,7 @@ def test_a_layer_that_is_none_is_refused_before_the_table_is_replaced(album, wei
     before = out.read_bytes()
     status, _, err = command(*words, "--overwrite", "--explain", tmp_path / "why", "--layer", "stages.9")
     assert status == 2
-    assert "--layer stages.9: no deformable layer; there are stages.3.attns.0, or all" in err
+    assert "'stages.9' is no deformable layer; there are stages.3.attns.0, or all" in err
     assert out.read_bytes() == before
     assert not (tmp_path / "why").exists()
 

@@ -23,7 +23,6 @@ import numpy as np
 import scipy
 from matplotlib import colormaps
 from PIL import Image
-from torch.utils.data import Dataset
 
 from iaa.photographs import workers
 from iaa.reports import charts
@@ -262,23 +261,20 @@ def _link(path: Path | None, folder: Path) -> str | None:
     return quote(os.fsencode(path.relative_to(folder))) if folder in path.parents else path.as_uri()
 
 
-class _Pictures(Dataset):
-    def __init__(self, side: int, open_photo: Callable[[Path], Image.Image]):
-        self.side, self.open_photo = side, open_photo
-
-    def __getitem__(self, path: Path | None) -> bytes:
-        """A JPEG of the photograph's own aspect ratio; empty where it cannot be read."""
-        file = io.BytesIO()
-        try:
-            picture = self.open_photo(path)
-            picture.thumbnail((self.side, self.side), Image.Resampling.LANCZOS, reducing_gap=3)
-            picture.save(file, "JPEG", quality=78, optimize=True)
-        except Exception:  # no path, or a damaged file, on which decoders raise anything at all
-            return b""
-        return file.getvalue()
+def _thumbnail(open_photo: Callable[[Path], Image.Image], side: int, path: Path | None) -> bytes:
+    """A JPEG with the photograph's aspect ratio; empty where it cannot be read."""
+    file = io.BytesIO()
+    try:
+        picture = open_photo(path)
+        picture.thumbnail((side, side), Image.Resampling.LANCZOS, reducing_gap=3)
+        picture.save(file, "JPEG", quality=78, optimize=True)
+    except Exception:  # no path, or a damaged file, on which decoders raise anything at all
+        return b""
+    return file.getvalue()
 
 
 def _thumbnails(photos, open_photo, num_workers: int, stop: Watch | None) -> Iterator[bytes]:
     side = LARGE if len(photos) <= LARGE_UP_TO else SMALL
-    thumbnails = workers.each(_Pictures(side, open_photo), [photo.path for photo in photos], num_workers)
+    reader = workers.Calls(partial(_thumbnail, open_photo, side))
+    thumbnails = workers.each(reader, [photo.path for photo in photos], num_workers)
     return workers.watched(thumbnails, "report", len(photos), stop)

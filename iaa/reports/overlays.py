@@ -1,48 +1,149 @@
-"""The pictures of `--explain`, one for each photograph, and the masks of `--mask`."""
+"""Overlays of `predict.py --explain`: where the network looks, drawn on the photograph; masks of its foreground."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+from matplotlib.cm import ScalarMappable
+from matplotlib.collections import LineCollection
+from matplotlib.colors import PowerNorm
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+from PIL import Image
 
-from iaa.networks.attention_maps import draw
+from iaa.networks.attention_maps import AttentionMap, background_share, mean_map
 from iaa.photographs.decode import open_image
+from iaa.runtime.files import atomic_write
 from iaa.scoring.photos import open_rgb
-from iaa.scoring.rows import ScoredPhoto
 
 log = logging.getLogger("eat")
 
-SIDE = 640  # pixels of the photograph's longer side
+# Okabe and Ito's colours, told apart with every kind of colour vision; shapes differ, too.
+POINT, KEPT, DAMPED = "#56B4E9", "#E69F00", "#CC79A7"
+HEAT = "cividis"
+PANEL = 3.1  # inches
+COLUMNS = 6  # panels beside each other
+SIDE = 640  # pixels of the longer side of a photograph in an overlay
+
+
+def draw(
+    path: Path,
+    photograph: Image.Image,
+    layers: Mapping[str, AttentionMap],
+    title: str,
+    foreground: np.ndarray | None = None,
+) -> None:
+    """Draw the attention of each layer: its points and offsets above, its map below; for several layers their mean, too."""
+    ratio = min(max(photograph.height / photograph.width, 0.4), 2.5)
+    panels = list(layers.items())
+    if len(layers) > 1:
+        nothing = np.empty((0, 0, 0, 2)), np.empty((0, 0, 2))
+        mean = AttentionMap(*nothing, mean_map(list(layers.values())))
+        panels.insert(0, (f"all {len(layers)} layers", mean))
+    figure, axes = _panels(len(panels), ratio)
+    figure.suptitle(title)
+    highest = max(float(layer.mass.max() * layer.mass.size) for layer in layers.values())
+    # One even cell in a hundred stays visible beside a bright one.
+    scale = PowerNorm(0.5, vmin=0, vmax=max(2.0, highest))
+    for (name, layer), (above, below) in zip(panels, axes, strict=False):
+        _draw_points(above, photograph, name, layer, ratio)
+        _draw_attention(below, photograph, layer.mass, ratio, scale, foreground)
+        share = background_share(layer.mass, foreground)
+        below.set_title(f"{name}: attention\n{share:.0%} on the background", fontsize=9)
+    bar = figure.colorbar(ScalarMappable(scale, HEAT), ax=figure.axes, shrink=0.8, pad=0.01, aspect=30)
+    bar.set_label("attention per cell (1: evenly spread)")
+    figure.legend(handles=_legend(foreground), loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(path, "wb") as file:
+        figure.savefig(file, format="png", dpi=100)
+
+
+def _panels(count: int, ratio: float) -> tuple[Figure, np.ndarray]:
+    """A figure, and its axes (count or more, 2): for points and for attention; beside each other for a single layer."""
+    bands = -(-count // COLUMNS)
+    columns = -(-count // bands)
+    shape, width = ((1, 2), 1.6 * PANEL) if count == 1 else ((2 * bands, columns), PANEL)
+    size = (shape[1] * width + 0.9, shape[0] * (width * ratio + 0.45) + 1.1)
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(*shape, squeeze=False)
+    for axis in axes.ravel():
+        axis.set_axis_off()
+    return figure, axes.reshape(bands, 2, columns).swapaxes(1, 2).reshape(-1, 2)
+
+
+def _draw_points(axis, photograph: Image.Image, name: str, layer: AttentionMap, ratio: float) -> None:
+    if not layer.positions.size:
+        axis.imshow(photograph, extent=(0, 1, 1, 0), aspect=ratio)
+        axis.set_title("the photograph\n", fontsize=9)
+        return
+    outside = (np.abs(layer.positions) > 1).any(-1).mean()
+    axis.set_title(f"{name}: where it samples\n{outside:.0%} beyond the outermost cells", fontsize=9)
+    axis.imshow(photograph, extent=(0, 1, 1, 0), aspect=ratio, alpha=0.55)
+    size = np.array(layer.references.shape[:2])
+    # From [-1, 1], the border cells' centres, to shares of the picture's height and width.
+    starts, ends = (((p + 1) / 2 * (size - 1) + 0.5) / size for p in (layer.references, layer.positions))
+    lines = np.stack([np.broadcast_to(starts, ends.shape), ends], -2).reshape(-1, 2, 2)
+    axis.add_collection(LineCollection(lines[..., ::-1], colors="0.15", linewidths=0.4, alpha=0.6))
+    in_quadrant = layer.in_quadrant
+    for chosen, colour, marker in ((in_quadrant, KEPT, "o"), (~in_quadrant, DAMPED, "^")):
+        axis.scatter(*ends[chosen].T[::-1], s=7, c=colour, marker=marker, linewidths=0.2, edgecolors="black")
+    points = starts.reshape(-1, 2).T[::-1]
+    axis.scatter(*points, s=14, c=POINT, marker="D", linewidths=0.4, edgecolors="black")
+    axis.set(xlim=(-0.06, 1.06), ylim=(1.06, -0.06))
+
+
+def _draw_attention(axis, photograph, mass: np.ndarray, ratio: float, scale: PowerNorm, foreground) -> None:
+    axis.imshow(photograph.convert("L"), extent=(0, 1, 1, 0), aspect=ratio, cmap="gray", vmin=-60, vmax=315)
+    fine = Image.fromarray((mass * mass.size).astype(np.float32)).resize((96, 96), Image.Resampling.BILINEAR)
+    heat = np.asarray(scale(np.asarray(fine)))
+    axis.imshow(heat, extent=(0, 1, 1, 0), aspect=ratio, cmap=HEAT, vmin=0, vmax=1, alpha=0.2 + 0.65 * heat)
+    if foreground is None:
+        axis.add_patch(Rectangle((0.25, 0.25), 0.5, 0.5, fill=False, edgecolor="white", linestyle="--"))
+    else:
+        axis.contour(foreground, [0.5], extent=(0, 1, 0, 1), colors="white", linestyles="--", linewidths=1)
+
+
+def _legend(foreground) -> list[Line2D]:
+    inside = "centre half" if foreground is None else "mask's foreground"
+    markers = {
+        "interest point": ("D", POINT),
+        "sampling position, in the quadrant of its interest point": ("o", KEPT),
+        "sampling position, in another quadrant (released rule: offset times 0.25)": ("^", DAMPED),
+    }
+    return [
+        *(
+            Line2D([], [], marker=shape, color=colour, markeredgecolor="black", linestyle="", label=label)
+            for label, (shape, colour) in markers.items()
+        ),
+        Line2D([], [], color="0.5", linestyle="--", label=f"{inside}; outside it: the background"),
+    ]
 
 
 def draw_overlay(
-    folder: Path,
-    scored: ScoredPhoto,
-    score: float,
-    score_range: tuple[float, float],
-    foreground: np.ndarray | None,
-    upright: bool,
-) -> str:
-    """Draw where the network looked in a photograph; returns the file's path, or "" with a warning where that fails.
-
-    foreground: of its mask, see `read_mask`.
-    """
-    path, (low, high) = overlay_path(folder, scored.path), score_range
-    title = f"{Path(scored.path).name}: score {score:.3f} ({low:g} to {high:g})"
+    path: Path,
+    photograph: str,
+    layers: Mapping[str, AttentionMap],
+    title: str,
+    foreground: np.ndarray | None = None,
+    upright: bool = False,
+) -> bool:
+    """Draw the attention on a photograph; False, with a warning, where that fails. foreground: see `read_mask`."""
     title = "".join(character if character.isprintable() else "?" for character in title)
     try:
-        picture = open_rgb(scored.path, upright, side=SIDE)
+        picture = open_rgb(photograph, upright, side=SIDE)
         picture.thumbnail((SIDE, SIDE))
-        draw(path, picture, scored.attention_maps, title, foreground)
+        draw(path, picture, layers, title, foreground)
     except Exception as error:  # the score is worth more than its picture
         reason = " ".join(str(getattr(error, "strerror", None) or error).split())[:160]
-        log.warning("warning: %s: its overlay could not be drawn (%s)", scored.path, reason)
-        return ""
-    return str(path)
+        log.warning("warning: %s: its overlay could not be drawn (%s)", photograph, reason)
+        return False
+    return True
 
 
 def overlay_path(folder: Path, photograph: str) -> Path:

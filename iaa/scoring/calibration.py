@@ -34,7 +34,7 @@ def calibrate(
     """
     drawn = draw_sources(Sources(paths), count)
     if any(source.is_shard for source in drawn):
-        raise InputError("calibration takes photographs as files, not shards")
+        raise InputError(f"{' '.join(paths)}: calibration takes photographs as files, not shards")
     used = 0
 
     def inputs() -> Iterator[torch.Tensor]:
@@ -51,7 +51,7 @@ def calibrate(
         except InputError:
             raise
         except ValueError:
-            raise InputError("no photograph there decodes") from None
+            raise InputError(f"{' '.join(paths)}: no photograph there decodes") from None
     left_out = f"; {len(drawn) - used} could not be read" if used < len(drawn) else ""
     return f"running interest points calibrated on {used} photographs{left_out}"
 

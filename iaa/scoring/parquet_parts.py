@@ -84,9 +84,7 @@ class ParquetParts:
         self.folder.mkdir(exist_ok=True)
         names = [name for name in os.listdir(self.folder) if not name.startswith(("_", "."))]
         if names and not self.settings_file.exists():
-            raise InputError(
-                f"--out {self.folder}: holds other files than scores; give an empty or a new folder"
-            )
+            raise InputError(f"{self.folder}: holds other files than scores; give an empty or a new folder")
 
     def _begin(self, settings: Mapping[str, Any], append: bool, overwrite: bool) -> list[str]:
         """Make the folder ready; returns the parts to go on with. Raises InputError before anything is changed."""

@@ -37,7 +37,7 @@ class ScoredPhoto(NamedTuple):
     path: str
     error: str
     outputs: np.ndarray | None = None
-    attention_maps: dict[str, AttentionMap] | None = None
+    attention_maps: Mapping[str, AttentionMap] = {}
     origin: Mapping[str, str] = {}
 
 
@@ -53,7 +53,7 @@ def score_batches(
     Raises Interrupted between two batches when a signal came, TrainingError where memory runs out.
     """
     for batch in until_stopped(batches, stop):
-        outputs, attention_maps = [], None
+        outputs, attention_maps = [], {}
         if len(batch.images):
             outputs, attention_maps = run_network(trained, batch.images, precision, recorder)
         rows, results = iter(range(len(outputs))), []
@@ -64,9 +64,7 @@ def score_batches(
             if error:
                 results.append(ScoredPhoto(path, error, origin=origin))
             else:
-                maps = (
-                    {name: images[row] for name, images in attention_maps.items()} if attention_maps else None
-                )
+                maps = {name: images[row] for name, images in attention_maps.items()}
                 results.append(ScoredPhoto(path, "", outputs[row], maps, origin))
         yield batch, results
 
@@ -81,14 +79,14 @@ def until_stopped(batches: Iterable[T], stop: Watch | None) -> Iterator[T]:
 
 def run_network(
     trained: Trained, images: torch.Tensor, precision: Precision, recorder: AttentionRecorder | None = None
-):
-    """Raw outputs (B, levels) float32 of pixels (B, 3, H, W) uint8; by layer the maps of the images, if there is a recorder."""
+) -> tuple[np.ndarray, dict[str, list[AttentionMap]]]:
+    """Raw outputs (B, levels) float32 of pixels (B, 3, H, W) uint8; and by layer the recorded map of each image."""
     remedy = f"try --batch_size {max(1, len(images) // 2)}"
     with torch.inference_mode(), memory_watched(len(images), precision.device, remedy):
         inputs = unmirrored_input(images, trained.model, precision.device)
         with precision():
             outputs = trained.model(inputs)
-        return outputs.float().cpu().numpy(), recorder.take() if recorder else None
+        return outputs.float().cpu().numpy(), recorder.take() if recorder else {}
 
 
 def unmirrored_input(images: torch.Tensor, model: torch.nn.Module, device: torch.device) -> torch.Tensor:
@@ -100,9 +98,9 @@ def unmirrored_input(images: torch.Tensor, model: torch.nn.Module, device: torch
 class RowBuilder:
     """Makes the rows of the table.
 
-    reference: sorted scores (N,) of the set that scores are placed in, on the dataset's own scale.
-    explained, background: whether there are columns for the overlay's file and for the share of attention on the background.
-    origin: whether there are columns for what a shard says of where a photograph comes from.
+    reference: sorted scores (N,) of a table, which `below` is computed from, on the dataset's own scale.
+    explained, background, origin: whether there are columns for the overlay's path, for the share of attention on the
+    background, and for the `url` and `key` of photographs in shards.
     """
 
     def __init__(

@@ -63,11 +63,7 @@ class Scorer:
                 "Scorer: interest points of the batch would make scores depend on it; image or running"
             )
         self.trained = load_trained(
-            weights,
-            interest_points=interest_points,
-            dataset=dataset,
-            model=model,
-            score_range=score_range,
+            weights, interest_points=interest_points, dataset=dataset, model=model, score_range=score_range
         )
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         try:

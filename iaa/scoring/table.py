@@ -22,9 +22,9 @@ log = logging.getLogger("eat")
 
 TEXT = {"encoding": "utf-8", "errors": "surrogateescape"}  # file names are bytes
 TEXTS = {"image", "error", "explanation", "url", "key"}
-_SHARD = re.compile(
-    rb".*?\.(tar|tar\.gz|tgz)/", re.IGNORECASE | re.DOTALL
-)  # a row begins with its photograph
+MAX_ROW = 2**16  # bytes; a path has 4096 at most
+# A row begins with its photograph, whose name begins with the path of its shard.
+_SHARD = re.compile(rb".*?\.(tar|tar\.gz|tgz)/", re.IGNORECASE)
 Row = dict[str, Any]
 
 
@@ -34,7 +34,7 @@ class Table:
     `NAME.run.json` records how the scores were made; scores that are made otherwise are not appended.
     """
 
-    shards: Sequence[str] = ()  # finished shards are known by their rows
+    shards: Sequence[str] = ()  # a finished shard is recognised by its rows
 
     def __init__(self, path: str | os.PathLike, columns: Sequence[str]):
         self.path, self.columns = Path(path), list(columns)
@@ -84,7 +84,7 @@ class Table:
             file.truncate()
             write_json(self.settings_file, dict(settings))
         if self.ending == ".csv" and file.tell() == 0:
-            file.write(csv_line(self.columns).encode(**TEXT))
+            file.write(csv_line(self.columns).encode(**TEXT))  # on the disk with the first row
 
         def write(*rows: Row, shard: str = "") -> None:
             values = [[row[name] for name in self.columns] for row in rows]
@@ -129,21 +129,23 @@ def lock(file: IO, path: Path, how: int = fcntl.LOCK_EX) -> None:
 def drop_unfinished_row(file: IO[bytes], is_csv: bool) -> None:
     """Cut off the unfinished last row of a CSV or JSON lines, which a full disk leaves; `file` is open for appending.
 
-    All rows of a shard are written at once, so those of the same shard right before it go, too.
+    All rows of a shard are written at once, so the rows of its shard before it go, too. Raises InputError.
     """
-    end = shard_start = 0
-    row, shard = b"", b""
+    end = shard_start = size = quotes = 0
+    first_line, shard = b"", b""
     with open(file.name, "rb") as lines:
         for line in lines:
-            row += line
-            if not line.endswith(b"\n") or (is_csv and row.count(b'"') % 2):  # a name may hold line breaks
+            first_line, size, quotes = first_line or line, size + len(line), quotes + line.count(b'"')
+            if not line.endswith(b"\n") or (is_csv and quotes % 2):  # a name may hold line breaks
                 continue
-            found = _SHARD.match(row)
-            if (row_shard := found[0] if found else b"") != shard:
+            match = _SHARD.match(first_line)
+            if (row_shard := match[0] if match else b"") != shard:
                 shard_start, shard = end, row_shard
-            end += len(row)
-            row = b""
-    if row:
+            end += size
+            first_line, size, quotes = b"", 0, 0
+    if size > MAX_ROW:
+        raise InputError(f"{file.name}: not a table of scores (a quote is not closed after byte {end})")
+    if size:
         end = shard_start if shard else end
         log.warning("warning: %s: its last row is not finished; dropped from byte %d on", file.name, end)
         file.truncate(end)
