@@ -26,7 +26,7 @@ from benchmarks.throughput import DTYPES, Case
 from models import EAT, create_model, load_weights, read_weights, uncalibrated
 from models.ways import set_ways
 from photographs import demo
-from training.meters import Sent
+from training.meters import PendingLosses
 from training.steps import Precision, Schedule, Stepper, make_optimizer
 from util import emd_loss, scores
 
@@ -132,7 +132,7 @@ def _waits(setup: Setup, precision: str, points: str) -> str | None:
             loss = emd_loss(output.float(), target)
             stepper.backward(loss)
             stepper.update(0.0)
-            sent.append(Sent.of([(number, loss.detach(), ["image"] * 2)]))
+            sent.append(PendingLosses.of([(number, loss.detach(), ["image"] * 2)]))
 
     steps(range(1 if setup.rehearse else 3))
     try:

@@ -19,13 +19,13 @@ METAVARS = {int: "N", float: "X", str: "WORD", Path: "FILE"}
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser of the options of `table`, which says in one line what is wrong, and exits with status 2.
+    """A parser of the options of `table`. An error is one line and exit status 2.
 
-    only_given: leave options out that are not given, and give the others as text, for `Option.check`.
+    only_given: return only the options that are given, as text, for `Option.check`.
     """
 
-    def __init__(self, table: Table | None = None, only_given: bool = False, **known):
-        super().__init__(allow_abbrev=False, argument_default=argparse.SUPPRESS, **known)
+    def __init__(self, table: Table | None = None, only_given: bool = False, **settings):
+        super().__init__(allow_abbrev=False, argument_default=argparse.SUPPRESS, **settings)
         for title, options in (table or {}).items():
             group = self.add_argument_group(title) if title else self
             for option in options:
@@ -37,16 +37,16 @@ class Parser(argparse.ArgumentParser):
 
 
 def with_commands(prog: str, description: str, commands: Mapping[str, tuple[str, Table]]) -> Parser:
-    """A parser of subcommands, each with its help and its table; the chosen one is `command`."""
+    """A parser of subcommands, each with its help and its table; `command` is the chosen one."""
     parser = Parser(prog=prog, description=description)
-    made = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
+    subparsers = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
     for name, (help_, table) in commands.items():
-        made.add_parser(name, table=table, help=help_, description=f"{help_[0].upper()}{help_[1:]}.")
+        subparsers.add_parser(name, table=table, help=help_, description=f"{help_[0].upper()}{help_[1:]}.")
     return parser
 
 
 def parse_options(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """main_nni.py's options that are given, checked one by one. Raises InputError; exits with status 2 for unknown ones."""
+    """The options of main_nni.py that are given, each checked. Raises InputError; exits with status 2 for an unknown option."""
     about = "Train and evaluate EAT for image aesthetics assessment. Without options: the demo."
     usage = "main_nni.py [OPTION ...]"
     given = vars(Parser(GROUPS, True, prog="main_nni.py", usage=usage, description=about).parse_args(argv))
@@ -54,7 +54,7 @@ def parse_options(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 
 def _words(option: Option, only_given: bool) -> dict[str, Any]:
-    """What argparse is told of an option; where it is to check and complete it, all."""
+    """The arguments of argparse's `add_argument`; type, choices and default only unless `only_given`."""
     words: dict[str, Any] = {} if only_given else {"default": copy(option.default)}
     if option.type is bool:
         return words | {"action": "store_true", "help": option.help}

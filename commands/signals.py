@@ -12,7 +12,7 @@ from option import InputError
 
 
 class Interrupted(Exception):
-    """The run was asked to stop, and what it had is saved in `folder`, if anything; `number` is the signal's."""
+    """The run was stopped by the signal `number`; folder: where the run was saved, if it was."""
 
     folder: Path | None = None
 
@@ -22,10 +22,10 @@ class Interrupted(Exception):
 
 
 class Watch:
-    """A context in which the first SIGINT or SIGTERM is only noted in `received`; a second one acts as ever."""
+    """A context in which the first SIGINT or SIGTERM only sets `received`, its number; a second one acts as usual."""
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
-    any_received = False  # by any watch of this process
+    any_received = False  # whether any instance of this process received one
 
     def __init__(self):
         self.received, self._before = 0, {}
@@ -48,7 +48,7 @@ class Watch:
 
 @contextmanager
 def signals_first(watch: Watch | None) -> Iterator[None]:
-    """A signal to a whole group ends the processes that read images, too: it is the signal that is told."""
+    """Turn an InputError after a signal into Interrupted: a signal to the process group ends the reading processes, too."""
     try:
         yield
     except InputError as error:

@@ -18,7 +18,7 @@ from models import RefinementSchedule, calibrate_points, ways
 from models.attention import DEFORMABLE_WAYS
 from models.weights import POINT_MODES, REFINEMENTS
 from training import engine
-from training.engine import Training
+from training.engine import Trainer
 from training.steps import Precision, Schedule, Stepper, make_optimizer
 from util import emd_loss, make_loss
 
@@ -206,7 +206,7 @@ def test_training_step_by_every_way(way, dtype, fake):
 
 
 def made(model, dtype):
-    """A Training whose loss is watched: it must be of float32."""
+    """A Trainer whose loss is watched: it must be of float32."""
 
     def criterion(prediction, target):
         assert prediction.dtype == target.dtype == torch.float32
@@ -223,7 +223,7 @@ def made(model, dtype):
         clip_grad=1.0,
         refinement=RefinementSchedule(),
     )
-    return Training(model, stepper, criterion, None, progress=SimpleNamespace(epoch=0))
+    return Trainer(model, stepper, criterion, None, progress=SimpleNamespace(epoch=0))
 
 
 @pytest.mark.parametrize("name", ["emd", "nima_r1", "nima_r2", "mse"])
@@ -242,7 +242,7 @@ def test_losses_are_read_one_look_later(fake, monkeypatch):
     monkeypatch.setattr(torch.cuda, "Event", lambda: event)
     model = torch.nn.Linear(1, 1)
     stepper = Stepper(model, torch.optim.SGD(model.parameters()), Schedule(1.0, 1), Precision(DEVICE))
-    training = Training(model, stepper, emd_loss, None)
+    training = Trainer(model, stepper, emd_loss, None)
     with Steady():
         training.unread = [(step, on_device(), ["a", "b"]) for step in range(3)]
         training._read_losses(wait=False)

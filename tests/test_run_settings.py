@@ -15,7 +15,7 @@ from dataset import Transform, make_loader
 from models import create_model, read_weights
 from photographs.labels import FORMATS, find_images, read_labels
 from training.build import network_notes
-from training.engine import Training
+from training.engine import Trainer
 from training.steps import Precision, Schedule, Stepper
 
 LEARN = {"init_lr": 1e-3, "num_epoch": 2}
@@ -171,7 +171,7 @@ def test_accumulated_batches_are_one_step(scored):
         optimizer = torch.optim.SGD(model.parameters(), lr=1.0, fused=True)
         stepper = Stepper(model, optimizer, Schedule(0.1, 1), Precision(torch.device("cpu")), accumulate)
         mse = torch.nn.functional.mse_loss
-        Training(model, stepper, mse, scored).epoch(loader, Watch())
+        Trainer(model, stepper, mse, scored).epoch(loader, Watch())
         rates.append(optimizer.param_groups[0]["lr"])
         networks.append(model)
     assert rates == [0.1, 0.1]

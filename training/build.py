@@ -93,7 +93,7 @@ def pick_decoders(options: argparse.Namespace, device: torch.device) -> tuple[st
 
 
 def loaders(
-    options: argparse.Namespace, splits: Splits, side: int, device: torch.device, watch: Watch, like: str
+    options: argparse.Namespace, splits: Splits, side: int, device: torch.device, stop: Watch, like: str
 ) -> dict[str, DataLoader]:
     """A loader for each split that is there, by its name. Fills the cache, if there is one. Raises Interrupted.
 
@@ -109,7 +109,7 @@ def loaders(
         alone = options.released_protocol and not train
         transform, used, cache = Transform(like, side, train), decoder if train else eval_decoder, None
         if options.cache is not None:
-            cache = open_filled(options.cache, transform.resize, used, labels.images, images, workers, watch)
+            cache = open_filled(options.cache, transform.resize, used, labels.images, images, workers, stop)
         given = {"decoder": used, "cache": cache, "persistent": split != "test"}
         given["pin_memory"] = device.type == "cuda"
         if not alone:
@@ -206,14 +206,14 @@ def network_notes(options: argparse.Namespace, weights: Weights | None) -> list[
     return notes
 
 
-def remember(model: nn.Module, splits: Splits) -> None:
+def note_photographs(model: nn.Module, splits: Splits) -> None:
     """Note in the network which photographs it is going to be trained on and selected by; its files keep it."""
     seen = Seen.from_texts(model.photographs, "the weights")
     model.photographs = (seen | Seen.of(splits.train.images, splits.val.images)).as_texts()
 
 
 def calibrate(
-    options, train: Labels, model, device: torch.device, folder: Path, watch: Watch, like: str
+    options, train: Labels, model, device: torch.device, folder: Path, stop: Watch, like: str
 ) -> None:
     """Estimate the running interest points from `--calibrate_points` images of train.csv, and save the network."""
     count = min(options.calibrate_points, len(train))
@@ -223,16 +223,16 @@ def calibrate(
     transform, pinned = Transform(like, model.img_size, train=False), device.type == "cuda"
     images, workers = options.path_to_images, options.num_workers
     loader = make_loader(labels, images, transform, options.batch_size, workers, pin_memory=pinned)
-    with engine.without_training("calibrate", loader, device, watch) as items:
+    with engine.eval_batches("calibrate", loader, device, stop) as items:
         models.calibrate_points(model, (to_input(batch, device, model.statistics) for batch in items))
     path = folder / "checkpoints" / "calibrated.pth"
     checkpoint.save(path, model.state_dict())
     log.info("running interest points estimated from %d training images, saved in %s", count, path)
 
 
-def make_training(
+def make_trainer(
     options: argparse.Namespace, model: nn.Module, precision: Precision, checkpoints: Path
-) -> engine.Training:
+) -> engine.Trainer:
     """The training that the options ask for, at its start. checkpoints: the folder of last.pt, which is made ready."""
     checkpoint.make_ready(checkpoints)
     network, unsynced = model, nullcontext
@@ -252,4 +252,4 @@ def make_training(
         log.info("resumed after %d epochs and %d batches", progress.epoch, progress.step)
     choose = attention.chooser(options, model, precision, progress.ways)
     limits = options.save_minutes, options.max_bad_steps
-    return engine.Training(network, stepper, make_loss(options.loss), checkpoints, *limits, progress, choose)
+    return engine.Trainer(network, stepper, make_loss(options.loss), checkpoints, *limits, progress, choose)
