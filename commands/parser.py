@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Mapping, Sequence
 from copy import copy
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from option import GROUPS, OPTIONS, RECIPES, Option
+from option import GROUPS, OPTIONS, RECIPES, InputError, Option
 
 Table = Mapping[str, Sequence[Option]]  # the rows by the title of their group; "": those that need none
 
@@ -30,10 +30,34 @@ class Parser(argparse.ArgumentParser):
             group = self.add_argument_group(title) if title else self
             for option in options:
                 name = option.name if option.positional else f"--{option.name}"
-                group.add_argument(name, **_words(option, only_given))
+                group.add_argument(name, **self._settings(option, only_given))
 
     def error(self, message: str):
         self.exit(2, f"{self.prog}: {message} (see --help)\n")
+
+    def _checked(self, option: Option, text: str) -> int | float:
+        if option.type is int:
+            option = replace(option, low=option.low or 0)
+        try:
+            return option.check(text, "--")
+        except InputError as error:
+            self.error(str(error))
+
+    def _settings(self, option: Option, only_given: bool) -> dict[str, Any]:
+        """The keyword arguments of argparse's `add_argument`: type, choices and default only unless `only_given`."""
+        settings: dict[str, Any] = {} if only_given else {"default": copy(option.default)}
+        if option.type is bool:
+            return settings | {"action": "store_true", "help": option.help}
+        metavar = option.metavar or METAVARS.get(option.type, "X")
+        settings["metavar"] = "{" + ",".join(option.choices) + "}" if option.choices else metavar
+        settings["help"] = option.help + _shown_default(option)
+        if only_given:
+            return settings
+        settings["type"] = partial(self._checked, option) if option.type in (int, float) else option.type
+        settings["choices"] = option.choices if option.beginning is None else None
+        if option.nargs:
+            settings |= {"action": "append"} if option.nargs == "append" else {"nargs": option.nargs}
+        return settings | ({} if option.positional else {"required": option.required})
 
 
 def with_commands(prog: str, description: str, commands: Mapping[str, tuple[str, Table]]) -> Parser:
@@ -51,45 +75,6 @@ def parse_options(argv: Sequence[str] | None = None) -> dict[str, Any]:
     usage = "main_nni.py [OPTION ...]"
     given = vars(Parser(GROUPS, True, prog="main_nni.py", usage=usage, description=about).parse_args(argv))
     return {name: OPTIONS[name].check(value, "--") for name, value in given.items()}
-
-
-def _words(option: Option, only_given: bool) -> dict[str, Any]:
-    """The arguments of argparse's `add_argument`; type, choices and default only unless `only_given`."""
-    words: dict[str, Any] = {} if only_given else {"default": copy(option.default)}
-    if option.type is bool:
-        return words | {"action": "store_true", "help": option.help}
-    metavar = option.metavar or METAVARS.get(option.type, "X")
-    words["metavar"] = "{" + ",".join(option.choices) + "}" if option.choices else metavar
-    words["help"] = option.help + _shown_default(option)
-    if only_given:
-        return words
-    words["type"] = {int: whole(option.low or 0, option.high), float: finite}.get(option.type, option.type)
-    words["choices"] = option.choices if option.beginning is None else None
-    if option.nargs:
-        words |= {"action": "append"} if option.nargs == "append" else {"nargs": option.nargs}
-    return words | ({} if option.positional else {"required": option.required})
-
-
-def whole(low: float, high: float | None = None) -> Callable[[str], int]:
-    """For argparse's `type`: a whole number of at least `low`, or from `low` to `high`."""
-
-    def check(text: str) -> int:
-        least = low if high is None else 0
-        if not (text.isascii() and text.isdigit() and least <= int(text) < 2**32):
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of {least} or more")
-        if high is not None and not low <= int(text) <= high:
-            raise argparse.ArgumentTypeError(f"{text} must lie between {low} and {high}")
-        return int(text)
-
-    return check
-
-
-def finite(text: str) -> float:
-    """For argparse's `type`: a finite number."""
-    with suppress(ValueError):
-        if math.isfinite(value := float(text)):
-            return value
-    raise argparse.ArgumentTypeError(f"{text!r} is not a finite number")
 
 
 def _shown_default(option: Option) -> str:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
-from commands.parser import Table, finite, with_commands
+from commands.parser import Table, with_commands
 from option import CPUS, DATASETS, Option
 from photographs.copies import NEAR
 
@@ -19,10 +20,10 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def share(text: str) -> float:
     """For argparse's `type`: a part of a whole, below a half."""
-    value = finite(text)
-    if not 0 < value < 0.5:
-        raise argparse.ArgumentTypeError(f"{text} must lie between 0 and 0.5")
-    return value
+    with suppress(ValueError):
+        if 0 < (value := float(text)) < 0.5:
+            return value
+    raise argparse.ArgumentTypeError(f"{text} must lie between 0 and 0.5")
 
 
 WORKERS = Option("num_workers", int, CPUS, "processes that read pictures (default: all cores)")

@@ -253,7 +253,7 @@ def test_overwrite_replaces_a_file_and_a_folder(command, made, tmp_path):
         (("--out", "a.pth"), "must end in .safetensors"),
         (("--gather",), "--gather belongs to --to onnx"),
         (("--int8",), "--int8 belongs to --to onnx"),
-        (("--to", "onnx", "--opset", "9"), "--opset: 9 must lie between 18 and 23"),
+        (("--to", "onnx", "--opset", "9"), "--opset 9 must be between 18 and 23"),
         (("--to", "coreml"), "invalid choice"),
     ],
 )

@@ -210,7 +210,7 @@ def test_what_contradicts_itself_is_refused(tmp_path, album, weights, command):
         (("--report", album / "a.jpg", "--list", album / "a.jpg"), "is given as --list, too"),
         (("--report", tmp_path / "no" / "r.html"), "lies in a folder that is not there"),
         (("--explain", weights), "is a file, not a folder"),
-        (("--batch_size", "0"), "not a whole number of 1 or more"),
+        (("--batch_size", "0"), "--batch_size 0 must be at least 1"),
         (("--gpu_id", "9"), "no such GPU"),
         (("--dataset", "tad66k"), "says ava; leave the option out"),
         (("--reference", tmp_path / "no.csv"), "no such file"),

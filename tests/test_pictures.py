@@ -375,7 +375,7 @@ def test_a_cache_of_no_size_is_refused(scored, command):
     words = cache_words(scored, "k")
     status, _, err = command(*words, "--size", 0)
     assert status == 2
-    assert "0 must lie between 8 and 4096" in err
+    assert "0 must be between 8 and 4096" in err
     assert not (scored / "k").exists()
 
 

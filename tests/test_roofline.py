@@ -111,11 +111,11 @@ def test_command_prints_its_tables(capsys):
         ("--tflops 0 --bandwidth 1", "--tflops 0 must be greater than 0"),
         ("--tflops 1 --bandwidth -1", "--bandwidth -1 must be greater than 0"),
         ("--tflops 1 --bandwidth 1 --float32_tflops 0", "--float32_tflops 0 must be greater than 0"),
-        ("--tflops nan --bandwidth 1", "'nan' is not a finite number"),
+        ("--tflops nan --bandwidth 1", "--tflops nan is not a finite number"),
         ("--bandwidth 1", "--tflops"),
         ("--tflops 1 --bandwidth 1 --model resnet", "invalid choice: 'resnet'"),
-        ("--tflops 1 --bandwidth 1 --batch 0", "'0' is not a whole number of 1 or more"),
-        ("--tflops 1 --bandwidth 1 --memory_batches 0", "'0' is not a whole number of 1 or more"),
+        ("--tflops 1 --bandwidth 1 --batch 0", "--batch 0 must be at least 1"),
+        ("--tflops 1 --bandwidth 1 --memory_batches 0", "--memory_batches 0 must be at least 1"),
     ],
 )
 def test_bad_requests_are_one_line_and_status_2(words, what, capsys):
