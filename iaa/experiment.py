@@ -36,7 +36,10 @@ log = logging.getLogger("eat")
 
 
 def run(given: dict) -> dict:
-    """Train or evaluate as the options `given` ask. Returns the last line of output. Raises InputError, TrainingError, Interrupted."""
+    """Train or evaluate by the options `given`. Returns the last line of output.
+
+    Raises InputError, TrainingError, Interrupted.
+    """
     start = time.perf_counter()
     try:
         with process_group.together("--resume on all machines goes on"):
@@ -44,17 +47,14 @@ def run(given: dict) -> dict:
             result = work(options, weights, build.pick_device(options.gpu_id))
     except BaseException as error:
         if nni_trial.in_search():
-            run_folder.end(nni_trial.folder(given.get("experiment_dir_name")), error)
+            run_folder.write_outcome(nni_trial.folder(given.get("experiment_dir_name")), error)
         raise
     return result | {"seconds": round(time.perf_counter() - start, 1)}
 
 
 @dataclass
 class Job:
-    """What training and evaluation work on.
-
-    precisions: of training, and of test.csv. origin: the dataset whose photographs and scores the network knows.
-    """
+    """The parts of a run. precisions: of training, and of test.csv. origin: the dataset that the network was trained on."""
 
     options: argparse.Namespace
     form: Format
@@ -63,33 +63,35 @@ class Job:
     precisions: tuple[Precision, Precision]
     origin: Origin
     folder: Path
-    watch: Watch
+    stop: Watch
 
 
 def work(options: argparse.Namespace, weights: Weights | None, device: torch.device) -> dict:
-    """Options to data, network and folder; then train, and evaluate. Returns the result."""
+    """Make data, network and folder; train, and evaluate. Returns the result."""
     form, splits = read_data(options)
     origin = pick_origin(options, weights, form)
     model = build.make_model(options, weights, origin.form or form, origin.dataset, device)
     if not options.eval:
-        build.remember(model, splits)
-    folder = run_folder.open_folder(options, weights and weights.path)
+        build.note_photographs(model, splits)
+    name = f"{options.dataset}-{'eval' if options.eval else options.model.replace('/', '-')}"
+    start = options.experiment_dir_name, name, options.resume, options.overwrite
+    folder = run_folder.open_folder(*start, keep=weights and weights.path)
     options.experiment_dir_name = str(folder)
     log.info("%s on %s, %s, in %s", options.model, options.dataset, device, folder)
     for note in build.network_notes(options, weights):
         log.info("%s", note)
     with (
-        Watch() as watch,
-        run_folder.kept(folder, options, nni_trial.chosen()),
+        Watch() as stop,
+        run_folder.recorded(folder, options, nni_trial.chosen()),
         process_group.connection_errors(),
     ):
         if options.calibrate_points and not options.resume:
-            build.calibrate(options, splits.train, model, device, folder, watch, origin.dataset)
+            build.calibrate(options, splits.train, model, device, folder, stop, origin.dataset)
         if options.compile:
             model.compile()
         precisions = build.pick_precisions(options, device)
-        job = Job(options, form, splits, model, precisions, origin, folder, watch)
-        data = build.loaders(options, splits, model.img_size, device, watch, origin.dataset)
+        job = Job(options, form, splits, model, precisions, origin, folder, stop)
+        data = build.loaders(options, splits, model.img_size, device, stop, origin.dataset)
         if options.eval:
             result = evaluate(job, data["test"])
         else:
@@ -97,20 +99,20 @@ def work(options: argparse.Namespace, weights: Weights | None, device: torch.dev
             result = evaluate(job, data["test"], progress.history)
             result["best_epoch"] = progress.best_epoch
             result["selected_on"] = "test.csv" if options.released_protocol else "validation"
-        run_folder.end(folder, result)
+        run_folder.write_outcome(folder, result)
     return result
 
 
 def gather_options(given: dict) -> tuple[argparse.Namespace, Weights | None]:
-    """The command line's options, the tuner's over them, and a resumed run's under them, completed; and the weights.
+    """All options, and the weights to start from: the tuner's options over the `given` ones over a resumed run's.
 
-    What is not given of the network's settings is as the weights say.
+    Settings of the network that are not given are those that the weights were trained with.
     """
-    given = run_folder.continued(nni_trial.options(given))
+    given = run_folder.resume_options(nni_trial.options(given))
     options, weights, settings = option.complete(given), None, {}
     if options.path_to_model_weight and not options.resume:
         weights = read_weights(weights_path(options.path_to_model_weight))
-        Seen.from_texts(weights.photographs, weights.path)  # damaged: told now, not after the test
+        Seen.from_texts(weights.photographs, weights.path)  # raises if damaged: now, not after the test
     if options.eval and "model" not in given:
         options.model = trained_network.origin(weights).get("model", options.model)
     if weights:
@@ -120,16 +122,16 @@ def gather_options(given: dict) -> tuple[argparse.Namespace, Weights | None]:
 
 
 def read_data(options: argparse.Namespace) -> tuple[Format, Splits]:
-    """The labels of the splits, found in the folder of pictures; the demo's are made where they are not there."""
+    """The label format, and the labels of the splits whose pictures are there; builds the demo if it is missing."""
     build_demo = partial(demo.build, options.path_to_save_csv, options.path_to_images)
     if options.dataset == "demo" and distributed.from_first(build_demo):
         log.info("demo data built in %s; its scores are not aesthetics", options.path_to_save_csv)
     form = build.pick_format(options)
     option.complete_loss(options, votes=bool(form.vote_columns))
-    given = {name: getattr(options, name) for name in ("skip_missing", "val_share", "seed", "limit")}
-    given |= {"train": not options.eval, "select_on_test": options.released_protocol}
-    given["calibrate"] = bool(options.calibrate_points)
-    splits = read_splits(options.path_to_save_csv, options.path_to_images, form, **given)
+    settings = {name: getattr(options, name) for name in ("skip_missing", "val_share", "seed", "limit")}
+    settings |= {"train": not options.eval, "select_on_test": options.released_protocol}
+    settings["calibrate"] = bool(options.calibrate_points)
+    splits = read_splits(options.path_to_save_csv, options.path_to_images, form, **settings)
     for note in splits.notes:
         log.info("%s", note)
     return form, splits
@@ -139,12 +141,12 @@ def train(job: Job, data: dict[str, DataLoader]) -> checkpoint.Progress:
     """Train, select on the validation set, and put the selected checkpoint into the network."""
     options, model, precision = job.options, job.model, job.precisions[0]
     checkpoints, first = job.folder / "checkpoints", distributed.rank() == 0
-    training = build.make_training(options, model, precision, checkpoints)
-    progress = training.progress
-    with run_folder.open_curves(job.folder, progress) as writer:
-        for _ in engine.fit(training, data, job.form, precision, job.watch, options.select_by):
+    trainer = build.make_trainer(options, model, precision, checkpoints)
+    progress = trainer.progress
+    with run_folder.open_tensorboard(job.folder, progress) as writer:
+        for _ in engine.fit(trainer, data, job.form, precision, job.stop, options.select_by):
             if first:
-                run_folder.note_epoch(job.folder, writer, progress, options.num_epoch)
+                run_folder.write_epoch(job.folder, writer, progress, options.num_epoch)
                 if options.released_protocol and released.keeps(options.dataset, progress.history):
                     name = released.checkpoint_name(options.dataset, progress.history[-1])
                     checkpoint.save(checkpoints / name, released_style(model))
@@ -158,10 +160,10 @@ def train(job: Job, data: dict[str, DataLoader]) -> checkpoint.Progress:
 
 
 def evaluate(job: Job, loader: DataLoader, history: list[dict[str, float]] | None = None) -> dict:
-    """Evaluate on test.csv; write its files and the weights that are asked for, tell its figures, and sum up."""
+    """Evaluate on test.csv, write and print the report. Returns the result."""
     options, model, form, origin, folder = job.options, job.model, job.form, job.origin, job.folder
     precision, criterion = job.precisions[1], make_loss(options.loss)
-    evaluation = engine.evaluate(model, loader, criterion, form, precision, "test", job.watch, origin.form)
+    evaluation = engine.evaluate(model, loader, criterion, form, precision, "test", job.stop, origin.form)
     tested = judge(options, job.splits, form, model, evaluation, precision, origin)
     first, page = distributed.rank() == 0, folder / "report.html"
     if first:
@@ -178,6 +180,6 @@ def evaluate(job: Job, loader: DataLoader, history: list[dict[str, float]] | Non
         }
     elif options.report_images:
         if first:
-            tested.write_page(page, job.watch)
+            tested.write_page(page, job.stop)
         result["files"]["page"] = str(page)
     return result

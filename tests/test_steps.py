@@ -19,8 +19,8 @@ from test_run import metrics
 import main_nni
 import option
 from iaa.training import build, engine
-from iaa.training.engine import Training
-from iaa.training.meters import DataWait, Sent
+from iaa.training.engine import Trainer
+from iaa.training.meters import DataWait, PendingLosses
 from iaa.training.steps import Precision, Schedule, Stepper, make_optimizer
 from models import EAT, create_model
 from util import emd_loss
@@ -165,7 +165,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing(name):
 def test_losses_are_summed_over_images_and_bad_ones_told_once(tmp_path, caplog):
     model = torch.nn.Linear(1, 1)
     stepper = Stepper(model, torch.optim.SGD(model.parameters()), Schedule(1.0, 1), Precision(CPU))
-    training = Training(model, stepper, None, tmp_path, max_bad_steps=1)
+    training = Trainer(model, stepper, None, tmp_path, max_bad_steps=1)
     for step, (value, names) in enumerate([(3.0, ["a", "b"]), (math.nan, ["c"]), (2.0, ["d", "e"])]):
         training.unread.append((step, torch.tensor(value), names))
     for _ in range(2):
@@ -184,10 +184,10 @@ def test_losses_on_a_gpu_are_read_one_look_later(tmp_path):
 
     model = torch.nn.Linear(1, 1)
     stepper = Stepper(model, torch.optim.SGD(model.parameters()), Schedule(1.0, 1), Precision(CPU))
-    training, events = Training(model, stepper, None, tmp_path), [Event(), Event()]
-    training.sent = [Sent([(0, None, ["a"])], torch.tensor([4.0]), events[0])]
+    training, events = Trainer(model, stepper, None, tmp_path), [Event(), Event()]
+    training.pending = [PendingLosses([(0, None, ["a"])], torch.tensor([4.0]), events[0])]
     assert math.isnan(training._read_losses(wait=False))
-    training.sent.append(Sent([(1, None, ["b", "c"])], torch.tensor([1.0]), events[1]))
+    training.pending.append(PendingLosses([(1, None, ["b", "c"])], torch.tensor([1.0]), events[1]))
     assert training._read_losses(wait=False) == 4.0
     assert [event.waited for event in events] == [True, False]
     assert training._read_losses() == 1.0

@@ -1,1 +1,1 @@
-"""What every command needs of its process: arguments, errors, signals, several processes, bars, files."""
+"""What every command needs: arguments, errors, signals, several processes, progress bars, files."""

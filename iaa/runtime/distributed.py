@@ -1,4 +1,4 @@
-"""What the processes of one run tell each other; `torchrun` starts them. A single one is rank 0 of 1, and imports no torch for it."""
+"""Communication between the processes of a run. A single process is rank 0 of 1, and imports no torch for that."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ T = TypeVar("T")
 
 
 def rank() -> int:
-    """This process's number in the run; rank 0 alone writes and logs."""
+    """The number of this process in the run; rank 0 alone writes and logs."""
     return int(os.environ.get("RANK", "0"))
 
 
 def world() -> int:
-    """How many processes the run has."""
+    """The number of processes of the run."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def gather(value: Any) -> list[Any]:
-    """Everybody's `value`, by rank, for everybody; by way of the CPU. The first is rank 0's."""
+    """The `value` of every process, by rank; sent by way of the CPU."""
     values = [value] * world()
     if world() > 1:
         import torch.distributed as dist
@@ -35,7 +35,7 @@ def gather(value: Any) -> list[Any]:
 
 
 def largest(*values: int) -> list[int]:
-    """The largest of everybody's, one by one; asked at every step, so it is one message of numbers, by way of the CPU."""
+    """The maximum over all processes of each value; one message of integers by way of the CPU, cheap enough for every step."""
     if world() == 1:
         return list(map(int, values))
     import torch
@@ -47,7 +47,7 @@ def largest(*values: int) -> list[int]:
 
 
 def copy_first(tensors: Iterable[Tensor]) -> None:
-    """Everybody's `tensors` become rank 0's."""
+    """Overwrite `tensors` in every process with those of rank 0."""
     if world() > 1:
         import torch.distributed as dist
 
@@ -56,7 +56,7 @@ def copy_first(tensors: Iterable[Tensor]) -> None:
 
 
 def from_first(work: Callable[[], T]) -> T:
-    """What rank 0 alone does, and its result for everybody. After its InputError the others end, too, without a line."""
+    """Call `work` in rank 0 alone; returns its result in every process. After an InputError the others exit silently."""
     if world() == 1:
         return work()
     import torch.distributed as dist

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, strict JSON, and what Linux says of a process."""
+"""Atomic writes, strict JSON, and facts about a process from /proc."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 @contextmanager
 def atomic_write(path: str | os.PathLike, mode: str = "w"):
-    """Open a temporary file beside `path`, and put it in its place if all went well."""
+    """Open a temporary file beside `path`; without an error it replaces `path` at the end."""
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
@@ -19,7 +19,7 @@ def atomic_write(path: str | os.PathLike, mode: str = "w"):
             yield file
         os.replace(temporary, path)
     except OSError as error:
-        if error.filename in (None, str(temporary)):  # None: as for a full disk
+        if error.filename in (None, str(temporary)):  # None: for example a full disk
             error.filename = str(path)
         raise
     finally:
@@ -39,7 +39,7 @@ def to_json(content: dict, indent: int | None = None) -> str:
 
 
 def read_json_object(path: str | os.PathLike) -> dict:
-    """The object in a JSON file; empty where there is none."""
+    """The object in a JSON file; empty if the file is missing or holds none."""
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -48,13 +48,13 @@ def read_json_object(path: str | os.PathLike) -> dict:
 
 
 def started(pid: int) -> str:
-    """When a process of this machine began, so that another with its number is told from it; empty when it has ended."""
+    """The start time of a process of this machine, which tells it from a later one of the same number; empty if it has ended."""
     fields = read_process(pid, "stat").rpartition(")")[2].split()
     return fields[19] if fields and fields[0] != "Z" else ""
 
 
 def read_process(pid: int, name: str) -> str:
-    """What Linux says of a process in /proc; empty where there is none."""
+    """The text of /proc/PID/NAME; empty if there is no such process."""
     try:
         return Path(f"/proc/{pid}/{name}").read_text(encoding="utf-8", errors="replace")
     except OSError:

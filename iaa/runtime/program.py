@@ -1,4 +1,4 @@
-"""What every command does around its work: the log, and errors as one line and an exit status."""
+"""The frame of every command: its log, and its errors as one line and an exit status."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ log = logging.getLogger("eat")
 
 
 def tell(program: str, reason: object) -> None:
-    """One line that says why a command ends."""
+    """Print why a command ends, as one line."""
     print(f"{program}: {' '.join(str(reason).split())}", file=sys.stderr, flush=True)
 
 
 def guarded(program: str, work: Callable[[], int | None], rest: str = "nothing was saved yet") -> int:
-    """Do `work`; returns the exit status: its own or 0, 1 if it failed, 2 for a bad request, 128 and more if interrupted.
+    """Call `work`; returns the exit status: its result or 0, 1 if it failed, 2 for a bad request, 128 and more after a signal.
 
-    rest: what to tell after a signal, where there is no training run to go on with.
+    rest: end of the line that is printed after a signal, if no training run can be resumed.
     """
     level = logging.INFO if distributed.rank() == 0 else logging.ERROR
     logging.basicConfig(
@@ -42,7 +42,7 @@ def guarded(program: str, work: Callable[[], int | None], rest: str = "nothing w
     except OSError as error:
         what = f"{error.filename or 'a file'}: {error.strerror or error}"
         return fail(f"{what}; check the path and the disk", 2)
-    except SystemExit as stop:  # another process of the run tells why
+    except SystemExit as stop:  # another process of the run prints why
         return stop.code or 0
     except Interrupted as stop:
         if distributed.rank():

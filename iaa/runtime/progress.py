@@ -1,4 +1,4 @@
-"""Progress, shown on a terminal and nowhere else."""
+"""Progress bars, shown on a terminal only."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from iaa.runtime import distributed
 
 
 def bar(title: str, images: int, done: int = 0) -> tqdm:
-    """A bar that counts images, with their rate and the time left; none but rank 0's, and only on a terminal."""
+    """A bar of images done, their rate and the time left; rank 0 alone shows it, and only on a terminal."""
     hidden = True if distributed.rank() else None
     shown = {"unit": " images", "leave": False, "disable": hidden, "dynamic_ncols": True}
     return tqdm(desc=title, total=images, initial=done, **shown)

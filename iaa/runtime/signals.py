@@ -11,10 +11,10 @@ from iaa.errors import InputError, Interrupted
 
 
 class Watch:
-    """A context in which the first SIGINT or SIGTERM is only noted in `received`; a second one acts as ever."""
+    """A context in which the first SIGINT or SIGTERM only sets `received`, its number; a second one acts as usual."""
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
-    any_received = False  # by any watch of this process
+    any_received = False  # whether any instance of this process received one
 
     def __init__(self):
         self.received, self._before = 0, {}
@@ -37,7 +37,7 @@ class Watch:
 
 @contextmanager
 def signals_first(watch: Watch | None) -> Iterator[None]:
-    """A signal to a whole group ends the processes that read images, too: it is the signal that is told."""
+    """Turn an InputError after a signal into Interrupted: a signal to the process group ends the reading processes, too."""
     try:
         yield
     except InputError as error:

@@ -1,4 +1,4 @@
-"""What a run needs, made as its options ask: device, precision, data, network, training."""
+"""The parts of a run, made from its options: device, precision, data, network, trainer."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ SCHEDULE = attrgetter("init_lr", "num_epoch", "schedule", "decay_every", "decay_
 
 
 def pick_device(gpu_id: str | None) -> torch.device:
-    """The device of `--gpu_id`; by default the GPU of this process's number, else the CPU. Raises InputError."""
+    """The device of `--gpu_id`; by default the GPU with the number of this process, else the CPU. Raises InputError."""
     count, local = torch.cuda.device_count(), int(os.environ.get("LOCAL_RANK", "0"))
     if gpu_id == "cpu":
         return torch.device("cpu")
@@ -48,15 +48,15 @@ def pick_device(gpu_id: str | None) -> torch.device:
     if gpu_id is None and not count:
         return torch.device("cpu")
     if gpu_id is not None and (not gpu_id.isdecimal() or int(gpu_id) >= count):
-        found = f"GPUs 0 to {count - 1} are here" if count else "no GPU is here; use --gpu_id cpu"
-        raise InputError(f"--gpu_id {gpu_id}: no such GPU; {found}")
+        available = f"GPUs 0 to {count - 1} are here" if count else "no GPU is here; use --gpu_id cpu"
+        raise InputError(f"--gpu_id {gpu_id}: no such GPU; {available}")
     device = torch.device("cuda", int(gpu_id or local))
     torch.cuda.set_device(device)
     return device
 
 
 def pick_precisions(options: argparse.Namespace, device: torch.device) -> tuple[Precision, Precision]:
-    """The precision of training and validation, and that of test.csv, by `--amp`; and TF32 by `--tf32`."""
+    """The precision of training and validation, and the precision of test.csv, by `--amp`; sets TF32 by `--tf32`."""
     allow_tf32(options.tf32)
     named = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}
     if options.amp in named:
@@ -70,7 +70,7 @@ def pick_precisions(options: argparse.Namespace, device: torch.device) -> tuple[
 
 
 def pick_format(options: argparse.Namespace) -> Format:
-    """How the dataset's CSVs are written. Raises InputError where those of `--dataset csv` differ."""
+    """The label format of the dataset. Raises InputError if the files of `--dataset csv` have different columns."""
     if options.dataset != "csv":
         return FORMATS[options.dataset]
     folder, scale = Path(options.path_to_save_csv), (options.score_min, options.score_max)
@@ -91,12 +91,12 @@ def pick_decoders(options: argparse.Namespace) -> tuple[str, str]:
 
 
 def loaders(
-    options: argparse.Namespace, splits: Splits, side: int, device: torch.device, watch: Watch, like: str
+    options: argparse.Namespace, splits: Splits, side: int, device: torch.device, stop: Watch, like: str
 ) -> dict[str, DataLoader]:
-    """A loader for each split that is there, by its name. Fills the cache, if there is one. Raises Interrupted.
+    """A loader for each split, by its name. Fills the cache, if there is one. Raises Interrupted.
 
-    like: the dataset whose transforms the network knows. The processes share the batches; in the released protocol only
-    those of training.
+    side: of the network's input, in pixels. like: the dataset whose resize the network was trained with. Several
+    processes share the batches; under --released_protocol they share only those of training.
     """
     result, (decoder, eval_decoder) = {}, pick_decoders(options)
     images, workers = options.path_to_images, options.num_workers
@@ -107,22 +107,22 @@ def loaders(
         alone = options.released_protocol and not train
         transform, used, cache = Transform(like, side, train), decoder if train else eval_decoder, None
         if options.cache is not None:
-            cache = open_filled(options.cache, transform.resize, used, labels.images, images, workers, watch)
-        given = {"decoder": used, "cache": cache, "persistent": split != "test"}
-        given["pin_memory"] = device.type == "cuda"
+            cache = open_filled(options.cache, transform.resize, used, labels.images, images, workers, stop)
+        settings = {"decoder": used, "cache": cache, "persistent": split != "test"}
+        settings["pin_memory"] = device.type == "cuda"
         if not alone:
-            given |= {"rank": distributed.rank(), "world": distributed.world()}
+            settings |= {"rank": distributed.rank(), "world": distributed.world()}
         size = options.batch_size if train else options.eval_batch_size
-        result[split] = make_loader(labels, images, transform, size, workers, options.seed, **given)
+        result[split] = make_loader(labels, images, transform, size, workers, options.seed, **settings)
     return result
 
 
 def make_model(
     options: argparse.Namespace, weights: Weights | None, form: Format, dataset: str, device: torch.device
 ) -> nn.Module:
-    """The network of `options` with `weights`, or fresh, for the scores of `dataset`, as `form` has them; seeds the run.
+    """The network of `options` with `weights`, or with random ones, for the scores of `dataset`. Seeds the run.
 
-    Raises InputError where the network could not be evaluated.
+    form: format of these scores. Raises InputError if --eval is asked of weights that lack something.
     """
     torch.manual_seed(options.seed)
     names = ("interest_points", "refinement", "sync_interest_points", "drop_path_rate")
@@ -140,7 +140,7 @@ def make_model(
     elif options.model != "eat_nano" and not options.resume and not options.pretrained:
         remedy = "--path_to_model_weight takes ImageNet's"
         log.warning("warning: %s starts from random weights; %s", options.model, remedy)
-    if distributed.rank():  # rank 0 goes on as a single process would
+    if distributed.rank():  # rank 0 draws the random numbers of a single process
         torch.manual_seed(options.seed + distributed.rank())
     determinism.set_deterministic(options.deterministic, model, device)
     return model.to(device)
@@ -149,7 +149,7 @@ def make_model(
 def _checkpoint_gradients(model: nn.Module, name: str) -> None:
     try:
         model.set_grad_checkpointing(True)
-    except (AttributeError, AssertionError):  # as timm says it
+    except (AttributeError, AssertionError):  # raised by networks of timm
         raise InputError(f"--grad_checkpoint: {name} has no such way; leave it out") from None
 
 
@@ -181,7 +181,7 @@ def _fill(model: nn.Module, weights: Weights, options: argparse.Namespace) -> No
 
 
 def network_notes(options: argparse.Namespace, weights: Weights | None) -> list[str]:
-    """What a user should know of the interest points and the refinement of this run, line by line."""
+    """Lines for the log on the interest points and the refinement of this run."""
     if options.interest_points is None:  # a network of timm
         return []
     notes = [f"interest points: {options.interest_points}; offset refinement: {options.refinement}"]
@@ -204,14 +204,14 @@ def network_notes(options: argparse.Namespace, weights: Weights | None) -> list[
     return notes
 
 
-def remember(model: nn.Module, splits: Splits) -> None:
-    """Note in the network which photographs it is going to be trained on and selected by; its files keep it."""
-    seen = Seen.from_texts(model.photographs, "the weights")
-    model.photographs = (seen | Seen.of(splits.train.images, splits.val.images)).as_texts()
+def note_photographs(model: nn.Module, splits: Splits) -> None:
+    """Note in the network, and so in its files, the photographs that it is trained on and selected by."""
+    before = Seen.from_texts(model.photographs, "the weights")
+    model.photographs = (before | Seen.of(splits.train.images, splits.val.images)).as_texts()
 
 
 def calibrate(
-    options, train: Labels, model, device: torch.device, folder: Path, watch: Watch, like: str
+    options, train: Labels, model, device: torch.device, folder: Path, stop: Watch, like: str
 ) -> None:
     """Estimate the running interest points from `--calibrate_points` images of train.csv, and save the network."""
     count = min(options.calibrate_points, len(train))
@@ -221,17 +221,17 @@ def calibrate(
     transform, pinned = Transform(like, model.img_size, train=False), device.type == "cuda"
     images, workers = options.path_to_images, options.num_workers
     loader = make_loader(labels, images, transform, options.batch_size, workers, pin_memory=pinned)
-    with engine.without_training("calibrate", loader, device, watch) as items:
+    with engine.eval_batches("calibrate", loader, device, stop) as items:
         models.calibrate_points(model, (to_input(batch, device, model.statistics) for batch in items))
     path = folder / "checkpoints" / "calibrated.pth"
     checkpoint.save(path, model.state_dict())
     log.info("running interest points estimated from %d training images, saved in %s", count, path)
 
 
-def make_training(
+def make_trainer(
     options: argparse.Namespace, model: nn.Module, precision: Precision, checkpoints: Path
-) -> engine.Training:
-    """The training that the options ask for, at its start. checkpoints: the folder of last.pt, which is made ready."""
+) -> engine.Trainer:
+    """The trainer of a run, at its start or where --resume goes on. checkpoints: the folder of last.pt, which is made."""
     checkpoint.make_ready(checkpoints)
     network, unsynced = model, nullcontext
     if distributed.world() > 1:
@@ -242,11 +242,11 @@ def make_training(
     refinement = None
     if options.refinement == "scheduled":
         refinement = models.RefinementSchedule(*EXPLORATION(options))
-    given = options.accumulate, options.clip_grad
-    stepper = Stepper(model, optimizer, schedule, precision, *given, refinement, unsynced)
+    settings = options.accumulate, options.clip_grad, refinement, unsynced
+    stepper = Stepper(model, optimizer, schedule, precision, *settings)
     progress = checkpoint.Progress()
     if options.resume:
         progress = checkpoint.restore(checkpoints, stepper)
         log.info("resumed after %d epochs and %d batches", progress.epoch, progress.step)
     limits = options.save_minutes, options.max_bad_steps
-    return engine.Training(network, stepper, make_loss(options.loss), checkpoints, *limits, progress)
+    return engine.Trainer(network, stepper, make_loss(options.loss), checkpoints, *limits, progress)

@@ -1,4 +1,4 @@
-"""Where a training run stands, written so that it can be lost at any moment, and read back to the bit."""
+"""The state of a training run: written so that the run may be killed at any moment, and restored to the bit."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ log = logging.getLogger("eat")
 
 LAST, PREVIOUS = "last.pt", "previous.pt"
 BEST = "best.pth"
-PARTS = ("model", "optimizer", "scaler")  # of a Stepper
+PARTS = ("model", "optimizer", "scaler")  # attributes of a Stepper
 
 
 @dataclass
 class Progress:
-    """Where a training run stands: all of it goes into last.pt, and comes back."""
+    """How far a training run has come; last.pt holds all of it."""
 
     epoch: int = 0  # epochs done
-    step: int = 0  # batches done of the next one; the sampler goes on after them
-    loss: float = 0.0  # sum over their images
-    images: int = 0  # of them
-    seconds: float = 0.0  # spent on them
-    bad_steps: list[dict] = field(default_factory=list)  # whose loss or gradient was not finite
+    step: int = 0  # batches done of the current epoch
+    loss: float = 0.0  # sum over the images of these batches
+    images: int = 0  # of these batches
+    seconds: float = 0.0  # spent on these batches
+    bad_steps: list[dict] = field(default_factory=list)  # steps left out: loss or gradient was not finite
     best_epoch: int = 0
     best_value: float = -math.inf
     history: list[dict[str, float]] = field(default_factory=list)
 
 
 def save(path: Path, content: dict) -> None:
-    """torch.save by rank 0: what was at `path` stays whole until the new file is. Raises OSError, with the path."""
+    """torch.save by rank 0, atomic and flushed to the disk. Raises OSError, with the path."""
     if distributed.rank():
         return
     path.parent.mkdir(exist_ok=True)
@@ -50,7 +50,7 @@ def save(path: Path, content: dict) -> None:
             torch.save(content, file)
             file.flush()
             os.fsync(file.fileno())
-    except (OSError, RuntimeError) as error:  # torch wraps what the file says
+    except (OSError, RuntimeError) as error:  # torch wraps the file's OSError
         cause = error if isinstance(error, OSError) else error.__context__
         code = getattr(cause, "errno", None) or errno.EIO
         what = f"not written ({os.strerror(code)}); the checkpoint before it is kept"
@@ -58,7 +58,7 @@ def save(path: Path, content: dict) -> None:
 
 
 def make_ready(folder: Path) -> None:
-    """Make the folder; remove what a run that was killed while it saved has left half-written."""
+    """Make the folder; remove unfinished files of a run that was killed while it saved."""
     if distributed.rank() == 0:
         folder.mkdir(exist_ok=True)
         for path in [*folder.glob(".*.tmp"), folder / f"{LAST}.new"]:
@@ -66,12 +66,12 @@ def make_ready(folder: Path) -> None:
 
 
 def snapshot(stepper: Stepper, progress: Progress) -> dict:
-    """All that last.pt holds. Every process must call it: each has random states of its own."""
+    """The content of last.pt. Every process must call this: each has its own random state."""
     cuda = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
-    own = {"random": {"torch": torch.get_rng_state(), "cuda": cuda}}
-    own |= {"loss": progress.loss, "images": progress.images}
+    process = {"random": {"torch": torch.get_rng_state(), "cuda": cuda}}
+    process |= {"loss": progress.loss, "images": progress.images}
     parts = {name: getattr(stepper, name).state_dict() for name in PARTS}
-    return parts | {"progress": vars(progress), "processes": distributed.gather(own)}
+    return parts | {"progress": vars(progress), "processes": distributed.gather(process)}
 
 
 def save_last(folder: Path, content: dict) -> None:
@@ -92,12 +92,12 @@ def save_best(folder: Path, model: nn.Module, epoch: int) -> None:
 
 
 def restore(folder: Path, stepper: Stepper) -> Progress:
-    """Put last.pt, or where it is damaged previous.pt, back into its parts and into the generators of random numbers.
+    """Restore `stepper` and the random generators from last.pt, or from previous.pt if last.pt is damaged.
 
-    Rank 0 alone reads it. Returns where the run stood. Raises InputError where neither is of this network and this number
-    of processes.
+    Rank 0 alone reads the file. Returns the run's progress. Raises InputError if neither file fits this network and this
+    number of processes.
     """
-    progress = _put_back(distributed.from_first(partial(_read, folder, stepper)), stepper)
+    progress = _restore_parts(distributed.from_first(partial(_read, folder, stepper)), stepper)
     if progress.best_epoch and not distributed.from_first((folder / BEST).is_file):
         log.warning("warning: %s is lost; the best epoch is looked for from here on", folder / BEST)
         progress.best_epoch, progress.best_value = 0, -math.inf
@@ -105,7 +105,7 @@ def restore(folder: Path, stepper: Stepper) -> Progress:
 
 
 def _read(folder: Path, stepper: Stepper) -> dict:
-    """The last checkpoint that can be put back."""
+    """The content of the newest checkpoint that can be restored."""
     paths = [path for path in (folder / LAST, folder / PREVIOUS) if path.is_file()]
     if not paths:
         raise InputError(f"{folder / LAST}: no such checkpoint; nothing was saved yet, start the run anew")
@@ -113,7 +113,7 @@ def _read(folder: Path, stepper: Stepper) -> dict:
     for path in paths:
         try:
             content = check_processes(path)
-            _put_back(content, stepper)
+            _restore_parts(content, stepper)
             break
         except InputError:
             raise
@@ -123,13 +123,13 @@ def _read(folder: Path, stepper: Stepper) -> dict:
         raise InputError("; ".join(problems))
     for problem in problems:
         log.warning("warning: %s; going on from %s instead", problem, path.name)
-    if problems:  # or the next save would push the damaged one over the good one
+    if problems:  # else the next save would replace the good previous.pt by the damaged last.pt
         os.replace(path, folder / LAST)
     return content
 
 
 def check_processes(path: Path, mmap: bool = False) -> dict:
-    """What a checkpoint holds. Raises InputError where it is of another number of processes, anything where it is damaged."""
+    """The content of a checkpoint. Raises InputError if another number of processes wrote it, any error if it is damaged."""
     content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
     there, here = len(content["processes"]), distributed.world()
     if there != here:
@@ -137,21 +137,24 @@ def check_processes(path: Path, mmap: bool = False) -> dict:
     return content
 
 
-def _put_back(content: dict, stepper: Stepper) -> Progress:
+def _restore_parts(content: dict, stepper: Stepper) -> Progress:
     for name in PARTS:
         getattr(stepper, name).load_state_dict(content[name])
-    own = dict(content["processes"][distributed.rank()])
-    random = own.pop("random")  # of the generators that networks draw from; loaders have their own
+    process = dict(content["processes"][distributed.rank()])
+    random = process.pop("random")  # networks draw from these generators; loaders have their own
     torch.set_rng_state(random["torch"])
     if random["cuda"] is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(random["cuda"])
-    known = {field.name for field in fields(Progress)}  # an older run may have others
-    return Progress(**{name: value for name, value in (content["progress"] | own).items() if name in known})
+    names = [field.name for field in fields(Progress)]
+    saved = content["progress"] | process
+    return Progress(
+        **{name: saved[name] for name in names if name in saved}
+    )  # an older run may have other keys
 
 
 def epoch_of(path: Path) -> int | None:
-    """The epoch that a best.pth is of; None where it does not say."""
+    """The epoch of a best.pth; None if the file does not say."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True)._metadata[""]["epoch"]
-    except Exception:  # missing, damaged or of another program
+    except Exception:  # missing, damaged or another program's
         return None

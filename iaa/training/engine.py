@@ -1,4 +1,4 @@
-"""One epoch of training, one evaluation, and the fit loop that strings them together."""
+"""One epoch of training, one evaluation, and the loop over epochs."""
 
 from __future__ import annotations
 
@@ -25,33 +25,35 @@ from iaa.runtime.progress import bar
 from iaa.runtime.signals import Watch, signals_first
 from iaa.training import checkpoint
 from iaa.training.checkpoint import Progress
-from iaa.training.meters import DataWait, Sent
+from iaa.training.meters import DataWait, PendingLosses
 from iaa.training.steps import Precision, Stepper
 from util import Pairs, compute_metrics
 
 log = logging.getLogger("eat")
 
-CHECK_EVERY = 10  # steps between two looks at the losses, and at what the other processes want
+CHECK_EVERY = 10  # steps after which the losses are read
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a network says of one split, in the CSV's order."""
+    """A network's outputs for one split and the metrics of them, in the order of the CSV."""
 
     names: list[str]
     outputs: np.ndarray  # (N, outputs), raw
     targets: np.ndarray  # (N, outputs)
-    loss: float  # mean over images of their batch's; nan where the network is of another dataset's levels
+    loss: (
+        float  # mean of the batches' losses, weighted by images; nan if outputs and targets differ in number
+    )
     metrics: dict[str, float]
     pairs: Pairs
-    points: dict[str, float]  # `EAT.look` at the first batch; empty for another network
+    points: dict[str, float]  # `EAT.look` for the first batch; empty for a network of timm
 
 
 @dataclass
-class Training:
-    """What stays the same over the epochs of a run, and what it does between two steps.
+class Trainer:
+    """Trains a network epoch by epoch, saves last.pt and best.pth, and leaves out bad steps.
 
-    network: the model, or what wraps it, for training. checkpoints: the folder of last.pt.
+    network: the model, or DistributedDataParallel around it. checkpoints: the folder of last.pt.
     """
 
     network: Callable[[Tensor], Tensor]
@@ -64,26 +66,24 @@ class Training:
 
     def __post_init__(self):
         self.device = self.stepper.precision.device
-        self.saved_at, self.told_of_waiting = time.monotonic(), False
-        self.unread: list[tuple[int, Tensor, list[str]]] = []  # number, loss and images of batches
-        self.sent, self.latest = (
-            [],
-            math.nan,
-        )  # of them, those on their way to the host; the last that has arrived
+        self.saved_at, self.warned_of_waiting = time.monotonic(), False
+        self.unread: list[tuple[int, Tensor, list[str]]] = []  # number, loss and image names of each batch
+        self.pending: list[PendingLosses] = []  # losses on their way to the host
+        self.last_loss = math.nan  # the last one that has arrived
 
     def save(self) -> None:
-        """Write last.pt. Every process must call it."""
+        """Write last.pt. Every process must call this."""
         self._read_losses()
-        distributed.copy_first(self.stepper.model.buffers())  # running points, until here each process's own
+        distributed.copy_first(self.stepper.model.buffers())  # each process has running points of its own
         checkpoint.save_last(self.checkpoints, checkpoint.snapshot(self.stepper, self.progress))
-        distributed.largest(0)  # nobody ends, which may end others, before it is written
+        distributed.largest(0)  # wait: a process that ends may end rank 0, which is still writing
         self.saved_at = time.monotonic()
 
-    def epoch(self, loader: DataLoader, watch: Watch) -> None:
-        """What is left of the epoch under way; `progress` says where it stands.
+    def epoch(self, loader: DataLoader, stop: Watch) -> None:
+        """Train the rest of the current epoch, from `progress.step` on.
 
-        Raises Interrupted when a signal came and last.pt is saved; TrainingError when more than `max_bad_steps` losses
-        were not finite, or memory ran out; InputError when a batch cannot be read, with last.pt saved.
+        Raises Interrupted after a signal, with last.pt saved; TrainingError if more than `max_bad_steps` losses were not
+        finite, or memory ran out; InputError if a batch cannot be read, with last.pt saved if the last step is complete.
         """
         progress, draws, wait = self.progress, loader.batch_sampler, DataWait(self.device)
         done, began = progress.step, time.perf_counter() - progress.seconds
@@ -91,26 +91,26 @@ class Training:
         with bar(f"epoch {progress.epoch + 1}", draws.images, done * draws.batch_size) as shown:
             try:
                 for batch in wait.timed(batches(loader, progress.epoch, done)):
-                    whole = self._batch(batch, done, len(loader))
+                    stepped = self._batch(batch, done, len(loader))
                     done += 1
                     shown.update(len(batch.names))
-                    if not whole:
+                    if not stepped:
                         continue
                     progress.step = done
                     if done // self.stepper.accumulate % CHECK_EVERY == 0 or done == len(loader):
                         loss = self._read_losses(wait=done == len(loader))
                         shown.set_postfix_str(f"loss {loss:.4f}, waiting for data {wait.share:.0%}")
-                        self._tell_of_waiting(wait, loader.num_workers)
+                        self._warn_of_waiting(wait, loader.num_workers)
                     progress.seconds = time.perf_counter() - began
-                    self._save_if_asked(watch, done < len(loader))
-            except InputError:  # where a batch is waited for, so that the step before it is whole
+                    self._save_if_asked(stop, done < len(loader))
+            except InputError:  # raised while it waits for a batch: the step before is complete
                 if distributed.world() == 1 and progress.step == done:
                     self.save()
-                with signals_first(watch):
+                with signals_first(stop):
                     raise
 
     def _batch(self, batch: Batch, number: int, batches: int) -> bool:
-        """Forward, backward and, where its turn has come, a step. Returns whether there was one."""
+        """Forward, backward and, after the last batch of a step, the step. Returns whether there was a step."""
         stepper, now = self.stepper, self.progress.epoch + (number + 0.5) / batches
         together, last = stepper.shares(number, batches)
         half = max(1, len(batch.names) // 2)
@@ -132,37 +132,37 @@ class Training:
         self.unread.append((number, loss, batch.names))
         return last
 
-    def _save_if_asked(self, watch: Watch, within: bool) -> None:
-        """Save where the time has come or a signal came, here or in another process. within: the epoch is not over."""
+    def _save_if_asked(self, stop: Watch, within: bool) -> None:
+        """Save if it is time, or if this or another process got a signal. within: the epoch is not over."""
         due = within and time.monotonic() - self.saved_at >= self.save_minutes * 60
-        due, signal = distributed.largest(due, watch.received)
+        due, signal = distributed.largest(due, stop.received)
         if due or signal:
             self.save()
         if signal:
             raise Interrupted(signal)
 
     def _read_losses(self, wait: bool = True) -> float:
-        """Sum up the losses since the last look, the finite ones; returns the last. Every process must call it.
+        """Add the finite losses since the last call to `progress`; returns the last one. Every process must call this.
 
-        wait: else, on a GPU, those of the look before, which have long been there: the device is not stopped.
-        Raises TrainingError when more than `max_bad_steps` of all processes were not finite; bad_steps.json lists them.
+        wait=False: read only losses whose copy has finished, so that the GPU never stalls.
+        Raises TrainingError if more than `max_bad_steps` of all processes were not finite; bad_steps.json lists them.
         """
         if self.unread:
-            self.sent.append(Sent.of(self.unread))
+            self.pending.append(PendingLosses.of(self.unread))
             self.unread = []
         progress, bad = self.progress, []
-        while self.sent and (wait or len(self.sent) > 1 or self.sent[0].arrived is None):
-            for (number, _, names), value in self.sent.pop(0).read():
-                self.latest = value
+        while self.pending and (wait or len(self.pending) > 1 or self.pending[0].arrived is None):
+            for (number, _, names), value in self.pending.pop(0).read():
+                self.last_loss = value
                 if math.isfinite(value):
                     progress.loss += value * len(names)
                     progress.images += len(names)
                 else:
-                    place = {"epoch": progress.epoch + 1, "step": number + 1}
-                    bad.append(place | {"loss": str(value), "images": names})
+                    row = {"epoch": progress.epoch + 1, "step": number + 1, "loss": str(value)}
+                    bad.append(row | {"images": names})
         for row in itertools.chain(*distributed.gather(bad)):
             self._leave_out(row)
-        return self.latest
+        return self.last_loss
 
     def _leave_out(self, row: dict) -> None:
         bad, allowed = self.progress.bad_steps, self.max_bad_steps
@@ -178,14 +178,14 @@ class Training:
             )
         log.warning("warning: %s: the step is left out (%d of --max_bad_steps %d)", what, len(bad), allowed)
 
-    def _tell_of_waiting(self, wait: DataWait, workers: int) -> None:
-        if not self.told_of_waiting and wait.is_bottleneck:
-            self.told_of_waiting = True
+    def _warn_of_waiting(self, wait: DataWait, workers: int) -> None:
+        if not self.warned_of_waiting and wait.is_bottleneck:
+            self.warned_of_waiting = True
             remedy = f"raise --num_workers (now {workers}), or keep the decoded pictures with --cache FOLDER"
             log.info("training waits for images %.0f %% of the time: %s", 100 * wait.share, remedy)
 
     def end_epoch(self, validation: Evaluation, select_by: str) -> None:
-        """Add the epoch's row to the history, and write last.pt, and best.pth if it is the best by `select_by`."""
+        """Add the epoch's row to the history; write best.pth if it is the best by `select_by`, and last.pt."""
         progress, metrics = self.progress, validation.metrics
         epoch, lr = progress.epoch + 1, self.stepper.optimizer.param_groups[0]["lr"]
         loss, images = map(sum, zip(*distributed.gather((progress.loss, progress.images)), strict=True))
@@ -203,7 +203,7 @@ class Training:
 
 @contextmanager
 def memory_watched(batch_size: int, device: torch.device, remedy: str):
-    """Running out of memory becomes a TrainingError that says how much was taken, and what to try."""
+    """Turn torch's OutOfMemoryError into a TrainingError that says how much memory was taken, and `remedy`."""
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -216,20 +216,23 @@ def memory_watched(batch_size: int, device: torch.device, remedy: str):
 
 
 @contextmanager
-def without_training(title: str, loader: DataLoader, device: torch.device, watch: Watch | None):
-    """The batches of a loader, counted by a bar, while memory and a single process's signals are watched."""
+def eval_batches(title: str, loader: DataLoader, device: torch.device, stop: Watch | None):
+    """The batches of a loader for a network that is not trained, with a progress bar.
+
+    Raises Interrupted after a signal to a single process, TrainingError if memory runs out.
+    """
     draws, half = loader.batch_sampler, max(1, loader.batch_sampler.batch_size // 2)
     remedy = f"try --eval_batch_size {half}, or --batch_size where points are calibrated"
 
     def items() -> Iterator[Batch]:
         for batch in batches(loader):
-            if watch is not None and watch.received and distributed.world() == 1:
-                raise Interrupted(watch.received)
+            if stop is not None and stop.received and distributed.world() == 1:
+                raise Interrupted(stop.received)
             yield batch
             shown.update(len(batch.names))
 
     memory = memory_watched(draws.batch_size, device, remedy)
-    with bar(title, draws.images) as shown, memory, signals_first(watch):
+    with bar(title, draws.images) as shown, memory, signals_first(stop):
         yield items()
 
 
@@ -241,68 +244,67 @@ def evaluate(
     form: Format,
     precision: Precision,
     title: str = "evaluate",
-    watch: Watch | None = None,
+    stop: Watch | None = None,
     trained: Format | None = None,
 ) -> Evaluation:
-    """Run the network over a split, and compute all metrics, in the CSV's order.
+    """Run the network over a split, and compute all metrics, in the order of the CSV.
 
-    form: of the labels. trained: of the dataset that the network was trained on, where it is another one.
-    Several processes share the batches if the loader does, and all return the whole; else rank 0 evaluates for all.
-    Raises TrainingError where an output is not finite, Interrupted when a signal comes to a single process.
+    form: format of the labels. trained: format of the dataset that the network was trained on, if it is another one.
+    Several processes share the batches if the loader does; else rank 0 evaluates alone. All return the same result.
+    Raises TrainingError if an output is not finite, Interrupted after a signal to a single process.
     """
-    labels, device, own, points = loader.batch_sampler.labels, precision.device, [], {}
+    labels, device, results, points = loader.batch_sampler.labels, precision.device, [], {}
     if loader.batch_sampler.world == distributed.world() or distributed.rank() == 0:
         model.eval()
-        with without_training(title, loader, device, watch) as items:
+        with eval_batches(title, loader, device, stop) as items:
             for batch in items:
                 images = to_input(batch, device, model.statistics)
                 with precision():
-                    if not own and hasattr(model, "look"):
+                    if not results and hasattr(model, "look"):
                         points = model.look(images)
                     output = model(images).float()
                 targets = batch.targets.to(device, non_blocking=True)
                 loss = criterion(output, targets) if output.shape == targets.shape else torch.tensor(math.nan)
-                own.append((output, loss * len(output)))
-    parts = distributed.gather([(output.cpu().numpy(), loss.item()) for output, loss in own])
+                results.append((output, loss * len(output)))
+    parts = distributed.gather([(output.cpu().numpy(), loss.item()) for output, loss in results])
     points = distributed.gather({name: value.item() for name, value in points.items()})[0]
-    whole = [part for row in itertools.zip_longest(*parts) for part in row if part is not None]
-    names, outputs = labels.images.tolist(), np.concatenate([output for output, _ in whole])
+    ordered = [part for row in itertools.zip_longest(*parts) for part in row if part is not None]
+    names, outputs = labels.images.tolist(), np.concatenate([output for output, _ in ordered])
     if not (finite := np.isfinite(outputs).all(1)).all():
         raise TrainingError(
             f"{title}: the outputs for {(~finite).sum()} of {len(names)} images are not finite, first "
             f"{names[int(np.argmin(finite))]}; lower --init_lr, or look at the weights"
         )
-    loss, pairs = sum(loss for _, loss in whole) / len(names), form.pairs(outputs, labels, trained)
+    loss, pairs = sum(loss for _, loss in ordered) / len(names), form.pairs(outputs, labels, trained)
     return Evaluation(names, outputs, labels.targets, loss, compute_metrics(pairs), pairs, points)
 
 
 def fit(
-    training: Training,
+    trainer: Trainer,
     data: dict[str, DataLoader],
     form: Format,
     precision: Precision,
-    watch: Watch,
+    stop: Watch,
     select_by: str,
 ) -> Iterator[Progress]:
-    """Train from where `training.progress` stands to the schedule's last epoch; yields it after each epoch.
+    """Train from where `trainer.progress` stands to the schedule's last epoch; yields it after each epoch.
 
-    data: loaders `train` and `val`. best.pth is of the epoch that is best on `val` by `select_by` (`srcc`, `plcc`,
-    `accuracy`, or `loss`, the lower the better). precision: of the validation.
-    Raises Interrupted when a signal came, with last.pt saved.
+    data: loaders `train` and `val`. precision: of the validation. select_by: the metric on `val` that picks best.pth:
+    `srcc`, `plcc`, `accuracy`, or `loss`, the lower the better. Raises Interrupted after a signal, with last.pt saved.
     """
-    progress, model = training.progress, training.stepper.model
-    while progress.epoch < training.stepper.schedule.num_epoch:
-        training.epoch(data["train"], watch)
-        if distributed.world() > 1:  # they agree on a signal only after the validation, which may take long
-            training.save()
+    progress, model = trainer.progress, trainer.stepper.model
+    while progress.epoch < trainer.stepper.schedule.num_epoch:
+        trainer.epoch(data["train"], stop)
+        if distributed.world() > 1:  # a signal is answered only after the validation, which may take long
+            trainer.save()
         start = time.perf_counter()
         try:
-            validation = evaluate(model, data["val"], training.criterion, form, precision, "validate", watch)
+            validation = evaluate(model, data["val"], trainer.criterion, form, precision, "validate", stop)
         except Interrupted:
-            training.save()
+            trainer.save()
             raise
         progress.seconds += time.perf_counter() - start
-        training.end_epoch(validation, select_by)
+        trainer.end_epoch(validation, select_by)
         yield progress
-        if signal := distributed.largest(watch.received)[0]:
+        if signal := distributed.largest(stop.received)[0]:
             raise Interrupted(signal)

@@ -1,4 +1,4 @@
-"""What a long run says of itself without stopping the device: its losses, and the share of time spent waiting for data."""
+"""Losses, and the share of time spent waiting for data, read without stopping the device."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from torch import Tensor
 from dataset import Batch
 
 
-class Sent(NamedTuple):
-    """Losses on their way from the device. arrived: None where they need no time."""
+class PendingLosses(NamedTuple):
+    """Losses on their way from the device. arrived: an event after the copy; None on a CPU."""
 
     rows: list[tuple[int, Tensor, list[str]]]
     values: Tensor
     arrived: torch.cuda.Event | None
 
     @classmethod
-    def of(cls, rows: list[tuple[int, Tensor, list[str]]]) -> Sent:
+    def of(cls, rows: list[tuple[int, Tensor, list[str]]]) -> PendingLosses:
         values = torch.stack([loss for _, loss, _ in rows])
         if not values.is_cuda:
             return cls(rows, values, None)
@@ -36,16 +36,17 @@ class Sent(NamedTuple):
 
 
 class DataWait:
-    """How much of the time the device has nothing to do and the next batch is not there, from the first one on."""
+    """The share of time in which the device is idle and waits for the next batch, from the first batch on."""
 
     def __init__(self, device: torch.device):
         self.device, self.steps, self._waited, self._began = device, 0, 0.0, 0.0
 
     def idle(self) -> bool:
-        """A GPU may work on while its next batch is waited for."""
+        """Whether the device has no work left; a GPU may still compute while the next batch is awaited."""
         return self.device.type != "cuda" or torch.cuda.current_stream(self.device).query()
 
     def timed(self, items: Iterable[Batch]) -> Iterator[Batch]:
+        """The same batches; measures how long each was waited for."""
         iterator = iter(items)
         while True:
             idle, start = self.idle(), time.perf_counter()
@@ -55,13 +56,13 @@ class DataWait:
             if self.steps:
                 self._waited += idle * (now - start)
             else:
-                self._began = now  # the first batch has the workers' start in it
+                self._began = now  # before it the workers started
             self.steps += 1
             yield item
 
     @property
     def share(self) -> float:
-        """Of the time since the first batch, 0 to 1."""
+        """Share of the time since the first batch, 0 to 1."""
         return self._waited / (time.perf_counter() - self._began) if self.steps > 1 else 0.0
 
     @property

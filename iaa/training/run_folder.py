@@ -1,4 +1,4 @@
-"""A run's folder: made ready, begun, ended; and the options of a run that goes on."""
+"""The folder of a run: its files, what became of it, and the options of a run that is resumed."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from option import resumed
 
 log = logging.getLogger("eat")
 
-# Every file that a run writes, by the folder in the run's.
+# Every file that a run writes, by subfolder.
 _WEIGHTS = ("best.pth", "calibrated.pth", "released_style.pth", "*_AOT_vacc_*.pth")
 _STATES = ("last.pt", "previous.pt", "last.pt.new", ".*.tmp", "bad_steps.json")
-_OLDER = ("previous_best.pth", "best.pth.new")  # of runs of before
+_OLDER = ("previous_best.pth", "best.pth.new")  # written by older versions
 _FILES = {
     "checkpoints": (*_WEIGHTS, *_STATES, *_OLDER),
     "tensorboard": ("events.out.tfevents*",),
@@ -38,10 +38,10 @@ _FILES = {
 }
 
 
-def continued(given: Mapping[str, Any]) -> dict[str, Any]:
-    """`given` options over those of the run that is resumed, or that torchrun has started again; else just they.
+def resume_options(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The `given` options; if the run is resumed, or restarted by torchrun, over the options that it began with.
 
-    Rank 0 alone looks into the run's folder, which the others need not see. Raises InputError.
+    Rank 0 alone reads the run's folder; the other processes need not see it. Raises InputError.
     """
     if os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0" and not given.get("experiment_dir_name"):
         raise InputError(
@@ -49,41 +49,41 @@ def continued(given: Mapping[str, Any]) -> dict[str, Any]:
         )
     [restarts] = distributed.largest(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")))
     if restarts and not given.get("resume"):
-        given = distributed.from_first(partial(_restarted, given))
+        given = distributed.from_first(partial(_restart_options, given))
     if not (given.get("resume") and given.get("experiment_dir_name")):
         return dict(given)
-    return distributed.from_first(partial(_saved, given, Path(given["experiment_dir_name"]))) | given
+    return distributed.from_first(partial(_saved_options, given, Path(given["experiment_dir_name"]))) | given
 
 
-def _restarted(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a run's start, after torchrun has started its processes again: it resumes, or starts anew."""
+def _restart_options(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a restart: the run resumes, or begins anew if nothing was saved."""
     folder = Path(given["experiment_dir_name"])
     if any((folder / "checkpoints").glob("*.pt")):
         same = {name: value for name, value in given.items() if name != "overwrite" and value != "auto"}
         return same | {"resume": True}
     if (
         read_json_object(folder / "run.json").get("status") == "done"
-    ):  # another run, for which this one was refused
+    ):  # a finished run, because of which the first start was refused
         return dict(given)
     return {**given, "overwrite": True}
 
 
-def _saved(given: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+def _saved_options(given: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     options = resumed(given, folder / "options.json")
     try:
         check_processes(folder / "checkpoints" / LAST, mmap=True)
-    except InputError:  # before anything is touched
+    except InputError:  # told before any file is changed
         raise
-    except Exception:  # missing or damaged, as the training will say
+    except Exception:  # missing or damaged: `checkpoint.restore` will say so
         pass
     return options
 
 
 @contextmanager
-def kept(folder: Path, options: argparse.Namespace, parameters: dict) -> Iterator[None]:
-    """While a run works in its folder: run.json says what becomes of it, and an error how to go on.
+def recorded(folder: Path, options: argparse.Namespace, parameters: dict) -> Iterator[None]:
+    """Write options.json and run.json, and the outcome of an error; add to the error how to resume.
 
-    parameters: those that a search has chosen. Of several processes, the first alone writes.
+    parameters: the options that a search has chosen. Rank 0 alone writes.
     """
     if distributed.rank() == 0:
         content = {"status": "running", "reason": None, "started": _now(), "ended": None}
@@ -97,9 +97,9 @@ def kept(folder: Path, options: argparse.Namespace, parameters: dict) -> Iterato
     except BaseException as error:
         if isinstance(error, InputError) and not any(checkpoints.glob("*")):
             if distributed.rank() == 0:
-                remove_run(folder)  # nothing came of it: the same command may be given again
+                remove_run(folder)  # so that the corrected command finds no run in its folder
             raise
-        end(folder, error)
+        write_outcome(folder, error)
         if options.eval or not (checkpoints / LAST).is_file():
             raise
         if isinstance(error, Interrupted):
@@ -110,8 +110,8 @@ def kept(folder: Path, options: argparse.Namespace, parameters: dict) -> Iterato
         raise
 
 
-def end(folder: Path, outcome: dict | BaseException) -> None:
-    """Note in run.json how the run ended: done, and its result; stopped or failed, and why. Rank 0 alone does."""
+def write_outcome(folder: Path, outcome: dict | BaseException) -> None:
+    """Write to run.json how the run ended: done, with its result; or stopped or failed, with the reason. Rank 0 alone does."""
     failed = isinstance(outcome, BaseException)
     stopped = isinstance(outcome, (Interrupted, KeyboardInterrupt))
     note = {"status": "stopped" if stopped else "failed" if failed else "done", "ended": _now()}
@@ -119,7 +119,7 @@ def end(folder: Path, outcome: dict | BaseException) -> None:
     content, path = {"started": _now(), "parameters": {}}, folder / "run.json"
     with suppress(OSError, ValueError):
         content = json.loads(path.read_text(encoding="utf-8"))
-    with suppress(OSError) if failed else nullcontext():  # the disk may be what it failed for
+    with suppress(OSError) if failed else nullcontext():  # the disk may be full
         if distributed.rank() == 0:
             folder.mkdir(parents=True, exist_ok=True)
             write_json(path, content | note | {"result": None if failed else outcome})
@@ -129,22 +129,20 @@ def _now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S%z")
 
 
-def open_folder(options: argparse.Namespace, keep: Path | None) -> Path:
-    """The folder of a run, for all processes: the one that is given, made ready, or a new one under runs/.
+def open_folder(folder: str | None, name: str, resume: bool, overwrite: bool, keep: Path | None) -> Path:
+    """The folder of a run, for all processes: `folder`, made ready unless it is resumed, or a new runs/NAME-TIME.
 
-    keep: see `prepare_folder`. Raises InputError.
+    overwrite, keep: see `prepare_folder`. Raises InputError.
     """
 
-    def opened() -> str:
-        given = options.experiment_dir_name
-        if given is None:
-            name = f"{options.dataset}-{'eval' if options.eval else options.model.replace('/', '-')}"
+    def make_ready() -> str:
+        if folder is None:
             return str(_new_folder(Path("runs"), name))
-        if not options.resume:
-            prepare_folder(Path(given), options.overwrite, keep)
-        return given
+        if not resume:
+            prepare_folder(Path(folder), overwrite, keep)
+        return folder
 
-    return Path(distributed.from_first(opened))
+    return Path(distributed.from_first(make_ready))
 
 
 def _new_folder(parent: Path, name: str) -> Path:
@@ -157,9 +155,9 @@ def _new_folder(parent: Path, name: str) -> Path:
 
 
 def prepare_folder(folder: Path, overwrite: bool, keep: Path | None = None) -> None:
-    """Make `folder` ready for a new run. keep: a file that must not be overwritten with it.
+    """Make `folder` ready for a new run. overwrite: remove the files of a run that is there, and no others.
 
-    Raises InputError where a run is there already, unless `overwrite`, which removes that run's files and no others.
+    keep: a file that must not be removed with it. Raises InputError if a run is there and may not be removed.
     """
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: --experiment_dir_name is a file, not a folder")
@@ -183,11 +181,11 @@ def _run_files(folder: Path) -> list[Path]:
 
 
 def remove_run(folder: Path) -> None:
-    """Remove a run's files, and its folder if nothing else is in it."""
+    """Remove the files of a run, and its folder if nothing else is in it."""
     for path in _run_files(folder):
         path.unlink()
     for room in _FILES:
-        with suppress(OSError):  # not there, or not empty: somebody else's files
+        with suppress(OSError):  # missing, or with files of somebody else
             (folder / room).rmdir()
 
 
@@ -196,8 +194,8 @@ def _write_metrics(folder: Path, progress: Progress) -> None:
         pd.DataFrame(progress.history).to_csv(file, index=False)
 
 
-def open_curves(folder: Path, progress: Progress) -> AbstractContextManager:
-    """TensorBoard's writer for `note_epoch`, rank 0's; it and metrics.csv go on where the run stands."""
+def open_tensorboard(folder: Path, progress: Progress) -> AbstractContextManager:
+    """Rank 0's TensorBoard writer, for `write_epoch`; it and metrics.csv go on after the epochs done."""
     if distributed.rank():
         return nullcontext()
     if progress.history:
@@ -205,8 +203,8 @@ def open_curves(folder: Path, progress: Progress) -> AbstractContextManager:
     return SummaryWriter(str(folder / "tensorboard"), purge_step=progress.epoch + 1)
 
 
-def note_epoch(folder: Path, writer: SummaryWriter, progress: Progress, of: int) -> None:
-    """Write the epoch that was just done, of `of`."""
+def write_epoch(folder: Path, writer: SummaryWriter, progress: Progress, epochs: int) -> None:
+    """Write the last epoch of `progress` to metrics.csv, TensorBoard and the log. epochs: of the whole run."""
     row = progress.history[-1]
     _write_metrics(folder, progress)
     for name, value in row.items():
@@ -218,4 +216,4 @@ def note_epoch(folder: Path, writer: SummaryWriter, progress: Progress, of: int)
     )
     figures += "accuracy {val_accuracy:.4f} ({seconds:.1f} s)"
     best = ", best so far" if progress.best_epoch == row["epoch"] else ""
-    log.info("epoch %d/%d: %s%s", row["epoch"], of, figures.format(**row), best)
+    log.info("epoch %d/%d: %s%s", row["epoch"], epochs, figures.format(**row), best)

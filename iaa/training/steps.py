@@ -66,9 +66,9 @@ def make_optimizer(model: nn.Module, name: str, weight_decay: float) -> torch.op
 class Stepper:
     """From a loss to new weights: scaling, gradients, accumulation, clipping, the optimiser.
 
-    optimizer: a fused one. accumulate: batches per step; their gradients are averaged. precision: gradients are scaled
-    in fp16 only. unsynced: a context in which gradients stay with their process, until a step's last batch.
-    A step whose gradient is not finite changes nothing; that is decided on the device, which is not waited for.
+    optimizer: must be fused. accumulate: batches per step; their gradients are averaged. precision: gradients are scaled
+    in fp16 only. unsynced: a context in which processes do not exchange gradients, for all but a step's last batch.
+    A step whose gradient is not finite changes nothing; the device decides that, without a wait.
     """
 
     model: nn.Module
@@ -83,7 +83,7 @@ class Stepper:
     def __post_init__(self):
         half = self.precision.dtype == torch.float16
         self.scaler = torch.amp.GradScaler(self.precision.device.type, enabled=half)
-        self.left_out: Tensor | None = None  # whether the last step was; a bool on the device
+        self.left_out: Tensor | None = None  # whether the last step was skipped; a bool on the device
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def begin(self, now: float) -> None:
@@ -92,25 +92,25 @@ class Stepper:
             models.set_refinement(self.model, self.refinement(now / self.schedule.num_epoch))
 
     def shares(self, batch: int, batches: int) -> tuple[int, bool]:
-        """How many batches share the step of batch number `batch` of an epoch, and whether it is their last."""
-        place = batch % self.accumulate
-        together = min(self.accumulate, batches - batch + place)
-        return together, place == together - 1
+        """How many batches share the step of batch number `batch` of an epoch, and whether it is the last of them."""
+        index = batch % self.accumulate
+        together = min(self.accumulate, batches - batch + index)
+        return together, index == together - 1
 
     def backward(self, loss: Tensor, together: int = 1) -> None:
         """Add a batch's share to the gradients."""
         self.scaler.scale(loss / together).backward()
 
     def update(self, now: float) -> None:
-        """Make a step of the gradients, and forget them. now: as in `begin`."""
+        """Make a step of the accumulated gradients, and clear them. now: epochs done, fractions count."""
         for group in self.optimizer.param_groups:
             group["lr"] = self.schedule(now)
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.parameters, self.clip_grad or math.inf)
-        if self.scaler.is_enabled():  # it leaves steps out to find its scale: nothing to tell
+        if self.scaler.is_enabled():  # it skips steps to find its scale: no reason to warn
             self.scaler.step(self.optimizer)
             self.scaler.update()
-        else:  # as a scaler tells fused optimisers not to step
+        else:  # the way in which a GradScaler makes a fused optimiser skip its step
             self.left_out = ~norm.isfinite()
             self.optimizer.found_inf = self.left_out.float()
             self.optimizer.step()
@@ -118,6 +118,6 @@ class Stepper:
 
 
 def allow_tf32(allowed: bool) -> None:
-    """Whether float32 products and convolutions on a GPU may round to TF32. torch's own start allows the latter."""
+    """Allow or forbid TF32 in float32 products and convolutions on a GPU. torch's default allows it in convolutions."""
     torch.set_float32_matmul_precision("high" if allowed else "highest")
     torch.backends.cudnn.allow_tf32 = allowed
