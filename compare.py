@@ -9,7 +9,7 @@ from pathlib import Path
 from iaa.errors import InputError
 from iaa.runtime.command_line import Parser
 from iaa.runtime.files import write_json
-from iaa.runtime.program import guarded
+from iaa.runtime.program import run_command
 from option import Option
 
 # fmt: off
@@ -29,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "every two runs the difference with its paired interval, its p-value, and Holm's correction of it over the pairs."
     )
     options = Parser({"": TABLE}, prog="compare.py", usage=usage, description=about).parse_args(argv)
-    return guarded("compare.py", lambda: compare_runs(options.runs, options.threshold, options.json))
+    return run_command("compare.py", lambda: compare_runs(options.runs, options.threshold, options.json))
 
 
 def compare_runs(paths: Sequence[Path], threshold: float | None, json: Path | None) -> None:
@@ -44,7 +44,10 @@ def compare_runs(paths: Sequence[Path], threshold: float | None, json: Path | No
     tested: list[comparison.Predictions] = []
     for path in paths:
         tested.append(comparison.read_predictions(path, threshold, tested[0] if tested else None))
-    differences, images = comparison.compare({run.name: [run] for run in tested}), len(tested[0].images)
+    differences, images = (
+        comparison.compare_groups({run.name: [run] for run in tested}),
+        len(tested[0].images),
+    )
     print(comparison.format_tables(tested, differences))
     print(
         f"\n{images:,} images, high above {tested[0].thresholds[1]:g}. Percentile bootstrap over images, {bootstrap.RESAMPLES:,} resamples, "

@@ -18,8 +18,8 @@ from torch.utils.data import DataLoader, Sampler
 from iaa.errors import InputError
 from iaa.photographs import workers
 from iaa.photographs.cache import Cache
-from iaa.photographs.decode import read_fast, read_pil, undecodable
-from iaa.photographs.labels import FORMATS, Format, Labels, find_images, hold_out, read_labels
+from iaa.photographs.decode import decoding_error, read_fast, read_pil
+from iaa.photographs.labels import FORMATS, LabelFormat, Labels, find_images, hold_out, read_labels
 
 # Mean and standard deviation of red, green and blue, in [0, 1], by which a network's input is normalised.
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
@@ -42,7 +42,7 @@ class Splits(NamedTuple):
     val: Labels | None
     test: Labels
     notes: tuple[str, ...] = ()
-    skipped: int = 0  # rows of test.csv whose pictures are missing
+    skipped_test_rows: int = 0  # rows of test.csv whose pictures are missing
 
 
 class Transform:
@@ -54,7 +54,7 @@ class Transform:
 
     def __init__(self, dataset: str, size: int, train: bool):
         self.size, self.train = size, train
-        self.resize = FORMATS.get(dataset, Format()).resize(size, train)
+        self.resize = FORMATS.get(dataset, LabelFormat()).resize(size, train)
 
     def __call__(self, resized: np.ndarray, rng: random.Random) -> tuple[np.ndarray, bool]:
         """resized: (side, side, 3) uint8. Returns the crop (size, size, 3), and whether it has yet to be mirrored."""
@@ -70,10 +70,10 @@ class Transform:
 def to_input(batch: Batch, device: torch.device, statistics: Statistics = IMAGENET) -> Tensor:
     """The network's normalised float32 input, (B, 3, H, W) on the device. statistics: the network's attribute."""
     images = batch.images.to(device, non_blocking=True)
-    return network_input(images, batch.flips.to(device, non_blocking=True), statistics)
+    return normalize_images(images, batch.flips.to(device, non_blocking=True), statistics)
 
 
-def network_input(images: Tensor, flips: Tensor, statistics: Statistics = IMAGENET) -> Tensor:
+def normalize_images(images: Tensor, flips: Tensor, statistics: Statistics = IMAGENET) -> Tensor:
     """Mirror and normalise. images: (B, 3, H, W) uint8; flips: (B,) bool. Returns float32 on the images' device."""
     images = torch.where(flips.view(-1, 1, 1, 1), images.flip(-1), images)
     mean, std = _statistics_on(images.device, statistics)
@@ -113,7 +113,7 @@ class PhotoDataset(torch.utils.data.Dataset):
                 read = read_fast if self.decoder == "fast" else read_pil
                 image, flip = self.transform(read(path, self.transform.resize), rng)
         except Exception as error:  # decoders raise anything at all on a damaged file
-            return undecodable(path, error)
+            return decoding_error(path, error)
         return image, flip, target, name
 
     def collate(self, samples: list) -> Batch | InputError:
@@ -130,26 +130,26 @@ class ResumableBatchSampler(Sampler):
 
     shuffle: a new order every epoch, and a seed for each sample; else the order of the CSV. Set `epoch`, and `start`, the
     number of batches to skip, before iterating.
-    rank, world: this process, and how many there are. Shuffled rows are dealt out one by one, a few of them twice so that
+    rank, world_size: this process, and how many there are. Shuffled rows are dealt out one by one, a few of them twice so that
     every process has as many. In the CSV's order whole batches are dealt out, the same that a single process would have.
     """
 
     def __init__(
-        self, labels: Labels, batch_size: int, seed: int, shuffle: bool, rank: int = 0, world: int = 1
+        self, labels: Labels, batch_size: int, seed: int, shuffle: bool, rank: int = 0, world_size: int = 1
     ):
         self.labels, self.batch_size, self.seed, self.shuffle = labels, batch_size, seed, shuffle
-        self.rank, self.world = rank, world
+        self.rank, self.world_size = rank, world_size
         self.epoch = self.start = 0
         count = len(labels)  # `positions`: places in the epoch's order, for each batch of this process
         if shuffle:
-            share = -(-count // world)
-            self.positions = (torch.arange(rank, share * world, world) % count).split(batch_size)
+            share = -(-count // world_size)
+            self.positions = (torch.arange(rank, share * world_size, world_size) % count).split(batch_size)
         else:
-            self.positions = torch.arange(count).split(batch_size)[rank::world]
+            self.positions = torch.arange(count).split(batch_size)[rank::world_size]
 
     @property
-    def images(self) -> int:
-        """How many images this process has in an epoch."""
+    def num_images(self) -> int:
+        """Number of images of this process in an epoch."""
         return sum(map(len, self.positions))
 
     def __len__(self) -> int:
@@ -171,7 +171,7 @@ class ResumableBatchSampler(Sampler):
 def read_splits(
     folder: str | Path,
     images: str | Path,
-    form: Format | None,
+    label_format: LabelFormat | None,
     *,
     train: bool = True,
     calibrate: bool = False,
@@ -183,7 +183,7 @@ def read_splits(
 ) -> Splits:
     """Read `train.csv`, `val.csv` and `test.csv` of `folder`, and find their images in `images`.
 
-    form: see `read_labels`. train: False reads test.csv only, and train.csv too if `calibrate`. select_on_test: use
+    label_format: see `read_labels`. train: False reads test.csv only, and train.csv too if `calibrate`. select_on_test: use
     test.csv for validation, as in the release. Without a val.csv, `val_share` of train.csv is held out, by `seed`.
     Raises InputError for missing folders, and what `read_labels` and `find_images` raise.
     """
@@ -194,7 +194,7 @@ def read_splits(
     notes, skipped = [], {}
 
     def read(name: str) -> Labels:
-        labels = read_labels(Path(folder) / name, form, limit)
+        labels = read_labels(Path(folder) / name, label_format, limit)
         labels, skipped[name] = find_images(labels, images, skip_missing)
         if skipped[name]:
             notes.append(f"{name}: {skipped[name]} rows skipped, their images are missing")
@@ -231,21 +231,21 @@ def make_loader(
     seed: int = 0,
     pin_memory: bool = False,
     rank: int = 0,
-    world: int = 1,
+    world_size: int = 1,
     decoder: str = "pil",
     cache: Cache | None = None,
     persistent: bool = False,
 ) -> DataLoader:
     """A loader of Batches: shuffled and augmented if `transform` is for training, else in the CSV's order.
 
-    rank, world: see `ResumableBatchSampler`. decoder, cache: see `PhotoDataset`. persistent: keep the workers from epoch
+    rank, world_size: see `ResumableBatchSampler`. decoder, cache: see `PhotoDataset`. persistent: keep the workers from epoch
     to epoch.
     """
     dataset = PhotoDataset(images, transform, decoder, cache)
-    return workers.loader(
+    return workers.make_worker_loader(
         dataset,
         num_workers,
-        batch_sampler=ResumableBatchSampler(labels, batch_size, seed, transform.train, rank, world),
+        batch_sampler=ResumableBatchSampler(labels, batch_size, seed, transform.train, rank, world_size),
         collate_fn=dataset.collate,
         persistent_workers=persistent and num_workers > 0,
         pin_memory=pin_memory,
@@ -257,7 +257,7 @@ def make_loader(
 def batches(loader: DataLoader, epoch: int = 0, start: int = 0) -> Iterator[Batch]:
     """The batches of one epoch, from number `start`. Raises InputError if an image does not decode or a worker dies."""
     loader.batch_sampler.epoch, loader.batch_sampler.start = epoch, start
-    for batch in workers.items(loader):
+    for batch in workers.checked_items(loader):
         if isinstance(batch, InputError):
             raise batch
         yield batch

@@ -15,7 +15,7 @@ from iaa.exporting.output import ENDINGS, ExportError, output_path, replacing
 from iaa.options.scoring_options import WEIGHTS, score_range
 from iaa.runtime.command_line import Parser
 from iaa.runtime.files import to_json
-from iaa.runtime.program import guarded
+from iaa.runtime.program import run_command
 from option import Option
 
 log = logging.getLogger("eat")
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 1
         return 0
 
-    return guarded("export.py", work, rest="nothing was written")
+    return run_command("export.py", work, rest="nothing was written")
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -75,10 +75,10 @@ def export(options: argparse.Namespace) -> dict:
     from iaa.exporting import onnx_file, torch_files
     from iaa.exporting.check import BATCHES, largest_difference
     from iaa.exporting.description import describe
-    from iaa.networks.trained_network import load_trained
+    from iaa.networks.trained_network import load_network
 
     given = {name: getattr(options, name) for name in ("model", "dataset", "interest_points")}
-    trained = load_trained(
+    trained = load_network(
         options.weights, score_range=score_range(options.score_min, options.score_max), **given
     )
     for note in trained.notes:

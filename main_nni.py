@@ -9,7 +9,7 @@ import option
 from iaa.runtime import distributed
 from iaa.runtime.command_line import parse_options
 from iaa.runtime.files import to_json
-from iaa.runtime.program import guarded
+from iaa.runtime.program import run_command
 from iaa.searching import nni_trial
 
 log = logging.getLogger("eat")
@@ -32,7 +32,7 @@ def main(argv: list[str] | None = None) -> int:
             print(to_json(result), flush=True)
 
     nni_trial.end_with_parent()
-    return guarded("main_nni.py", work)
+    return run_command("main_nni.py", work)
 
 
 def _purpose(given: dict) -> str:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from iaa.options import scoring_options
-from iaa.runtime.program import guarded
+from iaa.runtime.program import run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -19,7 +19,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return prediction.run(options)
 
-    return guarded(
+    return run_command(
         "predict.py", work, "rows written to --out are kept; with --append the same command goes on"
     )
 

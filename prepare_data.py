@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 
 from iaa.options.preparation_options import parse
-from iaa.runtime.program import guarded
+from iaa.runtime.program import run_command
 
 log = logging.getLogger("eat")
 
@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     cached = options.command == "cache"
     rest = "the same command goes on where it stopped" if cached else "nothing was written"
-    return guarded("prepare_data.py", work, rest)
+    return run_command("prepare_data.py", work, rest)
 
 
 def fill_cache(options: argparse.Namespace) -> int:
@@ -35,14 +35,14 @@ def fill_cache(options: argparse.Namespace) -> int:
 
     from dataset import read_splits
     from iaa.photographs.cache import Cache
-    from iaa.photographs.labels import FORMATS, Format
-    from iaa.runtime.signals import Watch
+    from iaa.photographs.labels import FORMATS, LabelFormat
+    from iaa.runtime.signals import StopSignal
 
     given = {"skip_missing": True, "val_share": options.val_share, "seed": options.seed}
     splits = read_splits(options.csv, options.images, None, select_on_test=options.released_protocol, **given)
     for note in splits.notes:
         log.info("%s", note)
-    label_format = FORMATS.get(options.dataset, Format())
+    label_format = FORMATS.get(options.dataset, LabelFormat())
     eval_decoder = "pil" if options.decode == "auto" else options.decode
     decoder = "fast" if options.decode == "auto" and not options.released_protocol else eval_decoder
     names: dict[tuple, list[str]] = {}
@@ -51,7 +51,7 @@ def fill_cache(options: argparse.Namespace) -> int:
         store = label_format.resize(options.size, train), decoder if train else eval_decoder
         names.setdefault(store, []).extend(getattr(splits, split).images)
     problems = []
-    with Watch() as watch:
+    with StopSignal() as watch:
         for (resize, used), images in names.items():
             cache = Cache(options.out, resize, used)
             images = np.array(list(dict.fromkeys(images)))

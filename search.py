@@ -9,10 +9,10 @@ from pathlib import Path
 
 import option
 from iaa.errors import InputError
-from iaa.runtime.command_line import parse_options, with_commands
+from iaa.runtime.command_line import parse_options, subcommand_parser
 from iaa.runtime.files import write_json
-from iaa.runtime.program import guarded
-from iaa.runtime.signals import Watch
+from iaa.runtime.program import run_command
+from iaa.runtime.signals import StopSignal
 from iaa.searching.results import TrialResult, best_options, find_folder, format_table, read_results
 from iaa.searching.space import read_space
 from option import Option
@@ -55,12 +55,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parse(argv)
     commands = {"run": run, "show": show, "best": best, "plot": plot}
     work = commands[options.command]
-    return guarded("search.py", lambda: work(options), "the same command goes on with the search")
+    return run_command("search.py", lambda: work(options), "the same command goes on with the search")
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line; exits with status 2 where it is wrong."""
-    return with_commands("search.py", __doc__.split(" Try")[0], COMMANDS).parse_args(argv)
+    return subcommand_parser("search.py", __doc__.split(" Try")[0], COMMANDS).parse_args(argv)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -75,7 +75,7 @@ def run(options: argparse.Namespace) -> int:
 
     from iaa.searching.optuna_search import Search  # imports Optuna
 
-    with Watch() as watch:
+    with StopSignal() as watch:
         search = Search(
             options.out, options.storage, space, trial_options, options.metric, options.pruner, options.seed
         )

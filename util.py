@@ -59,7 +59,7 @@ def scores(outputs: np.ndarray) -> np.ndarray:
 
 
 @dataclass(frozen=True)
-class Pairs:
+class ScorePairs:
     """Predicted and true scores of each image, on one scale: all that the metrics need. (N,) float64 each.
 
     agree: 1 if both scores are on the same side of the threshold, else 0; a score at the threshold is low.
@@ -75,23 +75,23 @@ class Pairs:
     def __len__(self) -> int:
         return len(self.true)
 
-    def subset(self, rows: np.ndarray) -> Pairs:
-        return Pairs(*(getattr(self, field.name)[rows] for field in fields(self)))
+    def subset(self, rows: np.ndarray) -> ScorePairs:
+        return ScorePairs(*(getattr(self, field.name)[rows] for field in fields(self)))
 
 
-def pair(
-    outputs: np.ndarray, targets: np.ndarray, threshold: float, opinions: np.ndarray | None = None
-) -> Pairs:
+def match_scores(
+    outputs: np.ndarray, targets: np.ndarray, threshold: float, mos: np.ndarray | None = None
+) -> ScorePairs:
     """Match the scores of raw outputs and targets, (N, levels) or (N, 1) each.
 
-    threshold: scores above it are high. opinions: (N,), the true scores, if they are known more exactly than from
+    threshold: scores above it are high. mos: (N,), the true scores, if they are known more exactly than from
     `targets`: a mean of exactly 5 is low, and must not become 5.0000002.
     """
     outputs, targets = outputs.astype(np.float64), targets.astype(np.float64)
-    predicted, true = scores(outputs), scores(targets) if opinions is None else opinions
+    predicted, true = scores(outputs), scores(targets) if mos is None else mos
     emds = [np.full(len(true), np.nan)] * 2 if outputs.shape[1] == 1 else image_emds(outputs, targets)
     agree = ((predicted > threshold) == (true > threshold)).astype(np.float64)
-    return Pairs(predicted, true, agree, *emds)
+    return ScorePairs(predicted, true, agree, *emds)
 
 
 def image_emds(outputs: np.ndarray, targets: np.ndarray) -> list[np.ndarray]:
@@ -99,7 +99,7 @@ def image_emds(outputs: np.ndarray, targets: np.ndarray) -> list[np.ndarray]:
     return [image_emd(torch.from_numpy(outputs), torch.from_numpy(targets), r).numpy() for r in (1, 2)]
 
 
-def compute_metrics(pairs: Pairs) -> dict[str, float]:
+def compute_metrics(pairs: ScorePairs) -> dict[str, float]:
     """Compute all of METRICS. Correlations of constant scores are nan, with a warning; EMDs of single scores are nan."""
     from sklearn.metrics import mean_absolute_error, root_mean_squared_error  # slow to import
 

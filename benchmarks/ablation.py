@@ -40,7 +40,7 @@ from iaa.evaluation import comparison, test_metrics
 from iaa.photographs.labels import FORMATS
 from iaa.runtime.command_line import Parser
 from iaa.runtime.files import atomic_write, read_json_object, write_json
-from iaa.runtime.program import guarded
+from iaa.runtime.program import run_command
 from iaa.training import engine
 from iaa.training.build import make_model, pick_device, pick_format, pick_precisions
 from iaa.training.checkpoint import LAST, PREVIOUS
@@ -111,7 +111,7 @@ def main(argv: list[str] | None = None) -> int:
         for name in ("table.md", "differences.md"):
             print((options.out / name).read_text(encoding="utf-8"))
 
-    return guarded("ablation", work, "the same command goes on")
+    return run_command("ablation", work, "the same command goes on")
 
 
 def parse_setting(text: str) -> tuple[str, dict[str, str]]:
@@ -260,7 +260,7 @@ def write_tables(runs: pd.DataFrame, predictions: dict[str, list[comparison.Pred
     table.insert(0, "seeds", by_setting.size())
     rows = [["setting", *COSTS.values(), *METRICS.values(), *SPREADS.values()]]
     for setting, row in table.iterrows():
-        intervals = comparison.means(predictions[setting])
+        intervals = comparison.average_metrics(predictions[setting])
         cells = [f"{row[f'{name}_mean']:.3g}" for name in COSTS]
         cells += [
             f"{value:.4f} ({low:.3f} to {min(high, 1):.3f})"
@@ -272,14 +272,14 @@ def write_tables(runs: pd.DataFrame, predictions: dict[str, list[comparison.Pred
         with atomic_write(out / name) as file:
             frame.to_csv(file, index=False)
     with atomic_write(out / "table.md") as file:
-        file.write("\n".join(test_metrics.markdown(rows)) + "\n")
+        file.write("\n".join(test_metrics.markdown_table(rows)) + "\n")
     with atomic_write(out / "ablation.png", "wb") as file:
         draw_figure(runs).savefig(file, format="png", dpi=110)
 
 
 def write_differences(predictions: dict[str, list[comparison.Predictions]], out: Path) -> None:
     """Write differences.md: for every two settings the difference of their means, with its interval over seeds and images."""
-    lines = comparison.difference_lines(comparison.compare(predictions), list(METRICS))
+    lines = comparison.format_differences(comparison.compare_groups(predictions), list(METRICS))
     if min(map(len, predictions.values())) < 2:
         lines.append(
             "\nThe intervals of a setting with one seed contain the noise of images, not that of seeds."

@@ -37,7 +37,7 @@ from iaa.photographs.decode import Resize, read_fast, read_pil
 from iaa.photographs.labels import AVA, FORMATS, Labels
 from iaa.runtime.command_line import Parser
 from iaa.runtime.files import write_json
-from iaa.runtime.program import guarded
+from iaa.runtime.program import run_command
 from option import Option
 
 BATCH = 16
@@ -161,7 +161,7 @@ def measure_memory(workers: int) -> list[str]:
         splits = read_splits(folder, folder, FORMATS["ava"], train=False)
         gc.collect()
         labels = splits.test
-        size = sum(a.nbytes for a in (labels.images, labels.targets, labels.opinions)) / 2**20
+        size = sum(a.nbytes for a in (labels.images, labels.targets, labels.mos)) / 2**20
         lines.append(
             f"{len(labels):,} rows: {size:.0f} MiB in arrays; resident {before:.0f} MiB before reading, "
             f"{read_resident('self'):.0f} after"
@@ -208,7 +208,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.json:
             write_json(options.json, {"speed": speeds, "pixels": pixels})
 
-    return guarded("benchmarks.loading", work)
+    return run_command("benchmarks.loading", work)
 
 
 def print_tables(speeds: list[dict], pixels: list[dict]) -> None:

@@ -35,7 +35,7 @@ from benchmarks.straightforward import straightforward_forward
 from iaa.errors import InputError
 from iaa.runtime.command_line import Parser
 from iaa.runtime.files import write_json
-from iaa.runtime.program import guarded
+from iaa.runtime.program import run_command
 from iaa.training.steps import Precision, Schedule, Stepper, allow_tf32, make_optimizer
 from models import create_model, list_models
 from option import Option
@@ -301,7 +301,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if options.json:
             write_json(options.json, {"device": device_name, "torch": torch.__version__, "rows": rows})
 
-    return guarded("benchmarks.throughput", work)
+    return run_command("benchmarks.throughput", work)
 
 
 if __name__ == "__main__":

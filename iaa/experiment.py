@@ -16,20 +16,20 @@ from torch.utils.data import DataLoader
 import option
 from dataset import Splits, read_splits
 from iaa.evaluation import released
-from iaa.evaluation.leakage import Seen
+from iaa.evaluation.leakage import KnownPhotos
 from iaa.networks import trained_network
 from iaa.networks.trained_network import Origin, pick_origin
 from iaa.photographs import demo
-from iaa.photographs.labels import Format
-from iaa.reports.test_report import judge
+from iaa.photographs.labels import LabelFormat
+from iaa.reports.test_report import make_test_report
 from iaa.runtime import distributed, process_group
-from iaa.runtime.signals import Watch
+from iaa.runtime.signals import StopSignal
 from iaa.searching import nni_trial
 from iaa.training import build, checkpoint, engine, run_folder
 from iaa.training.steps import Precision
 from models import Weights, load_weights, read_weights, released_style
-from models.backbone import weights_path
-from models.weights import evaluated_with
+from models.backbone import find_weights_file
+from models.weights import pick_evaluation_settings
 from util import make_loss
 
 log = logging.getLogger("eat")
@@ -42,12 +42,12 @@ def run(given: dict) -> dict:
     """
     start = time.perf_counter()
     try:
-        with process_group.together("--resume on all machines goes on"):
+        with process_group.process_group("--resume on all machines goes on"):
             options, weights = gather_options(given)
             result = work(options, weights, build.pick_device(options.gpu_id))
     except BaseException as error:
         if nni_trial.in_search():
-            run_folder.write_outcome(nni_trial.folder(given.get("experiment_dir_name")), error)
+            run_folder.write_outcome(nni_trial.pick_folder(given.get("experiment_dir_name")), error)
         raise
     return result | {"seconds": round(time.perf_counter() - start, 1)}
 
@@ -57,20 +57,20 @@ class Job:
     """The parts of a run. precisions: of training, and of test.csv. origin: the dataset that the network was trained on."""
 
     options: argparse.Namespace
-    form: Format
+    label_format: LabelFormat
     splits: Splits
     model: nn.Module
     precisions: tuple[Precision, Precision]
     origin: Origin
     folder: Path
-    stop: Watch
+    stop: StopSignal
 
 
 def work(options: argparse.Namespace, weights: Weights | None, device: torch.device) -> dict:
     """Make data, network and folder; train, and evaluate. Returns the result."""
-    form, splits = read_data(options)
-    origin = pick_origin(options, weights, form)
-    model = build.make_model(options, weights, origin.form or form, origin.dataset, device)
+    label_format, splits = read_data(options)
+    origin = pick_origin(options, weights, label_format)
+    model = build.make_model(options, weights, origin.label_format or label_format, origin.dataset, device)
     if not options.eval:
         build.note_photographs(model, splits)
     name = f"{options.dataset}-{'eval' if options.eval else options.model.replace('/', '-')}"
@@ -81,8 +81,8 @@ def work(options: argparse.Namespace, weights: Weights | None, device: torch.dev
     for note in build.network_notes(options, weights):
         log.info("%s", note)
     with (
-        Watch() as stop,
-        run_folder.recorded(folder, options, nni_trial.chosen()),
+        StopSignal() as stop,
+        run_folder.recorded(folder, options, nni_trial.get_parameters_again()),
         process_group.connection_errors(),
     ):
         if options.calibrate_points and not options.resume:
@@ -90,7 +90,7 @@ def work(options: argparse.Namespace, weights: Weights | None, device: torch.dev
         if options.compile:
             model.compile()
         precisions = build.pick_precisions(options, device)
-        job = Job(options, form, splits, model, precisions, origin, folder, stop)
+        job = Job(options, label_format, splits, model, precisions, origin, folder, stop)
         data = build.loaders(options, splits, model.img_size, device, stop, origin.dataset)
         if options.eval:
             result = evaluate(job, data["test"])
@@ -108,33 +108,35 @@ def gather_options(given: dict) -> tuple[argparse.Namespace, Weights | None]:
 
     Settings of the network that are not given are those that the weights were trained with.
     """
-    given = run_folder.resume_options(nni_trial.options(given))
+    given = run_folder.resume_options(nni_trial.add_parameters(given))
     options, weights, settings = option.complete(given), None, {}
     if options.path_to_model_weight and not options.resume:
-        weights = read_weights(weights_path(options.path_to_model_weight))
-        Seen.from_texts(weights.photographs, weights.path)  # raises if damaged: now, not after the test
+        weights = read_weights(find_weights_file(options.path_to_model_weight))
+        KnownPhotos.from_texts(
+            weights.photographs, weights.path
+        )  # raises if damaged: now, not after the test
     if options.eval and "model" not in given:
         options.model = trained_network.origin(weights).get("model", options.model)
     if weights:
-        settings = evaluated_with(weights) if options.eval else weights.settings
+        settings = pick_evaluation_settings(weights) if options.eval else weights.settings
     option.complete_network(options, given, settings)
     return options, weights
 
 
-def read_data(options: argparse.Namespace) -> tuple[Format, Splits]:
+def read_data(options: argparse.Namespace) -> tuple[LabelFormat, Splits]:
     """The label format, and the labels of the splits whose pictures are there; builds the demo if it is missing."""
     build_demo = partial(demo.build, options.path_to_save_csv, options.path_to_images)
-    if options.dataset == "demo" and distributed.from_first(build_demo):
+    if options.dataset == "demo" and distributed.on_rank_zero(build_demo):
         log.info("demo data built in %s; its scores are not aesthetics", options.path_to_save_csv)
-    form = build.pick_format(options)
-    option.complete_loss(options, votes=bool(form.vote_columns))
+    label_format = build.pick_format(options)
+    option.complete_loss(options, votes=bool(label_format.vote_columns))
     settings = {name: getattr(options, name) for name in ("skip_missing", "val_share", "seed", "limit")}
     settings |= {"train": not options.eval, "select_on_test": options.released_protocol}
     settings["calibrate"] = bool(options.calibrate_points)
-    splits = read_splits(options.path_to_save_csv, options.path_to_images, form, **settings)
+    splits = read_splits(options.path_to_save_csv, options.path_to_images, label_format, **settings)
     for note in splits.notes:
         log.info("%s", note)
-    return form, splits
+    return label_format, splits
 
 
 def train(job: Job, data: dict[str, DataLoader]) -> checkpoint.Progress:
@@ -144,7 +146,7 @@ def train(job: Job, data: dict[str, DataLoader]) -> checkpoint.Progress:
     trainer = build.make_trainer(options, model, precision, checkpoints)
     progress = trainer.progress
     with run_folder.open_tensorboard(job.folder, progress) as writer:
-        for _ in engine.fit(trainer, data, job.form, precision, job.stop, options.select_by):
+        for _ in engine.fit(trainer, data, job.label_format, precision, job.stop, options.select_by):
             if first:
                 run_folder.write_epoch(job.folder, writer, progress, options.num_epoch)
                 if options.released_protocol and released.keeps(options.dataset, progress.history):
@@ -154,24 +156,32 @@ def train(job: Job, data: dict[str, DataLoader]) -> checkpoint.Progress:
     if first:
         reported = progress.history[-1 if options.released_protocol else progress.best_epoch - 1]
         nni_trial.report_end(reported, options.search_metric)
-    distributed.from_first(partial(load_weights, model, checkpoints / "best.pth"))
-    distributed.copy_first(model.state_dict().values())
+    distributed.on_rank_zero(partial(load_weights, model, checkpoints / "best.pth"))
+    distributed.broadcast(model.state_dict().values())
     return progress
 
 
 def evaluate(job: Job, loader: DataLoader, history: list[dict[str, float]] | None = None) -> dict:
     """Evaluate on test.csv, write and print the report. Returns the result."""
-    options, model, form, origin, folder = job.options, job.model, job.form, job.origin, job.folder
+    options, model, label_format, origin, folder = (
+        job.options,
+        job.model,
+        job.label_format,
+        job.origin,
+        job.folder,
+    )
     precision, criterion = job.precisions[1], make_loss(options.loss)
-    evaluation = engine.evaluate(model, loader, criterion, form, precision, "test", job.stop, origin.form)
-    tested = judge(options, job.splits, form, model, evaluation, precision, origin)
+    evaluation = engine.evaluate(
+        model, loader, criterion, label_format, precision, "test", job.stop, origin.label_format
+    )
+    tested = make_test_report(options, job.splits, label_format, model, evaluation, precision, origin)
     first, page = distributed.rank() == 0, folder / "report.html"
     if first:
         tested.write_predictions(folder / "predictions.csv")
-        tested.draw(folder / "report.png", history or ())
+        tested.write_plots(folder / "report.png", history or ())
         if options.save_released_style:
             checkpoint.save(folder / "checkpoints" / "released_style.pth", released_style(model))
-    tested.tell()
+    tested.log_figures()
     result = tested.result(folder) | evaluation.points
     if history:
         result["files"] |= {

@@ -19,14 +19,14 @@ from tqdm import tqdm
 
 from iaa.errors import InputError
 from iaa.networks.attention_maps import AttentionRecorder, background_share, mean_map
-from iaa.networks.trained_network import Trained, load_trained
+from iaa.networks.trained_network import TrainedNetwork, load_network
 from iaa.options import scoring_options
 from iaa.reports import gallery
 from iaa.reports.overlays import draw_overlay, overlay_path, read_mask
 from iaa.reports.terminal_summary import TerminalSummary
 from iaa.runtime import distributed
-from iaa.runtime.progress import bar
-from iaa.runtime.signals import Watch, signals_first
+from iaa.runtime.progress import progress_bar
+from iaa.runtime.signals import StopSignal, stop_errors
 from iaa.scoring.calibration import calibrate
 from iaa.scoring.parquet_parts import ParquetParts
 from iaa.scoring.photos import Photos, batches
@@ -45,7 +45,7 @@ def run(options: argparse.Namespace) -> int:
     """Score as the options ask. Returns the exit status. Raises InputError, Interrupted."""
     try:
         prediction = Prediction(options)
-        with Watch() as stop, signals_first(stop):
+        with StopSignal() as stop, stop_errors(stop):
             return prediction.run(stop)
     except BrokenPipeError:  # nobody reads the rows any more
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -58,7 +58,7 @@ class Prediction:
     def __init__(self, options: argparse.Namespace):
         self.options, self.device = options, pick_device(options.gpu_id)
         self.sources = Sources(options.paths, options.list)
-        self.trained = load_trained(
+        self.trained = load_network(
             options.weights,
             model=options.model,
             dataset=options.dataset,
@@ -111,7 +111,7 @@ class Prediction:
                     f"--{name}: photographs in shards cannot be shown; leave it out, or give files"
                 )
 
-    def run(self, stop: Watch) -> int:
+    def run(self, stop: StopSignal) -> int:
         """Do what the options ask. Returns 1 where a photograph has an error, else 0. Raises Interrupted.
 
         Each of several processes returns 0 then: torchrun would end the others.
@@ -141,12 +141,12 @@ class Prediction:
                 num_workers=self.options.num_workers,
                 stop=stop,
             )
-        return int(self.summary.errors + self.summary.errors_before > 0 and distributed.world() == 1)
+        return int(self.summary.errors + self.summary.errors_before > 0 and distributed.world_size() == 1)
 
     def _no_photographs(self) -> str:
         return f"no photographs in {', '.join(self.options.paths + self.options.list)}"
 
-    def _calibrate(self, stop: Watch) -> None:
+    def _calibrate(self, stop: StopSignal) -> None:
         """Estimate the running interest points, and save the network, if that is asked for."""
         options = self.options
         paths, count = options.calibrate_on, options.calibrate_points
@@ -167,7 +167,7 @@ class Prediction:
         points = "" if trained.points is None else f", {trained.points} interest points"
         log.info("%s %s%s, on %s", trained.name, scale, points, self.device)
 
-    def _score(self, stop: Watch) -> None:
+    def _score(self, stop: StopSignal) -> None:
         """Score the photographs that have no row yet: files, then shards."""
         options, shards, write = self.options, [], lambda *_, **__: None
         with ExitStack() as stack:
@@ -178,7 +178,7 @@ class Prediction:
             if self.recorder is not None:
                 stack.enter_context(self.recorder)
             total = None if self.counts is None or self.counts[True] else self.counts[False]
-            shown = stack.enter_context(bar("score", total, self.summary.rows_before))
+            shown = stack.enter_context(progress_bar("score", total, self.summary.rows_before))
             files = self._files_to_score(shards)
             photo_batches = batches(self.photos, files, options.batch_size, options.num_workers)
             scored_batches = score_batches(self.trained, photo_batches, self.precision, self.recorder, stop)
@@ -194,7 +194,7 @@ class Prediction:
             if not self.hashes:
                 raise InputError(self._no_photographs())
             if shards:
-                self._score_shards(shards[distributed.rank() :: distributed.world()], write, shown, stop)
+                self._score_shards(shards[distributed.rank() :: distributed.world_size()], write, shown, stop)
 
     def _files_to_score(self, shards: list[str]) -> Iterator[Source]:
         """This process's share of the files that have no row yet; all such shards are added to `shards`."""
@@ -203,11 +203,13 @@ class Prediction:
             if source.is_shard:
                 shards.append(source.path)
             else:
-                if number % distributed.world() == distributed.rank():
+                if number % distributed.world_size() == distributed.rank():
                     yield source
                 number += 1
 
-    def _score_shards(self, shards: list[str], write: Callable[..., None], shown: tqdm, stop: Watch) -> None:
+    def _score_shards(
+        self, shards: list[str], write: Callable[..., None], shown: tqdm, stop: StopSignal
+    ) -> None:
         """Score shards; the rows of each are written when it is done, all at once."""
         self._refuse_shards()
         waiting: dict[str, list[ScoredPhoto]] = defaultdict(list)
@@ -251,14 +253,18 @@ class Prediction:
         return self.rows.build(scored, background, overlay), attention
 
     def _rescore(
-        self, stop: Watch, network: Trained, images: Sequence[str], recorder: AttentionRecorder | None
+        self,
+        stop: StopSignal,
+        network: TrainedNetwork,
+        images: Sequence[str],
+        recorder: AttentionRecorder | None,
     ) -> Iterator[ScoredPhoto]:
         """Score photographs once more, for the page, in float32."""
         photos = Photos(network.resize, self.options.decode, self.options.upright)
         photo_batches = batches(
             photos, map(Source, images), self.options.batch_size, self.options.num_workers
         )
-        with bar("the page", len(images)) as shown:
+        with progress_bar("the page", len(images)) as shown:
             for _, results in score_batches(network, photo_batches, Precision(self.device), recorder, stop):
                 shown.update(len(results))
                 yield from results

@@ -7,7 +7,7 @@ from torch import nn
 
 from . import weights
 from .attention import AttentionPoints
-from .backbone import PREFIX, create_backbone, load_backbone
+from .backbone import TIMM_PREFIX, create_backbone, load_backbone
 from .dat import EAT
 from .eat import RefinementSchedule, calibrate_points, set_refinement, uncalibrated
 from .folder import load_folder
@@ -44,7 +44,7 @@ def create_model(name: str | os.PathLike, num_classes: int | None = None, **over
     """
     if not isinstance(name, (str, os.PathLike)):
         raise ValueError(f"no model {name!r}; give the name of one, or a folder")
-    if str(name).startswith(PREFIX):
+    if str(name).startswith(TIMM_PREFIX):
         return create_backbone(str(name), 10 if num_classes is None else num_classes, **overrides)
     if name in VARIANTS:
         return timm.create_model(name, num_classes=10 if num_classes is None else num_classes, **overrides)

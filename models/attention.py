@@ -191,7 +191,7 @@ class DeformableAttention(nn.Module):
             return None
         return sample_bias(self.rpe_table, positions, self.sampling)
 
-    def weights(self, x: Tensor) -> tuple[Tensor, AttentionPoints]:
+    def attention_weights(self, x: Tensor) -> tuple[Tensor, AttentionPoints]:
         """x: (B, H, W, C). Returns the attention weights (B, heads, queries, keys), HW each, and the layer's points."""
         q, k, _, positions, points = self.project(x)
         logits, bias = q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1), self.bias(positions)

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from iaa.errors import InputError
 
-from .metadata import remember
+from .metadata import attach
 from .weights import Weights, WeightsError, read_weights
 
-PREFIX = "timm/"
+TIMM_PREFIX = "timm/"
 FOLDER_FILES = ("model.safetensors", "pytorch_model.bin")  # of a Hugging Face folder
 
 
@@ -30,7 +30,7 @@ def create_backbone(name: str, num_classes: int = 10, pretrained: bool = False, 
     Raises InputError for an unknown name (the message has the nearest ones), for a setting that the network does not
     take, for weights that cannot be downloaded, and for a network that does not turn square RGB images into outputs.
     """
-    bare = bare_name(name)
+    bare = check_timm_name(name)
     settings = {setting: value for setting, value in settings.items() if value is not None}
     try:
         model = timm.create_model(bare, pretrained=pretrained, num_classes=num_classes, **settings)
@@ -48,13 +48,13 @@ def create_backbone(name: str, num_classes: int = 10, pretrained: bool = False, 
         raise InputError(f"{name}: takes {channels} x {height} x {width}, not square RGB images")
     model.img_size, model.statistics = height, (tuple(config["mean"]), tuple(config["std"]))
     _check_head(name, model, num_classes)
-    remember(model, {})
+    attach(model, {})
     return model
 
 
-def bare_name(name: str) -> str:
+def check_timm_name(name: str) -> str:
     """The name without `timm/`. Raises InputError, with the nearest names, if timm does not know it."""
-    bare = name.removeprefix(PREFIX)
+    bare = name.removeprefix(TIMM_PREFIX)
     if bare not in timm.list_models() and bare not in timm.list_pretrained():
         nearest = difflib.get_close_matches(bare, timm.list_models(), 3, 0)
         raise InputError(f"{name}: timm has no such model; the nearest are {', '.join(nearest)}")
@@ -66,14 +66,14 @@ def _head_prefixes(classifier: str | Sequence[str] | None) -> tuple[str, ...]:
     return tuple(f"{name}." for name in ([classifier] if isinstance(classifier, str) else classifier or ()))
 
 
-def head_outputs(weights: Weights, name: str | None = None) -> int | None:
+def count_outputs(weights: Weights, name: str | None = None) -> int | None:
     """The number of outputs of the head in a weights file; None if the file has no head.
 
     name: the network's. For None and for EAT's variants the head is `cls_head`. Raises InputError for an unknown name.
     """
     heads = ("cls_head.",)
-    if name is not None and name.startswith(PREFIX):
-        heads = _head_prefixes(timm.get_pretrained_cfg(bare_name(name)).classifier)
+    if name is not None and name.startswith(TIMM_PREFIX):
+        heads = _head_prefixes(timm.get_pretrained_cfg(check_timm_name(name)).classifier)
     tensors = [weights.state[f"{head}weight"] for head in heads if f"{head}weight" in weights.state]
     return len(tensors[0]) if tensors and tensors[0].ndim > 1 else None
 
@@ -96,7 +96,7 @@ def _check_head(name: str, model: nn.Module, outputs: int) -> None:
         raise InputError(f"{name}: has no pooled head for images (its output: {shape}); choose a classifier")
 
 
-def weights_path(path: str | os.PathLike) -> Path:
+def find_weights_file(path: str | os.PathLike) -> Path:
     """The weights file in a folder of Hugging Face's layout, FOLDER or `local-dir:FOLDER`; any other path as it is.
 
     Raises WeightsError for a folder without weights.
@@ -115,7 +115,7 @@ def load_backbone(model: nn.Module, source: str | os.PathLike | Weights) -> list
 
     A head of another size starts fresh. Returns the names of its tensors. Raises WeightsError for other architectures.
     """
-    weights = source if isinstance(source, Weights) else read_weights(weights_path(source))
+    weights = source if isinstance(source, Weights) else read_weights(find_weights_file(source))
     target, state = model.state_dict(), dict(weights.state)
     heads = _head_prefixes(model.pretrained_cfg.get("classifier"))
     unfit = [

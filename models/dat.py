@@ -21,7 +21,7 @@ from .attention import (
     WindowAttention,
 )
 from .eat import points_outside, points_spread, tracking_paused
-from .metadata import remember
+from .metadata import attach
 from .weights import SETTING_VALUES
 
 PER_STAGE = ["dims", "depths", "heads", "groups", "window_sizes", "use_pes", "strides", "offset_range_factor"]
@@ -155,7 +155,7 @@ class EAT(nn.Module):
         check_configuration(img_size, patch_size, dim_stem, dims, depths, stage_spec, strides, fixed_settings)
         self.img_size = img_size
         self.statistics = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-        remember(self, settings)
+        attach(self, settings)
         self.num_features = self.head_hidden_size = dims[-1]
         self.output_fmt = "NHWC"  # of forward_features; timm's channels-last models have this attribute
         convolution = nn.Conv2d(in_chans, dim_stem, patch_size, patch_size)
@@ -219,7 +219,7 @@ class EAT(nn.Module):
         prediction = self.forward_head(x)
         return (prediction, points) if return_points else prediction
 
-    def look(self, images: Tensor) -> dict[str, Tensor]:
+    def interest_point_stats(self, images: Tensor) -> dict[str, Tensor]:
         """Means over the deformable layers for images (B, 3, img_size, img_size); empty without such layers.
 
         points_spread, points_outside: scalars, see `models.eat`.

@@ -7,7 +7,7 @@ from torch import nn
 ENTRIES = ("settings", "purpose", "photographs")
 
 
-def remember(model: nn.Module, settings: dict[str, str]) -> None:
+def attach(model: nn.Module, settings: dict[str, str]) -> None:
     """Give `model` the attributes `settings`, `purpose` and `photographs`, and have its state_dicts carry them.
 
     They are entries of the state_dict's metadata, where PyTorch keeps the versions of modules, so the names of the

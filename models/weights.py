@@ -28,7 +28,7 @@ POINT_MODES = ("batch", "image", "running", "grid")
 REFINEMENTS = ("released", "off", "scheduled")
 SETTING_VALUES = {"interest_points": POINT_MODES, "refinement": REFINEMENTS}
 # Buffers that the release does not have, by the end of their names; their values in a network that starts fresh.
-OURS = {
+ADDED_BUFFERS = {
     "ref_point14.running_points": torch.nan,
     "ref_point14.num_images_tracked": 0,
     "refinement.factors": 1.0,
@@ -98,7 +98,7 @@ def load_weights(model: nn.Module, source: str | os.PathLike | Weights) -> list[
     return sorted(fresh)
 
 
-def evaluated_with(weights: Weights) -> dict[str, str]:
+def pick_evaluation_settings(weights: Weights) -> dict[str, str]:
     """The default settings for evaluating a file's network: the recorded ones; DAT's for a file without points."""
     plain = {} if _has_points(weights.state) else {"interest_points": "grid", "refinement": "off"}
     return plain | weights.settings
@@ -131,12 +131,12 @@ def _fit_added_buffers(
         points = name.replace("num_images_tracked", "running_points")
         return name in state and points in state and state[points].shape == target[points].shape
 
-    absent = {name for name in target if name.endswith(tuple(OURS)) and not is_usable(name)}
+    absent = {name for name in target if name.endswith(tuple(ADDED_BUFFERS)) and not is_usable(name)}
     start = {
-        name: torch.full_like(target[name], OURS[".".join(name.rsplit(".", 2)[-2:])])
+        name: torch.full_like(target[name], ADDED_BUFFERS[".".join(name.rsplit(".", 2)[-2:])])
         for name in sorted(absent)
     }
-    fitting = {n: value for n, value in state.items() if n in target or not n.endswith(tuple(OURS))}
+    fitting = {n: value for n, value in state.items() if n in target or not n.endswith(tuple(ADDED_BUFFERS))}
     return fitting | start, absent
 
 
@@ -246,7 +246,9 @@ def _read_settings(path: Path, metadata: Mapping, state: Mapping[str, Tensor]) -
 def released_style(model: nn.Module) -> OrderedDict[str, Tensor]:
     """The network's state_dict with the released tensors only: no running points, no factors, no metadata."""
     state = model.state_dict()
-    return OrderedDict((name, value) for name, value in state.items() if not name.endswith(tuple(OURS)))
+    return OrderedDict(
+        (name, value) for name, value in state.items() if not name.endswith(tuple(ADDED_BUFFERS))
+    )
 
 
 def resize_table(table: Tensor, shape: torch.Size) -> Tensor:

@@ -37,14 +37,16 @@ AVA_COLUMNS = ["image_id", *(f"score{i}" for i in range(2, 12))]
 # Autograd's first backward decides whether it has threads, as beside a fake GPU; a forked process cannot go on with them.
 torch.ones(1, requires_grad=True).sum().backward()
 
-DRAW = test_report.Tested.draw
+DRAW = test_report.TestReport.write_plots
 
 
 @pytest.fixture(autouse=True)
 def quick_ends(monkeypatch):
     """Runs of this process need no exact intervals and no report.png, which took a tenth of a short run, where neither is the point."""
     monkeypatch.setattr(bootstrap, "RESAMPLES", 100)
-    monkeypatch.setattr(test_report.Tested, "draw", lambda self, path, history=(): path.write_bytes(b""))
+    monkeypatch.setattr(
+        test_report.TestReport, "write_plots", lambda self, path, history=(): path.write_bytes(b"")
+    )
 
 
 @pytest.fixture
@@ -263,7 +265,7 @@ def album(tmp_path):
 
 @pytest.fixture(scope="session")
 def photographs():
-    return check.photographs()
+    return check.sample_photographs()
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,7 @@ import torch
 
 import models
 from iaa.errors import InputError
-from models.backbone import create_backbone, load_backbone, weights_path
+from models.backbone import create_backbone, find_weights_file, load_backbone
 
 SMALL = ("timm/test_resnet", "timm/test_vit")
 
@@ -42,7 +42,7 @@ def test_imagenets_head_is_left_out_and_all_else_is_loaded(name, tmp_path):
     model = models.create_model(name, num_classes=10)
     head = model.pretrained_cfg["classifier"]
     before = model.state_dict()[f"{head}.weight"].clone()
-    fresh = load_backbone(model, weights_path(f"local-dir:{tmp_path / 'hub'}"))
+    fresh = load_backbone(model, find_weights_file(f"local-dir:{tmp_path / 'hub'}"))
     assert fresh == [f"{head}.bias", f"{head}.weight"]
     for key, value in model.state_dict().items():
         assert torch.equal(
@@ -55,7 +55,7 @@ def test_weights_of_another_architecture_are_one_line(tmp_path):
     with pytest.raises(models.WeightsError, match=r"of another architecture: .* missing, first"):
         load_backbone(create_backbone(SMALL[0]), tmp_path / "vit.pth")
     with pytest.raises(models.WeightsError, match="neither"):
-        weights_path(tmp_path)
+        find_weights_file(tmp_path)
 
 
 def test_unknown_names_get_the_three_nearest():

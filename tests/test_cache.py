@@ -22,7 +22,7 @@ from iaa.photographs import cache
 from iaa.photographs.cache import Cache, open_filled
 from iaa.photographs.decode import Resize, read_fast, read_pil
 from iaa.photographs.labels import FORMATS, read_labels
-from iaa.runtime.signals import Watch
+from iaa.runtime.signals import StopSignal
 
 RESIZE = Resize(32, "bilinear")
 
@@ -242,7 +242,7 @@ def test_a_signal_ends_the_wait_for_another_process(names, fill):
     folder = fill().folder
     shutil.rmtree(folder)
     folder.mkdir()
-    with FileLock(folder / "lock"), Watch() as watch:
+    with FileLock(folder / "lock"), StopSignal() as watch:
         os.kill(os.getpid(), signal.SIGTERM)
         with pytest.raises(Interrupted):
             fill(watch=watch)
@@ -259,7 +259,7 @@ def test_a_signal_stops_a_build_which_then_goes_on(scored, names, fill, monkeypa
 
     monkeypatch.setattr(cache, "read_fast", read)
     monkeypatch.setattr(cache, "BATCH", 2)
-    with Watch() as watch, pytest.raises(Interrupted):
+    with StopSignal() as watch, pytest.raises(Interrupted):
         fill(watch=watch)
     store = Cache(scored / "c", RESIZE, "fast")
     assert np.flatnonzero(store.outdated(names, scored / "images")).tolist() == list(range(4, 12))

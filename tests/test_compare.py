@@ -12,8 +12,14 @@ from common import arguments
 
 import compare as program
 from iaa.evaluation import bootstrap
-from iaa.evaluation.comparison import Predictions, compare, compute_differences, means, read_predictions
-from util import Pairs
+from iaa.evaluation.comparison import (
+    Predictions,
+    average_metrics,
+    compare_groups,
+    compute_differences,
+    read_predictions,
+)
+from util import ScorePairs
 
 COMMAND = program
 
@@ -38,9 +44,9 @@ def runs(tmp_path):
 
 def test_the_mean_over_seeds_is_as_sure_as_seeds_and_images_are(runs):
     tested = [read_predictions(path) for path in runs]
-    value, interval = means(tested[:1])["srcc"]
+    value, interval = average_metrics(tested[:1])["srcc"]
     assert (value, interval) == (tested[0].metrics["srcc"], tested[0].intervals["srcc"])
-    value, (low, high) = means(tested)["srcc"]
+    value, (low, high) = average_metrics(tested)["srcc"]
     each = np.array([run.metrics["srcc"] for run in tested])
     assert value == pytest.approx(each.mean())
     # Two alike and a worse one: the images' part is small, and Student's t of about two degrees reaches 4.3 errors.
@@ -146,7 +152,9 @@ def seeds(spread, mean=0.6, count=3, draw=0, images=80):
     rng, true, runs = np.random.default_rng(draw), np.random.default_rng(0).normal(size=images), []
     for number in range(count):
         predicted = true + rng.normal(0, max(0.05, mean + rng.normal(0, spread)), images)
-        runs.append(Predictions(str(number), [], Pairs(predicted, true, np.ones(images), true * 0, true * 0)))
+        runs.append(
+            Predictions(str(number), [], ScorePairs(predicted, true, np.ones(images), true * 0, true * 0))
+        )
     return runs
 
 
@@ -155,7 +163,7 @@ def test_over_seeds_the_interval_holds_what_another_seed_would_change(monkeypatc
     steady = compute_differences(seeds(0, draw=1), seeds(0, draw=2))["srcc"].interval
     moody = compute_differences(seeds(0.3, draw=1), seeds(0.3, draw=2))["srcc"].interval
     assert moody[1] - moody[0] > 1.5 * (steady[1] - steady[0])
-    differences = compare({"a": seeds(0.02, 0.2, draw=1), "b": seeds(0.02, 1.5, draw=2)})
+    differences = compare_groups({"a": seeds(0.02, 0.2, draw=1), "b": seeds(0.02, 1.5, draw=2)})
     assert differences["a", "b"]["srcc"].p_holm < 0.05
 
 
@@ -165,7 +173,7 @@ def test_settings_that_do_not_differ_are_seldom_called_different():
     wrong = 0
     for number in range(30):
         groups = {str(k): seeds(0.15, draw=[number, k]) for k in range(5)}
-        wrong += any(row["srcc"].p_holm < 0.05 for row in compare(groups).values())
+        wrong += any(row["srcc"].p_holm < 0.05 for row in compare_groups(groups).values())
     assert wrong <= 4
 
 

@@ -13,7 +13,7 @@ from sklearn.datasets import load_sample_images
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torchvision.transforms.functional import normalize, to_tensor
 
-from dataset import ResumableBatchSampler, Transform, batches, make_loader, network_input, read_splits
+from dataset import ResumableBatchSampler, Transform, batches, make_loader, normalize_images, read_splits
 from iaa.errors import InputError
 from iaa.photographs import demo
 from iaa.photographs.labels import FORMATS, Labels, csv_format, read_labels
@@ -44,7 +44,7 @@ def seen(transform, photograph, seed):
 def test_evaluation_sees_pils_own_resize_to_the_pixel(photograph, dataset, resample):
     transform = Transform(dataset, 224, train=False)
     pixels, flip = transform(np.asarray(transform.resize.pil(photograph)), random.Random(0))
-    found = network_input(torch.tensor(pixels).permute(2, 0, 1)[None], torch.tensor([flip]))
+    found = normalize_images(torch.tensor(pixels).permute(2, 0, 1)[None], torch.tensor([flip]))
     assert not flip
     torch.testing.assert_close(
         found[0], as_tensor(photograph.resize((224, 224), resample)), atol=1e-6, rtol=0
@@ -55,7 +55,7 @@ def test_network_input_is_torchvisions_to_the_bit_and_mirrors_the_flipped(photog
     picture = photograph.resize((32, 32))
     expected = normalize(to_tensor(picture), IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
     pixels = torch.from_numpy(np.stack([np.asarray(picture)] * 2)).permute(0, 3, 1, 2)
-    plain, mirrored = network_input(pixels, torch.tensor([False, True]))
+    plain, mirrored = normalize_images(pixels, torch.tensor([False, True]))
     assert torch.equal(plain, expected)
     assert torch.equal(mirrored, expected.flip(-1))
 
@@ -185,7 +185,7 @@ def test_an_epoch_has_every_row_once():
     rows = [row for batch in drawn(shuffled) for row, _ in batch]
     assert sorted(rows) == list(range(50))
     assert rows != list(range(50))
-    assert (len(shuffled), shuffled.images) == (7, 50)
+    assert (len(shuffled), shuffled.num_images) == (7, 50)
 
 
 def test_an_epoch_goes_on_where_it_stopped():
@@ -202,7 +202,7 @@ def test_processes_share_the_shuffled_rows_and_have_as_many(length, world):
     samplers = [sampler(length, 4, True, rank, world) for rank in range(world)]
     shares = [[sample for batch in drawn(each) for sample in batch] for each in samplers]
     assert len({len(share) for share in shares}) == len({len(each) for each in samplers}) == 1
-    assert all(each.images == len(share) for each, share in zip(samplers, shares, strict=True))
+    assert all(each.num_images == len(share) for each, share in zip(samplers, shares, strict=True))
     assert {sample for share in shares for sample in share} == set(alone)
     assert sum(len(share) for share in shares) - length < world
 
@@ -214,7 +214,7 @@ def test_processes_share_whole_batches_in_the_csvs_order(length, world):
     shares = [drawn(each) for each in samplers]
     assert [shares[i % world][i // world] for i in range(len(alone))] == alone
     assert [len(each) for each in samplers] == [len(share) for share in shares]
-    assert [each.images for each in samplers] == [sum(map(len, share)) for share in shares]
+    assert [each.num_images for each in samplers] == [sum(map(len, share)) for share in shares]
 
 
 def test_validation_is_held_out_of_train_where_there_is_no_val_csv(scored):
@@ -307,17 +307,17 @@ def test_a_mean_opinion_of_exactly_5_is_low(tmp_path):
     table.insert(0, "image_id", range(len(rows)))
     table.to_csv(tmp_path / "a.csv", index=False)
     labels = read_labels(tmp_path / "a.csv", FORMATS["ava"])
-    assert labels.opinions.tolist() == [5.0, 5.0, 5.0, pytest.approx(39 / 7)]
+    assert labels.mos.tolist() == [5.0, 5.0, 5.0, pytest.approx(39 / 7)]
     predicted = np.zeros((4, 10))
     predicted[:, 4] = [0.9, 0.8, 0.7, 1.5]  # scores 4.5, 4, 3.5 and 7.5
-    assert compute_metrics(FORMATS["ava"].pairs(predicted, labels))["accuracy"] == 1.0
+    assert compute_metrics(FORMATS["ava"].match_scores(predicted, labels))["accuracy"] == 1.0
 
 
 def test_a_score_at_a_given_threshold_is_low(tmp_path):
     (tmp_path / "a.csv").write_text("image,score\na.png,0.6\nb.png,0.7\n")
     form = csv_format(tmp_path / "a.csv", (0.0, 1.0), 0.6)
-    opinions = read_labels(tmp_path / "a.csv", form).opinions
-    assert (opinions > form.threshold).tolist() == [False, True]
+    mos = read_labels(tmp_path / "a.csv", form).mos
+    assert (mos > form.threshold).tolist() == [False, True]
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from common import arguments
 from PIL import EpsImagePlugin, Image, UnidentifiedImageError
 
 from iaa.photographs import copies, decode, inspection
-from iaa.photographs.decode import Resize, read_fast, read_pil, read_plain
+from iaa.photographs.decode import Resize, read_fast, read_pil, read_plain_jpeg
 from iaa.scoring import photos
 from iaa.training import build
 
@@ -31,7 +31,7 @@ def assert_close(found, expected):
 def test_fast_pixels_are_pils_on_real_photographs(resize):
     assert len(PHOTOGRAPHS) == 2
     for path in PHOTOGRAPHS:
-        assert read_plain(path, resize) is not None
+        assert read_plain_jpeg(path, resize) is not None
         assert_close(read_fast(path, resize), read_pil(path, resize))
 
 
@@ -61,14 +61,14 @@ def test_a_torchvision_without_decoders_will_do(monkeypatch):
 def test_fast_pixels_are_pils_for_every_way_of_writing_a_jpeg(tmp_path, how):
     with Image.open(PHOTOGRAPHS[0]) as picture:
         picture.crop((0, 0, 501, 333)).save(tmp_path / "a.jpg", **how)
-    assert read_plain(tmp_path / "a.jpg", RESIZES[0]) is not None
+    assert read_plain_jpeg(tmp_path / "a.jpg", RESIZES[0]) is not None
     assert_close(read_fast(tmp_path / "a.jpg", RESIZES[0]), read_pil(tmp_path / "a.jpg", RESIZES[0]))
 
 
 def test_grey_jpegs_are_decoded_fast(tmp_path):
     with Image.open(PHOTOGRAPHS[0]) as picture:
         picture.convert("L").save(tmp_path / "a.jpg")
-    assert read_plain(tmp_path / "a.jpg", RESIZES[0]) is not None
+    assert read_plain_jpeg(tmp_path / "a.jpg", RESIZES[0]) is not None
     assert_close(read_fast(tmp_path / "a.jpg", RESIZES[0]), read_pil(tmp_path / "a.jpg", RESIZES[0]))
 
 
@@ -79,7 +79,7 @@ def test_grey_jpegs_are_decoded_fast(tmp_path):
 def test_all_other_pictures_are_pils_to_the_pixel(tmp_path, name, mode):
     with Image.open(PHOTOGRAPHS[1]) as picture:
         picture.convert(mode).save(tmp_path / name)
-    assert read_plain(tmp_path / name, RESIZES[0]) is None
+    assert read_plain_jpeg(tmp_path / name, RESIZES[0]) is None
     np.testing.assert_array_equal(
         read_fast(tmp_path / name, RESIZES[0]), read_pil(tmp_path / name, RESIZES[0])
     )
@@ -179,7 +179,7 @@ def test_postscript_is_not_executed_when_scored(postscript, content):
 
 
 def test_postscript_is_not_executed_by_checks(postscript):
-    assert inspection.examine(postscript.parent, postscript.name).kinds == "not an image"
+    assert inspection.inspect_file(postscript.parent, postscript.name).kinds == "not an image"
     assert copies.signature(postscript.parent, postscript.name) is None
 
 

@@ -18,7 +18,7 @@ from iaa.networks.attention_maps import (
     mean_map,
     splat,
 )
-from iaa.networks.trained_network import load_trained
+from iaa.networks.trained_network import load_network
 from iaa.reports import overlays
 from iaa.scoring.table import read_rows
 from models import variants
@@ -39,7 +39,7 @@ def looking():
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    return load_trained(make_weights(tmp_path_factory.mktemp("w") / "w.pth"))
+    return load_network(make_weights(tmp_path_factory.mktemp("w") / "w.pth"))
 
 
 def test_mass_is_put_where_bilinear_sampling_reads():
@@ -67,7 +67,7 @@ def test_the_weights_are_those_of_the_attention(trained):
     x = torch.randn(2, 14, 14, 16)
     with torch.no_grad():
         expected, (positions, references) = layer(x)
-        weights, points = layer.weights(x)
+        weights, points = layer.attention_weights(x)
         _, _, v, _, _ = layer.project(x)
         out = (weights @ v).transpose(1, 2).reshape(x.shape)
         out = torch.nn.functional.linear(out, layer.proj_out.weight.flatten(1), layer.proj_out.bias)

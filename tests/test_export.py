@@ -15,7 +15,7 @@ import models
 from iaa.exporting import check, onnx_file, torch_files
 from iaa.exporting.description import describe, preprocess
 from iaa.exporting.output import ExportError
-from iaa.networks.trained_network import Trained, load_trained
+from iaa.networks.trained_network import TrainedNetwork, load_network
 
 COMMAND = export
 onnx = pytest.importorskip("onnx", reason="requirements/export.txt")
@@ -24,7 +24,7 @@ pytest.importorskip("onnxruntime", reason="requirements/export.txt")
 
 def expected(path, files):
     """The network's own prediction and score, from our own pixels."""
-    trained = load_trained(path)
+    trained = load_network(path)
     with torch.no_grad():
         prediction = trained.model(check.evaluation_input(trained, files))
     assert np.ptp(prediction.numpy(), axis=0).min() > 1e-3, "nothing would be compared"
@@ -40,7 +40,7 @@ def test_onnx_by_gathers_is_the_network_without_grid_samples(tmp_path, golden_im
     small.cls_head.weight.mul_(30)  # else all images have nearly one prediction
     path, weights = tmp_path / "a.onnx", tmp_path / "a.pth"
     torch.save(small.state_dict(), weights)
-    trained = Trained(small, "eat_nano", "ava", (1.0, 10.0), weights)
+    trained = TrainedNetwork(small, "eat_nano", "ava", (1.0, 10.0), weights)
     onnx_file.write_onnx(trained, path, describe(trained), gather=True)
     assert "GridSample" not in {node.op_type for node in onnx.load(path).graph.node}
     _, run = onnx_file.open_onnx(path)
@@ -93,7 +93,7 @@ def test_onnx_names_its_inputs_and_outputs_and_its_batch_is_free(exported):
 
 @pytest.mark.parametrize(("weights", "method"), [("votes", "bicubic"), ("score", "bilinear")])
 def test_preprocessing_that_is_told_is_the_evaluations(made, photographs, weights, method):
-    trained = load_trained(made[weights])
+    trained = load_network(made[weights])
     about = describe(trained)
     assert about["preprocessing"]["resize"]["method"] == method
     inputs = np.concatenate([preprocess(about, file) for file in photographs])
@@ -112,7 +112,7 @@ def test_score_is_on_the_datasets_own_scale(exported, made, photographs):
 
 @pytest.mark.parametrize("form", ["safetensors", "hub"])
 def test_settings_and_purpose_travel(exported, made, form):
-    before, after = load_trained(made["score"]), load_trained(exported("score", form)[0])
+    before, after = load_network(made["score"]), load_network(exported("score", form)[0])
     for name in ("name", "dataset", "score_range", "points"):
         assert getattr(after, name) == getattr(before, name)
     assert (

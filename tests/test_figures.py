@@ -11,10 +11,10 @@ import torch
 from common import arguments, make_pictures, make_weights
 
 from iaa.evaluation import published, released
-from iaa.evaluation.test_metrics import figures, released_accuracy
+from iaa.evaluation.test_metrics import compute_test_metrics, released_accuracy
 from iaa.photographs.labels import FORMATS, Labels, read_labels, vote_format
 from iaa.searching import nni_trial
-from util import METRICS, Pairs
+from util import METRICS, ScorePairs
 
 PROTOCOL = {
     "model": "eat_base",
@@ -33,7 +33,7 @@ def made(srcc_noise, images=400):
     true = rng.normal(5.4, 0.7, images)
     predicted = true + rng.normal(0, srcc_noise, images)
     agree = ((predicted > 5) == (true > 5)).astype(float)
-    return Pairs(predicted, true, agree, np.full(images, 0.05), np.full(images, 0.06))
+    return ScorePairs(predicted, true, agree, np.full(images, 0.05), np.full(images, 0.06))
 
 
 def test_an_interval_without_width_says_nothing_and_accuracy_alone_accuses_nobody():
@@ -64,7 +64,7 @@ def test_a_published_figure_lies_inside_below_or_above_the_interval():
 
 
 def test_a_better_figure_of_weights_that_remember_nothing_names_the_likeliest_cause():
-    result = figures(made(0.1), [f"{i}.jpg" for i in range(400)], "ava")
+    result = compute_test_metrics(made(0.1), [f"{i}.jpg" for i in range(400)], "ava")
     assert result.published["srcc"].place == "below"
     notes = "\n".join(result.remarks())
     assert "most likely they were trained on these photographs" in notes
@@ -72,7 +72,7 @@ def test_a_better_figure_of_weights_that_remember_nothing_names_the_likeliest_ca
 
 
 def test_on_another_dataset_nothing_published_is_a_comparison():
-    result = figures(made(0.1), [f"{i}.jpg" for i in range(400)], "ava", same_dataset=False)
+    result = compute_test_metrics(made(0.1), [f"{i}.jpg" for i in range(400)], "ava", same_dataset=False)
     assert result.published == {}
     assert "published" not in result.rows()[0]
 
@@ -95,12 +95,12 @@ def test_on_another_dataset_nothing_published_is_a_comparison():
     ],
 )
 def test_each_departure_from_the_published_protocol_is_one_line(change, words):
-    lines = published.departures("ava", **PROTOCOL | change)
+    lines = published.list_departures("ava", **PROTOCOL | change)
     assert len(lines) == (words is not None)
     for line in lines:
         assert line.startswith("not the published protocol: ")
         assert words in line
-    assert published.departures("flickr_aes", **PROTOCOL | change) == []
+    assert published.list_departures("flickr_aes", **PROTOCOL | change) == []
 
 
 def test_skipped_pictures_and_batches_stand_in_log_json_and_page(ava, run, caplog):
@@ -134,11 +134,11 @@ def test_the_last_line_has_an_interval_for_every_metric(ava, run):
     assert recorded["labels_split"] == "unknown"
 
 
-def across(trained, form, outputs, opinions, targets=None):
+def across(trained, form, outputs, mos, targets=None):
     """Pairs of outputs of `trained`'s network on labels of `form`."""
-    targets = np.array(opinions, np.float32)[:, None] if targets is None else targets
-    labels = Labels("t.csv", np.array(["a"] * len(opinions)), targets, np.array(opinions))
-    return form.pairs(np.array(outputs, np.float32), labels, trained)
+    targets = np.array(mos, np.float32)[:, None] if targets is None else targets
+    labels = Labels("t.csv", np.array(["a"] * len(mos)), targets, np.array(mos))
+    return form.match_scores(np.array(outputs, np.float32), labels, trained)
 
 
 def test_scores_are_mapped_from_scale_to_scale_and_are_high_by_their_own_threshold():
@@ -180,7 +180,7 @@ def test_ava_weights_on_tad66k(scored, run, caplog):
     assert table["predicted_score"].to_numpy() == pytest.approx(
         (outputs @ np.arange(1, 11) - 1) / 9, abs=1e-5
     )
-    true = read_labels(scored / "test.csv", FORMATS["tad66k"]).opinions
+    true = read_labels(scored / "test.csv", FORMATS["tad66k"]).mos
     high = outputs @ np.arange(1, 11) > 5
     assert result["accuracy"] == pytest.approx(np.mean(high == (true > 0.5)))
     # The pixels are those of the weights' dataset: AVA's resize is bicubic, TAD66K's bilinear.
@@ -190,16 +190,16 @@ def test_ava_weights_on_tad66k(scored, run, caplog):
 
 
 def make_pixels_seen(folder, weights):
-    from predict import Scorer
+    from iaa.scoring import Scorer
 
     scorer = Scorer(weights, "cpu")
     name = pd.read_csv(folder / "test.csv")["image"][0]
     square = np.array(scorer.trained.resize.pil(scorer._picture(folder / "images" / name)))
-    from dataset import network_input
+    from dataset import normalize_images
 
     pixels = torch.from_numpy(square).permute(2, 0, 1)[None]
     with torch.inference_mode():
-        return scorer.trained.model(network_input(pixels, torch.zeros(1, dtype=torch.bool)))[0].numpy()
+        return scorer.trained.model(normalize_images(pixels, torch.zeros(1, dtype=torch.bool)))[0].numpy()
 
 
 def test_score_weights_on_votes_need_to_say_what_they_are_of(ava, run):
@@ -226,7 +226,7 @@ def test_the_release_sums_in_float32_and_may_call_a_mean_of_exactly_5_high():
     low, high = np.eye(10, dtype=np.float32)[[[4]]][0], np.eye(10, dtype=np.float32)[[[5]]][0]
     assert [released_accuracy(outputs, targets, 5.0) for outputs in (low, high)] == [0, 1]
     labels = Labels("t.csv", np.array(["a.jpg"]), targets, np.array([5.0]))
-    assert [FORMATS["ava"].pairs(outputs, labels).agree[0] for outputs in (low, high)] == [1, 0]
+    assert [FORMATS["ava"].match_scores(outputs, labels).agree[0] for outputs in (low, high)] == [1, 0]
 
 
 def epochs(*rows):

@@ -7,10 +7,10 @@ from common import make_toy
 from PIL import Image
 
 import predict
+from iaa.scoring import Scorer
 from iaa.scoring.table import read_rows
 from iaa.training.steps import Precision, Schedule, Stepper, make_optimizer
 from models import create_model
-from predict import Scorer
 from util import emd_loss
 
 COMMAND = predict

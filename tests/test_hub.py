@@ -14,14 +14,14 @@ from PIL import Image
 import export
 import models
 from iaa.exporting import check
-from iaa.networks.trained_network import load_trained
+from iaa.networks.trained_network import load_network
 
 COMMAND = export
 
 
 def test_hub_folder_is_a_model_for_create_model(exported, made, photographs):
     folder, _ = exported("score", "hub")
-    trained = load_trained(made["score"])
+    trained = load_network(made["score"])
     images = check.evaluation_input(trained, photographs)
     ours = models.create_model(folder).eval()
     assert ours.purpose["score_range"] == (-3.0, 7.0)
@@ -38,7 +38,7 @@ def test_hub_folder_is_a_model_for_create_model(exported, made, photographs):
 )
 def test_hub_folder_is_a_model_for_timm(exported, made, photographs):
     folder, _ = exported("score", "hub")
-    trained = load_trained(made["score"])
+    trained = load_network(made["score"])
     images = check.evaluation_input(trained, photographs)
     theirs = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     with torch.no_grad():
@@ -70,7 +70,7 @@ def test_the_example_of_a_model_card_scores_a_photograph(exported, made, photogr
     code = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)[1]
     names = {}
     exec(compile(code.replace("FOLDER", str(folder)), "README.md", "exec"), names)
-    trained = load_trained(made["score"])
+    trained = load_network(made["score"])
     with torch.no_grad():
         expected = trained.scores(trained.model(check.evaluation_input(trained, photographs[:1])))
     assert names["score"] == pytest.approx(expected.item(), abs=1e-4)

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from iaa.evaluation import bootstrap
-from util import METRICS, Pairs, compute_metrics, pair
+from util import METRICS, ScorePairs, compute_metrics, match_scores
 
 
 def some_pairs(images, seed=0, ties=False):
@@ -17,7 +17,7 @@ def some_pairs(images, seed=0, ties=False):
     outputs = votes + rng.normal(0, 0.03, votes.shape)
     if ties:  # many equal scores
         votes, outputs = (np.eye(10)[np.argmax(side, 1)] for side in (votes, outputs))
-    return pair(outputs, votes, 5.0)
+    return match_scores(outputs, votes, 5.0)
 
 
 @pytest.mark.parametrize("ties", [False, True])
@@ -35,10 +35,10 @@ def test_a_resample_has_the_metrics_of_its_images(ties):
 
 
 def test_what_is_not_defined_is_nan():
-    single = pair(np.array([[0.1], [0.4], [0.3]]), np.array([[0.2], [0.3], [0.6]]), 0.5)
+    single = match_scores(np.array([[0.1], [0.4], [0.3]]), np.array([[0.2], [0.3], [0.6]]), 0.5)
     intervals = bootstrap.intervals(single)
     assert all(math.isnan(limit) for limit in intervals["emd_r1"])
-    constant = Pairs(np.ones(5), np.arange(5.0), np.ones(5), np.zeros(5), np.zeros(5))
+    constant = ScorePairs(np.ones(5), np.arange(5.0), np.ones(5), np.zeros(5), np.zeros(5))
     intervals = bootstrap.intervals(constant)
     assert all(math.isnan(limit) for name in ("srcc", "plcc", "krcc") for limit in intervals[name])
     assert intervals["accuracy"] == (1, 1)
@@ -88,7 +88,7 @@ def test_intervals_of_95_percent_hold_the_true_value_in_95_percent_of_sets():
         share = rng.uniform(
             size=300
         )  # of the votes that are one level off: EMDs of share / 2 and share / sqrt(2)
-        pairs = Pairs(p, t, ((p > 0) == (t > 0)).astype(float), share / 2, share / math.sqrt(2))
+        pairs = ScorePairs(p, t, ((p > 0) == (t > 0)).astype(float), share / 2, share / math.sqrt(2))
         intervals = bootstrap.intervals(pairs, 250, seed=number)
         for name, true_value in true_values.items():
             low, high = intervals[name]

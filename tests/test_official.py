@@ -43,17 +43,17 @@ def test_ava_becomes_the_released_schema(tmp_path, command):
     assert "255 rows read, 255 kept" in out
     summary = json.loads((tmp_path / "a" / "summary.json").read_text())
     for split, table in tables.items():
-        opinions = read_labels(tmp_path / "a" / f"{split}.csv", AVA).opinions
+        mos = read_labels(tmp_path / "a" / f"{split}.csv", AVA).mos
         assert summary["splits"][split]["images"] == len(table)
-        assert summary["splits"][split]["mean"] == pytest.approx(opinions.mean())
-        assert summary["splits"][split]["spread"] == pytest.approx(opinions.std())
-        assert summary["splits"][split]["above_threshold"] == pytest.approx((opinions > 5).mean())
+        assert summary["splits"][split]["mean"] == pytest.approx(mos.mean())
+        assert summary["splits"][split]["spread"] == pytest.approx(mos.std())
+        assert summary["splits"][split]["above_threshold"] == pytest.approx((mos > 5).mean())
     assert (tmp_path / "a" / "summary.txt").read_text().strip() in out
 
 
 def test_the_released_counts_of_ava():
     """12,776 and 12,775 rows: 5 % of 255,510."""
-    prepared = official.Prepared(pd.DataFrame({"split": [""] * 255_510}), AVA, 0)
+    prepared = official.PreparedLabels(pd.DataFrame({"split": [""] * 255_510}), AVA, 0)
     preparation.split_at_random(prepared, 0.05, 0.05, 0)
     assert prepared.table["split"].value_counts().to_dict() == {
         "train": 229_959,
@@ -230,7 +230,7 @@ def test_para_has_pictures_in_sessions(tmp_path, command):
     write(tmp_path / "PARA-GiaaTest.csv", header + "session1,iaa_t.jpg,u,4.5\n")
     assert command("para", "--labels", tmp_path, "--out", tmp_path / "a")[0] == 0
     labels = read_labels(tmp_path / "a" / "test.csv", FORMATS["para"])
-    assert (labels.images.tolist(), labels.opinions.tolist()) == (["session1/iaa_t.jpg"], [0.875])
+    assert (labels.images.tolist(), labels.mos.tolist()) == (["session1/iaa_t.jpg"], [0.875])
     assert len(read_labels(tmp_path / "a" / "val.csv", FORMATS["para"])) == 2
 
 

@@ -21,7 +21,7 @@ import predict
 from benchmarks import ablation
 from iaa.errors import InputError
 from iaa.exporting.description import describe
-from iaa.networks.trained_network import load_trained
+from iaa.networks.trained_network import load_network
 from iaa.scoring.table import read_rows
 from iaa.searching.space import read_space
 from iaa.training import build
@@ -269,7 +269,7 @@ def test_exports_are_equal_to_the_network_and_say_its_input(tmp_path, trained, c
     status, said, err = command_of(export, "--weights", weights, "--to", form, "--out", out)
     assert status == 0, err
     assert json.loads(said)["largest_difference"]["prediction"] < 1e-4
-    about = describe(load_trained(weights))
+    about = describe(load_network(weights))
     assert about["preprocessing"]["mean"] == about["preprocessing"]["std"] == [0.5] * 3
     assert about["preprocessing"]["resize"]["height"] == 160
     assert (about["model"], about["interest_points"], about["depends_on_batch"]) == (name, None, False)

@@ -10,7 +10,7 @@ from common import make_weights
 from test_report import data_of, evaluate
 
 import predict
-from iaa.networks.trained_network import load_trained
+from iaa.networks.trained_network import load_network
 from iaa.reports.gallery import Comparison, Gallery, read_comparison, votes_of
 from iaa.scoring.table import read_rows
 
@@ -103,7 +103,7 @@ def test_a_table_is_compared_by_path_or_name(tmp_path):
     table.write_text(
         "image,score,error,vote1,vote2\np/a.jpg,3,,0.25,0.75\nb.jpg,,bad,,\n/x/p/c.jpg,4,,0.5,0.5\n"
     )
-    trained = load_trained(make_weights(tmp_path / "w.pth"))
+    trained = load_network(make_weights(tmp_path / "w.pth"))
     other = read_comparison(table, trained, "cpu")
     assert other.scale == (1, 10)
     assert other.row("p/a.jpg")["score"] == 3
@@ -122,7 +122,7 @@ def test_a_runs_predictions_are_compared_on_the_datasets_scale(scored, run, tmp_
     assert status == 0, err
     path = Path(result["files"]["predictions"])
     predictions = pd.read_csv(path)
-    other = read_comparison(path, load_trained(make_weights(tmp_path / "w.pth")), "cpu")
+    other = read_comparison(path, load_network(make_weights(tmp_path / "w.pth")), "cpu")
     assert other.scale == (0, 10)
     row, expected = other.row(f"images/{predictions['image'][2]}"), 10 * predictions["predicted_score"][2]
     assert row["score"] == pytest.approx(expected, rel=1e-6)

@@ -14,9 +14,9 @@ from PIL import Image
 
 import predict
 from iaa import prediction
-from iaa.networks.trained_network import load_trained
+from iaa.networks.trained_network import load_network
 from iaa.reports.terminal_summary import TerminalSummary
-from iaa.runtime.signals import Watch
+from iaa.runtime.signals import StopSignal
 from iaa.scoring import rows
 from iaa.scoring.table import read_rows
 
@@ -229,7 +229,7 @@ def test_weights_of_an_older_run_know_their_dataset_by_its_options(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     best = make_weights(tmp_path / "checkpoints" / "best.pth", 1, bare=True)  # without the metadata
     (tmp_path / "options.json").write_text('{"model": "eat_nano", "dataset": "tad66k", "loss": "mse"}')
-    trained = load_trained(tmp_path)
+    trained = load_network(tmp_path)
     assert trained.path == best
     assert (trained.name, trained.dataset, trained.score_range) == ("eat_nano", "tad66k", (0, 10))
 
@@ -242,7 +242,7 @@ def test_a_folder_without_weights_is_refused(album, command):
 
 def test_a_signal_ends_it_between_two_batches(album, weights, tmp_path, command, monkeypatch):
     watches, note = [], TerminalSummary.add
-    monkeypatch.setattr(prediction, "Watch", lambda: watches.append(Watch()) or watches[0])
+    monkeypatch.setattr(prediction, "StopSignal", lambda: watches.append(StopSignal()) or watches[0])
 
     def add(screen, row):
         watches[0].received = 15

@@ -16,7 +16,7 @@ from test_cache import cache_words
 from dataset import Transform, batches, make_loader
 from iaa.photographs import cache, inspection
 from iaa.photographs.decode import Resize, read_fast, read_pil
-from iaa.photographs.inspection import KINDS, examine
+from iaa.photographs.inspection import KINDS, inspect_file
 from iaa.photographs.labels import FORMATS, find_images, read_labels
 
 RESIZE = Resize(16, "bilinear")
@@ -104,7 +104,7 @@ def gallery(tmp_path):
 
 @pytest.mark.parametrize("name", PICTURES)
 def test_every_kind_is_found_and_training_does_with_it_what_is_said(gallery, name):
-    finding = examine(gallery, name)
+    finding = inspect_file(gallery, name)
     assert finding.kinds == PICTURES[name][0]
     assert finding.bytes == (gallery / name).stat().st_size
     for read in (read_pil, read_fast):
@@ -140,10 +140,10 @@ def test_what_training_does_with_odd_pictures(gallery):
 
 
 def test_missing_and_unreadable(gallery):
-    assert examine(gallery, "nothing.jpg").kinds == "missing"
-    assert examine(gallery, "x" * 300 + ".jpg").kinds == "missing"
+    assert inspect_file(gallery, "nothing.jpg").kinds == "missing"
+    assert inspect_file(gallery, "x" * 300 + ".jpg").kinds == "missing"
     (gallery / "folder.jpg").mkdir()
-    assert examine(gallery, "folder.jpg").verdict == "stops"
+    assert inspect_file(gallery, "folder.jpg").verdict == "stops"
 
 
 def test_a_file_that_may_not_be_read_is_told_as_that(gallery, monkeypatch):
@@ -151,13 +151,13 @@ def test_a_file_that_may_not_be_read_is_told_as_that(gallery, monkeypatch):
         raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(inspection, "open_image", refuse)
-    assert examine(gallery, "plain.jpg").kinds == "unreadable"
+    assert inspect_file(gallery, "plain.jpg").kinds == "unreadable"
 
 
 @pytest.mark.parametrize(("width", "ending"), [(5, "bmp"), (38, "bmp"), (16, "ppm")])
 def test_eight_bits_are_not_taken_for_sixteen(tmp_path, width, ending):
     photograph(size=(width, 16)).save(tmp_path / f"a.{ending}")
-    assert examine(tmp_path, f"a.{ending}").kinds == "plain"
+    assert inspect_file(tmp_path, f"a.{ending}").kinds == "plain"
 
 
 @pytest.mark.parametrize("ending", ["gif", "tif"])
@@ -174,7 +174,7 @@ def test_a_file_of_several_frames_may_be_cut_behind_the_first(tmp_path, ending):
             expected = "stops"
         else:
             expected = "used"
-        assert examine(tmp_path, f"b.{ending}").verdict == expected
+        assert inspect_file(tmp_path, f"b.{ending}").verdict == expected
         verdicts.add(expected)
     assert "used" in verdicts
 
@@ -250,7 +250,7 @@ def test_clean_csvs_have_no_bad_rows_and_are_otherwise_as_they_were(gallery, tmp
     words = f"check --images {gallery} --csv {csv} --out {tmp_path}/c --clean {tmp_path}/clean".split()
     status, out, err = command(*words, "--num_workers", 0)
     assert (status, err) == (0, "")
-    good = [name for name in PICTURES if examine(gallery, name).verdict == "used"]
+    good = [name for name in PICTURES if inspect_file(gallery, name).verdict == "used"]
     lines = (tmp_path / "clean" / "train.csv").read_text().splitlines()
     assert lines == [csv.read_text().splitlines()[i] for i in (0, *(names.index(name) + 1 for name in good))]
     assert f"train.csv: {len(good)} of {len(names)} rows" in out
@@ -285,9 +285,9 @@ def test_a_run_finds_pictures_whose_endings_are_of_another_case(scored):
 
 
 def test_sigterm_ends_a_check_between_two_pictures(gallery, tmp_path, command, monkeypatch):
-    original = inspection.examine
+    original = inspection.inspect_file
     monkeypatch.setattr(
-        inspection, "examine", lambda *given: os.kill(os.getpid(), signal.SIGTERM) or original(*given)
+        inspection, "inspect_file", lambda *given: os.kill(os.getpid(), signal.SIGTERM) or original(*given)
     )
     words = ("check", "--images", gallery, "--out", tmp_path / "c", "--num_workers", 0)
     status, _, err = command(*words)

@@ -65,7 +65,7 @@ def test_looking_changes_nothing(mode):
             layer.num_images_tracked.fill_(3)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     random = torch.get_rng_state()
-    found = {name: value.item() for name, value in model.look(images).items()}
+    found = {name: value.item() for name, value in model.interest_point_stats(images).items()}
     assert torch.equal(random, torch.get_rng_state())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert (found["points_spread"] == pytest.approx(1)) == (mode == "grid")

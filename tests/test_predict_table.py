@@ -14,7 +14,7 @@ from common import ended, fork, make_pictures, make_weights
 import predict
 from iaa import prediction
 from iaa.errors import InputError, Interrupted
-from iaa.networks.trained_network import load_trained
+from iaa.networks.trained_network import load_network
 from iaa.scoring import rows as scoring_rows
 from iaa.scoring.table import Table, read_rows
 
@@ -58,7 +58,7 @@ def test_an_interrupted_run_goes_on_where_it_stopped(album, weights, tmp_path, c
 
 def table_of(path, weights):
     """A table, and how its rows are made."""
-    table = Table(path, scoring_rows.RowBuilder(load_trained(weights)).columns)
+    table = Table(path, scoring_rows.RowBuilder(load_network(weights)).columns)
     return table, json.loads(table.settings_file.read_text())
 
 

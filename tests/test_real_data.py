@@ -20,9 +20,9 @@ def test_real_ava_labels(name, rows):
     labels = read_labels(REAL / "ava" / name, FORMATS["ava"])
     assert len(labels) == rows
     np.testing.assert_allclose(labels.targets.sum(1), 1, rtol=1e-5)
-    opinions = scores(labels.targets)
-    assert 5.3 < opinions.mean() < 5.5  # AVA's known mean opinion is about 5.38
-    assert 0.65 < (opinions > FORMATS["ava"].threshold).mean() < 0.76
+    mos = scores(labels.targets)
+    assert 5.3 < mos.mean() < 5.5  # AVA's known mean opinion is about 5.38
+    assert 0.65 < (mos > FORMATS["ava"].threshold).mean() < 0.76
 
 
 @pytest.mark.parametrize(("name", "rows"), [("train.csv", 52248), ("test.csv", 14079)])

@@ -269,7 +269,7 @@ def interrupt_at_bar(monkeypatch, wanted):
             os.kill(os.getpid(), signal.SIGTERM)
         return original(title, *args)
 
-    monkeypatch.setattr(engine, "bar", bar)
+    monkeypatch.setattr(engine, "progress_bar", bar)
 
 
 @pytest.mark.slow

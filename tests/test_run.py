@@ -40,7 +40,7 @@ def metrics(result):
 
 @pytest.mark.slow
 def test_a_run_writes_its_files_and_ends_with_json(ava, run, monkeypatch):
-    monkeypatch.setattr(test_report.Tested, "draw", DRAW)
+    monkeypatch.setattr(test_report.TestReport, "write_plots", DRAW)
     status, result, _ = run(arguments(ava, num_epoch=2))
     folder = ava / "run"
     assert status == 0

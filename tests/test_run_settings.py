@@ -12,7 +12,7 @@ from test_run import metrics, stop_after_an_epoch
 import option
 from dataset import Transform, make_loader
 from iaa.photographs.labels import FORMATS, find_images, read_labels
-from iaa.runtime.signals import Watch
+from iaa.runtime.signals import StopSignal
 from iaa.training.build import network_notes
 from iaa.training.engine import Trainer
 from iaa.training.steps import Precision, Schedule, Stepper
@@ -171,7 +171,7 @@ def test_accumulated_batches_are_one_step(scored):
         optimizer = torch.optim.SGD(model.parameters(), lr=1.0, fused=True)
         stepper = Stepper(model, optimizer, Schedule(0.1, 1), Precision(torch.device("cpu")), accumulate)
         mse = torch.nn.functional.mse_loss
-        Trainer(model, stepper, mse, scored).epoch(loader, Watch())
+        Trainer(model, stepper, mse, scored).epoch(loader, StopSignal())
         rates.append(optimizer.param_groups[0]["lr"])
         networks.append(model)
     assert rates == [0.1, 0.1]

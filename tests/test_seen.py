@@ -16,7 +16,7 @@ import export
 import main_nni
 import models
 from iaa.errors import InputError
-from iaa.evaluation.leakage import Seen, hash_names
+from iaa.evaluation.leakage import KnownPhotos, hash_names
 
 
 def test_hashes_are_of_the_name_whatever_the_case_of_its_ending():
@@ -26,22 +26,22 @@ def test_hashes_are_of_the_name_whatever_the_case_of_its_ending():
 
 
 def test_what_is_remembered_comes_back():
-    known = Seen.of(["a.jpg", "b.jpg"], ["c.jpg"])
-    again = Seen.from_texts(json.loads(json.dumps(known.as_texts())), "w.pth")
-    trained, selected = again.among(["b.jpg", "c.jpg", "d.jpg"])
+    known = KnownPhotos.of(["a.jpg", "b.jpg"], ["c.jpg"])
+    again = KnownPhotos.from_texts(json.loads(json.dumps(known.as_texts())), "w.pth")
+    trained, selected = again.is_known(["b.jpg", "c.jpg", "d.jpg"])
     assert (trained.tolist(), selected.tolist()) == ([True, False, False], [False, True, False])
-    both = known | Seen.of(["d.jpg"], [])
-    assert both.among(["a.jpg", "d.jpg"])[0].all()
-    assert not Seen()
-    assert Seen().as_texts() == {}
-    trained, _ = known.among(["/photos/AVA/a.jpg", "/photos/x.jpg"], in_folders=True)
+    both = known | KnownPhotos.of(["d.jpg"], [])
+    assert both.is_known(["a.jpg", "d.jpg"])[0].all()
+    assert not KnownPhotos()
+    assert KnownPhotos().as_texts() == {}
+    trained, _ = known.is_known(["/photos/AVA/a.jpg", "/photos/x.jpg"], in_folders=True)
     assert trained.tolist() == [True, False]
 
 
 @pytest.mark.parametrize("texts", [{"trained": "!"}, {"trained": "AAAA"}])
 def test_a_damaged_memory_is_one_line(texts):
     with pytest.raises(InputError, match=r"w\.pth: its list of training photographs is damaged"):
-        Seen.from_texts(texts, "w.pth")
+        KnownPhotos.from_texts(texts, "w.pth")
 
 
 @pytest.fixture(scope="module")
@@ -118,7 +118,7 @@ def test_a_released_style_file_remembers_nothing_and_says_so(leaky, run, caplog)
 @pytest.mark.slow
 def test_memory_grows_with_every_run_and_survives_resume_and_export(leaky, run, tmp_path):
     folder = leaky / "run" / "checkpoints"
-    first = Seen.from_texts(models.read_weights(folder / "best.pth").photographs, "")
+    first = KnownPhotos.from_texts(models.read_weights(folder / "best.pth").photographs, "")
     resumed = models.create_model("eat_nano")
     resumed.load_state_dict(torch.load(folder / "last.pt", weights_only=True)["model"])
     assert resumed.photographs == first.as_texts()
@@ -132,7 +132,7 @@ def test_memory_grows_with_every_run_and_survives_resume_and_export(leaky, run, 
             experiment_dir_name=leaky / "again",
         )
     )  # fmt: skip
-    second = Seen.from_texts(
+    second = KnownPhotos.from_texts(
         models.read_weights(leaky / "again" / "checkpoints" / "best.pth").photographs, ""
     )
     assert (len(first.trained), len(second.trained)) == (12, 15)
@@ -157,11 +157,11 @@ def test_weights_that_say_nothing_leave_their_mark_on_what_is_trained_from_them(
     note = "training started from weights that do not say which photographs they were trained on: there may be more"
     assert note in caplog.text
     tuned = leaky / "tuned" / "checkpoints" / "best.pth"
-    memory = Seen.from_texts(models.read_weights(tuned).photographs, "")
+    memory = KnownPhotos.from_texts(models.read_weights(tuned).photographs, "")
     assert (len(memory.trained), memory.complete) == (12, False)
     _, result, _ = evaluate(run, leaky, tuned)
     assert note in result["notes"]
-    assert not (memory | Seen()).complete
+    assert not (memory | KnownPhotos()).complete
 
 
 def test_a_damaged_memory_is_told_before_the_test(leaky, run):

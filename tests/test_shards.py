@@ -15,7 +15,7 @@ import predict
 from iaa.errors import InputError
 from iaa.options import scoring_options
 from iaa.prediction import Prediction
-from iaa.runtime.signals import Watch
+from iaa.runtime.signals import StopSignal
 from iaa.scoring.photos import Photos, Resize
 from iaa.scoring.sources import Source, Sources, shards_of
 from iaa.scoring.table import read_rows
@@ -232,7 +232,7 @@ def test_what_is_remembered_does_not_grow_with_the_rows(shards, tmp_path, weight
         make_shard(tmp_path / f"{name}.tar", five())
     words = [f"{tmp_path}/{{a,b}}.tar", "--weights", weights, "--out", f"{tmp_path}/parts/", *CPU]
     prediction = Prediction(scoring_options.parse([str(word) for word in words]))
-    assert prediction.run(Watch()) == 0
+    assert prediction.run(StopSignal()) == 0
     assert prediction.summary.count == 10
     assert len(prediction.hashes) == 2
 

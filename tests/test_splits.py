@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from iaa.photographs.splits import TAD66K_TEST, authors_ids, digest, recognise
+from iaa.photographs.splits import TAD66K_TEST, authors_ids, digest, recognise_split
 
 
 def ava_txt(path, ids):
@@ -115,13 +115,16 @@ def test_the_official_split_needs_its_list(tmp_path, command):
 
 def test_the_test_csv_itself_says_whether_it_is_the_authors(tmp_path):
     names = [f"{number}.jpg" for number in authors_ids("test")]
-    assert recognise("ava", tmp_path, names)[::2] == ("authors", "")
+    assert recognise_split("ava", tmp_path, names)[::2] == ("authors", "")
     names[0] = names[0].replace(".jpg", ".JPG")  # as it may be on a disk
-    assert recognise("ava", tmp_path, names)[::2] == ("authors", "")
-    assert "12770 of the 12776 photographs of the authors'" in recognise("ava", tmp_path, names[6:]).departure
+    assert recognise_split("ava", tmp_path, names)[::2] == ("authors", "")
+    assert (
+        "12770 of the 12776 photographs of the authors'"
+        in recognise_split("ava", tmp_path, names[6:]).departure
+    )
     for some in (names[::-1], names[:50][::-1]):
-        assert "in another order" in recognise("ava", tmp_path, some).departure
-    other = recognise("ava", tmp_path, ["1.jpg", *names[1:]])
+        assert "in another order" in recognise_split("ava", tmp_path, some).departure
+    other = recognise_split("ava", tmp_path, ["1.jpg", *names[1:]])
     assert other.name == "unknown"
     assert "other photographs than those of the authors' test.csv" in other.departure
 
@@ -129,11 +132,11 @@ def test_the_test_csv_itself_says_whether_it_is_the_authors(tmp_path):
 def test_a_summary_is_believed_of_its_own_test_csv_only(tmp_path):
     about = {"split": "workers", "test_digest": digest(["a.jpg", "b.jpg"])}
     (tmp_path / "summary.json").write_text(json.dumps(about))
-    assert recognise("flickr_aes", tmp_path, ["a.jpg", "b.jpg"])[::2] == ("workers", "")
-    assert recognise("flickr_aes", tmp_path, ["b.jpg", "a.jpg"]).name == "unknown"
+    assert recognise_split("flickr_aes", tmp_path, ["a.jpg", "b.jpg"])[::2] == ("workers", "")
+    assert recognise_split("flickr_aes", tmp_path, ["b.jpg", "a.jpg"]).name == "unknown"
     (tmp_path / "summary.json").write_text("[]")
-    assert recognise("flickr_aes", tmp_path, ["a.jpg", "b.jpg"]).name == "unknown"
-    assert recognise("tad66k", tmp_path, ["a.jpg"]).departure.startswith(
+    assert recognise_split("flickr_aes", tmp_path, ["a.jpg", "b.jpg"]).name == "unknown"
+    assert recognise_split("tad66k", tmp_path, ["a.jpg"]).departure.startswith(
         "other photographs than those of the off"
     )
     assert TAD66K_TEST[0] == 14_079

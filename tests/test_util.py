@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from iaa.runtime.files import atomic_write, to_json
-from util import METRICS, compute_metrics, emd_loss, make_loss, nima_loss, pair, scores
+from util import METRICS, compute_metrics, emd_loss, make_loss, match_scores, nima_loss, scores
 
 PREDICTED = torch.tensor([[1.0, 0.0], [0.5, 0.5]])
 TRUE = torch.tensor([[0.0, 1.0], [0.5, 0.5]])
@@ -45,7 +45,7 @@ def test_score_is_the_raw_sum_of_level_times_output():
 
 def test_metrics_of_scores():
     predicted, true = np.array([[0.1], [0.4], [0.3], [0.9]]), np.array([[0.2], [0.3], [0.6], [0.8]])
-    metrics = compute_metrics(pair(predicted, true, 0.5))
+    metrics = compute_metrics(match_scores(predicted, true, 0.5))
     assert set(metrics) == set(METRICS)
     assert metrics["srcc"] == pytest.approx(1 - 6 * 2 / (4 * 15))  # ranks 1 3 2 4 against 1 2 3 4
     assert metrics["krcc"] == pytest.approx((5 - 1) / 6)
@@ -57,19 +57,19 @@ def test_metrics_of_scores():
 
 
 def test_metrics_of_distributions():
-    metrics = compute_metrics(pair(PREDICTED.numpy(), TRUE.numpy(), 1.5))
+    metrics = compute_metrics(match_scores(PREDICTED.numpy(), TRUE.numpy(), 1.5))
     assert metrics["emd_r1"] == pytest.approx(0.25)
     assert metrics["emd_r2"] == pytest.approx(math.sqrt(0.5) / 2)
 
 
 def test_a_score_at_the_threshold_is_low():
     predicted, true = np.array([[0.5], [0.5], [0.4]]), np.array([[0.5], [0.6], [0.6]])
-    assert compute_metrics(pair(predicted, true, 0.5))["accuracy"] == pytest.approx(1 / 3)
+    assert compute_metrics(match_scores(predicted, true, 0.5))["accuracy"] == pytest.approx(1 / 3)
 
 
 def test_constant_predictions_warn_and_are_nan():
     with pytest.warns(UserWarning, match="all 3 predicted scores are equal") as warned:
-        metrics = compute_metrics(pair(np.ones((3, 1)), np.array([[0.1], [0.2], [0.3]]), 0.5))
+        metrics = compute_metrics(match_scores(np.ones((3, 1)), np.array([[0.1], [0.2], [0.3]]), 0.5))
     assert len(warned) == 1
     assert all(math.isnan(metrics[name]) for name in ("srcc", "plcc", "krcc"))
     assert metrics["mae"] == pytest.approx(0.8)

@@ -10,14 +10,14 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from util import METRICS, Pairs
+from util import METRICS, ScorePairs
 
 LEVEL = 0.95
 RESAMPLES = 2_000
 CHUNK = 2**20  # counts at a time; they fit in the processor's cache
 
 
-def resample(pairs: Pairs, resamples: int | None = None, seed: int = 0) -> dict[str, np.ndarray]:
+def resample(pairs: ScorePairs, resamples: int | None = None, seed: int = 0) -> dict[str, np.ndarray]:
     """Each of METRICS, (resamples,), in sets of images that are drawn with replacement.
 
     resamples: default RESAMPLES. The images that are drawn depend on the seed and the number of images only, so values
@@ -43,7 +43,9 @@ def interval(values: np.ndarray) -> tuple[float, float]:
     )
 
 
-def intervals(pairs: Pairs, resamples: int | None = None, seed: int = 0) -> dict[str, tuple[float, float]]:
+def intervals(
+    pairs: ScorePairs, resamples: int | None = None, seed: int = 0
+) -> dict[str, tuple[float, float]]:
     """The interval of each of METRICS."""
     return {name: interval(values) for name, values in resample(pairs, resamples, seed).items()}
 
@@ -79,7 +81,7 @@ def _draws(images: int, resamples: int, seed: int) -> Iterator[np.ndarray]:
         yield np.bincount(cells.ravel(), minlength=images * width).reshape(images, width).astype(np.float64)
 
 
-def _columns(pairs: Pairs) -> np.ndarray:
+def _columns(pairs: ScorePairs) -> np.ndarray:
     """(10, N): values whose means over images `_metrics_of_means` turns into metrics."""
     p, t = pairs.predicted - pairs.predicted.mean(), pairs.true - pairs.true.mean()
     error = pairs.predicted - pairs.true

@@ -15,10 +15,10 @@ import scipy
 
 from iaa.errors import InputError
 from iaa.evaluation import bootstrap
-from iaa.evaluation.test_metrics import LABELS, markdown
+from iaa.evaluation.test_metrics import LABELS, markdown_table
 from iaa.photographs.labels import FORMATS, read_numbers, read_table
 from iaa.runtime.files import read_json_object
-from util import METRICS, Pairs, compute_metrics, image_emds
+from util import METRICS, ScorePairs, compute_metrics, image_emds
 
 COLUMNS = ("image", "true_score", "predicted_score")
 
@@ -29,7 +29,7 @@ class Predictions:
 
     name: str
     images: pd.Index
-    pairs: Pairs
+    pairs: ScorePairs
     thresholds: tuple[float, float] = (math.nan, math.nan)  # of predicted and of true scores
     metrics: dict[str, float] = field(init=False)
     resampled: dict[str, np.ndarray] = field(init=False)  # see `bootstrap.resample`
@@ -76,7 +76,7 @@ def read_predictions(
     if votes["target"] and len(votes["target"]) == len(votes["output"]):
         emds = image_emds(*(read_numbers(path, table, names).copy() for names in votes.values()))
     agree = ((predicted > predicted_threshold) == (true > true_threshold)).astype(np.float64)
-    pairs = Pairs(predicted, true, agree, *emds)
+    pairs = ScorePairs(predicted, true, agree, *emds)
     if like is not None:
         pairs, images = pairs.subset(_order(path, images, true, like)), like.images
     name = str(path.parent if path.name == "predictions.csv" else path)
@@ -148,7 +148,7 @@ def compute_differences(first: Sequence[Predictions], second: Sequence[Predictio
     return differences
 
 
-def means(runs: Sequence[Predictions]) -> dict[str, tuple[float, tuple[float, float]]]:
+def average_metrics(runs: Sequence[Predictions]) -> dict[str, tuple[float, tuple[float, float]]]:
     """For each metric the mean over runs on the same images and its 95 % interval, as in `compute_differences`."""
     if len(runs) == 1:
         return {name: (runs[0].metrics[name], runs[0].intervals[name]) for name in METRICS}
@@ -179,7 +179,7 @@ def _welch(value: float, resampled: np.ndarray, sides: Sequence[np.ndarray], ima
     return (value - reach, value + reach), float(2 * scipy.stats.t.sf(abs(value) / error, freedom))
 
 
-def compare(groups: dict[str, Sequence[Predictions]]) -> dict[tuple[str, str], dict[str, Difference]]:
+def compare_groups(groups: dict[str, Sequence[Predictions]]) -> dict[tuple[str, str], dict[str, Difference]]:
     """The differences of every two groups of runs, by their names, metric by metric. Holm's correction is over the pairs."""
     pairs = combinations(groups, 2)
     differences = {pair: compute_differences(*(groups[name] for name in pair)) for pair in pairs}
@@ -198,10 +198,12 @@ def format_tables(
     rows = [["run", *(LABELS[name] for name in shown)]]
     for run in runs:
         rows.append([run.name, *(_value(run.metrics[name], run.intervals[name], ".4f") for name in shown)])
-    return "\n".join(markdown(rows) + (["", *difference_lines(differences, shown)] if differences else []))
+    return "\n".join(
+        markdown_table(rows) + (["", *format_differences(differences, shown)] if differences else [])
+    )
 
 
-def difference_lines(differences: dict, shown: Sequence[str]) -> list[str]:
+def format_differences(differences: dict, shown: Sequence[str]) -> list[str]:
     """A Markdown table with a row for each pair and metric. shown: names of metrics."""
     rows = [["first minus second", "metric", "difference, 95 % interval", "p", "p, Holm", "more than noise"]]
     for (first, second), row in differences.items():
@@ -212,7 +214,7 @@ def difference_lines(differences: dict, shown: Sequence[str]) -> list[str]:
             value = _value(difference.value, difference.interval, "+.4f")
             cells = [f"{first} − {second}", LABELS[name], value, _p(difference.p), _p(p), significant]
             rows.append(cells)
-    return markdown(rows)
+    return markdown_table(rows)
 
 
 def _value(value: float, interval: tuple[float, float], spec: str) -> str:

@@ -20,7 +20,7 @@ UNKNOWN = {"before": "unknown"}  # an entry of weights whose training started fr
 
 
 @dataclass(frozen=True)
-class Seen:
+class KnownPhotos:
     """Sorted hashes (N,) uint64 of the photographs that weights were trained on, and of those that selected the epoch."""
 
     trained: np.ndarray = field(default_factory=partial(np.empty, 0, np.uint64))
@@ -28,19 +28,19 @@ class Seen:
     complete: bool = True  # False: training started from weights that do not say what they were trained on
 
     @classmethod
-    def of(cls, trained: Iterable[str], selected: Iterable[str]) -> Seen:
+    def of(cls, trained: Iterable[str], selected: Iterable[str]) -> KnownPhotos:
         """From file names, as in the CSVs."""
         return cls(*(np.unique(hash_names(names)) for names in (trained, selected)))
 
-    def __or__(self, other: Seen) -> Seen:
+    def __or__(self, other: KnownPhotos) -> KnownPhotos:
         hashes = (np.union1d(getattr(self, role), getattr(other, role)) for role in ROLES)
-        return Seen(*hashes, self.complete and other.complete)
+        return KnownPhotos(*hashes, self.complete and other.complete)
 
     def __bool__(self) -> bool:
         """Whether any photograph is known."""
         return bool(len(self.trained) or len(self.selected))
 
-    def among(self, names: Sequence[str], in_folders: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    def is_known(self, names: Sequence[str], in_folders: bool = False) -> tuple[np.ndarray, np.ndarray]:
         """For each name, whether the photograph was trained on (N,) bool, and whether it selected the epoch (N,) bool.
 
         in_folders: the names are paths. A path is known if any end of it is: c.jpg, b/c.jpg or a/b/c.jpg for a/b/c.jpg.
@@ -61,7 +61,7 @@ class Seen:
         return texts
 
     @classmethod
-    def from_texts(cls, texts: Mapping[str, str], path: object) -> Seen:
+    def from_texts(cls, texts: Mapping[str, str], path: object) -> KnownPhotos:
         """The inverse of `as_texts`. Raises InputError, with the weights file `path`, for damaged entries."""
         try:
             parts = [base64.b64decode(texts.get(role, ""), validate=True) for role in ROLES]
@@ -81,7 +81,7 @@ def hash_names(names: Iterable[str]) -> np.ndarray:
     return np.frombuffer(b"".join(digests), "<u8").astype(np.uint64)
 
 
-def describe(trained: np.ndarray, selected: np.ndarray) -> list[str]:
+def describe_known(trained: np.ndarray, selected: np.ndarray) -> list[str]:
     """Sentences with the numbers of known photographs, (N,) bool each; a number of 0 gives no sentence."""
     counts = {"were in this network's training set": trained, "selected this network's epoch": selected}
     return [

@@ -62,7 +62,7 @@ def explain_places(
     return lines
 
 
-def departures(
+def list_departures(
     dataset: str,
     *,
     model: str,

@@ -9,7 +9,7 @@ from math import isfinite
 import numpy as np
 
 from iaa.evaluation import bootstrap, leakage, published
-from util import Pairs, compute_metrics
+from util import ScorePairs, compute_metrics
 
 LABELS = {
     "srcc": "SRCC",
@@ -26,7 +26,7 @@ EARLIER_WEIGHTS = (
 )
 
 
-def markdown(rows: Sequence[Sequence[str]]) -> list[str]:
+def markdown_table(rows: Sequence[Sequence[str]]) -> list[str]:
     """The lines of a Markdown table. The first of `rows` is the header."""
     return [f"| {' | '.join(cells)} |" for cells in (rows[0], ["---"] * len(rows[0]), *rows[1:])]
 
@@ -40,7 +40,7 @@ class MetricsWithIntervals:
     intervals: dict[str, tuple[float, float]]
 
     @classmethod
-    def of(cls, pairs: Pairs, metrics: dict[str, float] | None = None) -> MetricsWithIntervals:
+    def of(cls, pairs: ScorePairs, metrics: dict[str, float] | None = None) -> MetricsWithIntervals:
         return cls(len(pairs), metrics or compute_metrics(pairs), bootstrap.intervals(pairs))
 
     def as_texts(self, name: str) -> list[str]:
@@ -51,7 +51,7 @@ class MetricsWithIntervals:
 
 
 @dataclass(frozen=True)
-class Figures:
+class TestMetrics:
     """The result of a test.
 
     all: of all photographs. published: published figures, by metric.
@@ -113,17 +113,17 @@ class Figures:
         return [*self.notes, *self.meanings, *self.departures, intervals]
 
 
-def figures(
-    pairs: Pairs,
+def compute_test_metrics(
+    pairs: ScorePairs,
     names: Sequence[str],
     dataset: str,
     *,
     metrics: dict[str, float] | None = None,
-    memory: leakage.Seen | None = None,
+    memory: leakage.KnownPhotos | None = None,
     same_dataset: bool = True,
     notes: Sequence[str] = (),
     departures: Sequence[str] = (),
-) -> Figures:
+) -> TestMetrics:
     """The result of a test on `dataset`.
 
     pairs: predicted and true scores. names: file names of the photographs, in the order of `pairs`.
@@ -133,10 +133,11 @@ def figures(
     """
     tested, counts, unseen, seen_notes = MetricsWithIntervals.of(pairs, metrics), None, None, []
     if memory:
-        trained, selected = memory.among(names)
+        trained, selected = memory.is_known(names)
         counts, fresh = (int(trained.sum()), int(selected.sum())), ~(trained | selected)
         seen_notes = [
-            line + ", by their names" * (not same_dataset) for line in leakage.describe(trained, selected)
+            line + ", by their names" * (not same_dataset)
+            for line in leakage.describe_known(trained, selected)
         ]
         if seen_notes and fresh.sum() > 1:
             unseen = MetricsWithIntervals.of(pairs.subset(fresh))
@@ -152,7 +153,7 @@ def figures(
         seen_notes = ["the weights do not say which photographs they were trained on"]
     published_figures = published.compare_published(dataset, tested.intervals) if same_dataset else {}
     meanings = published.explain_places(published_figures, LABELS, dataset, bool(memory) and memory.complete)
-    return Figures(tested, published_figures, [*notes, *seen_notes], departures, counts, unseen, meanings)
+    return TestMetrics(tested, published_figures, [*notes, *seen_notes], departures, counts, unseen, meanings)
 
 
 def released_accuracy(outputs: np.ndarray, targets: np.ndarray, threshold: float) -> float:

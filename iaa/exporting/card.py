@@ -7,11 +7,11 @@ from pathlib import Path
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from iaa.evaluation.test_metrics import LABELS
-from iaa.networks.trained_network import Trained
+from iaa.networks.trained_network import TrainedNetwork
 from iaa.runtime.files import read_json_object, to_json
 from iaa.training.checkpoint import epoch_of
 from models import read_weights
-from models.backbone import PREFIX
+from models.backbone import TIMM_PREFIX
 from option import GROUPS
 
 TEMPLATE = Path(__file__).with_name("card.md")  # for Jinja
@@ -38,12 +38,12 @@ POINTS = {
 }
 
 
-def write_card(trained: Trained, about: dict) -> str:
+def write_card(trained: TrainedNetwork, about: dict) -> str:
     """Markdown with the hub's front matter. The card says so if the recipe or the metrics are unknown."""
     run = trained.path.resolve().parent.parent
     options = _options(run, trained)
     result = _result(run, trained) if options else {}
-    architecture = trained.name.removeprefix(PREFIX) if trained.points is None else ""
+    architecture = trained.name.removeprefix(TIMM_PREFIX) if trained.points is None else ""
     card = ModelCard.from_template(
         _front_matter(trained, architecture, result),
         template_str=TEMPLATE.read_text(encoding="utf-8"),
@@ -63,7 +63,7 @@ def write_card(trained: Trained, about: dict) -> str:
     return str(card)
 
 
-def _front_matter(trained: Trained, architecture: str, result: dict) -> ModelCardData:
+def _front_matter(trained: TrainedNetwork, architecture: str, result: dict) -> ModelCardData:
     """Without a licence: the hub would take it for that of the weights, which follows from the data."""
     dataset, task = trained.dataset, "image-aesthetics-assessment"
     family = architecture.split(".")[0] or "eat"
@@ -90,11 +90,11 @@ def _front_matter(trained: Trained, architecture: str, result: dict) -> ModelCar
     )
 
 
-def _dataset_name(trained: Trained) -> str:
+def _dataset_name(trained: TrainedNetwork) -> str:
     return NAMES.get(trained.dataset, trained.dataset.upper().replace("_", "-"))
 
 
-def _options(run: Path, trained: Trained) -> dict:
+def _options(run: Path, trained: TrainedNetwork) -> dict:
     """The run's options; empty if the run trained another network, or the weights came from elsewhere."""
     options = read_json_object(run / "options.json")
     same_run = options.get("model") == trained.name and options.get("dataset") == trained.dataset
@@ -113,7 +113,7 @@ def _recipe(options: dict) -> dict:
     return recipe
 
 
-def _result(run: Path, trained: Trained) -> dict:
+def _result(run: Path, trained: TrainedNetwork) -> dict:
     """The run's metrics on its test photographs; empty if it did not finish, or measured other weights than these."""
     content = read_json_object(run / "run.json")
     result = content.get("result") or {}

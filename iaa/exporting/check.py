@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from sklearn.datasets import load_sample_images
 
-from dataset import network_input
+from dataset import normalize_images
 from iaa.exporting.description import preprocess
 from iaa.exporting.output import ExportError
-from iaa.networks.trained_network import Trained
+from iaa.networks.trained_network import TrainedNetwork
 from iaa.photographs.decode import open_image, read_pil
 
 BATCHES = (1, 2, 5)
@@ -23,7 +23,7 @@ TOLERANCE = 1e-4  # of the prediction; of the score, as a share of its scale
 Runner = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
-def photographs() -> list[bytes]:
+def sample_photographs() -> list[bytes]:
     """The bytes of five files: the two photographs of scikit-learn, and three crops of them."""
     files = [Path(name).read_bytes() for name in load_sample_images().filenames]
     for number, box in ((0, (0, 0, 320, 427)), (1, (160, 40, 560, 400)), (0, (250, 90, 610, 330))):
@@ -33,21 +33,21 @@ def photographs() -> list[bytes]:
     return files
 
 
-def evaluation_input(trained: Trained, files: list[bytes]) -> torch.Tensor:
+def evaluation_input(trained: TrainedNetwork, files: list[bytes]) -> torch.Tensor:
     """The input (N, 3, H, W) that evaluation makes of photographs' files."""
     pixels = np.stack([read_pil(io.BytesIO(file), trained.resize) for file in files])
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
-    return network_input(images, torch.zeros(len(images), dtype=torch.bool), trained.model.statistics)
+    return normalize_images(images, torch.zeros(len(images), dtype=torch.bool), trained.model.statistics)
 
 
 @torch.no_grad()
-def largest_difference(trained: Trained, about: dict, run: Runner) -> dict[str, float]:
+def largest_difference(trained: TrainedNetwork, about: dict, run: Runner) -> dict[str, float]:
     """The largest difference of an artifact from its network, for `prediction` and for `score`, in batches of BATCHES.
 
     about, run: the description and the function that were read back from the artifact.
     Raises ExportError if a difference exceeds TOLERANCE.
     """
-    files = photographs()
+    files = sample_photographs()
     largest = {"prediction": 0.0, "score": 0.0}
     for count in BATCHES:
         expected = trained.model(evaluation_input(trained, files[:count]))

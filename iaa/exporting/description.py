@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from iaa.networks.trained_network import Trained
+from iaa.networks.trained_network import TrainedNetwork
 from iaa.photographs.decode import open_image
 
 KEY = "about"  # of the JSON in an artifact's metadata; in a hub folder's config.json it is "eat"
@@ -19,7 +19,7 @@ KEY = "about"  # of the JSON in an artifact's metadata; in a hub folder's config
 class ScoringModule(nn.Module):
     """A trained network whose forward pass gives the scores, too."""
 
-    def __init__(self, trained: Trained):
+    def __init__(self, trained: TrainedNetwork):
         super().__init__()
         self.network, self.trained = trained.model, trained
 
@@ -29,7 +29,7 @@ class ScoringModule(nn.Module):
         return prediction, self.trained.scores(prediction)
 
 
-def describe(trained: Trained) -> dict:
+def describe(trained: TrainedNetwork) -> dict:
     """Everything that another program needs to use the network. JSON values only."""
     (low, high), has_votes, resize = trained.score_range, trained.outputs > 1, trained.resize
     mean, std = trained.model.statistics

@@ -16,7 +16,7 @@ from torch import nn
 from iaa.exporting.check import Runner
 from iaa.exporting.description import KEY, ScoringModule
 from iaa.exporting.output import ExportError
-from iaa.networks.trained_network import Trained
+from iaa.networks.trained_network import TrainedNetwork
 from iaa.runtime.files import to_json
 from models.attention import set_sampling
 
@@ -25,7 +25,7 @@ OPSET = (
 )
 
 
-def write_onnx(trained: Trained, path: Path, about: dict, gather: bool) -> None:
+def write_onnx(trained: TrainedNetwork, path: Path, about: dict, gather: bool) -> None:
     """Write the network to `path`: `images` (N, 3, H, W) to `prediction` (N, outputs) and `score` (N,).
 
     gather: bilinear sampling as lookups, products and sums, without the operator `GridSample`.

@@ -15,10 +15,10 @@ from torch import nn
 from iaa.exporting import card
 from iaa.exporting.check import Runner
 from iaa.exporting.description import KEY, compute_scores
-from iaa.networks.trained_network import Trained, load_trained
+from iaa.networks.trained_network import TrainedNetwork, load_network
 from iaa.runtime.files import to_json, write_json
 from models import create_model
-from models.backbone import PREFIX
+from models.backbone import TIMM_PREFIX
 from models.folder import CONFIG, WEIGHTS
 from models.weights import HEADER
 
@@ -26,7 +26,7 @@ CARD = "README.md"
 HUB_FILES = (CONFIG, WEIGHTS, CARD)
 
 
-def write_safetensors(trained: Trained, path: Path, about: dict) -> None:
+def write_safetensors(trained: TrainedNetwork, path: Path, about: dict) -> None:
     """The tensors under their released names; the header holds `about` and the settings for `models.read_weights`."""
     header = {name: getattr(trained.model, name) for name in ("settings", "purpose", "photographs")}
     state = {name: value.contiguous() for name, value in trained.model.state_dict().items()}
@@ -39,10 +39,10 @@ def open_safetensors(path: Path) -> tuple[dict, Runner]:
         about = json.loads(file.metadata()[KEY])
     # The file decides the interest points, but `batch` must be asked for.
     settings = {"interest_points": "batch"} if about["interest_points"] == "batch" else {}
-    return about, _make_runner(load_trained(path, **settings).model, about)
+    return about, _make_runner(load_network(path, **settings).model, about)
 
 
-def write_hub(trained: Trained, folder: Path, about: dict) -> None:
+def write_hub(trained: TrainedNetwork, folder: Path, about: dict) -> None:
     """Make `folder` with HUB_FILES in it."""
     folder.mkdir()
     write_safetensors(trained, folder / WEIGHTS, about)
@@ -50,7 +50,7 @@ def write_hub(trained: Trained, folder: Path, about: dict) -> None:
     (folder / CARD).write_text(card.write_card(trained, about), encoding="utf-8")
 
 
-def make_config(trained: Trained, about: dict) -> dict:
+def make_config(trained: TrainedNetwork, about: dict) -> dict:
     """The config.json of a hub folder: timm's entries, and the description under `eat`.
 
     timm's own writer also adds arguments that follow from the variant, which `models.create_model` refuses, and the
@@ -61,7 +61,9 @@ def make_config(trained: Trained, about: dict) -> dict:
     config = trained.model.pretrained_cfg
     layers = {name: config.get(name) for name in ("fixed_input_size", "first_conv", "classifier")}
     return {
-        "architecture": trained.name.removeprefix(PREFIX).split(".")[0],  # without the tag of timm's weights
+        "architecture": trained.name.removeprefix(TIMM_PREFIX).split(".")[
+            0
+        ],  # without the tag of timm's weights
         "num_classes": trained.outputs,
         "num_features": trained.model.num_features,
         "model_args": dict(trained.model.settings),

@@ -49,7 +49,7 @@ class AttentionRecorder:
             handle.remove()
 
     def _record(self, name: str, layer: DeformableAttention, inputs: tuple[Tensor]) -> None:
-        weights, points = layer.weights(*inputs)
+        weights, points = layer.attention_weights(*inputs)
         positions = points.positions.float()
         # The mean over queries, and over the heads of each group: heads of a group share its positions.
         mass = weights.float().mean(2).unflatten(1, (layer.groups, -1)).mean(2)

@@ -15,11 +15,11 @@ import models
 from dataset import Transform
 from iaa.errors import InputError
 from iaa.photographs.decode import Resize
-from iaa.photographs.labels import FORMATS, Format, vote_format
+from iaa.photographs.labels import FORMATS, LabelFormat, vote_format
 from iaa.runtime.files import read_json_object as read_object
 from models import Weights, WeightsError, create_model, load_weights, read_weights
-from models.backbone import PREFIX, head_outputs
-from models.weights import POINT_MODES, TABLES, evaluated_with
+from models.backbone import TIMM_PREFIX, count_outputs
+from models.weights import POINT_MODES, TABLES, pick_evaluation_settings
 from option import ANY_MODEL, DATASETS
 from util import scores
 
@@ -38,7 +38,7 @@ BATCH_POINTS = (
 
 
 @dataclass
-class Trained:
+class TrainedNetwork:
     """A network with its weights, in evaluation mode, and what its outputs mean.
 
     dataset: whose scores it gives. score_range: that dataset's own scale (low, high); a raw score may lie outside it.
@@ -77,7 +77,7 @@ class Trained:
         return scores(outputs)
 
 
-def load_trained(
+def load_network(
     source: str | Path | Weights,
     *,
     model: str | None = None,
@@ -85,7 +85,7 @@ def load_trained(
     score_range: tuple[float, float] | None = None,
     interest_points: str | None = None,
     will_calibrate: bool = False,
-) -> Trained:
+) -> TrainedNetwork:
     """The network of a weights file: a run's `best.pth`, a released checkpoint, a `.safetensors`, or what a folder holds.
 
     The variant, the dataset and its scale are what the file says, or the options of the run that it lies in; of a bare
@@ -98,11 +98,11 @@ def load_trained(
     weights = source if isinstance(source, Weights) else read_weights(weights_file(source))
     path, known = weights.path, origin(weights)
     name = _agreed(path, "model", model, known.get("model"))
-    if (outputs := head_outputs(weights, name)) is None:
+    if (outputs := count_outputs(weights, name)) is None:
         whose = name or "EAT (cls_head)"
         raise WeightsError(f"{path}: has no head of {whose}: another network's weights; --model says which")
     name = name or recognise(weights)
-    if name not in models.list_models() and not name.startswith(PREFIX):
+    if name not in models.list_models() and not name.startswith(TIMM_PREFIX):
         raise InputError(f"{path}: no model {name!r}; there are {', '.join(ANY_MODEL)}")
     dataset = _agreed(path, "dataset", dataset, known.get("dataset"))
     scale = known.get("score_range")
@@ -119,7 +119,7 @@ def load_trained(
     if settings.get("interest_points") == "running" and models.uncalibrated(network) and not will_calibrate:
         raise InputError(f"{path}: {NO_RUNNING_POINTS}")
     network.eval().requires_grad_(False)
-    return Trained(network, name, dataset, scale, path, notes)
+    return TrainedNetwork(network, name, dataset, scale, path, notes)
 
 
 def weights_file(path: str | Path) -> Path:
@@ -135,12 +135,12 @@ def weights_file(path: str | Path) -> Path:
 
 def recognise(weights: Weights) -> str:
     """The variant whose names and shapes a file's tensors have. Raises WeightsError where it is none's."""
-    outputs = head_outputs(weights) or 0
+    outputs = count_outputs(weights) or 0
     # First by all shapes, then but for the tables of another resolution: `load_weights` resizes those.
     for left_out in ((), TABLES):
         for name in models.list_models():
             with torch.device("meta"):
-                own = create_model(name, outputs, **evaluated_with(weights)).state_dict()
+                own = create_model(name, outputs, **pick_evaluation_settings(weights)).state_dict()
             if _shapes(own, left_out) == _shapes(weights.state, left_out):
                 return name
     raise WeightsError(
@@ -150,7 +150,7 @@ def recognise(weights: Weights) -> str:
 
 def _shapes(state: dict[str, Tensor], left_out: tuple[str, ...]) -> dict[str, torch.Size]:
     """By name, without what follows from the configuration or is not in released files."""
-    left_out = (*models.weights.BUFFERS, *models.weights.OURS, *left_out)
+    left_out = (*models.weights.BUFFERS, *models.weights.ADDED_BUFFERS, *left_out)
     return {name: value.shape for name, value in state.items() if not name.endswith(left_out)}
 
 
@@ -169,9 +169,9 @@ def said_by_run(folder: Path) -> dict:
     """`model`, `dataset`, `score_range` and `votes`, whether its labels are votes, as far as a run's options.json says."""
     options = read_object(folder / "options.json")
     found = {name: options[name] for name in ("model", "dataset") if isinstance(options.get(name), str)}
-    form = FORMATS.get(found.get("dataset"))
-    if form is not None:
-        return found | {"score_range": form.scale, "votes": bool(form.vote_columns)}
+    label_format = FORMATS.get(found.get("dataset"))
+    if label_format is not None:
+        return found | {"score_range": label_format.scale, "votes": bool(label_format.vote_columns)}
     scale = options.get("score_min"), options.get("score_max")
     if options.get("loss") == "mse" and all(type(value) in (int, float) for value in scale):
         found["score_range"] = tuple(map(float, scale))
@@ -190,17 +190,17 @@ class Origin(NamedTuple):
     """What weights were trained on: the dataset; its format, None where it is the labels' own; whether anybody says so."""
 
     dataset: str
-    form: Format | None
+    label_format: LabelFormat | None
     said: bool
 
 
-def pick_origin(options: argparse.Namespace, weights: Weights | None, form: Format) -> Origin:
+def pick_origin(options: argparse.Namespace, weights: Weights | None, label_format: LabelFormat) -> Origin:
     """The dataset that weights to be evaluated were trained on; in training `--dataset`.
 
     The file, the run that it lies in or `--trained_on` say it; without a word, ten outputs are AVA's, and all others are
     taken as the labels' own. Raises InputError where that cannot be, or two say different ones.
     """
-    outputs = None if weights is None or not options.eval else head_outputs(weights, options.model)
+    outputs = None if weights is None or not options.eval else count_outputs(weights, options.model)
     if outputs is None:
         return Origin(options.dataset, None, True)
     known = origin(weights)
@@ -208,24 +208,27 @@ def pick_origin(options: argparse.Namespace, weights: Weights | None, form: Form
     dataset = said or options.dataset
     if not said and outputs == FORMATS["ava"].outputs and options.dataset != "demo":
         dataset = "ava"
-    elif not said and outputs != form.outputs:
+    elif not said and outputs != label_format.outputs:
         raise InputError(
-            f"{weights.path}: has {outputs} outputs, {options.dataset} needs {form.outputs}; --trained_on says which "
+            f"{weights.path}: has {outputs} outputs, {options.dataset} needs {label_format.outputs}; --trained_on says which "
             "dataset the weights are of"
         )
     trained = FORMATS.get(dataset)
     if dataset == "csv":
-        trained = _csv_form(outputs, known.get("score_range") or form.scale)
+        trained = _csv_form(outputs, known.get("score_range") or label_format.scale)
     if trained is None or trained.outputs != outputs:
         raise InputError(f"{weights.path}: has {outputs} outputs, which is not a network of {dataset}")
-    alike = dataset == options.dataset and (trained.outputs, trained.scale) == (form.outputs, form.scale)
+    alike = dataset == options.dataset and (trained.outputs, trained.scale) == (
+        label_format.outputs,
+        label_format.scale,
+    )
     return Origin(dataset, None if alike else trained, bool(said))
 
 
-def _csv_form(outputs: int, scale: tuple[float, float]) -> Format:
+def _csv_form(outputs: int, scale: tuple[float, float]) -> LabelFormat:
     """Of a `csv` network, high above the middle of its scale."""
     if outputs == 1:
-        return Format(scale=tuple(scale))
+        return LabelFormat(scale=tuple(scale))
     return vote_format([f"vote{level}" for level in range(1, outputs + 1)])
 
 
@@ -242,24 +245,29 @@ def _scale(path: Path, dataset: str | None, given, outputs: int) -> tuple[str, t
         raise InputError(f"{path}: no dataset {dataset!r}; there are {', '.join(DATASETS)}")
     if dataset == "csv" and outputs == 1 and given is None:
         raise InputError(f"{path}: --dataset csv needs --score_min and --score_max, the scale of its scores")
-    form = FORMATS.get(dataset) or _csv_form(outputs, given)
-    if form.outputs != outputs:
-        raise InputError(f"{path}: has {outputs} outputs, {dataset} needs {form.outputs}; give its --dataset")
-    if given is not None and tuple(given) != form.scale:
-        (low, high), votes = form.scale, f" of its {outputs} vote levels" if form.vote_columns else ""
+    label_format = FORMATS.get(dataset) or _csv_form(outputs, given)
+    if label_format.outputs != outputs:
+        raise InputError(
+            f"{path}: has {outputs} outputs, {dataset} needs {label_format.outputs}; give its --dataset"
+        )
+    if given is not None and tuple(given) != label_format.scale:
+        (low, high), votes = (
+            label_format.scale,
+            f" of its {outputs} vote levels" if label_format.vote_columns else "",
+        )
         raise InputError(
             f"{path}: the scores of {dataset} are {low:g} to {high:g}{votes}, not {given[0]:g} to {given[1]:g}"
         )
-    return dataset, form.scale
+    return dataset, label_format.scale
 
 
 def _settings(
     weights: Weights, name: str, points: str | None, will_calibrate: bool
 ) -> tuple[dict[str, str], list[str]]:
     """What a network of EAT is created with, and what to tell of it; nothing of one of timm's."""
-    if not name.startswith(PREFIX):
+    if not name.startswith(TIMM_PREFIX):
         points, notes = _points(weights, points, will_calibrate)
-        refinement = evaluated_with(weights).get("refinement", "released")
+        refinement = pick_evaluation_settings(weights).get("refinement", "released")
         return {"interest_points": points, "refinement": refinement}, notes
     if points or will_calibrate:
         raise InputError(f"{weights.path}: {name} has no interest points; leave the option for them out")
@@ -268,7 +276,7 @@ def _settings(
 
 def _points(weights: Weights, given: str | None, will_calibrate: bool) -> tuple[str, list[str]]:
     """The mode of the interest points, and what to tell of it."""
-    trained = evaluated_with(weights).get("interest_points", "batch")
+    trained = pick_evaluation_settings(weights).get("interest_points", "batch")
     if given not in (None, *POINT_MODES):
         raise InputError(f"interest points {given!r}: choose from {', '.join(POINT_MODES)}")
     if trained == "grid" and (will_calibrate or given not in (None, "grid")):

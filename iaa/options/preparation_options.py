@@ -7,14 +7,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from iaa.runtime.command_line import Table, with_commands
+from iaa.runtime.command_line import Table, subcommand_parser
 from option import CPUS, DATASETS, Option
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The options and the `command`; exits with status 2 if they are wrong."""
     about = "From the official downloads to what training reads: CSVs, checked photographs, a cache."
-    parser = with_commands("prepare_data.py", about, COMMANDS)
+    parser = subcommand_parser("prepare_data.py", about, COMMANDS)
     options = parser.parse_args(argv)
     if options.command == "ava":
         options.split = options.split or ("official" if options.test_list else "authors")

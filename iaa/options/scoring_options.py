@@ -137,7 +137,7 @@ def _check_parts(options: argparse.Namespace) -> None:
                 raise InputError(
                     f"--{name}: photographs of a folder of parts cannot be shown; give a file as --out"
                 )
-    if distributed.world() == 1:
+    if distributed.world_size() == 1:
         return
     if not is_folder(options.out):
         raise InputError(

@@ -28,8 +28,8 @@ from filelock import AcquireReturnProxy, FileLock, Timeout
 
 from iaa.errors import InputError, Interrupted
 from iaa.photographs import workers
-from iaa.photographs.decode import Resize, read_fast, read_pil, undecodable
-from iaa.runtime.signals import Watch
+from iaa.photographs.decode import Resize, decoding_error, read_fast, read_pil
+from iaa.runtime.signals import StopSignal
 
 log = logging.getLogger("eat")
 
@@ -74,7 +74,11 @@ class Cache:
         return np.frombuffer(pixels, np.uint8).reshape(self.shape)
 
     def fill(
-        self, names: np.ndarray, images: str | os.PathLike, num_workers: int = 0, watch: Watch | None = None
+        self,
+        names: np.ndarray,
+        images: str | os.PathLike,
+        num_workers: int = 0,
+        watch: StopSignal | None = None,
     ) -> list[InputError]:
         """Decode and store the photographs that are outdated. Returns the errors of files that do not decode.
 
@@ -128,7 +132,7 @@ class Cache:
     def _damage(self, fault: str) -> InputError:
         return InputError(f"{self.path}: {fault}; remove the folder {self.folder}, and it is built again")
 
-    def _lock(self, watch: Watch | None) -> AcquireReturnProxy:
+    def _lock(self, watch: StopSignal | None) -> AcquireReturnProxy:
         """The lock of the store, once no other process has it. Raises Interrupted when a signal comes."""
         lock = FileLock(self.folder / "lock", timeout=1)
         while True:
@@ -138,13 +142,15 @@ class Cache:
                 if watch is not None and watch.received:
                     raise Interrupted(watch.received) from None
 
-    def _add(self, names: np.ndarray, images, num_workers: int, watch: Watch | None) -> list[InputError]:
+    def _add(self, names: np.ndarray, images, num_workers: int, watch: StopSignal | None) -> list[InputError]:
         needed, free = len(names) * (self.size + 4096), shutil.disk_usage(self.folder).free
         if needed > free:
             sizes = f"{len(names)} pictures take {needed / 2**20:.1f} MiB, {free / 2**20:.1f} MiB are free"
             raise OSError(errno.ENOSPC, sizes, str(self.folder))
-        decoded = workers.each(workers.Calls(partial(self._decode, Path(images))), names, num_workers)
-        decoded = workers.watched(decoded, f"cache {self.folder.name}", len(names), watch)
+        decoded = workers.map_parallel(
+            workers.FunctionDataset(partial(self._decode, Path(images))), names, num_workers
+        )
+        decoded = workers.with_progress(decoded, f"cache {self.folder.name}", len(names), watch)
         entries, problems = zip(names, decoded, strict=True), []
         try:
             with lmdb.open(str(self.folder), **LMDB) as env:
@@ -168,7 +174,7 @@ class Cache:
             file = _fingerprint(path)  # before the file is read
             pixels = read(path, self.resize).tobytes()
         except Exception as error:  # decoders raise anything at all on a damaged file
-            return undecodable(path, error)
+            return decoding_error(path, error)
         return file, pixels + zlib.crc32(pixels).to_bytes(4, "little")
 
 
@@ -179,7 +185,7 @@ def open_filled(
     names: np.ndarray,
     images: str | os.PathLike,
     num_workers: int,
-    watch: Watch | None = None,
+    watch: StopSignal | None = None,
 ) -> Cache:
     """The store with all of these photographs, filled first if need be. Raises InputError if one does not decode, and as `fill`."""
     cache = Cache(folder, resize, decoder)

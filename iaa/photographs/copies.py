@@ -18,7 +18,7 @@ from PIL import Image
 from iaa.photographs import workers
 from iaa.photographs.decode import open_image
 from iaa.runtime.files import atomic_write
-from iaa.runtime.signals import Watch
+from iaa.runtime.signals import StopSignal
 
 SIDE = 224  # pixels are compared after a resize to a square of this side, as training sees them
 HOWS = {
@@ -77,11 +77,13 @@ def _how(first: Signature, second: Signature) -> str:
 
 
 def signatures(
-    folder: str | os.PathLike, names: Sequence[str], num_workers: int = 0, watch: Watch | None = None
+    folder: str | os.PathLike, names: Sequence[str], num_workers: int = 0, watch: StopSignal | None = None
 ) -> dict[str, Signature]:
     """The signature of each picture that decodes. Raises Interrupted when a signal comes."""
-    results = workers.each(workers.Calls(partial(signature, Path(folder))), names, num_workers)
-    results = workers.watched(results, "look for copies", len(names), watch)
+    results = workers.map_parallel(
+        workers.FunctionDataset(partial(signature, Path(folder))), names, num_workers
+    )
+    results = workers.with_progress(results, "look for copies", len(names), watch)
     return {name: result for name, result in zip(names, results, strict=True) if result is not None}
 
 
@@ -128,7 +130,7 @@ def images_of(copies: Sequence[Copy], csv: str) -> set[str]:
     return images | {pair.copy for pair in copies if pair.copy_csv == csv}
 
 
-def write(copies: Sequence[Copy], path: Path) -> None:
+def write_copies(copies: Sequence[Copy], path: Path) -> None:
     """Write copies.csv: a row for each pair."""
     with atomic_write(path) as file:
         pd.DataFrame(copies, columns=Copy._fields).to_csv(file, index=False)

@@ -65,11 +65,11 @@ def read_pil(path: str | os.PathLike, resize: Resize) -> np.ndarray:
 
 def read_fast(path: str | os.PathLike, resize: Resize) -> np.ndarray:
     """As `read_pil`, within one grey level: plain JPEGs by torchvision, which resizes faster; other files by PIL."""
-    pixels = read_plain(path, resize)
+    pixels = read_plain_jpeg(path, resize)
     return read_pil(path, resize) if pixels is None else pixels
 
 
-def read_plain(source: str | os.PathLike | bytes, resize: Resize) -> np.ndarray | None:
+def read_plain_jpeg(source: str | os.PathLike | bytes, resize: Resize) -> np.ndarray | None:
     """As `read_fast`, for a file or its bytes. Returns None if it is damaged or no plain JPEG: then PIL must decide."""
     data = bytearray(source if isinstance(source, bytes) else Path(source).read_bytes())
     if _is_plain_jpeg(data):
@@ -95,7 +95,7 @@ def _is_plain_jpeg(data: bytearray) -> bool:
     return False
 
 
-def undecodable(path: Path, error: Exception) -> InputError:
+def decoding_error(path: Path, error: Exception) -> InputError:
     """The InputError for a picture that could not be read. error: a decoder's; an InputError is returned as it is."""
     if isinstance(error, InputError):
         return error

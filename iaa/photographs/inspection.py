@@ -18,7 +18,7 @@ from iaa.photographs import workers
 from iaa.photographs.decode import open_image
 from iaa.photographs.labels import name_format, read_names, read_table, require_columns
 from iaa.runtime.files import atomic_write
-from iaa.runtime.signals import Watch
+from iaa.runtime.signals import StopSignal
 
 # What each kind does to training (it `stops` it, `spoils` it unnoticed, or is `used`), and what training does with it.
 KINDS = {
@@ -59,16 +59,16 @@ class Finding(NamedTuple):
         )
 
 
-def examine(folder: str | os.PathLike, name: str) -> Finding:
+def inspect_file(folder: str | os.PathLike, name: str) -> Finding:
     """Decode one picture, as training would."""
     path = Path(folder) / name
     try:
-        return look(path, name, path.stat().st_size)
+        return inspect_image(path, name, path.stat().st_size)
     except OSError:
         return Finding(name, -1, "missing")
 
 
-def look(source: Path | io.BytesIO, name: str, size: int) -> Finding:
+def inspect_image(source: Path | io.BytesIO, name: str, size: int) -> Finding:
     """Decode a file, or its content of `size` bytes, as the picture `name`."""
     if size == 0:
         return Finding(name, size, "empty")
@@ -116,12 +116,14 @@ def _line(error: Exception) -> str:
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 
-def examine_all(
-    folder: str | os.PathLike, names: Sequence[str], num_workers: int = 0, watch: Watch | None = None
+def inspect_files(
+    folder: str | os.PathLike, names: Sequence[str], num_workers: int = 0, watch: StopSignal | None = None
 ) -> list[Finding]:
     """Examine pictures in parallel. Raises Interrupted when a signal comes."""
-    findings = workers.each(workers.Calls(partial(examine, folder)), names, num_workers)
-    return list(workers.watched(findings, "look at pictures", len(names), watch))
+    findings = workers.map_parallel(
+        workers.FunctionDataset(partial(inspect_file, folder)), names, num_workers
+    )
+    return list(workers.with_progress(findings, "look at pictures", len(names), watch))
 
 
 def write_findings(findings: Sequence[Finding], path: Path) -> None:

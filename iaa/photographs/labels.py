@@ -16,7 +16,7 @@ import pandas as pd
 
 from iaa.errors import InputError
 from iaa.photographs.decode import Resize
-from util import Pairs, image_emds, pair, scores
+from util import ScorePairs, image_emds, match_scores, scores
 
 # What a file name may not contain.
 NAME_PROBLEMS = {
@@ -28,7 +28,7 @@ VOTE_COLUMN = re.compile(r"(?:votes?|score|level)?_?(\d+)", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
-class Format:
+class LabelFormat:
     """How a dataset writes its labels, and how its photographs are resized for the network."""
 
     image_column: str = "image"
@@ -53,38 +53,40 @@ class Format:
         """The resize of training, or of evaluation, for a network whose input has this side."""
         return Resize(round(side * self.train_side) if train else side, self.resize_method)
 
-    def thresholds(self, trained: Format | None = None) -> tuple[float, float]:
+    def thresholds(self, trained: LabelFormat | None = None) -> tuple[float, float]:
         """The thresholds of predicted and of true scores, both on this protocol's scale. trained: see `pairs`."""
         if trained is None:
             return self.threshold, self.threshold
         return float(self._rescale(np.array(trained.threshold), trained)), self.threshold
 
-    def pairs(self, outputs: np.ndarray, labels: Labels, trained: Format | None = None) -> Pairs:
+    def match_scores(
+        self, outputs: np.ndarray, labels: Labels, trained: LabelFormat | None = None
+    ) -> ScorePairs:
         """Raw outputs (N, outputs) beside the labels of this format, on the protocol's scale.
 
         trained: the format that the network was trained for, if it is another one. Its scores are mapped linearly from scale
         to scale, predicted and true scores each have their own dataset's threshold, and EMDs are nan if the levels differ.
         """
         if trained is None:
-            return pair(outputs, labels.targets, self.threshold, labels.opinions)
+            return match_scores(outputs, labels.targets, self.threshold, labels.mos)
         predicted = self._rescale(scores(outputs.astype(np.float64)), trained)
         threshold, true_threshold = self.thresholds(trained)
-        agree = ((predicted > threshold) == (labels.opinions > true_threshold)).astype(np.float64)
+        agree = ((predicted > threshold) == (labels.mos > true_threshold)).astype(np.float64)
         emds = [np.full(len(labels), np.nan)] * 2
         if self.vote_columns and outputs.shape == labels.targets.shape:
             emds = image_emds(outputs.astype(np.float64), labels.targets.astype(np.float64))
-        return Pairs(predicted, labels.opinions, agree, *emds)
+        return ScorePairs(predicted, labels.mos, agree, *emds)
 
-    def _rescale(self, values: np.ndarray, trained: Format) -> np.ndarray:
+    def _rescale(self, values: np.ndarray, trained: LabelFormat) -> np.ndarray:
         (low, high), (own_low, own_high) = trained.protocol_scale, self.protocol_scale
         return own_low + (values - low) * ((own_high - own_low) / (high - low))
 
 
-def vote_format(columns: Sequence[str], threshold: float | None = None, **fields: Any) -> Format:
+def vote_format(columns: Sequence[str], threshold: float | None = None, **fields: Any) -> LabelFormat:
     """The format of a CSV with one column of counts for each vote level; by default scores above the middle are high."""
     last = float(len(columns))
     threshold = (1 + last) / 2 if threshold is None else threshold
-    return Format(vote_columns=tuple(columns), scale=(1.0, last), threshold=threshold, **fields)
+    return LabelFormat(vote_columns=tuple(columns), scale=(1.0, last), threshold=threshold, **fields)
 
 
 # score2..score11 are the counts of votes 1..10: off by one, but so are the files.
@@ -99,10 +101,10 @@ AVA = vote_format(
 FORMATS = {
     "demo": AVA,
     "ava": AVA,
-    "tad66k": Format(scale=(0.0, 10.0)),
-    "flickr_aes": Format(scale=(0.0, 1.0)),
-    "aadb": Format(scale=(0.0, 1.0)),
-    "para": Format(scale=(1.0, 5.0)),
+    "tad66k": LabelFormat(scale=(0.0, 10.0)),
+    "flickr_aes": LabelFormat(scale=(0.0, 1.0)),
+    "aadb": LabelFormat(scale=(0.0, 1.0)),
+    "para": LabelFormat(scale=(1.0, 5.0)),
 }
 
 
@@ -113,16 +115,16 @@ class Labels:
     source: str  # the CSV, for messages
     images: np.ndarray  # (N,) file names relative to the image folder, fixed-width, for less memory
     targets: np.ndarray  # (N, outputs) float32: vote distributions that sum to 1, or scores in 0..1
-    opinions: np.ndarray  # (N,) float64: mean opinion scores on the protocol's scale; 5 is 5, not 5.0000002
+    mos: np.ndarray  # (N,) float64: mean opinion scores on the protocol's scale; 5 is 5, not 5.0000002
 
     def __len__(self) -> int:
         return len(self.images)
 
     def subset(self, rows: np.ndarray) -> Labels:
-        return Labels(self.source, self.images[rows], self.targets[rows], self.opinions[rows])
+        return Labels(self.source, self.images[rows], self.targets[rows], self.mos[rows])
 
 
-def csv_format(path: str | os.PathLike, scale: tuple[float, float], threshold: float | None) -> Format:
+def csv_format(path: str | os.PathLike, scale: tuple[float, float], threshold: float | None) -> LabelFormat:
     """The format of `--dataset csv`: `image` with `score`, or with one column per vote level.
 
     Vote columns are called by a number, alone or after `vote`, `votes`, `score` or `level` (`1, 2, ...`, `score_1, ...`).
@@ -130,7 +132,7 @@ def csv_format(path: str | os.PathLike, scale: tuple[float, float], threshold: f
     Raises InputError if the columns are neither, or `scale` or `threshold` do not fit them.
     """
     columns = list(read_table(path).columns)
-    label_format = Format(scale=scale)
+    label_format = LabelFormat(scale=scale)
     if "score" not in columns:
         label_format = vote_format(_vote_columns(path, columns))
         if scale != (0.0, 1.0):
@@ -156,7 +158,9 @@ def _vote_columns(path: str | os.PathLike, columns: Sequence[str]) -> tuple[str,
     return votes
 
 
-def read_labels(path: str | os.PathLike, label_format: Format | None, limit: int | None = None) -> Labels:
+def read_labels(
+    path: str | os.PathLike, label_format: LabelFormat | None, limit: int | None = None
+) -> Labels:
     """Read one CSV. label_format None: read the names of the pictures only, with targets of 0. limit: rows to read.
 
     Raises InputError naming the file, the line and the value for anything that is not a label.
@@ -171,20 +175,20 @@ def read_labels(path: str | os.PathLike, label_format: Format | None, limit: int
     problem = "stands there a second time; keep one row for each image"
     refuse_where(path, table, images.duplicated(), image_column, problem)
     if names_only:
-        targets = opinions = np.zeros(len(table))
+        targets = mos = np.zeros(len(table))
     elif label_format.vote_columns:
         votes = read_votes(path, table, label_format.vote_columns, image_column)
-        targets, opinions = votes / votes.sum(1, keepdims=True), mean_votes(votes)
+        targets, mos = votes / votes.sum(1, keepdims=True), mean_votes(votes)
     else:
         low, high = label_format.scale
-        targets = opinions = (read_scores(path, table, label_format.scale) - low) / (high - low)
+        targets = mos = (read_scores(path, table, label_format.scale) - low) / (high - low)
     targets = targets.reshape(len(table), -1).astype(np.float32)
-    return Labels(str(path), np.array(images, str), targets, opinions)
+    return Labels(str(path), np.array(images, str), targets, mos)
 
 
-def name_format(table: pd.DataFrame) -> Format:
+def name_format(table: pd.DataFrame) -> LabelFormat:
     """The format by which the names of the pictures are read from a prepared CSV: AVA's, or any other's."""
-    return AVA if "image_id" in table.columns and "image" not in table.columns else Format()
+    return AVA if "image_id" in table.columns and "image" not in table.columns else LabelFormat()
 
 
 def read_table(path: str | os.PathLike, separator: str = ",", columns: Sequence[str] = ()) -> pd.DataFrame:
@@ -230,7 +234,7 @@ def require_columns(path, table: pd.DataFrame, columns: Sequence[str]) -> None:
         raise InputError(f"{path}: no column {', '.join(missing)}; found {', '.join(table.columns)}")
 
 
-def read_names(path, table: pd.DataFrame, label_format: Format) -> list[str]:
+def read_names(path, table: pd.DataFrame, label_format: LabelFormat) -> list[str]:
     """The picture file of each row."""
     column = label_format.image_column
     names = table[column].map(plain_name)

@@ -19,7 +19,7 @@ import pandas as pd
 
 from iaa.errors import InputError
 from iaa.photographs import labels, splits
-from iaa.photographs.labels import AVA, FORMATS, Format, plain_name, vote_format
+from iaa.photographs.labels import AVA, FORMATS, LabelFormat, plain_name, vote_format
 
 _VOTES = [f"votes of {level}" for level in range(1, 11)]
 AVA_COLUMNS = ["row number", "image id", *_VOTES, "tag 1", "tag 2", "challenge"]
@@ -59,7 +59,7 @@ SOURCES = {
 
 
 @dataclass
-class Prepared:
+class PreparedLabels:
     """A dataset's labels, as its CSVs will have them.
 
     table: the columns of the CSVs, and `split`: train, val, test, or "" if the seed decides.
@@ -67,7 +67,7 @@ class Prepared:
     """
 
     table: pd.DataFrame
-    label_format: Format
+    label_format: LabelFormat
     rows_read: int  # rows of the official files
     split: str = "random"
     dropped: Counter[str] = field(default_factory=Counter)  # rows by reason
@@ -109,7 +109,9 @@ class Prepared:
             self.keep(~shared, f"{split} rows of images that are in another split")
 
 
-def read_ava(path, split: str = "random", lists: Sequence[str] = (), skip_missing: bool = False) -> Prepared:
+def read_ava(
+    path, split: str = "random", lists: Sequence[str] = (), skip_missing: bool = False
+) -> PreparedLabels:
     """`AVA.txt`: AVA_COLUMNS, separated by blanks.
 
     split: `authors`: val and test as EAT's authors published them (see `splits.py`), all other rows train; `official`: by
@@ -166,7 +168,7 @@ def _official_lists(paths: Sequence[str]) -> pd.Series:
     return split_of
 
 
-def read_folder(dataset: str, folder: str | os.PathLike, theme: str | None = None) -> Prepared:
+def read_folder(dataset: str, folder: str | os.PathLike, theme: str | None = None) -> PreparedLabels:
     """The official splits of TAD66K, AADB or PARA. theme: one of TAD66K's in `unmerge/`, instead of all in `merge/`."""
     folder = Path(folder)
     if theme is not None:
@@ -199,7 +201,7 @@ def _words(text: str | os.PathLike) -> list[str]:
     return list(dict.fromkeys(re.findall(r"[^\W_]+", str(text).lower())))
 
 
-def read_flickr_aes(scores: str | os.PathLike, workers: str | os.PathLike | None = None) -> Prepared:
+def read_flickr_aes(scores: str | os.PathLike, workers: str | os.PathLike | None = None) -> PreparedLabels:
     """A name and a score in 0..1 per line; with `workers`, the file of ratings by worker, the usual split.
 
     The test set of that split is every photograph rated by a worker who has HELD_OUT_RATINGS ratings. Photographs that no
@@ -239,7 +241,7 @@ def read_flickr_aes(scores: str | os.PathLike, workers: str | os.PathLike | None
     return prepared
 
 
-def _scored(paths: Mapping[str, Path], dataset: str) -> Prepared:
+def _scored(paths: Mapping[str, Path], dataset: str) -> PreparedLabels:
     """The labels of a dataset with one score per image. paths: its files by split."""
     source, label_format, tables = SOURCES[dataset], FORMATS[dataset], {}
     for split, path in paths.items():
@@ -253,7 +255,9 @@ def _scored(paths: Mapping[str, Path], dataset: str) -> Prepared:
     return _prepared(tables, label_format, "official" if "test" in paths else "random")
 
 
-def _prepared(tables: Mapping[str | os.PathLike, pd.DataFrame], label_format: Format, split: str) -> Prepared:
+def _prepared(
+    tables: Mapping[str | os.PathLike, pd.DataFrame], label_format: LabelFormat, split: str
+) -> PreparedLabels:
     """The rows of several files in one table. Raises InputError if an image has two labels in one file."""
     for path, table in tables.items():
         names = table.drop(columns="split").drop_duplicates()[label_format.image_column]
@@ -261,7 +265,7 @@ def _prepared(tables: Mapping[str | os.PathLike, pd.DataFrame], label_format: Fo
         problem = "stands there with another label; keep one row"
         labels.refuse_where(path, table, contradictory, label_format.image_column, problem)
     rows = pd.concat(tables.values(), ignore_index=True)
-    prepared = Prepared(rows, label_format, len(rows), split)
+    prepared = PreparedLabels(rows, label_format, len(rows), split)
     prepared.keep(~rows.duplicated(), REPEATED)
     prepared.drop_shared(prepared.files)
     return prepared
@@ -276,12 +280,12 @@ def read_any_table(
     vote_columns: Sequence[str],
     split_column: str | None,
     scale: tuple[float, float],
-) -> Prepared:
+) -> PreparedLabels:
     """Any table. vote_columns: counts of votes, the lowest level first; without them a score within `scale` is read."""
     table = labels.read_table(path, separator)
     columns = [image_column, *(vote_columns or [score_column]), *filter(None, [split_column])]
     labels.require_columns(path, table, columns)
-    names = labels.read_names(path, table, Format(image_column, suffix))
+    names = labels.read_names(path, table, LabelFormat(image_column, suffix))
     result = pd.DataFrame({"image": names}, table.index)
     if vote_columns:
         counts = labels.read_votes(path, table, vote_columns, image_column)
@@ -289,7 +293,7 @@ def read_any_table(
         integers = (counts == counts.round()).all()
         result[list(label_format.vote_columns)] = counts.astype(np.int64) if integers else counts
     else:
-        label_format = Format(scale=scale)
+        label_format = LabelFormat(scale=scale)
         result["score"] = labels.read_scores(path, table, scale, score_column)
     result["split"] = ""
     if split_column:

@@ -14,9 +14,9 @@ import pandas as pd
 from iaa.errors import InputError
 from iaa.photographs import copies, inspection, official, splits, summary
 from iaa.photographs.labels import file_finder
-from iaa.photographs.official import Prepared
+from iaa.photographs.official import PreparedLabels
 from iaa.runtime.files import atomic_write, write_json
-from iaa.runtime.signals import Watch
+from iaa.runtime.signals import StopSignal
 
 SPLITS = ("train", "val", "test")
 
@@ -36,7 +36,7 @@ def prepare(options: argparse.Namespace) -> None:
     elif options.no_check:
         drop_missing(prepared, options.images)
     else:
-        with Watch() as watch:
+        with StopSignal() as watch:
             findings = drop_unusable(prepared, options.images, options.num_workers, watch)
         inspection.write_findings(findings, out / "pictures.csv")
         paragraphs.append(inspection.report(findings))
@@ -53,7 +53,7 @@ def prepare(options: argparse.Namespace) -> None:
     print(f"\nwritten to {out}: {', '.join(written)}")
 
 
-def read_labels(options: argparse.Namespace) -> Prepared:
+def read_labels(options: argparse.Namespace) -> PreparedLabels:
     """The official files of the subcommand's dataset, or any table."""
     if options.command == "ava":
         return official.read_ava(options.labels, options.split, options.test_list, options.skip_missing)
@@ -86,7 +86,7 @@ def refuse_existing(paths: Sequence[Path], labels: Path, overwrite: bool) -> Non
         raise InputError(f"{existing[0]}: is there already; give --overwrite or another --out")
 
 
-def split_at_random(prepared: Prepared, val_share: float, test_share: float | None, seed: int) -> None:
+def split_at_random(prepared: PreparedLabels, val_share: float, test_share: float | None, seed: int) -> None:
     """Fill in the splits that the official files leave open. The seed alone decides, even if photographs are missing."""
     column = prepared.table["split"].to_numpy(object)
     shares = {} if (column == "val").any() else {"val": val_share}
@@ -103,7 +103,7 @@ def split_at_random(prepared: Prepared, val_share: float, test_share: float | No
     prepared.table["split"] = column
 
 
-def drop_missing(prepared: Prepared, folder: str | os.PathLike) -> None:
+def drop_missing(prepared: PreparedLabels, folder: str | os.PathLike) -> None:
     """Drop the rows whose photographs are not in the folder. Raises InputError if no photograph is there."""
     names = use_names_on_disk(prepared, folder)
     find = file_finder(folder)
@@ -114,14 +114,14 @@ def drop_missing(prepared: Prepared, folder: str | os.PathLike) -> None:
 
 
 def drop_unusable(
-    prepared: Prepared, folder: str | os.PathLike, num_workers: int, watch: Watch
+    prepared: PreparedLabels, folder: str | os.PathLike, num_workers: int, watch: StopSignal
 ) -> list[inspection.Finding]:
     """Drop the rows whose photographs would stop or spoil training. Returns the findings of all photographs.
 
     Raises InputError if no photograph is in the folder, Interrupted when a signal comes.
     """
     names = use_names_on_disk(prepared, folder)
-    findings = inspection.examine_all(folder, names, num_workers, watch)
+    findings = inspection.inspect_files(folder, names, num_workers, watch)
     kinds = np.array([finding.kinds if finding.verdict != "used" else "" for finding in findings])
     for kind in sorted(set(kinds) - {""}):
         prepared.keep(kinds != kind, f"picture {kind}")
@@ -129,7 +129,7 @@ def drop_unusable(
     return findings
 
 
-def use_names_on_disk(prepared: Prepared, folder: str | os.PathLike) -> list[str]:
+def use_names_on_disk(prepared: PreparedLabels, folder: str | os.PathLike) -> list[str]:
     """The name of each row's file as the folder has it: the case of its ending may differ from the labels'.
 
     Rows that name the same file as another row are dropped. Raises InputError if no file is there.
@@ -173,14 +173,14 @@ def check(options: argparse.Namespace) -> int:
             raise InputError(f"{options.images}: no pictures in it")
     options.out.mkdir(parents=True, exist_ok=True)
     found: list[copies.Copy] = []
-    with Watch() as watch:
-        findings = inspection.examine_all(options.images, names, options.num_workers, watch)
+    with StopSignal() as watch:
+        findings = inspection.inspect_files(options.images, names, options.num_workers, watch)
         inspection.write_findings(findings, options.out / "pictures.csv")
         if options.copies:
             signatures = copies.signatures(options.images, names, options.num_workers, watch)
             by_csv = {path.name: list(table["_file"]) for path, table in tables.items()}
             found = copies.find_copies(by_csv, signatures, options.near)
-            copies.write(found, options.out / "copies.csv")
+            copies.write_copies(found, options.out / "copies.csv")
     print(inspection.report(findings))
     print(f"each of them: {options.out / 'pictures.csv'}")
     if options.copies:

@@ -44,7 +44,7 @@ def digest(names: Iterable[str]) -> str:
     return hashlib.sha256("\n".join(names).encode("utf-8", "surrogateescape")).hexdigest()[:16]
 
 
-def recognise(dataset: str, folder: str | os.PathLike, names: Sequence[str]) -> Split:
+def recognise_split(dataset: str, folder: str | os.PathLike, names: Sequence[str]) -> Split:
     """The split whose test photographs have these file names, in this order. folder: of the CSVs, with summary.json."""
     names = [str(name) for name in names]
     if dataset == "ava":

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import pandas as pd
 
-from iaa.photographs.official import Prepared
+from iaa.photographs.official import PreparedLabels
 
 SPLITS = {
     "authors": "the authors' (val.csv and test.csv of their TANet; EAT's checkpoints were probably trained beside them, "
@@ -18,7 +18,7 @@ SPLITS = {
 }
 
 
-def describe(prepared: Prepared) -> dict:
+def describe(prepared: PreparedLabels) -> dict:
     """Rows read and dropped, and per split: count, mean, spread (standard deviation), range, share above the threshold."""
     scores = pd.Series(prepared.scores).groupby(prepared.table["split"])
     splits = pd.DataFrame(

@@ -14,8 +14,8 @@ from typing import Any
 from torch.utils.data import DataLoader, Dataset
 
 from iaa.errors import InputError, Interrupted
-from iaa.runtime.progress import bar
-from iaa.runtime.signals import Watch, signals_first
+from iaa.runtime.progress import progress_bar
+from iaa.runtime.signals import StopSignal, stop_errors
 
 # `fork` copies a process that has threads; `spawn` imports everything once per process: for four processes that takes 11 s
 # of processor time and 1.4 GB more than a server that has imported PRELOAD.
@@ -27,7 +27,7 @@ ONE_THREAD = {"OMP_NUM_THREADS": "1", "JE_ARROW_MALLOC_CONF": "background_thread
 PARALLEL_FROM = 100  # photographs; other processes start more slowly than fewer are read
 
 
-def loader(dataset: Dataset, num_workers: int, **options: Any) -> DataLoader:
+def make_worker_loader(dataset: Dataset, num_workers: int, **options: Any) -> DataLoader:
     """A DataLoader with such processes. `dataset` is copied to each process, the sampler's items are not."""
     context = multiprocessing.get_context(START) if num_workers else None
     if num_workers and START == "forkserver":
@@ -41,7 +41,7 @@ def start_server() -> None:
     forkserver.set_forkserver_preload(PRELOAD)
     environment, handlers = dict(os.environ), {}
     if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
-        handlers = {number: signal.signal(number, signal.SIG_IGN) for number in Watch.SIGNALS}
+        handlers = {number: signal.signal(number, signal.SIG_IGN) for number in StopSignal.SIGNALS}
     os.environ.update(ONE_THREAD, PYTHONPATH=os.pathsep.join(sys.path))
     try:
         forkserver.ensure_running()
@@ -52,7 +52,7 @@ def start_server() -> None:
             signal.signal(number, handler)
 
 
-class Calls(Dataset):
+class FunctionDataset(Dataset):
     """A dataset whose items are a function's results."""
 
     def __init__(self, function: Callable[[Any], Any]):
@@ -62,17 +62,17 @@ class Calls(Dataset):
         return self.function(sample)
 
 
-def each(dataset: Dataset, samples: Sequence, num_workers: int) -> Iterator[Any]:
+def map_parallel(dataset: Dataset, samples: Sequence, num_workers: int) -> Iterator[Any]:
     """`dataset[sample]` for each sample, in order. Raises InputError if a process dies."""
     num_workers = num_workers if len(samples) >= PARALLEL_FROM else 0
     ahead = 16 if num_workers else None  # samples per process, read while the caller writes to the disk
-    options = {"batch_size": None, "sampler": samples, "collate_fn": as_it_is, "prefetch_factor": ahead}
-    return items(loader(dataset, num_workers, **options))
+    options = {"batch_size": None, "sampler": samples, "collate_fn": identity, "prefetch_factor": ahead}
+    return checked_items(make_worker_loader(dataset, num_workers, **options))
 
 
-def watched(results: Iterable, title: str, total: int, watch: Watch | None) -> Iterator[Any]:
+def with_progress(results: Iterable, title: str, total: int, watch: StopSignal | None) -> Iterator[Any]:
     """The same results, counted by a progress bar. Raises Interrupted when a signal comes."""
-    with bar(title, total) as progress, signals_first(watch):
+    with progress_bar(title, total) as progress, stop_errors(watch):
         for result in results:
             if watch is not None and watch.received:
                 raise Interrupted(watch.received)
@@ -96,19 +96,21 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def items(loader: DataLoader) -> Iterator[Any]:
+def checked_items(make_worker_loader: DataLoader) -> Iterator[Any]:
     """The items of a loader. Raises InputError if a process dies."""
     try:
-        yield from loader
+        yield from make_worker_loader
     except (RuntimeError, EOFError, ConnectionError) as error:
         # A picture in the queue of a dead process cannot be fetched; torch may notice that first.
         if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
             raise
         died = f"a process that reads images died ({' '.join(str(error).split())[:160]})"
-        remedy = f"if it was killed for want of memory, lower --num_workers (now {loader.num_workers})"
+        remedy = (
+            f"if it was killed for want of memory, lower --num_workers (now {make_worker_loader.num_workers})"
+        )
         raise InputError(f"{died}; {remedy}") from error
 
 
-def as_it_is(sample: Any) -> Any:
+def identity(sample: Any) -> Any:
     """For `collate_fn`: leave a sample alone."""
     return sample

@@ -17,10 +17,10 @@ import torch
 
 from iaa.errors import InputError
 from iaa.networks.attention_maps import AttentionRecorder, mean_map
-from iaa.networks.trained_network import Trained, load_trained, said_by_run, scale_beside
+from iaa.networks.trained_network import TrainedNetwork, load_network, said_by_run, scale_beside
 from iaa.options.scoring_options import ENDINGS
 from iaa.reports.html_page import DEMO, LARGE, NUMBERS, Page, Photo, write_page
-from iaa.runtime.signals import Watch
+from iaa.runtime.signals import StopSignal
 from iaa.scoring.photos import open_rgb
 from iaa.scoring.rows import RowBuilder, ScoredPhoto
 from iaa.scoring.table import Row, read_rows
@@ -28,7 +28,7 @@ from iaa.scoring.table import Row, read_rows
 log = logging.getLogger("eat")
 
 # Scores photographs once more: a network, their paths, and an AttentionRecorder or None.
-Rescore = Callable[[Trained, Sequence[str], AttentionRecorder | None], Iterator[ScoredPhoto]]
+Rescore = Callable[[TrainedNetwork, Sequence[str], AttentionRecorder | None], Iterator[ScoredPhoto]]
 Entry = tuple[
     float, int, Row, np.ndarray | None
 ]  # a random number, the row's number, the row, its attention map
@@ -74,7 +74,7 @@ class Comparison:
 
     name: str
     scale: tuple[float, float]
-    trained: Trained | None = None
+    trained: TrainedNetwork | None = None
     rows: Mapping[str, Row] = field(default_factory=dict)
 
     def row(self, image: str) -> Row | None:
@@ -93,11 +93,11 @@ class Comparison:
         ]
 
 
-def read_comparison(path: Path, trained: Trained, device: torch.device) -> Comparison:
+def read_comparison(path: Path, trained: TrainedNetwork, device: torch.device) -> Comparison:
     """The weights or the table of `--compare`. Raises InputError."""
     name = "/".join(path.parts[-3 if path.parent.name == "checkpoints" else -2 :])  # with the run's folder
     if path.suffix.lower() not in ENDINGS:
-        network = load_trained(path)
+        network = load_network(path)
         network.model.to(device)
         return Comparison(name, network.score_range, network)
     rows, scale, votes = {}, scale_beside(path) or trained.score_range, said_by_run(path.parent).get("votes")
@@ -123,7 +123,7 @@ def votes_of(row: Row) -> list[float]:
 
 def write_gallery(
     path: Path,
-    trained: Trained,
+    trained: TrainedNetwork,
     gallery: Gallery,
     comparison: Comparison | None,
     rescore: Rescore,
@@ -131,7 +131,7 @@ def write_gallery(
     layer: str,
     upright: bool,
     num_workers: int,
-    stop: Watch,
+    stop: StopSignal,
 ) -> None:
     """Write the page of `--report`. rescore: scores photographs once more. layer: see `AttentionRecorder`. Raises Interrupted."""
     chosen = gallery.chosen()
@@ -174,7 +174,9 @@ def _photo(row: Row, attention: np.ndarray | None, match: Row | None) -> Photo:
     )
 
 
-def _page(trained: Trained, gallery: Gallery, comparison: Comparison | None, photos: Sequence[Photo]) -> Page:
+def _page(
+    trained: TrainedNetwork, gallery: Gallery, comparison: Comparison | None, photos: Sequence[Photo]
+) -> Page:
     """Title, facts and notes of the page."""
     low, high = trained.score_range
     facts = {

@@ -27,7 +27,7 @@ from PIL import Image
 from iaa.photographs import workers
 from iaa.reports import charts
 from iaa.runtime.files import atomic_write, to_json
-from iaa.runtime.signals import Watch
+from iaa.runtime.signals import StopSignal
 from iaa.scoring.photos import open_rgb
 
 HERE = Path(__file__).parent
@@ -99,7 +99,7 @@ def write_page(
     *,
     open_photo: Callable[[Path], Image.Image] = open_photo,
     num_workers: int = 0,
-    stop: Watch | None = None,
+    stop: StopSignal | None = None,
 ) -> None:
     """Write the page, thumbnail by thumbnail. A photograph that cannot be opened has a placeholder.
 
@@ -273,8 +273,8 @@ def _thumbnail(open_photo: Callable[[Path], Image.Image], side: int, path: Path 
     return file.getvalue()
 
 
-def _thumbnails(photos, open_photo, num_workers: int, stop: Watch | None) -> Iterator[bytes]:
+def _thumbnails(photos, open_photo, num_workers: int, stop: StopSignal | None) -> Iterator[bytes]:
     side = LARGE if len(photos) <= LARGE_UP_TO else SMALL
-    reader = workers.Calls(partial(_thumbnail, open_photo, side))
-    thumbnails = workers.each(reader, [photo.path for photo in photos], num_workers)
-    return workers.watched(thumbnails, "report", len(photos), stop)
+    reader = workers.FunctionDataset(partial(_thumbnail, open_photo, side))
+    thumbnails = workers.map_parallel(reader, [photo.path for photo in photos], num_workers)
+    return workers.with_progress(thumbnails, "report", len(photos), stop)

@@ -48,7 +48,7 @@ class TerminalSummary:
 
     def close(self, left_out: str) -> None:
         """Print the best and the worst rows, unless all were printed, and the summary. Each of several processes prints its own."""
-        lines = self._table() if self.out is not None and distributed.world() == 1 else []
+        lines = self._table() if self.out is not None and distributed.world_size() == 1 else []
         try:
             print("\n".join([*lines, self._summary(left_out)]), flush=True)
         except BrokenPipeError:
@@ -69,7 +69,7 @@ class TerminalSummary:
         return lines
 
     def _summary(self, left_out: str) -> str:
-        rank, world = distributed.rank(), distributed.world()
+        rank, world = distributed.rank(), distributed.world_size()
         text = f"process {rank} of {world}: " * (world > 1) + f"{self.count} photographs scored"
         if self.count:
             low, high = self.scale

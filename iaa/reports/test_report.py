@@ -17,14 +17,14 @@ from torch import nn
 
 from dataset import Splits
 from iaa.evaluation import published
-from iaa.evaluation.leakage import Seen
-from iaa.evaluation.test_metrics import Figures, figures, released_accuracy
+from iaa.evaluation.leakage import KnownPhotos
+from iaa.evaluation.test_metrics import TestMetrics, compute_test_metrics, released_accuracy
 from iaa.networks.trained_network import Origin
-from iaa.photographs.labels import Format
-from iaa.photographs.splits import Split, recognise
+from iaa.photographs.labels import LabelFormat
+from iaa.photographs.splits import Split, recognise_split
 from iaa.reports.html_page import DEMO, Page, Photo, choose, write_page
 from iaa.runtime.files import atomic_write
-from iaa.runtime.signals import Watch
+from iaa.runtime.signals import StopSignal
 from iaa.training.build import pick_decoders
 from iaa.training.engine import Evaluation
 from iaa.training.steps import Precision
@@ -39,17 +39,17 @@ CURVES = {
 
 
 @dataclass(frozen=True)
-class Tested:
+class TestReport:
     """A network's evaluation on test.csv, with its figures.
 
-    options: those of the run. form: the format of the labels. about: for the run's result, the split, the dataset that the
+    options: those of the run. label_format: the format of the labels. about: for the run's result, the split, the dataset that the
     weights were trained on, and the thresholds of high scores.
     """
 
     options: argparse.Namespace
-    form: Format
+    label_format: LabelFormat
     evaluation: Evaluation
-    figures: Figures
+    test_metrics: TestMetrics
     about: Mapping
 
     @property
@@ -57,9 +57,9 @@ class Tested:
         options = self.options
         return f"{options.model} on {options.dataset}, test.csv ({len(self.evaluation.names)} images)"
 
-    def tell(self) -> None:
+    def log_figures(self) -> None:
         """Log the table of figures."""
-        log.info("%s:\n%s", self.title, "\n".join(self.figures.lines()))
+        log.info("%s:\n%s", self.title, "\n".join(self.test_metrics.lines()))
 
     def result(self, folder: Path) -> dict:
         """The run's result, for its last line and run.json. folder: the run's, with its files written."""
@@ -73,7 +73,7 @@ class Tested:
             "images": len(self.evaluation.names),
             "loss": self.evaluation.loss,
             **self.evaluation.metrics,
-            **self.figures.as_json(),
+            **self.test_metrics.as_json(),
             **self.about,
             "folder": os.path.abspath(folder),
             "files": files,
@@ -93,7 +93,7 @@ class Tested:
         with atomic_write(path) as file:
             pd.DataFrame(table).to_csv(file, index=False)
 
-    def draw(self, path: Path, history: Sequence[Mapping[str, float]] = ()) -> None:
+    def write_plots(self, path: Path, history: Sequence[Mapping[str, float]] = ()) -> None:
         """report.png: predicted against true scores; with `history`, rows of metrics.csv, also the curves of training."""
         panels = 1 + len(CURVES) if history else 1
         figure = Figure(figsize=(5.2 * panels, 4.8), layout="constrained")
@@ -102,7 +102,7 @@ class Tested:
         scatter.scatter(true, predicted, s=10, alpha=min(1.0, max(0.1, 200 / len(true))), linewidths=0)
         limits = [min(true.min(), predicted.min()), max(true.max(), predicted.max())]
         scatter.plot(limits, limits, color="0.5", linewidth=1, linestyle="--", label="predicted = true")
-        rows = {row[0]: row for row in self.figures.rows()}
+        rows = {row[0]: row for row in self.test_metrics.rows()}
         lines = [f"{name} {rows[name][1]} ({rows[name][2]})" for name in ("SRCC", "PLCC", "accuracy")]
         scatter.set_title("\n".join(lines), fontsize="medium")
         scatter.set(xlabel="true score", ylabel="predicted score")
@@ -119,22 +119,22 @@ class Tested:
         with atomic_write(path, "wb") as file:
             figure.savefig(file, format="png", dpi=110)
 
-    def write_page(self, path: Path, stop: Watch) -> None:
+    def write_page(self, path: Path, stop: StopSignal) -> None:
         """report.html: predicted against true, and `--report_images` photographs with their scores and votes.
 
         Scores are on the dataset's own scale, vote distributions beside the true ones. Raises Interrupted.
         """
         options, evaluation, folder = self.options, self.evaluation, Path(self.options.path_to_images)
         predicted, true = evaluation.pairs.predicted, evaluation.pairs.true
-        low, high = self.form.scale
-        if not self.form.vote_columns:
+        low, high = self.label_format.scale
+        if not self.label_format.vote_columns:
             predicted, true = low + predicted * (high - low), low + true * (high - low)
         chosen = choose(predicted - true, options.report_images)
         photos = [
             Photo(evaluation.names[row], folder / evaluation.names[row], predicted[row], true=true[row])
             for row in chosen
         ]
-        if self.form.vote_columns and evaluation.outputs.shape == evaluation.targets.shape:
+        if self.label_format.vote_columns and evaluation.outputs.shape == evaluation.targets.shape:
             votes = zip(photos, evaluation.outputs[chosen], evaluation.targets[chosen], strict=True)
             photos = [replace(photo, votes=output, other_votes=target) for photo, output, target in votes]
         facts = {
@@ -151,52 +151,52 @@ class Tested:
         page = Page(
             self.title,
             facts,
-            self.form.scale,
+            self.label_format.scale,
             notes=[DEMO] if options.dataset == "demo" else [],
-            figures=self.figures.rows(),
-            remarks=self.figures.remarks(),
+            figures=self.test_metrics.rows(),
+            remarks=self.test_metrics.remarks(),
             all_scores=predicted,
             all_true=true,
         )
         write_page(path, page, photos, num_workers=options.num_workers, stop=stop)
 
 
-def judge(
+def make_test_report(
     options: argparse.Namespace,
     splits: Splits,
-    form: Format,
+    label_format: LabelFormat,
     model: nn.Module,
     evaluation: Evaluation,
     precision: Precision,
     origin: Origin,
-) -> Tested:
-    """The figures of an evaluation, with their notes. form: of the labels; origin: the dataset of the network."""
-    is_other_dataset = origin.form is not None
+) -> TestReport:
+    """The figures of an evaluation, with their notes. label_format: of the labels; origin: the dataset of the network."""
+    is_other_dataset = origin.label_format is not None
     names = [str(name) for name in evaluation.names]
-    split = recognise(options.dataset, options.path_to_save_csv, names)
+    split = recognise_split(options.dataset, options.path_to_save_csv, names)
     about = {
         "labels_split": split.name,
         "trained_on": origin.dataset if origin.said else None,
-        "thresholds": form.thresholds(origin.form),
+        "thresholds": label_format.thresholds(origin.label_format),
     }
     notes = [f"split: {split.name} ({split.note})"]
     if is_other_dataset:
         datasets = f"trained on {origin.dataset}, tested on {options.dataset}"
         notes.insert(0, f"{datasets}: scores mapped from scale to scale")
-    elif form.vote_columns:
-        released = released_accuracy(evaluation.outputs, evaluation.targets, form.threshold)
+    elif label_format.vote_columns:
+        released = released_accuracy(evaluation.outputs, evaluation.targets, label_format.threshold)
         about["accuracy_released"], accuracy = released, evaluation.metrics["accuracy"]
         notes.append(f"accuracy by the release's float32 sums: {released:.4f}, ours {accuracy:.4f}")
     if not origin.said:
         notes.append(
             f"nobody says what the weights were trained on; taken as {origin.dataset} (--trained_on)"
         )
-    test_figures = figures(
+    test_figures = compute_test_metrics(
         evaluation.pairs,
         names,
         options.dataset,
         metrics=evaluation.metrics,
-        memory=Seen.from_texts(model.photographs, options.path_to_model_weight or "the network"),
+        memory=KnownPhotos.from_texts(model.photographs, options.path_to_model_weight or "the network"),
         # Two datasets called `csv` may have nothing in common.
         same_dataset=not is_other_dataset and options.dataset != "csv",
         notes=notes,
@@ -204,12 +204,12 @@ def judge(
             options, "" if is_other_dataset else options.dataset, splits, split, precision
         ),
     )
-    return Tested(options, form, evaluation, test_figures, about)
+    return TestReport(options, label_format, evaluation, test_figures, about)
 
 
 def _departures(options, dataset: str, splits: Splits, split: Split, precision: Precision) -> list[str]:
     """How the test differs from the published protocol of a dataset."""
-    return published.departures(
+    return published.list_departures(
         dataset,
         model=options.model,
         interest_points=options.interest_points,
@@ -217,6 +217,6 @@ def _departures(options, dataset: str, splits: Splits, split: Split, precision: 
         batch_size=options.eval_batch_size,
         decoder=pick_decoders(options)[1],
         half_precision=precision.dtype is not None,
-        skipped=splits.skipped,
+        skipped=splits.skipped_test_rows,
         split=split.departure,
     )

@@ -47,7 +47,7 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {message} (see --help)\n")
 
 
-def with_commands(prog: str, description: str, commands: Mapping[str, tuple[str, Table]]) -> Parser:
+def subcommand_parser(prog: str, description: str, commands: Mapping[str, tuple[str, Table]]) -> Parser:
     """A parser of subcommands, each with its help and its table. `command` in the result is the chosen one."""
     parser = Parser(prog=prog, description=description)
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")

@@ -19,24 +19,24 @@ def rank() -> int:
     return int(os.environ.get("RANK", "0"))
 
 
-def world() -> int:
+def world_size() -> int:
     """The number of processes of the run."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def gather(value: Any) -> list[Any]:
     """The `value` of every process, by rank; sent by way of the CPU."""
-    values = [value] * world()
-    if world() > 1:
+    values = [value] * world_size()
+    if world_size() > 1:
         import torch.distributed as dist
 
         dist.all_gather_object(values, value)
     return values
 
 
-def largest(*values: int) -> list[int]:
+def all_reduce_max(*values: int) -> list[int]:
     """The maximum over all processes of each value; one message of integers by way of the CPU, cheap enough for every step."""
-    if world() == 1:
+    if world_size() == 1:
         return list(map(int, values))
     import torch
     import torch.distributed as dist
@@ -46,18 +46,18 @@ def largest(*values: int) -> list[int]:
     return tensor.tolist()
 
 
-def copy_first(tensors: Iterable[Tensor]) -> None:
+def broadcast(tensors: Iterable[Tensor]) -> None:
     """Overwrite `tensors` in every process with those of rank 0."""
-    if world() > 1:
+    if world_size() > 1:
         import torch.distributed as dist
 
         for tensor in tensors:
             dist.broadcast(tensor, 0)
 
 
-def from_first(work: Callable[[], T]) -> T:
+def on_rank_zero(work: Callable[[], T]) -> T:
     """Call `work` in rank 0 alone; returns its result in every process. After an InputError the others exit silently."""
-    if world() == 1:
+    if world_size() == 1:
         return work()
     import torch.distributed as dist
 

@@ -13,12 +13,12 @@ from iaa.runtime import distributed
 log = logging.getLogger("eat")
 
 
-def tell(program: str, reason: object) -> None:
+def print_error(program: str, reason: object) -> None:
     """Print why a command ends, as one line."""
     print(f"{program}: {' '.join(str(reason).split())}", file=sys.stderr, flush=True)
 
 
-def guarded(program: str, work: Callable[[], int | None], rest: str = "nothing was saved yet") -> int:
+def run_command(program: str, work: Callable[[], int | None], rest: str = "nothing was saved yet") -> int:
     """Call `work`; returns the exit status: its result or 0, 1 if it failed, 2 for a bad request, 128 and more after a signal.
 
     rest: end of the line that is printed after a signal, if no training run can be resumed.
@@ -32,7 +32,7 @@ def guarded(program: str, work: Callable[[], int | None], rest: str = "nothing w
     warnings.showwarning = lambda message, *_, **__: log.warning("warning: %s", message)
 
     def fail(reason: object, status: int) -> int:
-        tell(program, reason)
+        print_error(program, reason)
         return status
 
     try:

@@ -7,7 +7,7 @@ from tqdm import tqdm
 from iaa.runtime import distributed
 
 
-def bar(title: str, images: int, done: int = 0) -> tqdm:
+def progress_bar(title: str, images: int, done: int = 0) -> tqdm:
     """A bar of images done, their rate and the time left; rank 0 alone shows it, and only on a terminal."""
     hidden = True if distributed.rank() else None
     shown = {"unit": " images", "leave": False, "disable": hidden, "dynamic_ncols": True}

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from iaa.errors import InputError, Interrupted
 
 
-class Watch:
+class StopSignal:
     """A context in which the first SIGINT or SIGTERM only sets `received`, its number; a second one acts as usual."""
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -19,7 +19,7 @@ class Watch:
     def __init__(self):
         self.received, self._before = 0, {}
 
-    def __enter__(self) -> Watch:
+    def __enter__(self) -> StopSignal:
         if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
             self._before = {number: signal.signal(number, self._note) for number in self.SIGNALS}
         return self
@@ -31,12 +31,12 @@ class Watch:
 
     def _note(self, number: int, _frame) -> None:
         self.received = number
-        Watch.any_received = True
+        StopSignal.any_received = True
         self.__exit__()
 
 
 @contextmanager
-def signals_first(watch: Watch | None) -> Iterator[None]:
+def stop_errors(watch: StopSignal | None) -> Iterator[None]:
     """Turn an InputError after a signal into Interrupted: a signal to the process group ends the reading processes, too."""
     try:
         yield

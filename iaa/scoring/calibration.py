@@ -10,8 +10,8 @@ from torch import nn
 
 import models
 from iaa.errors import InputError
-from iaa.runtime.progress import bar
-from iaa.runtime.signals import Watch
+from iaa.runtime.progress import progress_bar
+from iaa.runtime.signals import StopSignal
 from iaa.scoring.photos import Photos, batches
 from iaa.scoring.rows import unmirrored_input, until_stopped
 from iaa.scoring.sources import Source, Sources
@@ -26,7 +26,7 @@ def calibrate(
     count: int,
     device: torch.device,
     num_workers: int,
-    stop: Watch,
+    stop: StopSignal,
 ) -> str:
     """Set the model's running interest points from at most `count` photographs of `paths`; returns a note of them.
 
@@ -45,7 +45,7 @@ def calibrate(
             if len(batch.images):
                 yield unmirrored_input(batch.images, model, device)
 
-    with bar("calibrate", len(drawn)) as shown:
+    with progress_bar("calibrate", len(drawn)) as shown:
         try:
             models.calibrate_points(model, inputs())
         except InputError:

@@ -49,7 +49,7 @@ class ParquetParts:
                     parts = self._begin(settings, append, overwrite)
             except InputError as error:
                 parts = str(error)
-        with process_group.together("--append on all machines goes on"):
+        with process_group.process_group("--append on all machines goes on"):
             parts = distributed.gather(parts)[0]
         if isinstance(parts, str):
             raise InputError(parts)

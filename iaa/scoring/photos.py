@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from iaa.photographs import workers
-from iaa.photographs.decode import Resize, open_image, read_plain
-from iaa.photographs.inspection import examine, look
+from iaa.photographs.decode import Resize, open_image, read_plain_jpeg
+from iaa.photographs.inspection import inspect_file, inspect_image
 from iaa.scoring.sources import Source
 
 _FAULTS = {
@@ -65,7 +65,7 @@ class Photos(Dataset):
             with _opened(source) as picture:
                 turned = picture.getexif().get(0x0112, 1) not in (0, 1)
                 fast = self.decoder == "fast" and not (turned and self.upright)
-                pixels = read_plain(source, self.resize) if fast else None
+                pixels = read_plain_jpeg(source, self.resize) if fast else None
                 if pixels is None:
                     pixels = np.asarray(self.resize.pil(to_rgb(picture, self.upright)))
                 return "", turned, pixels
@@ -86,8 +86,10 @@ def batches(
     """Batches in the order of `sources`, which are read no further ahead than keeps the workers busy. Raises InputError."""
     iterator = iter(sources)
     source_batches = iter(lambda: list(islice(iterator, batch_size)), [])
-    return workers.items(
-        workers.loader(photos, num_workers, batch_sampler=source_batches, collate_fn=photos.collate)
+    return workers.checked_items(
+        workers.make_worker_loader(
+            photos, num_workers, batch_sampler=source_batches, collate_fn=photos.collate
+        )
     )
 
 
@@ -141,9 +143,9 @@ def explain_failure(source: str | bytes, error: Exception) -> str:
     """The reason why a photograph could not be read, in a few words. source: its path, or the file's content."""
     finding = None
     if isinstance(source, bytes):
-        finding = look(io.BytesIO(source), "", len(source))
+        finding = inspect_image(io.BytesIO(source), "", len(source))
     elif not isinstance(error, (OSError, ValueError)) or os.path.isfile(source):
-        finding = examine(os.path.dirname(source), os.path.basename(source))
+        finding = inspect_file(os.path.dirname(source), os.path.basename(source))
     if finding is not None and finding.kinds in _FAULTS:
         return f"{_FAULTS[finding.kinds]}{f' ({finding.detail})' if finding.kinds == 'damaged' else ''}"
     if isinstance(error, FileNotFoundError):

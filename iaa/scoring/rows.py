@@ -11,17 +11,16 @@ import numpy as np
 import scipy
 import torch
 
-from dataset import network_input
+from dataset import normalize_images
 from iaa.errors import InputError, Interrupted
-from iaa.evaluation.leakage import Seen
-from iaa.evaluation.leakage import describe as describe_seen
+from iaa.evaluation.leakage import KnownPhotos, describe_known
 from iaa.networks.attention_maps import AttentionMap, AttentionRecorder
-from iaa.networks.trained_network import Trained, scale_beside
-from iaa.runtime.signals import Watch
+from iaa.networks.trained_network import TrainedNetwork, scale_beside
+from iaa.runtime.signals import StopSignal
 from iaa.scoring.photos import PhotoBatch
 from iaa.scoring.shards import ORIGIN
 from iaa.scoring.table import Row, read_rows
-from iaa.training.engine import memory_watched
+from iaa.training.engine import oom_hint
 from iaa.training.steps import Precision
 
 T = TypeVar("T")
@@ -42,11 +41,11 @@ class ScoredPhoto(NamedTuple):
 
 
 def score_batches(
-    trained: Trained,
+    trained: TrainedNetwork,
     batches: Iterable[PhotoBatch],
     precision: Precision,
     recorder: AttentionRecorder | None = None,
-    stop: Watch | None = None,
+    stop: StopSignal | None = None,
 ) -> Iterator[tuple[PhotoBatch, list[ScoredPhoto]]]:
     """Each batch with the results of its photographs, in their order. The network must be on the precision's device.
 
@@ -69,7 +68,7 @@ def score_batches(
         yield batch, results
 
 
-def until_stopped(batches: Iterable[T], stop: Watch | None) -> Iterator[T]:
+def until_stopped(batches: Iterable[T], stop: StopSignal | None) -> Iterator[T]:
     """The same batches. Raises Interrupted between two of them when a signal came."""
     for batch in batches:
         if stop is not None and stop.received:
@@ -78,11 +77,14 @@ def until_stopped(batches: Iterable[T], stop: Watch | None) -> Iterator[T]:
 
 
 def run_network(
-    trained: Trained, images: torch.Tensor, precision: Precision, recorder: AttentionRecorder | None = None
+    trained: TrainedNetwork,
+    images: torch.Tensor,
+    precision: Precision,
+    recorder: AttentionRecorder | None = None,
 ) -> tuple[np.ndarray, dict[str, list[AttentionMap]]]:
     """Raw outputs (B, levels) float32 of pixels (B, 3, H, W) uint8; and by layer the recorded map of each image."""
     remedy = f"try --batch_size {max(1, len(images) // 2)}"
-    with torch.inference_mode(), memory_watched(len(images), precision.device, remedy):
+    with torch.inference_mode(), oom_hint(len(images), precision.device, remedy):
         inputs = unmirrored_input(images, trained.model, precision.device)
         with precision():
             outputs = trained.model(inputs)
@@ -92,7 +94,7 @@ def run_network(
 def unmirrored_input(images: torch.Tensor, model: torch.nn.Module, device: torch.device) -> torch.Tensor:
     """The model's input on the device, from pixels (B, 3, H, W) uint8, without mirroring."""
     flips = torch.zeros(len(images), dtype=torch.bool, device=device)
-    return network_input(images.to(device, non_blocking=True), flips, model.statistics)
+    return normalize_images(images.to(device, non_blocking=True), flips, model.statistics)
 
 
 class RowBuilder:
@@ -105,7 +107,7 @@ class RowBuilder:
 
     def __init__(
         self,
-        trained: Trained,
+        trained: TrainedNetwork,
         reference: np.ndarray | None = None,
         explained: bool = False,
         background: bool = False,
@@ -150,7 +152,7 @@ def spread(votes: np.ndarray) -> float:
     return float(np.sqrt(shares @ (levels - shares @ levels) ** 2))
 
 
-def read_reference(path: str, trained: Trained) -> tuple[np.ndarray, list[str]]:
+def read_reference(path: str, trained: TrainedNetwork) -> tuple[np.ndarray, list[str]]:
     """The sorted scores (N,) of a reference table, on the dataset's own scale, and notes about them for the log.
 
     path: a run's `predictions.csv`, or a table of predict.py. The notes count the photographs that the network was trained
@@ -182,15 +184,15 @@ def read_reference(path: str, trained: Trained) -> tuple[np.ndarray, list[str]]:
     return np.sort(scores), [f"--reference {file}: {line}" for line in _seen_notes(rows, trained)]
 
 
-def _seen_notes(rows: dict[str, Row], trained: Trained) -> list[str]:
-    memory = Seen.from_texts(trained.model.photographs, trained.path)
+def _seen_notes(rows: dict[str, Row], trained: TrainedNetwork) -> list[str]:
+    memory = KnownPhotos.from_texts(trained.model.photographs, trained.path)
     if not memory:
         return ["the weights do not say which photographs they were trained on"]
-    seen = memory.among(list(rows), in_folders=True)
+    seen = memory.is_known(list(rows), in_folders=True)
     unseen = ~(seen[0] | seen[1])
     if unseen.all():
         return ["none of its photographs was in this network's training set, by their names"]
-    notes = describe_seen(*seen)
+    notes = describe_known(*seen)
     if unseen.sum() > 1 and all("true_score" in row for row in rows.values()):
         scores = np.array([[row["predicted_score"], row["true_score"]] for row in rows.values()]).T
         for description, rows_used in (("all of them", slice(None)), ("those not seen", unseen)):

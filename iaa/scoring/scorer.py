@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from iaa.errors import InputError
-from iaa.networks.trained_network import load_trained
+from iaa.networks.trained_network import load_network
 from iaa.scoring.photos import explain_failure, open_rgb, to_rgb
 from iaa.scoring.rows import NOT_FINITE, unmirrored_input
 from models import Weights
@@ -62,7 +62,7 @@ class Scorer:
             raise InputError(
                 "Scorer: interest points of the batch would make scores depend on it; image or running"
             )
-        self.trained = load_trained(
+        self.trained = load_network(
             weights, interest_points=interest_points, dataset=dataset, model=model, score_range=score_range
         )
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))

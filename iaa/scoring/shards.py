@@ -26,7 +26,9 @@ def shard_batches(
     Raises InputError where a worker dies.
     """
     dataset, num_workers = Shards(photos, shards, batch_size), min(num_workers, len(shards))
-    return workers.items(workers.loader(dataset, num_workers, batch_size=None, collate_fn=workers.as_it_is))
+    return workers.checked_items(
+        workers.make_worker_loader(dataset, num_workers, batch_size=None, collate_fn=workers.identity)
+    )
 
 
 class Shards(IterableDataset):

@@ -36,12 +36,12 @@ def in_search() -> bool:
     return in_experiment() or DRIVEN in os.environ
 
 
-def parameters() -> dict[str, Any]:
+def get_parameters() -> dict[str, Any]:
     """The options that the search has chosen for this trial, checked; empty outside a search. Raises InputError."""
     return tuned(_ask_search("get_next_parameter"))
 
 
-def chosen() -> dict[str, Any]:
+def get_parameters_again() -> dict[str, Any]:
     """The same options again, after `parameters` has been called."""
     return _ask_search("get_current_parameter")
 
@@ -59,7 +59,7 @@ def _ask_search(nni_function: str) -> dict[str, Any]:
     return getattr(nni, nni_function)() or {}
 
 
-def folder(parent: str | None) -> Path:
+def pick_folder(parent: str | None) -> Path:
     """This trial's own folder. parent: where NNI's trials go (default: runs/nni)."""
     if DRIVEN in os.environ:
         return Path(json.loads(os.environ[DRIVEN])["folder"])
@@ -67,18 +67,18 @@ def folder(parent: str | None) -> Path:
     return Path(parent or os.path.join("runs", "nni")) / experiment / trial
 
 
-def options(command_line: Mapping[str, Any]) -> dict[str, Any]:
+def add_parameters(command_line: Mapping[str, Any]) -> dict[str, Any]:
     """The command line's options, with the search's parameters over them and the trial's folder.
 
     A trial that was interrupted and is started again resumes from its checkpoint. Outside a search nothing changes.
     """
     if not in_search():
         return dict(command_line)
-    own_folder = folder(command_line.get("experiment_dir_name"))
+    own_folder = pick_folder(command_line.get("experiment_dir_name"))
     saved = any((own_folder / "checkpoints").glob("*.pt"))
     # overwrite: an earlier start may have left files before its first checkpoint
     start = {"experiment_dir_name": str(own_folder), "resume" if saved else "overwrite": True}
-    return {**command_line, **parameters(), **start}
+    return {**command_line, **get_parameters(), **start}
 
 
 def read_metric(row: Mapping[str, float], name: str) -> float:

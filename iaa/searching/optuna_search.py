@@ -27,7 +27,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from iaa.errors import InputError, Interrupted
 from iaa.runtime.files import read_json_object, write_json
-from iaa.runtime.signals import Watch
+from iaa.runtime.signals import StopSignal
 from iaa.searching import storage
 from iaa.searching.nni_trial import DRIVEN, read_metric
 from iaa.searching.results import TrialResult, read_history, select_epoch, sort_best_first
@@ -94,7 +94,7 @@ class Search:
                 f"{self.folder}: its search has another {' and '.join(differing)}; give another --out"
             )
 
-    def run(self, words: Sequence[str], trials: int, concurrency: int, watch: Watch) -> None:
+    def run(self, words: Sequence[str], trials: int, concurrency: int, watch: StopSignal) -> None:
         """Train until the study has `trials` trials, `concurrency` at a time.
 
         words: of main_nni.py's command line, for all trials. Raises Interrupted after a signal, InputError where the

@@ -65,9 +65,9 @@ def _check(name: str, entry: Any) -> None:
     for value in limits:
         tuned({name: value})
         if name == "model" and value.startswith("timm/"):
-            from models.backbone import bare_name  # which imports timm
+            from models.backbone import check_timm_name  # which imports timm
 
-            bare_name(value)
+            check_timm_name(value)
 
 
 def suggest(trial, space: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:

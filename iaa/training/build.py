@@ -17,15 +17,15 @@ from torch.utils.data import DataLoader
 import models
 from dataset import Splits, Transform, make_loader, to_input
 from iaa.errors import InputError
-from iaa.evaluation.leakage import UNKNOWN, Seen
+from iaa.evaluation.leakage import UNKNOWN, KnownPhotos
 from iaa.photographs.cache import open_filled
-from iaa.photographs.labels import FORMATS, Format, Labels, csv_format
+from iaa.photographs.labels import FORMATS, LabelFormat, Labels, csv_format
 from iaa.runtime import distributed
-from iaa.runtime.signals import Watch
+from iaa.runtime.signals import StopSignal
 from iaa.training import checkpoint, determinism, engine
 from iaa.training.steps import Precision, Schedule, Stepper, allow_tf32, make_optimizer
 from models import Weights, create_model, load_weights
-from models.weights import OURS
+from models.weights import ADDED_BUFFERS
 from util import make_loss
 
 log = logging.getLogger("eat")
@@ -39,7 +39,7 @@ def pick_device(gpu_id: str | None) -> torch.device:
     count, local = torch.cuda.device_count(), int(os.environ.get("LOCAL_RANK", "0"))
     if gpu_id == "cpu":
         return torch.device("cpu")
-    if distributed.world() > 1:
+    if distributed.world_size() > 1:
         if gpu_id is not None:
             raise InputError(f"--gpu_id {gpu_id}: torchrun gives each process a GPU of its own; leave it out")
         if 0 < count <= local:
@@ -69,18 +69,18 @@ def pick_precisions(options: argparse.Namespace, device: torch.device) -> tuple[
     return Precision(device, dtype), Precision(device)
 
 
-def pick_format(options: argparse.Namespace) -> Format:
+def pick_format(options: argparse.Namespace) -> LabelFormat:
     """The label format of the dataset. Raises InputError if the files of `--dataset csv` have different columns."""
     if options.dataset != "csv":
         return FORMATS[options.dataset]
     folder, scale = Path(options.path_to_save_csv), (options.score_min, options.score_max)
     names = ["test.csv"] if options.eval and not options.calibrate_points else ["train.csv", "test.csv"]
     names += ["val.csv"] * (not options.eval and (folder / "val.csv").is_file())
-    forms = [csv_format(folder / name, scale, options.threshold) for name in names]
-    for name, form in zip(names, forms, strict=True):
-        if form != forms[0]:
+    label_formats = [csv_format(folder / name, scale, options.threshold) for name in names]
+    for name, label_format in zip(names, label_formats, strict=True):
+        if label_format != label_formats[0]:
             raise InputError(f"{folder / name}: its label columns differ from those of {names[0]}")
-    return forms[0]
+    return label_formats[0]
 
 
 def pick_decoders(options: argparse.Namespace) -> tuple[str, str]:
@@ -91,7 +91,7 @@ def pick_decoders(options: argparse.Namespace) -> tuple[str, str]:
 
 
 def loaders(
-    options: argparse.Namespace, splits: Splits, side: int, device: torch.device, stop: Watch, like: str
+    options: argparse.Namespace, splits: Splits, side: int, device: torch.device, stop: StopSignal, like: str
 ) -> dict[str, DataLoader]:
     """A loader for each split, by its name. Fills the cache, if there is one. Raises Interrupted.
 
@@ -111,18 +111,22 @@ def loaders(
         settings = {"decoder": used, "cache": cache, "persistent": split != "test"}
         settings["pin_memory"] = device.type == "cuda"
         if not alone:
-            settings |= {"rank": distributed.rank(), "world": distributed.world()}
+            settings |= {"rank": distributed.rank(), "world_size": distributed.world_size()}
         size = options.batch_size if train else options.eval_batch_size
         result[split] = make_loader(labels, images, transform, size, workers, options.seed, **settings)
     return result
 
 
 def make_model(
-    options: argparse.Namespace, weights: Weights | None, form: Format, dataset: str, device: torch.device
+    options: argparse.Namespace,
+    weights: Weights | None,
+    label_format: LabelFormat,
+    dataset: str,
+    device: torch.device,
 ) -> nn.Module:
     """The network of `options` with `weights`, or with random ones, for the scores of `dataset`. Seeds the run.
 
-    form: format of these scores. Raises InputError if --eval is asked of weights that lack something.
+    label_format: format of these scores. Raises InputError if --eval is asked of weights that lack something.
     """
     torch.manual_seed(options.seed)
     names = ("interest_points", "refinement", "sync_interest_points", "drop_path_rate")
@@ -131,10 +135,10 @@ def make_model(
         settings["exploit"] = True
     if options.pretrained and not options.resume:
         settings["pretrained"] = True
-    model = create_model(options.model, form.outputs, **settings)
+    model = create_model(options.model, label_format.outputs, **settings)
     if options.grad_checkpoint:
         _checkpoint_gradients(model, options.model)
-    model.purpose = {"model": options.model, "dataset": dataset, "score_range": list(form.scale)}
+    model.purpose = {"model": options.model, "dataset": dataset, "score_range": list(label_format.scale)}
     if weights is not None:
         _fill(model, weights, options)
     elif options.model != "eat_nano" and not options.resume and not options.pretrained:
@@ -156,7 +160,7 @@ def _checkpoint_gradients(model: nn.Module, name: str) -> None:
 def _fill(model: nn.Module, weights: Weights, options: argparse.Namespace) -> None:
     model.photographs = dict(weights.photographs)
     fresh = load_weights(model, weights)
-    plain = [name for name in fresh if not name.endswith((*OURS, "ref_point14.bias"))]
+    plain = [name for name in fresh if not name.endswith((*ADDED_BUFFERS, "ref_point14.bias"))]
     if plain and not options.eval:
         log.info("%s has none that fit: %s start fresh", weights.path, ", ".join(plain))
     elif not plain and not weights.photographs:  # trained for scores, as the released EAT
@@ -191,7 +195,7 @@ def network_notes(options: argparse.Namespace, weights: Weights | None) -> list[
     if options.interest_points == "batch" and options.eval:
         batch = f"its batch of {options.eval_batch_size}"
         notes.append(f"a score depends on the other images of {batch}, as in the release")
-    processes = distributed.world()
+    processes = distributed.world_size()
     images, mean_of = options.batch_size, "batch"
     if options.sync_interest_points:
         images, mean_of = images * processes, "batch of all processes"
@@ -206,12 +210,12 @@ def network_notes(options: argparse.Namespace, weights: Weights | None) -> list[
 
 def note_photographs(model: nn.Module, splits: Splits) -> None:
     """Note in the network, and so in its files, the photographs that it is trained on and selected by."""
-    before = Seen.from_texts(model.photographs, "the weights")
-    model.photographs = (before | Seen.of(splits.train.images, splits.val.images)).as_texts()
+    before = KnownPhotos.from_texts(model.photographs, "the weights")
+    model.photographs = (before | KnownPhotos.of(splits.train.images, splits.val.images)).as_texts()
 
 
 def calibrate(
-    options, train: Labels, model, device: torch.device, folder: Path, stop: Watch, like: str
+    options, train: Labels, model, device: torch.device, folder: Path, stop: StopSignal, like: str
 ) -> None:
     """Estimate the running interest points from `--calibrate_points` images of train.csv, and save the network."""
     count = min(options.calibrate_points, len(train))
@@ -234,7 +238,7 @@ def make_trainer(
     """The trainer of a run, at its start or where --resume goes on. checkpoints: the folder of last.pt, which is made."""
     checkpoint.make_ready(checkpoints)
     network, unsynced = model, nullcontext
-    if distributed.world() > 1:
+    if distributed.world_size() > 1:
         network = torch.nn.parallel.DistributedDataParallel(model)
         unsynced = network.no_sync
     optimizer = make_optimizer(model, options.optimizer, options.weight_decay)

@@ -97,8 +97,8 @@ def restore(folder: Path, stepper: Stepper) -> Progress:
     Rank 0 alone reads the file. Returns the run's progress. Raises InputError if neither file fits this network and this
     number of processes.
     """
-    progress = _restore_parts(distributed.from_first(partial(_read, folder, stepper)), stepper)
-    if progress.best_epoch and not distributed.from_first((folder / BEST).is_file):
+    progress = _restore_parts(distributed.on_rank_zero(partial(_read, folder, stepper)), stepper)
+    if progress.best_epoch and not distributed.on_rank_zero((folder / BEST).is_file):
         log.warning("warning: %s is lost; the best epoch is looked for from here on", folder / BEST)
         progress.best_epoch, progress.best_value = 0, -math.inf
     return progress
@@ -131,7 +131,7 @@ def _read(folder: Path, stepper: Stepper) -> dict:
 def check_processes(path: Path, mmap: bool = False) -> dict:
     """The content of a checkpoint. Raises InputError if another number of processes wrote it, any error if it is damaged."""
     content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    there, here = len(content["processes"]), distributed.world()
+    there, here = len(content["processes"]), distributed.world_size()
     if there != here:
         raise InputError(f"{path}: of a run with {there} processes, not {here}; start as many")
     return content

@@ -18,16 +18,16 @@ from torch.utils.data import DataLoader
 
 from dataset import Batch, batches, to_input
 from iaa.errors import InputError, Interrupted, TrainingError
-from iaa.photographs.labels import Format
+from iaa.photographs.labels import LabelFormat
 from iaa.runtime import distributed
 from iaa.runtime.files import write_json
-from iaa.runtime.progress import bar
-from iaa.runtime.signals import Watch, signals_first
+from iaa.runtime.progress import progress_bar
+from iaa.runtime.signals import StopSignal, stop_errors
 from iaa.training import checkpoint
 from iaa.training.checkpoint import Progress
 from iaa.training.meters import DataWait, PendingLosses
 from iaa.training.steps import Precision, Stepper
-from util import Pairs, compute_metrics
+from util import ScorePairs, compute_metrics
 
 log = logging.getLogger("eat")
 
@@ -45,8 +45,8 @@ class Evaluation:
         float  # mean of the batches' losses, weighted by images; nan if outputs and targets differ in number
     )
     metrics: dict[str, float]
-    pairs: Pairs
-    points: dict[str, float]  # `EAT.look` for the first batch; empty for a network of timm
+    pairs: ScorePairs
+    points: dict[str, float]  # `EAT.interest_point_stats` for the first batch; empty for a network of timm
 
 
 @dataclass
@@ -74,21 +74,23 @@ class Trainer:
     def save(self) -> None:
         """Write last.pt. Every process must call this."""
         self._read_losses()
-        distributed.copy_first(self.stepper.model.buffers())  # each process has running points of its own
+        distributed.broadcast(self.stepper.model.buffers())  # each process has running points of its own
         checkpoint.save_last(self.checkpoints, checkpoint.snapshot(self.stepper, self.progress))
-        distributed.largest(0)  # wait: a process that ends may end rank 0, which is still writing
+        distributed.all_reduce_max(0)  # wait: a process that ends may end rank 0, which is still writing
         self.saved_at = time.monotonic()
 
-    def epoch(self, loader: DataLoader, stop: Watch) -> None:
+    def epoch(self, loader: DataLoader, stop: StopSignal) -> None:
         """Train the rest of the current epoch, from `progress.step` on.
 
         Raises Interrupted after a signal, with last.pt saved; TrainingError if more than `max_bad_steps` losses were not
         finite, or memory ran out; InputError if a batch cannot be read, with last.pt saved if the last step is complete.
         """
-        progress, draws, wait = self.progress, loader.batch_sampler, DataWait(self.device)
+        progress, sampler, wait = self.progress, loader.batch_sampler, DataWait(self.device)
         done, began = progress.step, time.perf_counter() - progress.seconds
         self.stepper.model.train()
-        with bar(f"epoch {progress.epoch + 1}", draws.images, done * draws.batch_size) as shown:
+        with progress_bar(
+            f"epoch {progress.epoch + 1}", sampler.num_images, done * sampler.batch_size
+        ) as shown:
             try:
                 for batch in wait.timed(batches(loader, progress.epoch, done)):
                     stepped = self._batch(batch, done, len(loader))
@@ -104,9 +106,9 @@ class Trainer:
                     progress.seconds = time.perf_counter() - began
                     self._save_if_asked(stop, done < len(loader))
             except InputError:  # raised while it waits for a batch: the step before is complete
-                if distributed.world() == 1 and progress.step == done:
+                if distributed.world_size() == 1 and progress.step == done:
                     self.save()
-                with signals_first(stop):
+                with stop_errors(stop):
                     raise
 
     def _batch(self, batch: Batch, number: int, batches: int) -> bool:
@@ -116,7 +118,7 @@ class Trainer:
         half = max(1, len(batch.names) // 2)
         remedy = "go on with --grad_checkpoint, which takes about 1.3 times as long, or start anew with "
         remedy += f"--batch_size {half} --accumulate {stepper.accumulate * 2}"
-        with memory_watched(len(batch.names), self.device, remedy):
+        with oom_hint(len(batch.names), self.device, remedy):
             stepper.begin(now)
             images = to_input(batch, self.device, self.stepper.model.statistics)
             with nullcontext() if last else stepper.unsynced():
@@ -132,10 +134,10 @@ class Trainer:
         self.unread.append((number, loss, batch.names))
         return last
 
-    def _save_if_asked(self, stop: Watch, within: bool) -> None:
+    def _save_if_asked(self, stop: StopSignal, within: bool) -> None:
         """Save if it is time, or if this or another process got a signal. within: the epoch is not over."""
         due = within and time.monotonic() - self.saved_at >= self.save_minutes * 60
-        due, signal = distributed.largest(due, stop.received)
+        due, signal = distributed.all_reduce_max(due, stop.received)
         if due or signal:
             self.save()
         if signal:
@@ -202,7 +204,7 @@ class Trainer:
 
 
 @contextmanager
-def memory_watched(batch_size: int, device: torch.device, remedy: str):
+def oom_hint(batch_size: int, device: torch.device, remedy: str):
     """Turn torch's OutOfMemoryError into a TrainingError that says how much memory was taken, and `remedy`."""
     try:
         yield
@@ -216,23 +218,23 @@ def memory_watched(batch_size: int, device: torch.device, remedy: str):
 
 
 @contextmanager
-def eval_batches(title: str, loader: DataLoader, device: torch.device, stop: Watch | None):
+def eval_batches(title: str, loader: DataLoader, device: torch.device, stop: StopSignal | None):
     """The batches of a loader for a network that is not trained, with a progress bar.
 
     Raises Interrupted after a signal to a single process, TrainingError if memory runs out.
     """
-    draws, half = loader.batch_sampler, max(1, loader.batch_sampler.batch_size // 2)
+    sampler, half = loader.batch_sampler, max(1, loader.batch_sampler.batch_size // 2)
     remedy = f"try --eval_batch_size {half}, or --batch_size where points are calibrated"
 
     def items() -> Iterator[Batch]:
         for batch in batches(loader):
-            if stop is not None and stop.received and distributed.world() == 1:
+            if stop is not None and stop.received and distributed.world_size() == 1:
                 raise Interrupted(stop.received)
             yield batch
             shown.update(len(batch.names))
 
-    memory = memory_watched(draws.batch_size, device, remedy)
-    with bar(title, draws.images) as shown, memory, signals_first(stop):
+    memory = oom_hint(sampler.batch_size, device, remedy)
+    with progress_bar(title, sampler.num_images) as shown, memory, stop_errors(stop):
         yield items()
 
 
@@ -241,27 +243,27 @@ def evaluate(
     model: nn.Module,
     loader: DataLoader,
     criterion: Callable[[Tensor, Tensor], Tensor],
-    form: Format,
+    label_format: LabelFormat,
     precision: Precision,
     title: str = "evaluate",
-    stop: Watch | None = None,
-    trained: Format | None = None,
+    stop: StopSignal | None = None,
+    trained: LabelFormat | None = None,
 ) -> Evaluation:
     """Run the network over a split, and compute all metrics, in the order of the CSV.
 
-    form: format of the labels. trained: format of the dataset that the network was trained on, if it is another one.
+    label_format: format of the labels. trained: format of the dataset that the network was trained on, if it is another one.
     Several processes share the batches if the loader does; else rank 0 evaluates alone. All return the same result.
     Raises TrainingError if an output is not finite, Interrupted after a signal to a single process.
     """
     labels, device, results, points = loader.batch_sampler.labels, precision.device, [], {}
-    if loader.batch_sampler.world == distributed.world() or distributed.rank() == 0:
+    if loader.batch_sampler.world_size == distributed.world_size() or distributed.rank() == 0:
         model.eval()
         with eval_batches(title, loader, device, stop) as items:
             for batch in items:
                 images = to_input(batch, device, model.statistics)
                 with precision():
-                    if not results and hasattr(model, "look"):
-                        points = model.look(images)
+                    if not results and hasattr(model, "interest_point_stats"):
+                        points = model.interest_point_stats(images)
                     output = model(images).float()
                 targets = batch.targets.to(device, non_blocking=True)
                 loss = criterion(output, targets) if output.shape == targets.shape else torch.tensor(math.nan)
@@ -275,16 +277,19 @@ def evaluate(
             f"{title}: the outputs for {(~finite).sum()} of {len(names)} images are not finite, first "
             f"{names[int(np.argmin(finite))]}; lower --init_lr, or look at the weights"
         )
-    loss, pairs = sum(loss for _, loss in ordered) / len(names), form.pairs(outputs, labels, trained)
+    loss, pairs = (
+        sum(loss for _, loss in ordered) / len(names),
+        label_format.match_scores(outputs, labels, trained),
+    )
     return Evaluation(names, outputs, labels.targets, loss, compute_metrics(pairs), pairs, points)
 
 
 def fit(
     trainer: Trainer,
     data: dict[str, DataLoader],
-    form: Format,
+    label_format: LabelFormat,
     precision: Precision,
-    stop: Watch,
+    stop: StopSignal,
     select_by: str,
 ) -> Iterator[Progress]:
     """Train from where `trainer.progress` stands to the schedule's last epoch; yields it after each epoch.
@@ -295,16 +300,20 @@ def fit(
     progress, model = trainer.progress, trainer.stepper.model
     while progress.epoch < trainer.stepper.schedule.num_epoch:
         trainer.epoch(data["train"], stop)
-        if distributed.world() > 1:  # a signal is answered only after the validation, which may take long
+        if (
+            distributed.world_size() > 1
+        ):  # a signal is answered only after the validation, which may take long
             trainer.save()
         start = time.perf_counter()
         try:
-            validation = evaluate(model, data["val"], trainer.criterion, form, precision, "validate", stop)
+            validation = evaluate(
+                model, data["val"], trainer.criterion, label_format, precision, "validate", stop
+            )
         except Interrupted:
             trainer.save()
             raise
         progress.seconds += time.perf_counter() - start
         trainer.end_epoch(validation, select_by)
         yield progress
-        if signal := distributed.largest(stop.received)[0]:
+        if signal := distributed.all_reduce_max(stop.received)[0]:
             raise Interrupted(signal)

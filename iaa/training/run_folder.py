@@ -21,7 +21,7 @@ from tensorboardX import SummaryWriter
 
 from iaa.errors import InputError, Interrupted, TrainingError
 from iaa.runtime import distributed
-from iaa.runtime.files import atomic_write, read_json_object, started, write_json
+from iaa.runtime.files import atomic_write, process_start_time, read_json_object, write_json
 from iaa.training.checkpoint import LAST, Progress, check_processes
 from option import resumed
 
@@ -47,12 +47,14 @@ def resume_options(given: Mapping[str, Any]) -> dict[str, Any]:
         raise InputError(
             "torchrun --max_restarts needs --experiment_dir_name, to find the run again; give one"
         )
-    [restarts] = distributed.largest(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")))
+    [restarts] = distributed.all_reduce_max(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")))
     if restarts and not given.get("resume"):
-        given = distributed.from_first(partial(_restart_options, given))
+        given = distributed.on_rank_zero(partial(_restart_options, given))
     if not (given.get("resume") and given.get("experiment_dir_name")):
         return dict(given)
-    return distributed.from_first(partial(_saved_options, given, Path(given["experiment_dir_name"]))) | given
+    return (
+        distributed.on_rank_zero(partial(_saved_options, given, Path(given["experiment_dir_name"]))) | given
+    )
 
 
 def _restart_options(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -87,7 +89,11 @@ def recorded(folder: Path, options: argparse.Namespace, parameters: dict) -> Ite
     """
     if distributed.rank() == 0:
         content = {"status": "running", "reason": None, "started": _now(), "ended": None}
-        content |= {"pid": os.getpid(), "pid_started": started(os.getpid()), "host": socket.gethostname()}
+        content |= {
+            "pid": os.getpid(),
+            "pid_started": process_start_time(os.getpid()),
+            "host": socket.gethostname(),
+        }
         write_json(folder / "run.json", content | {"parameters": parameters})
         if not options.resume:
             write_json(folder / "options.json", vars(options))
@@ -142,7 +148,7 @@ def open_folder(folder: str | None, name: str, resume: bool, overwrite: bool, ke
             prepare_folder(Path(folder), overwrite, keep)
         return folder
 
-    return Path(distributed.from_first(make_ready))
+    return Path(distributed.on_rank_zero(make_ready))
 
 
 def _new_folder(parent: Path, name: str) -> Path:
