@@ -262,7 +262,7 @@ def test_a_signal_to_the_whole_group_is_a_signal(ava, run, monkeypatch, whole):
 
 
 def interrupt_at_bar(monkeypatch, wanted):
-    original = engine.bar
+    original = engine.progress_bar
 
     def bar(title, *args):
         if title == wanted:
