@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import logging
 import signal
 import sys
@@ -11,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from iaa.errors import InputError, Interrupted
-from iaa.exporting.output import ENDINGS, ExportError, output_path, replacing
+from iaa.exporting.output import ENDINGS, output_path, replacing
 from iaa.options.scoring_options import WEIGHTS, score_range
 from iaa.runtime.command_line import Parser
 from iaa.runtime.files import to_json
@@ -19,8 +18,6 @@ from iaa.runtime.program import run_command
 from option import Option
 
 log = logging.getLogger("eat")
-
-PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime")}
 
 # fmt: off
 TABLE = {
@@ -38,16 +35,9 @@ TABLE = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0, 1 if the export does not equal the network, 2 for a bad request."""
     options = parse(argv)
-
-    def work() -> int:
-        try:
-            print(to_json(export(options)), flush=True)
-        except ExportError as error:
-            print(f"export.py: {error}", file=sys.stderr)
-            return 1
-        return 0
-
-    return run_command("export.py", work, rest="nothing was written")
+    return run_command(
+        "export.py", lambda: print(to_json(export(options)), flush=True), rest="nothing was written"
+    )
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -66,17 +56,26 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 def export(options: argparse.Namespace) -> dict:
     """Write an export, check it, and return the last line of output. Raises InputError, WeightsError, ExportError."""
-    missing = [name for name in PACKAGES.get(options.to, ()) if importlib.util.find_spec(name) is None]
-    if missing:
-        raise InputError(
-            f"--to {options.to} needs {', '.join(missing)}: pip install -r requirements/export.txt"
-        )
     # These are slow to import.
-    from iaa.exporting import onnx_file, torch_files
-    from iaa.exporting.check import BATCHES, largest_difference
-    from iaa.exporting.description import describe
+    from iaa.exporting import torch_files
+    from iaa.exporting.description import BATCHES, describe, largest_difference
     from iaa.networks.trained_network import load_network
 
+    contents, settings = (), {}
+    if options.to == "onnx":
+        try:
+            import onnxscript  # noqa: F401  torch's exporter needs it
+
+            from iaa.exporting import onnx_file
+        except ModuleNotFoundError as error:
+            raise InputError(
+                f"--to onnx needs {error.name}: pip install -r requirements/export.txt"
+            ) from None
+        write, read, settings = onnx_file.write_onnx, onnx_file.open_onnx, {"gather": options.gather}
+    elif options.to == "safetensors":
+        write, read = torch_files.write_safetensors, torch_files.open_safetensors
+    else:
+        write, read, contents = torch_files.write_hub, torch_files.open_hub, torch_files.HUB_FILES
     given = {name: getattr(options, name) for name in ("model", "dataset", "interest_points")}
     trained = load_network(
         options.weights, score_range=score_range(options.score_min, options.score_max), **given
@@ -85,19 +84,12 @@ def export(options: argparse.Namespace) -> dict:
         log.warning("%s", note)
     suffix = "_gather" * options.gather
     out = output_path(options.to, options.out, Path(options.weights), trained.path, suffix)
-    contents = torch_files.HUB_FILES if options.to == "hub" else ()
-    write, read = {
-        "onnx": (onnx_file.write_onnx, onnx_file.open_onnx),
-        "safetensors": (torch_files.write_safetensors, torch_files.open_safetensors),
-        "hub": (torch_files.write_hub, torch_files.open_hub),
-    }[options.to]
-    settings = {"gather": options.gather} if options.to == "onnx" else {}
     about = describe(trained)
     with replacing(out, options.overwrite, contents) as temporary:
         write(trained, temporary, about, **settings)
-        about_read, run = read(temporary)
-        difference = largest_difference(trained, about_read, run)
-        size = sum(path.stat().st_size for path in (temporary, *temporary.glob("*")) if path.is_file())
+        difference = largest_difference(trained, *read(temporary))
+        files = [temporary / name for name in contents] or [temporary]
+        size = sum(path.stat().st_size for path in files)
     return {
         "written": str(out),
         "to": options.to,

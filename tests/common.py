@@ -28,7 +28,7 @@ import main_nni
 import models
 import prepare_data
 from iaa.evaluation import bootstrap
-from iaa.exporting import check
+from iaa.exporting import description
 from iaa.reports import test_report
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -265,7 +265,7 @@ def album(tmp_path):
 
 @pytest.fixture(scope="session")
 def photographs():
-    return check.sample_photographs()
+    return description.sample_photographs()
 
 
 @pytest.fixture(scope="session")

@@ -13,52 +13,44 @@ from PIL import Image
 
 import export
 import models
-from iaa.exporting import check
+from iaa.exporting import description
 from iaa.networks.trained_network import load_network
 
 COMMAND = export
 
 
-def test_hub_folder_is_a_model_for_create_model(exported, made, photographs):
+def by_timm(folder):
+    return timm.create_model(f"local-dir:{folder}", pretrained=True)
+
+
+OLD_TIMM = tuple(int(part) for part in timm.__version__.split(".")[:3] if part.isdigit()) < (1, 0, 26)
+NEW_TIMM = pytest.mark.skipif(OLD_TIMM, reason="older timm does not read safetensors in a local folder")
+
+
+@pytest.mark.parametrize("create", [models.create_model, pytest.param(by_timm, marks=NEW_TIMM)])
+def test_hub_folder_is_a_model_for_create_model_and_for_timm(exported, made, photographs, create):
     folder, _ = exported("score", "hub")
     trained = load_network(made["score"])
-    images = check.evaluation_input(trained, photographs)
-    ours = models.create_model(folder).eval()
-    assert ours.purpose["score_range"] == (-3.0, 7.0)
+    images = description.evaluation_input(trained, photographs)
+    network = create(folder).eval()
     with torch.no_grad():
-        assert torch.equal(ours(images), trained.model(images))
-    transform = timm.data.create_transform(**timm.data.resolve_data_config({}, model=ours))
+        assert torch.equal(network(images), trained.model(images))
+    transform = timm.data.create_transform(**timm.data.resolve_data_config({}, model=network))
     pictures = [Image.open(io.BytesIO(file)).convert("RGB") for file in photographs]
     torch.testing.assert_close(torch.stack([transform(p) for p in pictures]), images, rtol=0, atol=1e-6)
 
 
-@pytest.mark.skipif(
-    tuple(int(part) for part in timm.__version__.split(".")[:3] if part.isdigit()) < (1, 0, 26),
-    reason="older timm does not read safetensors in a local folder",
-)
-def test_hub_folder_is_a_model_for_timm(exported, made, photographs):
-    folder, _ = exported("score", "hub")
-    trained = load_network(made["score"])
-    images = check.evaluation_input(trained, photographs)
-    theirs = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
-    with torch.no_grad():
-        assert torch.equal(theirs(images), trained.model(images))
-    transform = timm.data.create_transform(**timm.data.resolve_data_config({}, model=theirs))
-    pictures = [Image.open(io.BytesIO(file)).convert("RGB") for file in photographs]
-    torch.testing.assert_close(torch.stack([transform(p) for p in pictures]), images, rtol=0, atol=1e-6)
+def test_a_hub_folders_network_says_its_scale(exported):
+    assert models.create_model(exported("score", "hub")[0]).purpose["score_range"] == (-3.0, 7.0)
 
 
-def test_model_card_of_bare_weights_says_that_the_recipe_is_unknown(exported):
+def test_model_card_of_bare_weights_claims_neither_recipe_nor_metrics_nor_a_licence(exported):
     card = ModelCard.load(exported("votes", "hub")[0] / "README.md")
     assert card.data.library_name == "timm"
     assert card.data.datasets == ["ava"]
     assert card.data.eval_results is None
     assert "Unknown: the weights were exported without their run." in card.text
     assert "no run beside the weights says what they reached" in card.text
-
-
-def test_model_card_names_the_codes_licence_and_claims_none_for_the_weights(exported):
-    card = ModelCard.load(exported("votes", "hub")[0] / "README.md")
     assert card.data.license is None  # the hub's field is that of the weights
     assert "The code is Apache-2.0. The licence of these weights follows from the data" in card.text
 
@@ -72,7 +64,7 @@ def test_the_example_of_a_model_card_scores_a_photograph(exported, made, photogr
     exec(compile(code.replace("FOLDER", str(folder)), "README.md", "exec"), names)
     trained = load_network(made["score"])
     with torch.no_grad():
-        expected = trained.scores(trained.model(check.evaluation_input(trained, photographs[:1])))
+        expected = trained.scores(trained.model(description.evaluation_input(trained, photographs[:1])))
     assert names["score"] == pytest.approx(expected.item(), abs=1e-4)
 
 
@@ -82,32 +74,39 @@ def run_folder(tmp_path, made):
     folder = tmp_path / "run"
     (folder / "checkpoints").mkdir(parents=True)
     (folder / "checkpoints" / "best.pth").write_bytes(made["votes"].read_bytes())
-    options = {
-        "model": "eat_nano",
-        "dataset": "ava",
-        "interest_points": "image",
-        "init_lr": 2e-5,
-        "schedule": "cosine",
-    }
+    options = {"model": "eat_nano", "dataset": "ava", "interest_points": "image"}
+    options |= {"init_lr": 2e-5, "schedule": "cosine"}
     options |= {"path_to_images": "/home/somebody/AVA", "path_to_model_weight": "/home/somebody/dat.pth"}
     (folder / "options.json").write_text(json.dumps(options | {"decay_every": 5}))
-    result = {
-        "split": "test",
-        "images": 77,
-        "interest_points": "batch",
-        "srcc": 0.71234,
-        "plcc": 0.7,
-        "accuracy": None,
-    }
+    result = {"split": "test", "images": 77, "interest_points": "batch"}
+    result |= {"srcc": 0.71234, "plcc": 0.7, "accuracy": None}
     (folder / "run.json").write_text(json.dumps({"status": "done", "result": result}))
     return folder
 
 
-def test_model_card_is_made_from_the_run(command, run_folder):
-    out = run_folder / "hub"
-    words = ("--weights", run_folder / "checkpoints" / "best.pth", "--to", "hub", "--out", out)
-    assert command(*words)[0] == 0
-    card = ModelCard.load(out / "README.md")
+@pytest.fixture
+def card_of(command, run_folder):
+    """card_of(weights): the model card of an export of these weights of the run."""
+
+    def export_and_load(weights="best.pth"):
+        out = run_folder / "hub"
+        words = (
+            "--weights",
+            run_folder / "checkpoints" / weights,
+            "--to",
+            "hub",
+            "--out",
+            out,
+            "--overwrite",
+        )
+        assert command(*words)[0] == 0
+        return ModelCard.load(out / "README.md")
+
+    return export_and_load
+
+
+def test_model_card_is_made_from_the_run(card_of, run_folder):
+    card = card_of()
     assert card.data.eval_results is None  # they were measured with points of the batch
     for part in (
         "started from `dat.pth`",
@@ -121,36 +120,21 @@ def test_model_card_is_made_from_the_run(command, run_folder):
     run = json.loads((run_folder / "run.json").read_text())
     run["result"]["interest_points"] = "image"
     (run_folder / "run.json").write_text(json.dumps(run))
-    assert command(*words, "--overwrite")[0] == 0
-    card = ModelCard.load(out / "README.md")
-    assert {r.metric_type: r.metric_value for r in card.data.eval_results} == {
-        "spearmanr": 0.7123,
-        "pearsonr": 0.7,
-    }
+    results = {r.metric_type: r.metric_value for r in card_of().data.eval_results}
+    assert results == {"spearmanr": 0.7123, "pearsonr": 0.7}
 
 
-def test_model_card_claims_no_figures_of_other_weights_of_the_run(command, run_folder):
+def test_model_card_claims_no_figures_of_other_weights_of_the_run(card_of, run_folder):
     (run_folder / "checkpoints" / "best.pth").rename(run_folder / "checkpoints" / "early.pth")
-    words = (
-        "--weights",
-        run_folder / "checkpoints" / "early.pth",
-        "--to",
-        "hub",
-        "--out",
-        run_folder / "hub",
-    )
-    assert command(*words)[0] == 0
-    text = (run_folder / "hub" / "README.md").read_text()
+    text = card_of("early.pth").text
     assert "0.71" not in text
     assert "| `init_lr` | 2e-05 |" in text
 
 
-def test_a_card_claims_nothing_of_weights_that_were_put_into_a_run(command, run_folder):
+def test_a_card_claims_nothing_of_weights_that_were_put_into_a_run(card_of, run_folder):
     options = json.loads((run_folder / "options.json").read_text())
     (run_folder / "options.json").write_text(json.dumps(options | {"interest_points": "running"}))
-    words = ("--weights", run_folder / "checkpoints" / "best.pth", "--to", "hub", "--out", run_folder / "hub")
-    assert command(*words)[0] == 0
-    card = ModelCard.load(run_folder / "hub" / "README.md")
+    card = card_of()
     assert card.data.eval_results is None
     assert "Unknown: the weights were exported without their run." in card.text
 
@@ -183,10 +167,8 @@ def test_folders_of_others_are_refused_in_one_line(exported, tmp_path, change, m
 def test_create_model_of_a_folder_has_its_own_outputs(exported):
     with pytest.raises(ValueError, match="has 10 outputs, not 1"):
         models.create_model(exported("votes", "hub")[0], num_classes=1)
-    assert (
-        models.create_model(exported("votes", "hub")[0], interest_points="batch").settings["interest_points"]
-        == "batch"
-    )
+    batched = models.create_model(exported("votes", "hub")[0], interest_points="batch")
+    assert batched.settings["interest_points"] == "batch"
 
 
 def test_plain_dat_is_exported_with_its_grid(command, tmp_path):

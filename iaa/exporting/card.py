@@ -20,105 +20,88 @@ RECIPE = (
     *(option.name for group in ("model", "training") for option in GROUPS[group] if option.tunable),
     *("select_by", "amp", "seed", "released_protocol", "val_share", "limit"),
 )
-# Options that have an effect only if another one has this value.
-SCHEDULED = ("explore_share", "explore_same", "explore_other", "handover", "eval_refinement")
-ONLY_WITH = dict.fromkeys(("decay_every", "decay_factor"), ("schedule", "step"))
-ONLY_WITH |= dict.fromkeys(SCHEDULED, ("refinement", "scheduled"))
-NAMES = {
-    "demo": "the demo's made-up pictures",
-    "csv": "a dataset of the user's own",
-}  # of datasets without a public name
-HUB_METRICS = {"srcc": "spearmanr", "plcc": "pearsonr", "accuracy": "accuracy"}  # the hub's names
-POINTS = {
-    "image": "of each photograph alone: its score does not depend on others",
-    "running": "a mean over the training photographs, kept: a score does not depend on other photographs",
-    "grid": "none: the centres of its cells, as in plain DAT; a score does not depend on other photographs",
-    "batch": "**means over the batch, as released: a score depends on the photographs beside it**",
-    None: "",
+# Options that have an effect only with this value of another one.
+ONLY_WITH = {
+    ("schedule", "step"): ("decay_every", "decay_factor"),
+    ("refinement", "scheduled"): (
+        "explore_share",
+        "explore_same",
+        "explore_other",
+        "handover",
+        "eval_refinement",
+    ),
 }
+# Datasets without a public name.
+NAMES = {"demo": "the demo's made-up pictures", "csv": "a dataset of the user's own"}
+HUB_METRICS = {"srcc": "spearmanr", "plcc": "pearsonr", "accuracy": "accuracy"}  # the hub's names
 
 
 def write_card(trained: TrainedNetwork, about: dict) -> str:
     """Markdown with the hub's front matter. The card says so if the recipe or the metrics are unknown."""
-    run = trained.path.resolve().parent.parent
-    options = _options(run, trained)
-    result = _result(run, trained) if options else {}
+    options, result = read_run(trained)
+    hidden = [
+        name for (other, value), names in ONLY_WITH.items() if options.get(other) != value for name in names
+    ]
+    shown = [name for name in RECIPE if name not in hidden and options.get(name) is not None]
     architecture = trained.name.removeprefix(TIMM_PREFIX) if trained.points is None else ""
+    dataset = NAMES.get(trained.dataset, trained.dataset.upper().replace("_", "-"))
+    metrics = {name: result[name] for name in LABELS if result.get(name) is not None}
     card = ModelCard.from_template(
-        _front_matter(trained, architecture, result),
+        make_front_matter(
+            trained,
+            architecture.split(".")[0] or "eat",
+            dataset,
+            metrics if result.get("interest_points") == trained.points else {},
+        ),
         template_str=TEMPLATE.read_text(encoding="utf-8"),
         about=about,
         architecture=architecture,
-        data=_dataset_name(trained),
+        data=dataset,
         millions=sum(p.numel() for p in trained.model.parameters()) / 1e6,
-        points=POINTS[trained.points],
         options=options,
         start=Path(options.get("path_to_model_weight") or "").name,
-        recipe=_recipe(options),
+        recipe={name: options[name] for name in shown},
         result=result,
-        metrics={label: result[name] for name, label in LABELS.items() if result.get(name) is not None},
-        asked=', interest_points="batch"' * about["depends_on_batch"],  # this mode must be asked for
+        metrics={LABELS[name]: value for name, value in metrics.items()},
         preprocessing=to_json(about["preprocessing"], indent=2),
     )
     return str(card)
 
 
-def _front_matter(trained: TrainedNetwork, architecture: str, result: dict) -> ModelCardData:
+def make_front_matter(trained: TrainedNetwork, family: str, dataset: str, metrics: dict) -> ModelCardData:
     """Without a licence: the hub would take it for that of the weights, which follows from the data."""
-    dataset, task = trained.dataset, "image-aesthetics-assessment"
-    family = architecture.split(".")[0] or "eat"
-    entries = {} if dataset in NAMES else {"datasets": [dataset]}
-    metrics = HUB_METRICS if result.get("interest_points") == trained.points else {}
-    eval_results = [
+    task = "image-aesthetics-assessment"
+    results = [
         EvalResult(
             task_type=task,
             task_name=task.replace("-", " "),
-            dataset_type=dataset,
-            dataset_name=_dataset_name(trained),
+            dataset_type=trained.dataset,
+            dataset_name=dataset,
             dataset_split="test",
-            metric_type=kind,
+            metric_type=HUB_METRICS[name],
             metric_name=LABELS[name],
-            metric_value=round(result[name], 4),
+            metric_value=round(value, 4),
         )
-        for name, kind in metrics.items()
-        if result.get(name) is not None
+        for name, value in metrics.items()
+        if name in HUB_METRICS
     ]
-    if eval_results:
-        entries |= {"model_name": trained.name, "eval_results": eval_results}
     return ModelCardData(
-        library_name="timm", tags=[family, task, "timm", "pytorch", "safetensors"], **entries
+        library_name="timm",
+        tags=[family, task, "timm", "pytorch", "safetensors"],
+        **({} if trained.dataset in NAMES else {"datasets": [trained.dataset]}),
+        **({"model_name": trained.name, "eval_results": results} if results else {}),
     )
 
 
-def _dataset_name(trained: TrainedNetwork) -> str:
-    return NAMES.get(trained.dataset, trained.dataset.upper().replace("_", "-"))
-
-
-def _options(run: Path, trained: TrainedNetwork) -> dict:
-    """The run's options; empty if the run trained another network, or the weights came from elsewhere."""
-    options = read_json_object(run / "options.json")
+def read_run(trained: TrainedNetwork) -> tuple[dict, dict]:
+    """The options of the run that the weights lie in, and its metrics on test.csv; empty unless they belong to these weights."""
+    path, run = trained.path, trained.path.resolve().parent.parent
+    options, outcome = read_json_object(run / "options.json"), read_json_object(run / "run.json")
+    settings = read_weights(path).settings
     same_run = options.get("model") == trained.name and options.get("dataset") == trained.dataset
-    settings = read_weights(trained.path).settings
-    same_weights = all(options.get(name) in (None, value) for name, value in settings.items())
-    return options if same_run and same_weights else {}
-
-
-def _recipe(options: dict) -> dict:
-    """The options of RECIPE that had an effect, with their values."""
-    recipe = {}
-    for name in RECIPE:
-        owner, value = ONLY_WITH.get(name, (name, options.get(name)))
-        if options.get(name) is not None and options.get(owner) == value:
-            recipe[name] = options[name]
-    return recipe
-
-
-def _result(run: Path, trained: TrainedNetwork) -> dict:
-    """The run's metrics on its test photographs; empty if it did not finish, or measured other weights than these."""
-    content = read_json_object(run / "run.json")
-    result = content.get("result") or {}
-    if trained.path.name != "best.pth" or content.get("status") != "done" or result.get("split") != "test":
-        return {}
-    if result.get("best_epoch") not in (None, epoch_of(trained.path)):
-        return {}
-    return result if {"images", "interest_points"} <= set(result) else {}
+    if not same_run or any(options.get(name) not in (None, value) for name, value in settings.items()):
+        return {}, {}
+    result = outcome.get("result") or {}
+    finished = outcome.get("status") == "done" and result.get("split") == "test"
+    same_weights = path.name == "best.pth" and result.get("best_epoch") in (None, epoch_of(path))
+    return options, result if finished and same_weights else {}

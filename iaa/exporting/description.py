@@ -1,32 +1,72 @@
-"""The description inside an export, one JSON: the network, the scale of its scores, the preprocessing of photographs."""
+"""The description inside an export, one JSON, and the proof that an artifact that is fed by it equals its network."""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Callable
 from hashlib import sha256
+from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
-from torch import Tensor, nn
+from sklearn.datasets import load_sample_images
 
+from dataset import normalize_images
+from iaa.errors import TrainingError
 from iaa.networks.trained_network import TrainedNetwork
-from iaa.photographs.decode import open_image
+from iaa.photographs.decode import open_image, read_pil
 
 KEY = "about"  # of the JSON in an artifact's metadata; in a hub folder's config.json it is "eat"
+BATCHES = (1, 2, 5)
+TOLERANCE = 1e-4  # of the prediction; of the score, as a share of its scale
+
+# An artifact as a function: images (N, 3, H, W) float32 to predictions (N, outputs) and scores (N,).
+Runner = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
-class ScoringModule(nn.Module):
-    """A trained network whose forward pass gives the scores, too."""
+class ExportError(TrainingError):
+    """An artifact does not equal its network; the message is one line. Exit status 1."""
 
-    def __init__(self, trained: TrainedNetwork):
-        super().__init__()
-        self.network, self.trained = trained.model, trained
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """images: (N, 3, H, W), normalised. Returns the raw prediction (N, outputs) and the scores (N,) on the dataset's scale."""
-        prediction = self.network(images)
-        return prediction, self.trained.scores(prediction)
+def sample_photographs() -> list[bytes]:
+    """The bytes of five files: the two photographs of scikit-learn, and three crops of them."""
+    files = [Path(name).read_bytes() for name in load_sample_images().filenames]
+    for number, box in ((0, (0, 0, 320, 427)), (1, (160, 40, 560, 400)), (0, (250, 90, 610, 330))):
+        with open_image(io.BytesIO(files[number])) as image, io.BytesIO() as crop:
+            image.crop(box).save(crop, "PNG")
+            files.append(crop.getvalue())
+    return files
+
+
+def evaluation_input(trained: TrainedNetwork, files: list[bytes]) -> torch.Tensor:
+    """The input (N, 3, H, W) that evaluation makes of photographs' files."""
+    pixels = np.stack([read_pil(io.BytesIO(file), trained.resize) for file in files])
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
+    return normalize_images(images, torch.zeros(len(images), dtype=torch.bool), trained.model.statistics)
+
+
+@torch.no_grad()
+def largest_difference(trained: TrainedNetwork, about: dict, run: Runner) -> dict[str, float]:
+    """The largest difference of an artifact from its network, for `prediction` and for `score`, in batches of BATCHES.
+
+    about, run: the description and the function that were read back from the artifact.
+    Raises ExportError if a difference exceeds TOLERANCE.
+    """
+    files, (low, high) = sample_photographs(), trained.score_range
+    differences = {"prediction": [], "score": []}
+    for count in BATCHES:
+        prediction = trained.model(evaluation_input(trained, files[:count]))
+        outputs = run(np.concatenate([preprocess(about, file) for file in files[:count]]))
+        expected = prediction, trained.scores(prediction)
+        for values, ours, theirs in zip(differences.values(), expected, outputs, strict=True):
+            values.append(np.abs(theirs - ours.numpy()).max())
+    largest = {name: float(np.max(values)) for name, values in differences.items()}
+    for name, limit in {"score": TOLERANCE * (high - low), "prediction": TOLERANCE}.items():
+        if not largest[name] <= limit:  # nan, too
+            difference = f"differs from PyTorch's by {largest[name]:.2g}, more than {limit:g}"
+            raise ExportError(f"its {name} {difference}; nothing was written")
+    return largest
 
 
 def describe(trained: TrainedNetwork) -> dict:

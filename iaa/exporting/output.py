@@ -13,10 +13,6 @@ from iaa.errors import InputError
 ENDINGS = {"onnx": ".onnx", "safetensors": ".safetensors", "hub": "_hub"}  # by the value of --to
 
 
-class ExportError(Exception):
-    """An artifact does not equal its network; the message is one line. Exit status 1."""
-
-
 def output_path(form: str, out: Path | None, weights: Path, weights_file: Path, suffix: str = "") -> Path:
     """The absolute path of an export, by default beside the weights and by their name.
 
@@ -32,6 +28,8 @@ def output_path(form: str, out: Path | None, weights: Path, weights_file: Path, 
     weights_file = weights_file.resolve()
     if out.resolve() in (weights.resolve(), weights_file, *weights_file.parents):
         raise InputError(f"{out}: would replace the weights that are exported; give another --out")
+    if not out.parent.is_dir():
+        raise InputError(f"{out.parent}: no such folder; make it, or give another --out")
     return out
 
 
@@ -40,27 +38,27 @@ def replacing(out: Path, overwrite: bool, contents: Sequence[str] = ()) -> Itera
     """A temporary path for the new `out`. It is moved to `out` if all goes well, and removed if not.
 
     contents: the names of the files in a folder; none: `out` is a file.
-    Raises InputError if `out` exists without `overwrite`, or is no such export.
+    Raises InputError if `out` exists without `overwrite`, or holds anything else than such an export.
     """
-    if not out.parent.is_dir():
-        raise InputError(f"{out.parent}: no such folder; make it, or give another --out")
-    _refuse_to_replace(out, overwrite, contents)
+    refuse_to_replace(out, overwrite, contents)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as beside:
-        temporary = Path(beside) / out.name
+        temporary, before = Path(beside, out.name), Path(beside, "before")
         yield temporary
-        _refuse_to_replace(out, overwrite, contents)  # it may have appeared meanwhile
-        if out.is_dir():  # a folder is not replaced in one step
-            os.replace(out, Path(beside) / "replaced")
-        os.replace(temporary, out)
+        refuse_to_replace(out, overwrite, contents)  # it may have appeared meanwhile
+        try:
+            if out.is_dir():  # a folder is not replaced in one step
+                os.replace(out, before)
+            os.replace(temporary, out)
+        finally:
+            if before.exists() and not out.exists():
+                os.replace(before, out)
 
 
-def _refuse_to_replace(out: Path, overwrite: bool, contents: Sequence[str]) -> None:
-    if not (out.exists() or out.is_symlink()):
+def refuse_to_replace(out: Path, overwrite: bool, contents: Sequence[str]) -> None:
+    """Raises InputError; see `replacing`."""
+    if not os.path.lexists(out):
         return
     if not overwrite:
         raise InputError(f"{out}: is there already; give --overwrite or another --out")
-    if out.is_dir() != bool(contents):
-        kind = "a folder" if out.is_dir() else "a file"
-        raise InputError(f"{out}: is {kind}, which no such export has written; give another --out")
-    if contents and (others := {path.name for path in out.iterdir()} - set(contents)):
-        raise InputError(f"{out}: holds {min(others)}, which no export has written; give another --out")
+    if out.is_dir() != bool(contents) or (contents and {path.name for path in out.iterdir()} - set(contents)):
+        raise InputError(f"{out}: holds something that no such export has written; give another --out")

@@ -12,9 +12,8 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import nn
 
-from iaa.exporting import card
-from iaa.exporting.check import Runner
-from iaa.exporting.description import KEY, compute_scores
+from iaa.exporting.card import write_card
+from iaa.exporting.description import KEY, Runner, compute_scores
 from iaa.networks.trained_network import TrainedNetwork, load_network
 from iaa.runtime.files import to_json, write_json
 from models import create_model
@@ -37,30 +36,18 @@ def write_safetensors(trained: TrainedNetwork, path: Path, about: dict) -> None:
 def open_safetensors(path: Path) -> tuple[dict, Runner]:
     with safe_open(path, "pt") as file:
         about = json.loads(file.metadata()[KEY])
-    # The file decides the interest points, but `batch` must be asked for.
-    settings = {"interest_points": "batch"} if about["interest_points"] == "batch" else {}
-    return about, _make_runner(load_network(path, **settings).model, about)
+    return about, _make_runner(load_network(path, interest_points=about["interest_points"]).model, about)
 
 
 def write_hub(trained: TrainedNetwork, folder: Path, about: dict) -> None:
-    """Make `folder` with HUB_FILES in it."""
-    folder.mkdir()
-    write_safetensors(trained, folder / WEIGHTS, about)
-    write_json(folder / CONFIG, make_config(trained, about))
-    (folder / CARD).write_text(card.write_card(trained, about), encoding="utf-8")
-
-
-def make_config(trained: TrainedNetwork, about: dict) -> dict:
-    """The config.json of a hub folder: timm's entries, and the description under `eat`.
+    """Make `folder` with HUB_FILES in it: config.json has timm's entries, and the description under `eat`.
 
     timm's own writer also adds arguments that follow from the variant, which `models.create_model` refuses, and the
     licence of the pretrained weights, which need not be that of these.
     """
-    steps = about["preprocessing"]
-    size = (steps["resize"]["height"], steps["resize"]["width"])
-    config = trained.model.pretrained_cfg
-    layers = {name: config.get(name) for name in ("fixed_input_size", "first_conv", "classifier")}
-    return {
+    resize, layers = trained.resize, ("fixed_input_size", "first_conv", "classifier")
+    mean, std = trained.model.statistics
+    config = {
         "architecture": trained.name.removeprefix(TIMM_PREFIX).split(".")[
             0
         ],  # without the tag of timm's weights
@@ -69,16 +56,20 @@ def make_config(trained: TrainedNetwork, about: dict) -> dict:
         "model_args": dict(trained.model.settings),
         "pretrained_cfg": {
             "num_classes": trained.outputs,
-            "input_size": [3, *size],
-            **layers,
-            "interpolation": steps["resize"]["method"],
+            "input_size": [3, resize.side, resize.side],
+            **{name: trained.model.pretrained_cfg.get(name) for name in layers},
+            "interpolation": resize.method,
             "crop_pct": 1.0,
             "crop_mode": "squash",  # timm's name for a resize that ignores the aspect ratio
-            "mean": steps["mean"],
-            "std": steps["std"],
+            "mean": list(mean),
+            "std": list(std),
         },
         "eat": about,
     }
+    folder.mkdir()
+    write_safetensors(trained, folder / WEIGHTS, about)
+    write_json(folder / CONFIG, config)
+    (folder / CARD).write_text(write_card(trained, about), encoding="utf-8")
 
 
 def open_hub(folder: Path) -> tuple[dict, Runner]:
