@@ -50,18 +50,17 @@ def compare_runs(paths: Sequence[Path], threshold: float | None, json: Path | No
     )
     print(comparison.format_tables(tested, differences))
     print(
-        f"\n{images:,} images, high above {tested[0].thresholds[1]:g}. Percentile bootstrap over images, {bootstrap.RESAMPLES:,} resamples, "
-        "the same for all runs. More than noise: p below 0.05 after Holm's correction. "
-        "The effect of another training seed is not included."
+        f"\n{images:,} images, high above {tested[0].thresholds[1]:g}. Percentile bootstrap over images, "
+        f"{bootstrap.RESAMPLES:,} resamples, the same for all runs. More than noise: p below 0.05 after Holm's "
+        "correction. The effect of another training seed is not included."
     )
-    if json is None:
-        return
-    runs = [{"run": run.name, "metrics": run.metrics, "intervals": run.intervals} for run in tested]
-    pairs = [
-        {"first": first, "second": second, "differences": {name: vars(value) for name, value in row.items()}}
-        for (first, second), row in differences.items()
-    ]
-    write_json(json, {"images": images, "runs": runs, "pairs": pairs})
+    if json is not None:
+        runs = [{"run": run.name, "metrics": run.metrics, "intervals": run.intervals} for run in tested]
+        pairs = [
+            {"first": first, "second": second, "differences": {name: vars(d) for name, d in row.items()}}
+            for (first, second), row in differences.items()
+        ]
+        write_json(json, {"images": images, "runs": runs, "pairs": pairs})
 
 
 if __name__ == "__main__":

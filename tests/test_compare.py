@@ -107,7 +107,10 @@ def change(path, row, column, value):
 @pytest.mark.parametrize(
     ("damage", "words"),
     [
-        (lambda p: change(p, 7, "image", "other.jpg"), "another test set than that of {a}: it lacks 7.jpg"),
+        (
+            lambda p: change(p, 7, "image", "other.jpg"),
+            "another test set than that of {a}: one of them lacks 7.jpg",
+        ),
         (lambda p: change(p, 7, "true_score", "0.99"), "the true score of 7.jpg is 0.99, not"),
         (lambda p: change(p, 7, "image", "8.jpg"), "line 10: image 8.jpg stands there a second time"),
         (lambda p: change(p, 7, "predicted_score", "nan"), "line 9: predicted_score = 'nan': not a number"),
@@ -117,7 +120,7 @@ def change(path, row, column, value):
         ),
         (
             lambda p: pd.read_csv(p).head(9).to_csv(p, index=False),
-            "another test set than that of {a}: it lacks 9.jpg",
+            "another test set than that of {a}: one of them lacks 10.jpg",
         ),
         (
             lambda p: p.write_text("image,score\na.jpg,1\n"),

@@ -169,17 +169,6 @@ def test_one_layer_and_a_mask(tmp_path, weights, command, caplog, monkeypatch):
     assert [row["attention_background"] for row in read_rows(tmp_path / "s.csv")] == [0, None]
 
 
-def test_a_name_that_is_too_long_for_an_overlay_is_shortened(tmp_path, weights, command, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(overlays, "draw", a_file)
-    names = ["é" * 120 + "a.png", "é" * 120 + "b.png"]
-    make_pictures(tmp_path / "p", names)
-    assert command("p", "--weights", weights, "--explain", "why", "--out", "s.csv", *CPU)[0] == 0
-    drawn = {row["explanation"] for row in read_rows(tmp_path / "s.csv")}
-    assert len(drawn) == 2
-    assert all((tmp_path / name).is_file() for name in drawn)
-
-
 def test_an_overlay_that_cannot_be_drawn_costs_no_score(tmp_path, weights, command, monkeypatch, caplog):
     make_pictures(tmp_path / "p", ["a.png"])
 

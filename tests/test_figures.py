@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -10,22 +11,29 @@ import pytest
 import torch
 from common import arguments, make_pictures, make_weights
 
-from iaa.evaluation import published, released
-from iaa.evaluation.test_metrics import compute_test_metrics, released_accuracy
+from iaa.evaluation import released
+from iaa.evaluation.test_metrics import (
+    compare_published,
+    compute_test_metrics,
+    explain_places,
+    released_accuracy,
+)
 from iaa.photographs.labels import FORMATS, Labels, read_labels, vote_format
+from iaa.reports.test_report import list_departures
 from iaa.searching import nni_trial
+from iaa.training.steps import Precision
 from util import METRICS, ScorePairs
 
 PROTOCOL = {
+    "dataset": "ava",
     "model": "eat_base",
     "interest_points": "batch",
     "refinement": "released",
-    "batch_size": 16,
-    "decoder": "pil",
-    "half_precision": False,
-    "skipped": 0,
-    "split": "",
+    "eval_batch_size": 16,
+    "decode": "pil",
 }
+EXACT = Precision(torch.device("cpu"))
+HALF = Precision(torch.device("cpu"), torch.bfloat16)
 
 
 def made(srcc_noise, images=400):
@@ -38,69 +46,64 @@ def made(srcc_noise, images=400):
 
 def test_an_interval_without_width_says_nothing_and_accuracy_alone_accuses_nobody():
     none = {"srcc": (-0.3, 0.2), "plcc": (math.nan, math.nan), "accuracy": (1, 1)}
-    assert [figure.place for figure in published.compare_published("tad66k", none).values()] == [
+    assert [figure["place"] for figure in compare_published("tad66k", none).values()] == [
         "above",
         "",
         "",
     ]
-    places = published.compare_published(
-        "tad66k", {"srcc": (-0.3, 0.2), "plcc": (0.5, 0.6), "accuracy": (0.8, 0.9)}
-    )
-    lines = published.explain_places(
-        places, {"srcc": "SRCC", "plcc": "PLCC", "accuracy": "accuracy"}, "tad66k", False
-    )
+    places = compare_published("tad66k", {"srcc": (-0.3, 0.2), "plcc": (0.5, 0.6), "accuracy": (0.8, 0.9)})
+    lines = explain_places(places, "tad66k", False)
     assert "published below the interval (accuracy): this network is better on these photographs" in lines
     assert not any("most likely" in line or "ava" in line for line in lines)
 
 
 def test_a_published_figure_lies_inside_below_or_above_the_interval():
-    places = published.compare_published(
-        "ava", {"srcc": (0.75, 0.77), "plcc": (0.78, 0.8), "accuracy": (0.7, 0.8)}
-    )
-    assert [figure.place for figure in places.values()] == ["inside", "below", "above"]
-    assert places["plcc"].value == 0.7710
-    assert list(published.compare_published("para", {"srcc": (0, 1), "plcc": (0, 1)})) == ["srcc", "plcc"]
-    assert published.compare_published("flickr_aes", {}) == {}
+    places = compare_published("ava", {"srcc": (0.75, 0.77), "plcc": (0.78, 0.8), "accuracy": (0.7, 0.8)})
+    assert [figure["place"] for figure in places.values()] == ["inside", "below", "above"]
+    assert places["plcc"]["value"] == 0.7710
+    assert list(compare_published("para", {"srcc": (0, 1), "plcc": (0, 1)})) == ["srcc", "plcc"]
+    assert compare_published("flickr_aes", {}) == {}
 
 
 def test_a_better_figure_of_weights_that_remember_nothing_names_the_likeliest_cause():
     result = compute_test_metrics(made(0.1), [f"{i}.jpg" for i in range(400)], "ava")
-    assert result.published["srcc"].place == "below"
-    notes = "\n".join(result.remarks())
+    assert result.result["published"]["srcc"]["place"] == "below"
+    notes = "\n".join(result.remarks)
     assert "most likely they were trained on these photographs" in notes
     assert "prepare_data.py ava --split authors" in notes
 
 
 def test_on_another_dataset_nothing_published_is_a_comparison():
     result = compute_test_metrics(made(0.1), [f"{i}.jpg" for i in range(400)], "ava", same_dataset=False)
-    assert result.published == {}
-    assert "published" not in result.rows()[0]
+    assert result.result["published"] == {}
+    assert "published" not in result.table[0]
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "test", "words"),
     [
-        ({}, None),
-        ({"batch_size": 8}, "batches of 8, not of 16"),
+        ({}, (EXACT, 0, ""), None),
+        ({"eval_batch_size": 8}, (EXACT, 0, ""), "batches of 8, not of 16"),
         (
-            {"batch_size": 8, "interest_points": "image"},
+            {"eval_batch_size": 8, "interest_points": "image"},
+            (EXACT, 0, ""),
             "interest points of image, not means over each batch",
         ),
-        ({"refinement": "off"}, "offset refinement off"),
-        ({"model": "eat_tiny"}, "eat_tiny, not eat_base"),
-        ({"decoder": "fast"}, "decoded by fast"),
-        ({"half_precision": True}, "half precision"),
-        ({"skipped": 3}, "3 photographs of test.csv are missing and were skipped"),
-        ({"split": "in another order"}, "in another order"),
+        ({"refinement": "off"}, (EXACT, 0, ""), "offset refinement off"),
+        ({"model": "eat_tiny"}, (EXACT, 0, ""), "eat_tiny, not eat_base"),
+        ({"decode": "fast"}, (EXACT, 0, ""), "decoded by fast"),
+        ({}, (HALF, 0, ""), "half precision"),
+        ({}, (EXACT, 3, ""), "3 photographs of test.csv are missing and were skipped"),
+        ({}, (EXACT, 0, "in another order"), "in another order"),
     ],
 )
-def test_each_departure_from_the_published_protocol_is_one_line(change, words):
-    lines = published.list_departures("ava", **PROTOCOL | change)
+def test_each_departure_from_the_published_protocol_is_one_line(change, test, words):
+    lines = list_departures(SimpleNamespace(**PROTOCOL | change), *test)
     assert len(lines) == (words is not None)
     for line in lines:
         assert line.startswith("not the published protocol: ")
         assert words in line
-    assert published.list_departures("flickr_aes", **PROTOCOL | change) == []
+    assert list_departures(SimpleNamespace(**PROTOCOL | change | {"dataset": "flickr_aes"}), *test) == []
 
 
 def test_skipped_pictures_and_batches_stand_in_log_json_and_page(ava, run, caplog):

@@ -24,10 +24,10 @@ from iaa.reports.html_page import (
     SMALL,
     Page,
     Photo,
-    choose,
     open_photo,
     write_page,
 )
+from iaa.reports.test_report import choose
 
 FACTS = {"Weights": "best.pth", "Network": "eat_nano"}
 ODD = 'a "b" </script><b> & c.jpg'

@@ -36,11 +36,9 @@ def resample(pairs: ScorePairs, resamples: int | None = None, seed: int = 0) -> 
 def interval(values: np.ndarray) -> tuple[float, float]:
     """The 95 % percentile interval of resampled values (R,), without nan. All nan give (nan, nan)."""
     values = values[np.isfinite(values)]
-    return (
-        tuple(np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist())
-        if len(values)
-        else (np.nan, np.nan)
-    )
+    if not len(values):
+        return np.nan, np.nan
+    return tuple(np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2]).tolist())
 
 
 def intervals(

@@ -73,19 +73,15 @@ class KnownPhotos:
 
 def hash_names(names: Iterable[str]) -> np.ndarray:
     """Hashes (N,) uint64 of file names. The case of the ending is ignored, as it is when files are looked up."""
-    stems_and_endings = (os.path.splitext(str(name)) for name in names)
-    encoded = (
-        (stem + ending.lower()).encode("utf-8", "surrogateescape") for stem, ending in stems_and_endings
-    )
-    digests = (hashlib.blake2b(name, digest_size=8).digest() for name in encoded)
+    digests = []
+    for name in names:
+        stem, ending = os.path.splitext(str(name))
+        encoded = (stem + ending.lower()).encode("utf-8", "surrogateescape")
+        digests.append(hashlib.blake2b(encoded, digest_size=8).digest())
     return np.frombuffer(b"".join(digests), "<u8").astype(np.uint64)
 
 
 def describe_known(trained: np.ndarray, selected: np.ndarray) -> list[str]:
     """Sentences with the numbers of known photographs, (N,) bool each; a number of 0 gives no sentence."""
     counts = {"were in this network's training set": trained, "selected this network's epoch": selected}
-    return [
-        f"{which.sum():,} of {len(which):,} photographs {what}"
-        for what, which in counts.items()
-        if which.any()
-    ]
+    return [f"{w.sum():,} of {len(w):,} photographs {what}" for what, w in counts.items() if w.any()]

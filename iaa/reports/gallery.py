@@ -29,9 +29,8 @@ log = logging.getLogger("eat")
 
 # Scores photographs once more: a network, their paths, and an AttentionRecorder or None.
 Rescore = Callable[[TrainedNetwork, Sequence[str], AttentionRecorder | None], Iterator[ScoredPhoto]]
-Entry = tuple[
-    float, int, Row, np.ndarray | None
-]  # a random number, the row's number, the row, its attention map
+# A random number, the row's number, the row, its attention map.
+Entry = tuple[float, int, Row, np.ndarray | None]
 
 
 class Gallery:
@@ -64,8 +63,7 @@ class Gallery:
 
     def chosen(self) -> list[tuple[Row, np.ndarray | None]]:
         """Rows and attention maps, in the order in which they were added."""
-        entries = sorted(self._ranked()[: self.limit], key=lambda entry: entry[1])
-        return [(row, attention) for _, _, row, attention in entries]
+        return [entry[2:] for entry in sorted(self._ranked()[: self.limit], key=lambda entry: entry[1])]
 
 
 @dataclass
@@ -80,13 +78,13 @@ class Comparison:
     def row(self, image: str) -> Row | None:
         """The row of a photograph: its name is the photograph's path, or the longest end of it that has a row."""
         parts = Path(image).absolute().parts
-        ends = (str(Path(*parts[start:])) for start in range(len(parts)))
-        return self.rows.get(image) or next((self.rows[end] for end in ends if end in self.rows), None)
+        names = (image, *(str(Path(*parts[start:])) for start in range(len(parts))))
+        return next((self.rows[name] for name in names if name in self.rows), None)
 
     def match(self, images: Sequence[str]) -> list[Row | None]:
         """The row of each photograph; None where one row fits several of them."""
         rows = [self.row(image) for image in images]
-        uses = Counter(id(row) for row in rows)
+        uses = Counter(map(id, rows))
         return [
             row if row and (row["image"] == image or uses[id(row)] == 1) else None
             for image, row in zip(images, rows, strict=True)
@@ -135,8 +133,8 @@ def write_gallery(
 ) -> None:
     """Write the page of `--report`. rescore: scores photographs once more. layer: see `AttentionRecorder`. Raises Interrupted."""
     chosen = gallery.chosen()
-    scored = [row["image"] for row, _ in chosen if row["score"] is not None]
-    attention = {row["image"]: attention_map for row, attention_map in chosen}
+    rows, attention = [row for row, _ in chosen], {row["image"]: values for row, values in chosen}
+    scored = [row["image"] for row in rows if row["score"] is not None]
     # Rows of an earlier run, to which this run has appended, have no attention maps.
     without_map = [image for image in scored if attention[image] is None]
     if without_map and trained.points is not None:
@@ -144,37 +142,32 @@ def write_gallery(
             for photo in rescore(trained, without_map, recorder):
                 if photo.attention_maps:
                     attention[photo.path] = mean_map(list(photo.attention_maps.values()))
-    matches: list[Row | None] = [None] * len(chosen)
+    matches: list[Row | None] = [None] * len(rows)
     if comparison is not None:
         if comparison.trained is not None:
-            rows, photos = RowBuilder(comparison.trained), rescore(comparison.trained, scored, None)
-            comparison.rows = {photo.path: rows.build(photo) for photo in photos if not photo.error}
-        matches = comparison.match([row["image"] for row, _ in chosen])
+            builder, photos = RowBuilder(comparison.trained), rescore(comparison.trained, scored, None)
+            comparison.rows = {photo.path: builder.build(photo) for photo in photos if not photo.error}
+        matches = comparison.match([row["image"] for row in rows])
     shown = [
-        _photo(row, attention[row["image"]], match) for (row, _), match in zip(chosen, matches, strict=True)
+        Photo(
+            row["image"],
+            None if row["error"] else Path(row["image"]),
+            row["score"],
+            row["error"] or "",
+            votes_of(row),
+            attention[row["image"]],
+            other=match["score"] if match and not row["error"] else None,
+            other_votes=votes_of(match) if match and not row["error"] else (),
+            numbers={name: row[name] for name in NUMBERS if row.get(name) is not None},
+        )
+        for row, match in zip(rows, matches, strict=True)
     ]
-    page = _page(trained, gallery, comparison, shown)
+    page = make_page(trained, gallery, comparison, shown)
     open_photo = partial(open_rgb, upright=upright, side=LARGE)
     write_page(path, page, shown, open_photo=open_photo, num_workers=num_workers, stop=stop)
 
 
-def _photo(row: Row, attention: np.ndarray | None, match: Row | None) -> Photo:
-    """The photograph of a row, on the page. match: the row that it is compared with."""
-    match = None if row["error"] else match
-    return Photo(
-        row["image"],
-        None if row["error"] else Path(row["image"]),
-        row["score"],
-        row["error"] or "",
-        votes_of(row),
-        attention,
-        other=match["score"] if match else None,
-        other_votes=votes_of(match) if match else (),
-        numbers={name: row[name] for name in NUMBERS if row.get(name) is not None},
-    )
-
-
-def _page(
+def make_page(
     trained: TrainedNetwork, gallery: Gallery, comparison: Comparison | None, photos: Sequence[Photo]
 ) -> Page:
     """Title, facts and notes of the page."""
@@ -190,13 +183,11 @@ def _page(
     }
     notes, compared = list(trained.notes), {}
     if comparison is not None:
-        compared = {"other_name": comparison.name, "other_range": comparison.scale}
-        notes += [
-            f"{comparison.name}: {note}" for note in (comparison.trained.notes if comparison.trained else ())
-        ]
-        scored = sum(photo.score is not None for photo in photos)
-        if (matched := sum(photo.other is not None for photo in photos)) < scored:
-            notes.append(f"{comparison.name} has a score of {matched} of these {scored} photographs.")
+        name, compared = comparison.name, {"other_name": comparison.name, "other_range": comparison.scale}
+        notes += [f"{name}: {note}" for note in (comparison.trained.notes if comparison.trained else ())]
+        scored, matched = (sum(getattr(p, score) is not None for p in photos) for score in ("score", "other"))
+        if matched < scored:
+            notes.append(f"{name} has a score of {matched} of these {scored} photographs.")
             log.warning("warning: --compare: %s", notes[-1])
     if trained.dataset == "demo":
         notes.append(DEMO)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
 from matplotlib.collections import LineCollection
 from matplotlib.colors import PowerNorm
@@ -24,8 +24,14 @@ from iaa.scoring.photos import open_rgb
 
 log = logging.getLogger("eat")
 
-# Okabe and Ito's colours, told apart with every kind of colour vision; shapes differ, too.
-POINT, KEPT, DAMPED = "#56B4E9", "#E69F00", "#CC79A7"
+# Shape and colour (Okabe and Ito's, distinct with every kind of colour vision) of the interest points, and of the sampling
+# positions in and outside their quadrants.
+POINT, IN_QUADRANT, ELSEWHERE = ("D", "#56B4E9"), ("o", "#E69F00"), ("^", "#CC79A7")
+LABELS = {
+    "interest point": POINT,
+    "sampling position, in the quadrant of its interest point": IN_QUADRANT,
+    "sampling position, in another quadrant (released rule: offset times 0.25)": ELSEWHERE,
+}
 HEAT = "cividis"
 PANEL = 3.1  # inches
 COLUMNS = 6  # panels beside each other
@@ -41,30 +47,51 @@ def draw(
 ) -> None:
     """Draw the attention of each layer: its points and offsets above, its map below; for several layers their mean, too."""
     ratio = min(max(photograph.height / photograph.width, 0.4), 2.5)
-    panels = list(layers.items())
+    panels = [(name, layer, layer.mass) for name, layer in layers.items()]
     if len(layers) > 1:
-        nothing = np.empty((0, 0, 0, 2)), np.empty((0, 0, 2))
-        mean = AttentionMap(*nothing, mean_map(list(layers.values())))
-        panels.insert(0, (f"all {len(layers)} layers", mean))
-    figure, axes = _panels(len(panels), ratio)
+        panels.insert(0, (f"all {len(layers)} layers", None, mean_map(list(layers.values()))))
+    figure, axes = make_panels(len(panels), ratio)
     figure.suptitle(title)
     highest = max(float(layer.mass.max() * layer.mass.size) for layer in layers.values())
     # One even cell in a hundred stays visible beside a bright one.
     scale = PowerNorm(0.5, vmin=0, vmax=max(2.0, highest))
-    for (name, layer), (above, below) in zip(panels, axes, strict=False):
-        _draw_points(above, photograph, name, layer, ratio)
-        _draw_attention(below, photograph, layer.mass, ratio, scale, foreground)
-        share = background_share(layer.mass, foreground)
+    for (name, layer, mass), (above, below) in zip(panels, axes, strict=False):
+        show = {"extent": (0, 1, 1, 0), "aspect": ratio}
+        if layer is None:
+            above.imshow(photograph, **show)
+            above.set_title("the photograph\n", fontsize=9)
+        else:
+            above.imshow(photograph, alpha=0.55, **show)
+            draw_points(above, name, layer)
+        below.imshow(photograph.convert("L"), cmap="gray", vmin=-60, vmax=315, **show)
+        fine = Image.fromarray((mass * mass.size).astype(np.float32)).resize(
+            (96, 96), Image.Resampling.BILINEAR
+        )
+        heat = np.asarray(scale(np.asarray(fine)))
+        below.imshow(heat, cmap=HEAT, vmin=0, vmax=1, alpha=0.2 + 0.65 * heat, **show)
+        if foreground is None:
+            below.add_patch(Rectangle((0.25, 0.25), 0.5, 0.5, fill=False, edgecolor="white", linestyle="--"))
+        else:
+            below.contour(
+                foreground, [0.5], extent=(0, 1, 0, 1), colors="white", linestyles="--", linewidths=1
+            )
+        share = background_share(mass, foreground)
         below.set_title(f"{name}: attention\n{share:.0%} on the background", fontsize=9)
     bar = figure.colorbar(ScalarMappable(scale, HEAT), ax=figure.axes, shrink=0.8, pad=0.01, aspect=30)
     bar.set_label("attention per cell (1: evenly spread)")
-    figure.legend(handles=_legend(foreground), loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+    markers = [
+        Line2D([], [], marker=shape, color=colour, markeredgecolor="black", linestyle="", label=label)
+        for label, (shape, colour) in LABELS.items()
+    ]
+    inside = "centre half" if foreground is None else "mask's foreground"
+    markers.append(Line2D([], [], color="0.5", linestyle="--", label=f"{inside}; outside it: the background"))
+    figure.legend(handles=markers, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path, "wb") as file:
         figure.savefig(file, format="png", dpi=100)
 
 
-def _panels(count: int, ratio: float) -> tuple[Figure, np.ndarray]:
+def make_panels(count: int, ratio: float) -> tuple[Figure, np.ndarray]:
     """A figure, and its axes (count or more, 2): for points and for attention; beside each other for a single layer."""
     bands = -(-count // COLUMNS)
     columns = -(-count // bands)
@@ -77,52 +104,21 @@ def _panels(count: int, ratio: float) -> tuple[Figure, np.ndarray]:
     return figure, axes.reshape(bands, 2, columns).swapaxes(1, 2).reshape(-1, 2)
 
 
-def _draw_points(axis, photograph: Image.Image, name: str, layer: AttentionMap, ratio: float) -> None:
-    if not layer.positions.size:
-        axis.imshow(photograph, extent=(0, 1, 1, 0), aspect=ratio)
-        axis.set_title("the photograph\n", fontsize=9)
-        return
+def draw_points(axis: Axes, name: str, layer: AttentionMap) -> None:
     outside = (np.abs(layer.positions) > 1).any(-1).mean()
     axis.set_title(f"{name}: where it samples\n{outside:.0%} beyond the outermost cells", fontsize=9)
-    axis.imshow(photograph, extent=(0, 1, 1, 0), aspect=ratio, alpha=0.55)
     size = np.array(layer.references.shape[:2])
     # From [-1, 1], the border cells' centres, to shares of the picture's height and width.
     starts, ends = (((p + 1) / 2 * (size - 1) + 0.5) / size for p in (layer.references, layer.positions))
     lines = np.stack([np.broadcast_to(starts, ends.shape), ends], -2).reshape(-1, 2, 2)
     axis.add_collection(LineCollection(lines[..., ::-1], colors="0.15", linewidths=0.4, alpha=0.6))
-    in_quadrant = layer.in_quadrant
-    for chosen, colour, marker in ((in_quadrant, KEPT, "o"), (~in_quadrant, DAMPED, "^")):
-        axis.scatter(*ends[chosen].T[::-1], s=7, c=colour, marker=marker, linewidths=0.2, edgecolors="black")
-    points = starts.reshape(-1, 2).T[::-1]
-    axis.scatter(*points, s=14, c=POINT, marker="D", linewidths=0.4, edgecolors="black")
+    for points, (marker, colour), area, width in (
+        (ends[layer.in_quadrant], IN_QUADRANT, 7, 0.2),
+        (ends[~layer.in_quadrant], ELSEWHERE, 7, 0.2),
+        (starts.reshape(-1, 2), POINT, 14, 0.4),
+    ):
+        axis.scatter(*points.T[::-1], s=area, c=colour, marker=marker, linewidths=width, edgecolors="black")
     axis.set(xlim=(-0.06, 1.06), ylim=(1.06, -0.06))
-
-
-def _draw_attention(axis, photograph, mass: np.ndarray, ratio: float, scale: PowerNorm, foreground) -> None:
-    axis.imshow(photograph.convert("L"), extent=(0, 1, 1, 0), aspect=ratio, cmap="gray", vmin=-60, vmax=315)
-    fine = Image.fromarray((mass * mass.size).astype(np.float32)).resize((96, 96), Image.Resampling.BILINEAR)
-    heat = np.asarray(scale(np.asarray(fine)))
-    axis.imshow(heat, extent=(0, 1, 1, 0), aspect=ratio, cmap=HEAT, vmin=0, vmax=1, alpha=0.2 + 0.65 * heat)
-    if foreground is None:
-        axis.add_patch(Rectangle((0.25, 0.25), 0.5, 0.5, fill=False, edgecolor="white", linestyle="--"))
-    else:
-        axis.contour(foreground, [0.5], extent=(0, 1, 0, 1), colors="white", linestyles="--", linewidths=1)
-
-
-def _legend(foreground) -> list[Line2D]:
-    inside = "centre half" if foreground is None else "mask's foreground"
-    markers = {
-        "interest point": ("D", POINT),
-        "sampling position, in the quadrant of its interest point": ("o", KEPT),
-        "sampling position, in another quadrant (released rule: offset times 0.25)": ("^", DAMPED),
-    }
-    return [
-        *(
-            Line2D([], [], marker=shape, color=colour, markeredgecolor="black", linestyle="", label=label)
-            for label, (shape, colour) in markers.items()
-        ),
-        Line2D([], [], color="0.5", linestyle="--", label=f"{inside}; outside it: the background"),
-    ]
 
 
 def draw_overlay(
@@ -140,7 +136,7 @@ def draw_overlay(
         picture.thumbnail((SIDE, SIDE))
         draw(path, picture, layers, title, foreground)
     except Exception as error:  # the score is worth more than its picture
-        reason = " ".join(str(getattr(error, "strerror", None) or error).split())[:160]
+        reason = getattr(error, "strerror", None) or error
         log.warning("warning: %s: its overlay could not be drawn (%s)", photograph, reason)
         return False
     return True
@@ -150,11 +146,7 @@ def overlay_path(folder: Path, photograph: str) -> Path:
     """The overlay's path: in `folder`, as the photograph lies below the working folder, else below `_root`."""
     path, here = Path(os.path.abspath(photograph)), Path.cwd()
     below = path.relative_to(here) if path.is_relative_to(here) else Path("_root", *path.parts[1:])
-    name = below.name
-    if len(encoded := os.fsencode(name)) > 200:  # file systems take 255 bytes
-        digest = hashlib.blake2b(encoded, digest_size=8).hexdigest()
-        name = f"{encoded[:160].decode('utf-8', 'ignore')}-{digest}"
-    return folder / below.with_name(f"{name}.png")
+    return folder / below.with_name(f"{below.name}.png")
 
 
 def read_mask(folder: Path, photograph: str) -> np.ndarray | None:
@@ -167,6 +159,6 @@ def read_mask(folder: Path, photograph: str) -> np.ndarray | None:
                     return np.asarray(picture.convert("L"), np.float32) / 255
         reason = f"has no mask in {folder}"
     except Exception as error:  # decoders raise anything at all on a damaged file
-        reason = f"its mask does not decode ({' '.join(str(error).split())[:160]})"
+        reason = f"its mask does not decode ({error})"
     log.warning("warning: %s: %s, so no share of the background", photograph, reason)
     return None

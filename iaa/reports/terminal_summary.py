@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import heapq
 import os
 import sys
+from bisect import insort
 
 from tqdm import tqdm
 
@@ -18,11 +18,9 @@ class TerminalSummary:
     """Counts rows, and keeps a few. scale: of the scores. out: the table of all rows; without it each row is printed at once."""
 
     def __init__(self, scale: tuple[float, float], out: str | None):
-        self.out, self.scale = out, scale
+        self.out, self.scale, self.sum = out, scale, 0.0
         self.count = self.errors = self.rows_before = self.errors_before = self.shards_before = 0
-        self.sum = 0.0
-        self._best: list[Row] = []
-        self._worst: list[Row] = []
+        self._scored: list[Row] = []  # the SHOWN best, then the SHOWN worst, from high to low
         self._failed: list[Row] = []
 
     def count_earlier(self, row: Row) -> None:
@@ -38,12 +36,11 @@ class TerminalSummary:
         else:
             self.count += 1
             self.sum += row["score"]
-            self._best = heapq.nlargest(SHOWN, [*self._best, row], key=lambda row: row["score"])
-            self._worst = heapq.nsmallest(SHOWN, [*self._worst, row], key=lambda row: row["score"])
+            insort(self._scored, row, key=lambda row: -row["score"])
+            del self._scored[SHOWN:-SHOWN]
         if self.out is None:
-            if self.count + self.errors == 1:
-                tqdm.write(_header(row), file=sys.stdout)
-            tqdm.write(_line(row), file=sys.stdout)
+            lines = [_line(row)] if self.count + self.errors > 1 else [_header(row), _line(row)]
+            tqdm.write("\n".join(lines), file=sys.stdout)
             sys.stdout.flush()
 
     def close(self, left_out: str) -> None:
@@ -58,12 +55,10 @@ class TerminalSummary:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     def _table(self) -> list[str]:
-        shown = {id(row) for row in self._best}
-        worst = [row for row in reversed(self._worst) if id(row) not in shown]
-        lines = [_header(row) for row in self._best[:1]] + [_line(row) for row in self._best]
-        if more := self.count - len(self._best) - len(worst):
-            lines.append(f"{'...':>9}  {more} more")
-        lines += [_line(row) for row in (*worst, *self._failed)]
+        lines = [_line(row) for row in self._scored]
+        if more := self.count - len(lines):
+            lines.insert(SHOWN, f"{'...':>9}  {more} more")
+        lines = [*map(_header, self._scored[:1]), *lines, *map(_line, self._failed)]
         if more := self.errors - len(self._failed):
             lines.append(f"{'...':>9}  {more} more with an error")
         return lines
@@ -74,14 +69,13 @@ class TerminalSummary:
         if self.count:
             low, high = self.scale
             text += f", mean {self.sum / self.count:.4f} on a scale of {low:g} to {high:g}"
-        if self.errors:
-            text += f"; {self.errors} could not be read"
-        if self.rows_before:
-            text += f"; {self.rows_before} had a row already"
-        if self.errors_before:
-            text += f", {self.errors_before} of them with an error"
-        if self.shards_before:
-            text += f"; {self.shards_before} shards were done already"
+        for format_, number in (
+            ("; {} could not be read", self.errors),
+            ("; {} had a row already", self.rows_before),
+            (", {} of them with an error", self.errors_before),
+            ("; {} shards were done already", self.shards_before),
+        ):
+            text += format_.format(number) if number else ""
         return text + left_out + (f"; written to {self.out}" if self.out else "")
 
 
@@ -91,8 +85,10 @@ def _header(row: Row) -> str:
 
 def _line(row: Row) -> str:
     score = "-" if row["score"] is None else f"{row['score']:.4f}"
-    below = ""
+    cells = [f"{score:>9}"]
     if "below" in row:
-        below = f"{'-' if row['below'] is None else format(row['below'], '.1%'):>6}  "
-    name = "".join(c if c.isprintable() or "\udc80" <= c <= "\udcff" else repr(c)[1:-1] for c in row["image"])
-    return f"{score:>9}  {below}{name}{'  (' + row['error'] + ')' if row['error'] else ''}"
+        cells.append(f"{'-' if row['below'] is None else format(row['below'], '.1%'):>6}")
+    cells.append(
+        "".join(c if c.isprintable() or "\udc80" <= c <= "\udcff" else repr(c)[1:-1] for c in row["image"])
+    )
+    return "  ".join(cells) + (f"  ({row['error']})" if row["error"] else "")

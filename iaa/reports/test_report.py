@@ -7,7 +7,7 @@ import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,21 +16,22 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from dataset import Splits
-from iaa.evaluation import published
 from iaa.evaluation.leakage import KnownPhotos
 from iaa.evaluation.test_metrics import TestMetrics, compute_test_metrics, released_accuracy
 from iaa.networks.trained_network import Origin
 from iaa.photographs.labels import LabelFormat
-from iaa.photographs.splits import Split, recognise_split
-from iaa.reports.html_page import DEMO, Page, Photo, choose, write_page
+from iaa.photographs.splits import recognise_split
+from iaa.reports.html_page import DEMO, Page, Photo, write_page
 from iaa.runtime.files import atomic_write
 from iaa.runtime.signals import StopSignal
 from iaa.training.build import pick_decoders
 from iaa.training.engine import Evaluation
 from iaa.training.steps import Precision
+from option import RELEASED_PROTOCOLS
 
 log = logging.getLogger("eat")
 
+RELEASED_BATCH = 16  # of the released evaluation
 # The curves of report.png: for each panel, by its title, the columns of metrics.csv with their labels.
 CURVES = {
     "loss": {"train_loss": "training", "val_loss": "validation"},
@@ -42,8 +43,8 @@ CURVES = {
 class TestReport:
     """A network's evaluation on test.csv, with its figures.
 
-    options: those of the run. label_format: the format of the labels. about: for the run's result, the split, the dataset that the
-    weights were trained on, and the thresholds of high scores.
+    options: those of the run. label_format: the format of the labels. about: for the run's result, the split, the dataset
+    that the weights were trained on, and the thresholds of high scores.
     """
 
     options: argparse.Namespace
@@ -58,7 +59,6 @@ class TestReport:
         return f"{options.model} on {options.dataset}, test.csv ({len(self.evaluation.names)} images)"
 
     def log_figures(self) -> None:
-        """Log the table of figures."""
         log.info("%s:\n%s", self.title, "\n".join(self.test_metrics.lines()))
 
     def result(self, folder: Path) -> dict:
@@ -73,7 +73,7 @@ class TestReport:
             "images": len(self.evaluation.names),
             "loss": self.evaluation.loss,
             **self.evaluation.metrics,
-            **self.test_metrics.as_json(),
+            **self.test_metrics.result,
             **self.about,
             "folder": os.path.abspath(folder),
             "files": files,
@@ -102,9 +102,8 @@ class TestReport:
         scatter.scatter(true, predicted, s=10, alpha=min(1.0, max(0.1, 200 / len(true))), linewidths=0)
         limits = [min(true.min(), predicted.min()), max(true.max(), predicted.max())]
         scatter.plot(limits, limits, color="0.5", linewidth=1, linestyle="--", label="predicted = true")
-        rows = {row[0]: row for row in self.test_metrics.rows()}
-        lines = [f"{name} {rows[name][1]} ({rows[name][2]})" for name in ("SRCC", "PLCC", "accuracy")]
-        scatter.set_title("\n".join(lines), fontsize="medium")
+        shown = [row[:3] for row in self.test_metrics.table if row[0] in ("SRCC", "PLCC", "accuracy")]
+        scatter.set_title("\n".join("{} {} ({})".format(*row) for row in shown), fontsize="medium")
         scatter.set(xlabel="true score", ylabel="predicted score")
         scatter.legend(frameon=False)
         table = pd.DataFrame(history)
@@ -127,16 +126,21 @@ class TestReport:
         options, evaluation, folder = self.options, self.evaluation, Path(self.options.path_to_images)
         predicted, true = evaluation.pairs.predicted, evaluation.pairs.true
         low, high = self.label_format.scale
-        if not self.label_format.vote_columns:
+        has_votes = bool(self.label_format.vote_columns)
+        if not has_votes:
             predicted, true = low + predicted * (high - low), low + true * (high - low)
-        chosen = choose(predicted - true, options.report_images)
+        votes_match = has_votes and evaluation.outputs.shape == evaluation.targets.shape
         photos = [
-            Photo(evaluation.names[row], folder / evaluation.names[row], predicted[row], true=true[row])
-            for row in chosen
+            Photo(
+                evaluation.names[row],
+                folder / evaluation.names[row],
+                predicted[row],
+                true=true[row],
+                votes=evaluation.outputs[row] if votes_match else (),
+                other_votes=evaluation.targets[row] if votes_match else (),
+            )
+            for row in choose(predicted - true, options.report_images)
         ]
-        if self.label_format.vote_columns and evaluation.outputs.shape == evaluation.targets.shape:
-            votes = zip(photos, evaluation.outputs[chosen], evaluation.targets[chosen], strict=True)
-            photos = [replace(photo, votes=output, other_votes=target) for photo, output, target in votes]
         facts = {
             "Weights": options.path_to_model_weight,
             "Network": options.model,
@@ -153,12 +157,24 @@ class TestReport:
             facts,
             self.label_format.scale,
             notes=[DEMO] if options.dataset == "demo" else [],
-            figures=self.test_metrics.rows(),
-            remarks=self.test_metrics.remarks(),
+            figures=self.test_metrics.table,
+            remarks=self.test_metrics.remarks,
             all_scores=predicted,
             all_true=true,
         )
         write_page(path, page, photos, num_workers=options.num_workers, stop=stop)
+
+
+def choose(errors: np.ndarray, limit: int, seed: int = 0) -> np.ndarray:
+    """The rows, in order, of the photographs that a page of at most `limit` shows.
+
+    errors: (N,), predicted minus true. Half of the page shows the largest errors, the rest a sample of the others.
+    """
+    if len(errors) <= limit:
+        return np.arange(len(errors))
+    ranked, half = np.argsort(-np.abs(errors), kind="stable"), limit // 2
+    sample = np.random.default_rng(seed).choice(np.sort(ranked[half:]), limit - half, replace=False)
+    return np.sort(np.concatenate([ranked[:half], sample]))
 
 
 def make_test_report(
@@ -191,7 +207,7 @@ def make_test_report(
         notes.append(
             f"nobody says what the weights were trained on; taken as {origin.dataset} (--trained_on)"
         )
-    test_figures = compute_test_metrics(
+    test_metrics = compute_test_metrics(
         evaluation.pairs,
         names,
         options.dataset,
@@ -200,23 +216,31 @@ def make_test_report(
         # Two datasets called `csv` may have nothing in common.
         same_dataset=not is_other_dataset and options.dataset != "csv",
         notes=notes,
-        departures=_departures(
-            options, "" if is_other_dataset else options.dataset, splits, split, precision
-        ),
+        departures=[]
+        if is_other_dataset
+        else list_departures(options, precision, splits.skipped_test_rows, split.departure),
     )
-    return TestReport(options, label_format, evaluation, test_figures, about)
+    return TestReport(options, label_format, evaluation, test_metrics, about)
 
 
-def _departures(options, dataset: str, splits: Splits, split: Split, precision: Precision) -> list[str]:
-    """How the test differs from the published protocol of a dataset."""
-    return published.list_departures(
-        dataset,
-        model=options.model,
-        interest_points=options.interest_points,
-        refinement=options.refinement,
-        batch_size=options.eval_batch_size,
-        decoder=pick_decoders(options)[1],
-        half_precision=precision.dtype is not None,
-        skipped=splits.skipped_test_rows,
-        split=split.departure,
-    )
+def list_departures(options: argparse.Namespace, precision: Precision, skipped: int, split: str) -> list[str]:
+    """A line for each difference from the published protocol of `--dataset`; none for a dataset without one.
+
+    skipped: number of missing photographs of test.csv. split: `iaa.photographs.splits.Split.departure`; empty if there is none.
+    """
+    if options.dataset not in RELEASED_PROTOCOLS:
+        return []
+    points, batch, decoder = options.interest_points, options.eval_batch_size, pick_decoders(options)[1]
+    departures = {
+        f"batches of {batch}, not of {RELEASED_BATCH}: a score depends on its batch": points == "batch"
+        and batch != RELEASED_BATCH,
+        f"interest points of {points}, not means over each batch": points not in (None, "batch"),
+        f"offset refinement {options.refinement}, not the released rule": options.refinement
+        not in (None, "released"),
+        f"{options.model}, not eat_base": options.model != "eat_base",
+        f"photographs decoded by {decoder}, not by PIL": decoder != "pil",
+        "matrix products in half precision": precision.dtype is not None,
+        f"{skipped} photographs of test.csv are missing and were skipped": skipped,
+        split: split,
+    }
+    return [f"not the published protocol: {what}" for what, holds in departures.items() if holds]
