@@ -7,8 +7,7 @@ import binascii
 import hashlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -21,24 +20,24 @@ UNKNOWN = {"before": "unknown"}  # an entry of weights whose training started fr
 
 @dataclass(frozen=True)
 class KnownPhotos:
-    """Sorted hashes (N,) uint64 of the photographs that weights were trained on, and of those that selected the epoch."""
+    """The hashes of the photographs that weights were trained on, and of those that selected the epoch."""
 
-    trained: np.ndarray = field(default_factory=partial(np.empty, 0, np.uint64))
-    selected: np.ndarray = field(default_factory=partial(np.empty, 0, np.uint64))
+    trained: frozenset[int] = frozenset()
+    selected: frozenset[int] = frozenset()
     complete: bool = True  # False: training started from weights that do not say what they were trained on
 
     @classmethod
     def of(cls, trained: Iterable[str], selected: Iterable[str]) -> KnownPhotos:
         """From file names, as in the CSVs."""
-        return cls(*(np.unique(hash_names(names)) for names in (trained, selected)))
+        return cls(*(frozenset(map(hash_name, names)) for names in (trained, selected)))
 
     def __or__(self, other: KnownPhotos) -> KnownPhotos:
-        hashes = (np.union1d(getattr(self, role), getattr(other, role)) for role in ROLES)
-        return KnownPhotos(*hashes, self.complete and other.complete)
+        complete = self.complete and other.complete
+        return KnownPhotos(self.trained | other.trained, self.selected | other.selected, complete)
 
     def __bool__(self) -> bool:
         """Whether any photograph is known."""
-        return bool(len(self.trained) or len(self.selected))
+        return bool(self.trained or self.selected)
 
     def is_known(self, names: Sequence[str], in_folders: bool = False) -> tuple[np.ndarray, np.ndarray]:
         """For each name, whether the photograph was trained on (N,) bool, and whether it selected the epoch (N,) bool.
@@ -46,18 +45,19 @@ class KnownPhotos:
         in_folders: the names are paths. A path is known if any end of it is: c.jpg, b/c.jpg or a/b/c.jpg for a/b/c.jpg.
         """
         paths = [PurePosixPath(name).parts if in_folders else (str(name),) for name in names]
-        hashes = hash_names("/".join(parts[start:]) for parts in paths for start in range(len(parts)))
-        if not paths:
-            return hashes > 0, hashes > 0
-        starts, roles = np.cumsum([0, *map(len, paths)][:-1]), (self.trained, self.selected)
-        return tuple(np.logical_or.reduceat(np.isin(hashes, role), starts) for role in roles)
+        ends = [{hash_name("/".join(parts[start:])) for start in range(len(parts))} for parts in paths]
+        return tuple(
+            np.array([not hashes.isdisjoint(known) for hashes in ends], bool)
+            for known in (self.trained, self.selected)
+        )
 
     def as_texts(self) -> dict[str, str]:
         """Entries for the metadata of a weights file: hashes as base64, little-endian. Empty if nothing is known."""
         texts = {} if self.complete else dict(UNKNOWN)
         if self:
             for role in ROLES:
-                texts[role] = base64.b64encode(getattr(self, role).astype("<u8").tobytes()).decode()
+                hashes = np.array(sorted(getattr(self, role)), "<u8")
+                texts[role] = base64.b64encode(hashes.tobytes()).decode()
         return texts
 
     @classmethod
@@ -65,20 +65,17 @@ class KnownPhotos:
         """The inverse of `as_texts`. Raises InputError, with the weights file `path`, for damaged entries."""
         try:
             parts = [base64.b64decode(texts.get(role, ""), validate=True) for role in ROLES]
-            hashes = (np.frombuffer(part, "<u8").astype(np.uint64) for part in parts)
+            hashes = (frozenset(np.frombuffer(part, "<u8").tolist()) for part in parts)
             return cls(*hashes, UNKNOWN.items().isdisjoint(texts.items()))
         except (binascii.Error, TypeError, ValueError) as error:
             raise InputError(f"{path}: its list of training photographs is damaged ({error})") from None
 
 
-def hash_names(names: Iterable[str]) -> np.ndarray:
-    """Hashes (N,) uint64 of file names. The case of the ending is ignored, as it is when files are looked up."""
-    digests = []
-    for name in names:
-        stem, ending = os.path.splitext(str(name))
-        encoded = (stem + ending.lower()).encode("utf-8", "surrogateescape")
-        digests.append(hashlib.blake2b(encoded, digest_size=8).digest())
-    return np.frombuffer(b"".join(digests), "<u8").astype(np.uint64)
+def hash_name(name: str) -> int:
+    """The 64-bit hash of a file name. The case of the ending is ignored, as it is when files are looked up."""
+    stem, ending = os.path.splitext(str(name))
+    encoded = (stem + ending.lower()).encode("utf-8", "surrogateescape")
+    return int.from_bytes(hashlib.blake2b(encoded, digest_size=8).digest(), "little")
 
 
 def describe_known(trained: np.ndarray, selected: np.ndarray) -> list[str]:
