@@ -76,9 +76,12 @@ def export(options: argparse.Namespace) -> dict:
         write, read = torch_files.write_safetensors, torch_files.open_safetensors
     else:
         write, read, contents = torch_files.write_hub, torch_files.open_hub, torch_files.HUB_FILES
-    given = {name: getattr(options, name) for name in ("model", "dataset", "interest_points")}
     trained = load_network(
-        options.weights, score_range=score_range(options.score_min, options.score_max), **given
+        options.weights,
+        model=options.model,
+        dataset=options.dataset,
+        score_range=score_range(options.score_min, options.score_max),
+        interest_points=options.interest_points,
     )
     for note in trained.notes:
         log.warning("%s", note)

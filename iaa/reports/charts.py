@@ -31,6 +31,7 @@ STYLE = {
 }
 
 
+@matplotlib.rc_context(STYLE)
 def distributions(
     scores: np.ndarray, true: np.ndarray, other: np.ndarray, other_name: str, ranks: bool
 ) -> list[dict]:
@@ -39,29 +40,23 @@ def distributions(
     Scores of one scale share their limits; with `ranks`, `other` has limits of its own.
     """
     scores, true, other = (values[np.isfinite(values)] for values in (scores, true, other))
-    own_scale = {"Predicted" if len(true) else "Score": scores, "True": true}
+    same_scale = {"Predicted" if len(true) else "Score": scores, "True": true}
     compared = {other_name: other}
     histograms = []
-    for group in [own_scale, compared] if ranks else [own_scale | compared]:
+    for group in [same_scale, compared] if ranks else [same_scale | compared]:
         columns = {name: values for name, values in group.items() if len(values)}
         for name, values in columns.items():
             counts, edges = np.histogram(values, BINS, _limits(*columns.values()))
             numbers = {"mean": values.mean(), "quartiles": np.percentile(values, (0, 25, 50, 75, 100))}
             numbers |= {"counts": counts, "edges": edges}
-            picture = _histogram(counts, edges, SECOND if name == other_name else FIRST)
+            axes = _axes(2.1, "score", "photographs")
+            axes.stairs(counts, edges, fill=True, color=SECOND if name == other_name else FIRST)
+            axes.grid(False, axis="x")
+            axes.yaxis.get_major_locator().set_params(integer=True)
+            axes.yaxis.set_major_formatter("{x:,.0f}")
             histograms.append({key: value.round(6).tolist() for key, value in numbers.items()})
-            histograms[-1] |= {"name": name, "number": len(values), "picture": picture}
+            histograms[-1] |= {"name": name, "number": len(values), "picture": _picture(axes)}
     return histograms
-
-
-@matplotlib.rc_context(STYLE)
-def _histogram(counts: np.ndarray, edges: np.ndarray, colour: str) -> str:
-    axes = _axes(2.1, "score", "photographs")
-    axes.stairs(counts, edges, fill=True, color=colour)
-    axes.grid(False, axis="x")
-    axes.yaxis.get_major_locator().set_params(integer=True)
-    axes.yaxis.set_major_formatter("{x:,.0f}")
-    return _picture(axes)
 
 
 @matplotlib.rc_context(STYLE)

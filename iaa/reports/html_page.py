@@ -145,14 +145,9 @@ def make_content(page: Page, photos: Sequence[Photo], folder: Path) -> dict:
     ranks = tuple(other_range) != tuple(page.score_range)
     difference = share_below(scores) - share_below(other) if ranks else scores - other
     compared = pd.DataFrame({"scores": scores, "other": other}).dropna()
-    srcc = round(compared.corr("spearman").iat[0, 1], 6)
-    comparison = {
-        "name": name,
-        "range": [*map(float, other_range)],
-        "ranks": ranks,
-        "srcc": srcc,
-        "count": len(compared),
-    }
+    comparison = {"name": name, "range": [*map(float, other_range)], "ranks": ranks, "count": len(compared)}
+    comparison["srcc"] = round(compared.corr("spearman").iat[0, 1], 6)
+    numbers = {key: _rounded(photo.numbers.get(key) for photo in photos) for key in NUMBERS}
     attention, limit = pack_attention(photos)
     return {
         "facts": [[to_utf8(key), to_utf8(value)] for key, value in page.facts.items()],
@@ -170,12 +165,7 @@ def make_content(page: Page, photos: Sequence[Photo], folder: Path) -> dict:
         "colours": colormaps["cividis"](np.arange(256), bytes=True)[:, :3].tolist(),
         "attention_limit": limit,
         "numbers": [
-            {
-                "key": key,
-                "label": label,
-                "share": share,
-                "values": _rounded(photo.numbers.get(key) for photo in photos),
-            }
+            {"key": key, "label": label, "share": share, "values": numbers[key]}
             for key, (label, share) in NUMBERS.items()
             if any(key in photo.numbers for photo in photos)
         ],

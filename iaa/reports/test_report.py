@@ -204,9 +204,9 @@ def make_test_report(
         about["accuracy_released"], accuracy = released, evaluation.metrics["accuracy"]
         notes.append(f"accuracy by the release's float32 sums: {released:.4f}, ours {accuracy:.4f}")
     if not origin.said:
-        notes.append(
-            f"nobody says what the weights were trained on; taken as {origin.dataset} (--trained_on)"
-        )
+        assumed = f"taken as {origin.dataset} (--trained_on)"
+        notes.append(f"nobody says what the weights were trained on; {assumed}")
+    departures = list_departures(options, precision, splits.skipped_test_rows, split.departure)
     test_metrics = compute_test_metrics(
         evaluation.pairs,
         names,
@@ -216,9 +216,7 @@ def make_test_report(
         # Two datasets called `csv` may have nothing in common.
         same_dataset=not is_other_dataset and options.dataset != "csv",
         notes=notes,
-        departures=[]
-        if is_other_dataset
-        else list_departures(options, precision, splits.skipped_test_rows, split.departure),
+        departures=[] if is_other_dataset else departures,
     )
     return TestReport(options, label_format, evaluation, test_metrics, about)
 
@@ -230,13 +228,13 @@ def list_departures(options: argparse.Namespace, precision: Precision, skipped: 
     """
     if options.dataset not in RELEASED_PROTOCOLS:
         return []
-    points, batch, decoder = options.interest_points, options.eval_batch_size, pick_decoders(options)[1]
+    points, refinement = options.interest_points, options.refinement
+    batch, decoder = options.eval_batch_size, pick_decoders(options)[1]
+    other_batch = points == "batch" and batch != RELEASED_BATCH
     departures = {
-        f"batches of {batch}, not of {RELEASED_BATCH}: a score depends on its batch": points == "batch"
-        and batch != RELEASED_BATCH,
+        f"batches of {batch}, not of {RELEASED_BATCH}: a score depends on its batch": other_batch,
         f"interest points of {points}, not means over each batch": points not in (None, "batch"),
-        f"offset refinement {options.refinement}, not the released rule": options.refinement
-        not in (None, "released"),
+        f"offset refinement {refinement}, not the released rule": refinement not in (None, "released"),
         f"{options.model}, not eat_base": options.model != "eat_base",
         f"photographs decoded by {decoder}, not by PIL": decoder != "pil",
         "matrix products in half precision": precision.dtype is not None,
