@@ -13,13 +13,13 @@ from safetensors.torch import save_file
 
 import export
 import models
-from iaa.exporting import description, onnx_file, torch_files
+from iaa.exporting import description, torch_files
 from iaa.exporting.description import ExportError, describe, preprocess
 from iaa.networks.trained_network import TrainedNetwork, load_network
 
 COMMAND = export
 onnx = pytest.importorskip("onnx", reason="requirements/export.txt")
-pytest.importorskip("onnxruntime", reason="requirements/export.txt")
+onnx_file = pytest.importorskip("iaa.exporting.onnx_file", reason="requirements/export.txt")
 
 
 def expected(path, files):

@@ -11,6 +11,7 @@ import pytest
 import torch
 from common import arguments, make_pictures, make_weights
 
+from dataset import normalize_images
 from iaa.evaluation import released
 from iaa.evaluation.test_metrics import (
     compare_published,
@@ -20,6 +21,7 @@ from iaa.evaluation.test_metrics import (
 )
 from iaa.photographs.labels import FORMATS, Labels, read_labels, vote_format
 from iaa.reports.test_report import list_departures
+from iaa.scoring import Scorer
 from iaa.searching import nni_trial
 from iaa.training.steps import Precision
 from util import METRICS, ScorePairs
@@ -46,11 +48,8 @@ def made(srcc_noise, images=400):
 
 def test_an_interval_without_width_says_nothing_and_accuracy_alone_accuses_nobody():
     none = {"srcc": (-0.3, 0.2), "plcc": (math.nan, math.nan), "accuracy": (1, 1)}
-    assert [figure["place"] for figure in compare_published("tad66k", none).values()] == [
-        "above",
-        "",
-        "",
-    ]
+    places = [figure["place"] for figure in compare_published("tad66k", none).values()]
+    assert places == ["above", "", ""]
     places = compare_published("tad66k", {"srcc": (-0.3, 0.2), "plcc": (0.5, 0.6), "accuracy": (0.8, 0.9)})
     lines = explain_places(places, "tad66k", False)
     assert "published below the interval (accuracy): this network is better on these photographs" in lines
@@ -66,17 +65,15 @@ def test_a_published_figure_lies_inside_below_or_above_the_interval():
 
 
 def test_a_better_figure_of_weights_that_remember_nothing_names_the_likeliest_cause():
-    result = compute_test_metrics(made(0.1), [f"{i}.jpg" for i in range(400)], "ava")
-    assert result.result["published"]["srcc"]["place"] == "below"
-    notes = "\n".join(result.remarks)
+    names = [f"{i}.jpg" for i in range(400)]
+    metrics = compute_test_metrics(made(0.1), names, "ava")
+    assert metrics.result["published"]["srcc"]["place"] == "below"
+    notes = "\n".join(metrics.remarks)
     assert "most likely they were trained on these photographs" in notes
     assert "prepare_data.py ava --split authors" in notes
-
-
-def test_on_another_dataset_nothing_published_is_a_comparison():
-    result = compute_test_metrics(made(0.1), [f"{i}.jpg" for i in range(400)], "ava", same_dataset=False)
-    assert result.result["published"] == {}
-    assert "published" not in result.table[0]
+    metrics = compute_test_metrics(made(0.1), names, "ava", same_dataset=False)
+    assert metrics.result["published"] == {}
+    assert "published" not in metrics.table[0]
 
 
 @pytest.mark.parametrize(
@@ -110,10 +107,8 @@ def test_skipped_pictures_and_batches_stand_in_log_json_and_page(ava, run, caplo
     weights = make_weights(ava / "w.pth", points="batch")
     next((ava / "images").glob("123.jpg")).unlink()
     caplog.set_level(logging.INFO)
-    words = arguments(
-        ava, eval=True, path_to_model_weight=weights, num_epoch=None, skip_missing=True, report_images=None
-    )
-    status, result, _ = run(words)
+    options = {"eval": True, "num_epoch": None, "skip_missing": True, "report_images": None}
+    status, result, _ = run(arguments(ava, path_to_model_weight=weights, **options))
     assert status == 0
     page = (ava / "run" / "report.html").read_text()
     for line in (
@@ -187,22 +182,13 @@ def test_ava_weights_on_tad66k(scored, run, caplog):
     high = outputs @ np.arange(1, 11) > 5
     assert result["accuracy"] == pytest.approx(np.mean(high == (true > 0.5)))
     # The pixels are those of the weights' dataset: AVA's resize is bicubic, TAD66K's bilinear.
-    torch.manual_seed(0)
-    own = make_pixels_seen(scored, weights)
-    assert outputs[0] == pytest.approx(own, abs=1e-5)
-
-
-def make_pixels_seen(folder, weights):
-    from iaa.scoring import Scorer
-
     scorer = Scorer(weights, "cpu")
-    name = pd.read_csv(folder / "test.csv")["image"][0]
-    square = np.array(scorer.trained.resize.pil(scorer._picture(folder / "images" / name)))
-    from dataset import normalize_images
-
-    pixels = torch.from_numpy(square).permute(2, 0, 1)[None]
+    square = np.array(scorer.trained.resize.pil(scorer._picture(scored / "images" / table["image"][0])))
+    pixels = normalize_images(
+        torch.from_numpy(square).permute(2, 0, 1)[None], torch.zeros(1, dtype=torch.bool)
+    )
     with torch.inference_mode():
-        return scorer.trained.model(normalize_images(pixels, torch.zeros(1, dtype=torch.bool)))[0].numpy()
+        assert outputs[0] == pytest.approx(scorer.trained.model(pixels)[0].numpy(), abs=1e-5)
 
 
 def test_score_weights_on_votes_need_to_say_what_they_are_of(ava, run):
@@ -214,11 +200,8 @@ def test_score_weights_on_votes_need_to_say_what_they_are_of(ava, run):
     status, result, _ = run(arguments(ava, **options, trained_on="tad66k"))
     assert (status, result["trained_on"]) == (0, "tad66k")
     said = make_weights(ava / "said.pth", 1, "tad66k", scale=(0, 10))
-    status, _, err = run(
-        arguments(ava, eval=True, path_to_model_weight=said, num_epoch=None, trained_on="para")
-    )
-    assert status == 2
-    assert "--trained_on para: " in err
+    status, _, err = run(arguments(ava, **options | {"path_to_model_weight": said}, trained_on="para"))
+    assert (status, "--trained_on para: " in err) == (2, True)
     assert "said.pth says tad66k; leave the option out" in err
 
 
@@ -258,18 +241,13 @@ def test_the_released_protocol_keeps_and_reports_as_the_release(ava, run, monkey
     assert reported == [2]
     checkpoints = sorted((ava / "run" / "checkpoints").glob("AVA_AOT_vacc_*.pth"))
     history = pd.read_csv(ava / "run" / "metrics.csv")
-    assert {path.name for path in checkpoints} == {
-        released.checkpoint_name("ava", row) for row in history.to_dict("records")
-    }
+    names = {released.checkpoint_name("ava", row) for row in history.to_dict("records")}
+    assert {path.name for path in checkpoints} == names
     state = torch.load(checkpoints[0], weights_only=True)
     assert not getattr(state, "_metadata", {}).get("", {}).get("photographs")
     run(arguments(ava, num_epoch=2, init_lr=1e-3, overwrite=True))
-    assert reported[1:] == [run_best(ava)]
+    assert reported[1:] == [pd.read_csv(ava / "run" / "metrics.csv")["val_srcc"].idxmax() + 1]
     assert not list((ava / "run" / "checkpoints").glob("AVA_AOT_vacc_*.pth"))
-
-
-def run_best(ava):
-    return int(pd.read_csv(ava / "run" / "metrics.csv")["val_srcc"].idxmax() + 1)
 
 
 @pytest.mark.slow

@@ -157,19 +157,20 @@ def test_pretrained_weights_without_a_network_are_one_line(ava, run, monkeypatch
     refused(run, ava, told, model=RESNET, pretrained=True)
 
 
+POINTS = (
+    *({"interest_points": "image"}, {"refinement": "off"}, {"explore_share": 0.3}, {"handover": "step"}),
+    *({"sync_interest_points": True}, {"save_released_style": True}),
+)
+
+
 @pytest.mark.parametrize(
     ("options", "parts"),
     [
         ({"model": "timm/test_resnett"}, ("the nearest are test_resnet, ",)),
         ({"model": "resnet50"}, ("--model resnet50: choose from eat_nano", "timm/NAME")),
-        ({"interest_points": "image"}, ("--interest_points belongs to --model eat_*, not timm/test_resnet",)),
-        ({"refinement": "off"}, ("--refinement belongs to --model eat_*",)),
-        ({"explore_share": 0.3}, ("--explore_share belongs to --model eat_*",)),
-        ({"handover": "step"}, ("--handover belongs to --model eat_*",)),
-        ({"sync_interest_points": True}, ("--sync_interest_points belongs to --model eat_*",)),
-        ({"save_released_style": True}, ("--save_released_style belongs to --model eat_*",)),
         ({"model": "eat_nano", "pretrained": True}, ("--pretrained belongs to --model timm/NAME",)),
         ({"pretrained": True, "path_to_model_weight": "x.pth"}, ("exclude each other",)),
+        *((o, (f"--{next(iter(o))} belongs to --model eat_*, not timm/test_resnet",)) for o in POINTS),
     ],
 )
 def test_what_does_not_go_together_is_one_line(ava, run, options, parts):
@@ -212,20 +213,14 @@ def test_predict_and_scorer_give_the_evaluations_scores(tmp_path, trained, comma
     assert [row["score"] for row in rows] == pytest.approx(found["predicted_score"], abs=1e-5)
     assert "attention_background" not in rows[0]
     assert '"attention_limit": null' in page.read_text()
+    words = (*paths, "--weights", weights, "--out", out, *CPU)
+    status, _, err = command_of(predict, *words, "--append", "--report", tmp_path / "again.html")
+    assert status == 0, err
     scorer = predict.Scorer(weights, device="cpu")
     assert scorer(paths) == pytest.approx(found["predicted_score"], abs=1e-5)
     # A tensor is not rounded to 8 bits after its resize.
     picture = torch.tensor(np.asarray(Image.open(paths[0]))).permute(2, 0, 1) / 255
     assert scorer(picture) == pytest.approx(scorer(paths[0]), abs=0.02)
-
-
-def test_the_page_is_appended_to_without_a_look(tmp_path, trained, command_of):
-    weights = trained(model=RESNET, **LEARN)["files"]["best"]
-    make_pictures(tmp_path / "a", ["1.png", "2.png"])
-    words = (tmp_path / "a", "--weights", weights, "--out", tmp_path / "s.csv", *CPU)
-    assert command_of(predict, *words)[0] == 0
-    status, _, err = command_of(predict, *words, "--append", "--report", tmp_path / "page.html")
-    assert status == 0, err
 
 
 @pytest.mark.parametrize(
@@ -242,12 +237,6 @@ def test_there_is_nowhere_to_look(tmp_path, trained, command_of, monkeypatch, wo
     assert not (tmp_path / "why").exists()
 
 
-def test_interest_points_are_refused_of_its_scores(trained):
-    weights = trained(model=RESNET, **LEARN)["files"]["best"]
-    with pytest.raises(InputError, match=r"best\.pth: timm/test_resnet has no interest points"):
-        predict.Scorer(weights, interest_points="image")
-
-
 def test_a_bare_file_needs_the_networks_name(tmp_path):
     torch.save(dict(timm.create_model("test_vit", num_classes=10).state_dict()), tmp_path / "w.pth")
     with pytest.raises(
@@ -256,10 +245,12 @@ def test_a_bare_file_needs_the_networks_name(tmp_path):
         predict.Scorer(tmp_path / "w.pth")
     scorer = predict.Scorer(tmp_path / "w.pth", model=VIT, device="cpu")
     assert scorer.trained.model.img_size == 160
+    with pytest.raises(InputError, match=r"w\.pth: timm/test_vit has no interest points"):
+        predict.Scorer(tmp_path / "w.pth", model=VIT, interest_points="image")
 
 
 @pytest.mark.usefixtures("unoptimised")
-@pytest.mark.parametrize(("name", "form"), [(VIT, "onnx"), (VIT, "safetensors"), (RESNET, "hub")])
+@pytest.mark.parametrize(("name", "form"), [(VIT, "onnx"), (VIT, "safetensors")])
 @pytest.mark.slow
 def test_exports_are_equal_to_the_network_and_say_its_input(tmp_path, trained, command_of, name, form):
     if form == "onnx":

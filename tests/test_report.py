@@ -78,15 +78,16 @@ def test_names_of_any_kind_stay_names(tmp_path):
     assert tags.seen.count("script") == 3  # one chunk of thumbnails, the data, the script
 
 
-def test_the_page_may_load_nothing(tmp_path):
+def test_a_page_of_no_photographs_may_load_nothing(tmp_path):
     text = written(tmp_path / "page.html", a_page(), [])
+    assert data_of(text)["distributions"] == []
+    assert thumbnails_of(text) == []
     policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]*)"', text)[1]
     assert policy.startswith("default-src 'none'; img-src data:;")
     assert "unsafe" not in policy
-    outside = set(re.findall(r"https?://[\w./]+", text)) - {
+    assert set(re.findall(r"https?://[\w./]+", text)) == {
         "http://www.w3.org/2000/svg"
-    }  # SVG's name, not a place
-    assert not outside
+    }  # SVG's name, no place
     assert not re.search(r"""(src|href)=["'](?!data:|#)""", text)
 
 
@@ -96,9 +97,8 @@ def test_numbers_that_are_none_are_null(tmp_path):
         Photo("b.jpg", None, None, error="cut short", votes=[np.inf]),
         Photo("c.jpg", None, 6.0, numbers={"spread": np.nan, "below": 0.25}),
     ]
-    found = data_of(
-        written(tmp_path / "page.html", a_page(figures=[["", "this run"], ["SRCC", "-"]]), photos)
-    )
+    page = a_page(figures=[["", "this run"], ["SRCC", "-"]])
+    found = data_of(written(tmp_path / "page.html", page, photos))
     assert found["photos"]["score"] == [5.25, None, 6.0]
     assert found["photos"]["true"] == [None] * 3
     assert found["photos"]["votes"][:2] == [[round(v, 4) for v in VOTES], [None]]
@@ -107,12 +107,6 @@ def test_numbers_that_are_none_are_null(tmp_path):
         ("Share below", [None, None, 0.25]),
         ("Spread of votes", [None] * 3),
     ]
-
-
-def test_a_page_of_no_photographs(tmp_path):
-    text = written(tmp_path / "page.html", a_page(), [])
-    assert data_of(text)["distributions"] == []
-    assert thumbnails_of(text) == []
 
 
 @pytest.fixture(scope="module")
@@ -192,10 +186,8 @@ def test_attention_is_in_multiples_of_an_even_share(tmp_path):
     photos = [Photo("a", None, 5.0, attention=values) for values in (even, one, large, None)]
     found = data_of(written(tmp_path / "p.html", a_page(), photos))
     limit = found["attention_limit"]
-    maps = [
-        entry and (*entry[:2], np.frombuffer(base64.b64decode(entry[2]), np.uint8))
-        for entry in found["photos"]["attention"]
-    ]
+    packed = found["photos"]["attention"]
+    maps = [m and (*m[:2], np.frombuffer(base64.b64decode(m[2]), np.uint8)) for m in packed]
     assert limit == pytest.approx(np.quantile([1, 16, 1], 0.9))
     assert maps[0][:2] == (4, 4)
     assert set(maps[0][2]) == set(maps[2][2]) == {round(255 / limit)}
@@ -223,12 +215,9 @@ def test_charts_are_of_all_photographs(tmp_path):
     rng = np.random.default_rng(0)
     scores, true = rng.normal(5, 1, (2, 700))
     photos = [Photo(str(row), None, scores[row], true=true[row]) for row in range(5)]
-    page = a_page(all_scores=scores, all_true=true)
-    found = data_of(written(tmp_path / "p.html", page, photos))
-    assert [(d["name"], sum(d["counts"])) for d in found["distributions"]] == [
-        ("Predicted", 700),
-        ("True", 700),
-    ]
+    found = data_of(written(tmp_path / "p.html", a_page(all_scores=scores, all_true=true), photos))
+    counts = {d["name"]: sum(d["counts"]) for d in found["distributions"]}
+    assert counts == {"Predicted": 700, "True": 700}
     assert found["total"] == found["scatters"]["true"]["number"] == 700
     assert found["scatters"]["other"] is None
 
@@ -252,13 +241,8 @@ def test_choose_takes_the_worst_errors_and_a_sample():
     assert rows.tolist() == choose(errors, 100).tolist()
     others = [set(choose(errors, 100, seed=seed)) for seed in (0, 1)]
     assert others[0] & others[1] != others[0]
-
-
-@pytest.mark.parametrize(
-    ("count", "limit", "expected"), [(3, 5, 3), (5, 5, 5), (9, 1, 1), (0, 4, 0), (4, 0, 0)]
-)
-def test_choose_never_takes_more_than_the_limit(count, limit, expected):
-    assert len(choose(np.arange(float(count)), limit)) == expected
+    for count, limit, expected in ((3, 5, 3), (5, 5, 5), (9, 1, 1), (0, 4, 0), (4, 0, 0)):
+        assert len(choose(np.arange(float(count)), limit)) == expected
 
 
 def evaluate(run, folder, dataset="ava", **given):
@@ -266,16 +250,8 @@ def evaluate(run, folder, dataset="ava", **given):
     if not weights.exists():
         outputs, scale = (10, (1, 10)) if dataset == "ava" else (1, (0, 10))
         make_weights(weights, outputs, dataset, scale=scale)
-    return run(
-        arguments(
-            folder,
-            dataset,
-            eval=True,
-            path_to_model_weight=weights,
-            experiment_dir_name=folder / "e",
-            **{"report_images": None} | given,
-        )
-    )
+    options = {"path_to_model_weight": weights, "experiment_dir_name": folder / "e", "report_images": None}
+    return run(arguments(folder, dataset, eval=True, **options | given))
 
 
 def test_eval_writes_a_page_with_true_scores_and_votes(ava, run):
@@ -288,11 +264,8 @@ def test_eval_writes_a_page_with_true_scores_and_votes(ava, run):
     assert found["photos"]["true"] == pytest.approx(table["true_score"].tolist(), abs=1e-5)
     assert [sum(votes) for votes in found["photos"]["other_votes"]] == pytest.approx([1] * 6, abs=1e-3)
     rows = {row[0]: row[1:] for row in found["figures"]}
-    assert [rows[name][2].split(",")[0] for name in ("SRCC", "PLCC", "accuracy")] == [
-        "0.7596",
-        "0.7710",
-        "0.8259",
-    ]
+    published = [rows[name][2].split(",")[0] for name in ("SRCC", "PLCC", "accuracy")]
+    assert published == ["0.7596", "0.7710", "0.8259"]
     low, high = result["intervals"]["srcc"]
     assert rows["SRCC"][:2] == [f"{result['srcc']:.4f}", f"{low:.4f} to {high:.4f}"]
     assert "not the published protocol: eat_nano, not eat_base" in found["remarks"]
