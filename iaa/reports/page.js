@@ -35,7 +35,7 @@ function overview() {
   if (other) {
     const scales = `Its scale is ${other.range.join(" to ")}, not ${page.range.join(" to ")}: ranks are compared, as shares of `
       + "photographs that score lower.";
-    const pairs = [["SRCC between the two", short(other.srcc)], ["Photographs", whole(other.count)]];
+    const pairs = [["SRCC between the two", short(other.srcc)], ["Photographs", integer(other.count)]];
     figures.append(box(`Compared with ${other.name}`, definitions(pairs), say("p", "under", ranks ? scales : "")));
   }
   if (page.facts.length) figures.append(box("What was used", definitions(page.facts)));
@@ -153,7 +153,7 @@ function update() {
   const fragment = document.createDocumentFragment();
   for (const i of order) fragment.append(cards[i]);
   gallery.replaceChildren(fragment);
-  $("count").textContent = `${whole(order.length)} of ${whole(count)} photographs`;
+  $("count").textContent = `${integer(order.length)} of ${integer(count)} photographs`;
   if (!order.includes(numberOf(stop))) rove(order.length ? cards[order[0]].firstChild : null);
 }
 function nameDirections() {
@@ -172,7 +172,7 @@ function view(position) {
   const picture = addPicture(frame, i, (ratio) => `min(100cqw, ${100 * ratio}cqh)`);
   if (picture) picture.firstChild.alt = photos.image[i];
   $("viewer-title").textContent = photos.image[i];
-  $("place").textContent = `${whole(position + 1)} of ${whole(order.length)}`;
+  $("place").textContent = `${integer(position + 1)} of ${integer(order.length)}`;
   $("previous").disabled = position === 0;
   $("next").disabled = position === order.length - 1;
   if (photos.error[i]) about.append(say("p", "failed", photos.error[i]));
@@ -222,7 +222,7 @@ $("sort").append(...keys.map(({ key, label }) => make("option", { value: key, te
 $("errors-label").hidden = !photos.error.some(Boolean);
 [$("low").placeholder, $("high").placeholder] = page.range;
 if (page.total > count) {
-  $("hint").prepend(`${whole(page.total)} photographs were scored, ${whole(count)} of them are on this page. `);
+  $("hint").prepend(`${integer(page.total)} photographs were scored, ${integer(count)} of them are on this page. `);
 }
 if (page.attention_limit !== null) {
   $("everywhere-label").hidden = $("legend").hidden = false;

@@ -18,7 +18,7 @@ function draw(tag, attributes = {}, ...children) {
 }
 const say = (tag, className, textContent) => make(tag, { className, textContent });
 
-const whole = (value) => value.toLocaleString("en");
+const integer = (value) => value.toLocaleString("en");
 function number(value, places = digits) {
   return value === null ? "–" : value.toFixed(places).replace(/^-0(\.0*)?$/, "0$1").replace("-", "−");
 }
@@ -80,8 +80,8 @@ function drawVotes(i, large = false) {
   });
   series.forEach((votes, s) => votes.forEach((vote, n) => {
     const width = (step * 0.84) / series.length, height = Math.max(0.5, Math.abs(y(vote) - y(0)));
-    const place = { x: n * step + s * width, y: Math.min(y(vote), y(0) - 0.5), width, height };
-    svg.append(draw("rect", { class: s ? "bar second" : "bar", ...place }, draw("title", {}, `${n + 1}: ${number(100 * vote, 1)} %`)));
+    const area = { x: n * step + s * width, y: Math.min(y(vote), y(0) - 0.5), width, height };
+    svg.append(draw("rect", { class: s ? "bar second" : "bar", ...area }, draw("title", {}, `${n + 1}: ${number(100 * vote, 1)} %`)));
   }));
   if (large) {
     for (const share of [0, high]) svg.append(draw("line", { class: "axis", x1: 0, x2: wide, y1: y(share), y2: y(share) }));
@@ -104,15 +104,15 @@ function table(head, rows) {
 const chart = (src, alt) => make("img", { className: "chart", src, alt });
 function distribution({ name, edges, counts, mean, quartiles, number: all, picture }) {
   const [least, lower, median, upper, most] = quartiles.map((value) => number(value));
-  const words = `${whole(all)} photographs: mean ${number(mean)}, median ${median}, half of them between ${lower} and `
+  const words = `${integer(all)} photographs: mean ${number(mean)}, median ${median}, half of them between ${lower} and `
     + `${upper}, all between ${least} and ${most}.`;
-  const rows = counts.map((value, n) => [`${number(edges[n])} to ${number(edges[n + 1])}`, whole(value)]);
+  const rows = counts.map((value, n) => [`${number(edges[n])} to ${number(edges[n + 1])}`, integer(value)]);
   const details = make("details", {}, say("summary", "", "As a table"), table(["Score", "Photographs"], rows));
   const title = name === "Score" ? "Distribution of scores" : `Distribution: ${name === other?.name ? name : name.toLowerCase()}`;
   return box(title, chart(picture, `Distribution of scores. ${words}`), say("p", "under", words), details);
 }
 function scatter(title, { picture, number: all }, listed) {
-  const words = `${whole(all)} photographs; the stronger the colour, the more are there.`;
+  const words = `${integer(all)} photographs; the stronger the colour, the more are there.`;
   return box(title, chart(picture, `${title}: ${words} ${listed} are listed.`), say("p", "under", words));
 }
 
