@@ -160,13 +160,3 @@ def test_weights_that_say_nothing_leave_their_mark_on_what_is_trained_from_them(
     _, result, _ = evaluate(run, leaky, tuned)
     assert note in result["notes"]
     assert not (memory | KnownPhotos()).complete
-
-
-def test_a_damaged_memory_is_told_before_the_test(leaky, run):
-    state = torch.load(leaky / "run" / "checkpoints" / "best.pth", weights_only=True)
-    state._metadata[""]["photographs"] = {"trained": "%%%"}
-    torch.save(state, leaky / "w.pth")
-    status, _, err = evaluate(run, leaky, leaky / "w.pth")
-    assert status == 2
-    assert "its list of training photographs is damaged" in err
-    assert not (leaky / "e").exists()

@@ -20,17 +20,9 @@ RECIPE = (
     *(option.name for group in ("model", "training") for option in GROUPS[group] if option.tunable),
     *("select_by", "amp", "seed", "released_protocol", "val_share", "limit"),
 )
+SCHEDULED = ("explore_share", "explore_same", "explore_other", "handover", "eval_refinement")
 # Options that have an effect only with this value of another one.
-ONLY_WITH = {
-    ("schedule", "step"): ("decay_every", "decay_factor"),
-    ("refinement", "scheduled"): (
-        "explore_share",
-        "explore_same",
-        "explore_other",
-        "handover",
-        "eval_refinement",
-    ),
-}
+ONLY_WITH = {("schedule", "step"): ("decay_every", "decay_factor"), ("refinement", "scheduled"): SCHEDULED}
 # Datasets without a public name.
 NAMES = {"demo": "the demo's made-up pictures", "csv": "a dataset of the user's own"}
 HUB_METRICS = {"srcc": "spearmanr", "plcc": "pearsonr", "accuracy": "accuracy"}  # the hub's names
@@ -39,20 +31,17 @@ HUB_METRICS = {"srcc": "spearmanr", "plcc": "pearsonr", "accuracy": "accuracy"} 
 def write_card(trained: TrainedNetwork, about: dict) -> str:
     """Markdown with the hub's front matter. The card says so if the recipe or the metrics are unknown."""
     options, result = read_run(trained)
-    hidden = [
-        name for (other, value), names in ONLY_WITH.items() if options.get(other) != value for name in names
-    ]
-    shown = [name for name in RECIPE if name not in hidden and options.get(name) is not None]
+    recipe = {name: options[name] for name in RECIPE if options.get(name) is not None}
+    for (other, value), names in ONLY_WITH.items():
+        if options.get(other) != value:
+            recipe = {name: recipe[name] for name in recipe if name not in names}
     architecture = trained.name.removeprefix(TIMM_PREFIX) if trained.points is None else ""
     dataset = NAMES.get(trained.dataset, trained.dataset.upper().replace("_", "-"))
     metrics = {name: result[name] for name in LABELS if result.get(name) is not None}
+    same_scores = result.get("interest_points") == trained.points
+    family = architecture.split(".")[0] or "eat"
     card = ModelCard.from_template(
-        make_front_matter(
-            trained,
-            architecture.split(".")[0] or "eat",
-            dataset,
-            metrics if result.get("interest_points") == trained.points else {},
-        ),
+        make_front_matter(trained, family, dataset, metrics if same_scores else {}),
         template_str=TEMPLATE.read_text(encoding="utf-8"),
         about=about,
         architecture=architecture,
@@ -60,7 +49,7 @@ def write_card(trained: TrainedNetwork, about: dict) -> str:
         millions=sum(p.numel() for p in trained.model.parameters()) / 1e6,
         options=options,
         start=Path(options.get("path_to_model_weight") or "").name,
-        recipe={name: options[name] for name in shown},
+        recipe=recipe,
         result=result,
         metrics={LABELS[name]: value for name, value in metrics.items()},
         preprocessing=to_json(about["preprocessing"], indent=2),

@@ -64,17 +64,14 @@ def draw(
             above.imshow(photograph, alpha=0.55, **show)
             draw_points(above, name, layer)
         below.imshow(photograph.convert("L"), cmap="gray", vmin=-60, vmax=315, **show)
-        fine = Image.fromarray((mass * mass.size).astype(np.float32)).resize(
-            (96, 96), Image.Resampling.BILINEAR
-        )
-        heat = np.asarray(scale(np.asarray(fine)))
+        cells = Image.fromarray((mass * mass.size).astype(np.float32))
+        heat = np.asarray(scale(np.asarray(cells.resize((96, 96), Image.Resampling.BILINEAR))))
         below.imshow(heat, cmap=HEAT, vmin=0, vmax=1, alpha=0.2 + 0.65 * heat, **show)
         if foreground is None:
             below.add_patch(Rectangle((0.25, 0.25), 0.5, 0.5, fill=False, edgecolor="white", linestyle="--"))
         else:
-            below.contour(
-                foreground, [0.5], extent=(0, 1, 0, 1), colors="white", linestyles="--", linewidths=1
-            )
+            dashed = {"colors": "white", "linestyles": "--", "linewidths": 1}
+            below.contour(foreground, [0.5], extent=(0, 1, 0, 1), **dashed)
         share = background_share(mass, foreground)
         below.set_title(f"{name}: attention\n{share:.0%} on the background", fontsize=9)
     bar = figure.colorbar(ScalarMappable(scale, HEAT), ax=figure.axes, shrink=0.8, pad=0.01, aspect=30)
