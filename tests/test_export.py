@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from iaa.exporting import check, onnx_file, torch_files
 from iaa.exporting.description import describe, preprocess
 from iaa.exporting.output import ExportError
 from iaa.networks.trained_network import TrainedNetwork, load_network
+from iaa.photographs.labels import FORMATS
 
 COMMAND = export
 onnx = pytest.importorskip("onnx", reason="requirements/export.txt")
@@ -40,7 +42,8 @@ def test_onnx_by_gathers_is_the_network_without_grid_samples(tmp_path, golden_im
     small.cls_head.weight.mul_(30)  # else all images have nearly one prediction
     path, weights = tmp_path / "a.onnx", tmp_path / "a.pth"
     torch.save(small.state_dict(), weights)
-    trained = TrainedNetwork(small, "eat_nano", "ava", (1.0, 10.0), weights)
+    small.purpose = replace(small.purpose, model="eat_nano", dataset="ava")
+    trained = TrainedNetwork(small, FORMATS["ava"], weights)
     onnx_file.write_onnx(trained, path, describe(trained), gather=True)
     assert "GridSample" not in {node.op_type for node in onnx.load(path).graph.node}
     _, run = onnx_file.open_onnx(path)
