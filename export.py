@@ -11,7 +11,7 @@ from pathlib import Path
 
 from iaa.errors import InputError, Interrupted
 from iaa.exporting.output import ENDINGS, output_path, replacing
-from iaa.options.scoring_options import WEIGHTS, score_range
+from iaa.options.scoring_options import WEIGHTS, purpose_errors, score_range
 from iaa.runtime.command_line import Parser
 from iaa.runtime.files import to_json
 from iaa.runtime.program import run_command
@@ -76,13 +76,14 @@ def export(options: argparse.Namespace) -> dict:
         write, read = torch_files.write_safetensors, torch_files.open_safetensors
     else:
         write, read, contents = torch_files.write_hub, torch_files.open_hub, torch_files.HUB_FILES
-    trained = load_network(
-        options.weights,
-        model=options.model,
-        dataset=options.dataset,
-        score_range=score_range(options.score_min, options.score_max),
-        interest_points=options.interest_points,
-    )
+    with purpose_errors():
+        trained = load_network(
+            options.weights,
+            model=options.model,
+            dataset=options.dataset,
+            scale=score_range(options.score_min, options.score_max),
+            interest_points=options.interest_points,
+        )
     for note in trained.notes:
         log.warning("%s", note)
     suffix = "_gather" * options.gather

@@ -41,7 +41,7 @@ def test_hub_folder_is_a_model_for_create_model_and_for_timm(exported, made, pho
 
 
 def test_a_hub_folders_network_says_its_scale(exported):
-    assert models.create_model(exported("score", "hub")[0]).purpose["score_range"] == (-3.0, 7.0)
+    assert models.create_model(exported("score", "hub")[0]).purpose.scale == (-3.0, 7.0)
 
 
 def test_model_card_of_bare_weights_claims_neither_recipe_nor_metrics_nor_a_licence(exported):
@@ -168,7 +168,7 @@ def test_create_model_of_a_folder_has_its_own_outputs(exported):
     with pytest.raises(ValueError, match="has 10 outputs, not 1"):
         models.create_model(exported("votes", "hub")[0], num_classes=1)
     batched = models.create_model(exported("votes", "hub")[0], interest_points="batch")
-    assert batched.settings["interest_points"] == "batch"
+    assert batched.purpose.settings["interest_points"] == "batch"
 
 
 def test_plain_dat_is_exported_with_its_grid(command, tmp_path):
@@ -177,5 +177,5 @@ def test_plain_dat_is_exported_with_its_grid(command, tmp_path):
     status, said, err = command("--weights", tmp_path / "dat.pth", "--to", "hub", "--out", out)
     assert status == 0, err
     assert json.loads(said)["interest_points"] == "grid"
-    assert models.create_model(out).settings["interest_points"] == "grid"
+    assert models.create_model(out).purpose.settings["interest_points"] == "grid"
     assert "interest points: none: the centres of its cells" in (out / "README.md").read_text()
