@@ -191,10 +191,11 @@ def test_ava_weights_on_tad66k(scored, run, caplog):
 
 def make_pixels_seen(folder, weights):
     from iaa.scoring import Scorer
+    from iaa.scoring.photos import open_rgb
 
     scorer = Scorer(weights, "cpu")
     name = pd.read_csv(folder / "test.csv")["image"][0]
-    square = np.array(scorer.trained.resize.pil(scorer._picture(folder / "images" / name)))
+    square = np.array(scorer.trained.resize.pil(open_rgb(folder / "images" / name)))
     from dataset import normalize_images
 
     pixels = torch.from_numpy(square).permute(2, 0, 1)[None]

@@ -13,10 +13,7 @@ from common import GOLDEN, make_pictures, make_weights
 from PIL import Image
 
 import predict
-from iaa import prediction
 from iaa.networks.trained_network import load_network
-from iaa.reports.terminal_summary import TerminalSummary
-from iaa.runtime.signals import StopSignal
 from iaa.scoring import rows
 from iaa.scoring.table import read_rows
 
@@ -94,15 +91,6 @@ def test_every_kind_of_picture_has_a_row(zoo, weights, tmp_path, command, worker
         assert row["error"] == faults.get(name, ""), name
         assert (row["score"] is None) == (name in faults)
     assert rows["deep.png"]["score"] == pytest.approx(rows["grey.png"]["score"], abs=1e-6)
-
-
-def test_files_asked_for_by_name(zoo, weights, tmp_path, command):
-    words = [zoo / name for name in ("text.jpg", "gone.jpg", "写真.jpg")]
-    (tmp_path / "folder.jpg").mkdir()
-    status, text, _ = command(*words, "--weights", weights, *CPU)
-    assert status == 1
-    assert f"{zoo}/gone.jpg  (there is no such file)" in text
-    assert "1 photographs scored" in text
 
 
 def test_nothing_to_score_is_a_bad_request(tmp_path, weights, command):
@@ -198,24 +186,24 @@ def test_what_contradicts_itself_is_refused(tmp_path, album, weights, command):
     for words, problem in (
         (("--append",), "--append belongs to --out"),
         (("--out", tmp_path / "s.txt"), "its ending should be one of .csv, .jsonl, .parquet"),
-        (("--out", tmp_path / "no" / "s.csv"), "lies in a folder that is not there"),
+        (("--out", tmp_path / "no" / "s.csv"), "lies in a folder that does not exist"),
         (("--layer", "stages.3.attns.0"), "--layer belongs to --explain"),
         (
             ("--explain", tmp_path / "e", "--layer", "stages.0.attns.0"),
             "no deformable layer; there are stages.3.attns.0",
         ),
         (("--compare", weights), "--compare belongs to --report"),
-        (("--report", here), "is there already"),
+        (("--report", here), "exists already"),
         (("--mask", tmp_path), "--mask belongs to"),
-        (("--out", tmp_path / "a.csv", "--report", tmp_path / "a.csv"), "is given as --out, too"),
-        (("--report", weights, "--overwrite"), "is given as --weights, too"),
-        (("--report", album / "a.jpg", "--list", album / "a.jpg"), "is given as --list, too"),
-        (("--report", tmp_path / "no" / "r.html"), "lies in a folder that is not there"),
+        (("--out", tmp_path / "a.csv", "--report", tmp_path / "a.csv"), "is an input or another output, too"),
+        (("--report", weights, "--overwrite"), "is an input or another output, too"),
+        (("--report", album / "a.jpg", "--list", album / "a.jpg"), "is an input or another output, too"),
+        (("--report", tmp_path / "no" / "r.html"), "lies in a folder that does not exist"),
         (("--explain", weights), "is a file, not a folder"),
         (("--batch_size", "0"), "--batch_size 0 must be at least 1"),
         (("--gpu_id", "9"), "no such GPU"),
         (("--dataset", "tad66k"), "says ava; leave the option out"),
-        (("--reference", tmp_path / "no.csv"), "no such file"),
+        (("--reference", tmp_path / "no.csv"), "No such file"),
         (("--save_calibrated", tmp_path / "c.pth"), "belongs to --calibrate_on"),
     ):
         status, _, err = command(album, "--weights", weights, *CPU, *words)
@@ -240,22 +228,6 @@ def test_a_folder_without_weights_is_refused(album, command):
     assert "a folder without model.safetensors or checkpoints/best.pth" in err
 
 
-def test_a_signal_ends_it_between_two_batches(album, weights, tmp_path, command, monkeypatch):
-    watches, note = [], TerminalSummary.add
-    monkeypatch.setattr(prediction, "StopSignal", lambda: watches.append(StopSignal()) or watches[0])
-
-    def add(screen, row):
-        watches[0].received = 15
-        note(screen, row)
-
-    monkeypatch.setattr(TerminalSummary, "add", add)
-    out = tmp_path / "s.csv"
-    status, _, err = command(album, "--weights", weights, "--out", out, *CPU, "--batch_size", "2")
-    assert status == 143
-    assert "stopped by SIGTERM; rows written to --out are kept" in err
-    assert len(list(read_rows(out))) == 2
-
-
 def test_an_empty_list_is_a_bad_request(tmp_path, weights, command, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"\n")))
     status, _, err = command("--list", "-", "--weights", weights, "--out", tmp_path / "s.csv", *CPU)
@@ -276,12 +248,3 @@ def test_fast_decoding_treats_odd_pictures_alike(zoo, weights, tmp_path, command
             assert tables[1][name]["score"] == pytest.approx(
                 row["score"], abs=0.05 if name.endswith("jpg") else 1e-6
             )
-
-
-def test_a_page_alone_can_be_replaced(album, weights, tmp_path, command):
-    page = tmp_path / "r.html"
-    page.write_text("old")
-    assert command(album, "--weights", weights, "--report", page, *CPU)[0] == 2
-    assert page.read_text() == "old"
-    assert command(album, "--weights", weights, "--report", page, "--overwrite", *CPU)[0] == 0
-    assert "<!doctype html>" in page.read_text()
