@@ -29,7 +29,7 @@ from iaa.scoring.calibration import calibrate
 from iaa.scoring.parquet_parts import ParquetParts
 from iaa.scoring.photos import PhotoBatch, Photos, photo_batches
 from iaa.scoring.rows import RowBuilder, ScoredPhoto, read_reference, score_batches
-from iaa.scoring.shards import shard_batches
+from iaa.scoring.shards import ORIGIN, shard_batches
 from iaa.scoring.sources import Source, Sources, shards_of
 from iaa.scoring.table import Row, Table
 from iaa.training import checkpoint
@@ -82,8 +82,10 @@ def score(options: argparse.Namespace, stop: StopSignal) -> int:
         page = gallery.Gallery(options.report_images)
     if (options.explain or options.report) and trained.points is not None:
         recorder = AttentionRecorder(trained.model, options.layer)
-    has_origin = is_folder(options.out) or counts[True] > 0
-    builder = RowBuilder(trained, reference, bool(options.explain), recorder is not None, has_origin)
+    extra_columns = ["attention_background"] if recorder else []
+    extra_columns += ["explanation"] if options.explain else []
+    extra_columns += ORIGIN if is_folder(options.out) or counts[True] else ()
+    builder = RowBuilder(trained, reference, extra_columns)
     if options.out:
         table = (ParquetParts if is_folder(options.out) else Table)(options.out, builder.columns)
     if options.calibrate_on:

@@ -157,7 +157,7 @@ def test_outputs_that_are_not_finite_are_an_error(tmp_path, pictures):
 
 
 def test_batch_points_are_refused(tmp_path):
-    with pytest.raises(InputError, match="would make scores depend on it"):
+    with pytest.raises(InputError, match="scores would depend on it"):
         Scorer(make_weights(tmp_path / "w.pth"), interest_points="batch")
     assert Scorer(make_weights(tmp_path / "b.pth", points="batch"), device="cpu").trained.points == "image"
 
@@ -187,6 +187,3 @@ def test_what_cannot_be_loaded_is_an_input_error(tmp_path):
     weights = make_weights(tmp_path / "w.pth")
     with pytest.raises(InputError, match="choose from batch, image, running"):
         Scorer(weights, interest_points="median")
-    if not torch.cuda.is_available():
-        with pytest.raises(InputError, match="no device cuda"):
-            Scorer(weights, device="cuda")

@@ -132,7 +132,7 @@ def check(options: argparse.Namespace) -> None:
             (not is_table, f"its ending should be one of {', '.join(ENDINGS)}"),
             (path.is_dir() and not may_be_folder, "is a folder; give a file"),
             (not folder.is_dir(), "lies in a folder that does not exist"),
-            (path.exists() and not may_exist, "exists already; give another, or --overwrite"),
+            (path.exists() and not may_exist, "exists; give another, or --overwrite"),
             (not os.access(folder, os.W_OK), f"the folder {folder} is write-protected"),
         )
         used.add(os.path.realpath(path))

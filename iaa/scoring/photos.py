@@ -13,21 +13,13 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from iaa.photographs import workers
 from iaa.photographs.decode import Resize, open_image, read_plain_jpeg
-from iaa.photographs.inspection import inspect_image
 from iaa.scoring.sources import Source
-
-_FAULTS = {
-    "empty": "the file has 0 bytes",
-    "not an image": "no decoder knows the file",
-    "truncated": "the file is cut short",
-    "too large": "it has more than 178 million pixels",
-}
 
 
 class PhotoBatch(NamedTuple):
@@ -141,15 +133,12 @@ def explain_failure(source: str | os.PathLike | bytes, error: Exception) -> str:
     """The reason why a photograph could not be read, in a few words. source: its path, or the file's content."""
     if isinstance(error, FileNotFoundError):
         return "there is no such file"
-    content = isinstance(source, bytes)
-    if content or os.path.isfile(source):
-        size = len(source) if content else os.path.getsize(source)
-        finding = inspect_image(io.BytesIO(source) if content else source, "", size)
-        if finding.kinds == "damaged":
-            return f"it does not decode ({finding.detail})"
-        if finding.kinds in _FAULTS:
-            return _FAULTS[finding.kinds]
-    return error_text(error)
+    if isinstance(error, UnidentifiedImageError):
+        size = len(source) if isinstance(source, bytes) else os.path.getsize(source)
+        return "no decoder knows the file" if size else "the file has 0 bytes"
+    if isinstance(error, Image.DecompressionBombError):
+        return "it has more than 178 million pixels"
+    return "the file is cut short" if "truncated" in str(error).lower() else error_text(error)
 
 
 def error_text(error: Exception) -> str:

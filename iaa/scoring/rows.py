@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -18,7 +18,6 @@ from iaa.networks.attention_maps import AttentionMap, AttentionRecorder
 from iaa.networks.trained_network import TrainedNetwork, scale_beside
 from iaa.runtime.signals import StopSignal
 from iaa.scoring.photos import PhotoBatch
-from iaa.scoring.shards import ORIGIN
 from iaa.scoring.table import Row, read_rows
 from iaa.training.engine import oom_hint
 from iaa.training.steps import Precision
@@ -99,25 +98,21 @@ def unmirrored_input(images: torch.Tensor, model: torch.nn.Module, device: torch
 class RowBuilder:
     """Makes the rows of the table.
 
-    reference: sorted scores (N,) of a table, which `below` is computed from, on the dataset's own scale.
-    explained, background, origin: whether there are columns for the overlay's path, for the share of attention on the
-    background, and for the `url` and `key` of photographs in shards.
+    reference: sorted scores (N,) of a table, on the dataset's own scale, for the column `below`.
+    extra_columns: further columns, of `attention_background`, `explanation`, `url` and `key`.
     """
 
     def __init__(
         self,
         trained: TrainedNetwork,
         reference: np.ndarray | None = None,
-        explained: bool = False,
-        background: bool = False,
-        origin: bool = False,
+        extra_columns: Sequence[str] = (),
     ):
         self.trained, self.reference = trained, reference
-        levels = trained.outputs if trained.outputs > 1 else 0
-        self.columns = ["image", "score", "error", *(f"vote{i + 1}" for i in range(levels))]
-        self.columns += ["spread"] * bool(levels) + ["below"] * (reference is not None)
-        self.columns += ["attention_background"] * background + ["explanation"] * explained
-        self.columns += list(ORIGIN) * origin
+        votes = [f"vote{level}" for level in range(1, trained.outputs + 1)] if trained.outputs > 1 else []
+        self.columns = ["image", "score", "error", *votes]
+        self.columns += ["spread"] * bool(votes) + ["below"] * (reference is not None)
+        self.columns += extra_columns
 
     def build(self, scored: ScoredPhoto, background: float | None = None, explanation: str = "") -> Row:
         """A value or None for each column. background: share of attention; explanation: the overlay's path."""

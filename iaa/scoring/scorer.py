@@ -58,17 +58,12 @@ class Scorer:
         batch_size: int = 16,
     ):
         if interest_points == "batch":
-            raise InputError(
-                "Scorer: interest points of the batch would make scores depend on it; image or running"
-            )
+            raise InputError("Scorer: with points of the batch, scores would depend on it; image or running")
         self.trained = load_network(
             weights, interest_points=interest_points, dataset=dataset, model=model, score_range=score_range
         )
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        try:
-            self.trained.model.to(self.device)
-        except (RuntimeError, AssertionError) as error:  # as without CUDA
-            raise InputError(f"Scorer: no device {device} ({str(error).splitlines()[0][:160]})") from error
+        self.trained.model.to(self.device)
         self.as_loss, self.upright, self.batch_size = as_loss, upright, batch_size
         self.score_range = self.trained.score_range
 
@@ -107,9 +102,8 @@ class Scorer:
                     errors[row] = str(error)
             if squares:
                 scores[list(squares)] = self._score_squares(squares.values()).cpu()
-            for row in squares:
-                if not np.isfinite(scores[row]):
-                    scores[row], errors[row] = np.nan, NOT_FINITE
+        for row in np.flatnonzero(~np.isfinite(scores)):
+            scores[row], errors[row] = np.nan, errors[row] or NOT_FINITE
         return scores, errors
 
     def _score_list(self, photographs: Sequence[Photograph]) -> Tensor:
