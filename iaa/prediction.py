@@ -18,7 +18,7 @@ import torch
 from iaa.errors import InputError
 from iaa.networks.attention_maps import AttentionRecorder, background_share, mean_map
 from iaa.networks.trained_network import TrainedNetwork, load_network
-from iaa.options.scoring_options import ALL, is_folder, score_range
+from iaa.options.scoring_options import ALL, is_folder, purpose_errors, score_range
 from iaa.reports import gallery
 from iaa.reports.overlays import draw_overlay, overlay_path, read_mask
 from iaa.reports.terminal_summary import TerminalSummary
@@ -55,14 +55,15 @@ def score(options: argparse.Namespace, stop: StopSignal) -> int:
     Returns 1 if a photograph has an error, else 0. Each of several processes returns 0 then: torchrun would end the others.
     """
     device, sources = pick_device(options.gpu_id), Sources(options.paths, options.list)
-    trained = load_network(
-        options.weights,
-        model=options.model,
-        dataset=options.dataset,
-        score_range=score_range(options.score_min, options.score_max),
-        interest_points=options.interest_points,
-        will_calibrate=bool(options.calibrate_on),
-    )
+    with purpose_errors():
+        trained = load_network(
+            options.weights,
+            model=options.model,
+            dataset=options.dataset,
+            scale=score_range(options.score_min, options.score_max),
+            interest_points=options.interest_points,
+            will_calibrate=bool(options.calibrate_on),
+        )
     counts = Counter(source.is_shard for source in sources)
     if not counts:
         names = ", ".join(options.paths + options.list)
@@ -96,7 +97,7 @@ def score(options: argparse.Namespace, stop: StopSignal) -> int:
             checkpoint.save(options.save_calibrated, trained.model.state_dict())
     log_networks(trained, comparison and comparison.trained, device)
 
-    summary, turned = TerminalSummary(trained.score_range, options.out), 0
+    summary, turned = TerminalSummary(trained.scale, options.out), 0
     waiting = defaultdict(list)  # results by shard, until the shard is done
     with ExitStack() as stack:
         hashes: set[int] = set()
@@ -168,7 +169,7 @@ def log_networks(trained: TrainedNetwork, compared: TrainedNetwork | None, devic
     """Say by which network the scores are made."""
     for note in trained.notes + (compared.notes if compared else []):
         log.info("%s", note)
-    low, high = trained.score_range
+    low, high = trained.scale
     points = "" if trained.points is None else f", {trained.points} interest points"
     scale = f"trained on {trained.dataset}, scores {low:g} to {high:g}"
     log.info("%s %s%s, on %s", trained.name, scale, points, device)
@@ -226,7 +227,7 @@ def make_row(
     if foreground is not None or not options.mask:
         background = background_share(attention, foreground)
     if options.explain:
-        path, (low, high) = overlay_path(options.explain, scored.path), builder.trained.score_range
+        path, (low, high) = overlay_path(options.explain, scored.path), builder.trained.scale
         title = f"{os.path.basename(scored.path)}: score {row['score']:.3f} ({low:g} to {high:g})"
         if draw_overlay(path, scored.path, scored.attention_maps, title, foreground, options.upright):
             overlay = str(path)
@@ -244,7 +245,7 @@ def make_settings(options: argparse.Namespace, builder: RowBuilder, precision: P
         "weights": str(trained.path),
         "model": trained.name,
         "dataset": trained.dataset,
-        "score_range": list(trained.score_range),
+        "score_range": list(trained.scale),
         "interest_points": trained.points,
         "columns": builder.columns,
         "decode": options.decode,

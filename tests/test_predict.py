@@ -16,7 +16,7 @@ from common import arguments, ended, fork, make_pictures, make_weights
 
 import models
 import predict
-from iaa.networks.trained_network import recognise
+from iaa.networks.purpose import recognise
 from iaa.scoring.calibration import draw_sources
 from iaa.scoring.sources import Source
 from iaa.scoring.table import read_rows
@@ -108,9 +108,9 @@ def test_a_bare_file_of_scores_needs_its_dataset(album, tmp_path, command, score
     own = scored_rows(album, "--weights", bare, *scale, "--overwrite")
     assert own[0]["score"] == pytest.approx(10 * rows[0]["score"], rel=1e-5)
     for words, problem in (
-        ((), "a single score, and no word of the dataset; --dataset ava|tad66k"),
-        (("--dataset", "ava"), "has 1 outputs, ava needs 10"),
-        (scale[:2], "needs --score_min and --score_max"),
+        ((), "a single score, and nothing states its dataset"),
+        (("--dataset", "ava"), "has 1 outputs, and networks for ava have 10"),
+        (scale[:2], "nothing states its scale"),
         (scale[:4], "belong together"),
         ((*scale[:4], "--score_max", -1), "is not below"),
         (("--dataset", "tad66k", *scale[2:]), "the scores of tad66k are 0 to 10, not 0 to 100"),
@@ -126,7 +126,7 @@ def test_a_bare_released_file_is_recognised_and_told_of(album, tmp_path, command
         assert command(album, "--weights", bare, *CPU)[0] == 0
     text = caplog.text
     assert "eat_nano trained on ava, scores 1 to 10, image interest points" in text
-    assert "not calibrated, for that takes other photographs (predict.py --calibrate_on FOLDER)" in text
+    assert "running points take other photographs (`predict.py --calibrate_on`)" in text
     status, _, err = command(album, "--weights", bare, "--interest_points", "running", *CPU)
     assert status == 2
     assert "has no running interest points" in err
@@ -137,7 +137,7 @@ def test_the_larger_variants_are_recognised(tmp_path):
     for name in ("eat_tiny", "eat_base_384"):
         with torch.device("meta"):
             state = models.released_style(models.create_model(name, 10))
-        assert recognise(models.Weights(tmp_path, state, {})) == name
+        assert recognise(models.Weights(tmp_path, state)) == name
 
 
 def test_points_of_the_batch_only_where_asked_for(album, tmp_path, scored_rows, caplog):
@@ -227,7 +227,7 @@ def test_a_scale_that_contradicts_the_file_is_refused(album, tmp_path, command):
     own = make_weights(tmp_path / "own.pth", 1, "csv", scale=(0, 100))
     votes = make_weights(tmp_path / "votes.pth", 5, "csv", bare=True)
     for weights, low, high, problem in (
-        (own, 0, 1, "says 0 to 100; leave them out"),
+        (own, 0, 1, "own.pth: its scores are 0 to 100, not 0 to 1"),
         (own, 0, 100, ""),
         (votes, 0, 9, "the scores of csv are 1 to 5 of its 5 vote levels, not 0 to 9"),
         (votes, 1, 5, ""),

@@ -15,7 +15,8 @@ from dataset import normalize_images
 from iaa.errors import InputError, Interrupted
 from iaa.evaluation.leakage import KnownPhotos, describe_known
 from iaa.networks.attention_maps import AttentionMap, AttentionRecorder
-from iaa.networks.trained_network import TrainedNetwork, scale_beside
+from iaa.networks.purpose import find_table_scale
+from iaa.networks.trained_network import TrainedNetwork
 from iaa.runtime.signals import StopSignal
 from iaa.scoring.photos import PhotoBatch
 from iaa.scoring.table import Row, read_rows
@@ -124,7 +125,7 @@ class RowBuilder:
             numbers = {"score": score, "spread": spread(outputs), "attention_background": background}
             numbers |= {f"vote{level}": value for level, value in enumerate(outputs, 1)}
             if self.reference is not None:
-                low, high = self.trained.score_range
+                low, high = self.trained.scale
                 tolerance = 1e-5 * (high - low)  # its own score may stand in the reference, rounded otherwise
                 numbers["below"] = np.searchsorted(self.reference, score - tolerance) / len(self.reference)
             values |= {name: round_to_float32(number) for name, number in numbers.items()}
@@ -152,9 +153,9 @@ def read_reference(path: str, trained: TrainedNetwork) -> tuple[np.ndarray, list
     on; where the table has true scores, they give the metrics with and without those photographs. Raises InputError.
     """
     file = Path(path)
-    scale = scale_beside(file)
-    if scale not in (None, trained.score_range):
-        (low, high), (network_low, network_high) = scale, trained.score_range
+    scale = find_table_scale(file)
+    if scale not in (None, trained.scale):
+        (low, high), (network_low, network_high) = scale, trained.scale
         raise InputError(
             f"{path}: its scores are {low:g} to {high:g}, those of {trained.path} {network_low:g} to {network_high:g}"
         )

@@ -60,12 +60,12 @@ class Scorer:
         if interest_points == "batch":
             raise InputError("Scorer: with points of the batch, scores would depend on it; image or running")
         self.trained = load_network(
-            weights, interest_points=interest_points, dataset=dataset, model=model, score_range=score_range
+            weights, interest_points=interest_points, dataset=dataset, model=model, scale=score_range
         )
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.trained.model.to(self.device)
         self.as_loss, self.upright, self.batch_size = as_loss, upright, batch_size
-        self.score_range = self.trained.score_range
+        self.score_range = self.trained.scale
 
     def __repr__(self) -> str:
         (low, high), of = self.score_range, f"{self.trained.name}, {self.trained.dataset}"
