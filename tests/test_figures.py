@@ -22,6 +22,7 @@ from iaa.evaluation.test_metrics import (
 from iaa.photographs.labels import FORMATS, Labels, read_labels, vote_format
 from iaa.reports.test_report import list_departures
 from iaa.scoring import Scorer
+from iaa.scoring.photos import open_rgb
 from iaa.searching import nni_trial
 from iaa.training.steps import Precision
 from util import METRICS, ScorePairs
@@ -183,7 +184,7 @@ def test_ava_weights_on_tad66k(scored, run, caplog):
     assert result["accuracy"] == pytest.approx(np.mean(high == (true > 0.5)))
     # The pixels are those of the weights' dataset: AVA's resize is bicubic, TAD66K's bilinear.
     scorer = Scorer(weights, "cpu")
-    square = np.array(scorer.trained.resize.pil(scorer._picture(scored / "images" / table["image"][0])))
+    square = np.array(scorer.trained.resize.pil(open_rgb(scored / "images" / table["image"][0])))
     pixels = normalize_images(
         torch.from_numpy(square).permute(2, 0, 1)[None], torch.zeros(1, dtype=torch.bool)
     )

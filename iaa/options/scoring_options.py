@@ -17,7 +17,7 @@ ALL = "all"  # the deformable layers
 ENDINGS = (".csv", ".jsonl", ".parquet")  # of a table of scores
 
 # fmt: off
-# The options of every command that uses trained weights; see `trained.load_trained`.
+# The options of every command that uses trained weights; see `load_network`.
 WEIGHTS = (
     Option("weights", str, None, "a run's folder or its best.pth, a released checkpoint, a .safetensors, or a folder that `export.py --to hub` wrote", metavar="FILE", required=True),
     Option("dataset", str, None, "the dataset that it was trained on, where the file does not say", choices=DATASETS),
@@ -99,94 +99,58 @@ def score_range(low: float | None, high: float | None) -> tuple[float, float] | 
     return low, high
 
 
-def check(options: argparse.Namespace) -> None:
-    """Raises InputError for options that contradict each other, and for files that cannot be read or written."""
-    for name, owners in OWNERS.items():
-        is_given = getattr(options, name) not in (False, None, ALL)
-        if is_given and not any(getattr(options, owner) for owner in owners):
-            raise InputError(f"--{name} belongs to --{' or --'.join(owners)}; give that, too")
-    if options.append and options.overwrite:
-        raise InputError("--append and --overwrite exclude each other; leave one out")
-    _check_sources(options.paths, options.list)
-    _check_parts(options)
-    _check_files(options)
-    for name, kind in (("mask", "folder"), ("explain", "folder"), ("compare", "file")):
-        path = getattr(options, name)
-        if path and kind == "folder" and path.is_file():
-            raise InputError(f"--{name} {path}: is a file, not a folder")
-        if path and name != "explain" and not path.exists():
-            raise InputError(f"--{name} {path}: no such {kind}")
-    if options.explain:  # the first overlay makes it
-        existing = next(
-            path for path in (options.explain, *options.explain.absolute().parents) if path.exists()
-        )
-        _check_permission("explain", existing)
-
-
 def is_folder(out: str | None) -> bool:
     """Whether --out is a folder of parts."""
     return out is not None and (out.endswith(os.sep) or os.path.isdir(out))
 
 
-def _check_sources(paths: Sequence[str], lists: Sequence[str]) -> None:
-    """Raises InputError without photographs, and for lists that cannot be read."""
-    if not paths and not lists:
-        raise InputError("no photographs: give files, folders, globs, or --list FILE")
-    for name in lists:
-        if name != "-" and (os.path.isdir(name) or not os.path.exists(name)):
-            problem = "is a folder" if os.path.isdir(name) else "no such file"
-            raise InputError(f"--list {name}: {problem}; it should be a text with a path in each line")
-    if lists.count("-") > 1:
-        raise InputError("--list -: standard input can be read once; give it once")
-
-
-def _check_parts(options: argparse.Namespace) -> None:
-    """A folder of parts excludes some options; several processes need such a folder, and exclude others."""
-    if is_folder(options.out):
-        for name in ("report", "explain"):
-            if getattr(options, name):
-                raise InputError(
-                    f"--{name}: photographs of a folder of parts cannot be shown; give a file as --out"
-                )
-    if distributed.world_size() == 1:
-        return
-    if not is_folder(options.out):
-        raise InputError(
-            "torchrun: several processes write parts; give a folder that ends in /, as --out scores.parquet/"
-        )
-    if options.calibrate_on:
-        raise InputError("--calibrate_on: is for one process; first keep what it finds by --save_calibrated")
-    if "-" in options.list:
-        raise InputError("--list -: several processes cannot read one standard input; give a file")
-
-
-def _check_files(options: argparse.Namespace) -> None:
-    """Raises InputError for output files that are inputs, too, that exist, or whose folder cannot be written to."""
-    uses = {}
-    for name in ("weights", "reference", "compare", "list", "paths", "calibrate_on"):
-        value = getattr(options, name)
-        for path in value if isinstance(value, list) else [value] * (value is not None):
-            uses[os.path.realpath(path)] = "PATH" if name == "paths" else f"--{name}"
+def check(options: argparse.Namespace) -> None:
+    """Raises InputError for options that contradict each other, and for output files that cannot be written."""
+    for name, owners in OWNERS.items():
+        is_given = getattr(options, name) not in (False, None, ALL)
+        if is_given and not any(getattr(options, owner) for owner in owners):
+            raise InputError(f"--{name} belongs to --{' or --'.join(owners)}; give that, too")
+    parts, several = is_folder(options.out), distributed.world_size() > 1
+    _refuse(
+        "",
+        (not options.paths + options.list, "no photographs: give files, folders, globs, or --list FILE"),
+        (options.append and options.overwrite, "--append and --overwrite exclude each other"),
+        (parts and options.report, "--report needs a file as --out, not a folder of parts"),
+        (parts and options.explain, "--explain needs a file as --out, not a folder of parts"),
+        (
+            options.explain and options.explain.is_file(),
+            f"--explain {options.explain}: is a file, not a folder",
+        ),
+        (options.mask and not options.mask.is_dir(), f"--mask {options.mask}: no such folder"),
+        (several and not parts, "several processes need a folder that ends in /, as --out scores.parquet/"),
+        (several and options.calibrate_on, "--calibrate_on needs one process; then use --save_calibrated"),
+        (several and "-" in options.list, "--list -: several processes cannot read one standard input"),
+    )
+    inputs = (options.weights, options.reference, options.compare)
+    inputs += (*options.list, *options.paths, *options.calibrate_on)
+    used = {os.path.realpath(path) for path in inputs if path is not None}
     for name in ("out", "report", "save_calibrated"):
         if (value := getattr(options, name)) is None:
             continue
-        path, parts = Path(value), name == "out" and is_folder(value)
-        if (real_path := os.path.realpath(path)) in uses:
-            raise InputError(f"--{name} {path}: is given as {uses[real_path]}, too; give another file")
-        uses[real_path] = f"--{name}"
-        if parts and path.is_file():
-            raise InputError(f"--{name} {value}: is a file; leave the / out, or give a folder")
-        if name == "out" and not parts and path.suffix.lower() not in ENDINGS:
-            raise InputError(f"--out {path}: its ending should be one of {', '.join(ENDINGS)}")
-        if (path.is_dir() and not parts) or not path.absolute().parent.is_dir():
-            problem = "is a folder" if path.is_dir() else "lies in a folder that is not there"
-            raise InputError(f"--{name} {path}: {problem}; give a file")
-        may_replace = name == "out" or options.overwrite or (name == "report" and options.append)
-        if path.exists() and not may_replace:
-            raise InputError(f"--{name} {path}: is there already; give another, or --overwrite")
-        _check_permission(name, path if path.is_dir() else path.absolute().parent)
+        path, may_be_folder = Path(value), name == "out" and parts
+        folder = path if path.is_dir() else path.absolute().parent
+        may_exist = name == "out" or options.overwrite or (name == "report" and options.append)
+        is_table = name != "out" or parts or path.suffix.lower() in ENDINGS
+        _refuse(
+            f"--{name} {value}: ",
+            (os.path.realpath(path) in used, "is an input or another output, too; give another file"),
+            (may_be_folder and path.is_file(), "is a file; leave the / out, or give a folder"),
+            (not is_table, f"its ending should be one of {', '.join(ENDINGS)}"),
+            (path.is_dir() and not may_be_folder, "is a folder; give a file"),
+            (not folder.is_dir(), "lies in a folder that does not exist"),
+            (path.exists() and not may_exist, "exists; give another, or --overwrite"),
+            (not os.access(folder, os.W_OK), f"the folder {folder} is write-protected"),
+        )
+        used.add(os.path.realpath(path))
 
 
-def _check_permission(name: str, folder: Path) -> None:
-    if not os.access(folder, os.W_OK):
-        raise InputError(f"--{name}: the folder {folder} cannot be written to; give another place")
+def _refuse(start: str, *faults: tuple[object, str]) -> None:
+    """Raises InputError with the first problem of the (is_wrong, problem) `faults`."""
+    for is_wrong, problem in faults:
+        if is_wrong:
+            raise InputError(start + problem)

@@ -12,7 +12,7 @@ import models
 from iaa.errors import InputError
 from iaa.runtime.progress import progress_bar
 from iaa.runtime.signals import StopSignal
-from iaa.scoring.photos import Photos, batches
+from iaa.scoring.photos import Photos, photo_batches
 from iaa.scoring.rows import unmirrored_input, until_stopped
 from iaa.scoring.sources import Source, Sources
 
@@ -28,36 +28,33 @@ def calibrate(
     num_workers: int,
     stop: StopSignal,
 ) -> str:
-    """Set the model's running interest points from at most `count` photographs of `paths`; returns a note of them.
+    """Set the model's running interest points from at most `count` photographs of `paths`; returns a note about them.
 
-    Raises InputError where none can be read, Interrupted.
+    Raises InputError if none can be read, Interrupted.
     """
     drawn = draw_sources(Sources(paths), count)
-    if any(source.is_shard for source in drawn):
-        raise InputError(f"{' '.join(paths)}: calibration takes photographs as files, not shards")
     used = 0
 
     def inputs() -> Iterator[torch.Tensor]:
         nonlocal used
-        for batch in until_stopped(batches(photos, drawn, BATCH, num_workers), stop):
-            shown.update(len(batch.paths))
+        for batch in until_stopped(photo_batches(photos, drawn, BATCH, num_workers), stop):
+            bar.update(len(batch.paths))
             used += len(batch.images)
             if len(batch.images):
                 yield unmirrored_input(batch.images, model, device)
 
-    with progress_bar("calibrate", len(drawn)) as shown:
+    with progress_bar("calibrate", len(drawn)) as bar:
         try:
             models.calibrate_points(model, inputs())
-        except InputError:
-            raise
-        except ValueError:
-            raise InputError(f"{' '.join(paths)}: no photograph there decodes") from None
-    left_out = f"; {len(drawn) - used} could not be read" if used < len(drawn) else ""
-    return f"running interest points calibrated on {used} photographs{left_out}"
+        except ValueError as error:
+            reason = error if isinstance(error, InputError) else "no photograph there decodes"
+            raise InputError(f"--calibrate_on {' '.join(paths)}: {reason}") from error
+    unread = f"; {len(drawn) - used} could not be read" if used < len(drawn) else ""
+    return f"running interest points calibrated on {used} photographs{unread}"
 
 
 def draw_sources(sources: Iterable[Source], count: int, seed: int = 0) -> list[Source]:
-    """`count` of the sources at random, in one pass, in their order; all where there are no more."""
+    """`count` of the sources at random, in one pass, in their order; all if there are no more."""
     rng, drawn = random.Random(seed), []
     for number, source in enumerate(sources):
         if number < count:

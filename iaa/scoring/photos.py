@@ -13,37 +13,26 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from iaa.photographs import workers
 from iaa.photographs.decode import Resize, open_image, read_plain_jpeg
-from iaa.photographs.inspection import inspect_file, inspect_image
 from iaa.scoring.sources import Source
-
-_FAULTS = {
-    "missing": "there is no such file",
-    "empty": "the file has 0 bytes",
-    "not an image": "no decoder knows the file",
-    "unreadable": "there is no permission to read the file",
-    "truncated": "the file is cut short",
-    "damaged": "it does not decode",
-    "too large": "it has more than 178 million pixels",
-}
 
 
 class PhotoBatch(NamedTuple):
     """A batch of photographs, in order. A photograph that cannot be read has an error and no pixels.
 
-    shard: its tar; is_last: it is the shard's last batch. origins: the `url` and `key` of each photograph, where known.
+    shard: its tar; is_last: it is the shard's last batch. origins: the `url` and `key` of each photograph in a shard.
     """
 
     paths: list[str]
     errors: list[str]  # "" where there is none
     turned: int  # photographs that are stored turned, as EXIF says
     images: Tensor  # (readable ones, 3, side, side) uint8
-    origins: Sequence[Mapping[str, str]] = ()
+    origins: Sequence[Mapping[str, str]]
     shard: str = ""
     is_last: bool = False
 
@@ -77,10 +66,10 @@ class Photos(Dataset):
         read = [image for image in pixels if image is not None]
         images = np.stack(read) if read else np.empty((0, self.resize.side, self.resize.side, 3), np.uint8)
         images = torch.from_numpy(images).permute(0, 3, 1, 2)
-        return PhotoBatch(list(paths), list(errors), sum(turned), images)
+        return PhotoBatch(list(paths), list(errors), sum(turned), images, [{}] * len(samples))
 
 
-def batches(
+def photo_batches(
     photos: Photos, sources: Iterable[Source], batch_size: int, num_workers: int
 ) -> Iterator[PhotoBatch]:
     """Batches in the order of `sources`, which are read no further ahead than keeps the workers busy. Raises InputError."""
@@ -93,12 +82,14 @@ def batches(
     )
 
 
-def open_rgb(path: str | os.PathLike, upright: bool = False, side: int | None = None) -> Image.Image:
-    """A photograph in RGB, as `to_rgb` makes it. May raise any Exception where it cannot be read.
+def open_rgb(
+    source: str | os.PathLike | bytes, upright: bool = False, side: int | None = None
+) -> Image.Image:
+    """A photograph in RGB, as `to_rgb` makes it, from a path or a file's content. May raise any Exception.
 
     side: for a thumbnail; a JPEG is decoded at a reduced size of at least that many pixels, which is faster.
     """
-    with _opened(path) as picture:
+    with _opened(source) as picture:
         if side is not None:
             picture.draft("RGB", (side, side))
         return to_rgb(picture, upright)
@@ -117,9 +108,8 @@ def _opened(source: str | os.PathLike | bytes) -> Iterator[Image.Image]:
 
 def refuse_pipe(path: str | os.PathLike) -> None:
     """Raises OSError unless `path` is a plain file: reading a pipe could wait for ever."""
-    mode = os.stat(path).st_mode
-    if not stat.S_ISREG(mode):
-        raise OSError("it is a folder" if stat.S_ISDIR(mode) else "it is not a plain file")
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        raise OSError("it is not a plain file")
 
 
 def to_rgb(picture: Image.Image, upright: bool = False) -> Image.Image:
@@ -139,16 +129,18 @@ def to_rgb(picture: Image.Image, upright: bool = False) -> Image.Image:
     return picture.convert("RGB")
 
 
-def explain_failure(source: str | bytes, error: Exception) -> str:
+def explain_failure(source: str | os.PathLike | bytes, error: Exception) -> str:
     """The reason why a photograph could not be read, in a few words. source: its path, or the file's content."""
-    finding = None
-    if isinstance(source, bytes):
-        finding = inspect_image(io.BytesIO(source), "", len(source))
-    elif not isinstance(error, (OSError, ValueError)) or os.path.isfile(source):
-        finding = inspect_file(os.path.dirname(source), os.path.basename(source))
-    if finding is not None and finding.kinds in _FAULTS:
-        return f"{_FAULTS[finding.kinds]}{f' ({finding.detail})' if finding.kinds == 'damaged' else ''}"
     if isinstance(error, FileNotFoundError):
-        return _FAULTS["missing"]
-    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return " ".join(reason.split())[:200] or type(error).__name__
+        return "there is no such file"
+    if isinstance(error, UnidentifiedImageError):
+        size = len(source) if isinstance(source, bytes) else os.path.getsize(source)
+        return "no decoder knows the file" if size else "the file has 0 bytes"
+    if isinstance(error, Image.DecompressionBombError):
+        return "it has more than 178 million pixels"
+    return "the file is cut short" if "truncated" in str(error).lower() else error_text(error)
+
+
+def error_text(error: Exception) -> str:
+    """What an exception says, in one line."""
+    return " ".join(str(getattr(error, "strerror", None) or error).split())[:200] or type(error).__name__

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -19,7 +19,6 @@ from iaa.networks.purpose import find_table_scale
 from iaa.networks.trained_network import TrainedNetwork
 from iaa.runtime.signals import StopSignal
 from iaa.scoring.photos import PhotoBatch
-from iaa.scoring.shards import ORIGIN
 from iaa.scoring.table import Row, read_rows
 from iaa.training.engine import oom_hint
 from iaa.training.steps import Precision
@@ -56,10 +55,9 @@ def score_batches(
         outputs, attention_maps = [], {}
         if len(batch.images):
             outputs, attention_maps = run_network(trained, batch.images, precision, recorder)
-        rows, results = iter(range(len(outputs))), []
-        origins = batch.origins or [{}] * len(batch.paths)
-        for path, error, origin in zip(batch.paths, batch.errors, origins, strict=True):
-            if not error and not np.isfinite(outputs[row := next(rows)]).all():
+        results, rows = [], np.cumsum([not error for error in batch.errors]) - 1  # of the outputs
+        for path, error, origin, row in zip(batch.paths, batch.errors, batch.origins, rows, strict=True):
+            if not error and not np.isfinite(outputs[row]).all():
                 error = NOT_FINITE
             if error:
                 results.append(ScoredPhoto(path, error, origin=origin))
@@ -101,25 +99,21 @@ def unmirrored_input(images: torch.Tensor, model: torch.nn.Module, device: torch
 class RowBuilder:
     """Makes the rows of the table.
 
-    reference: sorted scores (N,) of a table, which `below` is computed from, on the dataset's own scale.
-    explained, background, origin: whether there are columns for the overlay's path, for the share of attention on the
-    background, and for the `url` and `key` of photographs in shards.
+    reference: sorted scores (N,) of a table, on the dataset's own scale, for the column `below`.
+    extra_columns: further columns, of `attention_background`, `explanation`, `url` and `key`.
     """
 
     def __init__(
         self,
         trained: TrainedNetwork,
         reference: np.ndarray | None = None,
-        explained: bool = False,
-        background: bool = False,
-        origin: bool = False,
+        extra_columns: Sequence[str] = (),
     ):
         self.trained, self.reference = trained, reference
-        levels = trained.outputs if trained.outputs > 1 else 0
-        self.columns = ["image", "score", "error", *(f"vote{i + 1}" for i in range(levels))]
-        self.columns += ["spread"] * bool(levels) + ["below"] * (reference is not None)
-        self.columns += ["attention_background"] * background + ["explanation"] * explained
-        self.columns += list(ORIGIN) * origin
+        votes = [f"vote{level}" for level in range(1, trained.outputs + 1)] if trained.outputs > 1 else []
+        self.columns = ["image", "score", "error", *votes]
+        self.columns += ["spread"] * bool(votes) + ["below"] * (reference is not None)
+        self.columns += extra_columns
 
     def build(self, scored: ScoredPhoto, background: float | None = None, explanation: str = "") -> Row:
         """A value or None for each column. background: share of attention; explanation: the overlay's path."""
@@ -127,21 +121,20 @@ class RowBuilder:
         values |= scored.origin
         if scored.outputs is not None:
             outputs = scored.outputs.astype(np.float64)
-            values["score"] = score = round_to_float32(self.trained.scores(outputs[None])[0])
-            values |= {f"vote{i}": round_to_float32(value) for i, value in enumerate(outputs, 1)}
-            values["spread"] = round_to_float32(spread(outputs))
-            values["attention_background"] = None if background is None else round_to_float32(background)
+            score = round_to_float32(self.trained.scores(outputs[None])[0])
+            numbers = {"score": score, "spread": spread(outputs), "attention_background": background}
+            numbers |= {f"vote{level}": value for level, value in enumerate(outputs, 1)}
             if self.reference is not None:
                 low, high = self.trained.scale
                 tolerance = 1e-5 * (high - low)  # its own score may stand in the reference, rounded otherwise
-                below = np.searchsorted(self.reference, score - tolerance)
-                values["below"] = round_to_float32(below / len(self.reference))
+                numbers["below"] = np.searchsorted(self.reference, score - tolerance) / len(self.reference)
+            values |= {name: round_to_float32(number) for name, number in numbers.items()}
         return {name: values.get(name) for name in self.columns}
 
 
-def round_to_float32(value: float) -> float | None:
-    """To the seven digits that float32 has; None for nan."""
-    return None if math.isnan(value) else float(f"{value:.7g}")
+def round_to_float32(value: float | None) -> float | None:
+    """To the seven digits that float32 has; nan becomes None."""
+    return None if value is None or math.isnan(value) else float(f"{value:.7g}")
 
 
 def spread(votes: np.ndarray) -> float:
@@ -160,43 +153,39 @@ def read_reference(path: str, trained: TrainedNetwork) -> tuple[np.ndarray, list
     on; where the table has true scores, they give the metrics with and without those photographs. Raises InputError.
     """
     file = Path(path)
-    if not file.is_file():
-        raise InputError(f"{path}: no such file; it should be a run's predictions.csv")
     scale = find_table_scale(file)
     if scale not in (None, trained.scale):
         (low, high), (network_low, network_high) = scale, trained.scale
         raise InputError(
             f"{path}: its scores are {low:g} to {high:g}, those of {trained.path} {network_low:g} to {network_high:g}"
         )
-    rows = {}
+    rows, name = {}, "score"
     for row in read_rows(file):
-        if not row.keys() & {"predicted_score", "score"}:
-            raise InputError(
-                f"{path}: has neither `predicted_score` nor `score`; it should be a table of scores"
-            )
-        score = row.get("predicted_score", row.get("score"))
-        if score is not None and math.isfinite(score):
+        name = "predicted_score" if "predicted_score" in row else "score"
+        if name not in row:
+            raise InputError(f"{path}: has neither `predicted_score` nor `score`")
+        if row[name] is not None and math.isfinite(row[name]):
             rows[row["image"]] = row
     if not rows:
         raise InputError(f"{path}: has no scores; it should be a run's predictions.csv")
-    scores = np.array([row.get("predicted_score", row.get("score")) for row in rows.values()], np.float64)
-    if trained.outputs == 1 and "predicted_score" in row:  # the protocol's, 0 to 1
+    scores = np.array([row[name] for row in rows.values()], np.float64)
+    if trained.outputs == 1 and name == "predicted_score":  # the protocol's, 0 to 1
         scores = trained.scores(scores[:, None])
-    return np.sort(scores), [f"--reference {file}: {line}" for line in _seen_notes(rows, trained)]
+    return np.sort(scores), [f"--reference {file}: {note}" for note in _leakage_notes(rows, trained)]
 
 
-def _seen_notes(rows: dict[str, Row], trained: TrainedNetwork) -> list[str]:
-    memory = KnownPhotos.from_texts(trained.model.photographs, trained.path)
-    if not memory:
+def _leakage_notes(rows: dict[str, Row], trained: TrainedNetwork) -> list[str]:
+    known_photos = KnownPhotos.from_texts(trained.model.photographs, trained.path)
+    if not known_photos:
         return ["the weights do not say which photographs they were trained on"]
-    seen = memory.is_known(list(rows), in_folders=True)
-    unseen = ~(seen[0] | seen[1])
-    if unseen.all():
+    is_known = known_photos.is_known(list(rows), in_folders=True)
+    unknown = ~(is_known[0] | is_known[1])
+    if unknown.all():
         return ["none of its photographs was in this network's training set, by their names"]
-    notes = describe_known(*seen)
-    if unseen.sum() > 1 and all("true_score" in row for row in rows.values()):
+    notes = describe_known(*is_known)
+    if unknown.sum() > 1 and all("true_score" in row for row in rows.values()):
         scores = np.array([[row["predicted_score"], row["true_score"]] for row in rows.values()]).T
-        for description, rows_used in (("all of them", slice(None)), ("those not seen", unseen)):
+        for description, rows_used in (("all of them", slice(None)), ("those not seen", unknown)):
             pairs = scores[:, rows_used]
             srcc, plcc = scipy.stats.spearmanr(*pairs).statistic, scipy.stats.pearsonr(*pairs).statistic
             notes.append(f"SRCC {srcc:.4f}, PLCC {plcc:.4f} on {description} ({pairs.shape[1]:,})")

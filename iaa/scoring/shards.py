@@ -11,7 +11,7 @@ from itertools import islice
 from torch.utils.data import IterableDataset, get_worker_info
 
 from iaa.photographs import workers
-from iaa.scoring.photos import PhotoBatch, Photos, refuse_pipe
+from iaa.scoring.photos import PhotoBatch, Photos, error_text, refuse_pipe
 from iaa.scoring.sources import picture_endings
 
 ORIGIN = ("url", "key")  # read from the JSON text beside a photograph, as img2dataset writes it
@@ -22,8 +22,8 @@ def shard_batches(
 ) -> Iterator[PhotoBatch]:
     """Batches in the order of each shard, every batch of one shard; batches of `num_workers` shards alternate.
 
-    A shard's last batch has no photograph; where the shard is damaged, it has the shard's path and an error.
-    Raises InputError where a worker dies.
+    A shard's last batch has no photograph; if the shard is damaged, it has the shard's path and an error.
+    Raises InputError if a worker dies.
     """
     dataset, num_workers = Shards(photos, shards, batch_size), min(num_workers, len(shards))
     return workers.checked_items(
@@ -49,22 +49,22 @@ class Shards(IterableDataset):
             yield self.photos.collate(end)._replace(shard=shard, is_last=True)
 
     def _read(self, shard: str, faults: list[str]) -> Iterator[list]:
-        """For each picture the path, the values of `photos.read` and the origin. Faults of the shard are added to `faults`."""
+        """For each picture the path, the values of `photos.read` and the origin. Adds the shard's faults to `faults`."""
         from webdataset.tariterators import group_by_keys  # takes a second to import
 
         def note_repeated(_: Exception) -> bool:
             faults.append("it has two members of one name; the first was scored")
             return True  # webdataset goes on
 
-        has_pictures = False
+        pictures = 0
         for sample in group_by_keys(_members(shard, faults), lcase=False, handler=note_repeated):
-            origin = _origin(sample.get("json", b""))
+            origin = _read_origin(sample.get("json", b""))
             for ending, content in sample.items():
                 path = f"{shard}/{sample['__key__']}.{ending}"
                 if _ending(path) in picture_endings():
-                    has_pictures = True
+                    pictures += 1
                     yield [path, *self.photos.read(content), origin]
-        if not (has_pictures or faults):
+        if not (pictures or faults):
             faults.append("no member is a picture")
 
 
@@ -78,46 +78,33 @@ def _members(shard: str, faults: list[str]) -> Iterator[dict]:
         with open(shard, "rb") as file:
             for member in tar_file_iterator(file, **names):
                 yield member | {"__url__": shard}
-        if _is_cut(shard):
-            faults.append("it is cut short")
+            file.seek(257)
+            if file.read(5) == b"ustar":  # not compressed
+                file.seek(-tarfile.BLOCKSIZE, os.SEEK_END)
+                if any(file.read()):  # tarfile does not notice a cut in a header, or before it
+                    raise tarfile.ReadError("unexpected end of data")
     except Exception as error:  # a damaged tar raises anything at all
-        faults.append(_explain(error))
+        reason = error_text(error).partition(" @ ")[0]  # webdataset adds the file
+        faults.append(f"it cannot be read to its end ({reason})")
 
 
 def _is_wanted(name: str) -> bool:
-    return _ending(name) == ".json" or _ending(name) in picture_endings()
-
-
-def _is_cut(shard: str) -> bool:
-    """Whether an uncompressed tar lacks the zeros at its end; `tarfile` does not notice a cut between two members."""
-    with open(shard, "rb") as file:
-        if file.read(262)[257:] != b"ustar":
-            return False
-        file.seek(-tarfile.BLOCKSIZE, os.SEEK_END)
-        return any(file.read())
-
-
-def _explain(error: Exception) -> str:
-    """The reason why a shard could not be read to its end, in a few words."""
-    if isinstance(error, FileNotFoundError):
-        return "there is no such file"
-    if "unexpected end" in str(error) or "end-of-stream" in str(error):
-        return "it is cut short"
-    reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-    return f"it cannot be read ({' '.join(reason.split())[:160]})"
+    return _ending(name) in (".json", *picture_endings())
 
 
 def _ending(name: str) -> str:
     return os.path.splitext(name)[1].lower()
 
 
-def _origin(text: bytes) -> dict[str, str]:
+def _read_origin(text: bytes) -> dict[str, str]:
     """The `url` and `key` that the JSON text beside a photograph gives."""
     try:
         fields = json.loads(text)
     except (ValueError, RecursionError):
         return {}
-    if not isinstance(fields, dict):
-        return {}
-    texts = {name: str(fields[name]) for name in ORIGIN if fields.get(name) is not None}
-    return {name: text.encode("utf-8", "replace").decode() for name, text in texts.items()}
+    values = {name: fields.get(name) for name in ORIGIN} if isinstance(fields, dict) else {}
+    return {
+        name: str(value).encode("utf-8", "replace").decode()
+        for name, value in values.items()
+        if value is not None
+    }

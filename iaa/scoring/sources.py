@@ -12,12 +12,12 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from functools import cache
-from itertools import chain
 from typing import NamedTuple
 
-from iaa.errors import InputError
+from PIL import Image
 
-SHARDS = (".tar", ".tar.gz", ".tgz")
+from iaa.errors import InputError
+from iaa.photographs.decode import FORMATS
 
 
 class Source(NamedTuple):
@@ -33,7 +33,7 @@ class Source(NamedTuple):
 
 def is_shard(path: str) -> bool:
     """Whether a file is a tar of photographs, by its ending."""
-    return path.lower().endswith(SHARDS)
+    return path.lower().endswith((".tar", ".tar.gz", ".tgz"))
 
 
 def shards_of(path: str) -> list[str]:
@@ -44,10 +44,6 @@ def shards_of(path: str) -> list[str]:
 @cache
 def picture_endings() -> set[str]:
     """The endings of files that are read as photographs: `.jpg` and so on."""
-    from PIL import Image  # slow to import, with the decoders
-
-    from iaa.photographs.decode import FORMATS
-
     return {ending for ending, name in Image.registered_extensions().items() if name in FORMATS}
 
 
@@ -57,17 +53,13 @@ class Sources:
     paths: files with any ending; folders, searched with all folders below them for files with a picture's ending, but
         hidden ones; globs with `*`, `?`, `[...]` and `**`; shards, also as patterns with braces. Folders are not
         searched for shards.
-    lists: text files with a path in each line; `-` is standard input, which can be read once only.
-    left_out: counts, by ending, of the files in folders that the latest iteration left out.
+    lists: text files with a path in each line; `-` is standard input. What cannot be read twice is read into memory.
+    skipped: counts, by ending, of the files in folders that the latest iteration skipped.
     """
 
     def __init__(self, paths: Sequence[str], lists: Sequence[str] = ()):
-        self.paths, self.lists, self.left_out = paths, lists, Counter()
-
-    @property
-    def countable(self) -> bool:
-        """Whether one may iterate more than once: a pipe can be read once only."""
-        return all(os.path.isfile(name) for name in self.lists)
+        self.paths, self.skipped = paths, Counter()
+        self.lists = [name if os.path.isfile(name) else list(_lines(name)) for name in lists]
 
     def __iter__(self) -> Iterator[Source]:
         return self.without(set())
@@ -77,7 +69,7 @@ class Sources:
 
         key: turns an absolute path into the text that is hashed.
         """
-        self.left_out.clear()
+        self.skipped.clear()
         for source in self._all():
             number = hash(key(os.path.abspath(source.path)))
             if number not in hashes:
@@ -85,50 +77,44 @@ class Sources:
                 yield source
 
     def _all(self) -> Iterator[Source]:
-        for path in chain.from_iterable(map(_without_braces, self.paths)):
-            is_glob = glob.has_magic(path) and not os.path.lexists(path)
-            matches = sorted(glob.iglob(path, recursive=True), key=_walk_order) if is_glob else [path]
-            for match in matches:
-                yield from self._of(match)
-            if not matches:
-                yield Source(path, "nothing matches")
-        for name in self.lists:
-            for line in _lines(name):
-                yield from self._of(line)
+        for pattern in self.paths:
+            for path in _without_braces(pattern):
+                is_glob = glob.has_magic(path) and not os.path.lexists(path)
+                matches = sorted(glob.iglob(path, recursive=True)) if is_glob else [path]
+                for match in matches:
+                    yield from self._below(match)
+                if not matches:
+                    yield Source(path, "nothing matches")
+        for lines in self.lists:
+            for path in _lines(lines) if isinstance(lines, str) else lines:
+                yield from self._below(path)
 
-    def _of(self, path: str) -> Iterator[Source]:
-        """The file itself; or a folder's own photographs, then the photographs of the folders in it."""
+    def _below(self, path: str) -> Iterator[Source]:
+        """The file itself; or a folder's photographs, then those of the folders in it, then the folders that fail."""
         if not os.path.isdir(path):
             if is_shard(path):
                 _need_webdataset()
             yield Source(path)
             return
-        folders_left = [path]
-        while folders_left:
-            folder = folders_left.pop()
-            try:
-                names, folders = self._list_folder(folder)
-            except OSError as error:
-                yield Source(folder, f"the folder cannot be read ({(error.strerror or str(error)).lower()})")
-                continue
-            yield from (Source(os.path.join(folder, name)) for name in sorted(names))
-            folders_left += [os.path.join(folder, name) for name in sorted(folders, reverse=True)]
+        errors: list[OSError] = []
+        for folder, folders, names in os.walk(path, onerror=errors.append):
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            for name in sorted(name for name in names if not name.startswith(".")):
+                ending = os.path.splitext(name)[1].lower()
+                if ending in picture_endings():
+                    yield Source(os.path.join(folder, name))
+                else:
+                    self.skipped[ending or "no ending"] += 1
+        for error in errors:
+            yield Source(error.filename, f"the folder cannot be read ({error.strerror.lower()})")
 
-    def _list_folder(self, folder: str) -> tuple[list[str], list[str]]:
-        """The names of the photographs and of the folders in a folder; other files are counted."""
-        names, folders = [], []
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                ending = os.path.splitext(entry.name)[1].lower()
-                if entry.name.startswith("."):
-                    continue
-                if entry.is_dir():
-                    folders += [entry.name] * (not entry.is_symlink())
-                elif ending in picture_endings():
-                    names.append(entry.name)
-                elif entry.is_file():
-                    self.left_out[ending or "no ending"] += 1
-        return names, folders
+    def describe_skipped(self) -> str:
+        """The end of a sentence; empty if nothing was skipped."""
+        if not self.skipped:
+            return ""
+        counts = ", ".join(f"{count} {ending}" for ending, count in self.skipped.most_common(5))
+        hint = " (shards are taken by name: 'FOLDER/*.tar')" * any(map(is_shard, self.skipped))
+        return f"; files in folders that do not end as pictures do were left out: {counts}{hint}"
 
 
 def _without_braces(path: str) -> Iterable[str]:
@@ -141,25 +127,18 @@ def _without_braces(path: str) -> Iterable[str]:
     try:
         return braceexpand.braceexpand(path)
     except braceexpand.UnbalancedBracesError:
-        raise InputError(
-            f"{path}: a brace in it has no other half; write it as photos-{{000..999}}.tar"
-        ) from None
+        raise InputError(f"{path}: a brace has no other half; write it as photos-{{000..999}}.tar") from None
 
 
 def _need_webdataset() -> None:
-    """Raises InputError where webdataset is not installed."""
+    """Raises InputError if webdataset is not installed."""
     if importlib.util.find_spec("webdataset") is None:
         raise InputError("shards (.tar) need webdataset: pip install -r requirements/scale.txt")
-
-
-def _walk_order(path: str) -> tuple[list[str], str]:
-    """A sort key: the files of a folder come before the files of the folders in it."""
-    return os.path.dirname(path).split(os.sep), path
 
 
 def _lines(name: str) -> Iterator[str]:
     """The paths in a list. File names are bytes; those that are not UTF-8 keep their bytes."""
     with nullcontext(sys.stdin.buffer) if name == "-" else open(name, "rb") as file:
         for line in file:
-            if text := os.fsdecode(line.removeprefix(codecs.BOM_UTF8).rstrip(b"\r\n")):
-                yield text
+            if path := os.fsdecode(line.removeprefix(codecs.BOM_UTF8).rstrip(b"\r\n")):
+                yield path
