@@ -171,7 +171,7 @@ def test_accumulated_batches_are_one_step(scored):
         optimizer = torch.optim.SGD(model.parameters(), lr=1.0, fused=True)
         stepper = Stepper(model, optimizer, Schedule(0.1, 1), Precision(torch.device("cpu")), accumulate)
         mse = torch.nn.functional.mse_loss
-        Trainer(model, stepper, mse, scored).epoch(loader, StopSignal())
+        Trainer(model, stepper, mse, scored).train_epoch(loader, StopSignal())
         rates.append(optimizer.param_groups[0]["lr"])
         networks.append(model)
     assert rates == [0.1, 0.1]

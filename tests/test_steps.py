@@ -162,36 +162,33 @@ def test_a_gradient_that_is_not_finite_changes_nothing(name):
     assert all(parameter.isfinite().all() for parameter in model.parameters())
 
 
-def test_losses_are_summed_over_images_and_bad_ones_told_once(tmp_path, caplog):
+def make_trainer(folder, **options):
     model = torch.nn.Linear(1, 1)
     stepper = Stepper(model, torch.optim.SGD(model.parameters()), Schedule(1.0, 1), Precision(CPU))
-    training = Trainer(model, stepper, None, tmp_path, max_bad_steps=1)
+    return Trainer(model, stepper, None, folder, **options)
+
+
+def test_losses_are_summed_over_images_and_bad_ones_told_once(tmp_path, caplog):
+    trainer = make_trainer(tmp_path, max_bad_steps=1)
     for step, (value, names) in enumerate([(3.0, ["a", "b"]), (math.nan, ["c"]), (2.0, ["d", "e"])]):
-        training.unread.append((step, torch.tensor(value), names))
+        trainer.losses.add(step, names, torch.tensor(value))
     for _ in range(2):
-        training._read_losses()
-        assert (training.progress.loss, training.progress.images) == (10.0, 4)
-    assert [(row["step"], row["images"]) for row in training.progress.bad_steps] == [(2, ["c"])]
+        trainer.save()
+        assert (trainer.progress.loss, trainer.progress.images) == (10.0, 4)
+    assert [(row["step"], row["images"]) for row in trainer.progress.bad_steps] == [(2, ["c"])]
     assert caplog.text.count("the step is left out (1 of --max_bad_steps 1)") == 1
 
 
-def test_losses_on_a_gpu_are_read_one_look_later(tmp_path):
-    class Event:
-        waited = False
-
-        def synchronize(self):
-            self.waited = True
-
-    model = torch.nn.Linear(1, 1)
-    stepper = Stepper(model, torch.optim.SGD(model.parameters()), Schedule(1.0, 1), Precision(CPU))
-    training, events = Trainer(model, stepper, None, tmp_path), [Event(), Event()]
-    training.pending = [PendingLosses([(0, None, ["a"])], torch.tensor([4.0]), events[0])]
-    assert math.isnan(training._read_losses(wait=False))
-    training.pending.append(PendingLosses([(1, None, ["b", "c"])], torch.tensor([1.0]), events[1]))
-    assert training._read_losses(wait=False) == 4.0
-    assert [event.waited for event in events] == [True, False]
-    assert training._read_losses() == 1.0
-    assert training.progress.loss == 6.0
+def test_losses_are_read_one_call_later_or_awaited():
+    pending = PendingLosses()
+    assert list(pending.read(wait=False)) == []
+    pending.add(0, ["a"], torch.tensor(4.0))
+    assert list(pending.read(wait=False)) == []
+    pending.add(1, ["b", "c"], torch.tensor(1.0))
+    assert list(pending.read(wait=False)) == [(0, ["a"], 4.0)]
+    pending.add(2, ["d"], torch.tensor(2.0))
+    assert list(pending.read(wait=True)) == [(1, ["b", "c"], 1.0), (2, ["d"], 2.0)]
+    assert list(pending.read(wait=True)) == []
 
 
 def test_waiting_for_data_is_measured_from_the_first_batch_on():

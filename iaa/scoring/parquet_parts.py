@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from iaa.errors import InputError
-from iaa.runtime import distributed, process_group
+from iaa.runtime import distributed
 from iaa.runtime.files import write_json
 from iaa.scoring.sources import is_shard
 from iaa.scoring.table import Row, lock, read_rows, refuse_other_settings, utf8, write_parquet
@@ -49,7 +49,7 @@ class ParquetParts:
                     parts = self._begin(settings, append, overwrite)
             except InputError as error:
                 parts = str(error)
-        with process_group.process_group("--append on all machines goes on"):
+        with distributed.process_group("--append on all machines goes on"):
             parts = distributed.gather(parts)[0]
         if isinstance(parts, str):
             raise InputError(parts)

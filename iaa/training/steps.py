@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import os
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -12,9 +14,12 @@ import torch
 from torch import Tensor, nn
 
 import models
+from models.attention import make_deterministic
 
 if TYPE_CHECKING:
     from models import RefinementSchedule
+
+log = logging.getLogger("eat")
 
 
 @dataclass(frozen=True)
@@ -121,3 +126,14 @@ def allow_tf32(allowed: bool) -> None:
     """Allow or forbid TF32 in float32 products and convolutions on a GPU. torch's default allows it in convolutions."""
     torch.set_float32_matmul_precision("high" if allowed else "highest")
     torch.backends.cudnn.allow_tf32 = allowed
+
+
+def set_deterministic(deterministic: bool, model: nn.Module, device: torch.device) -> None:
+    """Have torch and `model` use deterministic operations only, or any. On a CPU all of them are deterministic."""
+    torch.use_deterministic_algorithms(deterministic)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads such memory
+    if deterministic and device.type != "cuda":
+        log.info("--deterministic changes nothing on %s: training on it is deterministic anyway", device)
+    elif deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at its first product
+        make_deterministic(model)
