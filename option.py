@@ -173,15 +173,6 @@ GROUPS: dict[str, tuple[Option, ...]] = {
 
 OPTIONS: dict[str, Option] = {option.name: option for group in GROUPS.values() for option in group}
 
-# Options that need another one, and options that exclude each other.
-_NEEDS = {"eval": "path_to_model_weight", "calibrate_points": "path_to_model_weight"}
-_NEEDS["resume"] = "experiment_dir_name"
-_EXCLUSIVE = (
-    ("resume", "overwrite"),
-    ("resume", "eval"),
-    ("eval", "released_protocol"),
-    ("pretrained", "path_to_model_weight"),
-)
 # Options that have a meaning only under a value of another one: (its name, these values, the options).
 _REFINEMENT = ("explore_share", "explore_same", "explore_other", "handover", "eval_refinement")
 _POINTS = ("interest_points", "calibrate_points", "sync_interest_points")
@@ -250,28 +241,32 @@ def complete(given: Mapping[str, Any]) -> argparse.Namespace:
     dataset = given.get("dataset", "demo")
     defaults = {name: option.default for name, option in OPTIONS.items()}
     options = argparse.Namespace(**(defaults | RECIPES[dataset] | dict(given)))
-    if options.eval_batch_size is None:
-        options.eval_batch_size = options.batch_size
+    options.eval_batch_size = options.eval_batch_size or options.batch_size
+    weights = options.path_to_model_weight
     if dataset == "demo":
         options.path_to_save_csv = options.path_to_save_csv or os.path.join("data", "demo")
         options.path_to_images = options.path_to_images or os.path.join(options.path_to_save_csv, "images")
-    for name in ("path_to_images", "path_to_save_csv"):
-        if getattr(options, name) is None:
-            raise InputError(f"--dataset {dataset} needs --{name}")
-    for name, needed in _NEEDS.items():
-        if getattr(options, name) and not getattr(options, needed):
-            raise InputError(f"--{name} needs --{needed}")
-    for first, second in _EXCLUSIVE:
-        if getattr(options, first) and getattr(options, second):
-            raise InputError(f"--{first} and --{second} exclude each other; leave one out")
-    if options.released_protocol and dataset not in RELEASED_PROTOCOLS:
-        raise InputError(f"--released_protocol: {dataset} has none; {' and '.join(RELEASED_PROTOCOLS)} have")
+    warmup, scale = f"--warmup_epochs {options.warmup_epochs:g}", f"--score_max {options.score_max:g}"
+    no_protocol = options.released_protocol and dataset not in RELEASED_PROTOCOLS
+    protocols = f"{dataset} has none; {' and '.join(RELEASED_PROTOCOLS)} have"
+    for contradicts, problem in (
+        (not options.path_to_images, f"--dataset {dataset} needs --path_to_images"),
+        (not options.path_to_save_csv, f"--dataset {dataset} needs --path_to_save_csv"),
+        (options.eval and not weights, "--eval needs --path_to_model_weight"),
+        (options.calibrate_points and not weights, "--calibrate_points needs --path_to_model_weight"),
+        (options.resume and not options.experiment_dir_name, "--resume needs --experiment_dir_name"),
+        (options.resume and options.overwrite, "--resume and --overwrite exclude each other"),
+        (options.resume and options.eval, "--resume and --eval exclude each other"),
+        (options.eval and options.released_protocol, "--eval and --released_protocol exclude each other"),
+        (options.pretrained and weights, "--pretrained and --path_to_model_weight exclude each other"),
+        (no_protocol, f"--released_protocol: {protocols}"),
+        (options.warmup_epochs > options.num_epoch, f"{warmup} exceeds --num_epoch {options.num_epoch}"),
+        (options.score_min >= options.score_max, f"--score_min {options.score_min:g} is not below {scale}"),
+    ):
+        if contradicts:
+            raise InputError(problem)
     if dataset in ("tad66k", "flickr_aes", "aadb", "para"):
         complete_loss(options, votes=False)
-    if options.warmup_epochs > options.num_epoch:
-        raise InputError(f"--warmup_epochs {options.warmup_epochs:g} exceeds --num_epoch {options.num_epoch}")
-    if dataset == "csv" and options.score_min >= options.score_max:
-        raise InputError(f"--score_min {options.score_min:g} is not below --score_max {options.score_max:g}")
     _refuse_meaningless(options, given)
     return options
 

@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 
 import option
 from dataset import Splits, read_splits
+from iaa.errors import Interrupted
 from iaa.evaluation import released
 from iaa.evaluation.leakage import KnownPhotos
 from iaa.networks import trained_network
@@ -138,17 +139,24 @@ def train(
 ) -> checkpoint.Progress:
     """Train, select on the validation set, and put the selected checkpoint into the network."""
     model, precision, progress = trainer.stepper.model, trainer.stepper.precision, trainer.progress
-    first = distributed.rank() == 0
+    first, criterion = distributed.rank() == 0, trainer.criterion
     with run_folder.open_tensorboard(folder, progress) as writer:
-        for _ in engine.fit(trainer, loaders, label_format, precision, stop, options.select_by):
-            if not first:
-                continue
-            row = progress.history[-1]
-            run_folder.write_epoch(folder, writer, progress, options.num_epoch)
-            if options.released_protocol and released.keeps(options.dataset, progress.history):
-                path = trainer.checkpoints / released.checkpoint_name(options.dataset, row)
-                checkpoint.save(path, released_style(model))
-            nni_trial.report_epoch(row, options.search_metric)
+        while progress.epoch < options.num_epoch:
+            trainer.train_epoch(loaders["train"], stop)
+            trainer.save()  # a signal ends the validation; several processes only notice it afterwards
+            start, val = time.perf_counter(), loaders["val"]
+            validation = engine.evaluate(model, val, criterion, label_format, precision, "validate", stop)
+            progress.seconds += time.perf_counter() - start
+            trainer.end_epoch(validation, options.select_by)
+            if first:
+                row = progress.history[-1]
+                run_folder.write_epoch(folder, writer, progress, options.num_epoch)
+                if options.released_protocol and released.keeps(options.dataset, progress.history):
+                    path = trainer.checkpoints / released.checkpoint_name(options.dataset, row)
+                    checkpoint.save(path, released_style(model))
+                nni_trial.report_epoch(row, options.search_metric)
+            if signal := distributed.all_reduce_max(stop.received)[0]:
+                raise Interrupted(signal)
     if first:
         reported = progress.history[-1 if options.released_protocol else progress.best_epoch - 1]
         nni_trial.report_end(reported, options.search_metric)

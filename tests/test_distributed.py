@@ -63,13 +63,13 @@ def start_two(folder, words):
         os.environ.update(place, RANK=str(rank), LOCAL_RANK=str(rank))
         logging.getLogger().handlers[:] = [logging.StreamHandler(sys.stderr)]  # instead of pytest's
         logging.getLogger().setLevel(logging.INFO)
-        fit = engine.fit
+        end_epoch = engine.Trainer.end_epoch
 
-        def spy(training, *rest):
-            yield from fit(training, *rest)
-            torch.save(training.stepper.model.state_dict(), folder / f"{rank}.pt")
+        def spy(trainer, *rest):
+            end_epoch(trainer, *rest)
+            torch.save(trainer.stepper.model.state_dict(), folder / f"{rank}.pt")
 
-        engine.fit = spy
+        engine.Trainer.end_epoch = spy
         return main_nni.main([str(word) for word in words])
 
     logs = [folder / f"{rank}.log" for rank in (0, 1)]

@@ -36,19 +36,14 @@ SCHEDULE = attrgetter("init_lr", "num_epoch", "schedule", "decay_every", "decay_
 
 def pick_device(gpu_id: str | None) -> torch.device:
     """The device of `--gpu_id`; by default the GPU with the number of this process, else the CPU. Raises InputError."""
-    count, number = torch.cuda.device_count(), int(os.environ.get("LOCAL_RANK", "0"))
+    count = torch.cuda.device_count()
     if gpu_id == "cpu" or (gpu_id is None and not count):
         return torch.device("cpu")
-    if gpu_id is not None:
-        if distributed.world_size() > 1:
-            raise InputError(f"--gpu_id {gpu_id}: torchrun gives each process a GPU of its own; leave it out")
-        if not gpu_id.isdecimal() or int(gpu_id) >= count:
-            available = f"GPUs 0 to {count - 1} are here" if count else "no GPU is here; use --gpu_id cpu"
-            raise InputError(f"--gpu_id {gpu_id}: no such GPU; {available}")
-        number = int(gpu_id)
-    elif number >= count:
-        raise InputError(f"{count} GPUs are here, fewer than processes; lower torchrun's --nproc_per_node")
-    device = torch.device("cuda", number)
+    gpu_id = gpu_id or os.environ.get("LOCAL_RANK", "0")
+    if not gpu_id.isdecimal() or int(gpu_id) >= count:
+        available = f"GPUs 0 to {count - 1} are here" if count else "no GPU is here; use --gpu_id cpu"
+        raise InputError(f"--gpu_id {gpu_id}: no such GPU; {available}")
+    device = torch.device("cuda", int(gpu_id))
     torch.cuda.set_device(device)
     return device
 
@@ -74,11 +69,11 @@ def pick_format(options: argparse.Namespace) -> LabelFormat:
     names = ["test.csv"] if options.eval and not options.calibrate_points else ["train.csv", "test.csv"]
     if not options.eval and (folder / "val.csv").is_file():
         names.append("val.csv")
-    first, *others = (csv_format(folder / name, scale, options.threshold) for name in names)
-    for name, label_format in zip(names[1:], others, strict=True):
-        if label_format != first:
+    formats = {name: csv_format(folder / name, scale, options.threshold) for name in names}
+    for name, label_format in formats.items():
+        if label_format != formats[names[0]]:
             raise InputError(f"{folder / name}: its label columns differ from those of {names[0]}")
-    return first
+    return label_format
 
 
 def pick_decoders(options: argparse.Namespace) -> tuple[str, str]:
@@ -164,18 +159,16 @@ def _fill(model: nn.Module, weights: Weights, options: argparse.Namespace) -> No
         if missing:
             log.info("%s has none that fit: %s start fresh", weights.path, ", ".join(missing))
         return
-    needs_points = options.interest_points == "running" and not options.calibrate_points
-    needs_factors = options.eval_refinement == "checkpoint"
     if missing and model.settings:
         problem = "plain DAT, without interest points: leave --interest_points out, or train it before --eval"
     elif missing:
         problem = f"has no {missing[0]} that fits: train it before --eval"
-    elif needs_points and models.uncalibrated(model):
+    elif models.uncalibrated(model) and not options.calibrate_points:
         problem = (
             "has no running interest points; --calibrate_points N estimates them from N training images, "
         )
         problem += "--interest_points batch evaluates as released"
-    elif needs_factors and any(name.endswith("refinement.factors") for name in fresh):
+    elif options.eval_refinement == "checkpoint" and any(n.endswith("refinement.factors") for n in fresh):
         problem = "remembers no factors of a refinement schedule; --eval_refinement exploitation evaluates "
         problem += "without any, --refinement released by the released rule"
     else:
@@ -192,8 +185,6 @@ def network_notes(options: argparse.Namespace, weights: Weights | None) -> list[
     for name, value in (weights.settings if weights else {}).items():
         if (used := getattr(options, name)) != value:
             notes.append(f"warning: {weights.path} was trained with --{name} {value}, not {used}")
-    if options.sync_interest_points and processes == 1:
-        notes.append("--sync_interest_points changes nothing: there is one process")
     images, mean_of = options.batch_size, "batch"
     if options.sync_interest_points:
         images, mean_of = images * processes, "batch of all processes"

@@ -1,4 +1,4 @@
-"""One epoch of training, one evaluation, and the loop over epochs."""
+"""One epoch of training, and one evaluation."""
 
 from __future__ import annotations
 
@@ -268,29 +268,3 @@ def evaluate(
         raise TrainingError(f"{title}: {bad}, {first}")
     pairs = label_format.match_scores(outputs, labels, trained)
     return Evaluation(names, outputs, labels.targets, loss, compute_metrics(pairs), pairs, points)
-
-
-def fit(
-    trainer: Trainer,
-    loaders: dict[str, DataLoader],
-    label_format: LabelFormat,
-    precision: Precision,
-    stop: StopSignal,
-    select_by: str,
-) -> Iterator[Progress]:
-    """Train from where `trainer.progress` stands to the schedule's last epoch; yields it after each epoch.
-
-    loaders: `train` and `val`. precision: of the validation. select_by: the metric on `val` that picks best.pth:
-    `srcc`, `plcc`, `accuracy`, or `loss`, the lower the better. Raises Interrupted after a signal, with last.pt saved.
-    """
-    progress, model = trainer.progress, trainer.stepper.model
-    while progress.epoch < trainer.stepper.schedule.num_epoch:
-        trainer.train_epoch(loaders["train"], stop)
-        trainer.save()  # a signal ends the validation; of several processes, it waits for its end
-        start, val, criterion = time.perf_counter(), loaders["val"], trainer.criterion
-        validation = evaluate(model, val, criterion, label_format, precision, "validate", stop)
-        progress.seconds += time.perf_counter() - start
-        trainer.end_epoch(validation, select_by)
-        yield progress
-        if signal := distributed.all_reduce_max(stop.received)[0]:
-            raise Interrupted(signal)

@@ -53,18 +53,14 @@ class DataWait:
 
     def timed(self, items: Iterable[Batch]) -> Iterator[Batch]:
         """The same batches; measures how long each was waited for."""
-        iterator = iter(items)
-        while True:
-            idle, start = self.idle(), time.perf_counter()
-            if (item := next(iterator, None)) is None:
-                return
+        start, idle = 0.0, False
+        for item in items:
             now = time.perf_counter()
-            if self.steps:
-                self._waited += idle * (now - start)
-            else:
-                self._began = now  # before it the workers started
+            self._waited += idle * (now - start)
+            self._began = self._began or now  # before the first batch the workers started
             self.steps += 1
             yield item
+            idle, start = self.idle(), time.perf_counter()
 
     @property
     def share(self) -> float:

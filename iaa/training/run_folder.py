@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import itertools
 import logging
 import math
 import os
@@ -11,6 +10,7 @@ import socket
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -123,31 +123,19 @@ def open_folder(folder: str | None, name: str, resume: bool, overwrite: bool, ke
     """
 
     def make_ready() -> Path:
-        if folder is None:
-            return _new_folder(Path("runs"), name)
-        path = Path(folder)
+        path = Path(folder or f"runs/{name}-{datetime.now():%Y%m%d-%H%M%S-%f}")
         if not resume and _run_files(path):
             if not overwrite:
                 remedy = "give --resume, --overwrite or another --experiment_dir_name"
                 raise InputError(f"{path}: holds a run; {remedy}")
             if keep is not None and path.resolve() in keep.resolve().parents:
-                raise InputError(
-                    f"{keep}: lies in the run that --overwrite would replace; use another folder"
-                )
+                replaced = "the run that --overwrite would replace"
+                raise InputError(f"{keep}: lies in {replaced}; use another folder")
             remove_run(path)
         path.mkdir(parents=True, exist_ok=True)
         return path
 
     return distributed.on_rank_zero(make_ready)
-
-
-def _new_folder(parent: Path, name: str) -> Path:
-    stem = f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    for count in itertools.count(1):
-        folder = parent / (stem if count == 1 else f"{stem}-{count}")
-        with suppress(FileExistsError):
-            folder.mkdir(parents=True)
-            return folder
 
 
 def _run_files(folder: Path) -> list[Path]:

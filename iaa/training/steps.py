@@ -8,16 +8,12 @@ import os
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 import models
 from models.attention import make_deterministic
-
-if TYPE_CHECKING:
-    from models import RefinementSchedule
 
 log = logging.getLogger("eat")
 
@@ -82,7 +78,7 @@ class Stepper:
     precision: Precision
     accumulate: int = 1
     clip_grad: float | None = None
-    refinement: RefinementSchedule | None = None
+    refinement: models.RefinementSchedule | None = None
     unsynced: Callable = nullcontext
 
     def __post_init__(self):
