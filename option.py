@@ -204,13 +204,13 @@ def _checked(content: Mapping[str, Any], source: str) -> dict[str, Any]:
     return {n: OPTIONS[n].check(v, source) for n, v in content.items() if n in OPTIONS and v is not None}
 
 
-def from_file(path: str, given: Mapping[str, Any]) -> dict[str, Any]:
+def from_file(path: str, chosen: Mapping[str, Any]) -> dict[str, Any]:
     """The options of a JSON file with the command line's over them, checked. Raises InputError."""
     content = read_options(path, "cannot be read as options")
     for name in content:
         if name not in OPTIONS or name == "options":
             raise InputError(f"{path}: unknown option {name!r}; --help lists them")
-    return _checked(content, path) | dict(given)
+    return _checked(content, path) | dict(chosen)
 
 
 def tuned(parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -222,25 +222,25 @@ def tuned(parameters: Mapping[str, Any]) -> dict[str, Any]:
     return {name: OPTIONS[name].check(value, "tuner") for name, value in parameters.items()}
 
 
-def resumed(given: Mapping[str, Any], path: os.PathLike) -> dict[str, Any]:
+def resumed(chosen: Mapping[str, Any], path: os.PathLike) -> dict[str, Any]:
     """A resumed run's options: those of `path`, under the command line's that may change. Raises InputError for others."""
     content = read_options(path, "no run to resume")
     if content.get("decode") == "gpu":  # of an older version
         content["decode"] = "fast"
     saved = _checked(content, str(path))
     saved.pop("overwrite", None)  # it was for that run's start
-    for name, value in given.items():
+    for name, value in chosen.items():
         if not OPTIONS[name].resumable and saved.get(name) != value:
             before = saved.get(name)
             raise InputError(f"--resume: --{name} {value} differs from the run's {before}; start a new run")
-    return saved | dict(given)
+    return saved | dict(chosen)
 
 
-def complete(given: Mapping[str, Any]) -> argparse.Namespace:
-    """All options: those given over the dataset's recipe over the table's defaults. Raises InputError for contradictions."""
-    dataset = given.get("dataset", "demo")
+def complete(chosen: Mapping[str, Any]) -> argparse.Namespace:
+    """All options: the `chosen` ones over the dataset's recipe over the table's defaults. Raises InputError for contradictions."""
+    dataset = chosen.get("dataset", "demo")
     defaults = {name: option.default for name, option in OPTIONS.items()}
-    options = argparse.Namespace(**(defaults | RECIPES[dataset] | dict(given)))
+    options = argparse.Namespace(**(defaults | RECIPES[dataset] | dict(chosen)))
     options.eval_batch_size = options.eval_batch_size or options.batch_size
     weights = options.path_to_model_weight
     if dataset == "demo":
@@ -267,7 +267,7 @@ def complete(given: Mapping[str, Any]) -> argparse.Namespace:
             raise InputError(problem)
     if dataset in ("tad66k", "flickr_aes", "aadb", "para"):
         complete_loss(options, votes=False)
-    _refuse_meaningless(options, given)
+    _refuse_meaningless(options, chosen)
     return options
 
 
@@ -281,15 +281,15 @@ def complete_loss(options: argparse.Namespace, votes: bool) -> None:
             raise InputError(f"--{name} {value} needs vote distributions; {scores}: use {other}")
 
 
-def complete_network(options: argparse.Namespace, given: Mapping, settings: Mapping[str, str]) -> None:
-    """Fill in the network's settings, those of the weights (`settings`) where none is given. Raises InputError.
+def complete_network(options: argparse.Namespace, chosen: Mapping, settings: Mapping[str, str]) -> None:
+    """Fill in the network's settings, those of the weights (`settings`) where none is chosen. Raises InputError.
 
     A network of timm has none: options of EAT's own are None.
     """
     if options.model in MODELS:
         options.interest_points = options.interest_points or settings.get("interest_points", "batch")
         options.refinement = options.refinement or settings.get("refinement", "released")
-    _refuse_meaningless(options, given)
+    _refuse_meaningless(options, chosen)
     if options.model not in MODELS:
         vars(options).update(dict.fromkeys(_EATS_OWN))
     elif options.pretrained:
@@ -299,14 +299,14 @@ def complete_network(options: argparse.Namespace, given: Mapping, settings: Mapp
         raise InputError(f"--compile does not go with {both}; leave one out")
 
 
-def _refuse_meaningless(options: argparse.Namespace, given: Mapping[str, Any]) -> None:
-    """Raises InputError for a given option that has no meaning under these values of others; None: not known yet."""
+def _refuse_meaningless(options: argparse.Namespace, chosen: Mapping[str, Any]) -> None:
+    """Raises InputError for a chosen option that has no meaning under these values of others; None: not known yet."""
     for owner, values, names in _BELONG:
         value = getattr(options, owner)
         if value is None or value in values:
             continue
         needed = {"eval": "", "model": " eat_*"}.get(owner, f" {' or '.join(map(str, values))}")
         for name in names:
-            if name in given and given[name] != OPTIONS[name].default:
+            if name in chosen and chosen[name] != OPTIONS[name].default:
                 other = "" if owner == "eval" else f", not {value}"
                 raise InputError(f"--{name} belongs to --{owner}{needed}{other}")

@@ -27,12 +27,9 @@ def edit(path, line, text):
     path.write_text("\n".join(lines) + "\n")
 
 
-def test_missing_image_folder(run, ava):
-    refused(run, ava, "nowhere: no such folder", "--path_to_images", path_to_images=ava / "nowhere")
-
-
-def test_missing_csv_folder(run, ava):
-    refused(run, ava, "nowhere: no such folder", "--path_to_save_csv", path_to_save_csv=ava / "nowhere")
+@pytest.mark.parametrize("name", ["path_to_images", "path_to_save_csv"])
+def test_missing_folder(run, ava, name):
+    refused(run, ava, "nowhere: no such folder", f"--{name}", **{name: ava / "nowhere"})
 
 
 def test_missing_csv(run, ava):
@@ -51,15 +48,15 @@ def test_csv_without_score_or_votes_says_what_was_found(run, ava):
     refused(run, ava, "needs the column 'score'", "found image, beauty", dataset="csv")
 
 
-@pytest.mark.parametrize("text", ["", "\n\n"])
-def test_empty_csv(run, ava, text):
-    (ava / "test.csv").write_text(text)
-    refused(run, ava, "test.csv: ")
-
-
-def test_csv_with_a_header_only(run, ava):
-    (ava / "test.csv").write_text((ava / "test.csv").read_text().splitlines()[0])
-    refused(run, ava, "test.csv: no rows under the header image_id")
+@pytest.mark.parametrize(
+    ("lines", "problem"),
+    [([], "test.csv: "), (["", ""], "test.csv: "), (None, "test.csv: no rows under the header image_id")],
+)
+def test_empty_csv(run, ava, lines, problem):
+    """lines: of the file; None: the header alone."""
+    lines = (ava / "test.csv").read_text().splitlines()[:1] if lines is None else lines
+    (ava / "test.csv").write_text("\n".join(lines))
+    refused(run, ava, problem)
 
 
 @pytest.mark.parametrize(

@@ -26,13 +26,8 @@ SMALL_RUN = Path(__file__).parent / "small.py"
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 LOST = "the connection to another process is lost"
 ENOUGH = 300  # seconds for a process to end where the time is not the point
-RECIPE = {
-    "init_lr": 1e-3,
-    "num_epoch": 2,
-    "batch_size": 2,
-    "drop_path_rate": 0.3,
-    "interest_points": "running",
-}
+RECIPE = {"init_lr": 1e-3, "num_epoch": 2, "batch_size": 2, "drop_path_rate": 0.3}
+RECIPE["interest_points"] = "running"
 
 
 def start(words, *more, folder=ROOT, **given):
@@ -99,11 +94,8 @@ def test_two_processes_train_one_network_and_evaluate_as_one_does(ava, run, poin
     assert err.count("epoch 2/2") == 1  # one process logs
     a, b = (torch.load(ava / f"{rank}.pt") for rank in (0, 1))
     assert all(torch.equal(a[name], b[name]) for name in a)
-    best = {
-        "eval": True,
-        "path_to_model_weight": ava / "run" / "checkpoints" / "best.pth",
-        "eval_batch_size": 4,
-    }
+    weights = ava / "run" / "checkpoints" / "best.pth"
+    best = {"eval": True, "path_to_model_weight": weights, "eval_batch_size": 4}
     _, alone, _ = run(arguments(ava, **best, experiment_dir_name=ava / "alone"))
     status, together, err = two_processes(ava, arguments(ava, **best, experiment_dir_name=ava / "together"))
     assert status == 0, err
@@ -121,16 +113,11 @@ def test_two_processes_train_one_network_and_evaluate_as_one_does(ava, run, poin
 
 @pytest.mark.slow
 def test_the_released_protocol_evaluates_on_one_process(ava, run):
-    status, result, err = two_processes(
-        ava, arguments(ava, released_protocol=True, num_epoch=1, batch_size=4)
-    )
+    words = arguments(ava, released_protocol=True, batch_size=4)
+    status, result, err = two_processes(ava, words)
     assert status == 0, err
-    weights = ava / "run" / "checkpoints" / "best.pth"
-    _, alone, _ = run(
-        arguments(
-            ava, eval=True, path_to_model_weight=weights, batch_size=4, experiment_dir_name=ava / "alone"
-        )
-    )
+    given = {"path_to_model_weight": ava / "run" / "checkpoints" / "best.pth", "batch_size": 4}
+    _, alone, _ = run(arguments(ava, **given, eval=True, experiment_dir_name=ava / "alone"))
     assert metrics(result) == pytest.approx(metrics(alone), rel=1e-6, nan_ok=True)
 
 

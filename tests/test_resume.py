@@ -378,6 +378,7 @@ def test_too_many_bad_steps_end_the_run_with_the_evidence(ava, run, monkeypatch)
     assert status == 1
     assert "the loss or its gradient is nan in epoch 1, step 2" in err
     assert "bad_steps.json lists all such batches (2; --max_bad_steps 1)" in err
+    assert err.count(".jpg") == 3
     assert len(json.loads((ava / "run" / "checkpoints" / "bad_steps.json").read_text())["bad_steps"]) == 2
 
 

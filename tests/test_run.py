@@ -266,14 +266,6 @@ def test_cosine_schedule_warms_up_and_falls_to_zero():
     assert math.isclose(Schedule(1.0, 10, "constant")(9.5), 1.0)
 
 
-def test_non_finite_loss_stops_with_epoch_step_and_images(ava, run):
-    status, _, err = run(arguments(ava, init_lr=1e30, batch_size=4, num_epoch=3, max_bad_steps=0))
-    assert status == 1
-    assert "the loss or its gradient is" in err
-    assert "epoch 1, step 2" in err
-    assert err.count(".jpg") == 4
-
-
 def test_runs_without_nni_installed(ava):
     """In a process where nni cannot be imported."""
 

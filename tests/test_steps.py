@@ -47,24 +47,23 @@ def test_training_in_half_precision_keeps_weights_and_evaluation_in_float32(ava,
     assert 0 < abs(exact["loss"] - half["loss"]) < 0.02 * exact["loss"]
 
 
-def test_on_a_cpu_nothing_is_in_half_precision_unless_asked():
-    assert [p.dtype for p in build.pick_precisions(options(), CPU)] == [None, None]
-    assert [p.dtype for p in build.pick_precisions(options(amp="bf16"), CPU)] == [torch.bfloat16] * 2
-
-
-def test_on_a_gpu_training_is_bf16_and_what_is_compared_is_float32(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
-    gpu = torch.device("cuda:0")
-    for given, expected in (
-        ({}, [torch.bfloat16, None]),
-        ({"released_protocol": True}, [None, None]),
-        ({"eval": True, "path_to_model_weight": "w"}, [None, None]),
-        ({"released_protocol": True, "amp": "bf16"}, [torch.bfloat16] * 2),
-        ({"amp": "off"}, [None, None]),
-    ):
-        assert [p.dtype for p in build.pick_precisions(options(**given), gpu)] == expected
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)
-    assert build.pick_precisions(options(), gpu)[0].dtype is None
+@pytest.mark.parametrize(
+    ("device", "has_bf16", "given", "expected"),
+    [
+        ("cpu", True, {}, [None, None]),
+        ("cpu", True, {"amp": "bf16"}, [torch.bfloat16] * 2),
+        ("cuda:0", True, {}, [torch.bfloat16, None]),
+        ("cuda:0", False, {}, [None, None]),
+        ("cuda:0", True, {"released_protocol": True}, [None, None]),
+        ("cuda:0", True, {"eval": True, "path_to_model_weight": "w"}, [None, None]),
+        ("cuda:0", True, {"released_protocol": True, "amp": "bf16"}, [torch.bfloat16] * 2),
+        ("cuda:0", True, {"amp": "off"}, [None, None]),
+    ],
+)
+def test_training_on_a_gpu_alone_is_bf16_unless_asked(monkeypatch, device, has_bf16, given, expected):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: has_bf16)
+    found = build.pick_precisions(options(**given), torch.device(device))
+    assert [precision.dtype for precision in found] == expected
 
 
 @pytest.mark.parametrize("tf32", [False, True])
@@ -135,9 +134,8 @@ def test_a_compiled_run_is_the_plain_one(ava, run, monkeypatch, trained):
 
 def test_adamw_decays_matrices_but_no_biases_norms_and_position_tables():
     model = create_model("eat_nano")
-    decayed, rest = (
-        {id(p) for p in group["params"]} for group in make_optimizer(model, "adamw", 0.1).param_groups
-    )
+    groups = make_optimizer(model, "adamw", 0.1).param_groups
+    decayed, rest = ({id(parameter) for parameter in group["params"]} for group in groups)
     for name, parameter in model.named_parameters():
         table = name.endswith(("bias_table", "rpe_table"))
         assert id(parameter) in (rest if table or parameter.ndim < 2 else decayed), name
@@ -146,19 +144,16 @@ def test_adamw_decays_matrices_but_no_biases_norms_and_position_tables():
 @pytest.mark.parametrize("name", ["adam", "adamw"])
 def test_a_gradient_that_is_not_finite_changes_nothing(name):
     model = create_model("eat_nano")
-    stepper = Stepper(
-        model, make_optimizer(model, name, 0.1), Schedule(1e-3, 1), Precision(CPU), clip_grad=1.0
-    )
+    optimizer = make_optimizer(model, name, 0.1)
+    stepper = Stepper(model, optimizer, Schedule(1e-3, 1), Precision(CPU), clip_grad=1.0)
     images = torch.randn(1, 3, 224, 224)
     before = [parameter.detach().clone() for parameter in model.parameters()]
-    stepper.backward(model(images).mean() * math.inf)
-    stepper.update(0.0)
-    assert stepper.left_out
-    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
-    stepper.backward(model(images).mean())
-    stepper.update(0.5)
-    assert not stepper.left_out
-    assert not all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    for factor, left_out in ((math.inf, True), (1.0, False)):
+        stepper.backward(model(images).mean() * factor)
+        stepper.update(0.5)
+        assert stepper.left_out == left_out
+        same = [torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True)]
+        assert all(same) == left_out
     assert all(parameter.isfinite().all() for parameter in model.parameters())
 
 
