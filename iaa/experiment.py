@@ -87,8 +87,8 @@ def work(options: argparse.Namespace, weights: Weights | None, device: torch.dev
         evaluation = engine.evaluate(
             model, loaders["test"], criterion, label_format, test_precision, "test", stop, trained
         )
-        tested = make_test_report(options, splits, label_format, model, evaluation, test_precision, origin)
-        result = write_report(tested, folder, model, history, stop) | selection
+        report = make_test_report(options, splits, label_format, model, evaluation, test_precision, origin)
+        result = write_report(report, folder, model, history, stop) | selection
         run_folder.write_outcome(folder, result)
     return result
 
@@ -139,7 +139,7 @@ def train(
 ) -> checkpoint.Progress:
     """Train, select on the validation set, and put the selected checkpoint into the network."""
     model, precision, progress = trainer.stepper.model, trainer.stepper.precision, trainer.progress
-    first, criterion = distributed.rank() == 0, trainer.criterion
+    writes, criterion = distributed.rank() == 0, trainer.criterion
     with run_folder.open_tensorboard(folder, progress) as writer:
         while progress.epoch < options.num_epoch:
             trainer.train_epoch(loaders["train"], stop)
@@ -148,7 +148,7 @@ def train(
             validation = engine.evaluate(model, val, criterion, label_format, precision, "validate", stop)
             progress.seconds += time.perf_counter() - start
             trainer.end_epoch(validation, options.select_by)
-            if first:
+            if writes:
                 row = progress.history[-1]
                 run_folder.write_epoch(folder, writer, progress, options.num_epoch)
                 if options.released_protocol and released.keeps(options.dataset, progress.history):
@@ -157,7 +157,7 @@ def train(
                 nni_trial.report_epoch(row, options.search_metric)
             if signal := distributed.all_reduce_max(stop.received)[0]:
                 raise Interrupted(signal)
-    if first:
+    if writes:
         reported = progress.history[-1 if options.released_protocol else progress.best_epoch - 1]
         nni_trial.report_end(reported, options.search_metric)
     distributed.on_rank_zero(partial(load_weights, model, trainer.checkpoints / checkpoint.BEST))
@@ -166,21 +166,21 @@ def train(
 
 
 def write_report(
-    tested: TestReport, folder: Path, model: nn.Module, history: list[dict[str, float]], stop: StopSignal
+    report: TestReport, folder: Path, model: nn.Module, history: list[dict[str, float]], stop: StopSignal
 ) -> dict:
     """Write and print the report on test.csv. history: rows of metrics.csv; empty under --eval. Returns the result."""
-    options, first = tested.options, distributed.rank() == 0
-    if first:
-        tested.write_predictions(folder / "predictions.csv")
-        tested.write_plots(folder / "report.png", history)
+    options, writes = report.options, distributed.rank() == 0
+    if writes:
+        report.write_predictions(folder / "predictions.csv")
+        report.write_plots(folder / "report.png", history)
         if options.save_released_style:
             checkpoint.save(folder / "checkpoints" / "released_style.pth", released_style(model))
-    tested.log_figures()
-    result = tested.result(folder) | tested.evaluation.points
+    report.log_figures()
+    result = report.result(folder) | report.evaluation.points
     files = {"metrics": "metrics.csv", "tensorboard": "tensorboard"} if history else {}
     if options.eval and options.report_images:
         files = {"page": "report.html"}
-        if first:
-            tested.write_page(folder / "report.html", stop)
+        if writes:
+            report.write_page(folder / "report.html", stop)
     result["files"] |= {name: str(folder / file) for name, file in files.items()}
     return result

@@ -164,9 +164,7 @@ def _fill(model: nn.Module, weights: Weights, options: argparse.Namespace) -> No
     elif missing:
         problem = f"has no {missing[0]} that fits: train it before --eval"
     elif models.uncalibrated(model) and not options.calibrate_points:
-        problem = (
-            "has no running interest points; --calibrate_points N estimates them from N training images, "
-        )
+        problem = "has no running interest points; --calibrate_points N estimates them from training images, "
         problem += "--interest_points batch evaluates as released"
     elif options.eval_refinement == "checkpoint" and any(n.endswith("refinement.factors") for n in fresh):
         problem = "remembers no factors of a refinement schedule; --eval_refinement exploitation evaluates "

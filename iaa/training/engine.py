@@ -148,21 +148,19 @@ class Trainer:
             else:
                 step = {"epoch": progress.epoch + 1, "step": number + 1, "loss": str(loss)}
                 bad.append(step | {"images": names})
-        path, allowed = self.checkpoints / "bad_steps.json", self.max_bad_steps
+        path, limit = self.checkpoints / "bad_steps.json", f"--max_bad_steps {self.max_bad_steps}"
         for step in itertools.chain(*distributed.gather(bad)):
             progress.bad_steps.append(step)
             count = len(progress.bad_steps)
             if distributed.rank() == 0:
                 write_json(path, {"bad_steps": progress.bad_steps})
             problem = "the loss or its gradient is {loss} in epoch {epoch}, step {step}".format(**step)
-            if count > allowed:
+            if count > self.max_bad_steps:
                 remedy = "lower --init_lr, clip with --clip_grad, or look at these images"
                 problem += f"; images of that batch: {', '.join(step['images'])}; {remedy}; "
-                problem += f"{path} lists all such batches ({count}; --max_bad_steps {allowed})"
+                problem += f"{path} lists all such batches ({count}; {limit})"
                 raise TrainingError(problem)
-            log.warning(
-                "warning: %s: the step is left out (%d of --max_bad_steps %d)", problem, count, allowed
-            )
+            log.warning("warning: %s: the step is left out (%d of %s)", problem, count, limit)
 
     def end_epoch(self, validation: Evaluation, select_by: str) -> None:
         """Add the epoch's row to the history; write best.pth if it is the best by `select_by`, and last.pt."""

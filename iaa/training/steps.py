@@ -95,12 +95,12 @@ class Stepper:
     def shares(self, batch: int, batches: int) -> tuple[int, bool]:
         """How many batches share the step of batch number `batch` of an epoch, and whether it is the last of them."""
         index = batch % self.accumulate
-        together = min(self.accumulate, batches - batch + index)
-        return together, index == together - 1
+        batches_of_step = min(self.accumulate, batches - batch + index)
+        return batches_of_step, index == batches_of_step - 1
 
-    def backward(self, loss: Tensor, together: int = 1) -> None:
+    def backward(self, loss: Tensor, batches_of_step: int = 1) -> None:
         """Add a batch's share to the gradients."""
-        self.scaler.scale(loss / together).backward()
+        self.scaler.scale(loss / batches_of_step).backward()
 
     def update(self, now: float) -> None:
         """Make a step of the accumulated gradients, and clear them. now: epochs done, fractions count."""
