@@ -86,15 +86,6 @@ def test_eval_prints_the_published_figures(ava, run, caplog):
         assert re.search(rf"^{name} .* {figure}, (inside|below|above)$", caplog.text, re.MULTILINE)
 
 
-def test_eval_depends_on_the_batch_size_as_in_the_release(ava, run, ran):
-    weights = ava / "run" / "checkpoints" / "best.pth"
-    predicted = []
-    for size in (6, 1):
-        evaluate(run, ava, weights, f"batch{size}", eval_batch_size=size)
-        predicted.append(pd.read_csv(ava / f"batch{size}" / "predictions.csv")["predicted_score"])
-    assert (predicted[0] - predicted[1]).abs().max() > 0.01
-
-
 @pytest.mark.slow
 def test_two_runs_with_one_seed_are_identical(ava, run):
     results = []
