@@ -14,11 +14,10 @@ from torch.utils.data import DataLoader
 
 import option
 from dataset import Splits, read_splits
-from iaa.errors import Interrupted
+from iaa.errors import InputError, Interrupted, PurposeError
 from iaa.evaluation import released
 from iaa.evaluation.leakage import KnownPhotos
-from iaa.networks import trained_network
-from iaa.networks.trained_network import pick_origin
+from iaa.networks.purpose import agree, complete_purpose, find_purpose, format_of, recognise
 from iaa.photographs import demo
 from iaa.photographs.labels import LabelFormat
 from iaa.reports.test_report import TestReport, make_test_report
@@ -26,8 +25,8 @@ from iaa.runtime import distributed
 from iaa.runtime.signals import StopSignal
 from iaa.searching import nni_trial
 from iaa.training import build, checkpoint, engine, run_folder
-from models import Weights, load_weights, read_weights, released_style
-from models.backbone import find_weights_file
+from models import Purpose, Weights, load_weights, read_weights, released_style
+from models.backbone import count_outputs, find_weights_file
 from models.weights import pick_evaluation_settings
 from util import make_loss
 
@@ -54,8 +53,9 @@ def run(given: dict) -> dict:
 def work(options: argparse.Namespace, weights: Weights | None, device: torch.device) -> dict:
     """Make data, network and folder; train, and evaluate. Returns the result."""
     label_format, splits = read_data(options)
-    origin = pick_origin(options, weights, label_format)
-    model = build.make_model(options, weights, origin.label_format or label_format, origin.dataset, device)
+    purpose, trained_format, is_stated = pick_purpose(options, weights, label_format)
+    network_format = trained_format or label_format
+    model = build.make_model(options, weights, purpose, network_format.outputs, device)
     if not options.eval:
         build.note_photographs(model, splits)
     name = f"{options.dataset}-{'eval' if options.eval else options.model.replace('/', '-')}"
@@ -71,11 +71,11 @@ def work(options: argparse.Namespace, weights: Weights | None, device: torch.dev
         distributed.connection_errors(),
     ):
         if options.calibrate_points and not options.resume:
-            build.calibrate(options, splits.train, model, device, folder, stop, origin.dataset)
+            build.calibrate(options, splits.train, model, device, folder, stop, network_format)
         if options.compile:
             model.compile()
         precision, test_precision = build.pick_precisions(options, device)
-        loaders = build.make_loaders(options, splits, model.img_size, device, stop, origin.dataset)
+        loaders = build.make_loaders(options, splits, model.img_size, device, stop, network_format)
         history, selection = [], {}
         if not options.eval:
             trainer = build.make_trainer(options, model, precision, folder / "checkpoints")
@@ -83,11 +83,11 @@ def work(options: argparse.Namespace, weights: Weights | None, device: torch.dev
             selected_on = "test.csv" if options.released_protocol else "validation"
             history = progress.history
             selection = {"best_epoch": progress.best_epoch, "selected_on": selected_on}
-        criterion, trained = make_loss(options.loss), origin.label_format
-        evaluation = engine.evaluate(
-            model, loaders["test"], criterion, label_format, test_precision, "test", stop, trained
+        criterion, scoring = make_loss(options.loss), (test_precision, "test", stop, trained_format)
+        evaluation = engine.evaluate(model, loaders["test"], criterion, label_format, *scoring)
+        report = make_test_report(
+            options, splits, label_format, model, evaluation, test_precision, trained_format, is_stated
         )
-        report = make_test_report(options, splits, label_format, model, evaluation, test_precision, origin)
         result = write_report(report, folder, model, history, stop) | selection
         run_folder.write_outcome(folder, result)
     return result
@@ -102,15 +102,39 @@ def gather_options(given: dict) -> tuple[argparse.Namespace, Weights | None]:
     options, weights, settings = option.complete(given), None, {}
     if options.path_to_model_weight and not options.resume:
         weights = read_weights(find_weights_file(options.path_to_model_weight))
-        KnownPhotos.from_texts(
-            weights.photographs, weights.path
-        )  # raises if damaged: now, not after the test
+        KnownPhotos.from_texts(weights.photographs, weights.path)  # raises if damaged, before the test
     if options.eval and "model" not in given:
-        options.model = trained_network.origin(weights).get("model", options.model)
+        options.model = find_purpose(weights).model or recognise(weights)
     if weights:
-        settings = pick_evaluation_settings(weights) if options.eval else weights.settings
+        settings = pick_evaluation_settings(weights) if options.eval else weights.purpose.settings
     option.complete_network(options, given, settings)
     return options, weights
+
+
+def pick_purpose(
+    options: argparse.Namespace, weights: Weights | None, label_format: LabelFormat
+) -> tuple[Purpose, LabelFormat | None, bool]:
+    """What the network of the run is for; its label format, None if it is that of the labels; whether the dataset is stated.
+
+    label_format: of the labels, which a network in training is for. Raises InputError if the weights cannot be evaluated
+    on them.
+    """
+    labels = Purpose(options.model, options.dataset, label_format.scale, label_format.threshold)
+    outputs = count_outputs(weights, options.model) if weights and options.eval else None
+    if outputs is None:
+        return labels, None, True
+    recorded = find_purpose(weights)
+    try:
+        dataset = agree(weights.path, "dataset", options.trained_on, recorded.dataset)
+        stated = Purpose(options.model, dataset).or_else(recorded)
+        purpose = complete_purpose(stated, outputs, weights.path, labels)
+    except PurposeError as error:
+        raise InputError(f"{error}; --trained_on says which dataset the weights are of") from None
+    trained_format = format_of(purpose.dataset, outputs, purpose.scale, purpose.threshold)
+    expected = labels.dataset, label_format.outputs, labels.scale
+    if (purpose.dataset, outputs, purpose.scale) == expected:
+        return labels, None, bool(dataset)
+    return purpose, trained_format, bool(dataset)
 
 
 def read_data(options: argparse.Namespace) -> tuple[LabelFormat, Splits]:

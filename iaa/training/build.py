@@ -6,6 +6,7 @@ import argparse
 import logging
 import os
 from contextlib import nullcontext
+from dataclasses import replace
 from operator import attrgetter
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from iaa.runtime import distributed
 from iaa.runtime.signals import StopSignal
 from iaa.training import checkpoint, engine
 from iaa.training.steps import Precision, Schedule, Stepper, allow_tf32, make_optimizer, set_deterministic
-from models import Weights, create_model, load_weights
+from models import Purpose, Weights, create_model, load_weights
 from models.weights import ADDED_BUFFERS
 from util import make_loss
 
@@ -84,11 +85,16 @@ def pick_decoders(options: argparse.Namespace) -> tuple[str, str]:
 
 
 def make_loaders(
-    options: argparse.Namespace, splits: Splits, side: int, device: torch.device, stop: StopSignal, like: str
+    options: argparse.Namespace,
+    splits: Splits,
+    side: int,
+    device: torch.device,
+    stop: StopSignal,
+    label_format: LabelFormat,
 ) -> dict[str, DataLoader]:
     """A loader for each split, by its name. Fills the cache, if there is one. Raises Interrupted.
 
-    side: of the network's input, in pixels. like: the dataset whose resize the network was trained with. Several
+    side: of the network's input, in pixels. label_format: the one that the network is trained for, for its resize. Several
     processes share the batches; under --released_protocol they share only those of training.
     """
     loaders, images, workers = {}, options.path_to_images, options.num_workers
@@ -96,11 +102,10 @@ def make_loaders(
         train, labels, cache = split == "train", getattr(splits, split), None
         if labels is None:
             continue
-        transform, decoder = Transform(like, side, train), pick_decoders(options)[not train]
+        transform, decoder = Transform(label_format, side, train), pick_decoders(options)[not train]
         if options.cache is not None:
-            cache = open_filled(
-                options.cache, transform.resize, decoder, labels.images, images, workers, stop
-            )
+            names = labels.images
+            cache = open_filled(options.cache, transform.resize, decoder, names, images, workers, stop)
         settings = {"decoder": decoder, "cache": cache, "persistent": split != "test"}
         settings["pin_memory"] = device.type == "cuda"
         if train or not options.released_protocol:
@@ -113,8 +118,8 @@ def make_loaders(
 def make_model(
     options: argparse.Namespace,
     weights: Weights | None,
-    label_format: LabelFormat,
-    dataset: str,
+    purpose: Purpose,
+    outputs: int,
     device: torch.device,
 ) -> nn.Module:
     """The network of `options` with `weights`, or with random ones, for the scores of `dataset`. Seeds the run.
@@ -128,10 +133,10 @@ def make_model(
         settings["exploit"] = True
     if options.pretrained and not options.resume:
         settings["pretrained"] = True
-    model = create_model(options.model, label_format.outputs, **settings)
+    model = create_model(options.model, outputs, **settings)
     if options.grad_checkpoint:
         _checkpoint_gradients(model, options.model)
-    model.purpose = {"model": options.model, "dataset": dataset, "score_range": list(label_format.scale)}
+    model.purpose = replace(purpose, settings=model.purpose.settings)
     if weights is not None:
         _fill(model, weights, options)
     elif options.model != "eat_nano" and not options.resume and not options.pretrained:
@@ -159,7 +164,7 @@ def _fill(model: nn.Module, weights: Weights, options: argparse.Namespace) -> No
         if missing:
             log.info("%s has none that fit: %s start fresh", weights.path, ", ".join(missing))
         return
-    if missing and model.settings:
+    if missing and model.purpose.settings:
         problem = "plain DAT, without interest points: leave --interest_points out, or train it before --eval"
     elif missing:
         problem = f"has no {missing[0]} that fits: train it before --eval"
@@ -180,7 +185,7 @@ def network_notes(options: argparse.Namespace, weights: Weights | None) -> list[
     if points is None:  # a network of timm
         return []
     notes = [f"interest points: {points}; offset refinement: {options.refinement}"]
-    for name, value in (weights.settings if weights else {}).items():
+    for name, value in (weights.purpose.settings if weights else {}).items():
         if (used := getattr(options, name)) != value:
             notes.append(f"warning: {weights.path} was trained with --{name} {value}, not {used}")
     images, mean_of = options.batch_size, "batch"
@@ -203,14 +208,20 @@ def note_photographs(model: nn.Module, splits: Splits) -> None:
 
 
 def calibrate(
-    options, train: Labels, model, device: torch.device, folder: Path, stop: StopSignal, like: str
+    options,
+    train: Labels,
+    model,
+    device: torch.device,
+    folder: Path,
+    stop: StopSignal,
+    label_format: LabelFormat,
 ) -> None:
     """Estimate the running interest points from `--calibrate_points` images of train.csv, and save the network."""
     count = min(options.calibrate_points, len(train))
     if count < options.calibrate_points:
         log.warning("warning: train.csv has %d images, fewer than --calibrate_points", count)
     labels = train.subset(np.random.default_rng(options.seed).permutation(len(train))[:count])
-    transform, pinned = Transform(like, model.img_size, train=False), device.type == "cuda"
+    transform, pinned = Transform(label_format, model.img_size, train=False), device.type == "cuda"
     images, workers = options.path_to_images, options.num_workers
     loader = make_loader(labels, images, transform, options.batch_size, workers, pin_memory=pinned)
     with engine.eval_batches("calibrate", loader, device, stop) as items:
