@@ -122,9 +122,9 @@ def make_model(
     outputs: int,
     device: torch.device,
 ) -> nn.Module:
-    """The network of `options` with `weights`, or with random ones, for the scores of `dataset`. Seeds the run.
+    """The network of `options` with `weights`, or with random ones, for this purpose. Seeds the run.
 
-    label_format: format of these scores. Raises InputError if --eval is asked of weights that lack something.
+    Raises InputError if --eval is asked of weights that lack something.
     """
     torch.manual_seed(options.seed)
     names = ("interest_points", "refinement", "sync_interest_points", "drop_path_rate")
