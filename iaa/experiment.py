@@ -71,11 +71,12 @@ def work(options: argparse.Namespace, weights: Weights | None, device: torch.dev
         distributed.connection_errors(),
     ):
         if options.calibrate_points and not options.resume:
-            build.calibrate(options, splits.train, model, device, folder, stop, network_format)
+            build.calibrate(options, model, splits.train, network_format, stop)
+            checkpoint.save(folder / "checkpoints" / "calibrated.pth", model.state_dict())
         if options.compile:
             model.compile()
         precision, test_precision = build.pick_precisions(options, device)
-        loaders = build.make_loaders(options, splits, model.img_size, device, stop, network_format)
+        loaders = build.make_loaders(options, splits, model, network_format, stop)
         history, selection = [], {}
         if not options.eval:
             trainer = build.make_trainer(options, model, precision, folder / "checkpoints")

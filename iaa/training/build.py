@@ -85,29 +85,25 @@ def pick_decoders(options: argparse.Namespace) -> tuple[str, str]:
 
 
 def make_loaders(
-    options: argparse.Namespace,
-    splits: Splits,
-    side: int,
-    device: torch.device,
-    stop: StopSignal,
-    label_format: LabelFormat,
+    options: argparse.Namespace, splits: Splits, model: nn.Module, label_format: LabelFormat, stop: StopSignal
 ) -> dict[str, DataLoader]:
     """A loader for each split, by its name. Fills the cache, if there is one. Raises Interrupted.
 
-    side: of the network's input, in pixels. label_format: the one that the network is trained for, for its resize. Several
-    processes share the batches; under --released_protocol they share only those of training.
+    label_format: the one that the network is trained for, for its resize. Several processes share the batches; under
+    --released_protocol they share only those of training.
     """
     loaders, images, workers = {}, options.path_to_images, options.num_workers
     for split in ("val", "test") if options.eval else ("train", "val", "test"):
         train, labels, cache = split == "train", getattr(splits, split), None
         if labels is None:
             continue
-        transform, decoder = Transform(label_format, side, train), pick_decoders(options)[not train]
+        transform = Transform(label_format, model.img_size, train)
+        decoder = pick_decoders(options)[not train]
         if options.cache is not None:
             names = labels.images
             cache = open_filled(options.cache, transform.resize, decoder, names, images, workers, stop)
         settings = {"decoder": decoder, "cache": cache, "persistent": split != "test"}
-        settings["pin_memory"] = device.type == "cuda"
+        settings["pin_memory"] = next(model.parameters()).is_cuda
         if train or not options.released_protocol:
             settings |= {"rank": distributed.rank(), "world_size": distributed.world_size()}
         size = options.batch_size if train else options.eval_batch_size
@@ -208,27 +204,19 @@ def note_photographs(model: nn.Module, splits: Splits) -> None:
 
 
 def calibrate(
-    options,
-    train: Labels,
-    model,
-    device: torch.device,
-    folder: Path,
-    stop: StopSignal,
-    label_format: LabelFormat,
+    options: argparse.Namespace, model: nn.Module, train: Labels, label_format: LabelFormat, stop: StopSignal
 ) -> None:
-    """Estimate the running interest points from `--calibrate_points` images of train.csv, and save the network."""
+    """Estimate the running interest points from `--calibrate_points` images of train.csv."""
     count = min(options.calibrate_points, len(train))
     if count < options.calibrate_points:
         log.warning("warning: train.csv has %d images, fewer than --calibrate_points", count)
     labels = train.subset(np.random.default_rng(options.seed).permutation(len(train))[:count])
-    transform, pinned = Transform(label_format, model.img_size, train=False), device.type == "cuda"
-    images, workers = options.path_to_images, options.num_workers
-    loader = make_loader(labels, images, transform, options.batch_size, workers, pin_memory=pinned)
+    device, transform = next(model.parameters()).device, Transform(label_format, model.img_size, train=False)
+    images, settings = options.path_to_images, (options.batch_size, options.num_workers)
+    loader = make_loader(labels, images, transform, *settings, pin_memory=device.type == "cuda")
     with engine.eval_batches("calibrate", loader, device, stop) as items:
         models.calibrate_points(model, (to_input(batch, device, model.statistics) for batch in items))
-    path = folder / "checkpoints" / "calibrated.pth"
-    checkpoint.save(path, model.state_dict())
-    log.info("running interest points estimated from %d training images, saved in %s", count, path)
+    log.info("running interest points estimated from %d training images", count)
 
 
 def make_trainer(
