@@ -19,26 +19,23 @@ def main(argv: list[str] | None = None) -> int:
     """Run; returns the exit status: 0, 1 if training failed, 2 for a bad request, 128 and more if interrupted."""
 
     def work() -> None:
-        given = parse_options(argv)
-        if given.get("options"):
-            given = option.from_file(given["options"], given)
-        if not (given.get("resume") or nni_trial.in_search()):  # those go on with options from elsewhere
-            option.complete(given)  # refuses what contradicts itself, before seconds of imports
-        log.info("%s; loading PyTorch", _purpose(given))
+        options = parse_options(argv)
+        if options.get("options"):
+            options = option.from_file(options["options"], options)
+        task = f"{'evaluating' if options.get('eval') else 'training'} on {options.get('dataset', 'demo')}"
+        if options.get("resume"):
+            task = f"resuming {options.get('experiment_dir_name')}"
+        elif not nni_trial.in_search():  # a search adds options
+            option.complete(options)  # refuses contradictions, before seconds of imports
+        log.info("%s; loading PyTorch", task)
         from iaa import experiment
 
-        result = experiment.run(given)
+        result = experiment.run(options)
         if distributed.rank() == 0:
             print(to_json(result), flush=True)
 
     nni_trial.end_with_parent()
     return run_command("main_nni.py", work)
-
-
-def _purpose(given: dict) -> str:
-    if given.get("resume"):
-        return f"resuming {given.get('experiment_dir_name')}"
-    return f"{'evaluating' if given.get('eval') else 'training'} on {given.get('dataset', 'demo')}"
 
 
 if __name__ == "__main__":

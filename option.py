@@ -45,7 +45,7 @@ class Option:
     type: Callable[[str], Any]
     default: Any
     help: str
-    choices: Sequence[str] | None = None  # see `prefix`
+    choices: Sequence[str] | None = None  # timm/NAME allows every value that begins with timm/
     low: float | None = None
     high: float | None = None
     positive: bool = False
@@ -56,12 +56,6 @@ class Option:
     positional: bool = False
     required: bool = False
 
-    @property
-    def prefix(self) -> str | None:
-        """`timm/` of a last choice `timm/NAME`, which allows every value that begins so."""
-        last = (self.choices or ("",))[-1]
-        return last.removesuffix("NAME") if last.endswith("NAME") else None
-
     def check(self, value: Any, source: str | None = None) -> Any:
         """`value` in this option's type, or InputError that names the option, the value and the remedy.
 
@@ -70,27 +64,25 @@ class Option:
         """
         name = self.name if self.positional else f"--{self.name}"
         where = f"{name} {value}".rstrip() if source is None else f"{source}: {self.name} = {value!r}"
-        kind, high = self.type, self.high
-        low = 0 if kind is int and self.low is None else self.low
+        is_text, is_truth = isinstance(value, str), isinstance(value, bool)
         try:
-            if (kind is bool) != isinstance(value, bool):
+            if is_truth != (self.type is bool) or (source and is_text != (self.type is str)):
                 raise ValueError
-            if (kind is str) != isinstance(value, str) and source is not None:
+            if self.type is int and not (value := float(value)).is_integer():
                 raise ValueError
-            if kind is int and not (value := float(value)).is_integer():
-                raise ValueError
-            value = kind(value)
+            value = self.type(value)
         except (TypeError, ValueError, OverflowError):
-            raise InputError(f"{where} is not {_TYPE_NAMES.get(kind, 'valid')}") from None
+            raise InputError(f"{where} is not {_TYPE_NAMES.get(self.type, 'valid')}") from None
+        low, high = 0 if self.type is int and self.low is None else self.low, self.high
         limits = f"at least {low}" if high is None else f"between {low or 0} and {high}"
-        allowed = not self.choices or value in self.choices
-        allowed |= self.prefix is not None and str(value).startswith(self.prefix)
         outside = (low is not None and value < low) or (high is not None and value > high)
-        for wrong, problem in (  # beyond 2**53 a float, as a file may give one, is not exact
-            (kind is int and abs(value) >= 2**53, " is too large"),
-            (kind is float and not math.isfinite(value), " is not a finite number"),
+        choices = self.choices or ()
+        prefixes = tuple(choice.removesuffix("NAME") for choice in choices if choice.endswith("/NAME"))
+        allowed = not choices or value in choices or str(value).startswith(prefixes)
+        for wrong, problem in (
+            (self.type is float and not math.isfinite(value), " is not a finite number"),
             (value == "" and self.default != "", " is empty; give a value or leave the option out"),
-            (not allowed, f": choose from {', '.join(self.choices or ())}"),
+            (not allowed, f": choose from {', '.join(choices)}"),
             (self.positive and not value > 0, " must be greater than 0"),
             (outside, f" must be {limits}"),
         ):
@@ -179,37 +171,46 @@ GROUPS: dict[str, tuple[Option, ...]] = {
 }
 # fmt: on
 
-# Options of what a network of timm does not have.
-_POINTS = ("interest_points", "calibrate_points", "sync_interest_points")
-_REFINEMENT = ("explore_share", "explore_same", "explore_other", "handover", "eval_refinement")
-EATS_OWN = (*_POINTS, "refinement", *_REFINEMENT, "save_released_style")
-
 OPTIONS: dict[str, Option] = {option.name: option for group in GROUPS.values() for option in group}
 
+# Options that have a meaning only under a value of another one: (its name, these values, the options).
+_REFINEMENT = ("explore_share", "explore_same", "explore_other", "handover", "eval_refinement")
+_POINTS = ("interest_points", "calibrate_points", "sync_interest_points")
+_EATS_OWN = (*_POINTS, "refinement", *_REFINEMENT, "save_released_style")
+_BELONG = (
+    ("eval", (True,), ("report_images", "trained_on")),
+    ("dataset", ("csv",), ("score_min", "score_max", "threshold")),
+    ("schedule", ("step",), ("decay_every", "decay_factor")),
+    ("model", MODELS, _EATS_OWN),
+    ("interest_points", ("running",), ("calibrate_points",)),
+    ("interest_points", ("batch", "running"), ("sync_interest_points",)),
+    ("refinement", ("scheduled",), _REFINEMENT),
+)
 
-def read_json(path: str | os.PathLike, problem: str) -> dict[str, Any]:
-    """The JSON object of a file. problem: what to tell of one that is none. Raises InputError."""
+
+def _read_json(path: str | os.PathLike, problem: str) -> dict[str, Any]:
+    """The JSON object of a file. problem: what to say of a file that has none. Raises InputError."""
     try:
         with open(path, encoding="utf-8") as file:
             content = json.load(file)
         if not isinstance(content, dict):
-            raise ValueError("it does not hold options; it must be a JSON object")
+            raise ValueError("it must hold a JSON object")
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: {problem} ({error})") from None
     return content
 
 
-def from_file(path: str, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a JSON file with `given` ones over them, checked. Raises InputError."""
-    content = read_json(path, "cannot be read as options")
+def _checked(content: Mapping[str, Any], source: str) -> dict[str, Any]:
+    return {n: OPTIONS[n].check(v, source) for n, v in content.items() if n in OPTIONS and v is not None}
+
+
+def from_file(path: str, chosen: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of a JSON file with the command line's over them, checked. Raises InputError."""
+    content = _read_json(path, "cannot be read as options")
     for name in content:
         if name not in OPTIONS or name == "options":
             raise InputError(f"{path}: unknown option {name!r}; --help lists them")
-    return _checked(content, path) | dict(given)
-
-
-def _checked(content: Mapping[str, Any], source: str) -> dict[str, Any]:
-    return {n: OPTIONS[n].check(v, source) for n, v in content.items() if n in OPTIONS and v is not None}
+    return _checked(content, path) | dict(chosen)
 
 
 def tuned(parameters: Mapping[str, Any]) -> dict[str, Any]:
@@ -221,56 +222,53 @@ def tuned(parameters: Mapping[str, Any]) -> dict[str, Any]:
     return {name: OPTIONS[name].check(value, "tuner") for name, value in parameters.items()}
 
 
-def complete(given: Mapping[str, Any]) -> argparse.Namespace:
-    """All options: `given` over the dataset's recipe over the table's defaults, checked together. Raises InputError."""
-    dataset = given.get("dataset", "demo")
+def resumed(chosen: Mapping[str, Any], path: os.PathLike) -> dict[str, Any]:
+    """A resumed run's options: those of `path`, under the command line's that may change. Raises InputError for others."""
+    content = _read_json(path, "no run to resume")
+    if content.get("decode") == "gpu":  # of an older version
+        content["decode"] = "fast"
+    saved = _checked(content, str(path))
+    saved.pop("overwrite", None)  # it was for that run's start
+    for name, value in chosen.items():
+        if not OPTIONS[name].resumable and saved.get(name) != value:
+            before = saved.get(name)
+            raise InputError(f"--resume: --{name} {value} differs from the run's {before}; start a new run")
+    return saved | dict(chosen)
+
+
+def complete(chosen: Mapping[str, Any]) -> argparse.Namespace:
+    """All options: the `chosen` ones over the dataset's recipe over the table's defaults. Raises InputError for contradictions."""
+    dataset = chosen.get("dataset", "demo")
     defaults = {name: option.default for name, option in OPTIONS.items()}
-    options = argparse.Namespace(**(defaults | RECIPES[dataset] | dict(given)))
-    if options.eval_batch_size is None:
-        options.eval_batch_size = options.batch_size
+    options = argparse.Namespace(**(defaults | RECIPES[dataset] | dict(chosen)))
+    options.eval_batch_size = options.eval_batch_size or options.batch_size
+    weights = options.path_to_model_weight
     if dataset == "demo":
         options.path_to_save_csv = options.path_to_save_csv or os.path.join("data", "demo")
         options.path_to_images = options.path_to_images or os.path.join(options.path_to_save_csv, "images")
-    check_together(options, given)
-    return options
-
-
-def check_together(options: argparse.Namespace, given: Mapping[str, Any]) -> None:
-    """Raises InputError for options that contradict each other."""
-    dataset = options.dataset
-    for name in ("path_to_images", "path_to_save_csv"):
-        if getattr(options, name) is None:
-            raise InputError(f"--dataset {dataset} needs --{name}")
-    weights = "path_to_model_weight"
-    for name, needed, what in (
-        ("eval", weights, "weights to evaluate"),
-        ("calibrate_points", weights, "weights to calibrate"),
-        ("resume", "experiment_dir_name", "folder of the run to go on with"),
+    warmup, scale = f"--warmup_epochs {options.warmup_epochs:g}", f"--score_max {options.score_max:g}"
+    no_protocol = options.released_protocol and dataset not in RELEASED_PROTOCOLS
+    protocols = f"{dataset} has none; {' and '.join(RELEASED_PROTOCOLS)} have"
+    for contradicts, problem in (
+        (not options.path_to_images, f"--dataset {dataset} needs --path_to_images"),
+        (not options.path_to_save_csv, f"--dataset {dataset} needs --path_to_save_csv"),
+        (options.eval and not weights, "--eval needs --path_to_model_weight"),
+        (options.calibrate_points and not weights, "--calibrate_points needs --path_to_model_weight"),
+        (options.resume and not options.experiment_dir_name, "--resume needs --experiment_dir_name"),
+        (options.resume and options.overwrite, "--resume and --overwrite exclude each other"),
+        (options.resume and options.eval, "--resume and --eval exclude each other"),
+        (options.eval and options.released_protocol, "--eval and --released_protocol exclude each other"),
+        (options.pretrained and weights, "--pretrained and --path_to_model_weight exclude each other"),
+        (no_protocol, f"--released_protocol: {protocols}"),
+        (options.warmup_epochs > options.num_epoch, f"{warmup} exceeds --num_epoch {options.num_epoch}"),
+        (options.score_min >= options.score_max, f"--score_min {options.score_min:g} is not below {scale}"),
     ):
-        if getattr(options, name) and not getattr(options, needed):
-            raise InputError(f"--{name} needs --{needed}, the {what}")
-    for first, second in (
-        ("resume", "overwrite"),
-        ("resume", "eval"),
-        ("eval", "released_protocol"),
-        ("pretrained", weights),
-    ):
-        if getattr(options, first) and getattr(options, second):
-            raise InputError(f"--{first} and --{second} exclude each other; leave one out")
-    if options.released_protocol and dataset not in RELEASED_PROTOCOLS:
-        raise InputError(f"--released_protocol: {dataset} has none; {' and '.join(RELEASED_PROTOCOLS)} have")
+        if contradicts:
+            raise InputError(problem)
     if dataset in ("tad66k", "flickr_aes", "aadb", "para"):
         complete_loss(options, votes=False)
-    if options.warmup_epochs > options.num_epoch:
-        raise InputError(f"--warmup_epochs {options.warmup_epochs:g} exceeds --num_epoch {options.num_epoch}")
-    if dataset == "csv" and options.score_min >= options.score_max:
-        raise InputError(f"--score_min {options.score_min:g} is not below --score_max {options.score_max:g}")
-    if not options.eval:
-        _refuse(("report_images", "trained_on"), given, "eval", "training")
-    if dataset != "csv":
-        _refuse(("score_min", "score_max", "threshold"), given, "dataset csv", dataset)
-    if options.schedule != "step":
-        _refuse(("decay_every", "decay_factor"), given, "schedule step", options.schedule)
+    _refuse_meaningless(options, chosen)
+    return options
 
 
 def complete_loss(options: argparse.Namespace, votes: bool) -> None:
@@ -283,46 +281,32 @@ def complete_loss(options: argparse.Namespace, votes: bool) -> None:
             raise InputError(f"--{name} {value} needs vote distributions; {scores}: use {other}")
 
 
-def complete_network(options: argparse.Namespace, given: Mapping, settings: Mapping[str, str]) -> None:
-    """Fill in the network's settings, those of the weights (`settings`) where none is given. Raises InputError.
+def complete_network(options: argparse.Namespace, chosen: Mapping, settings: Mapping[str, str]) -> None:
+    """Fill in the network's settings, those of the weights (`settings`) where none is chosen. Raises InputError.
 
-    A network of timm has none: its EATS_OWN are None.
+    A network of timm has none: options of EAT's own are None.
     """
+    if options.model in MODELS:
+        options.interest_points = options.interest_points or settings.get("interest_points", "batch")
+        options.refinement = options.refinement or settings.get("refinement", "released")
+    _refuse_meaningless(options, chosen)
     if options.model not in MODELS:
-        _refuse(EATS_OWN, given, "model eat_*", options.model)
-        vars(options).update(dict.fromkeys(EATS_OWN))
-        return
-    _refuse(("pretrained",), given, "model timm/NAME", options.model)
-    for name, released in (("interest_points", "batch"), ("refinement", "released")):
-        if getattr(options, name) is None:
-            setattr(options, name, settings.get(name, released))
-    if options.interest_points == "running" and options.compile and options.grad_checkpoint:
+        vars(options).update(dict.fromkeys(_EATS_OWN))
+    elif options.pretrained:
+        raise InputError(f"--pretrained belongs to --model timm/NAME, not {options.model}")
+    elif options.interest_points == "running" and options.compile and options.grad_checkpoint:
         both = "--grad_checkpoint and --interest_points running"
         raise InputError(f"--compile does not go with {both}; leave one out")
-    if options.interest_points != "running":
-        _refuse(("calibrate_points",), given, "interest_points running", options.interest_points)
-    if options.interest_points in ("image", "grid"):
-        found = options.interest_points
-        _refuse(("sync_interest_points",), given, "interest_points batch or running", found)
-    if options.refinement != "scheduled":
-        _refuse(_REFINEMENT, given, "refinement scheduled", options.refinement)
 
 
-def _refuse(names: Sequence[str], given: Mapping[str, Any], owner: str, found: str) -> None:
-    for name in names:
-        if name in given and given[name] != OPTIONS[name].default:
-            raise InputError(f"--{name} belongs to --{owner}, not {found}")
-
-
-def resumed(given: Mapping[str, Any], path: os.PathLike) -> dict[str, Any]:
-    """A resumed run's options: those left in `path`, under `given` ones that may change. Raises InputError for others."""
-    content = read_json(path, "no run to resume")
-    if content.get("decode") == "gpu":  # an older run's; its evaluation, too, goes on with `fast`
-        content["decode"] = "fast"
-    saved = _checked(content, str(path))
-    saved.pop("overwrite", None)  # it was for that run's start
-    for name, value in given.items():
-        if not OPTIONS[name].resumable and saved.get(name) != value:
-            found = saved.get(name)
-            raise InputError(f"--resume: --{name} {value} differs from the run's {found}; start a new run")
-    return saved | dict(given)
+def _refuse_meaningless(options: argparse.Namespace, chosen: Mapping[str, Any]) -> None:
+    """Raises InputError for a chosen option that has no meaning under these values of others; None: not known yet."""
+    for owner, values, names in _BELONG:
+        value = getattr(options, owner)
+        if value is None or value in values:
+            continue
+        needed = {"eval": "", "model": " eat_*"}.get(owner, f" {' or '.join(map(str, values))}")
+        for name in names:
+            if name in chosen and chosen[name] != OPTIONS[name].default:
+                other = "" if owner == "eval" else f", not {value}"
+                raise InputError(f"--{name} belongs to --{owner}{needed}{other}")

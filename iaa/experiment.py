@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import logging
 import time
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -15,18 +14,17 @@ from torch.utils.data import DataLoader
 
 import option
 from dataset import Splits, read_splits
-from iaa.errors import InputError, PurposeError
+from iaa.errors import InputError, Interrupted, PurposeError
 from iaa.evaluation import released
 from iaa.evaluation.leakage import KnownPhotos
 from iaa.networks.purpose import agree, complete_purpose, find_purpose, format_of, recognise
 from iaa.photographs import demo
 from iaa.photographs.labels import LabelFormat
-from iaa.reports.test_report import make_test_report
-from iaa.runtime import distributed, process_group
+from iaa.reports.test_report import TestReport, make_test_report
+from iaa.runtime import distributed
 from iaa.runtime.signals import StopSignal
 from iaa.searching import nni_trial
 from iaa.training import build, checkpoint, engine, run_folder
-from iaa.training.steps import Precision
 from models import Purpose, Weights, load_weights, read_weights, released_style
 from models.backbone import count_outputs, find_weights_file
 from models.weights import pick_evaluation_settings
@@ -42,7 +40,7 @@ def run(given: dict) -> dict:
     """
     start = time.perf_counter()
     try:
-        with process_group.process_group("--resume on all machines goes on"):
+        with distributed.process_group("--resume on all machines goes on"):
             options, weights = gather_options(given)
             result = work(options, weights, build.pick_device(options.gpu_id))
     except BaseException as error:
@@ -50,25 +48,6 @@ def run(given: dict) -> dict:
             run_folder.write_outcome(nni_trial.pick_folder(given.get("experiment_dir_name")), error)
         raise
     return result | {"seconds": round(time.perf_counter() - start, 1)}
-
-
-@dataclass
-class Job:
-    """The parts of a run. precisions: of training, and of test.csv.
-
-    trained_format: the label format that the network was trained for; None if it is that of the labels. is_stated: whether
-    the weights or the user state the dataset that the network was trained on.
-    """
-
-    options: argparse.Namespace
-    label_format: LabelFormat
-    splits: Splits
-    model: nn.Module
-    precisions: tuple[Precision, Precision]
-    trained_format: LabelFormat | None
-    is_stated: bool
-    folder: Path
-    stop: StopSignal
 
 
 def work(options: argparse.Namespace, weights: Weights | None, device: torch.device) -> dict:
@@ -89,22 +68,28 @@ def work(options: argparse.Namespace, weights: Weights | None, device: torch.dev
     with (
         StopSignal() as stop,
         run_folder.recorded(folder, options, nni_trial.get_parameters_again()),
-        process_group.connection_errors(),
+        distributed.connection_errors(),
     ):
         if options.calibrate_points and not options.resume:
-            build.calibrate(options, splits.train, model, device, folder, stop, network_format)
+            build.calibrate(options, model, splits.train, network_format, stop)
+            checkpoint.save(folder / "checkpoints" / "calibrated.pth", model.state_dict())
         if options.compile:
             model.compile()
-        precisions = build.pick_precisions(options, device)
-        job = Job(options, label_format, splits, model, precisions, trained_format, is_stated, folder, stop)
-        data = build.loaders(options, splits, model.img_size, device, stop, network_format)
-        if options.eval:
-            result = evaluate(job, data["test"])
-        else:
-            progress = train(job, data)
-            result = evaluate(job, data["test"], progress.history)
-            result["best_epoch"] = progress.best_epoch
-            result["selected_on"] = "test.csv" if options.released_protocol else "validation"
+        precision, test_precision = build.pick_precisions(options, device)
+        loaders = build.make_loaders(options, splits, model, network_format, stop)
+        history, selection = [], {}
+        if not options.eval:
+            trainer = build.make_trainer(options, model, precision, folder / "checkpoints")
+            progress = train(options, trainer, loaders, label_format, folder, stop)
+            selected_on = "test.csv" if options.released_protocol else "validation"
+            history = progress.history
+            selection = {"best_epoch": progress.best_epoch, "selected_on": selected_on}
+        criterion, scoring = make_loss(options.loss), (test_precision, "test", stop, trained_format)
+        evaluation = engine.evaluate(model, loaders["test"], criterion, label_format, *scoring)
+        report = make_test_report(
+            options, splits, label_format, model, evaluation, test_precision, trained_format, is_stated
+        )
+        result = write_report(report, folder, model, history, stop) | selection
         run_folder.write_outcome(folder, result)
     return result
 
@@ -118,9 +103,7 @@ def gather_options(given: dict) -> tuple[argparse.Namespace, Weights | None]:
     options, weights, settings = option.complete(given), None, {}
     if options.path_to_model_weight and not options.resume:
         weights = read_weights(find_weights_file(options.path_to_model_weight))
-        KnownPhotos.from_texts(
-            weights.photographs, weights.path
-        )  # raises if damaged: now, not after the test
+        KnownPhotos.from_texts(weights.photographs, weights.path)  # raises if damaged, before the test
     if options.eval and "model" not in given:
         options.model = find_purpose(weights).model or recognise(weights)
     if weights:
@@ -132,9 +115,10 @@ def gather_options(given: dict) -> tuple[argparse.Namespace, Weights | None]:
 def pick_purpose(
     options: argparse.Namespace, weights: Weights | None, label_format: LabelFormat
 ) -> tuple[Purpose, LabelFormat | None, bool]:
-    """What the network of the run is for; `trained_format` and `is_stated` as in `Job`. label_format: of the labels.
+    """What the network of the run is for; its label format, None if it is that of the labels; whether the dataset is stated.
 
-    In training a network is for the labels. Raises PurposeError if the weights cannot be evaluated on them.
+    label_format: of the labels, which a network in training is for. Raises InputError if the weights cannot be evaluated
+    on them.
     """
     labels = Purpose(options.model, options.dataset, label_format.scale, label_format.threshold)
     outputs = count_outputs(weights, options.model) if weights and options.eval else None
@@ -148,12 +132,10 @@ def pick_purpose(
     except PurposeError as error:
         raise InputError(f"{error}; --trained_on says which dataset the weights are of") from None
     trained_format = format_of(purpose.dataset, outputs, purpose.scale, purpose.threshold)
-    is_same = (purpose.dataset, outputs, purpose.scale) == (
-        labels.dataset,
-        label_format.outputs,
-        labels.scale,
-    )
-    return (labels, None, bool(dataset)) if is_same else (purpose, trained_format, bool(dataset))
+    expected = labels.dataset, label_format.outputs, labels.scale
+    if (purpose.dataset, outputs, purpose.scale) == expected:
+        return labels, None, bool(dataset)
+    return purpose, trained_format, bool(dataset)
 
 
 def read_data(options: argparse.Namespace) -> tuple[LabelFormat, Splits]:
@@ -172,53 +154,58 @@ def read_data(options: argparse.Namespace) -> tuple[LabelFormat, Splits]:
     return label_format, splits
 
 
-def train(job: Job, data: dict[str, DataLoader]) -> checkpoint.Progress:
+def train(
+    options: argparse.Namespace,
+    trainer: engine.Trainer,
+    loaders: dict[str, DataLoader],
+    label_format: LabelFormat,
+    folder: Path,
+    stop: StopSignal,
+) -> checkpoint.Progress:
     """Train, select on the validation set, and put the selected checkpoint into the network."""
-    options, model, precision = job.options, job.model, job.precisions[0]
-    checkpoints, first = job.folder / "checkpoints", distributed.rank() == 0
-    trainer = build.make_trainer(options, model, precision, checkpoints)
-    progress = trainer.progress
-    with run_folder.open_tensorboard(job.folder, progress) as writer:
-        for _ in engine.fit(trainer, data, job.label_format, precision, job.stop, options.select_by):
-            if first:
-                run_folder.write_epoch(job.folder, writer, progress, options.num_epoch)
+    model, precision, progress = trainer.stepper.model, trainer.stepper.precision, trainer.progress
+    writes, criterion = distributed.rank() == 0, trainer.criterion
+    with run_folder.open_tensorboard(folder, progress) as writer:
+        while progress.epoch < options.num_epoch:
+            trainer.train_epoch(loaders["train"], stop)
+            trainer.save()  # a signal ends the validation; several processes only notice it afterwards
+            start, val = time.perf_counter(), loaders["val"]
+            validation = engine.evaluate(model, val, criterion, label_format, precision, "validate", stop)
+            progress.seconds += time.perf_counter() - start
+            trainer.end_epoch(validation, options.select_by)
+            if writes:
+                row = progress.history[-1]
+                run_folder.write_epoch(folder, writer, progress, options.num_epoch)
                 if options.released_protocol and released.keeps(options.dataset, progress.history):
-                    name = released.checkpoint_name(options.dataset, progress.history[-1])
-                    checkpoint.save(checkpoints / name, released_style(model))
-                nni_trial.report_epoch(progress.history[-1], options.search_metric)
-    if first:
+                    path = trainer.checkpoints / released.checkpoint_name(options.dataset, row)
+                    checkpoint.save(path, released_style(model))
+                nni_trial.report_epoch(row, options.search_metric)
+            if signal := distributed.all_reduce_max(stop.received)[0]:
+                raise Interrupted(signal)
+    if writes:
         reported = progress.history[-1 if options.released_protocol else progress.best_epoch - 1]
         nni_trial.report_end(reported, options.search_metric)
-    distributed.on_rank_zero(partial(load_weights, model, checkpoints / "best.pth"))
+    distributed.on_rank_zero(partial(load_weights, model, trainer.checkpoints / checkpoint.BEST))
     distributed.broadcast(model.state_dict().values())
     return progress
 
 
-def evaluate(job: Job, loader: DataLoader, history: list[dict[str, float]] | None = None) -> dict:
-    """Evaluate on test.csv, write and print the report. Returns the result."""
-    options, model, label_format, folder = job.options, job.model, job.label_format, job.folder
-    precision, criterion = job.precisions[1], make_loss(options.loss)
-    evaluation = engine.evaluate(
-        model, loader, criterion, label_format, precision, "test", job.stop, job.trained_format
-    )
-    tested = make_test_report(
-        options, job.splits, label_format, model, evaluation, precision, job.trained_format, job.is_stated
-    )
-    first, page = distributed.rank() == 0, folder / "report.html"
-    if first:
-        tested.write_predictions(folder / "predictions.csv")
-        tested.write_plots(folder / "report.png", history or ())
+def write_report(
+    report: TestReport, folder: Path, model: nn.Module, history: list[dict[str, float]], stop: StopSignal
+) -> dict:
+    """Write and print the report on test.csv. history: rows of metrics.csv; empty under --eval. Returns the result."""
+    options, writes = report.options, distributed.rank() == 0
+    if writes:
+        report.write_predictions(folder / "predictions.csv")
+        report.write_plots(folder / "report.png", history)
         if options.save_released_style:
             checkpoint.save(folder / "checkpoints" / "released_style.pth", released_style(model))
-    tested.log_figures()
-    result = tested.result(folder) | evaluation.points
-    if history:
-        result["files"] |= {
-            "metrics": str(folder / "metrics.csv"),
-            "tensorboard": str(folder / "tensorboard"),
-        }
-    elif options.report_images:
-        if first:
-            tested.write_page(page, job.stop)
-        result["files"]["page"] = str(page)
+    report.log_figures()
+    result = report.result(folder) | report.evaluation.points
+    files = {"metrics": "metrics.csv", "tensorboard": "tensorboard"} if history else {}
+    if options.eval and options.report_images:
+        files = {"page": "report.html"}
+        if writes:
+            report.write_page(folder / "report.html", stop)
+    result["files"] |= {name: str(folder / file) for name, file in files.items()}
     return result

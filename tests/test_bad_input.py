@@ -7,6 +7,8 @@ from common import arguments
 import option
 from iaa.errors import InputError
 
+COMPILED = {"compile": True, "grad_checkpoint": True}
+
 
 def refused(run, ava, *parts, **options):
     status, _, err = run(arguments(ava, **options))
@@ -25,12 +27,9 @@ def edit(path, line, text):
     path.write_text("\n".join(lines) + "\n")
 
 
-def test_missing_image_folder(run, ava):
-    refused(run, ava, "nowhere: no such folder", "--path_to_images", path_to_images=ava / "nowhere")
-
-
-def test_missing_csv_folder(run, ava):
-    refused(run, ava, "nowhere: no such folder", "--path_to_save_csv", path_to_save_csv=ava / "nowhere")
+@pytest.mark.parametrize("name", ["path_to_images", "path_to_save_csv"])
+def test_missing_folder(run, ava, name):
+    refused(run, ava, "nowhere: no such folder", f"--{name}", **{name: ava / "nowhere"})
 
 
 def test_missing_csv(run, ava):
@@ -49,15 +48,15 @@ def test_csv_without_score_or_votes_says_what_was_found(run, ava):
     refused(run, ava, "needs the column 'score'", "found image, beauty", dataset="csv")
 
 
-@pytest.mark.parametrize("text", ["", "\n\n"])
-def test_empty_csv(run, ava, text):
-    (ava / "test.csv").write_text(text)
-    refused(run, ava, "test.csv: ")
-
-
-def test_csv_with_a_header_only(run, ava):
-    (ava / "test.csv").write_text((ava / "test.csv").read_text().splitlines()[0])
-    refused(run, ava, "test.csv: no rows under the header image_id")
+@pytest.mark.parametrize(
+    ("lines", "problem"),
+    [([], "test.csv: "), (["", ""], "test.csv: "), (None, "test.csv: no rows under the header image_id")],
+)
+def test_empty_csv(run, ava, lines, problem):
+    """lines: of the file; None: the header alone."""
+    lines = (ava / "test.csv").read_text().splitlines()[:1] if lines is None else lines
+    (ava / "test.csv").write_text("\n".join(lines))
+    refused(run, ava, problem)
 
 
 @pytest.mark.parametrize(
@@ -130,67 +129,55 @@ def test_wrong_weights(run, ava):
     refused(run, ava, "--calibrate_points belongs to --interest_points running, not grid", **given)
     refused(run, ava, "nowhere.pth: no such weights file", path_to_model_weight=ava / "nowhere.pth")
     torch.save({"layer.weight": torch.zeros(3), "ref_point14": torch.zeros(1)}, ava / "other.pth")
-    refused(
-        run, ava, "other.pth does not fit this network", "missing", path_to_model_weight=ava / "other.pth"
-    )
+    other = {"path_to_model_weight": ava / "other.pth"}
+    refused(run, ava, "other.pth does not fit this network", "missing", **other)
     (ava / "text.pth").write_text("hello")
     refused(run, ava, "text.pth", path_to_model_weight=ava / "text.pth")
 
 
 @pytest.mark.parametrize(
-    ("options", "parts"),
+    ("options", "problem"),
     [
-        ({"eval": True}, ("--eval needs --path_to_model_weight",)),
-        ({"resume": True, "overwrite": True}, ("no run to resume",)),
-        ({"dataset": "csv", "released_protocol": True}, ("--released_protocol", "ava and tad66k")),
-        ({"dataset": "tad66k", "loss": "emd"}, ("--loss emd", "use mse")),
-        ({"warmup_epochs": 3}, ("--warmup_epochs 3 exceeds --num_epoch 1",)),
-        ({"score_max": 7}, ("--score_max belongs to --dataset csv",)),
-        ({"dataset": "csv", "score_min": 2}, ("--score_min 2 is not below --score_max 1",)),
-        ({"schedule": "cosine", "decay_every": 3}, ("--decay_every belongs to --schedule step",)),
-        ({"path_to_images": None}, ("--dataset ava needs --path_to_images",)),
-        ({"refinement": "scheduled", "explore_share": 1.5}, ("--explore_share 1.5 must be between 0 and 1",)),
+        ({"eval": True}, "--eval needs --path_to_model_weight"),
+        ({"resume": True, "overwrite": True}, "no run to resume"),
+        ({"dataset": "csv", "released_protocol": True}, "--released_protocol: csv has none; ava and tad66k"),
         (
-            {"refinement": "scheduled", "explore_share": -0.1},
-            ("--explore_share -0.1 must be between 0 and 1",),
+            {"dataset": "tad66k", "loss": "emd"},
+            "--loss emd needs vote distributions; tad66k has scores: use mse",
         ),
-        ({"refinement": "scheduled", "explore_same": -1}, ("--explore_same -1 must be at least 0",)),
-        ({"refinement": "scheduled", "explore_other": -0.5}, ("--explore_other -0.5 must be at least 0",)),
-        ({"explore_same": 0.5}, ("--explore_same belongs to --refinement scheduled, not released",)),
-        ({"eval_refinement": "exploitation"}, ("--eval_refinement belongs to --refinement scheduled",)),
-        ({"handover": "jump"}, ("--handover jump: choose from linear, step",)),
-        (
-            {"interest_points": "median"},
-            ("--interest_points median: choose from batch, image, running, grid",),
-        ),
-        ({"interest_points": "image", "sync_interest_points": True}, ("--sync_interest_points belongs to",)),
-        ({"interest_points": "grid", "sync_interest_points": True}, ("running, not grid",)),
-        (
-            {"interest_points": "running", "calibrate_points": 8},
-            ("--calibrate_points needs --path_to_model_weight",),
-        ),
-        ({"calibrate_points": 0}, ("--calibrate_points 0 must be at least 1",)),
-        (
-            {"interest_points": "running", "compile": True, "grad_checkpoint": True},
-            ("--compile does not go with",),
-        ),
-        ({"amp": "fp8"}, ("--amp fp8: choose from auto, bf16",)),
-        ({"save_minutes": -1}, ("--save_minutes -1 must be at least 0",)),
-        ({"max_bad_steps": -1}, ("--max_bad_steps -1 must be at least 0",)),
-        ({"accumulate": 0}, ("--accumulate 0 must be at least 1",)),
-        ({"batch_size": 0}, ("--batch_size 0 must be at least 1",)),
-        ({"init_lr": -1}, ("--init_lr -1 must be greater than 0",)),
-        ({"init_lr": "nan"}, ("--init_lr nan is not a finite number",)),
-        ({"num_epoch": 1.5}, ("--num_epoch 1.5 is not a whole number",)),
-        ({"batch_size": "1e300"}, ("--batch_size 1e300 is too large",)),
-        ({"dataset": "imagenet"}, ("--dataset imagenet: choose from demo, ava",)),
-        ({"path_to_model_weight": ""}, ("--path_to_model_weight is empty",)),
-        ({"path_to_images": "x" * 300}, ("File name too long",)),
-        ({"experiment_dir_name": __file__}, ("is a file, not a folder",)),
+        ({"warmup_epochs": 3}, "--warmup_epochs 3 exceeds --num_epoch 1"),
+        ({"score_max": 7}, "--score_max belongs to --dataset csv"),
+        ({"dataset": "csv", "score_min": 2}, "--score_min 2 is not below --score_max 1"),
+        ({"schedule": "cosine", "decay_every": 3}, "--decay_every belongs to --schedule step"),
+        ({"path_to_images": None}, "--dataset ava needs --path_to_images"),
+        ({"explore_share": 1.5}, "--explore_share 1.5 must be between 0 and 1"),
+        ({"explore_share": -0.1}, "--explore_share -0.1 must be between 0 and 1"),
+        ({"explore_same": -1}, "--explore_same -1 must be at least 0"),
+        ({"explore_other": -0.5}, "--explore_other -0.5 must be at least 0"),
+        ({"explore_same": 0.5}, "--explore_same belongs to --refinement scheduled, not released"),
+        ({"eval_refinement": "exploitation"}, "--eval_refinement belongs to --refinement scheduled"),
+        ({"handover": "jump"}, "--handover jump: choose from linear, step"),
+        ({"interest_points": "median"}, "--interest_points median: choose from batch, image, running, grid"),
+        ({"interest_points": "image", "sync_interest_points": True}, "--sync_interest_points belongs to"),
+        ({"interest_points": "grid", "sync_interest_points": True}, "running, not grid"),
+        ({"calibrate_points": 8}, "--calibrate_points needs --path_to_model_weight"),
+        ({"calibrate_points": 0}, "--calibrate_points 0 must be at least 1"),
+        ({**COMPILED, "interest_points": "running"}, "--compile does not go with"),
+        ({"amp": "fp8"}, "--amp fp8: choose from auto, bf16"),
+        ({"save_minutes": -1}, "--save_minutes -1 must be at least 0"),
+        ({"max_bad_steps": -1}, "--max_bad_steps -1 must be at least 0"),
+        ({"batch_size": 0}, "--batch_size 0 must be at least 1"),
+        ({"init_lr": -1}, "--init_lr -1 must be greater than 0"),
+        ({"init_lr": "nan"}, "--init_lr nan is not a finite number"),
+        ({"num_epoch": 1.5}, "--num_epoch 1.5 is not a whole number"),
+        ({"dataset": "imagenet"}, "--dataset imagenet: choose from demo, ava"),
+        ({"path_to_model_weight": ""}, "--path_to_model_weight is empty"),
+        ({"path_to_images": "x" * 300}, "File name too long"),
+        ({"experiment_dir_name": __file__}, "test_bad_input.py: File exists"),
     ],
 )
-def test_impossible_options(run, ava, options, parts):
-    refused(run, ava, *parts, **options)
+def test_impossible_options(run, ava, options, problem):
+    refused(run, ava, problem, **options)
 
 
 @pytest.mark.parametrize("gpu", ["99", "-1", "0,1", "gpu"])
@@ -205,7 +192,7 @@ def test_unknown_option_is_one_line(run):
 
 
 def test_a_folder_that_cannot_be_made(run, ava):
-    refused(run, ava, "cannot be made", experiment_dir_name=ava / "train.csv" / "run")
+    refused(run, ava, "run: Not a directory", experiment_dir_name=ava / "train.csv" / "run")
 
 
 @pytest.mark.parametrize(

@@ -17,22 +17,19 @@ EVERY = [(points, "released") for points in ("image", "running")] + [
 ]
 
 
-def make(points="batch", refinement="released", calibrate=None, **overrides):
-    """The golden network with its weights and these settings; calibrate: images of the running points."""
+def make(points="batch", refinement="released", calibrate=None, fresh=False, **overrides):
+    """The golden network with its weights and these settings; calibrate: images of the running points.
+
+    fresh: a network with random weights instead, which compiles sooner.
+    """
     torch.manual_seed(7)
-    model = make_toy(interest_points=points, refinement=refinement, **overrides)
-    load_weights(model, TOY)
+    settings = {"interest_points": points, "refinement": refinement} | overrides
+    if fresh:
+        model = models.create_model("eat_nano", **settings).eval()
+    else:
+        model = make_toy(**settings)
+        load_weights(model, TOY)
     if points == "running" and calibrate is not None:
-        models.calibrate_points(model, [calibrate])
-    models.set_refinement(model, (0.5, 1.5))
-    return model
-
-
-def make_small(points, refinement, calibrate):
-    """A fresh network, which compiles sooner, with these settings."""
-    torch.manual_seed(7)
-    model = models.create_model("eat_nano", interest_points=points, refinement=refinement).eval()
-    if points == "running":
         models.calibrate_points(model, [calibrate])
     models.set_refinement(model, (0.5, 1.5))
     return model
@@ -107,13 +104,9 @@ def test_calibration_needs_running_points_and_images(toy):
 
 @torch.no_grad()
 def test_exploiting_evaluation_is_no_refinement(pictures):
-    explored, exploited, off = (
-        make("batch", "scheduled"),
-        make("batch", "scheduled", exploit=True),
-        make("batch", "off"),
-    )
-    torch.testing.assert_close(exploited(pictures[:2]), off(pictures[:2]))
-    assert (explored(pictures[:2]) - off(pictures[:2])).abs().max() > 1e-3
+    off = make("batch", "off")(pictures[:2])
+    torch.testing.assert_close(make("batch", "scheduled", exploit=True)(pictures[:2]), off)
+    assert (make("batch", "scheduled")(pictures[:2]) - off).abs().max() > 1e-3
 
 
 @torch.no_grad()
@@ -136,7 +129,7 @@ def test_evaluates_and_trains_in_one_graph_and_compiles_each_once(
     einops notes every type of tensor that it meets, and a new one after compiling would compile again.
     """
     monkeypatch.setattr("einops._backends._type2backend", {}, raising=False)  # as in a fresh process
-    model, plain = (make_small(points, refinement, golden_images) for _ in range(2))
+    model, plain = (make(points, refinement, golden_images, fresh=True) for _ in range(2))
     torch._dynamo.reset()
     compiled = torch.compile(model, fullgraph=True, backend="eager")
     with torch.autocast("cpu", torch.bfloat16, enabled=amp), torch.no_grad():
@@ -181,10 +174,8 @@ def test_weights_travel_and_remember_their_settings(tmp_path, golden_images, poi
 
 def test_buffers_tell_the_settings_where_nothing_else_does(tmp_path, golden_images):
     save_file(make("running", "scheduled", calibrate=golden_images).state_dict(), tmp_path / "w.safetensors")
-    assert read_weights(tmp_path / "w.safetensors").purpose.settings == {
-        "interest_points": "running",
-        "refinement": "scheduled",
-    }
+    expected = {"interest_points": "running", "refinement": "scheduled"}
+    assert read_weights(tmp_path / "w.safetensors").purpose.settings == expected
     assert read_weights(TOY).purpose.settings == {}
 
 
@@ -234,26 +225,24 @@ def test_a_network_that_never_trained_saves_no_points(tmp_path):
     assert models.uncalibrated(model)
 
 
-def test_a_file_with_an_unknown_setting_is_refused(tmp_path):
-    state = make_toy().state_dict()
-    state._metadata[""]["settings"] = {"interest_points": "median"}
-    torch.save(state, tmp_path / "w.pth")
+def test_odd_metadata_is_ignored_and_wrong_settings_are_refused(tmp_path):
+    path, state = tmp_path / "w.pth", make_toy().state_dict()
+
+    def read(settings):
+        state._metadata[""]["settings"] = settings
+        torch.save(state, path)
+        return read_weights(path).purpose.settings
+
     with pytest.raises(WeightsError, match="interest_points 'median' is not one of batch, image, running"):
-        read_weights(tmp_path / "w.pth")
-
-
-def test_odd_metadata_is_ignored_and_negative_factors_are_refused(tmp_path):
-    state = make_toy().state_dict()
-    state._metadata[""]["settings"] = {"interest_points": "image", "future": "x"}
-    torch.save(state, tmp_path / "w.pth")
-    assert read_weights(tmp_path / "w.pth").purpose.settings == {"interest_points": "image"}
+        read({"interest_points": "median"})
+    assert read({"interest_points": "image", "future": "x"}) == {"interest_points": "image"}
     state._metadata = ["a list"]
-    torch.save(state, tmp_path / "w.pth")
-    assert read_weights(tmp_path / "w.pth").purpose.settings == {}
+    torch.save(state, path)
+    assert read_weights(path).purpose.settings == {}
     state["stages.2.attns.1.refinement.factors"] = torch.tensor([-1.0, 1.0])
-    torch.save(state, tmp_path / "w.pth")
+    torch.save(state, path)
     with pytest.raises(WeightsError, match="negative factors"):
-        read_weights(tmp_path / "w.pth")
+        read_weights(path)
 
 
 @pytest.mark.parametrize("setting", ["interest_points", "refinement"])

@@ -12,6 +12,12 @@ SLOW = {"torch", "torchvision", "timm", "numpy", "pandas", "scipy", "PIL", "matp
 COMMANDS = ["main_nni", "predict", "prepare_data", "search", "export", "compare"]
 
 
+def python(script):
+    """What a script in a process of its own prints: (output, errors)."""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    return done.stdout, done.stderr
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize(("word", "status"), [("--help", 0), ("--no_such_option", 2)])
 def test_arguments_are_read_before_slow_imports(command, word, status):
@@ -23,10 +29,7 @@ except SystemExit as stop:
     status = stop.code
 print(json.dumps([status, list(sys.modules)]))
 """
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    found, modules = json.loads(done.stdout.splitlines()[-1])
+    found, modules = json.loads(python(script)[0].splitlines()[-1])
     assert found == status
     assert not SLOW & set(modules)
     assert len(modules) < 200
@@ -41,16 +44,11 @@ print(json.dumps([status, list(sys.modules)]))
 )
 def test_main_nni_refuses_wrong_options_before_slow_imports(words, problem):
     script = f"import sys, main_nni; status = main_nni.main({words}); print('torch' in sys.modules, status)"
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    assert done.stdout.split() == ["False", "2"]
-    assert problem in done.stderr
+    out, err = python(script)
+    assert out.split() == ["False", "2"]
+    assert problem in err
 
 
 def test_main_nni_says_that_it_starts_before_slow_imports():
     script = "import sys, main_nni; sys.modules['iaa.experiment'] = None; main_nni.main([])"
-    done = subprocess.run(
-        [sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert "training on demo; loading PyTorch" in done.stderr.splitlines()[0]
+    assert "training on demo; loading PyTorch" in python(script)[1].splitlines()[0]

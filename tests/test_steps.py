@@ -47,24 +47,23 @@ def test_training_in_half_precision_keeps_weights_and_evaluation_in_float32(ava,
     assert 0 < abs(exact["loss"] - half["loss"]) < 0.02 * exact["loss"]
 
 
-def test_on_a_cpu_nothing_is_in_half_precision_unless_asked():
-    assert [p.dtype for p in build.pick_precisions(options(), CPU)] == [None, None]
-    assert [p.dtype for p in build.pick_precisions(options(amp="bf16"), CPU)] == [torch.bfloat16] * 2
-
-
-def test_on_a_gpu_training_is_bf16_and_what_is_compared_is_float32(monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: True)
-    gpu = torch.device("cuda:0")
-    for given, expected in (
-        ({}, [torch.bfloat16, None]),
-        ({"released_protocol": True}, [None, None]),
-        ({"eval": True, "path_to_model_weight": "w"}, [None, None]),
-        ({"released_protocol": True, "amp": "bf16"}, [torch.bfloat16] * 2),
-        ({"amp": "off"}, [None, None]),
-    ):
-        assert [p.dtype for p in build.pick_precisions(options(**given), gpu)] == expected
-    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: False)
-    assert build.pick_precisions(options(), gpu)[0].dtype is None
+@pytest.mark.parametrize(
+    ("device", "has_bf16", "given", "expected"),
+    [
+        ("cpu", True, {}, [None, None]),
+        ("cpu", True, {"amp": "bf16"}, [torch.bfloat16] * 2),
+        ("cuda:0", True, {}, [torch.bfloat16, None]),
+        ("cuda:0", False, {}, [None, None]),
+        ("cuda:0", True, {"released_protocol": True}, [None, None]),
+        ("cuda:0", True, {"eval": True, "path_to_model_weight": "w"}, [None, None]),
+        ("cuda:0", True, {"released_protocol": True, "amp": "bf16"}, [torch.bfloat16] * 2),
+        ("cuda:0", True, {"amp": "off"}, [None, None]),
+    ],
+)
+def test_training_on_a_gpu_alone_is_bf16_unless_asked(monkeypatch, device, has_bf16, given, expected):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: has_bf16)
+    found = build.pick_precisions(options(**given), torch.device(device))
+    assert [precision.dtype for precision in found] == expected
 
 
 @pytest.mark.parametrize("tf32", [False, True])
@@ -135,9 +134,8 @@ def test_a_compiled_run_is_the_plain_one(ava, run, monkeypatch, trained):
 
 def test_adamw_decays_matrices_but_no_biases_norms_and_position_tables():
     model = create_model("eat_nano")
-    decayed, rest = (
-        {id(p) for p in group["params"]} for group in make_optimizer(model, "adamw", 0.1).param_groups
-    )
+    groups = make_optimizer(model, "adamw", 0.1).param_groups
+    decayed, rest = ({id(parameter) for parameter in group["params"]} for group in groups)
     for name, parameter in model.named_parameters():
         table = name.endswith(("bias_table", "rpe_table"))
         assert id(parameter) in (rest if table or parameter.ndim < 2 else decayed), name
@@ -146,52 +144,46 @@ def test_adamw_decays_matrices_but_no_biases_norms_and_position_tables():
 @pytest.mark.parametrize("name", ["adam", "adamw"])
 def test_a_gradient_that_is_not_finite_changes_nothing(name):
     model = create_model("eat_nano")
-    stepper = Stepper(
-        model, make_optimizer(model, name, 0.1), Schedule(1e-3, 1), Precision(CPU), clip_grad=1.0
-    )
+    optimizer = make_optimizer(model, name, 0.1)
+    stepper = Stepper(model, optimizer, Schedule(1e-3, 1), Precision(CPU), clip_grad=1.0)
     images = torch.randn(1, 3, 224, 224)
     before = [parameter.detach().clone() for parameter in model.parameters()]
-    stepper.backward(model(images).mean() * math.inf)
-    stepper.update(0.0)
-    assert stepper.left_out
-    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
-    stepper.backward(model(images).mean())
-    stepper.update(0.5)
-    assert not stepper.left_out
-    assert not all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    for factor, left_out in ((math.inf, True), (1.0, False)):
+        stepper.backward(model(images).mean() * factor)
+        stepper.update(0.5)
+        assert stepper.left_out == left_out
+        same = [torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True)]
+        assert all(same) == left_out
     assert all(parameter.isfinite().all() for parameter in model.parameters())
 
 
-def test_losses_are_summed_over_images_and_bad_ones_told_once(tmp_path, caplog):
+def make_trainer(folder, **options):
     model = torch.nn.Linear(1, 1)
     stepper = Stepper(model, torch.optim.SGD(model.parameters()), Schedule(1.0, 1), Precision(CPU))
-    training = Trainer(model, stepper, None, tmp_path, max_bad_steps=1)
+    return Trainer(model, stepper, None, folder, **options)
+
+
+def test_losses_are_summed_over_images_and_bad_ones_told_once(tmp_path, caplog):
+    trainer = make_trainer(tmp_path, max_bad_steps=1)
     for step, (value, names) in enumerate([(3.0, ["a", "b"]), (math.nan, ["c"]), (2.0, ["d", "e"])]):
-        training.unread.append((step, torch.tensor(value), names))
+        trainer.losses.add(step, names, torch.tensor(value))
     for _ in range(2):
-        training._read_losses()
-        assert (training.progress.loss, training.progress.images) == (10.0, 4)
-    assert [(row["step"], row["images"]) for row in training.progress.bad_steps] == [(2, ["c"])]
+        trainer.save()
+        assert (trainer.progress.loss, trainer.progress.images) == (10.0, 4)
+    assert [(row["step"], row["images"]) for row in trainer.progress.bad_steps] == [(2, ["c"])]
     assert caplog.text.count("the step is left out (1 of --max_bad_steps 1)") == 1
 
 
-def test_losses_on_a_gpu_are_read_one_look_later(tmp_path):
-    class Event:
-        waited = False
-
-        def synchronize(self):
-            self.waited = True
-
-    model = torch.nn.Linear(1, 1)
-    stepper = Stepper(model, torch.optim.SGD(model.parameters()), Schedule(1.0, 1), Precision(CPU))
-    training, events = Trainer(model, stepper, None, tmp_path), [Event(), Event()]
-    training.pending = [PendingLosses([(0, None, ["a"])], torch.tensor([4.0]), events[0])]
-    assert math.isnan(training._read_losses(wait=False))
-    training.pending.append(PendingLosses([(1, None, ["b", "c"])], torch.tensor([1.0]), events[1]))
-    assert training._read_losses(wait=False) == 4.0
-    assert [event.waited for event in events] == [True, False]
-    assert training._read_losses() == 1.0
-    assert training.progress.loss == 6.0
+def test_losses_are_read_one_call_later_or_awaited():
+    pending = PendingLosses()
+    assert list(pending.read(wait=False)) == []
+    pending.add(0, ["a"], torch.tensor(4.0))
+    assert list(pending.read(wait=False)) == []
+    pending.add(1, ["b", "c"], torch.tensor(1.0))
+    assert list(pending.read(wait=False)) == [(0, ["a"], 4.0)]
+    pending.add(2, ["d"], torch.tensor(2.0))
+    assert list(pending.read(wait=True)) == [(1, ["b", "c"], 1.0), (2, ["d"], 2.0)]
+    assert list(pending.read(wait=True)) == []
 
 
 def test_waiting_for_data_is_measured_from_the_first_batch_on():

@@ -51,9 +51,8 @@ class Machine:
 
 def connect(first, second):
     cable = ["ip", "link", "add", "eth0", "type", "veth", "peer", "name", "eth0", "netns", second.init]
-    subprocess.check_call(
-        ["nsenter", "--target", first.init, "--net", *cable]
-    )  # numbers of processes are ours
+    # Not by `do`: numbers of processes are ours.
+    subprocess.check_call(["nsenter", "--target", first.init, "--net", *cable])
     for machine in (first, second):
         machine.do("ip", "address", "add", f"{machine.address}/24", "dev", "eth0")
         machine.do("ip", "link", "set", "eth0", "up")
@@ -122,9 +121,7 @@ def test_processes_and_then_the_cable_are_lost_and_the_run_goes_on_to_the_same_r
 
     both = start(resume)
     saved_again(last, both, 3)
-    for (
-        one
-    ) in pair:  # how often Linux sends again what nobody acknowledges: 15 times take a quarter of an hour
+    for one in pair:  # Linux sends again what nobody acknowledges: 15 times take a quarter of an hour
         one.do("sysctl", "-q", "-w", "net.ipv4.tcp_retries2=5")
     pair[1].do("ip", "link", "set", "eth0", "down")
     lost = time.monotonic()

@@ -5,7 +5,7 @@ import torch
 from common import make_toy
 from torch._subclasses import FakeTensorMode
 
-from iaa.training.determinism import set_deterministic
+from iaa.training.steps import set_deterministic
 from models import attention
 from models.attention import (
     DeformableAttention,

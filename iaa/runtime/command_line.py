@@ -59,22 +59,17 @@ def subcommand_parser(prog: str, description: str, commands: Mapping[str, tuple[
 def parse_options(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """The options of main_nni.py that are given, each checked; exits with status 2 if one is wrong or unknown."""
     about = "Train and evaluate EAT for image aesthetics assessment. Without options: the demo."
-    usage = "main_nni.py [OPTION ...]"
-    return vars(
-        Parser(GROUPS, fill_defaults=False, prog="main_nni.py", usage=usage, description=about).parse_args(
-            argv
-        )
-    )
+    texts = {"prog": "main_nni.py", "usage": "main_nni.py [OPTION ...]", "description": about}
+    return vars(Parser(GROUPS, fill_defaults=False, **texts).parse_args(argv))
 
 
 def _keywords(option: Option) -> dict[str, Any]:
     """The arguments of argparse's `add_argument`, without `default` and `type`."""
-    keywords: dict[str, Any] = {"help": option.help}
     if option.type is bool:
-        return keywords | {"action": "store_true"}
+        return {"help": option.help, "action": "store_true"}
     metavar = option.metavar or METAVARS.get(option.type, "X")
-    keywords["metavar"] = "{" + ",".join(option.choices) + "}" if option.choices else metavar
-    keywords["help"] += _shown_default(option)
+    keywords = {"metavar": "{" + ",".join(option.choices) + "}" if option.choices else metavar}
+    keywords["help"] = option.help + _shown_default(option)
     if option.nargs:
         keywords |= {"action": "append"} if option.nargs == "append" else {"nargs": option.nargs}
     return keywords | ({} if option.positional else {"required": option.required})
@@ -86,8 +81,9 @@ def _shown_default(option: Option) -> str:
     if option.default is not None:
         return f" (default: {option.default})"
     values = {name: recipe.get(option.name) for name, recipe in RECIPES.items()}
-    if OPTIONS.get(option.name) is not option or not any(value is not None for value in values.values()):
+    if OPTIONS.get(option.name) is not option or set(values.values()) == {None}:
         return ""
     most_common = Counter(values.values()).most_common(1)[0][0]
-    others = [f"{n}: {v}" for n, v in values.items() if v not in (most_common, None)]
-    return f" (default: {', '.join([str(most_common)] * (most_common is not None) + others)})"
+    shown = [] if most_common is None else [str(most_common)]
+    shown += [f"{name}: {value}" for name, value in values.items() if value not in (most_common, None)]
+    return f" (default: {', '.join(shown)})"

@@ -1,17 +1,20 @@
-"""Communication between the processes of a run. A single process is rank 0 of 1, and imports no torch for that."""
+"""The processes of a run that `torchrun` or Slurm has started. A single process is rank 0 of 1, and imports no torch here."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from iaa.errors import InputError
+from iaa.errors import InputError, TrainingError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 T = TypeVar("T")
+TIMEOUT = timedelta(hours=2)  # rank 0 alone may evaluate a whole test set, while the others wait
 
 
 def rank() -> int:
@@ -22,6 +25,51 @@ def rank() -> int:
 def world_size() -> int:
     """The number of processes of the run."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+@contextmanager
+def process_group(remedy: str) -> Iterator[None]:
+    """Join the process group, if there are several processes, and leave it at the end, together.
+
+    remedy: what to do after a loss, for the message. Raises InputError where the processes do not reach each other,
+    TrainingError where the connection to one of them is lost.
+    """
+    if world_size() == 1:
+        yield
+        return
+    import torch
+    import torch.distributed as dist
+
+    try:
+        store, _, _ = next(dist.rendezvous("env://", timeout=TIMEOUT))
+        # torchrun's own store still has the addresses of the processes that it has replaced.
+        store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, timeout=TIMEOUT, store=store, rank=rank(), world_size=world_size())
+    except RuntimeError as error:
+        network = "GLOO_SOCKET_IFNAME names the network's interface; see two machines in docs/training.md"
+        raise InputError(f"the processes do not reach each other ({str(error)[:200]}); {network}") from error
+    with connection_errors(remedy):
+        yield
+        all_reduce_max(0)  # the first one keeps the store of all: it must not end before them
+        dist.destroy_process_group()
+
+
+@contextmanager
+def connection_errors(remedy: str = "") -> Iterator[None]:
+    """Turn an error of torch's communication into a TrainingError of one line, with `remedy` at its end."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, TrainingError) or world_size() == 1:
+            raise
+        import torch.distributed as dist
+
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error).lower():
+            raise
+        problem = f"rank {rank()}: the connection to another process is lost or timed out"
+        cause = str(error).splitlines()[0][:120]
+        raise TrainingError(f"{problem} ({cause}){remedy and '; '}{remedy}") from error
 
 
 def gather(value: Any) -> list[Any]:
@@ -56,17 +104,18 @@ def broadcast(tensors: Iterable[Tensor]) -> None:
 
 
 def on_rank_zero(work: Callable[[], T]) -> T:
-    """Call `work` in rank 0 alone; returns its result in every process. After an InputError the others exit silently."""
+    """Call `work` in rank 0 alone; returns its result in every process. After a user's error the others exit silently."""
     if world_size() == 1:
         return work()
     import torch.distributed as dist
 
-    answer, error = [None, False], None
+    result, error = None, None
     if rank() == 0:
         try:
-            answer[0] = work()
-        except InputError as problem:
-            answer[1], error = True, problem
+            result = work()
+        except (InputError, OSError) as problem:
+            error = problem
+    answer = [result, error is not None]
     dist.broadcast_object_list(answer, 0)
     if answer[1]:
         raise error or SystemExit(2)

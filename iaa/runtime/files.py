@@ -49,13 +49,9 @@ def read_json_object(path: str | os.PathLike) -> dict:
 
 def process_start_time(pid: int) -> str:
     """The start time of a process of this machine, which tells it from a later one of the same number; empty if it has ended."""
-    fields = read_proc(pid, "stat").rpartition(")")[2].split()
-    return fields[19] if fields and fields[0] != "Z" else ""
-
-
-def read_proc(pid: int, name: str) -> str:
-    """The text of /proc/PID/NAME; empty if there is no such process."""
     try:
-        return Path(f"/proc/{pid}/{name}").read_text(encoding="utf-8", errors="replace")
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
+    fields = text.rpartition(")")[2].split()
+    return fields[19] if fields and fields[0] != "Z" else ""

@@ -14,7 +14,6 @@ class StopSignal:
     """A context in which the first SIGINT or SIGTERM only sets `received`, its number; a second one acts as usual."""
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
-    any_received = False  # whether any instance of this process received one
 
     def __init__(self):
         self.received, self._before = 0, {}
@@ -31,16 +30,15 @@ class StopSignal:
 
     def _note(self, number: int, _frame) -> None:
         self.received = number
-        StopSignal.any_received = True
         self.__exit__()
 
 
 @contextmanager
-def stop_errors(watch: StopSignal | None) -> Iterator[None]:
+def stop_errors(stop: StopSignal | None) -> Iterator[None]:
     """Turn an InputError after a signal into Interrupted: a signal to the process group ends the reading processes, too."""
     try:
         yield
     except InputError as error:
-        if watch is not None and watch.received:
-            raise Interrupted(watch.received) from error
+        if stop is not None and stop.received:
+            raise Interrupted(stop.received) from error
         raise

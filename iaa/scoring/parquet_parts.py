@@ -14,7 +14,6 @@ from typing import Any
 from iaa.errors import InputError
 from iaa.runtime import distributed
 from iaa.runtime.files import write_json
-from iaa.runtime.process_group import process_group
 from iaa.scoring.sources import is_shard
 from iaa.scoring.table import Row, lock, read_rows, refuse_other_settings, utf8, write_parquet
 
@@ -40,7 +39,7 @@ class ParquetParts:
 
         A part for a shard is written at once; one for files when it has ROWS rows, and at the end.
         """
-        with process_group("--append on all machines continues"):
+        with distributed.process_group("--append on all machines continues"):
             self._earlier_parts = distributed.on_rank_zero(lambda: self._begin(settings, append, overwrite))
         refuse_other_settings(self.folder, self.settings_file, settings)
         waiting: list[Row] = []

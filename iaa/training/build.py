@@ -23,8 +23,8 @@ from iaa.photographs.cache import open_filled
 from iaa.photographs.labels import FORMATS, LabelFormat, Labels, csv_format
 from iaa.runtime import distributed
 from iaa.runtime.signals import StopSignal
-from iaa.training import checkpoint, determinism, engine
-from iaa.training.steps import Precision, Schedule, Stepper, allow_tf32, make_optimizer
+from iaa.training import checkpoint, engine
+from iaa.training.steps import Precision, Schedule, Stepper, allow_tf32, make_optimizer, set_deterministic
 from models import Purpose, Weights, create_model, load_weights
 from models.weights import ADDED_BUFFERS
 from util import make_loss
@@ -37,21 +37,14 @@ SCHEDULE = attrgetter("init_lr", "num_epoch", "schedule", "decay_every", "decay_
 
 def pick_device(gpu_id: str | None) -> torch.device:
     """The device of `--gpu_id`; by default the GPU with the number of this process, else the CPU. Raises InputError."""
-    count, local = torch.cuda.device_count(), int(os.environ.get("LOCAL_RANK", "0"))
-    if gpu_id == "cpu":
+    count = torch.cuda.device_count()
+    if gpu_id == "cpu" or (gpu_id is None and not count):
         return torch.device("cpu")
-    if distributed.world_size() > 1:
-        if gpu_id is not None:
-            raise InputError(f"--gpu_id {gpu_id}: torchrun gives each process a GPU of its own; leave it out")
-        if 0 < count <= local:
-            remedy = "lower torchrun's --nproc_per_node"
-            raise InputError(f"{count} GPUs are here, fewer than processes; {remedy}")
-    if gpu_id is None and not count:
-        return torch.device("cpu")
-    if gpu_id is not None and (not gpu_id.isdecimal() or int(gpu_id) >= count):
+    gpu_id = gpu_id or os.environ.get("LOCAL_RANK", "0")
+    if not gpu_id.isdecimal() or int(gpu_id) >= count:
         available = f"GPUs 0 to {count - 1} are here" if count else "no GPU is here; use --gpu_id cpu"
         raise InputError(f"--gpu_id {gpu_id}: no such GPU; {available}")
-    device = torch.device("cuda", int(gpu_id or local))
+    device = torch.device("cuda", int(gpu_id))
     torch.cuda.set_device(device)
     return device
 
@@ -59,15 +52,14 @@ def pick_device(gpu_id: str | None) -> torch.device:
 def pick_precisions(options: argparse.Namespace, device: torch.device) -> tuple[Precision, Precision]:
     """The precision of training and validation, and the precision of test.csv, by `--amp`; sets TF32 by `--tf32`."""
     allow_tf32(options.tf32)
-    named = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}
-    if options.amp in named:
-        return (Precision(device, named[options.amp]),) * 2
-    dtype = None
-    trains_freely = not (options.eval or options.released_protocol)
-    if device.type == "cuda" and trains_freely and torch.cuda.is_bf16_supported(including_emulation=False):
-        dtype = torch.bfloat16
-        log.info("training in bf16 where it is safe (--amp off: float32); test.csv is scored in float32")
-    return Precision(device, dtype), Precision(device)
+    if options.amp != "auto":
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}[options.amp]
+        return Precision(device, dtype), Precision(device, dtype)
+    exact = device.type != "cuda" or options.eval or options.released_protocol
+    if exact or not torch.cuda.is_bf16_supported(including_emulation=False):
+        return Precision(device), Precision(device)
+    log.info("training in bf16 where it is safe (--amp off: float32); test.csv is scored in float32")
+    return Precision(device, torch.bfloat16), Precision(device)
 
 
 def pick_format(options: argparse.Namespace) -> LabelFormat:
@@ -76,12 +68,13 @@ def pick_format(options: argparse.Namespace) -> LabelFormat:
         return FORMATS[options.dataset]
     folder, scale = Path(options.path_to_save_csv), (options.score_min, options.score_max)
     names = ["test.csv"] if options.eval and not options.calibrate_points else ["train.csv", "test.csv"]
-    names += ["val.csv"] * (not options.eval and (folder / "val.csv").is_file())
-    label_formats = [csv_format(folder / name, scale, options.threshold) for name in names]
-    for name, label_format in zip(names, label_formats, strict=True):
-        if label_format != label_formats[0]:
+    if not options.eval and (folder / "val.csv").is_file():
+        names.append("val.csv")
+    formats = {name: csv_format(folder / name, scale, options.threshold) for name in names}
+    for name, label_format in formats.items():
+        if label_format != formats[names[0]]:
             raise InputError(f"{folder / name}: its label columns differ from those of {names[0]}")
-    return label_formats[0]
+    return label_format
 
 
 def pick_decoders(options: argparse.Namespace) -> tuple[str, str]:
@@ -91,40 +84,31 @@ def pick_decoders(options: argparse.Namespace) -> tuple[str, str]:
     return "pil" if options.released_protocol else "fast", "pil"
 
 
-def loaders(
-    options: argparse.Namespace,
-    splits: Splits,
-    side: int,
-    device: torch.device,
-    stop: StopSignal,
-    label_format: LabelFormat,
+def make_loaders(
+    options: argparse.Namespace, splits: Splits, model: nn.Module, label_format: LabelFormat, stop: StopSignal
 ) -> dict[str, DataLoader]:
     """A loader for each split, by its name. Fills the cache, if there is one. Raises Interrupted.
 
-    side: of the network's input, in pixels. label_format: the one that the network is trained for, for its resize. Several
-    processes share the batches; under --released_protocol they share only those of training.
+    label_format: the one that the network is trained for, for its resize. Several processes share the batches; under
+    --released_protocol they share only those of training.
     """
-    result, (decoder, eval_decoder) = {}, pick_decoders(options)
-    images, workers = options.path_to_images, options.num_workers
-    for split in ("train", "val", "test"):
-        train = split == "train"
-        if (labels := getattr(splits, split)) is None or (train and options.eval):
+    loaders, images, workers = {}, options.path_to_images, options.num_workers
+    for split in ("val", "test") if options.eval else ("train", "val", "test"):
+        train, labels, cache = split == "train", getattr(splits, split), None
+        if labels is None:
             continue
-        alone = options.released_protocol and not train
-        transform, used, cache = (
-            Transform(label_format, side, train),
-            decoder if train else eval_decoder,
-            None,
-        )
+        transform = Transform(label_format, model.img_size, train)
+        decoder = pick_decoders(options)[not train]
         if options.cache is not None:
-            cache = open_filled(options.cache, transform.resize, used, labels.images, images, workers, stop)
-        settings = {"decoder": used, "cache": cache, "persistent": split != "test"}
-        settings["pin_memory"] = device.type == "cuda"
-        if not alone:
+            names = labels.images
+            cache = open_filled(options.cache, transform.resize, decoder, names, images, workers, stop)
+        settings = {"decoder": decoder, "cache": cache, "persistent": split != "test"}
+        settings["pin_memory"] = next(model.parameters()).is_cuda
+        if train or not options.released_protocol:
             settings |= {"rank": distributed.rank(), "world_size": distributed.world_size()}
         size = options.batch_size if train else options.eval_batch_size
-        result[split] = make_loader(labels, images, transform, size, workers, options.seed, **settings)
-    return result
+        loaders[split] = make_loader(labels, images, transform, size, workers, options.seed, **settings)
+    return loaders
 
 
 def make_model(
@@ -134,9 +118,9 @@ def make_model(
     outputs: int,
     device: torch.device,
 ) -> nn.Module:
-    """The network of `options` with `weights`, or with random ones, for the scores of `dataset`. Seeds the run.
+    """The network of `options` with `weights`, or with random ones, for this purpose. Seeds the run.
 
-    label_format: format of these scores. Raises InputError if --eval is asked of weights that lack something.
+    Raises InputError if --eval is asked of weights that lack something.
     """
     torch.manual_seed(options.seed)
     names = ("interest_points", "refinement", "sync_interest_points", "drop_path_rate")
@@ -156,7 +140,7 @@ def make_model(
         log.warning("warning: %s starts from random weights; %s", options.model, remedy)
     if distributed.rank():  # rank 0 draws the random numbers of a single process
         torch.manual_seed(options.seed + distributed.rank())
-    determinism.set_deterministic(options.deterministic, model, device)
+    set_deterministic(options.deterministic, model, device)
     return model.to(device)
 
 
@@ -168,51 +152,46 @@ def _checkpoint_gradients(model: nn.Module, name: str) -> None:
 
 
 def _fill(model: nn.Module, weights: Weights, options: argparse.Namespace) -> None:
-    model.photographs = dict(weights.photographs)
     fresh = load_weights(model, weights)
-    plain = [name for name in fresh if not name.endswith((*ADDED_BUFFERS, "ref_point14.bias"))]
-    if plain and not options.eval:
-        log.info("%s has none that fit: %s start fresh", weights.path, ", ".join(plain))
-    elif not plain and not weights.photographs:  # trained for scores, as the released EAT
-        model.photographs = dict(UNKNOWN)
+    missing = [name for name in fresh if not name.endswith((*ADDED_BUFFERS, "ref_point14.bias"))]
+    # A complete network of which nothing is known was trained for scores, as the released EAT.
+    model.photographs = dict(weights.photographs if missing or weights.photographs else UNKNOWN)
     if not options.eval:
+        if missing:
+            log.info("%s has none that fit: %s start fresh", weights.path, ", ".join(missing))
         return
-    lacks = None
-    if plain:
-        lacks = f"has no {plain[0]} that fits: train it before --eval"
-        if model.purpose.settings:
-            lacks = (
-                "plain DAT, without interest points: leave --interest_points out, or train it before --eval"
-            )
-    elif options.interest_points == "running" and models.uncalibrated(model) and not options.calibrate_points:
-        lacks = "has no running interest points; --calibrate_points N estimates them from N training images, "
-        lacks += "--interest_points batch evaluates as released"
+    if missing and model.purpose.settings:
+        problem = "plain DAT, without interest points: leave --interest_points out, or train it before --eval"
+    elif missing:
+        problem = f"has no {missing[0]} that fits: train it before --eval"
+    elif models.uncalibrated(model) and not options.calibrate_points:
+        problem = "has no running interest points; --calibrate_points N estimates them from training images, "
+        problem += "--interest_points batch evaluates as released"
     elif options.eval_refinement == "checkpoint" and any(n.endswith("refinement.factors") for n in fresh):
-        lacks = "remembers no factors of a refinement schedule; --eval_refinement exploitation evaluates "
-        lacks += "without any, --refinement released by the released rule"
-    if lacks:
-        raise InputError(f"{weights.path}: {lacks}")
+        problem = "remembers no factors of a refinement schedule; --eval_refinement exploitation evaluates "
+        problem += "without any, --refinement released by the released rule"
+    else:
+        return
+    raise InputError(f"{weights.path}: {problem}")
 
 
 def network_notes(options: argparse.Namespace, weights: Weights | None) -> list[str]:
     """Lines for the log on the interest points and the refinement of this run."""
-    if options.interest_points is None:  # a network of timm
+    points, processes = options.interest_points, distributed.world_size()
+    if points is None:  # a network of timm
         return []
-    notes = [f"interest points: {options.interest_points}; offset refinement: {options.refinement}"]
+    notes = [f"interest points: {points}; offset refinement: {options.refinement}"]
     for name, value in (weights.purpose.settings if weights else {}).items():
         if (used := getattr(options, name)) != value:
             notes.append(f"warning: {weights.path} was trained with --{name} {value}, not {used}")
-    if options.interest_points == "batch" and options.eval:
-        batch = f"its batch of {options.eval_batch_size}"
-        notes.append(f"a score depends on the other images of {batch}, as in the release")
-    processes = distributed.world_size()
     images, mean_of = options.batch_size, "batch"
     if options.sync_interest_points:
         images, mean_of = images * processes, "batch of all processes"
-        if processes == 1:
-            notes.append("--sync_interest_points changes nothing: there is one process")
     step = options.batch_size * options.accumulate * processes
-    if options.interest_points in ("batch", "running") and not options.eval and images != step:
+    if options.eval and points == "batch":
+        batch = f"its batch of {options.eval_batch_size}"
+        notes.append(f"a score depends on the other images of {batch}, as in the release")
+    elif not options.eval and points in ("batch", "running") and images != step:
         means = f"means over the {images} images of a {mean_of}"
         notes.append(f"interest points are {means}, not over the {step} images of a step")
     return notes
@@ -225,48 +204,38 @@ def note_photographs(model: nn.Module, splits: Splits) -> None:
 
 
 def calibrate(
-    options,
-    train: Labels,
-    model,
-    device: torch.device,
-    folder: Path,
-    stop: StopSignal,
-    label_format: LabelFormat,
+    options: argparse.Namespace, model: nn.Module, train: Labels, label_format: LabelFormat, stop: StopSignal
 ) -> None:
-    """Estimate the running interest points from `--calibrate_points` images of train.csv, and save the network."""
+    """Estimate the running interest points from `--calibrate_points` images of train.csv."""
     count = min(options.calibrate_points, len(train))
     if count < options.calibrate_points:
         log.warning("warning: train.csv has %d images, fewer than --calibrate_points", count)
     labels = train.subset(np.random.default_rng(options.seed).permutation(len(train))[:count])
-    transform, pinned = Transform(label_format, model.img_size, train=False), device.type == "cuda"
-    images, workers = options.path_to_images, options.num_workers
-    loader = make_loader(labels, images, transform, options.batch_size, workers, pin_memory=pinned)
+    device, transform = next(model.parameters()).device, Transform(label_format, model.img_size, train=False)
+    images, settings = options.path_to_images, (options.batch_size, options.num_workers)
+    loader = make_loader(labels, images, transform, *settings, pin_memory=device.type == "cuda")
     with engine.eval_batches("calibrate", loader, device, stop) as items:
         models.calibrate_points(model, (to_input(batch, device, model.statistics) for batch in items))
-    path = folder / "checkpoints" / "calibrated.pth"
-    checkpoint.save(path, model.state_dict())
-    log.info("running interest points estimated from %d training images, saved in %s", count, path)
+    log.info("running interest points estimated from %d training images", count)
 
 
 def make_trainer(
     options: argparse.Namespace, model: nn.Module, precision: Precision, checkpoints: Path
 ) -> engine.Trainer:
     """The trainer of a run, at its start or where --resume goes on. checkpoints: the folder of last.pt, which is made."""
-    checkpoint.make_ready(checkpoints)
     network, unsynced = model, nullcontext
     if distributed.world_size() > 1:
         network = torch.nn.parallel.DistributedDataParallel(model)
         unsynced = network.no_sync
     optimizer = make_optimizer(model, options.optimizer, options.weight_decay)
     schedule = Schedule(*SCHEDULE(options))
-    refinement = None
-    if options.refinement == "scheduled":
-        refinement = models.RefinementSchedule(*EXPLORATION(options))
+    exploring = options.refinement == "scheduled"
+    refinement = models.RefinementSchedule(*EXPLORATION(options)) if exploring else None
     settings = options.accumulate, options.clip_grad, refinement, unsynced
     stepper = Stepper(model, optimizer, schedule, precision, *settings)
-    progress = checkpoint.Progress()
+    checkpoint.make_ready(checkpoints)
+    progress = checkpoint.restore(checkpoints, stepper) if options.resume else checkpoint.Progress()
     if options.resume:
-        progress = checkpoint.restore(checkpoints, stepper)
         log.info("resumed after %d epochs and %d batches", progress.epoch, progress.step)
     limits = options.save_minutes, options.max_bad_steps
     return engine.Trainer(network, stepper, make_loss(options.loss), checkpoints, *limits, progress)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import math
 import os
@@ -20,8 +19,7 @@ from iaa.training.steps import Stepper
 
 log = logging.getLogger("eat")
 
-LAST, PREVIOUS = "last.pt", "previous.pt"
-BEST = "best.pth"
+LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pth"
 PARTS = ("model", "optimizer", "scaler")  # attributes of a Stepper
 
 
@@ -41,20 +39,17 @@ class Progress:
 
 
 def save(path: Path, content: dict) -> None:
-    """torch.save by rank 0, atomic and flushed to the disk. Raises OSError, with the path."""
+    """torch.save by rank 0, atomic and flushed to the disk. Raises OSError."""
     if distributed.rank():
         return
     path.parent.mkdir(exist_ok=True)
-    try:
-        with atomic_write(path, "wb") as file:
+    with atomic_write(path, "wb") as file:
+        try:
             torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-    except (OSError, RuntimeError) as error:  # torch wraps the file's OSError
-        cause = error if isinstance(error, OSError) else error.__context__
-        code = getattr(cause, "errno", None) or errno.EIO
-        what = f"not written ({os.strerror(code)}); the checkpoint before it is kept"
-        raise OSError(code, what, str(path)) from error
+        except RuntimeError as error:  # torch hides the OSError of a full disk
+            raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def make_ready(folder: Path) -> None:
@@ -76,12 +71,12 @@ def snapshot(stepper: Stepper, progress: Progress) -> dict:
 
 def save_last(folder: Path, content: dict) -> None:
     """Write last.pt; the one before it becomes previous.pt."""
-    last, fresh = folder / LAST, folder / f"{LAST}.new"
-    save(fresh, content)
+    last, new = folder / LAST, folder / f"{LAST}.new"
+    save(new, content)
     if distributed.rank() == 0:
         if last.exists():
             os.replace(last, folder / PREVIOUS)
-        os.replace(fresh, last)
+        os.replace(new, last)
 
 
 def save_best(folder: Path, model: nn.Module, epoch: int) -> None:
@@ -97,44 +92,30 @@ def restore(folder: Path, stepper: Stepper) -> Progress:
     Rank 0 alone reads the file. Returns the run's progress. Raises InputError if neither file fits this network and this
     number of processes.
     """
-    progress = _restore_parts(distributed.on_rank_zero(partial(_read, folder, stepper)), stepper)
-    if progress.best_epoch and not distributed.on_rank_zero((folder / BEST).is_file):
-        log.warning("warning: %s is lost; the best epoch is looked for from here on", folder / BEST)
-        progress.best_epoch, progress.best_value = 0, -math.inf
-    return progress
+    return _restore_parts(distributed.on_rank_zero(partial(_read, folder, stepper)), stepper)
 
 
 def _read(folder: Path, stepper: Stepper) -> dict:
     """The content of the newest checkpoint that can be restored."""
-    paths = [path for path in (folder / LAST, folder / PREVIOUS) if path.is_file()]
-    if not paths:
-        raise InputError(f"{folder / LAST}: no such checkpoint; nothing was saved yet, start the run anew")
     problems = []
-    for path in paths:
+    for path in (folder / LAST, folder / PREVIOUS):
+        if not path.is_file():
+            continue
         try:
-            content = check_processes(path)
-            _restore_parts(content, stepper)
-            break
-        except InputError:
-            raise
+            content = torch.load(path, map_location="cpu", weights_only=True)
+            saved_by, processes = len(content["processes"]), distributed.world_size()
+            if saved_by == processes:
+                _restore_parts(content, stepper)
         except Exception as error:  # a damaged file fails in many ways
             problems.append(f"{path}: cannot be resumed from ({' '.join(str(error).split())[:200]})")
-    else:
-        raise InputError("; ".join(problems))
-    for problem in problems:
-        log.warning("warning: %s; going on from %s instead", problem, path.name)
-    if problems:  # else the next save would replace the good previous.pt by the damaged last.pt
-        os.replace(path, folder / LAST)
-    return content
-
-
-def check_processes(path: Path, mmap: bool = False) -> dict:
-    """The content of a checkpoint. Raises InputError if another number of processes wrote it, any error if it is damaged."""
-    content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
-    there, here = len(content["processes"]), distributed.world_size()
-    if there != here:
-        raise InputError(f"{path}: of a run with {there} processes, not {here}; start as many")
-    return content
+            continue
+        if saved_by != processes:
+            raise InputError(f"{path}: of a run with {saved_by} processes, not {processes}; start as many")
+        if problems:
+            log.warning("warning: %s; going on from %s instead", problems[0], path.name)
+            os.replace(path, folder / LAST)  # else the damaged one becomes previous.pt
+        return content
+    raise InputError("; ".join(problems) or f"{folder / LAST}: no such checkpoint; start the run anew")
 
 
 def _restore_parts(content: dict, stepper: Stepper) -> Progress:
@@ -145,11 +126,8 @@ def _restore_parts(content: dict, stepper: Stepper) -> Progress:
     torch.set_rng_state(random["torch"])
     if random["cuda"] is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(random["cuda"])
-    names = [field.name for field in fields(Progress)]
-    saved = content["progress"] | process
-    return Progress(
-        **{name: saved[name] for name in names if name in saved}
-    )  # an older run may have other keys
+    saved, names = content["progress"] | process, {field.name for field in fields(Progress)}
+    return Progress(**{name: saved[name] for name in saved if name in names})  # older runs have others
 
 
 def epoch_of(path: Path) -> int | None:

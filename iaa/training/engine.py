@@ -1,4 +1,4 @@
-"""One epoch of training, one evaluation, and the loop over epochs."""
+"""One epoch of training, and one evaluation."""
 
 from __future__ import annotations
 
@@ -31,7 +31,9 @@ from util import ScorePairs, compute_metrics
 
 log = logging.getLogger("eat")
 
-CHECK_EVERY = 10  # steps after which the losses are read
+READ_EVERY = 10  # steps after which the losses are read
+WAITING = "training waits for images %.0f %% of the time: raise --num_workers (now %d), or keep the decoded pictures "
+WAITING += "with --cache FOLDER"
 
 
 @dataclass(frozen=True)
@@ -41,9 +43,7 @@ class Evaluation:
     names: list[str]
     outputs: np.ndarray  # (N, outputs), raw
     targets: np.ndarray  # (N, outputs)
-    loss: (
-        float  # mean of the batches' losses, weighted by images; nan if outputs and targets differ in number
-    )
+    loss: float  # mean over the images; nan if outputs and targets differ in number
     metrics: dict[str, float]
     pairs: ScorePairs
     points: dict[str, float]  # `EAT.interest_point_stats` for the first batch; empty for a network of timm
@@ -66,125 +66,101 @@ class Trainer:
 
     def __post_init__(self):
         self.device = self.stepper.precision.device
+        self.losses, self.last_loss = PendingLosses(), math.nan
         self.saved_at, self.warned_of_waiting = time.monotonic(), False
-        self.unread: list[tuple[int, Tensor, list[str]]] = []  # number, loss and image names of each batch
-        self.pending: list[PendingLosses] = []  # losses on their way to the host
-        self.last_loss = math.nan  # the last one that has arrived
 
-    def save(self) -> None:
-        """Write last.pt. Every process must call this."""
-        self._read_losses()
-        distributed.broadcast(self.stepper.model.buffers())  # each process has running points of its own
-        checkpoint.save_last(self.checkpoints, checkpoint.snapshot(self.stepper, self.progress))
-        distributed.all_reduce_max(0)  # wait: a process that ends may end rank 0, which is still writing
-        self.saved_at = time.monotonic()
-
-    def epoch(self, loader: DataLoader, stop: StopSignal) -> None:
-        """Train the rest of the current epoch, from `progress.step` on.
+    def train_epoch(self, loader: DataLoader, stop: StopSignal) -> None:
+        """Train the rest of the current epoch, from batch `progress.step` on.
 
         Raises Interrupted after a signal, with last.pt saved; TrainingError if more than `max_bad_steps` losses were not
         finite, or memory ran out; InputError if a batch cannot be read, with last.pt saved if the last step is complete.
         """
-        progress, sampler, wait = self.progress, loader.batch_sampler, DataWait(self.device)
-        done, began = progress.step, time.perf_counter() - progress.seconds
+        progress, sampler, count = self.progress, loader.batch_sampler, len(loader)
+        number, began = progress.step, time.perf_counter() - progress.seconds
+        title, wait = f"epoch {progress.epoch + 1}", DataWait(self.device)
+        half, accumulate = max(1, sampler.batch_size // 2), self.stepper.accumulate
+        remedy = "go on with --grad_checkpoint, which takes about 1.3 times as long, or start anew with "
+        remedy += f"--batch_size {half} --accumulate {accumulate * 2}"
+        shown = progress_bar(title, sampler.num_images, number * sampler.batch_size)
         self.stepper.model.train()
-        with progress_bar(
-            f"epoch {progress.epoch + 1}", sampler.num_images, done * sampler.batch_size
-        ) as shown:
+        with shown, oom_hint(sampler.batch_size, self.device, remedy):
             try:
-                for batch in wait.timed(batches(loader, progress.epoch, done)):
-                    stepped = self._batch(batch, done, len(loader))
-                    done += 1
+                for batch in wait.timed(batches(loader, progress.epoch, number)):
+                    stepped = self._train_batch(batch, number, count)
+                    number += 1
                     shown.update(len(batch.names))
                     if not stepped:
                         continue
-                    progress.step = done
-                    if done // self.stepper.accumulate % CHECK_EVERY == 0 or done == len(loader):
-                        loss = self._read_losses(wait=done == len(loader))
-                        shown.set_postfix_str(f"loss {loss:.4f}, waiting for data {wait.share:.0%}")
-                        self._warn_of_waiting(wait, loader.num_workers)
+                    progress.step = number
+                    if number // accumulate % READ_EVERY == 0 or number == count:
+                        self._read_losses(wait=number == count)
+                        shown.set_postfix_str(f"loss {self.last_loss:.4f}, waiting for data {wait.share:.0%}")
+                        if not self.warned_of_waiting and wait.is_bottleneck:
+                            self.warned_of_waiting = True
+                            log.info(WAITING, 100 * wait.share, loader.num_workers)
                     progress.seconds = time.perf_counter() - began
-                    self._save_if_asked(stop, done < len(loader))
+                    self._save_if_due(stop)
             except InputError:  # raised while it waits for a batch: the step before is complete
-                if distributed.world_size() == 1 and progress.step == done:
+                if distributed.world_size() == 1 and progress.step == number:
                     self.save()
                 with stop_errors(stop):
                     raise
 
-    def _batch(self, batch: Batch, number: int, batches: int) -> bool:
+    def _train_batch(self, batch: Batch, number: int, count: int) -> bool:
         """Forward, backward and, after the last batch of a step, the step. Returns whether there was a step."""
-        stepper, now = self.stepper, self.progress.epoch + (number + 0.5) / batches
-        together, last = stepper.shares(number, batches)
-        half = max(1, len(batch.names) // 2)
-        remedy = "go on with --grad_checkpoint, which takes about 1.3 times as long, or start anew with "
-        remedy += f"--batch_size {half} --accumulate {stepper.accumulate * 2}"
-        with oom_hint(len(batch.names), self.device, remedy):
-            stepper.begin(now)
-            images = to_input(batch, self.device, self.stepper.model.statistics)
-            with nullcontext() if last else stepper.unsynced():
-                with stepper.precision():
-                    output = self.network(images)
-                loss = self.criterion(output.float(), batch.targets.to(self.device, non_blocking=True))
-                stepper.backward(loss, together)
-            loss = loss.detach()
-            if last:
-                stepper.update(now)
-                if stepper.left_out is not None:
-                    loss = torch.where(stepper.left_out & loss.isfinite(), torch.nan, loss)
-        self.unread.append((number, loss, batch.names))
-        return last
+        stepper, now = self.stepper, self.progress.epoch + (number + 0.5) / count
+        batches_of_step, is_last = stepper.shares(number, count)
+        stepper.begin(now)
+        images = to_input(batch, self.device, stepper.model.statistics)
+        with nullcontext() if is_last else stepper.unsynced():
+            with stepper.precision():
+                output = self.network(images)
+            loss = self.criterion(output.float(), batch.targets.to(self.device, non_blocking=True))
+            stepper.backward(loss, batches_of_step)
+        loss = loss.detach()
+        if is_last:
+            stepper.update(now)
+            if stepper.left_out is not None:
+                loss = torch.where(stepper.left_out & loss.isfinite(), torch.nan, loss)
+        self.losses.add(number, batch.names, loss)
+        return is_last
 
-    def _save_if_asked(self, stop: StopSignal, within: bool) -> None:
-        """Save if it is time, or if this or another process got a signal. within: the epoch is not over."""
-        due = within and time.monotonic() - self.saved_at >= self.save_minutes * 60
+    def _save_if_due(self, stop: StopSignal) -> None:
+        """Save if it is time, or if this or another process got a signal; then raises Interrupted."""
+        due = time.monotonic() - self.saved_at >= self.save_minutes * 60
         due, signal = distributed.all_reduce_max(due, stop.received)
         if due or signal:
             self.save()
         if signal:
             raise Interrupted(signal)
 
-    def _read_losses(self, wait: bool = True) -> float:
-        """Add the finite losses since the last call to `progress`; returns the last one. Every process must call this.
+    def _read_losses(self, wait: bool) -> None:
+        """Add losses that have arrived to `progress`; wait: all of them. Every process must call this.
 
-        wait=False: read only losses whose copy has finished, so that the GPU never stalls.
         Raises TrainingError if more than `max_bad_steps` of all processes were not finite; bad_steps.json lists them.
         """
-        if self.unread:
-            self.pending.append(PendingLosses.of(self.unread))
-            self.unread = []
         progress, bad = self.progress, []
-        while self.pending and (wait or len(self.pending) > 1 or self.pending[0].arrived is None):
-            for (number, _, names), value in self.pending.pop(0).read():
-                self.last_loss = value
-                if math.isfinite(value):
-                    progress.loss += value * len(names)
-                    progress.images += len(names)
-                else:
-                    row = {"epoch": progress.epoch + 1, "step": number + 1, "loss": str(value)}
-                    bad.append(row | {"images": names})
-        for row in itertools.chain(*distributed.gather(bad)):
-            self._leave_out(row)
-        return self.last_loss
-
-    def _leave_out(self, row: dict) -> None:
-        bad, allowed = self.progress.bad_steps, self.max_bad_steps
-        evidence = self.checkpoints / "bad_steps.json"
-        bad.append(row)
-        if distributed.rank() == 0:
-            write_json(evidence, {"bad_steps": bad})
-        what = f"the loss or its gradient is {row['loss']} in epoch {row['epoch']}, step {row['step']}"
-        if len(bad) > allowed:
-            raise TrainingError(
-                f"{what}; images of that batch: {', '.join(row['images'])}; lower --init_lr, clip with --clip_grad, or "
-                f"look at these images; {evidence} lists all such batches ({len(bad)}; --max_bad_steps {allowed})"
-            )
-        log.warning("warning: %s: the step is left out (%d of --max_bad_steps %d)", what, len(bad), allowed)
-
-    def _warn_of_waiting(self, wait: DataWait, workers: int) -> None:
-        if not self.warned_of_waiting and wait.is_bottleneck:
-            self.warned_of_waiting = True
-            remedy = f"raise --num_workers (now {workers}), or keep the decoded pictures with --cache FOLDER"
-            log.info("training waits for images %.0f %% of the time: %s", 100 * wait.share, remedy)
+        for number, names, loss in self.losses.read(wait):
+            self.last_loss = loss
+            if math.isfinite(loss):
+                progress.loss += loss * len(names)
+                progress.images += len(names)
+            else:
+                step = {"epoch": progress.epoch + 1, "step": number + 1, "loss": str(loss)}
+                bad.append(step | {"images": names})
+        path, limit = self.checkpoints / "bad_steps.json", f"--max_bad_steps {self.max_bad_steps}"
+        for step in itertools.chain(*distributed.gather(bad)):
+            progress.bad_steps.append(step)
+            count = len(progress.bad_steps)
+            if distributed.rank() == 0:
+                write_json(path, {"bad_steps": progress.bad_steps})
+            problem = "the loss or its gradient is {loss} in epoch {epoch}, step {step}".format(**step)
+            if count > self.max_bad_steps:
+                remedy = "lower --init_lr, clip with --clip_grad, or look at these images"
+                problem += f"; images of that batch: {', '.join(step['images'])}; {remedy}; "
+                problem += f"{path} lists all such batches ({count}; {limit})"
+                raise TrainingError(problem)
+            log.warning("warning: %s: the step is left out (%d of %s)", problem, count, limit)
 
     def end_epoch(self, validation: Evaluation, select_by: str) -> None:
         """Add the epoch's row to the history; write best.pth if it is the best by `select_by`, and last.pt."""
@@ -202,6 +178,14 @@ class Trainer:
         progress.loss, progress.images, progress.seconds = 0.0, 0, 0.0
         self.save()
 
+    def save(self) -> None:
+        """Write last.pt. Every process must call this."""
+        self._read_losses(wait=True)
+        distributed.broadcast(self.stepper.model.buffers())  # each process has running points of its own
+        checkpoint.save_last(self.checkpoints, checkpoint.snapshot(self.stepper, self.progress))
+        distributed.all_reduce_max(0)  # wait: a process that ends may end rank 0, which is still writing
+        self.saved_at = time.monotonic()
+
 
 @contextmanager
 def oom_hint(batch_size: int, device: torch.device, remedy: str):
@@ -209,33 +193,36 @@ def oom_hint(batch_size: int, device: torch.device, remedy: str):
     try:
         yield
     except torch.OutOfMemoryError as error:
-        used = ""
+        problem = f"memory ran out on {device} with batches of {batch_size}"
         if device.type == "cuda":
-            total = torch.cuda.get_device_properties(device).total_memory
-            used = f" ({torch.cuda.max_memory_allocated(device) / 2**30:.1f} of {total / 2**30:.1f} GiB were taken)"
-        what = f"memory ran out on {device} with batches of {batch_size}{used}"
-        raise TrainingError(f"{what}; {remedy}") from error
+            total = torch.cuda.get_device_properties(device).total_memory / 2**30
+            taken = torch.cuda.max_memory_allocated(device) / 2**30
+            problem += f" ({taken:.1f} of {total:.1f} GiB were taken)"
+        raise TrainingError(f"{problem}; {remedy}") from error
 
 
 @contextmanager
-def eval_batches(title: str, loader: DataLoader, device: torch.device, stop: StopSignal | None):
+def eval_batches(
+    title: str, loader: DataLoader, device: torch.device, stop: StopSignal | None
+) -> Iterator[Iterator[Batch]]:
     """The batches of a loader for a network that is not trained, with a progress bar.
 
     Raises Interrupted after a signal to a single process, TrainingError if memory runs out.
     """
-    sampler, half = loader.batch_sampler, max(1, loader.batch_sampler.batch_size // 2)
+    sampler = loader.batch_sampler
+    half = max(1, sampler.batch_size // 2)
     remedy = f"try --eval_batch_size {half}, or --batch_size where points are calibrated"
 
-    def items() -> Iterator[Batch]:
+    def checked_batches() -> Iterator[Batch]:
         for batch in batches(loader):
             if stop is not None and stop.received and distributed.world_size() == 1:
                 raise Interrupted(stop.received)
             yield batch
             shown.update(len(batch.names))
 
-    memory = oom_hint(sampler.batch_size, device, remedy)
-    with progress_bar(title, sampler.num_images) as shown, memory, stop_errors(stop):
-        yield items()
+    hint = oom_hint(sampler.batch_size, device, remedy)
+    with progress_bar(title, sampler.num_images) as shown, hint, stop_errors(stop):
+        yield checked_batches()
 
 
 @torch.inference_mode()
@@ -255,8 +242,8 @@ def evaluate(
     Several processes share the batches if the loader does; else rank 0 evaluates alone. All return the same result.
     Raises TrainingError if an output is not finite, Interrupted after a signal to a single process.
     """
-    labels, device, results, points = loader.batch_sampler.labels, precision.device, [], {}
-    if loader.batch_sampler.world_size == distributed.world_size() or distributed.rank() == 0:
+    sampler, device, results, points = loader.batch_sampler, precision.device, [], {}
+    if sampler.world_size == distributed.world_size() or distributed.rank() == 0:
         model.eval()
         with eval_batches(title, loader, device, stop) as items:
             for batch in items:
@@ -271,49 +258,11 @@ def evaluate(
     parts = distributed.gather([(output.cpu().numpy(), loss.item()) for output, loss in results])
     points = distributed.gather({name: value.item() for name, value in points.items()})[0]
     ordered = [part for row in itertools.zip_longest(*parts) for part in row if part is not None]
-    names, outputs = labels.images.tolist(), np.concatenate([output for output, _ in ordered])
+    labels, outputs = sampler.labels, np.concatenate([output for output, _ in ordered])
+    names, loss = labels.images.tolist(), sum(loss for _, loss in ordered) / len(outputs)
     if not (finite := np.isfinite(outputs).all(1)).all():
-        raise TrainingError(
-            f"{title}: the outputs for {(~finite).sum()} of {len(names)} images are not finite, first "
-            f"{names[int(np.argmin(finite))]}; lower --init_lr, or look at the weights"
-        )
-    loss, pairs = (
-        sum(loss for _, loss in ordered) / len(names),
-        label_format.match_scores(outputs, labels, trained),
-    )
+        first = f"first {names[int(np.argmin(finite))]}; lower --init_lr, or look at the weights"
+        bad = f"the outputs for {(~finite).sum()} of {len(names)} images are not finite"
+        raise TrainingError(f"{title}: {bad}, {first}")
+    pairs = label_format.match_scores(outputs, labels, trained)
     return Evaluation(names, outputs, labels.targets, loss, compute_metrics(pairs), pairs, points)
-
-
-def fit(
-    trainer: Trainer,
-    data: dict[str, DataLoader],
-    label_format: LabelFormat,
-    precision: Precision,
-    stop: StopSignal,
-    select_by: str,
-) -> Iterator[Progress]:
-    """Train from where `trainer.progress` stands to the schedule's last epoch; yields it after each epoch.
-
-    data: loaders `train` and `val`. precision: of the validation. select_by: the metric on `val` that picks best.pth:
-    `srcc`, `plcc`, `accuracy`, or `loss`, the lower the better. Raises Interrupted after a signal, with last.pt saved.
-    """
-    progress, model = trainer.progress, trainer.stepper.model
-    while progress.epoch < trainer.stepper.schedule.num_epoch:
-        trainer.epoch(data["train"], stop)
-        if (
-            distributed.world_size() > 1
-        ):  # a signal is answered only after the validation, which may take long
-            trainer.save()
-        start = time.perf_counter()
-        try:
-            validation = evaluate(
-                model, data["val"], trainer.criterion, label_format, precision, "validate", stop
-            )
-        except Interrupted:
-            trainer.save()
-            raise
-        progress.seconds += time.perf_counter() - start
-        trainer.end_epoch(validation, select_by)
-        yield progress
-        if signal := distributed.all_reduce_max(stop.received)[0]:
-            raise Interrupted(signal)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,27 +11,34 @@ from torch import Tensor
 from dataset import Batch
 
 
-class PendingLosses(NamedTuple):
-    """Losses on their way from the device. arrived: an event after the copy; None on a CPU."""
+class PendingLosses:
+    """Losses of batches, in groups that are copied from the device while it goes on computing."""
 
-    rows: list[tuple[int, Tensor, list[str]]]
-    values: Tensor
-    arrived: torch.cuda.Event | None
+    def __init__(self):
+        self._batches: list[tuple[int, list[str], Tensor]] = []  # added since the last group was formed
+        self._groups: list[
+            tuple[list, Tensor, torch.cuda.Event | None]
+        ] = []  # batches, losses, end of the copy
 
-    @classmethod
-    def of(cls, rows: list[tuple[int, Tensor, list[str]]]) -> PendingLosses:
-        values = torch.stack([loss for _, loss, _ in rows])
-        if not values.is_cuda:
-            return cls(rows, values, None)
-        host = torch.empty(len(rows), dtype=values.dtype, pin_memory=True).copy_(values, non_blocking=True)
-        arrived = torch.cuda.Event()
-        arrived.record()
-        return cls(rows, host, arrived)
+    def add(self, number: int, names: list[str], loss: Tensor) -> None:
+        """Add the batch of this number, with the names of its images."""
+        self._batches.append((number, names, loss))
 
-    def read(self) -> Iterator[tuple[tuple[int, Tensor, list[str]], float]]:
-        if self.arrived is not None:
-            self.arrived.synchronize()
-        return zip(self.rows, self.values.tolist(), strict=True)
+    def read(self, wait: bool) -> Iterator[tuple[int, list[str], float]]:
+        """Number, names and loss of all batches added; without `wait`, of those added before the last call."""
+        if self._batches:
+            losses = torch.stack([loss for _, _, loss in self._batches])
+            host = losses.to("cpu", non_blocking=True)
+            copied = torch.cuda.current_stream().record_event() if losses.is_cuda else None
+            self._groups.append((self._batches, host, copied))
+            self._batches = []
+        arrived = len(self._groups) if wait else len(self._groups) - 1
+        for batches, host, copied in self._groups[:arrived]:
+            if copied is not None:
+                copied.synchronize()
+            for (number, names, _), loss in zip(batches, host.tolist(), strict=True):
+                yield number, names, loss
+        del self._groups[:arrived]
 
 
 class DataWait:
@@ -47,18 +53,14 @@ class DataWait:
 
     def timed(self, items: Iterable[Batch]) -> Iterator[Batch]:
         """The same batches; measures how long each was waited for."""
-        iterator = iter(items)
-        while True:
-            idle, start = self.idle(), time.perf_counter()
-            if (item := next(iterator, None)) is None:
-                return
+        start, idle = 0.0, False
+        for item in items:
             now = time.perf_counter()
-            if self.steps:
-                self._waited += idle * (now - start)
-            else:
-                self._began = now  # before it the workers started
+            self._waited += idle * (now - start)
+            self._began = self._began or now  # before the first batch the workers started
             self.steps += 1
             yield item
+            idle, start = self.idle(), time.perf_counter()
 
     @property
     def share(self) -> float:

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import os
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 import models
+from models.attention import make_deterministic
 
-if TYPE_CHECKING:
-    from models import RefinementSchedule
+log = logging.getLogger("eat")
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class Stepper:
     precision: Precision
     accumulate: int = 1
     clip_grad: float | None = None
-    refinement: RefinementSchedule | None = None
+    refinement: models.RefinementSchedule | None = None
     unsynced: Callable = nullcontext
 
     def __post_init__(self):
@@ -94,12 +95,12 @@ class Stepper:
     def shares(self, batch: int, batches: int) -> tuple[int, bool]:
         """How many batches share the step of batch number `batch` of an epoch, and whether it is the last of them."""
         index = batch % self.accumulate
-        together = min(self.accumulate, batches - batch + index)
-        return together, index == together - 1
+        batches_of_step = min(self.accumulate, batches - batch + index)
+        return batches_of_step, index == batches_of_step - 1
 
-    def backward(self, loss: Tensor, together: int = 1) -> None:
+    def backward(self, loss: Tensor, batches_of_step: int = 1) -> None:
         """Add a batch's share to the gradients."""
-        self.scaler.scale(loss / together).backward()
+        self.scaler.scale(loss / batches_of_step).backward()
 
     def update(self, now: float) -> None:
         """Make a step of the accumulated gradients, and clear them. now: epochs done, fractions count."""
@@ -121,3 +122,14 @@ def allow_tf32(allowed: bool) -> None:
     """Allow or forbid TF32 in float32 products and convolutions on a GPU. torch's default allows it in convolutions."""
     torch.set_float32_matmul_precision("high" if allowed else "highest")
     torch.backends.cudnn.allow_tf32 = allowed
+
+
+def set_deterministic(deterministic: bool, model: nn.Module, device: torch.device) -> None:
+    """Have torch and `model` use deterministic operations only, or any. On a CPU all of them are deterministic."""
+    torch.use_deterministic_algorithms(deterministic)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # nothing here reads such memory
+    if deterministic and device.type != "cuda":
+        log.info("--deterministic changes nothing on %s: training on it is deterministic anyway", device)
+    elif deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it at its first product
+        make_deterministic(model)
