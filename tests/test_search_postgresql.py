@@ -119,7 +119,7 @@ def attempts(url):
     )
     states = {}
     for trial in study.get_trials():
-        states.setdefault(optuna_search.first_number(trial), []).append(trial.state.name)
+        states.setdefault(storage.first_number(trial), []).append(trial.state.name)
     return states
 
 
@@ -155,7 +155,7 @@ def test_a_server_that_goes_away_ends_the_search_with_everything_saved(fake, url
         server.start()
     assert 3 <= epochs_of(fake / "s" / "trial_0000") < 120
     assert command(*words(fake, 1, epochs=120, storage=url))[0] == 0
-    assert [(result.status, len(result.history)) for result in read_all(fake)] == [("done", 120)]
+    assert [(result.status, len(result.curve)) for result in read_all(fake)] == [("done", 120)]
     assert attempts(url) == {0: ["FAIL", "COMPLETE"]}
 
 
@@ -194,5 +194,5 @@ def test_a_real_trial_of_a_killed_driver_goes_on_from_its_checkpoint(ava, url, q
     text = (folder / "stderr").read_text()
     resumed = int(text.partition("resumed after ")[2].split()[0])
     assert 2 <= resumed < 40
-    assert [row["epoch"] for row in read_all(ava)[0].history] == list(range(1, 41))
+    assert list(read_all(ava)[0].curve) == list(range(1, 41))
     assert attempts(url) == {0: ["FAIL", "COMPLETE"]}

@@ -30,7 +30,7 @@ def test_a_real_search_from_the_first_trial_to_the_best_one_again(ava, command, 
     assert status == 0, err
     best, other = read_all(ava)
     assert (best.status, other.status) == ("done", "done")
-    assert best.value == pytest.approx(-best.history[best.best_epoch - 1]["val_emd_r1"])
+    assert best.value == pytest.approx(-metrics_table(best.folder)["val_emd_r1"][best.best_epoch - 1])
     assert command("plot", ava / "s")[0] == 0
     assert (ava / "s" / "search.png").stat().st_size > 10_000
     status, out, _ = command("best", ava / "s", "--out", ava / "best.json")
@@ -45,7 +45,9 @@ def test_a_real_search_from_the_first_trial_to_the_best_one_again(ava, command, 
 def test_a_trial_whose_parent_is_killed_saves_and_ends(ava):
     rest = arguments(ava, experiment_dir_name=None, num_epoch=500)
     as_trial = os.environ | {
-        nni_trial.DRIVEN: json.dumps({"parameters": {"init_lr": 1e-3}, "folder": str(ava / "s" / "t")})
+        nni_trial.TRIAL_VARIABLE: json.dumps(
+            {"parameters": {"init_lr": 1e-3}, "folder": str(ava / "s" / "t")}
+        )
     }
     start = f"import subprocess, sys; subprocess.run([sys.executable, {small.__file__!r}, *sys.argv[1:]])"
     with subprocess.Popen(
@@ -61,7 +63,7 @@ def test_a_trial_whose_parent_is_killed_saves_and_ends(ava):
 
 def as_a_trial(ava, monkeypatch, **point):
     """From here on this process is a trial of a search."""
-    monkeypatch.setenv(nni_trial.DRIVEN, json.dumps({"parameters": point, "folder": str(ava / "t")}))
+    monkeypatch.setenv(nni_trial.TRIAL_VARIABLE, json.dumps({"parameters": point, "folder": str(ava / "t")}))
     monkeypatch.setattr(nni_trial, "end_with_parent", lambda: None)
 
 
