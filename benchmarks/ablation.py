@@ -55,17 +55,14 @@ SETTINGS = {
     "running": {"interest_points": "running", "refinement": "released"},
     "off": {"interest_points": "batch", "refinement": "off"},
     "scheduled": {"interest_points": "batch", "refinement": "scheduled"},
-}
-# The paper's steps: plain DAT, then its two ideas one after the other; then our variants of both.
-PAPER = {
     "dat": {"interest_points": "grid", "refinement": "off"},
-    "points": {"interest_points": "batch", "refinement": "off"},
-    "eat": {"interest_points": "batch", "refinement": "released"},
-    "image": SETTINGS["image"],
-    "running": SETTINGS["running"],
-    "scheduled": SETTINGS["scheduled"],
 }
-PRESETS = {"ours": SETTINGS, "paper": PAPER}
+SETTINGS |= {"points": SETTINGS["off"], "eat": SETTINGS["batch"]}  # the paper's names
+PRESETS = {
+    "ours": ["batch", "image", "running", "off", "scheduled"],
+    # Plain DAT, then the paper's two ideas one after the other; then our variants of both.
+    "paper": ["dat", "points", "eat", "image", "running", "scheduled"],
+}
 BATCH_SIZES = (1, 4, 16)
 METRICS = {"srcc": "SRCC", "plcc": "PLCC", "accuracy": "accuracy"}
 COSTS = {
@@ -80,8 +77,8 @@ ROOT = Path(__file__).parent.parent
 
 # fmt: off
 TABLE = (
-    Option("settings", str, None, f"{', '.join(SETTINGS | PAPER)}, or option=value,option=value (default: the preset's)", metavar="SETTING", nargs="+"),
-    Option("preset", str, "ours", f"ours: {', '.join(SETTINGS)}; paper: {', '.join(PAPER)}, that is plain DAT, DAT with interest points, EAT as released, and our variants", choices=tuple(PRESETS)),
+    Option("settings", str, None, f"{', '.join(SETTINGS)}, or option=value,option=value (default: the preset's)", metavar="SETTING", nargs="+"),
+    Option("preset", str, "ours", f"ours: {', '.join(PRESETS['ours'])}; paper: {', '.join(PRESETS['paper'])}, that is plain DAT, DAT with interest points, EAT as released, and our variants", choices=tuple(PRESETS)),
     Option("models", str, [], "other networks to train: a --model of main_nni.py, then options for it after commas: timm/NAME,path_to_model_weight=FILE", metavar="MODEL", nargs="+"),
     Option("seeds", int, [0, 1, 2], "seeds; each setting is trained once with each (default: 0 1 2)", nargs="+"),
     Option("out", Path, Path("runs/ablation"), "folder of the runs and tables", metavar="FOLDER"),
@@ -101,9 +98,8 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
 
     def work() -> None:
-        texts = options.settings or list(PRESETS[options.preset])
-        texts += [f"model={text}" for text in options.models]
-        settings = [parse_setting(text) for text in texts]
+        texts = options.settings or PRESETS[options.preset]
+        settings = [parse_setting(text) for text in [*texts, *(f"model={text}" for text in options.models)]]
         runs = pd.DataFrame(run_all(settings, options.seeds, options.out, options.common))
         predictions = read_predictions(runs, options.out)
         write_tables(runs, predictions, options.out)
@@ -116,13 +112,12 @@ def main(argv: list[str] | None = None) -> int:
 
 def parse_setting(text: str) -> tuple[str, dict[str, str]]:
     """The name and the options of main_nni.py of a setting in `--settings`, or of `model=...`. Raises InputError."""
-    presets = SETTINGS | PAPER
-    if text in presets:
-        return text, presets[text]
+    if text in SETTINGS:
+        return text, SETTINGS[text]
     options = dict(part.split("=", 1) for part in text.split(",") if "=" in part)
     if len(options) != len(text.split(",")) or not options.keys() <= option.OPTIONS.keys():
         raise InputError(
-            f"--settings {text}: neither one of {', '.join(presets)} nor option=value,option=value"
+            f"--settings {text}: neither one of {', '.join(SETTINGS)} nor option=value,option=value"
         )
     return text.removeprefix("model=").replace("/", "_"), options
 
