@@ -191,9 +191,8 @@ def train(folder: Path, words: list[str]) -> dict:
     command = [sys.executable, str(ROOT / "main_nni.py"), "--experiment_dir_name", str(folder), *words]
     with open(folder / "train.log", "a+", encoding="utf-8") as log:
         # A session of its own: Ctrl-C reaches only this process, which then asks the run to save and end.
-        process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True
-        )
+        pipe = subprocess.PIPE
+        process = subprocess.Popen(command, stdout=pipe, stderr=log, text=True, start_new_session=True)
         try:
             out, _ = process.communicate()
         except BaseException:
@@ -276,9 +275,8 @@ def write_differences(predictions: dict[str, list[comparison.Predictions]], out:
     """Write differences.md: for every two settings the difference of their means, with its interval over seeds and images."""
     lines = comparison.format_differences(comparison.compare_groups(predictions), list(METRICS))
     if min(map(len, predictions.values())) < 2:
-        lines.append(
-            "\nThe intervals of a setting with one seed contain the noise of images, not that of seeds."
-        )
+        note = "The intervals of a setting with one seed contain the noise of images, not that of seeds."
+        lines.append(f"\n{note}")
     with atomic_write(out / "differences.md") as file:
         file.write("\n".join(lines) + "\n")
 
@@ -288,9 +286,8 @@ def draw_figure(runs: pd.DataFrame) -> Figure:
     settings = list(runs["setting"].unique())
     panels = METRICS | {"spread_mean": "batch spread (mean, log scale)"}
     figure = Figure(figsize=(3.4 * len(panels), 0.8 + 0.5 * len(settings)), layout="constrained")
-    for axis, (column, title) in zip(
-        figure.subplots(1, len(panels), sharey=True), panels.items(), strict=True
-    ):
+    axes = figure.subplots(1, len(panels), sharey=True)
+    for axis, (column, title) in zip(axes, panels.items(), strict=True):
         for row, setting in enumerate(settings):
             values = runs.loc[runs["setting"] == setting, column]
             axis.plot(values, [row] * len(values), "o", color="C0", alpha=0.6, markersize=6)

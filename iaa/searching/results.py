@@ -9,6 +9,7 @@ import socket
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
+from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -51,8 +52,12 @@ def read_results(folder: Path, metric_name: str | None = None) -> tuple[list[Tri
 
     metric_name: default the metric that the runs name.
     """
-    folders = {path.parent for name in ("run.json", "options.json") for path in folder.rglob(name)}
-    runs = {path: read_json_object(path / "options.json") for path in sorted(folders)}
+    files = glob(
+        "**/run.json", root_dir=folder, recursive=True
+    )  # follows links, and leaves out hidden folders
+    files += glob("**/options.json", root_dir=folder, recursive=True)
+    folders = sorted({(folder / file).parent for file in files})
+    runs = {path: read_json_object(path / "options.json") for path in folders}
     runs = {path: options for path, options in runs.items() if options.get("eval") is not True}
     if not runs:
         raise InputError(f"{folder}: no runs in it; a run has options.json and metrics.csv")
