@@ -37,7 +37,6 @@ from benchmarks import throughput
 from dataset import Transform, make_loader, read_splits
 from iaa.errors import InputError, Interrupted, TrainingError
 from iaa.evaluation import comparison, test_metrics
-from iaa.photographs.labels import FORMATS
 from iaa.runtime.command_line import Parser
 from iaa.runtime.files import atomic_write, read_json_object, write_json
 from iaa.runtime.program import run_command
@@ -46,6 +45,7 @@ from iaa.training.build import make_model, pick_device, pick_format, pick_precis
 from iaa.training.checkpoint import LAST, PREVIOUS
 from iaa.training.steps import Precision, allow_tf32
 from models import read_weights
+from models.purpose import Purpose
 from option import Option
 from util import make_loss, scores
 
@@ -149,8 +149,7 @@ def measure_costs(folder: Path) -> dict[str, float]:
     device = pick_device(options.gpu_id)
 
     def build() -> nn.Module:
-        form = FORMATS["ava"]  # ten outputs, whatever the data
-        return make_model(options, None, form, options.dataset, device)
+        return make_model(options, None, Purpose(), 10, device)  # ten outputs, whatever the data
 
     network = build()
     costs = {"parameters": sum(p.numel() for p in network.parameters()) / 1e6}
@@ -212,7 +211,7 @@ def measure_batch_spread(folder: Path) -> dict[str, float]:
     options = argparse.Namespace(**read_json_object(folder / "options.json"))
     device, form = pick_device(options.gpu_id), pick_format(options)
     weights = read_weights(folder / "checkpoints" / "best.pth")
-    model = make_model(options, weights, form, options.dataset, device)
+    model = make_model(options, weights, weights.purpose, form.outputs, device)
     labels = read_splits(
         options.path_to_save_csv,
         options.path_to_images,
