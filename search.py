@@ -52,15 +52,9 @@ COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand; returns the exit status: 0, 1, 2 for bad input, 128 and more if interrupted."""
-    options = parse(argv)
-    commands = {"run": run, "show": show, "best": best, "plot": plot}
-    work = commands[options.command]
+    options = subcommand_parser("search.py", __doc__.split(" Try")[0], COMMANDS).parse_args(argv)
+    work = {"run": run, "show": show, "best": best, "plot": plot}[options.command]
     return run_command("search.py", lambda: work(options), "the same command goes on with the search")
-
-
-def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line; exits with status 2 where it is wrong."""
-    return subcommand_parser("search.py", __doc__.split(" Try")[0], COMMANDS).parse_args(argv)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -75,39 +69,37 @@ def run(options: argparse.Namespace) -> int:
 
     from iaa.searching.optuna_search import Search  # imports Optuna
 
-    with StopSignal() as watch:
+    with StopSignal() as stop:
         search = Search(
             options.out, options.storage, space, trial_options, options.metric, options.pruner, options.seed
         )
-        search.run(options.words, options.trials, options.concurrency, watch)
-    results, metric = _read(options.out, options.storage, options.metric)
+        search.run(options.words, options.trials, options.concurrency, stop)
+    options.experiment = options.out
+    results, metric = _read(options)
     print(format_table(results, metric))
     return 0 if any(result.status == "done" for result in results) else 1
 
 
-def _read(experiment: str | Path, storage: str | None, metric: str | None) -> tuple[list[TrialResult], str]:
-    """The trials of a search, the best first, and the metric; with `storage`, those of all machines, from the study."""
-    if storage:
-        from iaa.searching.optuna_search import read_study  # imports Optuna
+def _read(options: argparse.Namespace) -> tuple[list[TrialResult], str]:
+    """The trials of a search, the best first, and the metric; with --storage those of all machines, from the study."""
+    if options.storage:
+        from iaa.searching.storage import read_study  # imports Optuna
 
-        return read_study(storage, Path(experiment), metric)
-    return read_results(find_folder(str(experiment)), metric)
+        return read_study(options.storage, Path(options.experiment), options.metric)
+    return read_results(find_folder(options.experiment), options.metric)
 
 
 def _output_path(options: argparse.Namespace, file_name: str) -> Path:
-    """The file to write: --out, or `file_name` in the experiment's folder. Raises InputError for a folder."""
-    path = options.out or find_folder(options.experiment) / file_name
-    if path.is_dir():
-        raise InputError(f"{path}: is a folder; give another --out")
-    return path
+    return options.out or find_folder(options.experiment) / file_name
 
 
 def show(options: argparse.Namespace) -> None:
-    print(format_table(*_read(options.experiment, options.storage, options.metric)))
+    results, metric = _read(options)
+    print(format_table(results, metric))
 
 
 def best(options: argparse.Namespace) -> None:
-    results, metric = _read(options.experiment, options.storage, options.metric)
+    results, metric = _read(options)
     trial, chosen = best_options(results)
     path = _output_path(options, "best.json")
     write_json(path, chosen)
@@ -116,8 +108,8 @@ def best(options: argparse.Namespace) -> None:
 
 
 def plot(options: argparse.Namespace) -> None:
-    results, metric = _read(options.experiment, options.storage, options.metric)
-    if not any(result.history for result in results):
+    results, metric = _read(options)
+    if not any(result.curve for result in results):
         raise InputError(f"{options.experiment}: no trial has finished an epoch yet")
     path = _output_path(options, "search.png")
 

@@ -37,7 +37,6 @@ from benchmarks import throughput
 from dataset import Transform, make_loader, read_splits
 from iaa.errors import InputError, Interrupted, TrainingError
 from iaa.evaluation import comparison, test_metrics
-from iaa.photographs.labels import FORMATS
 from iaa.runtime.command_line import Parser
 from iaa.runtime.files import atomic_write, read_json_object, write_json
 from iaa.runtime.program import run_command
@@ -46,6 +45,7 @@ from iaa.training.build import make_model, pick_device, pick_format, pick_precis
 from iaa.training.checkpoint import LAST, PREVIOUS
 from iaa.training.steps import Precision, allow_tf32
 from models import read_weights
+from models.purpose import Purpose
 from option import Option
 from util import make_loss, scores
 
@@ -55,17 +55,14 @@ SETTINGS = {
     "running": {"interest_points": "running", "refinement": "released"},
     "off": {"interest_points": "batch", "refinement": "off"},
     "scheduled": {"interest_points": "batch", "refinement": "scheduled"},
-}
-# The paper's steps: plain DAT, then its two ideas one after the other; then our variants of both.
-PAPER = {
     "dat": {"interest_points": "grid", "refinement": "off"},
-    "points": {"interest_points": "batch", "refinement": "off"},
-    "eat": {"interest_points": "batch", "refinement": "released"},
-    "image": SETTINGS["image"],
-    "running": SETTINGS["running"],
-    "scheduled": SETTINGS["scheduled"],
 }
-PRESETS = {"ours": SETTINGS, "paper": PAPER}
+SETTINGS |= {"points": SETTINGS["off"], "eat": SETTINGS["batch"]}  # the paper's names
+PRESETS = {
+    "ours": ["batch", "image", "running", "off", "scheduled"],
+    # Plain DAT, then the paper's two ideas one after the other; then our variants of both.
+    "paper": ["dat", "points", "eat", "image", "running", "scheduled"],
+}
 BATCH_SIZES = (1, 4, 16)
 METRICS = {"srcc": "SRCC", "plcc": "PLCC", "accuracy": "accuracy"}
 COSTS = {
@@ -80,8 +77,8 @@ ROOT = Path(__file__).parent.parent
 
 # fmt: off
 TABLE = (
-    Option("settings", str, None, f"{', '.join(SETTINGS | PAPER)}, or option=value,option=value (default: the preset's)", metavar="SETTING", nargs="+"),
-    Option("preset", str, "ours", f"ours: {', '.join(SETTINGS)}; paper: {', '.join(PAPER)}, that is plain DAT, DAT with interest points, EAT as released, and our variants", choices=tuple(PRESETS)),
+    Option("settings", str, None, f"{', '.join(SETTINGS)}, or option=value,option=value (default: the preset's)", metavar="SETTING", nargs="+"),
+    Option("preset", str, "ours", f"ours: {', '.join(PRESETS['ours'])}; paper: {', '.join(PRESETS['paper'])}, that is plain DAT, DAT with interest points, EAT as released, and our variants", choices=tuple(PRESETS)),
     Option("models", str, [], "other networks to train: a --model of main_nni.py, then options for it after commas: timm/NAME,path_to_model_weight=FILE", metavar="MODEL", nargs="+"),
     Option("seeds", int, [0, 1, 2], "seeds; each setting is trained once with each (default: 0 1 2)", nargs="+"),
     Option("out", Path, Path("runs/ablation"), "folder of the runs and tables", metavar="FOLDER"),
@@ -101,9 +98,8 @@ def main(argv: list[str] | None = None) -> int:
     options = parser.parse_args(argv)
 
     def work() -> None:
-        texts = options.settings or list(PRESETS[options.preset])
-        texts += [f"model={text}" for text in options.models]
-        settings = [parse_setting(text) for text in texts]
+        texts = options.settings or PRESETS[options.preset]
+        settings = [parse_setting(text) for text in [*texts, *(f"model={text}" for text in options.models)]]
         runs = pd.DataFrame(run_all(settings, options.seeds, options.out, options.common))
         predictions = read_predictions(runs, options.out)
         write_tables(runs, predictions, options.out)
@@ -116,13 +112,12 @@ def main(argv: list[str] | None = None) -> int:
 
 def parse_setting(text: str) -> tuple[str, dict[str, str]]:
     """The name and the options of main_nni.py of a setting in `--settings`, or of `model=...`. Raises InputError."""
-    presets = SETTINGS | PAPER
-    if text in presets:
-        return text, presets[text]
+    if text in SETTINGS:
+        return text, SETTINGS[text]
     options = dict(part.split("=", 1) for part in text.split(",") if "=" in part)
     if len(options) != len(text.split(",")) or not options.keys() <= option.OPTIONS.keys():
         raise InputError(
-            f"--settings {text}: neither one of {', '.join(presets)} nor option=value,option=value"
+            f"--settings {text}: neither one of {', '.join(SETTINGS)} nor option=value,option=value"
         )
     return text.removeprefix("model=").replace("/", "_"), options
 
@@ -154,8 +149,7 @@ def measure_costs(folder: Path) -> dict[str, float]:
     device = pick_device(options.gpu_id)
 
     def build() -> nn.Module:
-        form = FORMATS["ava"]  # ten outputs, whatever the data
-        return make_model(options, None, form, options.dataset, device)
+        return make_model(options, None, Purpose(), 10, device)  # ten outputs, whatever the data
 
     network = build()
     costs = {"parameters": sum(p.numel() for p in network.parameters()) / 1e6}
@@ -196,9 +190,8 @@ def train(folder: Path, words: list[str]) -> dict:
     command = [sys.executable, str(ROOT / "main_nni.py"), "--experiment_dir_name", str(folder), *words]
     with open(folder / "train.log", "a+", encoding="utf-8") as log:
         # A session of its own: Ctrl-C reaches only this process, which then asks the run to save and end.
-        process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True
-        )
+        pipe = subprocess.PIPE
+        process = subprocess.Popen(command, stdout=pipe, stderr=log, text=True, start_new_session=True)
         try:
             out, _ = process.communicate()
         except BaseException:
@@ -218,7 +211,7 @@ def measure_batch_spread(folder: Path) -> dict[str, float]:
     options = argparse.Namespace(**read_json_object(folder / "options.json"))
     device, form = pick_device(options.gpu_id), pick_format(options)
     weights = read_weights(folder / "checkpoints" / "best.pth")
-    model = make_model(options, weights, form, options.dataset, device)
+    model = make_model(options, weights, weights.purpose, form.outputs, device)
     labels = read_splits(
         options.path_to_save_csv,
         options.path_to_images,
@@ -281,9 +274,8 @@ def write_differences(predictions: dict[str, list[comparison.Predictions]], out:
     """Write differences.md: for every two settings the difference of their means, with its interval over seeds and images."""
     lines = comparison.format_differences(comparison.compare_groups(predictions), list(METRICS))
     if min(map(len, predictions.values())) < 2:
-        lines.append(
-            "\nThe intervals of a setting with one seed contain the noise of images, not that of seeds."
-        )
+        note = "The intervals of a setting with one seed contain the noise of images, not that of seeds."
+        lines.append(f"\n{note}")
     with atomic_write(out / "differences.md") as file:
         file.write("\n".join(lines) + "\n")
 
@@ -293,9 +285,8 @@ def draw_figure(runs: pd.DataFrame) -> Figure:
     settings = list(runs["setting"].unique())
     panels = METRICS | {"spread_mean": "batch spread (mean, log scale)"}
     figure = Figure(figsize=(3.4 * len(panels), 0.8 + 0.5 * len(settings)), layout="constrained")
-    for axis, (column, title) in zip(
-        figure.subplots(1, len(panels), sharey=True), panels.items(), strict=True
-    ):
+    axes = figure.subplots(1, len(panels), sharey=True)
+    for axis, (column, title) in zip(axes, panels.items(), strict=True):
         for row, setting in enumerate(settings):
             values = runs.loc[runs["setting"] == setting, column]
             axis.plot(values, [row] * len(values), "o", color="C0", alpha=0.6, markersize=6)

@@ -42,7 +42,6 @@ from option import Option
 
 BATCH = 16
 ROWS = 255_000
-DATASETS = ("ava", "tad66k")
 
 # fmt: off
 TABLE = (
@@ -61,18 +60,12 @@ class Released(Dataset):
 
     def __init__(self, labels: Labels, folder: Path, dataset: str):
         self.labels, self.folder = labels, folder
-        like_ava = dataset == "ava"
-        resample = "BICUBIC" if like_ava else "BILINEAR"
-        side = 224 if like_ava else 256
-        self.transform = transforms.Compose(
-            [
-                transforms.Resize((side, side), transforms.InterpolationMode[resample]),
-                transforms.RandomHorizontalFlip(),
-                *([] if like_ava else [transforms.RandomCrop(224)]),
-                transforms.ToTensor(),
-                transforms.Normalize(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD),
-            ]
-        )
+        side, resample = (224, "BICUBIC") if dataset == "ava" else (256, "BILINEAR")
+        steps = [transforms.Resize((side, side), transforms.InterpolationMode[resample])]
+        steps += [transforms.RandomHorizontalFlip()]
+        steps += [transforms.RandomCrop(224)] if side > 224 else []
+        steps += [transforms.ToTensor(), transforms.Normalize(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)]
+        self.transform = transforms.Compose(steps)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -131,11 +124,8 @@ def compare_pixels(folder: Path) -> list[dict]:
     """A row for each released resize: differences of the fast decoder's pixels from PIL's, in grey levels."""
     rows, paths = [], list_jpegs(folder)
     for resize in (Resize(224, "bicubic"), Resize(256, "bilinear"), Resize(224, "bilinear")):
-        differences = []
-        for path in paths:
-            difference = read_fast(path, resize).astype(int) - read_pil(path, resize)
-            differences.append(np.abs(difference).ravel())
-        difference = np.concatenate(differences)
+        differences = [read_fast(path, resize).astype(int) - read_pil(path, resize) for path in paths]
+        difference = np.abs(np.concatenate([array.ravel() for array in differences]))
         row = {"resize": f"{resize.method} {resize.side}", "pictures": len(paths)}
         row |= {"within_one": float((difference <= 1).mean()), "equal": float((difference == 0).mean())}
         rows.append(row | {"mean": float(difference.mean()), "largest": int(difference.max())})
@@ -144,11 +134,10 @@ def compare_pixels(folder: Path) -> list[dict]:
 
 def measure_memory(workers: int) -> list[str]:
     """Lines with the MiB of ROWS rows of AVA's labels, and with each worker's own MiB over an epoch. Linux only."""
-    lines = []
+    lines, rng = [], np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         Image.new("RGB", (16, 16), (90, 120, 60)).save(folder / "picture.jpg")
-        rng = np.random.default_rng(0)
         table = pd.DataFrame(rng.integers(0, 90, (ROWS, 10)), columns=AVA.vote_columns)
         table.insert(0, AVA.image_column, np.arange(700_000, 700_000 + ROWS))
         for number in table[AVA.image_column]:
@@ -158,14 +147,11 @@ def measure_memory(workers: int) -> list[str]:
         del table
         gc.collect()
         before = read_resident("self")
-        splits = read_splits(folder, folder, FORMATS["ava"], train=False)
+        labels = read_splits(folder, folder, FORMATS["ava"], train=False).test
         gc.collect()
-        labels = splits.test
         size = sum(a.nbytes for a in (labels.images, labels.targets, labels.mos)) / 2**20
-        lines.append(
-            f"{len(labels):,} rows: {size:.0f} MiB in arrays; resident {before:.0f} MiB before reading, "
-            f"{read_resident('self'):.0f} after"
-        )
+        resident = f"resident {before:.0f} MiB before reading, {read_resident('self'):.0f} after"
+        lines.append(f"{len(labels):,} rows: {size:.0f} MiB in arrays; {resident}")
         loader = make_loader(labels, folder, Transform(FORMATS["ava"], 32, True), 64, workers, decoder="fast")
         for number, _ in enumerate(batches(loader), 1):
             if number in (50, len(loader) // 2, len(loader) - 50):
@@ -201,7 +187,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return
         torch.set_num_threads(1)
         speeds = []
-        for dataset in DATASETS:
+        for dataset in ("ava", "tad66k"):
             speeds += measure_speed(dataset, folder, options.count, options.repeats)
         pixels = compare_pixels(folder)
         print_tables(speeds, pixels)
@@ -215,17 +201,14 @@ def print_tables(speeds: list[dict], pixels: list[dict]) -> None:
     """The rows of `measure_speed` and of `compare_pixels` in Markdown."""
     print("| pixels | way | images/s of one core | times the release (lowest to highest) |")
     print("|---" * 4 + "|")
+    line = "| {dataset} | {way} | {images_per_second:.0f} | {ratio:.2f} ({lowest:.2f} to {highest:.2f}) |"
     for row in speeds:
-        ratio = "{ratio:.2f} ({lowest:.2f} to {highest:.2f})".format(**row)
-        print(f"| {row['dataset']} | {row['way']} | {row['images_per_second']:.0f} | {ratio} |")
+        print(line.format(**row))
     print("\n| resize | pictures | within one grey level | equal | mean difference | largest |")
     print("|---" * 6 + "|")
+    line = "| {resize} | {pictures} | {within_one:.4%} | {equal:.2%} | {mean:.4f} | {largest} |"
     for row in pixels:
-        print(
-            "| {resize} | {pictures} | {within_one:.4%} | {equal:.2%} | {mean:.4f} | {largest} |".format(
-                **row
-            )
-        )
+        print(line.format(**row))
 
 
 if __name__ == "__main__":

@@ -121,12 +121,11 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize()
 
 
-def make_step(name: str, batch: int, precision: str, compiled: bool, training: bool, device: str) -> Step:
-    """A step of a network by its name, with random weights."""
+def make_step(name: str, precision: str, compiled: str, batch: int, training: bool, device: str) -> Step:
+    """A step of a network by its name, with random weights. compiled: on or off."""
     torch.manual_seed(0)
-    model = create_model(name.removeprefix(PLAIN))
-    plain = name.startswith(PLAIN)
-    return Step(model, batch, DTYPES[precision], training, torch.device(device), compiled, plain)
+    model, plain = create_model(name.removeprefix(PLAIN)), name.startswith(PLAIN)
+    return Step(model, batch, DTYPES[precision], training, torch.device(device), compiled == "on", plain)
 
 
 def measure_in_turn(steps: Sequence[Step], repeats: int, count: int) -> list[list[float]]:
@@ -193,10 +192,8 @@ def profile_step(step: Step, count: int = 10) -> list[tuple[str, float, int]]:
     step.seconds(WARM_UP)
     with torch.profiler.profile(activities=[kinds.CUDA] if on_gpu else [kinds.CPU]) as profiler:
         step.seconds(1)
-    rows = []
-    for event in profiler.key_averages():
-        microseconds = event.self_device_time_total if on_gpu else event.self_cpu_time_total
-        rows.append((event.key, microseconds / 1e3, event.count))
+    time_spent = "self_device_time_total" if on_gpu else "self_cpu_time_total"
+    rows = [(event.key, getattr(event, time_spent) / 1e3, event.count) for event in profiler.key_averages()]
     return sorted(rows, key=lambda row: -row[1])[:count]
 
 
@@ -204,43 +201,33 @@ def list_settings(
     models: Sequence[str], precisions: Sequence[str], compiled: Sequence[str]
 ) -> list[tuple[str, str, str]]:
     """Every model in each precision, compiled `on` or `off`; a plain one only in float32, not compiled."""
-    settings = []
-    for name in models:
-        if name.startswith(PLAIN):
-            settings.append((name, "float32", "off"))
-        else:
-            settings += itertools.product([name], precisions, compiled)
-    return settings
+    kinds = list(itertools.product(precisions, compiled))
+    return [
+        (name, *kind)
+        for name in models
+        for kind in ([("float32", "off")] if name.startswith(PLAIN) else kinds)
+    ]
 
 
 def measure(
     settings: list[tuple[str, str, str]], batch: int, training: bool, device: str, repeats: int, count: int
 ) -> list[dict]:
     """A row for each of `list_settings`, all measured in turn: `repeats` rounds, `count` steps in each timing."""
-    cases = [(name, batch, precision, on == "on", training, device) for name, precision, on in settings]
+    cases = [(*setting, batch, training, device) for setting in settings]
     rates = measure_in_turn([make_step(*case) for case in cases], repeats, count)
     rows = []
-    for (name, precision, compiled), case, model_rates in zip(settings, cases, rates, strict=True):
+    for case, model_rates in zip(cases, rates, strict=True):
+        name, precision, compiled, *_ = case
         ratios = [rate / first for rate, first in zip(model_rates, rates[0], strict=True)]
         speed = statistics.median(model_rates)
         tflops = speed * count_gflop(name.removeprefix(PLAIN)) * (3 if training else 1) / 1e3
         row = {"model": name, "batch": batch, "precision": precision, "compiled": compiled}
-        row |= {"mode": "training" if training else "forward"}
+        row["mode"] = "training" if training else "forward"
         row |= {"images_per_second": speed, "lowest": min(model_rates), "highest": max(model_rates)}
         row |= {"ratio": statistics.median(ratios), "ratio_lowest": min(ratios), "ratio_highest": max(ratios)}
         row |= {"tflops": tflops, "share_of_matrix_rate": tflops / measure_matrix_rate(device, precision)}
         rows.append(row | {"peak_mib": measure_peak_memory(*case)})
     return rows
-
-
-def check_models(names: Sequence[str]) -> None:
-    """Raises InputError for a network that is neither EAT's nor timm's."""
-    for name in names:
-        if name.removeprefix(PLAIN) not in list_models() and not name.startswith("timm/"):
-            variants = ", ".join(list_models())
-            raise InputError(
-                f"--models {name}: choose from {variants}, plain/ and one of these, or timm/NAME"
-            )
 
 
 def print_table(rows: list[dict]) -> None:
@@ -259,13 +246,6 @@ def print_table(rows: list[dict]) -> None:
         )
 
 
-def print_profile(name: str, kernels: list[tuple[str, float, int]]) -> None:
-    """The dearest kernels of one network in Markdown."""
-    print(f"\n{name}, one training step:\n\n| kernel | ms | calls |\n|---|---|---|")
-    for kernel, milliseconds, calls in kernels:
-        print(f"| {kernel[:80]} | {milliseconds:.2f} | {calls} |")
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, and print the tables. Returns the exit status."""
     parser = Parser(
@@ -277,7 +257,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
 
     def work() -> None:
-        check_models(options.models)
+        for name in options.models:
+            if name.removeprefix(PLAIN) not in list_models() and not name.startswith("timm/"):
+                raise InputError(f"--models {name}: no such network; --help lists them")
         device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
         if device == "cuda" and not torch.cuda.is_available():
             raise InputError("--device cuda: no GPU is here; use --device cpu")
@@ -286,9 +268,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         rows = []
         for batch, training in tqdm(list(itertools.product(options.batches, (False, True))), disable=None):
             rows += measure(settings, batch, training, device, options.repeats, options.steps)
-        device_name = (
-            torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
-        )
+        threads = f"CPU, {torch.get_num_threads()} threads"
+        device_name = torch.cuda.get_device_name() if device == "cuda" else threads
         print(f"{device_name}, torch {torch.__version__}, medians of {options.repeats} rounds")
         for precision in options.precisions:
             rate = measure_matrix_rate(device, precision)
@@ -296,8 +277,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print_table(rows)
         for name in options.models if options.profile else []:
             precision = "float32" if name.startswith(PLAIN) else options.precisions[0]
-            step = make_step(name, options.batches[0], precision, False, True, device)
-            print_profile(name, profile_step(step))
+            step = make_step(name, precision, "off", options.batches[0], True, device)
+            print(f"\n{name}, one training step:\n\n| kernel | ms | calls |\n|---|---|---|")
+            for kernel, milliseconds, calls in profile_step(step):
+                print(f"| {kernel[:80]} | {milliseconds:.2f} | {calls} |")
         if options.json:
             write_json(options.json, {"device": device_name, "torch": torch.__version__, "rows": rows})
 

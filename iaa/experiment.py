@@ -67,7 +67,7 @@ def work(options: argparse.Namespace, weights: Weights | None, device: torch.dev
         log.info("%s", note)
     with (
         StopSignal() as stop,
-        run_folder.recorded(folder, options, nni_trial.get_parameters_again()),
+        run_folder.recorded(folder, options, nni_trial.get_parameters()),
         distributed.connection_errors(),
     ):
         if options.calibrate_points and not options.resume:

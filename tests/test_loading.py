@@ -9,17 +9,8 @@ from benchmarks import loading
 
 def test_all_ways_are_timed_and_pixels_compared(tmp_path, capsys):
     make_pictures(tmp_path, ["a.jpg", "b.jpeg", "c.png"])
-    words = [
-        "--images",
-        str(tmp_path),
-        "--count",
-        "3",
-        "--repeats",
-        "1",
-        "--json",
-        str(tmp_path / "rows.json"),
-    ]
-    assert loading.main(words) == 0
+    words = f"--images {tmp_path} --count 3 --repeats 1 --json {tmp_path / 'rows.json'}"
+    assert loading.main(words.split()) == 0
     content = json.loads((tmp_path / "rows.json").read_text())
     assert [row["way"] for row in content["speed"]] == ["release", "pil", "fast", "cache"] * 2
     assert [row["pictures"] for row in content["pixels"]] == [2, 2, 2]  # JPEGs alone

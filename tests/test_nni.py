@@ -57,9 +57,7 @@ class Experiment:
             try:
                 self.nnictl("create", "--config", str(self.ava / "config.yml"), "--port", str(self.port))
                 break
-            except (
-                AssertionError
-            ) as error:  # NNI gives its own server five seconds, however busy the machine is
+            except AssertionError as error:  # NNI gives its own server five seconds, also on a busy machine
                 if attempt == 3 or "check-status" not in str(error):
                     raise
                 self.nnictl("stop", "--all")
@@ -135,9 +133,7 @@ def test_trials_of_a_real_experiment_of_which_one_fails(ava, make_experiment):
         metrics = [name for name in rows if name.startswith("val_")]
         assert len(metrics) == len(METRICS) + 1
         for report, row in zip(epochs, rows.to_dict("records"), strict=True):
-            assert {name: report[name] for name in metrics} == pytest.approx(
-                {name: row[name] for name in metrics}
-            )
+            assert [report[name] for name in metrics] == pytest.approx([row[name] for name in metrics])
             assert (report["default"], report["vsrcc"]) == (row["val_accuracy"], row["val_srcc"])
         assert final == [max(epochs, key=lambda report: report["vsrcc"])]
     logs = [path.read_text() for path in (ava / "nni").rglob("trial.stderr")]

@@ -11,9 +11,8 @@ from models import create_model
 
 @pytest.mark.slow
 def test_networks_are_measured_in_turn_and_printed(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(
-        throughput, "measure_peak_memory", lambda *_: 1.0
-    )  # it starts a process for each network
+    # It starts a process for each network.
+    monkeypatch.setattr(throughput, "measure_peak_memory", lambda *_: 1.0)
     names, file = ["plain/eat_nano", "eat_nano", "timm/test_vit"], tmp_path / "rows.json"
     words = ["--models", *names, "--batches", "2", "--precisions", "float32", "bf16", "--repeats", "2"]
     assert throughput.main([*words, "--device", "cpu", "--profile", "--json", str(file)]) == 0
@@ -46,14 +45,14 @@ def test_the_papers_network_takes_31_gflop():
 @pytest.mark.slow
 def test_peak_memory_is_that_of_a_process_of_its_own():
     ballast = torch.ones(2**28)  # 1,024 MiB here
-    assert 200 < throughput.measure_peak_memory("eat_nano", 1, "float32", False, False, "cpu") < 1024
+    assert 200 < throughput.measure_peak_memory("eat_nano", "float32", "off", 1, False, "cpu") < 1024
     assert ballast[-1] == 1
 
 
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ("--models resnet18", "--models resnet18: choose from eat_nano"),
+        ("--models resnet18", "--models resnet18: no such network"),
         ("--models timm/resnet_18", "timm has no such model"),
         ("--batches 0", "--batches"),
         ("--precisions int8", "int8"),

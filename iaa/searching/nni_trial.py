@@ -22,7 +22,7 @@ from option import tuned
 
 log = logging.getLogger("eat")
 
-DRIVEN = "EAT_TRIAL"  # set by `search.py run`: JSON of the trial's parameters and folder
+TRIAL_VARIABLE = "EAT_TRIAL"  # set by `search.py run`: JSON of the trial's parameters and folder
 PR_SET_PDEATHSIG = 1  # of linux/prctl.h
 
 
@@ -33,36 +33,26 @@ def in_experiment() -> bool:
 
 def in_search() -> bool:
     """Whether this process is a trial, of NNI or of `search.py run`."""
-    return in_experiment() or DRIVEN in os.environ
+    return in_experiment() or TRIAL_VARIABLE in os.environ
 
 
 def get_parameters() -> dict[str, Any]:
     """The options that the search has chosen for this trial, checked; empty outside a search. Raises InputError."""
-    return tuned(_ask_search("get_next_parameter"))
-
-
-def get_parameters_again() -> dict[str, Any]:
-    """The same options again, after `parameters` has been called."""
-    return _ask_search("get_current_parameter")
-
-
-def _ask_search(nni_function: str) -> dict[str, Any]:
-    """The trial's parameters, from `search.py run` or by NNI's function of that name."""
-    if DRIVEN in os.environ:
-        return json.loads(os.environ[DRIVEN])["parameters"]
+    if TRIAL_VARIABLE in os.environ:
+        return tuned(json.loads(os.environ[TRIAL_VARIABLE])["parameters"])
     if not in_experiment():
         return {}
     try:
         import nni
     except ImportError:
         raise InputError("an NNI experiment started this trial, but nni is not installed here") from None
-    return getattr(nni, nni_function)() or {}
+    return tuned(nni.get_current_parameter() or nni.get_next_parameter() or {})
 
 
 def pick_folder(parent: str | None) -> Path:
     """This trial's own folder. parent: where NNI's trials go (default: runs/nni)."""
-    if DRIVEN in os.environ:
-        return Path(json.loads(os.environ[DRIVEN])["folder"])
+    if TRIAL_VARIABLE in os.environ:
+        return Path(json.loads(os.environ[TRIAL_VARIABLE])["folder"])
     experiment, trial = os.environ.get("NNI_EXP_ID", "experiment"), os.environ["NNI_TRIAL_JOB_ID"]
     return Path(parent or os.path.join("runs", "nni")) / experiment / trial
 
@@ -74,10 +64,10 @@ def add_parameters(command_line: Mapping[str, Any]) -> dict[str, Any]:
     """
     if not in_search():
         return dict(command_line)
-    own_folder = pick_folder(command_line.get("experiment_dir_name"))
-    saved = any((own_folder / "checkpoints").glob("*.pt"))
+    folder = pick_folder(command_line.get("experiment_dir_name"))
+    saved = any((folder / "checkpoints").glob("*.pt"))
     # overwrite: an earlier start may have left files before its first checkpoint
-    start = {"experiment_dir_name": str(own_folder), "resume" if saved else "overwrite": True}
+    start = {"experiment_dir_name": str(folder), "resume" if saved else "overwrite": True}
     return {**command_line, **get_parameters(), **start}
 
 
@@ -93,7 +83,7 @@ def read_metric(row: Mapping[str, float], name: str) -> float:
 
 
 def _report(nni_function: str, row: Mapping[str, float], name: str) -> None:
-    """Tell NNI the metric as `default`, the release's `vsrcc` and `val_loss`, and all other metrics of an epoch's row."""
+    """Report an epoch's metrics to NNI, the one that the search maximises as `default`, SRCC also as the release's `vsrcc`."""
     if not in_experiment():
         return
     import nni
@@ -112,7 +102,7 @@ report_end = partial(_report, "report_final_result")  # of the selected epoch
 
 
 def end_with_parent() -> None:
-    """A trial gets SIGTERM when the process that has started it ends, even by `kill -9`; then it saves. Linux only."""
+    """Let a trial get SIGTERM, and so save, when the process that started it ends, even by `kill -9`. Linux only."""
 
     def stop(*_) -> None:
         signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # sent once for each of the parent's threads

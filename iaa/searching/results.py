@@ -1,4 +1,4 @@
-"""The results of a search, as a table, read from the folders of its runs: no manager needs to be alive."""
+"""The results of a search, read from the folders of its runs, as a table and as options of the best trial."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 import math
 import socket
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
 from glob import glob
 from pathlib import Path
@@ -18,15 +18,9 @@ from iaa.runtime.files import process_start_time, read_json_object
 from iaa.searching.nni_trial import read_metric
 from option import OPTIONS, RECIPES
 
-# Options that say where a run is and how it is carried out; they do not change its result.
-CARRIED_OUT = {
-    "experiment_dir_name", "path_to_images", "path_to_save_csv", "path_to_model_weight", "options", "search_metric", "resume",
-    "overwrite", "save_minutes", "num_workers", "gpu_id", "cache", "eval_batch_size", "save_released_style", "report_images",
-}  # fmt: skip
-
+# Options that may differ between runs without being compared, beside the resumable ones.
+NOT_COMPARED = {"options", "eval_batch_size", "search_metric", "save_released_style", "report_images"}
 NOT_IN_BEST = {"experiment_dir_name", "options", "resume", "overwrite", "gpu_id"}  # the best trial's options
-
-History = list[dict[str, float]]  # a run's metrics.csv, a row per epoch
 
 
 @dataclass
@@ -39,9 +33,10 @@ class TrialResult:
     reason: str
     options: dict[str, Any]
     parameters: dict[str, Any]
-    history: History = field(repr=False)
-    value: float = math.nan
-    best_epoch: int = 0
+    curve: dict[int, float]  # the metric by epoch, from 1
+    value: float
+    best_epoch: int  # the selected one; 0 before the first epoch
+    seconds: float | None = None
 
 
 def find_folder(experiment: str) -> Path:
@@ -49,50 +44,55 @@ def find_folder(experiment: str) -> Path:
     for folder in (Path(experiment), Path("runs", "nni") / experiment):
         if folder.is_dir():
             return folder
-    raise InputError(
-        f"{experiment}: neither a folder of runs nor an experiment in {Path('runs', 'nni')}; give the folder"
-    )
+    raise InputError(f"{experiment}: neither a folder of runs nor an experiment in runs/nni; give the folder")
 
 
 def read_results(folder: Path, metric_name: str | None = None) -> tuple[list[TrialResult], str]:
-    """All training runs in a folder, the best first, and the metric by which. Raises InputError where there are none.
+    """All training runs in a folder, the best first, and the metric. Raises InputError if there are none.
 
     metric_name: default the metric that the runs name.
     """
-    files = glob("**/run.json", root_dir=folder, recursive=True)  # looks into no hidden folder
+    files = glob(
+        "**/run.json", root_dir=folder, recursive=True
+    )  # follows links, and leaves out hidden folders
     files += glob("**/options.json", root_dir=folder, recursive=True)
     folders = sorted({(folder / file).parent for file in files})
-    options = {path: read_json_object(path / "options.json") for path in folders}
-    options = {path: values for path, values in options.items() if values.get("eval") is not True}
-    if not options:
+    runs = {path: read_json_object(path / "options.json") for path in folders}
+    runs = {path: options for path, options in runs.items() if options.get("eval") is not True}
+    if not runs:
         raise InputError(f"{folder}: no runs in it; a run has options.json and metrics.csv")
     if metric_name is None:
-        names = {values["search_metric"] for values in options.values() if "search_metric" in values}
+        names = {options["search_metric"] for options in runs.values() if "search_metric" in options}
         metric_name = names.pop() if len(names) == 1 else "accuracy"
-    searched = _differing_options([values for values in options.values() if values])
-    results = []
-    for path, values in options.items():
-        run, history = read_json_object(path / "run.json"), read_history(path / "metrics.csv")
-        value, best_epoch = select_epoch(history, values.get("select_by", "srcc"), metric_name)
-        results.append(
-            TrialResult(
-                name=path.name if path == folder else str(path.relative_to(folder)),
-                folder=path,
-                status=_read_status(run),
-                reason=run.get("reason") or "",
-                options=values,
-                parameters=run.get("parameters") or {key: values[key] for key in searched if key in values},
-                history=history,
-                value=value,
-                best_epoch=best_epoch,
-            )
-        )
+    results = [_read_run(path, options, metric_name) for path, options in runs.items()]
+    differing = _differing_options([options for options in runs.values() if options])
+    for result in results:
+        if result.folder != folder:
+            result.name = str(result.folder.relative_to(folder))
+        if not result.parameters:  # a run without a search
+            result.parameters = {name: result.options[name] for name in differing if name in result.options}
     return sort_best_first(results), metric_name
 
 
+def _read_run(folder: Path, options: dict[str, Any], metric_name: str) -> TrialResult:
+    run, history = read_json_object(folder / "run.json"), read_history(folder / "metrics.csv")
+    value, best_epoch = select_epoch(history, options.get("select_by", "srcc"), metric_name)
+    return TrialResult(
+        name=folder.name,
+        folder=folder,
+        status=_read_status(run),
+        reason=run.get("reason") or "",
+        options=options,
+        parameters=run.get("parameters") or {},
+        curve={int(row["epoch"]): read_metric(row, metric_name) for row in history} if best_epoch else {},
+        value=value,
+        best_epoch=best_epoch,
+        seconds=sum(row.get("seconds", 0) for row in history),
+    )
+
+
 def _differing_options(runs: list[Mapping[str, Any]]) -> list[str]:
-    """The options that differ between runs which were made without a search."""
-    names = [name for name in OPTIONS if name not in CARRIED_OUT]
+    names = [name for name in OPTIONS if not OPTIONS[name].resumable and name not in NOT_COMPARED]
     return [name for name in names if len({json.dumps(options.get(name)) for options in runs}) > 1]
 
 
@@ -101,8 +101,8 @@ def sort_best_first(results: Iterable[TrialResult]) -> list[TrialResult]:
     return sorted(results, key=lambda result: math.inf if math.isnan(result.value) else -result.value)
 
 
-def read_history(path: Path) -> History:
-    """A run's metrics.csv; an empty field is nan. Empty where there is no such file yet."""
+def read_history(path: Path) -> list[dict[str, float]]:
+    """The epochs of a run's metrics.csv; an empty field is nan. Empty if there is no such file yet."""
     try:
         with open(path, encoding="utf-8", newline="") as file:
             rows = csv.DictReader(file)
@@ -111,20 +111,22 @@ def read_history(path: Path) -> History:
         return []
 
 
-def select_epoch(history: History, select_by: str, metric_name: str) -> tuple[float, int]:
+def select_epoch(history: list[dict[str, float]], select_by: str, metric_name: str) -> tuple[float, int]:
     """The metric at the epoch that a run selects, and that epoch, from 1; nan and 0 before the first one."""
+
+    def rank(row: Mapping[str, float]) -> tuple[bool, float]:
+        value = -row["val_loss"] if select_by == "loss" else row[f"val_{select_by}"]
+        return not math.isnan(value), value
+
     try:
-        values = [-row["val_loss"] if select_by == "loss" else row[f"val_{select_by}"] for row in history]
-        best = max(range(len(history)), key=lambda i: (not math.isnan(values[i]), values[i]), default=None)
-        if best is None:
-            return math.nan, 0
-        return read_metric(history[best], metric_name), int(history[best]["epoch"])
-    except KeyError:  # a table of something else
+        best = max(history, key=rank)
+        return read_metric(best, metric_name), int(best["epoch"])
+    except (KeyError, ValueError):  # a table of something else, or an empty one
         return math.nan, 0
 
 
 def _read_status(run: Mapping[str, Any]) -> str:
-    """The status that the run has noted; `lost` where it was killed before it could note one."""
+    """The status in run.json; `lost` if the run was killed before it could write one."""
     status = run.get("status", "unknown")
     here = run.get("host") == socket.gethostname()
     if status == "running" and here and process_start_time(run.get("pid", 0)) != run.get("pid_started"):
@@ -134,17 +136,16 @@ def _read_status(run: Mapping[str, Any]) -> str:
 
 def format_table(results: list[TrialResult], metric_name: str) -> str:
     """The trials as text, a line each, and the reasons of those that failed."""
-    names = dict.fromkeys(key for result in results for key in result.parameters)
+    names = dict.fromkeys(name for result in results for name in result.parameters)
     rows = [["trial", metric_name, "status", "epochs", "best", "time", *names, "folder"]]
     for result in results:
-        seconds = [row["seconds"] for row in result.history if "seconds" in row]  # a study has none
-        duration = str(timedelta(seconds=round(sum(seconds)))) if seconds else "-"
+        duration = str(timedelta(seconds=round(result.seconds))) if result.seconds else "-"
         values = [result.parameters.get(name, "-") for name in names]
         rows.append([
             result.name,
             "-" if math.isnan(result.value) else f"{result.value:.4f}",
             result.status,
-            f"{len(result.history)}/{result.options.get('num_epoch', '-')}",
+            f"{len(result.curve)}/{result.options.get('num_epoch', '-')}",
             str(result.best_epoch or "-"),
             duration.removeprefix("0:").removeprefix("0"),
             *(f"{value:.4g}" if isinstance(value, float) else str(value) for value in values),
@@ -152,22 +153,18 @@ def format_table(results: list[TrialResult], metric_name: str) -> str:
         ])  # fmt: skip
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = [" ".join(text.rjust(width) for text, width in zip(row, widths, strict=True)) for row in rows]
-    failed = [
-        f"{result.name}: {result.reason}" for result in results if result.status == "failed" and result.reason
-    ]
-    return "\n".join([*lines, *failed])
+    reasons = [f"{result.name}: {result.reason}" for result in results if result.status == "failed"]
+    return "\n".join([*lines, *reasons])
 
 
 def best_options(results: list[TrialResult]) -> tuple[TrialResult, dict[str, Any]]:
     """The best trial that has ended well, and its options as `main_nni.py --options` takes them. Raises InputError."""
-    for best in results:
-        dataset = best.options.get("dataset")
-        if best.status == "done" and not math.isnan(best.value) and dataset in RECIPES:
-            break
-    else:
+    done = [result for result in results if result.status == "done" and not math.isnan(result.value)]
+    best = next((result for result in done if result.options.get("dataset") in RECIPES), None)
+    if best is None:
         raise InputError("no trial has ended well yet; `search.py show` says what became of them")
     defaults = {name: option.default for name, option in OPTIONS.items() if name not in NOT_IN_BEST}
-    defaults |= RECIPES[dataset] | {"dataset": None}  # the dataset is written in any case
+    defaults |= RECIPES[best.options["dataset"]] | {"dataset": None}  # the dataset is always written
     changed = {
         name: value
         for name, value in best.options.items()

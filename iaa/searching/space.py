@@ -1,16 +1,15 @@
-"""Search spaces as NNI writes them, checked before anything is trained, and sampled by Optuna."""
+"""Search spaces in NNI's format, checked before anything is trained, and sampled by Optuna."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from typing import Any
 
 from iaa.errors import InputError
-from option import OPTIONS, tuned
+from option import OPTIONS, read_json, tuned
 
-# The numbers that each kind of parameter takes.
+# What `_value` holds, by `_type`.
 KINDS = {
     "choice": "the values",
     "randint": "lowest, and one above the highest",
@@ -22,14 +21,10 @@ KINDS = {
 
 
 def read_space(path: str) -> dict[str, dict[str, Any]]:
-    """The search space in a JSON file. Raises InputError where a value in it is no valid option."""
-    try:
-        with open(path, encoding="utf-8") as file:
-            space = json.load(file)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read as a search space ({error})") from None
-    if not isinstance(space, dict) or not space:
-        raise InputError(f"{path}: no search space; it must be a JSON object with at least one parameter")
+    """The search space in a JSON file. Raises InputError if a value in it is no valid option."""
+    space = read_json(path, "cannot be read as a search space")
+    if not space:
+        raise InputError(f"{path}: no search space; it needs at least one parameter")
     try:
         for name, entry in space.items():
             _check(name, entry)
@@ -40,32 +35,27 @@ def read_space(path: str) -> dict[str, dict[str, Any]]:
 
 def _check(name: str, entry: Any) -> None:
     kind, values = (entry.get("_type"), entry.get("_value")) if isinstance(entry, dict) else (None, None)
-    if not isinstance(kind, str) or kind not in KINDS:
-        raise InputError(f"{name}: _type {kind!r} is none of {', '.join(KINDS)}")
+    problem = f"{name}: _type {kind!r} with _value {values}"
+    if kind not in tuple(KINDS):
+        raise InputError(f"{problem}: _type must be one of {', '.join(KINDS)}")
     if not isinstance(values, list) or not values:
-        raise InputError(f"{name}: _value must be a list that is not empty: {KINDS[kind]}")
-    described, limits = f"{name}: _value {values} of {kind}", values
+        raise InputError(f"{problem}: _value must be a list: {KINDS[kind]}")
+    limits = values
     if kind != "choice":
-        numbers = [value for value in values if type(value) in (int, float) and math.isfinite(value)]
-        if len(values) != len(KINDS[kind].split(", ")) or numbers != values:
-            raise InputError(f"{described} must be numbers: {KINDS[kind]}")
+        numbers = all(type(value) in (int, float) and math.isfinite(value) for value in values)
+        if not numbers or len(values) != len(KINDS[kind].split(", ")):
+            raise InputError(f"{problem}: _value must be numbers: {KINDS[kind]}")
         low, high, *step = values
-        if not low < high:
-            raise InputError(f"{described}: the lowest must be below the highest")
-        if step and not 0 < step[0] <= high - low:
-            raise InputError(f"{described}: the step must be above 0, within the range")
-        if "log" in kind and low <= 0:
-            raise InputError(f"{described}: the lowest must be greater than 0")
-        if name in OPTIONS and OPTIONS[name].type is int:
-            if kind in ("uniform", "loguniform"):
-                raise InputError(f"{name}: {kind} gives fractions; use randint, quniform or choice")
-            if any(value != int(value) for value in values):
-                raise InputError(f"{described}: {name} is a whole number; so must these be")
+        if not (low < high and all(size > 0 for size in step) and (low > 0 or "log" not in kind)):
+            raise InputError(f"{problem}: the lowest must be below the highest, steps and logarithms above 0")
+        integer = name in OPTIONS and OPTIONS[name].type is int
+        if integer and (("uniform" in kind and not step) or any(value % 1 for value in values)):
+            raise InputError(f"{problem}: {name} is a whole number; use randint, quniform or choice")
         limits = low, high - (kind == "randint")
     for value in limits:
         tuned({name: value})
         if name == "model" and value.startswith("timm/"):
-            from models.backbone import check_timm_name  # which imports timm
+            from models.backbone import check_timm_name  # imports timm
 
             check_timm_name(value)
 
