@@ -281,7 +281,7 @@ def test_any_table_with_votes(tmp_path, command):
         (["--score_column", "score", "--vote_columns", "a", "b"], "exclude each other"),
         (["--separator", "ab"], "--separator 'ab' is not one plain character, or tab"),
         (["--seed", "-1"], "--seed -1 must be at least 0"),
-        (["--val_share", "0.7"], "0.7 must lie between 0 and 0.5"),
+        (["--val_share", "0.7"], "--val_share 0.7 must be between 0 and 0.5"),
         (["--labels", "nowhere.csv"], "nowhere.csv: no such file"),
         ([], "no rows are left for val.csv"),
     ],
