@@ -316,8 +316,8 @@ def test_cache_makes_what_a_run_needs(scored, command, run, monkeypatch):
     words = cache_words(scored, "k")
     status, out, err = command(*words, "--num_workers", 0)
     assert (status, err) == (0, "")
-    assert "bilinear-256-fast: 11 pictures" in out
-    assert "bilinear-224-pil: 7 pictures" in out
+    for split, count, store in (("train", 11, "256-fast"), ("val", 1, "224-pil"), ("test", 6, "224-pil")):
+        assert f"{split}: {count} pictures are in {scored}/k/bilinear-{store} (" in out
     monkeypatch.setattr(cache, "read_fast", None)  # nothing is missing
     status, _, err = run(arguments(scored, "tad66k", cache=scored / "k"))
     assert status == 0, err
@@ -335,13 +335,15 @@ def test_cache_replaces_what_has_changed_and_tells_what_does_not_decode(scored, 
     words = cache_words(scored, "k")
     assert command(*words)[0] == 0
     (scored / "images" / "train1.jpg").write_text("not a picture")
-    make_pictures(scored / "images", ["test1.jpg"], seed=4)
-    with caplog.at_level("INFO"):
-        status, _, _ = command(*words)
+    status, _, err = command(*words)
     assert status == 2
-    for text in ("1 of 7 photographs are to be decoded", "train1.jpg: does not decode"):
-        assert text in caplog.text
-    make_pictures(scored / "images", ["train1.jpg"], seed=4)
+    assert "train1.jpg: does not decode" in err
+    make_pictures(scored / "images", ["train1.jpg", "test1.jpg"], seed=4)
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        assert command(*words)[0] == 0
+    for store, count in (("256-fast", "1 of 11"), ("224-pil", "1 of 6")):
+        assert f"{store}: {count} photographs are to be decoded" in caplog.text
     caplog.clear()
     assert command(*words)[0] == 0
-    assert not caplog.text
+    assert "to be decoded" not in caplog.text

@@ -275,6 +275,5 @@ def _thumbnail(open_photo: Callable[[Path], Image.Image], side: int, path: Path 
 
 def _thumbnails(photos, open_photo, num_workers: int, stop: StopSignal | None) -> Iterator[bytes]:
     side = LARGE if len(photos) <= LARGE_UP_TO else SMALL
-    reader = workers.FunctionDataset(partial(_thumbnail, open_photo, side))
-    thumbnails = workers.map_parallel(reader, [photo.path for photo in photos], num_workers)
-    return workers.with_progress(thumbnails, "report", len(photos), stop)
+    paths = [photo.path for photo in photos]
+    return workers.map_parallel(partial(_thumbnail, open_photo, side), paths, num_workers, "report", stop)

@@ -18,7 +18,7 @@ import models
 from dataset import Splits, Transform, make_loader, to_input
 from iaa.errors import InputError
 from iaa.evaluation.leakage import UNKNOWN, KnownPhotos
-from iaa.photographs.cache import open_filled
+from iaa.photographs.cache import Cache
 from iaa.photographs.labels import FORMATS, LabelFormat, Labels, csv_format
 from iaa.runtime import distributed
 from iaa.runtime.signals import StopSignal
@@ -107,7 +107,8 @@ def loaders(
         alone = options.released_protocol and not train
         transform, used, cache = Transform(like, side, train), decoder if train else eval_decoder, None
         if options.cache is not None:
-            cache = open_filled(options.cache, transform.resize, used, labels.images, images, workers, stop)
+            cache = Cache(options.cache, transform.resize, used)
+            cache.fill(labels.images, images, workers, stop)
         settings = {"decoder": used, "cache": cache, "persistent": split != "test"}
         settings["pin_memory"] = device.type == "cuda"
         if not alone:
