@@ -237,17 +237,8 @@ def test_para_has_pictures_in_sessions(tmp_path, command):
 def test_any_table_with_a_score(tmp_path, command):
     rows = "".join(f"x{i}.png;{i};{'Test' if i % 5 == 0 else 'training'}\n" for i in range(20))
     labels = write(tmp_path / "t.csv", "file;beauty;part\n" + rows)
-    words = [
-        "--image_column",
-        "file",
-        "--score_column",
-        "beauty",
-        "--split_column",
-        "part",
-        "--separator",
-        ";",
-    ]
-    status, out, _ = command("csv", "--labels", labels, "--out", tmp_path / "a", *words, "--score_max", 20)
+    words = "--image_column file --score_column beauty --split_column part --separator ; --score_max 20"
+    status, out, _ = command("csv", "--labels", labels, "--out", tmp_path / "a", *words.split())
     assert status == 0
     assert "above 10" in out
     assert pd.read_csv(tmp_path / "a" / "test.csv").to_dict("list") == {
@@ -321,16 +312,7 @@ def test_no_picture_is_in_two_splits(tmp_path, command, names):
 def test_names_without_an_ending_are_given_one(tmp_path, command):
     rows = "".join(f"{i}\t{i / 100}\n" for i in range(40))
     labels = write(tmp_path / "t.tsv", "image_id\tbeauty\n" + rows)
-    words = [
-        "--separator",
-        "tab",
-        "--image_column",
-        "image_id",
-        "--suffix",
-        ".jpg",
-        "--score_column",
-        "beauty",
-    ]
+    words = "--separator tab --image_column image_id --suffix .jpg --score_column beauty".split()
     assert command("csv", "--labels", labels, "--out", tmp_path / "a", *words)[0] == 0
     assert pd.read_csv(tmp_path / "a" / "val.csv")["image"].str.fullmatch(r"[0-9]+\.jpg").all()
 

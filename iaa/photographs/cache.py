@@ -147,11 +147,8 @@ class Cache:
 
 
 def _fingerprint(path: Path) -> bytes:
-    """A file's size in bytes and modification time in nanoseconds; empty if it is not there."""
-    try:
-        file = path.stat()
-    except OSError:
-        return b""
+    """A file's size in bytes and modification time in nanoseconds. Raises OSError if it is not there."""
+    file = path.stat()
     return b"%d %d" % (file.st_size, file.st_mtime_ns)
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pandas as pd
 from PIL import Image
 
 from iaa.photographs import workers
@@ -33,17 +34,6 @@ class Signature(NamedTuple):
     file: str  # digest of its bytes
     pixels: str  # digest of its pixels
     perceptual_hash: int  # imagehash's pHash, 64 bits
-
-
-class Copy(NamedTuple):
-    """Two names of one picture. how: of HOWS. distance: bits in which their perceptual hashes differ."""
-
-    image: str
-    csv: str
-    copy: str
-    copy_csv: str
-    how: str
-    distance: int
 
 
 def signature(folder: Path, name: str) -> Signature | None:
@@ -74,49 +64,41 @@ def signatures(
 
 def find_copies(
     splits: Mapping[str, Sequence[str]], signature_of: Mapping[str, Signature], near: int
-) -> list[Copy]:
+) -> pd.DataFrame:
     """Pictures of one split that are also in another, each pair once, the strongest reason first.
 
     splits: names by CSV. signature_of: by name. near: perceptual hashes that differ in no more bits are copies.
+    Columns: `image` in `csv` is also `copy` in `copy_csv`; `how`, of HOWS; `distance`, bits in which the hashes differ.
     """
-    copies = []
+    pairs = []
     for (csv, names), (copy_csv, copy_names) in combinations(splits.items(), 2):
         copy_names = [name for name in copy_names if name in signature_of]
         hashes = np.array([signature_of[name].perceptual_hash for name in copy_names], np.uint64)
-        for name in names:
-            if name not in signature_of:
-                continue
+        for name in filter(signature_of.get, names):
             bits = np.bitwise_count(np.uint64(signature_of[name].perceptual_hash) ^ hashes)
             for row in np.flatnonzero(bits <= near):
-                copy = copy_names[row]
-                how = _compare(name, copy, signature_of)
-                copies.append(Copy(name, csv, copy, copy_csv, how, int(bits[row])))
+                how = "name" if name == copy_names[row] else _compare(signature_of, name, copy_names[row])
+                pairs.append((name, csv, copy_names[row], copy_csv, how, int(bits[row])))
     order = list(HOWS)
-    return sorted(copies, key=lambda pair: (order.index(pair.how), pair.distance, pair.image, pair.copy))
+    pairs.sort(key=lambda pair: (order.index(pair[4]), pair[5], pair[0], pair[2]))
+    columns = ["image", "csv", "copy", "copy_csv", "how", "distance"]
+    return pd.DataFrame(pairs, columns=columns, dtype=object)
 
 
-def _compare(name: str, copy: str, signature_of: Mapping[str, Signature]) -> str:
+def _compare(signature_of: Mapping[str, Signature], name: str, copy: str) -> str:
     first, second = signature_of[name], signature_of[copy]
-    if name == copy:
-        return "name"
     if first.file == second.file:
         return "bytes"
     return "pixels" if first.pixels == second.pixels else "near"
 
 
-def report(copies: Sequence[Copy]) -> str:
+def report(pairs: pd.DataFrame) -> str:
     """How many pairs of each kind, and the first of them."""
-    if not copies:
+    if pairs.empty:
         return "no picture is in two splits, as far as this sees"
-    lines = [f"{len(copies)} pictures that are in two splits:"]
-    for how, words in HOWS.items():
-        if pairs := [pair for pair in copies if pair.how == how]:
-            image, csv, copy, copy_csv, *_ = pairs[0]
-            lines.append(f"{len(pairs):>8}  {words}; the first is {image} in {csv} and {copy} in {copy_csv}")
+    lines = [f"{len(pairs)} pictures that are in two splits:"]
+    for how, same in pairs.groupby("how", sort=False):
+        image, csv, copy, copy_csv, *_ = same.iloc[0]
+        words = f"{HOWS[how]}; the first is {image} in {csv} and {copy} in {copy_csv}"
+        lines.append(f"{len(same):>8}  {words}")
     return "\n".join(lines)
-
-
-def images_of(copies: Sequence[Copy], csv: str) -> set[str]:
-    """The pictures of a CSV that are also in another one."""
-    images = {pair.image for pair in copies if pair.csv == csv}
-    return images | {pair.copy for pair in copies if pair.copy_csv == csv}

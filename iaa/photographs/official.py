@@ -273,29 +273,22 @@ def _prepared(
 
 
 def read_any_table(
-    path: str | os.PathLike,
-    separator: str,
-    image_column: str,
-    suffix: str,
-    score_column: str,
-    vote_columns: Sequence[str],
-    split_column: str | None,
-    scale: tuple[float, float],
+    path: str | os.PathLike, source: LabelFormat, separator: str, score_column: str, split_column: str | None
 ) -> PreparedLabels:
-    """Any table. vote_columns: counts of votes, the lowest level first; without them a score within `scale` is read."""
+    """Any table. source: its format. With vote columns, the lowest level first, `score_column` is not read."""
     table = labels.read_table(path, separator)
-    columns = [image_column, *(vote_columns or [score_column]), *filter(None, [split_column])]
+    votes = list(source.vote_columns)
+    columns = [source.image_column, *(votes or [score_column]), *filter(None, [split_column])]
     labels.require_columns(path, table, columns)
-    names = labels.read_names(path, table, LabelFormat(image_column, suffix))
-    result = pd.DataFrame({"image": names}, table.index)
-    if vote_columns:
-        counts = labels.read_votes(path, table, vote_columns, image_column)
-        label_format = vote_format([f"vote{level}" for level in range(1, len(vote_columns) + 1)])
+    result = pd.DataFrame({"image": labels.read_names(path, table, source)}, table.index)
+    if votes:
+        counts = labels.read_votes(path, table, votes, source.image_column)
+        label_format = vote_format([f"vote{level}" for level in range(1, len(votes) + 1)])
         integers = (counts == counts.round()).all()
         result[list(label_format.vote_columns)] = counts.astype(np.int64) if integers else counts
     else:
-        label_format = LabelFormat(scale=scale)
-        result["score"] = labels.read_scores(path, table, scale, score_column)
+        label_format = LabelFormat(scale=source.scale)
+        result["score"] = labels.read_scores(path, table, source.scale, score_column)
     result["split"] = ""
     if split_column:
         words = table[split_column].str.strip().str.lower()

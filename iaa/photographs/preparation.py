@@ -31,7 +31,7 @@ SPLITS = {
 
 def prepare(options: argparse.Namespace) -> None:
     """A dataset's subcommand: read, split, check the photographs, write the CSVs and the summary, and print it."""
-    out = options.out
+    out, images = options.out, options.images
     paths = {split: out / f"{split}.csv" for split in ("train", "val", "test")}
     source = options.scores if options.command == "flickr_aes" else options.labels
     refuse_existing(paths.values(), Path(source), options.overwrite)
@@ -39,14 +39,14 @@ def prepare(options: argparse.Namespace) -> None:
     split_at_random(prepared, options.val_share, getattr(options, "test_share", None), options.seed)
     out.mkdir(parents=True, exist_ok=True)
     paragraphs = []
-    if options.images is None:
+    if images is None:
         prepared.notes.append("the pictures were not looked for: --images names their folder")
     elif options.no_check:
-        drop_missing(prepared, options.images)
+        drop_missing(prepared, images)
     else:
-        names = use_names_on_disk(prepared, options.images)
+        names = use_names_on_disk(prepared, images)
         with StopSignal() as stop:
-            findings = inspection.inspect_files(options.images, names, options.num_workers, stop, out)
+            findings = inspection.inspect_files(images, names, options.num_workers, stop, out)
         drop_unusable(prepared, findings)
         paragraphs.append(inspection.report(findings))
     write_splits(prepared.table, paths)
@@ -69,15 +69,11 @@ def read_official(options: argparse.Namespace) -> PreparedLabels:
         return official.read_flickr_aes(options.scores, options.workers)
     if options.command != "csv":
         return official.read_folder(options.command, options.labels, getattr(options, "theme", None))
+    votes, scale = tuple(options.vote_columns or ()), (options.score_min, options.score_max)
+    source = labels.LabelFormat(options.image_column, options.suffix, votes, scale)
+    score_column = options.score_column or "score"
     return official.read_any_table(
-        options.labels,
-        options.separator,
-        options.image_column,
-        options.suffix,
-        options.score_column or "score",
-        options.vote_columns or (),
-        options.split_column,
-        (options.score_min, options.score_max),
+        options.labels, source, options.separator, score_column, options.split_column
     )
 
 
@@ -205,26 +201,29 @@ def check(options: argparse.Namespace) -> int:
         if not names:
             raise InputError(f"{options.images}: no pictures in it")
     options.out.mkdir(parents=True, exist_ok=True)
-    pairs: list[copies.Copy] = []
+    in_two_splits = pd.DataFrame()
     with StopSignal() as stop:
         findings = inspection.inspect_files(options.images, names, options.num_workers, stop, options.out)
         if options.copies:
             signatures = copies.signatures(options.images, names, options.num_workers, stop)
             by_csv = {path.name: csv_names for path, csv_names in files.items()}
-            pairs = copies.find_copies(by_csv, signatures, options.near)
-            table = pd.DataFrame(pairs, columns=copies.Copy._fields, dtype=object)
-            write_csv(options.out / "copies.csv", table)
+            in_two_splits = copies.find_copies(by_csv, signatures, options.near)
+            write_csv(options.out / "copies.csv", in_two_splits)
     print(inspection.report(findings))
     print(f"each of them: {options.out / 'pictures.csv'}")
     if options.copies:
-        print(copies.report(pairs))
+        print(copies.report(in_two_splits))
         print(f"each of them: {options.out / 'copies.csv'}")
     bad = {finding.image for finding in findings if finding.verdict != "used"}
     if not options.clean:
-        return int(bool(bad or pairs))
+        return int(bool(bad) or not in_two_splits.empty)
     options.clean.mkdir(parents=True, exist_ok=True)
+    copied = set()
+    if options.copies:
+        copied.update(in_two_splits["image"][in_two_splits["csv"] == "train.csv"])
+        copied.update(in_two_splits["copy"][in_two_splits["copy_csv"] == "train.csv"])
     for path, table in tables.items():
-        removed = bad | copies.images_of(pairs, "train.csv") if path.name == "train.csv" else bad
+        removed = bad | copied if path.name == "train.csv" else bad
         rows = table[[name not in removed for name in files[path]]]
         write_csv(options.clean / path.name, rows)
         warning = "" if len(rows) else "; none is left, and training refuses an empty CSV"
