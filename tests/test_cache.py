@@ -164,13 +164,13 @@ def test_a_damaged_or_older_store_is_named(scored, names, fill, monkeypatch, run
 
 @pytest.mark.parametrize("rows", [0, 1, 7])
 def test_a_build_that_was_cut_goes_on(scored, names, fill, monkeypatch, rows):
-    """Interrupted before the file was made, or with some pictures and the start of a transaction in it."""
+    """Interrupted while the file was made, or with some pictures and the start of a transaction in it."""
     store = Cache(scored / "c", RESIZE, "fast")
     store.folder.mkdir(parents=True)
     if rows:
         fill(names[:rows])
-        with open(store.path, "ab") as file:
-            file.write(bytes(5000))
+    with open(store.path, "ab") as file:
+        file.write(bytes(5000 if rows else 0))
     decoded = []
     original = cache.read_fast
     monkeypatch.setattr(cache, "read_fast", lambda *given: decoded.append(1) or original(*given))

@@ -312,8 +312,10 @@ def test_no_picture_is_in_two_splits(tmp_path, command, names):
 def test_names_without_an_ending_are_given_one(tmp_path, command):
     rows = "".join(f"{i}\t{i / 100}\n" for i in range(40))
     labels = write(tmp_path / "t.tsv", "image_id\tbeauty\n" + rows)
-    words = "--separator tab --image_column image_id --suffix .jpg --score_column beauty".split()
-    assert command("csv", "--labels", labels, "--out", tmp_path / "a", *words)[0] == 0
+    words = (
+        f"csv --labels {labels} --separator tab --image_column image_id --suffix .jpg --score_column beauty"
+    )
+    assert command(*words.split(), "--out", tmp_path / "a")[0] == 0
     assert pd.read_csv(tmp_path / "a" / "val.csv")["image"].str.fullmatch(r"[0-9]+\.jpg").all()
 
 

@@ -72,7 +72,7 @@ def dataset(labels: str, val_share: float, test_share: float | None, *options: O
             Option("seed", int, 0, "seed of random splits"),
             Option("val_share", float, val_share, "share of rows for val.csv, if the official files do not say", positive=True, high=0.5),
             *([test] if test_share else []),
-            Option("no_check", bool, False, "only look whether the pictures are there; decode none"),
+            Option("no_check", bool, False, "only check that the pictures are there; decode none"),
             Option("overwrite", bool, False, "replace the CSVs in --out"),
             WORKERS,
         ),

@@ -55,10 +55,10 @@ class Cache:
 
     def outdated(self, names: Sequence[str], images: str | os.PathLike) -> np.ndarray:
         """(N,) bool: photographs that are missing, or whose file in the folder `images` has changed. Raises InputError."""
-        if not os.path.exists(self.path):
+        if not os.path.exists(self.path) or not os.path.getsize(self.path):
             return np.ones(len(names), bool)
         changed = [self._get(b"f", name) != _fingerprint(Path(images) / name) for name in names]
-        self._close()  # the next look at the store sees what other processes have added
+        self._close()  # the next reader sees what other processes have added
         return np.array(changed, bool)
 
     def read(self, name: str) -> np.ndarray:
@@ -116,7 +116,7 @@ class Cache:
     def _error(self, fault: str) -> InputError:
         return InputError(f"{self.path}: {fault}; remove the folder {self.folder}, and it is built again")
 
-    def _add(self, names: np.ndarray, images: str | os.PathLike, num_workers: int, stop: StopSignal | None):
+    def _add(self, names: np.ndarray, images, num_workers: int, stop: StopSignal | None) -> None:
         decode = partial(self._decode, Path(images))
         decoded = workers.map_parallel(decode, names, num_workers, f"cache {self.folder.name}", stop)
         entries, errors = zip(names, decoded, strict=True), []
