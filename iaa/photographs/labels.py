@@ -55,7 +55,7 @@ class LabelFormat:
         return Resize(round(side * self.train_side) if train else side, self.resize_method)
 
     def thresholds(self, trained: LabelFormat | None = None) -> tuple[float, float]:
-        """The thresholds of predicted and of true scores, both on this protocol's scale. trained: see `pairs`."""
+        """The thresholds of predicted and of true scores, both on this protocol's scale. trained: see `match_scores`."""
         if trained is None:
             return self.threshold, self.threshold
         return float(self._rescale(np.array(trained.threshold), trained)), self.threshold
@@ -79,8 +79,8 @@ class LabelFormat:
         return ScorePairs(predicted, labels.mos, agree, *emds)
 
     def _rescale(self, values: np.ndarray, trained: LabelFormat) -> np.ndarray:
-        (low, high), (own_low, own_high) = trained.protocol_scale, self.protocol_scale
-        return own_low + (values - low) * ((own_high - own_low) / (high - low))
+        (low, high), (new_low, new_high) = trained.protocol_scale, self.protocol_scale
+        return new_low + (values - low) * ((new_high - new_low) / (high - low))
 
 
 def vote_format(columns: Sequence[str], threshold: float | None = None, **fields: Any) -> LabelFormat:

@@ -8,7 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
@@ -40,6 +40,7 @@ def start_server() -> None:
     """Start the server of processes, once. It imports our modules from any folder; Ctrl-C and SIGTERM do not reach it."""
     forkserver.set_forkserver_preload(PRELOAD)
     environment = dict(os.environ)
+    resource_tracker.ensure_running()  # first: its start unblocks signals
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, StopSignal.SIGNALS)
     os.environ.update(ONE_THREAD, PYTHONPATH=os.pathsep.join(sys.path))
     try:
