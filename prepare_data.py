@@ -29,41 +29,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     return run_command("prepare_data.py", work, rest)
 
 
-def fill_cache(options: argparse.Namespace) -> int:
+def fill_cache(options: argparse.Namespace) -> None:
     """The subcommand `cache`: store the photographs that `main_nni.py --cache` needs with the same options."""
-    import numpy as np
-
     from dataset import read_splits
     from iaa.photographs.cache import Cache
     from iaa.photographs.labels import FORMATS, LabelFormat
     from iaa.runtime.signals import StopSignal
 
-    given = {"skip_missing": True, "val_share": options.val_share, "seed": options.seed}
-    splits = read_splits(options.csv, options.images, None, select_on_test=options.released_protocol, **given)
+    settings = {"skip_missing": True, "val_share": options.val_share, "seed": options.seed}
+    splits = read_splits(
+        options.csv, options.images, None, select_on_test=options.released_protocol, **settings
+    )
     for note in splits.notes:
         log.info("%s", note)
-    label_format = FORMATS.get(options.dataset, LabelFormat())
     eval_decoder = "pil" if options.decode == "auto" else options.decode
     decoder = "fast" if options.decode == "auto" and not options.released_protocol else eval_decoder
-    names: dict[tuple, list[str]] = {}
-    for split in ("train", "val", "test"):
-        train = split == "train"
-        store = label_format.resize(options.size, train), decoder if train else eval_decoder
-        names.setdefault(store, []).extend(getattr(splits, split).images)
-    problems = []
-    with StopSignal() as watch:
-        for (resize, used), images in names.items():
-            cache = Cache(options.out, resize, used)
-            images = np.array(list(dict.fromkeys(images)))
-            bad = cache.fill(images, options.images, options.num_workers, watch)
+    with StopSignal() as stop:
+        for split in ("train", "val", "test"):
+            train, images = split == "train", getattr(splits, split).images
+            resize = FORMATS.get(options.dataset, LabelFormat()).resize(options.size, train)
+            cache = Cache(options.out, resize, decoder if train else eval_decoder)
+            cache.fill(images, options.images, options.num_workers, stop)
             size = os.path.getsize(cache.path) / 2**30
-            print(f"{cache.folder}: {len(images) - len(bad)} pictures, {size:.2f} GiB")
-            problems += bad
-    for problem in problems[:10]:
-        log.error("%s", problem)
-    if len(problems) > 10:
-        log.error("and %d more; `prepare_data.py check` names them all", len(problems) - 10)
-    return 2 if problems else 0
+            print(f"{split}: {len(images)} pictures are in {cache.folder} ({size:.2f} GiB)")
 
 
 if __name__ == "__main__":

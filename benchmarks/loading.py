@@ -32,7 +32,7 @@ from torchvision import transforms
 
 from dataset import Transform, batches, make_loader, read_splits
 from iaa.errors import InputError
-from iaa.photographs.cache import open_filled
+from iaa.photographs.cache import Cache
 from iaa.photographs.decode import Resize, read_fast, read_pil
 from iaa.photographs.labels import AVA, FORMATS, Labels
 from iaa.runtime.command_line import Parser
@@ -79,7 +79,8 @@ def measure_speed(dataset: str, folder: Path, count: int, repeats: int) -> list[
     """A row for each way of reading: images/s of one core, and the ratio to the released way, round by round."""
     labels, transform = repeat_jpegs(folder, count), Transform(FORMATS[dataset], 224, train=True)
     with tempfile.TemporaryDirectory() as cache_folder:
-        cache = open_filled(cache_folder, transform.resize, "fast", np.unique(labels.images), folder, 0)
+        cache = Cache(cache_folder, transform.resize, "fast")
+        cache.fill(np.unique(labels.images), folder)
 
         def reader(**settings) -> Callable[[], Iterator]:
             loader = make_loader(labels, folder, transform, BATCH, 0, **settings)

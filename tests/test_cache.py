@@ -12,14 +12,13 @@ import numpy as np
 import pytest
 import torch
 from common import arguments, ended, fork, make_pictures
-from filelock import FileLock
 from test_resume import table, weights
 
 import prepare_data
 from dataset import Transform, batches, make_loader
 from iaa.errors import InputError, Interrupted
 from iaa.photographs import cache
-from iaa.photographs.cache import Cache, open_filled
+from iaa.photographs.cache import Cache
 from iaa.photographs.decode import Resize, read_fast, read_pil
 from iaa.photographs.labels import FORMATS, read_labels
 from iaa.runtime.signals import StopSignal
@@ -34,27 +33,24 @@ def names(scored):
 
 @pytest.fixture
 def fill(scored, names):
-    """Open the store of the twelve training pictures, filled."""
-    return lambda **given: open_filled(scored / "c", RESIZE, "fast", names, scored / "images", 0, **given)
+    """Open the store of the twelve training pictures, or of some, filled."""
+    return lambda names=names, **settings: filled(
+        scored / "c", RESIZE, "fast", names, scored / "images", **settings
+    )
 
 
-def damage_pixels(store, name, at=None):
-    """Write over some pixels of a picture, or cut the file off before `at`."""
-    with open(store.path, "r+b") as file:
-        if at is not None:
-            return file.truncate(at)
-        picture = store.read(name).tobytes()
-        store.close()
-        start = file.read().index(picture[:2000])
-        file.seek(start + 77)
-        file.write(bytes(value ^ 1 for value in picture[77:84]))
+def filled(folder, resize, decoder, names, images, **settings):
+    store = Cache(folder, resize, decoder)
+    store.fill(names, images, **settings)
+    return store
 
 
-def assert_whole(store, names, images):
-    """All pictures are stored, and none is damaged."""
+def assert_stored(store, names, images):
+    """All pictures are stored as they are."""
     assert not store.outdated(names, images).any()
+    read = read_fast if store.decoder == "fast" else read_pil
     for name in names:
-        store.read(name)
+        np.testing.assert_array_equal(store.read(name), read(images / name, store.resize))
 
 
 def cache_words(folder, out):
@@ -71,7 +67,7 @@ def descendants(pid):
 def test_batches_are_the_same_from_the_cache(scored, names, train, workers):
     labels = read_labels(scored / "train.csv", FORMATS["tad66k"])
     transform = Transform(FORMATS["tad66k"], 32, train)
-    store = open_filled(scored / "c", transform.resize, "fast", names, scored / "images", workers)
+    store = filled(scored / "c", transform.resize, "fast", names, scored / "images", num_workers=workers)
 
     def epoch(**given):
         loader = make_loader(labels, scored / "images", transform, 5, workers, 1, decoder="fast", **given)
@@ -109,10 +105,8 @@ def test_odd_and_long_names_are_kept(tmp_path):
         *(f"{long}/{i}.png" for i in "ab"),
     ]
     make_pictures(tmp_path, names)
-    store = open_filled(tmp_path / "c", RESIZE, "pil", np.array(names), tmp_path, 0)
-    for name in names:
-        np.testing.assert_array_equal(store.read(name), read_pil(tmp_path / name, RESIZE))
-    assert store.outdated([*names, "nothing.png"], tmp_path).tolist() == [False] * 7 + [True]
+    store = filled(tmp_path / "c", RESIZE, "pil", np.array(names), tmp_path)
+    assert_stored(store, names, tmp_path)
     with pytest.raises(InputError, match=r"the picture of nothing\.png is missing; remove the folder"):
         store.read("nothing.png")
 
@@ -123,90 +117,71 @@ def test_a_changed_picture_is_decoded_again(scored, names, fill, caplog):
     with caplog.at_level("INFO"):
         store = fill()
     assert "2 of 12 photographs are to be decoded" in caplog.text
-    for name in names:
-        np.testing.assert_array_equal(store.read(name), read_fast(scored / "images" / name, RESIZE))
+    assert_stored(store, names, scored / "images")
 
 
-def test_a_changed_picture_that_does_not_decode_is_named_again_and_again(scored, names, fill):
-    fill()
+def test_a_picture_that_does_not_decode_is_named_and_the_others_are_stored(scored, names, fill):
     (scored / "images" / names[2]).write_bytes(b"no picture")
     for _ in range(2):
-        with pytest.raises(InputError, match=f"{names[2]}: does not decode"):
+        with pytest.raises(InputError, match=f"{names[2]}: does not decode .*remove its row$"):
             fill()
     outdated = Cache(scored / "c", RESIZE, "fast").outdated(names, scored / "images")
     assert outdated.tolist() == [name == names[2] for name in names]
-
-
-def test_a_damaged_picture_is_named(names, fill):
-    store = fill()
-    damage_pixels(store, names[5])
-    fill().read(names[4])
-    message = rf"data.mdb: the picture of {names[5]} is damaged; remove the folder {store.folder}"
-    with pytest.raises(InputError, match=message):
-        store.read(names[5])
-
-
-def test_a_run_with_a_damaged_cache_ends_in_one_line(scored, run, command):
-    assert command(*cache_words(scored, "c"))[0] == 0
-    store = Cache(scored / "c", Resize(224, "bilinear"), "pil")
-    damage_pixels(store, "test5.jpg")
-    status, _, err = run(arguments(scored, "tad66k", cache=scored / "c"))
-    assert status == 2
-    assert len(err.splitlines()) == 1
-    assert f"{store.path}: the picture of test5.jpg is damaged; remove the folder {store.folder}" in err
+    for name in names[3:5]:
+        (scored / "images" / name).write_bytes(b"no picture either")
+    with pytest.raises(
+        InputError, match=f"{names[2]}: .*; 2 more do not decode; `prepare_data.py check` names them"
+    ):
+        fill()
 
 
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        ("cut", "data.mdb: cut short, 40000 of [0-9]+ bytes"),
-        ("garbage", "data.mdb: damaged"),
-        (
-            "settings",
-            'data.mdb: made with {"version": 2, "side": 32, .*"torch": "0.1", .*}, not {"version": 2, ',
-        ),
+        ("cut", "data.mdb: is cut short"),
+        ("garbage", "data.mdb: cannot be read"),
+        ("settings", 'data.mdb: was made with {"version": 3, .*"torch": "0.1", .*}, not {"version": 3, '),
     ],
 )
-def test_a_damaged_or_older_store_is_named(scored, names, fill, monkeypatch, damage, message):
-    if damage == "settings":
-        with monkeypatch.context() as patch:
+def test_a_damaged_or_older_store_is_named(scored, names, fill, monkeypatch, run, damage, message):
+    with monkeypatch.context() as patch:
+        if damage == "settings":
             patch.setattr(cache.torch, "__version__", "0.1")
-            store = fill()
-    else:
         store = fill()
     if damage == "cut":
-        damage_pixels(store, names[0], 40000)
+        os.truncate(store.path, 40000)
     elif damage == "garbage":
-        (store.folder / "data.mdb").write_bytes(b"\xff\xfe,,\nx\n" * 2000)
-    with pytest.raises(
-        InputError, match=f"{message}.*; remove the folder {store.folder}, and it is built again"
-    ):
+        Path(store.path).write_bytes(b"\xff\xfe,,\nx\n" * 2000)
+    expected = f"{message}.*; remove the folder {store.folder}, and it is built again"
+    with pytest.raises(InputError, match=expected):
         fill()
-    shutil.rmtree(store.folder)
-    assert np.isfinite(fill().read(names[0])).all()
+    store.folder.rename(scored / "c" / "bilinear-256-fast")
+    status, _, err = run(arguments(scored, "tad66k", cache=scored / "c"))
+    assert (status, len(err.splitlines())) == (2, 1)
+    assert "remove the folder" in err
+    assert_stored(fill(), names, scored / "images")
 
 
 @pytest.mark.parametrize("rows", [0, 1, 7])
 def test_a_build_that_was_cut_goes_on(scored, names, fill, monkeypatch, rows):
     """Interrupted while the file was made, or with some pictures and the start of a transaction in it."""
+    store = Cache(scored / "c", RESIZE, "fast")
+    store.folder.mkdir(parents=True)
     if rows:
-        open_filled(scored / "c", RESIZE, "fast", names[:rows], scored / "images", 0)
-    else:
-        (scored / "c" / "bilinear-32-fast").mkdir(parents=True)
-    with open(Cache(scored / "c", RESIZE, "fast").path, "ab") as file:
+        fill(names[:rows])
+    with open(store.path, "ab") as file:
         file.write(bytes(5000 if rows else 0))
     decoded = []
     original = cache.read_fast
     monkeypatch.setattr(cache, "read_fast", lambda *given: decoded.append(1) or original(*given))
-    store = fill()
+    fill()
     assert len(decoded) == 12 - rows
-    assert_whole(store, names, scored / "images")
+    assert_stored(store, names, scored / "images")
 
 
 def test_who_reads_from_a_store_is_not_disturbed_when_pictures_are_replaced(scored, names, fill):
     store = fill()
-    before = [store.read(name).copy() for name in names]
-    store.close()
+    before = [read_fast(scored / "images" / name, RESIZE) for name in names]
     go, context = scored / "go", multiprocessing.get_context("fork")
 
     def read():
@@ -228,26 +203,6 @@ def test_who_reads_from_a_store_is_not_disturbed_when_pictures_are_replaced(scor
     assert reader.exitcode == 0
 
 
-def test_a_store_that_cannot_be_written_is_read(scored, names, fill, monkeypatch):
-    """As on a read-only file system, or in a folder of another user."""
-    expected = fill().read(names[0]).copy()
-    monkeypatch.setattr(cache.os, "access", lambda *_: False)
-    (scored / "c" / "bilinear-32-fast" / "lock.mdb").unlink()
-    store = fill()
-    np.testing.assert_array_equal(store.read(names[0]), expected)
-    assert not (store.folder / "lock.mdb").exists()
-
-
-def test_a_signal_ends_the_wait_for_another_process(names, fill):
-    folder = fill().folder
-    shutil.rmtree(folder)
-    folder.mkdir()
-    with FileLock(folder / "lock"), StopSignal() as watch:
-        os.kill(os.getpid(), signal.SIGTERM)
-        with pytest.raises(Interrupted):
-            fill(watch=watch)
-
-
 def test_a_signal_stops_a_build_which_then_goes_on(scored, names, fill, monkeypatch):
     original, calls = cache.read_fast, []
 
@@ -259,8 +214,8 @@ def test_a_signal_stops_a_build_which_then_goes_on(scored, names, fill, monkeypa
 
     monkeypatch.setattr(cache, "read_fast", read)
     monkeypatch.setattr(cache, "BATCH", 2)
-    with StopSignal() as watch, pytest.raises(Interrupted):
-        fill(watch=watch)
+    with StopSignal() as stop, pytest.raises(Interrupted):
+        fill(stop=stop)
     store = Cache(scored / "c", RESIZE, "fast")
     assert np.flatnonzero(store.outdated(names, scored / "images")).tolist() == list(range(4, 12))
     fill()
@@ -279,7 +234,7 @@ def test_a_killed_build_leaves_no_processes_behind_and_goes_on(tmp_path):
     words = ("cache", "--dataset", "tad66k", "--images", tmp_path, "--csv", tmp_path, "--out", tmp_path / "k")
     store = Cache(tmp_path / "k", Resize(256, "bilinear"), "fast")
     child = fork(lambda: prepare_data.main([str(word) for word in (*words, "--num_workers", 2)]))
-    while not os.path.exists(store.path) or os.path.getsize(store.path) < 300 * store.size:
+    while not os.path.exists(store.path) or os.path.getsize(store.path) < 300 * 256 * 256 * 3:
         assert os.waitpid(child, os.WNOHANG) == (0, 0)
         time.sleep(0.02)
     children = descendants(child)
@@ -292,15 +247,7 @@ def test_a_killed_build_leaves_no_processes_behind_and_goes_on(tmp_path):
         time.sleep(0.1)
     missing = store.outdated(names, tmp_path)
     assert 0 < missing.sum() < 3000
-    assert_whole(store, np.array(names)[~missing], tmp_path)
-
-
-def test_a_picture_that_does_not_decode_is_told_and_the_others_are_kept(scored, names, fill):
-    (scored / "images" / names[2]).write_bytes(b"no picture")
-    with pytest.raises(InputError, match=f"{names[2]}: does not decode"):
-        fill()
-    store = Cache(scored / "c", RESIZE, "fast")
-    assert store.outdated(names, scored / "images").tolist() == [name == names[2] for name in names]
+    assert_stored(store, np.array(names)[~missing], tmp_path)
 
 
 def test_processes_that_share_a_cache_fill_it_once(scored, names, fill, monkeypatch):
@@ -339,14 +286,6 @@ def test_who_finds_all_pictures_writes_nothing(scored, fill):
     assert times() == before
 
 
-def test_a_disk_that_is_too_small_is_told_before(scored, names, monkeypatch, run):
-    usage = shutil.disk_usage(scored)
-    monkeypatch.setattr(cache.shutil, "disk_usage", lambda _: usage._replace(free=10_000))
-    status, _, err = run(arguments(scored, "tad66k", cache=scored / "c"))
-    assert status == 2
-    assert "bilinear-256-fast: 11 pictures take 2.1 MiB, 0.0 MiB are free; check the path and the disk" in err
-
-
 def test_a_disk_that_becomes_full_keeps_what_was_written(scored, names, run, monkeypatch):
     monkeypatch.setattr(cache, "BATCH", 2)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -360,5 +299,5 @@ def test_a_disk_that_becomes_full_keeps_what_was_written(scored, names, run, mon
     assert "bilinear-256-fast/data.mdb: pictures cannot be written (" in err
     missing = Cache(scored / "c", Resize(256, "bilinear"), "fast").outdated(names, scored / "images")
     assert (~missing).sum() == 4  # of 196 KiB each
-    store = open_filled(scored / "c", Resize(256, "bilinear"), "fast", names, scored / "images", 0)
-    assert_whole(store, names, scored / "images")
+    store = filled(scored / "c", Resize(256, "bilinear"), "fast", names, scored / "images")
+    assert_stored(store, names, scored / "images")

@@ -237,17 +237,8 @@ def test_para_has_pictures_in_sessions(tmp_path, command):
 def test_any_table_with_a_score(tmp_path, command):
     rows = "".join(f"x{i}.png;{i};{'Test' if i % 5 == 0 else 'training'}\n" for i in range(20))
     labels = write(tmp_path / "t.csv", "file;beauty;part\n" + rows)
-    words = [
-        "--image_column",
-        "file",
-        "--score_column",
-        "beauty",
-        "--split_column",
-        "part",
-        "--separator",
-        ";",
-    ]
-    status, out, _ = command("csv", "--labels", labels, "--out", tmp_path / "a", *words, "--score_max", 20)
+    words = "--image_column file --score_column beauty --split_column part --separator ; --score_max 20"
+    status, out, _ = command("csv", "--labels", labels, "--out", tmp_path / "a", *words.split())
     assert status == 0
     assert "above 10" in out
     assert pd.read_csv(tmp_path / "a" / "test.csv").to_dict("list") == {
@@ -281,7 +272,7 @@ def test_any_table_with_votes(tmp_path, command):
         (["--score_column", "score", "--vote_columns", "a", "b"], "exclude each other"),
         (["--separator", "ab"], "--separator 'ab' is not one plain character, or tab"),
         (["--seed", "-1"], "--seed -1 must be at least 0"),
-        (["--val_share", "0.7"], "0.7 must lie between 0 and 0.5"),
+        (["--val_share", "0.7"], "--val_share 0.7 must be between 0 and 0.5"),
         (["--labels", "nowhere.csv"], "nowhere.csv: no such file"),
         ([], "no rows are left for val.csv"),
     ],
@@ -321,17 +312,10 @@ def test_no_picture_is_in_two_splits(tmp_path, command, names):
 def test_names_without_an_ending_are_given_one(tmp_path, command):
     rows = "".join(f"{i}\t{i / 100}\n" for i in range(40))
     labels = write(tmp_path / "t.tsv", "image_id\tbeauty\n" + rows)
-    words = [
-        "--separator",
-        "tab",
-        "--image_column",
-        "image_id",
-        "--suffix",
-        ".jpg",
-        "--score_column",
-        "beauty",
-    ]
-    assert command("csv", "--labels", labels, "--out", tmp_path / "a", *words)[0] == 0
+    words = (
+        f"csv --labels {labels} --separator tab --image_column image_id --suffix .jpg --score_column beauty"
+    )
+    assert command(*words.split(), "--out", tmp_path / "a")[0] == 0
     assert pd.read_csv(tmp_path / "a" / "val.csv")["image"].str.fullmatch(r"[0-9]+\.jpg").all()
 
 

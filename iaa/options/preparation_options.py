@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from iaa.runtime.command_line import Table, subcommand_parser
@@ -32,43 +31,27 @@ def _problems(options: argparse.Namespace) -> Iterator[str]:
     if options.command == "ava" and (options.split == "official") != bool(options.test_list):
         yield "--split official and --test_list belong together; give both or neither"
     if options.command == "csv":
-        yield from _csv_problems(options)
+        separator, votes = options.separator, options.vote_columns
+        if options.score_column and votes:
+            yield "--score_column and --vote_columns exclude each other; leave one out"
+        if options.score_min >= options.score_max:
+            yield f"--score_min {options.score_min:g} is not below --score_max {options.score_max:g}"
+        if len(separator) != 1 or not separator.isascii():
+            yield f"--separator {separator!r} is not one plain character, or tab"
+        if votes and len(set(votes)) < max(2, len(votes)):
+            yield "--vote_columns needs two columns or more, each once"
     if options.command == "check":
-        yield from _check_problems(options)
+        if options.clean and not options.csv:
+            yield "--clean needs --csv, the CSVs to clean"
+        if (options.clean or options.copies) and len({path.name for path in options.csv}) < len(options.csv):
+            yield "--csv: two files have the same name; give those of one dataset"
+        if options.copies and len(options.csv) < 2:
+            yield "--copies needs --csv with the CSVs of two splits or more, to compare"
+        for path in options.csv if options.clean else ():
+            if (options.clean / path.name).exists():
+                yield f"{options.clean / path.name}: is there already; give another --clean"
     if options.command == "cache" and not options.csv.is_dir():
         yield f"{options.csv}: no such folder; --csv names the folder of the CSVs"
-
-
-def _csv_problems(options: argparse.Namespace) -> Iterator[str]:
-    separator, votes = options.separator, options.vote_columns
-    if options.score_column and votes:
-        yield "--score_column and --vote_columns exclude each other; leave one out"
-    if options.score_min >= options.score_max:
-        yield f"--score_min {options.score_min:g} is not below --score_max {options.score_max:g}"
-    if len(separator) != 1 or not separator.isascii():
-        yield f"--separator {separator!r} is not one plain character, or tab"
-    if votes and len(set(votes)) < max(2, len(votes)):
-        yield "--vote_columns needs two columns or more, each once"
-
-
-def _check_problems(options: argparse.Namespace) -> Iterator[str]:
-    if options.clean and not options.csv:
-        yield "--clean needs --csv, the CSVs to clean"
-    if (options.clean or options.copies) and len({path.name for path in options.csv}) < len(options.csv):
-        yield "--csv: two files have the same name; give those of one dataset"
-    if options.copies and len(options.csv) < 2:
-        yield "--copies needs --csv with the CSVs of two splits or more, to compare"
-    for path in options.csv if options.clean else ():
-        if (options.clean / path.name).exists():
-            yield f"{options.clean / path.name}: is there already; give another --clean"
-
-
-def share(text: str) -> float:
-    """For argparse's `type`: a share below a half."""
-    with suppress(ValueError):
-        if 0 < float(text) < 0.5:
-            return float(text)
-    raise argparse.ArgumentTypeError(f"{text} must lie between 0 and 0.5")
 
 
 WORKERS = Option("num_workers", int, CPUS, "processes that read pictures (default: all cores)")
@@ -77,7 +60,7 @@ WORKERS = Option("num_workers", int, CPUS, "processes that read pictures (defaul
 # fmt: off
 def dataset(labels: str, val_share: float, test_share: float | None, *options: Option, name: str = "labels") -> Table:
     """The table of a dataset's subcommand. labels: help of the option `name`, which takes its labels; options: only this dataset's."""
-    test = Option("test_share", share, test_share, "share of rows for test.csv, if there is no official one")
+    test = Option("test_share", float, test_share, "share of rows for test.csv, if there is no official one", positive=True, high=0.5)
     return {
         "": (
             Option(name, str, None, labels, metavar="FOLDER" if labels.startswith("folder") else "FILE", required=True),
@@ -87,9 +70,9 @@ def dataset(labels: str, val_share: float, test_share: float | None, *options: O
         **({"this dataset's": options} if options else {}),
         "splits and pictures": (
             Option("seed", int, 0, "seed of random splits"),
-            Option("val_share", share, val_share, "share of rows for val.csv, if the official files do not say"),
+            Option("val_share", float, val_share, "share of rows for val.csv, if the official files do not say", positive=True, high=0.5),
             *([test] if test_share else []),
-            Option("no_check", bool, False, "only look whether the pictures are there; decode none"),
+            Option("no_check", bool, False, "only check that the pictures are there; decode none"),
             Option("overwrite", bool, False, "replace the CSVs in --out"),
             WORKERS,
         ),
@@ -138,7 +121,7 @@ COMMANDS: dict[str, tuple[str, Table]] = {
         Option("size", int, 224, "side of the network's input", low=8, high=4096),
         Option("decode", str, "auto", "as in main_nni.py", choices=("auto", "pil", "fast")),
         Option("released_protocol", bool, False, "as in main_nni.py: PIL's pixels in training, too"),
-        Option("val_share", share, 0.1, "as in main_nni.py, if there is no val.csv"),
+        Option("val_share", float, 0.1, "as in main_nni.py, if there is no val.csv", low=0.01, high=0.5),
         Option("seed", int, 0, "as in main_nni.py"),
         WORKERS,
     )}),

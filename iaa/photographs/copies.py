@@ -17,7 +17,6 @@ from PIL import Image
 
 from iaa.photographs import workers
 from iaa.photographs.decode import open_image
-from iaa.runtime.files import atomic_write
 from iaa.runtime.signals import StopSignal
 
 SIDE = 224  # pixels are compared after a resize to a square of this side, as training sees them
@@ -27,7 +26,6 @@ HOWS = {
     "pixels": f"the same pixels at {SIDE} x {SIDE}",
     "near": "nearly the same, by perceptual hash",
 }
-CHUNK = 2**24  # pairs of hashes compared at once
 
 
 class Signature(NamedTuple):
@@ -36,17 +34,6 @@ class Signature(NamedTuple):
     file: str  # digest of its bytes
     pixels: str  # digest of its pixels
     perceptual_hash: int  # imagehash's pHash, 64 bits
-
-
-class Copy(NamedTuple):
-    """Two names of one picture. how: of HOWS. distance: bits in which their perceptual hashes differ."""
-
-    image: str
-    csv: str
-    copy: str
-    copy_csv: str
-    how: str
-    distance: int
 
 
 def signature(folder: Path, name: str) -> Signature | None:
@@ -61,76 +48,57 @@ def signature(folder: Path, name: str) -> Signature | None:
                 square = picture.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BICUBIC)
     except Exception:  # decoders raise anything at all on a damaged file
         return None
-    bits = imagehash.phash(square).hash.ravel()
-    perceptual_hash = int.from_bytes(np.packbits(bits).tobytes(), "big")
-    return Signature(_digest(data), _digest(square.tobytes()), perceptual_hash)
-
-
-def _digest(data: bytes) -> str:
-    return hashlib.blake2b(data, digest_size=16).hexdigest()
-
-
-def _how(first: Signature, second: Signature) -> str:
-    if first.file == second.file:
-        return "bytes"
-    return "pixels" if first.pixels == second.pixels else "near"
+    digests = (hashlib.sha256(content).hexdigest() for content in (data, square.tobytes()))
+    return Signature(*digests, int(str(imagehash.phash(square)), 16))
 
 
 def signatures(
-    folder: str | os.PathLike, names: Sequence[str], num_workers: int = 0, watch: StopSignal | None = None
+    folder: str | os.PathLike, names: Sequence[str], num_workers: int, stop: StopSignal
 ) -> dict[str, Signature]:
     """The signature of each picture that decodes. Raises Interrupted when a signal comes."""
     results = workers.map_parallel(
-        workers.FunctionDataset(partial(signature, Path(folder))), names, num_workers
+        partial(signature, Path(folder)), names, num_workers, "look for copies", stop
     )
-    results = workers.with_progress(results, "look for copies", len(names), watch)
     return {name: result for name, result in zip(names, results, strict=True) if result is not None}
 
 
 def find_copies(
     splits: Mapping[str, Sequence[str]], signature_of: Mapping[str, Signature], near: int
-) -> list[Copy]:
+) -> pd.DataFrame:
     """Pictures of one split that are also in another, each pair once, the strongest reason first.
 
     splits: names by CSV. signature_of: by name. near: perceptual hashes that differ in no more bits are copies.
+    Columns: `image` in `csv` is also `copy` in `copy_csv`; `how`, of HOWS; `distance`, bits in which the hashes differ.
     """
-    copies = []
-    names = {csv: [name for name in split if name in signature_of] for csv, split in splits.items()}
-    hashes = {
-        csv: np.array([signature_of[name].perceptual_hash for name in split], np.uint64)
-        for csv, split in names.items()
-    }
-    for csv, other_csv in combinations(names, 2):
-        step = max(1, CHUNK // max(1, len(names[other_csv])))
-        for start in range(0, len(names[csv]), step):
-            bits = np.bitwise_count(hashes[csv][start : start + step, None] ^ hashes[other_csv][None])
-            for row, column in np.argwhere(bits <= near):
-                image, copy = names[csv][start + row], names[other_csv][column]
-                how = "name" if image == copy else _how(signature_of[image], signature_of[copy])
-                copies.append(Copy(image, csv, copy, other_csv, how, int(bits[row, column])))
+    pairs = []
+    for (csv, names), (copy_csv, copy_names) in combinations(splits.items(), 2):
+        copy_names = [name for name in copy_names if name in signature_of]
+        hashes = np.array([signature_of[name].perceptual_hash for name in copy_names], np.uint64)
+        for name in filter(signature_of.get, names):
+            bits = np.bitwise_count(np.uint64(signature_of[name].perceptual_hash) ^ hashes)
+            for row in np.flatnonzero(bits <= near):
+                how = "name" if name == copy_names[row] else _compare(signature_of, name, copy_names[row])
+                pairs.append((name, csv, copy_names[row], copy_csv, how, int(bits[row])))
     order = list(HOWS)
-    return sorted(copies, key=lambda pair: (order.index(pair.how), pair.distance, pair.image, pair.copy))
+    pairs.sort(key=lambda pair: (order.index(pair[4]), pair[5], pair[0], pair[2]))
+    columns = ["image", "csv", "copy", "copy_csv", "how", "distance"]
+    return pd.DataFrame(pairs, columns=columns, dtype=object)
 
 
-def report(copies: Sequence[Copy]) -> str:
+def _compare(signature_of: Mapping[str, Signature], name: str, copy: str) -> str:
+    first, second = signature_of[name], signature_of[copy]
+    if first.file == second.file:
+        return "bytes"
+    return "pixels" if first.pixels == second.pixels else "near"
+
+
+def report(pairs: pd.DataFrame) -> str:
     """How many pairs of each kind, and the first of them."""
-    if not copies:
+    if pairs.empty:
         return "no picture is in two splits, as far as this sees"
-    lines = [f"{len(copies)} pictures that are in two splits:"]
-    for how, words in HOWS.items():
-        if pairs := [pair for pair in copies if pair.how == how]:
-            image, csv, copy, copy_csv, *_ = pairs[0]
-            lines.append(f"{len(pairs):>8}  {words}; the first is {image} in {csv} and {copy} in {copy_csv}")
+    lines = [f"{len(pairs)} pictures that are in two splits:"]
+    for how, same in pairs.groupby("how", sort=False):
+        image, csv, copy, copy_csv, *_ = same.iloc[0]
+        words = f"{HOWS[how]}; the first is {image} in {csv} and {copy} in {copy_csv}"
+        lines.append(f"{len(same):>8}  {words}")
     return "\n".join(lines)
-
-
-def images_of(copies: Sequence[Copy], csv: str) -> set[str]:
-    """The pictures of a CSV that are also in another one."""
-    images = {pair.image for pair in copies if pair.csv == csv}
-    return images | {pair.copy for pair in copies if pair.copy_csv == csv}
-
-
-def write_copies(copies: Sequence[Copy], path: Path) -> None:
-    """Write copies.csv: a row for each pair."""
-    with atomic_write(path) as file:
-        pd.DataFrame(copies, columns=Copy._fields).to_csv(file, index=False)

@@ -11,7 +11,7 @@ from PIL import Image, ImageFilter
 from tqdm import tqdm
 
 from iaa.errors import InputError
-from iaa.photographs.labels import AVA
+from iaa.photographs.labels import AVA, write_csv
 from iaa.runtime.files import atomic_write
 
 VERSION = "1"  # raise it when the recipe below changes, so that old copies are built anew
@@ -41,8 +41,7 @@ def build(folder: str | os.PathLike, images: str | os.PathLike, seed: int = 2023
     from sklearn.datasets import load_sample_images  # slow to import
 
     for stamp in stamps:
-        taken = stamp.parent.is_dir() and any(p.suffix in (".csv", ".jpg") for p in stamp.parent.iterdir())
-        if taken and not stamp.is_file():
+        if not stamp.is_file() and any([*stamp.parent.glob("*.csv"), *stamp.parent.glob("*.jpg")]):
             foreign = "holds files that are not the demo's; give --dataset or another folder"
             raise InputError(f"{stamp.parent}: {foreign}")
     for stamp in stamps:
@@ -56,15 +55,14 @@ def build(folder: str | os.PathLike, images: str | os.PathLike, seed: int = 2023
         for _ in tqdm(range(count), f"building the demo's {split} pictures", leave=False, disable=None):
             amounts = draw_amounts(rng)
             picture = damage(draw_crop(photographs, split, rng), amounts, rng)
-            with atomic_write(images / f"{number}.jpg", "wb") as file:
+            with atomic_write(images / f"{number}.jpg", "wb") as file:  # another run may read it
                 picture.save(file, "JPEG", quality=95)
             rows.append([number, *draw_votes(amounts, rng)])
             number += 1
-        with atomic_write(folder / f"{split}.csv") as file:
-            pd.DataFrame(rows, columns=[AVA.image_column, *AVA.vote_columns]).to_csv(file, index=False)
+        table = pd.DataFrame(rows, columns=[AVA.image_column, *AVA.vote_columns])
+        write_csv(folder / f"{split}.csv", table)
     for stamp in stamps:
-        with atomic_write(stamp) as file:
-            file.write(VERSION)
+        stamp.write_text(VERSION)
     return True
 
 

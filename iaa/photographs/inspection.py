@@ -16,8 +16,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from iaa.photographs import workers
 from iaa.photographs.decode import open_image
-from iaa.photographs.labels import name_format, read_names, read_table, require_columns
-from iaa.runtime.files import atomic_write
+from iaa.photographs.labels import write_csv
 from iaa.runtime.signals import StopSignal
 
 # What each kind does to training (it `stops` it, `spoils` it unnoticed, or is `used`), and what training does with it.
@@ -54,9 +53,8 @@ class Finding(NamedTuple):
     @property
     def verdict(self) -> str:
         """The worst verdict of its kinds: `stops`, `spoils` or `used`."""
-        return min(
-            (KINDS[kind][0] for kind in self.kinds.split(" + ")), key=["stops", "spoils", "used"].index
-        )
+        verdicts = [KINDS[kind][0] for kind in self.kinds.split(" + ")]
+        return min(verdicts, key=["stops", "spoils", "used"].index)
 
 
 def inspect_file(folder: str | os.PathLike, name: str) -> Finding:
@@ -79,22 +77,23 @@ def inspect_image(source: Path | io.BytesIO, name: str, size: int) -> Finding:
                 properties = (picture.format or "", picture.mode, *picture.size)
                 kinds = _kinds(picture)
                 picture.convert("RGB")
-                frames = _frames(picture)
+                frames = _count_frames(picture)
         except PermissionError:
             return Finding(name, size, "unreadable")
-        except Image.DecompressionBombError as error:
-            return Finding(name, size, "too large", detail=_line(error))
         except UnidentifiedImageError:
             return Finding(name, size, "not an image")
         except Exception as error:  # decoders raise anything at all on a damaged file
-            cut = "truncated" in str(error).lower()
-            return Finding(name, size, "truncated" if cut else "damaged", detail=_line(error))
+            detail = " ".join(str(error).split())[:200] or type(error).__name__
+            kind = "truncated" if "truncated" in detail.lower() else "damaged"
+            if isinstance(error, Image.DecompressionBombError):
+                kind = "too large"
+            return Finding(name, size, kind, detail=detail)
     if frames != 1 and properties[0] != "MPO":
         kinds.insert(0, "animated")
     return Finding(name, size, " + ".join(kinds) or "plain", *properties, frames)
 
 
-def _frames(picture: Image.Image) -> int:
+def _count_frames(picture: Image.Image) -> int:
     try:
         return getattr(picture, "n_frames", 1)
     except Exception:  # the first frame decodes all the same
@@ -112,40 +111,24 @@ def _kinds(picture: Image.Image) -> list[str]:
     return [kind for kind, is_kind in tests.items() if is_kind]
 
 
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
-
-
 def inspect_files(
-    folder: str | os.PathLike, names: Sequence[str], num_workers: int = 0, watch: StopSignal | None = None
+    folder: str | os.PathLike, names: Sequence[str], num_workers: int, stop: StopSignal, out: Path
 ) -> list[Finding]:
-    """Examine pictures in parallel. Raises Interrupted when a signal comes."""
-    findings = workers.map_parallel(
-        workers.FunctionDataset(partial(inspect_file, folder)), names, num_workers
-    )
-    return list(workers.with_progress(findings, "look at pictures", len(names), watch))
+    """Inspect pictures in parallel, and write pictures.csv to the folder `out`. Raises Interrupted when a signal comes."""
+    inspect = partial(inspect_file, folder)
+    findings = list(workers.map_parallel(inspect, names, num_workers, "check pictures", stop))
+    table = pd.DataFrame(findings, columns=Finding._fields, dtype=object)
+    write_csv(out / "pictures.csv", table, quoting=csv.QUOTE_NONNUMERIC)
+    return findings
 
 
-def write_findings(findings: Sequence[Finding], path: Path) -> None:
-    """pictures.csv: a row for each picture."""
-    with atomic_write(path) as file:
-        file.reconfigure(errors="surrogateescape")  # file names are bytes
-        writer = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_NONNUMERIC)
-        writer.writerows([Finding._fields, *findings])
+def find_pictures(folder: str | os.PathLike) -> tuple[list[str], int]:
+    """The names of all files in and below a folder that end as a picture's, in order; and how many other files there are.
 
-
-def pictures_in(folder: str | os.PathLike) -> tuple[list[str], int]:
-    """The names of all pictures in and below a folder, in order, and how many other files there are.
-
-    A picture is known by the ending of its name. Hidden files and folders are ignored. Raises OSError if a folder cannot be
-    read.
+    Hidden files and folders are ignored.
     """
-    names: list[str] = []
-
-    def refuse(error: OSError) -> None:
-        raise error
-
-    for path, folders, files in os.walk(folder, onerror=refuse):
+    names = []
+    for path, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         within = Path(path).relative_to(folder)
         names += [(within / name).as_posix() for name in files if not name.startswith(".")]
@@ -156,38 +139,9 @@ def pictures_in(folder: str | os.PathLike) -> tuple[list[str], int]:
 
 def report(findings: Sequence[Finding]) -> str:
     """A table: how many pictures of each kind, what training does with them, and the first of them."""
-    images: dict[str, list[str]] = {}
-    for finding in findings:
-        for kind in finding.kinds.split(" + "):
-            images.setdefault(kind, []).append(finding.image)
     lines = [f"{len(findings)} pictures; what training does with them:"]
     for kind, (_, training) in KINDS.items():
-        if names := images.get(kind):
-            example = "" if kind == "plain" else f"; the first is {names[0]}"
-            lines.append(f"{len(names):>8}  {kind:<14} {training}{example}")
+        if images := [finding.image for finding in findings if kind in finding.kinds.split(" + ")]:
+            example = "" if kind == "plain" else f"; the first is {images[0]}"
+            lines.append(f"{len(images):>8}  {kind:<14} {training}{example}")
     return "\n".join(lines)
-
-
-def read_named(path: Path) -> pd.DataFrame:
-    """A CSV as text, with the names of its pictures in an additional column `_file`. Raises InputError."""
-    table = read_table(path)
-    label_format = name_format(table)
-    require_columns(path, table, [label_format.image_column])
-    return table.assign(_file=read_names(path, table, label_format))
-
-
-def write_clean(tables: dict[Path, pd.DataFrame], bad: set[str], out: Path, copies: set[str]) -> list[str]:
-    """Write each CSV of `tables` to the folder `out`, without the rows of `bad` pictures. Returns a line on each.
-
-    copies: pictures that are also in another split; train.csv goes without them.
-    """
-    lines = []
-    out.mkdir(parents=True, exist_ok=True)
-    for path, table in tables.items():
-        removed = bad | copies if path.name == "train.csv" else bad
-        rows = table[~table["_file"].isin(removed)].drop(columns="_file")
-        with atomic_write(out / path.name) as file:
-            rows.to_csv(file, index=False)
-        warning = "" if len(rows) else "; none is left, and training refuses an empty CSV"
-        lines.append(f"{out / path.name}: {len(rows)} of {len(table)} rows{warning}")
-    return lines

@@ -16,6 +16,7 @@ import pandas as pd
 
 from iaa.errors import InputError
 from iaa.photographs.decode import Resize
+from iaa.runtime.files import atomic_write
 from util import ScorePairs, image_emds, match_scores, scores
 
 # What a file name may not contain.
@@ -54,7 +55,7 @@ class LabelFormat:
         return Resize(round(side * self.train_side) if train else side, self.resize_method)
 
     def thresholds(self, trained: LabelFormat | None = None) -> tuple[float, float]:
-        """The thresholds of predicted and of true scores, both on this protocol's scale. trained: see `pairs`."""
+        """The thresholds of predicted and of true scores, both on this protocol's scale. trained: see `match_scores`."""
         if trained is None:
             return self.threshold, self.threshold
         return float(self._rescale(np.array(trained.threshold), trained)), self.threshold
@@ -78,8 +79,8 @@ class LabelFormat:
         return ScorePairs(predicted, labels.mos, agree, *emds)
 
     def _rescale(self, values: np.ndarray, trained: LabelFormat) -> np.ndarray:
-        (low, high), (own_low, own_high) = trained.protocol_scale, self.protocol_scale
-        return own_low + (values - low) * ((own_high - own_low) / (high - low))
+        (low, high), (new_low, new_high) = trained.protocol_scale, self.protocol_scale
+        return new_low + (values - low) * ((new_high - new_low) / (high - low))
 
 
 def vote_format(columns: Sequence[str], threshold: float | None = None, **fields: Any) -> LabelFormat:
@@ -198,10 +199,11 @@ def read_table(path: str | os.PathLike, separator: str = ",", columns: Sequence[
     """
     if not Path(path).is_file():
         raise InputError(f"{path}: no such file; check its name and folder")
+    fewest, hint = len(columns), ""
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:
             if columns:
-                rows = {n: line.strip().rsplit(None, len(columns) - 1) for n, line in enumerate(file, 1)}
+                rows = {n: line.strip().rsplit(None, fewest - 1) for n, line in enumerate(file, 1)}
             else:
                 reader = csv.reader(file, delimiter=separator, strict=True)
                 rows = {}
@@ -212,13 +214,13 @@ def read_table(path: str | os.PathLike, separator: str = ",", columns: Sequence[
     except csv.Error as error:
         raise InputError(f"{path}, line {reader.line_num}: not a readable CSV ({error})") from None
     rows = {line: row for line, row in rows.items() if any(map(str.strip, row))}
-    fewest, hint, empty = len(columns), "", "empty; it needs rows"
-    if rows and not columns:
+    if not rows:
+        raise InputError(f"{path}: empty; it needs rows")
+    if not columns:
         columns = [column.strip() for column in rows.pop(next(iter(rows)))]
         hint = f"; a value with a {separator!r} in it needs quotes"
-        empty = f"no rows under the header {', '.join(columns)}"
     if not rows:
-        raise InputError(f"{path}: {empty}")
+        raise InputError(f"{path}: no rows under the header {', '.join(columns)}")
     if repeated := sorted({column for column in columns if columns.count(column) > 1}):
         raise InputError(f"{path}: column {', '.join(repeated)} stands there more than once")
     for line, row in rows.items():
@@ -226,6 +228,12 @@ def read_table(path: str | os.PathLike, separator: str = ",", columns: Sequence[
             raise InputError(f"{path}, line {line}: {len(row)} columns, not {len(columns)}{hint}")
         row += [""] * (len(columns) - len(row))
     return pd.DataFrame(list(rows.values()), list(rows), columns, dtype=str)
+
+
+def write_csv(path: str | os.PathLike, table: pd.DataFrame, **style: Any) -> None:
+    """Write a table, without its index. File names are bytes, whatever they say. style: arguments of `to_csv`."""
+    with atomic_write(path, "wb") as file:
+        table.to_csv(file, index=False, errors="surrogateescape", **style)
 
 
 def require_columns(path, table: pd.DataFrame, columns: Sequence[str]) -> None:

@@ -152,16 +152,16 @@ def read_ava(
 
 def _official_lists(paths: Sequence[str]) -> pd.Series:
     """The split of each id: train if its file's name contains `train`, else test."""
-    parts: list[pd.Series] = []
+    split_of = pd.Series(dtype=object)
     for path in paths:
         table = labels.read_table(path, columns=["id"])
         malformed = ~table["id"].str.fullmatch(r"[0-9]{1,9}(?:\.jpg)?", case=False).astype(bool)
         labels.refuse_where(path, table, malformed, "id", "not an image id")
         ids = table["id"].str.split(".").str[0].astype(np.int64)
-        repeated = pd.concat([*(part.index.to_series() for part in parts), ids]).duplicated()[-len(ids) :]
+        repeated = ids.duplicated() | ids.isin(split_of.index)
         labels.refuse_where(path, table, repeated, "id", "is in the lists a second time")
-        parts.append(pd.Series("train" if "train" in Path(path).name.lower() else "test", ids))
-    split_of = pd.concat(parts)
+        part = pd.Series("train" if "train" in Path(path).name.lower() else "test", ids, dtype=object)
+        split_of = pd.concat([split_of, part]) if len(split_of) else part
     if "test" not in set(split_of):
         name = ", ".join(paths)
         raise InputError(f"{name}: no ids of test photographs; give --test_list generic_test.jpgl")
@@ -185,20 +185,21 @@ def read_folder(dataset: str, folder: str | os.PathLike, theme: str | None = Non
 def _theme_files(folder: Path, theme: str) -> dict[str, Path]:
     """The train and the test file of a theme: the words of their paths are the theme's, and `train` or `test`."""
     folder = folder / "unmerge" if (folder / "unmerge").is_dir() else folder
-    words = {path: _words(path.relative_to(folder).with_suffix("")) for path in sorted(folder.rglob("*.csv"))}
-    paths, theme_words = {}, _words(theme)
+    themes: dict[str, dict[str, Path]] = {}
+    for path in sorted(folder.rglob("*.csv")):
+        words = dict.fromkeys(_words(path.relative_to(folder).with_suffix("")))
+        name = " ".join(word for word in words if word not in ("train", "test"))
+        themes.setdefault(name, {}).update({split: path for split in ("train", "test") if split in words})
+    files = themes.get(" ".join(_words(theme)), {})
     for split in ("train", "test"):
-        fitting = [path for path in words if theme_words and {*theme_words, split} == set(words[path])]
-        if len(fitting) != 1:
-            themes = {" ".join(w for w in ws if w not in ("train", "test")) for ws in words.values()}
-            problem = f"{len(fitting)} files of {split} rows for --theme {theme}"
+        if split not in files:
+            problem = f"0 files of {split} rows for --theme {theme}"
             raise InputError(f"{folder}: {problem}; themes found: {', '.join(sorted(themes)) or 'none'}")
-        paths[split] = fitting[0]
-    return paths
+    return files
 
 
 def _words(text: str | os.PathLike) -> list[str]:
-    return list(dict.fromkeys(re.findall(r"[^\W_]+", str(text).lower())))
+    return re.findall(r"[^\W_]+", str(text).lower())
 
 
 def read_flickr_aes(scores: str | os.PathLike, workers: str | os.PathLike | None = None) -> PreparedLabels:
@@ -272,29 +273,22 @@ def _prepared(
 
 
 def read_any_table(
-    path: str | os.PathLike,
-    separator: str,
-    image_column: str,
-    suffix: str,
-    score_column: str,
-    vote_columns: Sequence[str],
-    split_column: str | None,
-    scale: tuple[float, float],
+    path: str | os.PathLike, source: LabelFormat, separator: str, score_column: str, split_column: str | None
 ) -> PreparedLabels:
-    """Any table. vote_columns: counts of votes, the lowest level first; without them a score within `scale` is read."""
+    """Any table. source: its format. With vote columns, the lowest level first, `score_column` is not read."""
     table = labels.read_table(path, separator)
-    columns = [image_column, *(vote_columns or [score_column]), *filter(None, [split_column])]
+    votes = list(source.vote_columns)
+    columns = [source.image_column, *(votes or [score_column]), *filter(None, [split_column])]
     labels.require_columns(path, table, columns)
-    names = labels.read_names(path, table, LabelFormat(image_column, suffix))
-    result = pd.DataFrame({"image": names}, table.index)
-    if vote_columns:
-        counts = labels.read_votes(path, table, vote_columns, image_column)
-        label_format = vote_format([f"vote{level}" for level in range(1, len(vote_columns) + 1)])
+    result = pd.DataFrame({"image": labels.read_names(path, table, source)}, table.index)
+    if votes:
+        counts = labels.read_votes(path, table, votes, source.image_column)
+        label_format = vote_format([f"vote{level}" for level in range(1, len(votes) + 1)])
         integers = (counts == counts.round()).all()
         result[list(label_format.vote_columns)] = counts.astype(np.int64) if integers else counts
     else:
-        label_format = LabelFormat(scale=scale)
-        result["score"] = labels.read_scores(path, table, scale, score_column)
+        label_format = LabelFormat(scale=source.scale)
+        result["score"] = labels.read_scores(path, table, source.scale, score_column)
     result["split"] = ""
     if split_column:
         words = table[split_column].str.strip().str.lower()

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import bz2
 import hashlib
-import json
 import os
 from collections.abc import Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
+
+from iaa.runtime.files import read_json_object
 
 HERE = Path(__file__).parent / "authors_split"
 # How many names the official merge/test.csv of TAD66K has, and their digest.
@@ -48,37 +49,32 @@ def recognise_split(dataset: str, folder: str | os.PathLike, names: Sequence[str
     """The split whose test photographs have these file names, in this order. folder: of the CSVs, with summary.json."""
     names = [str(name) for name in names]
     if dataset == "ava":
-        published, source = [f"{number}.jpg" for number in authors_ids("test")], "the authors' test.csv"
+        name, source = "authors", "the authors' test.csv"
+        published = [f"{number}.jpg" for number in authors_ids("test")]
         as_jpg = [os.path.splitext(name)[0] + ".jpg" for name in names]
-        count, equal, contained = len(published), as_jpg == published, set(as_jpg) <= set(published)
-        position = {name: number for number, name in enumerate(published)}
-        in_order = contained and sorted(as_jpg, key=position.get) == as_jpg
+        count, is_part, tested = len(published), set(as_jpg) <= set(published), set(as_jpg)
+        in_order = as_jpg == [name for name in published if name in tested]
     elif dataset == "tad66k":
-        (count, expected), source = TAD66K_TEST, "the official test.csv"
-        equal = contained = in_order = digest(names) == expected
+        name, source, (count, expected) = "official", "the official test.csv", TAD66K_TEST
+        is_part = in_order = digest(names) == expected
     else:
-        return _by_summary(folder, names)
-    name = "authors" if dataset == "ava" else "official"
-    if equal:
+        return _read_summary(folder, names)
+    if not is_part:
+        split = _read_summary(folder, names)
+        others = f"other photographs than those of {source}, not all of them, or another order"
+        return split._replace(departure=f"{others} (split: {split.name})")
+    if in_order and len(names) == count:
         return Split(name, f"the {count} photographs of {source}, in its order")
-    if contained:
-        part = "the" if len(names) == count else f"{len(names)} of the {count}"
-        note = f"{part} photographs of {source}{'' if in_order else ', in another order'}"
-        return Split(name, note, note)
-    split = _by_summary(folder, names)
-    departure = (
-        f"other photographs than those of {source}, not all of them, or another order (split: {split.name})"
-    )
-    return split._replace(departure=departure)
+    part = "the" if len(names) == count else f"{len(names)} of the {count}"
+    note = f"{part} photographs of {source}{'' if in_order else ', in another order'}"
+    return Split(name, note, departure=note)
 
 
-def _by_summary(folder: str | os.PathLike, names: Sequence[str]) -> Split:
+def _read_summary(folder: str | os.PathLike, names: Sequence[str]) -> Split:
     """The split that `prepare_data.py` wrote to summary.json, if the file belongs to this very test.csv."""
-    try:
-        summary = json.loads((Path(folder) / "summary.json").read_text(encoding="utf-8"))
-        name, same_test = str(summary["split"]), summary["test_digest"] == digest(names)
-    except (OSError, ValueError, KeyError, TypeError):
+    summary = read_json_object(Path(folder) / "summary.json")
+    if "split" not in summary:
         return Split("unknown", "nothing beside test.csv says which split it is")
-    if not same_test:
-        return Split("unknown", f"summary.json tells of another test.csv (split: {name})")
-    return Split(name, f"{len(names)} photographs, as prepare_data.py made it")
+    if summary.get("test_digest") != digest(names):
+        return Split("unknown", f"summary.json belongs to another test.csv (split: {summary['split']})")
+    return Split(str(summary["split"]), f"{len(names)} photographs, as prepare_data.py made it")

@@ -1,4 +1,4 @@
-"""The processes that read photographs: how they start, how they take signals, and what ends them."""
+"""The processes that read photographs: their start, signals and end."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from multiprocessing import forkserver
+from collections.abc import Callable, Iterator, Sequence
+from multiprocessing import forkserver, resource_tracker
 from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
@@ -29,27 +29,26 @@ PARALLEL_FROM = 100  # photographs; other processes start more slowly than fewer
 
 def make_worker_loader(dataset: Dataset, num_workers: int, **options: Any) -> DataLoader:
     """A DataLoader with such processes. `dataset` is copied to each process, the sampler's items are not."""
-    context = multiprocessing.get_context(START) if num_workers else None
-    if num_workers and START == "forkserver":
-        start_server()
-    ours = {"multiprocessing_context": context, "worker_init_fn": start_worker}
-    return DataLoader(dataset, num_workers=num_workers, **ours, **options)
+    if num_workers:
+        options["multiprocessing_context"] = multiprocessing.get_context(START)
+        if START == "forkserver":
+            start_server()
+    return DataLoader(dataset, num_workers=num_workers, worker_init_fn=start_worker, **options)
 
 
 def start_server() -> None:
-    """Start the server of processes, once. It imports our modules from any folder and ignores the signals of `Watch`."""
+    """Start the server of processes, once. It imports our modules from any folder; Ctrl-C and SIGTERM do not reach it."""
     forkserver.set_forkserver_preload(PRELOAD)
-    environment, handlers = dict(os.environ), {}
-    if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
-        handlers = {number: signal.signal(number, signal.SIG_IGN) for number in StopSignal.SIGNALS}
+    environment = dict(os.environ)
+    resource_tracker.ensure_running()  # first: its start unblocks signals
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, StopSignal.SIGNALS)
     os.environ.update(ONE_THREAD, PYTHONPATH=os.pathsep.join(sys.path))
     try:
         forkserver.ensure_running()
     finally:
         os.environ.clear()
         os.environ.update(environment)
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
 class FunctionDataset(Dataset):
@@ -62,20 +61,21 @@ class FunctionDataset(Dataset):
         return self.function(sample)
 
 
-def map_parallel(dataset: Dataset, samples: Sequence, num_workers: int) -> Iterator[Any]:
-    """`dataset[sample]` for each sample, in order. Raises InputError if a process dies."""
+def map_parallel(
+    function: Callable[[Any], Any], samples: Sequence, num_workers: int, title: str, stop: StopSignal | None
+) -> Iterator[Any]:
+    """`function(sample)` for each sample, in order, counted by a progress bar.
+
+    Raises InputError if a process dies, Interrupted when a signal comes.
+    """
     num_workers = num_workers if len(samples) >= PARALLEL_FROM else 0
     ahead = 16 if num_workers else None  # samples per process, read while the caller writes to the disk
     options = {"batch_size": None, "sampler": samples, "collate_fn": identity, "prefetch_factor": ahead}
-    return checked_items(make_worker_loader(dataset, num_workers, **options))
-
-
-def with_progress(results: Iterable, title: str, total: int, watch: StopSignal | None) -> Iterator[Any]:
-    """The same results, counted by a progress bar. Raises Interrupted when a signal comes."""
-    with progress_bar(title, total) as progress, stop_errors(watch):
-        for result in results:
-            if watch is not None and watch.received:
-                raise Interrupted(watch.received)
+    loader = make_worker_loader(FunctionDataset(function), num_workers, **options)
+    with progress_bar(title, len(samples)) as progress, stop_errors(stop):
+        for result in checked_items(loader):
+            if stop is not None and stop.received:
+                raise Interrupted(stop.received)
             yield result
             progress.update(1)
 
@@ -87,6 +87,7 @@ def start_worker(_: int) -> None:
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, StopSignal.SIGNALS)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
@@ -96,18 +97,16 @@ def _end_with_parent() -> None:
     os._exit(1)
 
 
-def checked_items(make_worker_loader: DataLoader) -> Iterator[Any]:
+def checked_items(loader: DataLoader) -> Iterator[Any]:
     """The items of a loader. Raises InputError if a process dies."""
     try:
-        yield from make_worker_loader
+        yield from loader
     except (RuntimeError, EOFError, ConnectionError) as error:
         # A picture in the queue of a dead process cannot be fetched; torch may notice that first.
         if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
             raise
         died = f"a process that reads images died ({' '.join(str(error).split())[:160]})"
-        remedy = (
-            f"if it was killed for want of memory, lower --num_workers (now {make_worker_loader.num_workers})"
-        )
+        remedy = f"if it was killed for want of memory, lower --num_workers (now {loader.num_workers})"
         raise InputError(f"{died}; {remedy}") from error
 
 

@@ -94,9 +94,10 @@ def write_page(
     """
     head, tail = fill_frame(page.title, make_content(page, photos, Path(path).parent))
     side = LARGE if len(photos) <= LARGE_UP_TO else SMALL
-    reader = workers.FunctionDataset(partial(make_thumbnail, open_photo, side))
-    thumbnails = workers.map_parallel(reader, [photo.path for photo in photos], num_workers)
-    thumbnails = workers.with_progress(thumbnails, "report", len(photos), stop)
+    paths = [photo.path for photo in photos]
+    thumbnails = workers.map_parallel(
+        partial(make_thumbnail, open_photo, side), paths, num_workers, "report", stop
+    )
     with atomic_write(path, "wb") as file:
         file.write(head)
         while chunk := list(islice(thumbnails, CHUNK)):

@@ -19,7 +19,7 @@ import models
 from dataset import Splits, Transform, make_loader, to_input
 from iaa.errors import InputError
 from iaa.evaluation.leakage import UNKNOWN, KnownPhotos
-from iaa.photographs.cache import open_filled
+from iaa.photographs.cache import Cache
 from iaa.photographs.labels import FORMATS, LabelFormat, Labels, csv_format
 from iaa.runtime import distributed
 from iaa.runtime.signals import StopSignal
@@ -100,8 +100,8 @@ def make_loaders(
         transform = Transform(label_format, model.img_size, train)
         decoder = pick_decoders(options)[not train]
         if options.cache is not None:
-            names = labels.images
-            cache = open_filled(options.cache, transform.resize, decoder, names, images, workers, stop)
+            cache = Cache(options.cache, transform.resize, decoder)
+            cache.fill(labels.images, images, workers, stop)
         settings = {"decoder": decoder, "cache": cache, "persistent": split != "test"}
         settings["pin_memory"] = next(model.parameters()).is_cuda
         if train or not options.released_protocol:
