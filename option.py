@@ -188,13 +188,13 @@ _BELONG = (
 )
 
 
-def _read_json(path: str | os.PathLike, problem: str) -> dict[str, Any]:
+def read_json(path: str | os.PathLike, problem: str) -> dict[str, Any]:
     """The JSON object of a file. problem: what to say of a file that has none. Raises InputError."""
     try:
         with open(path, encoding="utf-8") as file:
             content = json.load(file)
         if not isinstance(content, dict):
-            raise ValueError("it must hold a JSON object")
+            raise ValueError("it must be a JSON object")
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: {problem} ({error})") from None
     return content
@@ -206,7 +206,7 @@ def _checked(content: Mapping[str, Any], source: str) -> dict[str, Any]:
 
 def from_file(path: str, chosen: Mapping[str, Any]) -> dict[str, Any]:
     """The options of a JSON file with the command line's over them, checked. Raises InputError."""
-    content = _read_json(path, "cannot be read as options")
+    content = read_json(path, "cannot be read as options")
     for name in content:
         if name not in OPTIONS or name == "options":
             raise InputError(f"{path}: unknown option {name!r}; --help lists them")
@@ -224,7 +224,7 @@ def tuned(parameters: Mapping[str, Any]) -> dict[str, Any]:
 
 def resumed(chosen: Mapping[str, Any], path: os.PathLike) -> dict[str, Any]:
     """A resumed run's options: those of `path`, under the command line's that may change. Raises InputError for others."""
-    content = _read_json(path, "no run to resume")
+    content = read_json(path, "no run to resume")
     if content.get("decode") == "gpu":  # of an older version
         content["decode"] = "fast"
     saved = _checked(content, str(path))

@@ -139,7 +139,7 @@ def test_requests_that_cannot_be_answered_end_in_one_line(tmp_path, command, lin
     ("content", "message"),
     [
         ("{", "cannot be read as options"),
-        ("[1]", "does not hold options"),
+        ("[1]", "must be a JSON object"),
         ('{"learning_rate": 1}', "unknown option 'learning_rate'"),
         ('{"init_lr": "high"}', "init_lr = 'high' is not a number"),
     ],
