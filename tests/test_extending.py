@@ -16,7 +16,7 @@ ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
 # File, what stands there, what takes its place; the lines themselves stand on the page.
 EDITS = (
-    ("iaa/photographs/labels.py", '    "tad66k": Format(', '    "mine": vote_format(', True),
+    ("iaa/photographs/labels.py", '    "tad66k": LabelFormat(', '    "mine": vote_format(', True),
     ("option.py", 'DATASETS = ("demo",', 'DATASETS = ("mine", "demo",', False),
     ("option.py", '    "csv": _TAD66K', '    "mine": _TAD66K', True),
     ("util.py", 'return (nima | {"emd": emd_loss,', 'return (nima | {"huber"', False),
