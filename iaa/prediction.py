@@ -72,7 +72,6 @@ def score(options: argparse.Namespace, stop: StopSignal) -> int:
     trained.model.to(device)
     precision = pick_precision(options.amp, device)
     photos = Photos(trained.resize, options.decode, options.upright)
-    reading = {"batch_size": options.batch_size, "num_workers": options.num_workers}
     reference = comparison = recorder = table = page = None
     if options.reference:
         reference, notes = read_reference(options.reference, trained)
@@ -107,7 +106,8 @@ def score(options: argparse.Namespace, stop: StopSignal) -> int:
             hashes = take_over_rows(table, summary, page)
         if recorder:
             stack.enter_context(recorder)
-        batches = unscored_batches(sources, hashes, table.key if table else str, photos, **reading)
+        key = table.key if table else str
+        batches = unscored_batches(sources, hashes, key, photos, options.batch_size, options.num_workers)
         total = None if counts[True] else counts[False]
         bar = stack.enter_context(progress_bar("score", total, summary.rows_before))
         for batch, results in score_batches(trained, batches, precision, recorder, stop):
@@ -131,28 +131,30 @@ def score(options: argparse.Namespace, stop: StopSignal) -> int:
         )
     summary.close(sources.describe_skipped())
     if page:
-
-        def score_again(network: TrainedNetwork, images: Sequence[str], recorder: AttentionRecorder | None):
-            """The results of photographs, in float32."""
-            photos = Photos(network.resize, options.decode, options.upright)
-            batches = photo_batches(photos, map(Source, images), **reading)
-            with progress_bar("the page", len(images)) as bar:
-                for _, results in score_batches(network, batches, Precision(device), recorder, stop):
-                    bar.update(len(results))
-                    yield from results
-
-        gallery.write_gallery(
-            options.report,
-            trained,
-            page,
-            comparison,
-            score_again,
-            layer=options.layer,
-            upright=options.upright,
-            num_workers=options.num_workers,
-            stop=stop,
-        )
+        write_page(options, trained, page, comparison, device, stop)
     return int(summary.errors + summary.errors_before > 0 and distributed.world_size() == 1)
+
+
+def write_page(
+    options: argparse.Namespace,
+    trained: TrainedNetwork,
+    page: gallery.Gallery,
+    comparison: gallery.Comparison | None,
+    device: torch.device,
+    stop: StopSignal,
+) -> None:
+    """Write the page of --report, for which some photographs are scored once more, in float32."""
+
+    def score_again(network: TrainedNetwork, images: Sequence[str], recorder: AttentionRecorder | None):
+        photos = Photos(network.resize, options.decode, options.upright)
+        batches = photo_batches(photos, map(Source, images), options.batch_size, options.num_workers)
+        with progress_bar("the page", len(images)) as bar:
+            for _, results in score_batches(network, batches, Precision(device), recorder, stop):
+                bar.update(len(results))
+                yield from results
+
+    about = {"layer": options.layer, "upright": options.upright, "num_workers": options.num_workers}
+    gallery.write_gallery(options.report, trained, page, comparison, score_again, stop=stop, **about)
 
 
 def refuse_options(options: argparse.Namespace, trained: TrainedNetwork, has_shards: bool) -> None:
