@@ -13,8 +13,8 @@ from typing import Any
 from iaa.errors import InputError
 
 DATASETS = ("demo", "ava", "tad66k", "flickr_aes", "aadb", "para", "csv")
-MODELS = ("eat_nano", "eat_tiny", "eat_small", "eat_base", "eat_base_384")
-ANY_MODEL = (*MODELS, "timm/NAME")  # NAME: any that timm has
+MODELS = ["eat_nano", "eat_tiny", "eat_small", "eat_base", "eat_base_384"]
+ANY_MODEL = [*MODELS, "timm/NAME"]  # NAME: any that timm has
 RELEASED_PROTOCOLS = ("ava", "tad66k")
 CPUS = os.cpu_count() or 1
 
@@ -290,7 +290,7 @@ def complete_network(options: argparse.Namespace, chosen: Mapping, settings: Map
         options.interest_points = options.interest_points or settings.get("interest_points", "batch")
         options.refinement = options.refinement or settings.get("refinement", "released")
     _refuse_meaningless(options, chosen)
-    if options.model not in MODELS:
+    if options.model.startswith("timm/"):
         vars(options).update(dict.fromkeys(_EATS_OWN))
     elif options.pretrained:
         raise InputError(f"--pretrained belongs to --model timm/NAME, not {options.model}")

@@ -8,7 +8,7 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from .dat import EAT
 
 
-def _default_cfg(size: int) -> dict:
+def default_cfg(size: int) -> dict:
     return {
         "url": "",
         "num_classes": 10,
@@ -25,11 +25,11 @@ def _default_cfg(size: int) -> dict:
 
 
 SIZES = {"eat_nano": 224, "eat_tiny": 224, "eat_small": 224, "eat_base": 224, "eat_base_384": 384}  # pixels
-VARIANTS = tuple(SIZES)
-default_cfgs = generate_default_cfgs({f"{name}.untrained": _default_cfg(SIZES[name]) for name in VARIANTS})
+VARIANTS = list(SIZES)
+default_cfgs = generate_default_cfgs({f"{name}.untrained": default_cfg(SIZES[name]) for name in VARIANTS})
 
 
-def _create(variant: str, pretrained: bool, overrides: dict, **settings) -> EAT:
+def create(variant: str, pretrained: bool, overrides: dict, **settings) -> EAT:
     return build_model_with_cfg(EAT, variant, pretrained, **(settings | overrides))
 
 
@@ -46,29 +46,29 @@ NANO = {
 @register_model
 def eat_nano(pretrained: bool = False, **overrides) -> EAT:
     """Ours, for CPUs, the demo and the tests: every kind of layer, under 1.5 M parameters."""
-    return _create("eat_nano", pretrained, overrides, **NANO)
+    return create("eat_nano", pretrained, overrides, **NANO)
 
 
 @register_model
 def eat_tiny(pretrained: bool = False, **overrides) -> EAT:
     """27.6 M parameters, 9.1 GFLOP forward at 224 pixels."""
-    return _create("eat_tiny", pretrained, overrides, depths=(2, 2, 6, 2), drop_path_rate=0.2, **_WIDTH_96)
+    return create("eat_tiny", pretrained, overrides, depths=(2, 2, 6, 2), drop_path_rate=0.2, **_WIDTH_96)
 
 
 @register_model
 def eat_small(pretrained: bool = False, **overrides) -> EAT:
     """48.9 M parameters: `eat_tiny` with eighteen blocks in stage 3."""
-    return _create("eat_small", pretrained, overrides, depths=(2, 2, 18, 2), drop_path_rate=0.3, **_WIDTH_96)
+    return create("eat_small", pretrained, overrides, depths=(2, 2, 18, 2), drop_path_rate=0.3, **_WIDTH_96)
 
 
 @register_model
 def eat_base(pretrained: bool = False, **overrides) -> EAT:
     """The paper's network: 86.9 M parameters, 31.4 GFLOP forward at 224 pixels."""
-    return _create("eat_base", pretrained, overrides, drop_path_rate=0.5)
+    return create("eat_base", pretrained, overrides, drop_path_rate=0.5)
 
 
 @register_model
 def eat_base_384(pretrained: bool = False, **overrides) -> EAT:
     """`eat_base` for 384 pixels with windows of 12."""
     settings = {"img_size": 384, "window_sizes": (12, 12, 12, 12), "drop_path_rate": 0.5}
-    return _create("eat_base_384", pretrained, overrides, **settings)
+    return create("eat_base_384", pretrained, overrides, **settings)

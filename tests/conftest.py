@@ -1,4 +1,4 @@
-"""How pytest is set up here. What the tests share is in common.py, which takes seconds to import."""
+"""How pytest is set up here. What the tests share is in helpers/fixtures.py, which takes seconds to import."""
 
 import os
 import signal
@@ -21,7 +21,7 @@ def pytest_configure(config):
     if not any("test_gpu.py" in word for word in config.args):  # where torch has seen one, no fork can train
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     if hasattr(config, "workerinput") or not config.option.numprocesses:
-        config.pluginmanager.import_plugin("common")
+        config.pluginmanager.import_plugin("helpers.fixtures")
 
 
 def pytest_collection_modifyitems(items):

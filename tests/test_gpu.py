@@ -3,7 +3,7 @@
 import pytest
 import sklearn.datasets
 import torch
-from common import make_toy
+from helpers.networks import make_toy
 from PIL import Image
 
 import predict
@@ -17,7 +17,6 @@ COMMAND = predict
 
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU, and to be asked for by name"),
-    pytest.mark.usefixtures("nano"),
 ]
 
 

@@ -1,0 +1,189 @@
+"""compare.py: runs on one test set, their differences, and tables that cannot be compared."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from helpers.data import arguments
+
+import compare as program
+from iaa.evaluation import bootstrap
+from iaa.evaluation.comparison import (
+    Predictions,
+    average_metrics,
+    compare_groups,
+    compute_differences,
+    read_predictions,
+)
+from util import ScorePairs
+
+COMMAND = program
+HEADER = "image,true_score,predicted_score\n"
+
+
+def table(path, noise, seed, images=300, **columns):
+    true = np.random.default_rng(0).uniform(0.1, 0.9, images)
+    predicted = true + np.random.default_rng(seed).normal(0, noise, images)
+    content = {"image": [f"{i}.jpg" for i in range(images)], "true_score": true, "predicted_score": predicted}
+    path.parent.mkdir(exist_ok=True)
+    pd.DataFrame(content | columns).to_csv(path, index=False)
+    return path
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Two good predictions and a worse one."""
+    return [
+        table(tmp_path / n / "predictions.csv", *how)
+        for n, how in zip("abc", ((0.1, 1), (0.1, 2), (0.3, 3)), strict=True)
+    ]
+
+
+def test_the_mean_over_seeds_is_as_sure_as_seeds_and_images_are(runs):
+    tested = [read_predictions(path) for path in runs]
+    value, interval = average_metrics(tested[:1])["srcc"]
+    assert (value, interval) == (tested[0].metrics["srcc"], tested[0].intervals["srcc"])
+    value, (low, high) = average_metrics(tested)["srcc"]
+    each = np.array([run.metrics["srcc"] for run in tested])
+    assert value == pytest.approx(each.mean())
+    # Two alike and a worse one: the images' part is small, and Student's t of about two degrees reaches 4.3 errors.
+    assert high - value == pytest.approx(value - low)
+    assert high - value == pytest.approx(4.3 * each.std(ddof=1) / 3**0.5, rel=0.1)
+    assert high - value > np.ptp(tested[0].intervals["srcc"]) / 2
+
+
+def test_differences_are_told_from_noise(runs, tmp_path, command, monkeypatch):
+    monkeypatch.setattr(bootstrap, "RESAMPLES", 2000)
+    status, out, _ = command(*runs, "--json", tmp_path / "c.json")
+    assert status == 0
+    rows = [line for line in out.splitlines() if " − " in line and "| SRCC |" in line]
+    assert [row.split("|")[-2].strip() for row in rows] == ["no", "yes", "yes"]
+    content = json.loads((tmp_path / "c.json").read_text())
+    assert [len(content["runs"]), len(content["pairs"]), content["images"]] == [3, 3, 300]
+    plcc = content["pairs"][1]["differences"]["plcc"]
+    assert plcc["value"] > 0.1
+    assert plcc["p_holm"] >= plcc["p"]
+    low, high = plcc["interval"]
+    assert 0 < low < plcc["value"] < high
+
+
+def test_one_run_alone_has_no_differences(runs, command):
+    status, out, _ = command(runs[0].parent)
+    assert (status, " − " in out) == (0, False)
+    assert "| SRCC | PLCC | KRCC | accuracy | MAE | RMSE |" in out
+
+
+def test_the_metrics_are_those_of_the_run(ava, run, command):
+    _, result, _ = run(arguments(ava))
+    tested = read_predictions(ava / "run")
+    for name in ("srcc", "plcc", "krcc", "accuracy", "mae", "rmse", "emd_r1", "emd_r2"):
+        assert tested.metrics[name] == pytest.approx(result[name], rel=1e-5)
+    low, high = bootstrap.interval(tested.resampled["srcc"])
+    assert result["intervals"]["srcc"] == pytest.approx([low, high])
+
+
+def test_another_order_of_the_same_images_is_no_difference(runs, tmp_path):
+    shuffled = pd.read_csv(runs[0]).sample(frac=1, random_state=0)
+    shuffled.to_csv(tmp_path / "shuffled.csv", index=False)
+    first = read_predictions(runs[0])
+    again = read_predictions(tmp_path / "shuffled.csv", like=first)
+    assert all(
+        difference.value == 0 and difference.p == 1
+        for name, difference in compute_differences([first], [again]).items()
+        if name[:3] != "emd" and name != "krcc"
+    )
+
+
+def change(path, row, column, value):
+    frame = pd.read_csv(path, dtype=str)
+    frame.loc[row, column] = value
+    frame.to_csv(path, index=False)
+
+
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        (
+            lambda p: change(p, 7, "image", "other.jpg"),
+            "another test set than that of {a}: one of them lacks 7.jpg",
+        ),
+        (lambda p: change(p, 7, "true_score", "0.99"), "the true score of 7.jpg is 0.99, not"),
+        (lambda p: change(p, 7, "image", "8.jpg"), "line 10: image 8.jpg stands there a second time"),
+        (lambda p: change(p, 7, "predicted_score", "nan"), "line 9: predicted_score = 'nan': not a number"),
+        (lambda p: p.write_text(HEADER + "a.jpg,1,1\n"), "1 row; a comparison needs two images or more"),
+        (
+            lambda p: p.write_text("image,score\na.jpg,1\n"),
+            "no column true_score, predicted_score; found image, score",
+        ),
+        (lambda p: p.unlink(), "no such file"),
+    ],
+)
+def test_tables_that_cannot_be_compared_are_one_line(runs, command, damage, words):
+    damage(runs[1])
+    status, out, err = command(*runs[:2])
+    assert (status, out, len(err.splitlines())) == (2, "", 1)
+    assert err.startswith(f"compare.py: {runs[1]}")
+    assert words.format(a=runs[0].parent) in err
+
+
+def test_the_threshold_is_the_runs_or_must_be_given(tmp_path, command):
+    path = table(tmp_path / "a.csv", 0.1, 1)
+    (tmp_path / "options.json").write_text(json.dumps({"dataset": "csv"}))
+    status, _, err = command(path)
+    assert status == 2
+    assert "nothing beside it says the threshold of high scores; give --threshold" in err
+    assert command(path, "--threshold", 0.3)[0] == 0
+    (tmp_path / "run.json").write_text(json.dumps({"result": {"thresholds": [0.4, 0.5]}}))
+    frame = pd.read_csv(path)
+    agree = (frame["predicted_score"] > 0.4) == (frame["true_score"] > 0.5)
+    assert read_predictions(path).metrics["accuracy"] == pytest.approx(agree.mean())
+
+
+def seeds(spread, mean=0.6, count=3, draw=0, images=80):
+    """Runs whose noise, and so their SRCC, differs from seed to seed."""
+    rng, true, runs = np.random.default_rng(draw), np.random.default_rng(0).normal(size=images), []
+    for number in range(count):
+        predicted = true + rng.normal(0, max(0.05, mean + rng.normal(0, spread)), images)
+        runs.append(
+            Predictions(str(number), [], ScorePairs(predicted, true, np.ones(images), true * 0, true * 0))
+        )
+    return runs
+
+
+def test_over_seeds_the_interval_holds_what_another_seed_would_change(monkeypatch):
+    monkeypatch.setattr(bootstrap, "RESAMPLES", 1000)
+    steady = compute_differences(seeds(0, draw=1), seeds(0, draw=2))["srcc"].interval
+    moody = compute_differences(seeds(0.3, draw=1), seeds(0.3, draw=2))["srcc"].interval
+    assert moody[1] - moody[0] > 1.5 * (steady[1] - steady[0])
+    differences = compare_groups({"a": seeds(0.02, 0.2, draw=1), "b": seeds(0.02, 1.5, draw=2)})
+    assert differences["a", "b"]["srcc"].p_holm < 0.05
+
+
+@pytest.mark.slow
+def test_settings_that_do_not_differ_are_seldom_called_different():
+    """Of 30 tables of five settings with three seeds each, of one and the same network: 5 % are expected."""
+    wrong = 0
+    for number in range(30):
+        groups = {str(k): seeds(0.15, draw=[number, k]) for k in range(5)}
+        wrong += any(row["srcc"].p_holm < 0.05 for row in compare_groups(groups).values())
+    assert wrong <= 4
+
+
+def test_a_file_is_not_written_over_and_a_run_is_given_once(runs, command):
+    before, again = runs[1].read_bytes(), runs[0].parent / ".." / "a" / "predictions.csv"
+    for words, message in (
+        ((*runs[:2], "--json", runs[1]), "is there already; give another file"),
+        ((runs[0], again), "the same run is given twice"),
+    ):
+        status, _, err = command(*words)
+        assert (status, message in err) == (2, True)
+    assert runs[1].read_bytes() == before
+
+
+def test_one_threshold_for_all_true_scores(runs, tmp_path, command):
+    (runs[1].parent / "run.json").write_text(json.dumps({"result": {"thresholds": [0.4, 0.4]}}))
+    status, _, err = command(*runs[:2])
+    assert status == 2
+    assert "the threshold of its true scores is 0.4, that of" in err
+    assert command(*runs[:2], "--threshold", 0.5)[0] == 0

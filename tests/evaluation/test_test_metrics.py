@@ -1,0 +1,262 @@
+"""What stands beside a figure: intervals, published figures, departures from their protocol, another dataset's scale."""
+
+import json
+import logging
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from helpers.data import arguments, make_pictures
+from helpers.networks import make_weights
+
+from dataset import normalize_images
+from iaa.evaluation import released
+from iaa.evaluation.test_metrics import (
+    compare_published,
+    compute_test_metrics,
+    explain_places,
+    released_accuracy,
+)
+from iaa.photographs.labels import FORMATS, Labels, read_labels, vote_format
+from iaa.reports.test_report import list_departures
+from iaa.scoring import Scorer
+from iaa.scoring.photos import open_rgb
+from iaa.searching import nni_trial
+from iaa.training.steps import Precision
+from util import METRICS, ScorePairs
+
+PROTOCOL = {
+    "dataset": "ava",
+    "model": "eat_base",
+    "interest_points": "batch",
+    "refinement": "released",
+    "eval_batch_size": 16,
+    "decode": "pil",
+}
+EXACT = Precision(torch.device("cpu"))
+HALF = Precision(torch.device("cpu"), torch.bfloat16)
+
+
+def made(srcc_noise, images=400):
+    rng = np.random.default_rng(0)
+    true = rng.normal(5.4, 0.7, images)
+    predicted = true + rng.normal(0, srcc_noise, images)
+    agree = ((predicted > 5) == (true > 5)).astype(float)
+    return ScorePairs(predicted, true, agree, np.full(images, 0.05), np.full(images, 0.06))
+
+
+def test_an_interval_without_width_says_nothing_and_accuracy_alone_accuses_nobody():
+    none = {"srcc": (-0.3, 0.2), "plcc": (math.nan, math.nan), "accuracy": (1, 1)}
+    places = [figure["place"] for figure in compare_published("tad66k", none).values()]
+    assert places == ["above", "", ""]
+    places = compare_published("tad66k", {"srcc": (-0.3, 0.2), "plcc": (0.5, 0.6), "accuracy": (0.8, 0.9)})
+    lines = explain_places(places, "tad66k", False)
+    assert "published below the interval (accuracy): this network is better on these photographs" in lines
+    assert not any("most likely" in line or "ava" in line for line in lines)
+
+
+def test_a_published_figure_lies_inside_below_or_above_the_interval():
+    places = compare_published("ava", {"srcc": (0.75, 0.77), "plcc": (0.78, 0.8), "accuracy": (0.7, 0.8)})
+    assert [figure["place"] for figure in places.values()] == ["inside", "below", "above"]
+    assert places["plcc"]["value"] == 0.7710
+    assert list(compare_published("para", {"srcc": (0, 1), "plcc": (0, 1)})) == ["srcc", "plcc"]
+    assert compare_published("flickr_aes", {}) == {}
+
+
+def test_a_better_figure_of_weights_that_remember_nothing_names_the_likeliest_cause():
+    names = [f"{i}.jpg" for i in range(400)]
+    metrics = compute_test_metrics(made(0.1), names, "ava")
+    assert metrics.result["published"]["srcc"]["place"] == "below"
+    notes = "\n".join(metrics.remarks)
+    assert "most likely they were trained on these photographs" in notes
+    assert "prepare_data.py ava --split authors" in notes
+    metrics = compute_test_metrics(made(0.1), names, "ava", same_dataset=False)
+    assert metrics.result["published"] == {}
+    assert "published" not in metrics.table[0]
+
+
+@pytest.mark.parametrize(
+    ("change", "test", "words"),
+    [
+        ({}, (EXACT, 0, ""), None),
+        ({"eval_batch_size": 8}, (EXACT, 0, ""), "batches of 8, not of 16"),
+        (
+            {"eval_batch_size": 8, "interest_points": "image"},
+            (EXACT, 0, ""),
+            "interest points of image, not means over each batch",
+        ),
+        ({"refinement": "off"}, (EXACT, 0, ""), "offset refinement off"),
+        ({"model": "eat_tiny"}, (EXACT, 0, ""), "eat_tiny, not eat_base"),
+        ({"decode": "fast"}, (EXACT, 0, ""), "decoded by fast"),
+        ({}, (HALF, 0, ""), "half precision"),
+        ({}, (EXACT, 3, ""), "3 photographs of test.csv are missing and were skipped"),
+        ({}, (EXACT, 0, "in another order"), "in another order"),
+    ],
+)
+def test_each_departure_from_the_published_protocol_is_one_line(change, test, words):
+    lines = list_departures(SimpleNamespace(**PROTOCOL | change), *test)
+    assert len(lines) == (words is not None)
+    for line in lines:
+        assert line.startswith("not the published protocol: ")
+        assert words in line
+    assert list_departures(SimpleNamespace(**PROTOCOL | change | {"dataset": "flickr_aes"}), *test) == []
+
+
+def test_skipped_pictures_and_batches_stand_in_log_json_and_page(ava, run, caplog):
+    weights = make_weights(ava / "w.pth", points="batch")
+    next((ava / "images").glob("123.jpg")).unlink()
+    caplog.set_level(logging.INFO)
+    options = {"eval": True, "num_epoch": None, "skip_missing": True, "report_images": None}
+    status, result, _ = run(arguments(ava, path_to_model_weight=weights, **options))
+    assert status == 0
+    page = (ava / "run" / "report.html").read_text()
+    for line in (
+        "not the published protocol: batches of 6, not of 16: a score depends on its batch",
+        "not the published protocol: 1 photographs of test.csv are missing and were skipped",
+    ):
+        assert line in result["departures"]
+        assert line in caplog.text
+        assert line in page
+
+
+def test_the_last_line_has_an_interval_for_every_metric(ava, run):
+    _, result, _ = run(arguments(ava))
+    assert list(result["intervals"]) == list(METRICS)
+    for name in METRICS:
+        low, high = result["intervals"][name]
+        assert low is high is None if name == "krcc" else low <= result[name] <= high
+    assert result["published"]["srcc"]["value"] == 0.7596
+    recorded = json.loads((ava / "run" / "run.json").read_text())["result"]
+    assert recorded["intervals"] == result["intervals"]
+    assert recorded["labels_split"] == "unknown"
+
+
+def across(trained, form, outputs, mos, targets=None):
+    """Pairs of outputs of `trained`'s network on labels of `form`."""
+    targets = np.array(mos, np.float32)[:, None] if targets is None else targets
+    labels = Labels("t.csv", np.array(["a"] * len(mos)), targets, np.array(mos))
+    return form.match_scores(np.array(outputs, np.float32), labels, trained)
+
+
+def test_scores_are_mapped_from_scale_to_scale_and_are_high_by_their_own_threshold():
+    # AVA's 1, 5 and 10 are 0, 4/9 and 1 of its scale; 5 is low there, whatever TAD66K's 0.5 says.
+    levels = np.eye(10)
+    pairs = across(FORMATS["ava"], FORMATS["tad66k"], levels[[0, 4, 5, 9]], [0.1, 0.4, 0.6, 0.5])
+    assert pairs.predicted == pytest.approx([0, 4 / 9, 5 / 9, 1])
+    assert pairs.agree.tolist() == [1, 1, 1, 0]
+    assert np.isnan(pairs.emd_r1).all()
+    assert FORMATS["tad66k"].thresholds(FORMATS["ava"]) == (pytest.approx(4 / 9), 0.5)
+
+
+def test_the_other_way_and_between_vote_distributions():
+    pairs = across(FORMATS["tad66k"], FORMATS["ava"], [[0.0], [0.5], [0.6]], [1.0, 5.0, 6.0])
+    assert pairs.predicted == pytest.approx([1, 5.5, 6.4])
+    assert pairs.agree.tolist() == [1, 1, 1]
+    five = vote_format("12345")
+    votes = np.eye(5, dtype=np.float32)
+    pairs = across(five, FORMATS["ava"], votes[:2], [1.0, 2.0], np.eye(10, dtype=np.float32)[:2])
+    assert np.isnan(pairs.emd_r1).all()
+    pairs = across(FORMATS["demo"], FORMATS["ava"], np.eye(10)[:1], [2.0], np.eye(10, dtype=np.float32)[1:2])
+    assert pairs.emd_r1.tolist() == [0.1]
+
+
+def test_ava_weights_on_tad66k(scored, run, caplog):
+    weights = make_weights(scored / "w.pth", points="image")
+    caplog.set_level(logging.INFO)
+    options = {"path_to_model_weight": weights, "num_epoch": None, "model": None, "report_images": None}
+    words = arguments(scored, "tad66k", eval=True, **options)
+    status, result, err = run(words)
+    assert status == 0, err
+    assert result["model"] == "eat_test"  # as the weights say
+    assert (result["trained_on"], result["dataset"]) == ("ava", "tad66k")
+    assert (result["loss"], result["emd_r1"], result["published"]) == (None, None, {})
+    assert "trained on ava, tested on tad66k" in caplog.text
+    assert "trained on ava, tested on tad66k" in (scored / "run" / "report.html").read_text()
+    table = pd.read_csv(scored / "run" / "predictions.csv")
+    outputs = table[[f"output{level}" for level in range(1, 11)]].to_numpy()
+    assert table["predicted_score"].to_numpy() == pytest.approx(
+        (outputs @ np.arange(1, 11) - 1) / 9, abs=1e-5
+    )
+    true = read_labels(scored / "test.csv", FORMATS["tad66k"]).mos
+    high = outputs @ np.arange(1, 11) > 5
+    assert result["accuracy"] == pytest.approx(np.mean(high == (true > 0.5)))
+    # The pixels are those of the weights' dataset: AVA's resize is bicubic, TAD66K's bilinear.
+    scorer = Scorer(weights, "cpu")
+    square = np.array(scorer.trained.resize.pil(open_rgb(scored / "images" / table["image"][0])))
+    pixels = normalize_images(
+        torch.from_numpy(square).permute(2, 0, 1)[None], torch.zeros(1, dtype=torch.bool)
+    )
+    with torch.inference_mode():
+        assert outputs[0] == pytest.approx(scorer.trained.model(pixels)[0].numpy(), abs=1e-5)
+
+
+def test_score_weights_on_votes_need_to_say_what_they_are_of(ava, run):
+    bare = make_weights(ava / "bare.pth", 1, "tad66k", bare=True, scale=(0, 10))
+    options = {"eval": True, "path_to_model_weight": bare, "num_epoch": None}
+    status, _, err = run(arguments(ava, **options))
+    assert (status, err.count("\n")) == (2, 1)
+    assert "bare.pth: has 1 outputs, and networks for ava have 10; --trained_on says which dataset" in err
+    status, result, _ = run(arguments(ava, **options, trained_on="tad66k"))
+    assert (status, result["trained_on"]) == (0, "tad66k")
+    said = make_weights(ava / "said.pth", 1, "tad66k", scale=(0, 10))
+    status, _, err = run(arguments(ava, **options | {"path_to_model_weight": said}, trained_on="para"))
+    assert (status, "said.pth: its dataset is tad66k, not " in err) == (2, True)
+
+
+def test_the_release_sums_in_float32_and_may_call_a_mean_of_exactly_5_high():
+    votes = np.array([[34, 14, 38, 0, 6, 19, 33, 20, 26, 1]])
+    assert votes @ np.arange(1, 11) == 5 * votes.sum()
+    targets = (votes / votes.sum()).astype(np.float32)
+    low, high = np.eye(10, dtype=np.float32)[[[4]]][0], np.eye(10, dtype=np.float32)[[[5]]][0]
+    assert [released_accuracy(outputs, targets, 5.0) for outputs in (low, high)] == [0, 1]
+    labels = Labels("t.csv", np.array(["a.jpg"]), targets, np.array([5.0]))
+    assert [FORMATS["ava"].match_scores(outputs, labels).agree[0] for outputs in (low, high)] == [1, 0]
+
+
+def epochs(*rows):
+    names = ("val_srcc", "val_plcc", "val_accuracy", "val_loss")
+    return [dict(zip(names, row, strict=True)) for row in rows]
+
+
+def test_the_release_keeps_epochs_by_rules_of_its_own():
+    assert not released.keeps("ava", epochs((0.75, 0.75, 0.9, 0)))
+    assert released.keeps("ava", epochs((0.7, 0.751, 0.9, 0)))
+    assert released.keeps("ava", epochs((0.9, 0.9, 0.9, 0), (0.76, 0.1, 0.1, 0)))  # every such epoch
+    assert released.keeps("tad66k", epochs((0.49, 0.5, 0.6, 0)))
+    assert not released.keeps("tad66k", epochs((0.48, 0.5, 0.6, 0)))
+    assert not released.keeps("tad66k", epochs((0.5, 0.5, 0.6, 0), (0.5, 0.6, 0.6, 0)))
+    assert released.keeps("tad66k", epochs((0.5, 0.5, 0.6, 0), (0.49, 0.5, 0.61, 0)))
+    row = {"val_accuracy": 0.82594, "val_srcc": 0.7596, "val_plcc": 0.771}
+    assert released.checkpoint_name("ava", row) == "AVA_AOT_vacc_0.8259_srcc_0.7596_vlcc_0.7710.pth"
+
+
+@pytest.mark.slow
+def test_the_released_protocol_keeps_and_reports_as_the_release(ava, run, monkeypatch):
+    monkeypatch.setattr(released, "AVA_ABOVE", -1.0)
+    reported = []
+    monkeypatch.setattr(nni_trial, "report_end", lambda row, _: reported.append(row["epoch"]))
+    run(arguments(ava, released_protocol=True, num_epoch=2, init_lr=1e-3))
+    assert reported == [2]
+    checkpoints = sorted((ava / "run" / "checkpoints").glob("AVA_AOT_vacc_*.pth"))
+    history = pd.read_csv(ava / "run" / "metrics.csv")
+    names = {released.checkpoint_name("ava", row) for row in history.to_dict("records")}
+    assert {path.name for path in checkpoints} == names
+    state = torch.load(checkpoints[0], weights_only=True)
+    assert not getattr(state, "_metadata", {}).get("", {}).get("photographs")
+    run(arguments(ava, num_epoch=2, init_lr=1e-3, overwrite=True))
+    assert reported[1:] == [pd.read_csv(ava / "run" / "metrics.csv")["val_srcc"].idxmax() + 1]
+    assert not list((ava / "run" / "checkpoints").glob("AVA_AOT_vacc_*.pth"))
+
+
+@pytest.mark.slow
+def test_pictures_of_a_split_are_named_in_the_result(tmp_path, command, run):
+    lines = [f"{i} {i + 100} 1 2 3 4 5 4 3 2 1 {i} 0 1 7" for i in range(1, 61)]
+    (tmp_path / "AVA.txt").write_text("\n".join(lines))
+    make_pictures(tmp_path / "images", [f"{i + 100}.jpg" for i in range(1, 61)])
+    words = ("--labels", tmp_path / "AVA.txt", "--out", tmp_path, "--split", "random")
+    assert command("ava", *words)[0] == 0
+    _, result, _ = run(arguments(tmp_path))
+    assert result["labels_split"] == "random"

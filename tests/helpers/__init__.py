@@ -1,0 +1,1 @@
+"""What tests share: data, networks, runs, processes. No test file imports another."""

@@ -1,0 +1,193 @@
+"""Decoders: torchvision's pixels are PIL's to one grey level, and what it cannot do goes to PIL."""
+
+import argparse
+import random
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sklearn.datasets
+from helpers.data import arguments
+from PIL import EpsImagePlugin, Image, UnidentifiedImageError
+
+from iaa.photographs import copies, decode, inspection
+from iaa.photographs.decode import Resize, read_fast, read_pil, read_plain_jpeg
+from iaa.scoring import photos
+from iaa.training import build
+
+PHOTOGRAPHS = sorted((Path(sklearn.datasets.__file__).parent / "images").glob("*.jpg"))
+RESIZES = [Resize(224, "bicubic"), Resize(256, "bilinear"), Resize(64, "bicubic"), Resize(1000, "bilinear")]
+
+
+def assert_close(found, expected):
+    difference = np.abs(found.astype(int) - expected)
+    assert found.shape == expected.shape
+    assert (difference <= 1).mean() >= 0.995
+    assert difference.max() <= 2
+
+
+@pytest.mark.parametrize("resize", RESIZES, ids=str)
+def test_fast_pixels_are_pils_on_real_photographs(resize):
+    assert len(PHOTOGRAPHS) == 2
+    for path in PHOTOGRAPHS:
+        assert read_plain_jpeg(path, resize) is not None
+        assert_close(read_fast(path, resize), read_pil(path, resize))
+
+
+def test_a_torchvision_without_decoders_will_do(monkeypatch):
+    expected = [read_fast(path, RESIZES[0]) for path in PHOTOGRAPHS]
+    monkeypatch.setattr(decode, "decode_jpeg", None)
+    for path, pixels in zip(PHOTOGRAPHS, expected, strict=True):
+        np.testing.assert_array_equal(read_fast(path, RESIZES[0]), pixels)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"progressive": True},
+        {"quality": 30, "subsampling": "4:2:0"},
+        {"quality": 100, "subsampling": "4:4:4"},
+        {"subsampling": "4:2:2"},
+        {
+            "optimize": True,
+            "exif": b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0",
+        },
+        {"icc_profile": b"a" * 200_000, "comment": b"b" * 1000},
+        {"keep_rgb": True},
+    ],
+    ids=str,
+)
+def test_fast_pixels_are_pils_for_every_way_of_writing_a_jpeg(tmp_path, how):
+    with Image.open(PHOTOGRAPHS[0]) as picture:
+        picture.crop((0, 0, 501, 333)).save(tmp_path / "a.jpg", **how)
+    assert read_plain_jpeg(tmp_path / "a.jpg", RESIZES[0]) is not None
+    assert_close(read_fast(tmp_path / "a.jpg", RESIZES[0]), read_pil(tmp_path / "a.jpg", RESIZES[0]))
+
+
+def test_grey_jpegs_are_decoded_fast(tmp_path):
+    with Image.open(PHOTOGRAPHS[0]) as picture:
+        picture.convert("L").save(tmp_path / "a.jpg")
+    assert read_plain_jpeg(tmp_path / "a.jpg", RESIZES[0]) is not None
+    assert_close(read_fast(tmp_path / "a.jpg", RESIZES[0]), read_pil(tmp_path / "a.jpg", RESIZES[0]))
+
+
+@pytest.mark.parametrize(
+    ("name", "mode"),
+    [("a.jpg", "CMYK"), ("a.png", "RGB"), ("a.png", "P"), ("a.gif", "P"), ("a.webp", "RGBA")],
+)
+def test_all_other_pictures_are_pils_to_the_pixel(tmp_path, name, mode):
+    with Image.open(PHOTOGRAPHS[1]) as picture:
+        picture.convert(mode).save(tmp_path / name)
+    assert read_plain_jpeg(tmp_path / name, RESIZES[0]) is None
+    np.testing.assert_array_equal(
+        read_fast(tmp_path / name, RESIZES[0]), read_pil(tmp_path / name, RESIZES[0])
+    )
+
+
+@pytest.mark.parametrize("share", [0, 0.001, 0.1, 0.5, 0.99])
+def test_a_truncated_jpeg_is_refused_as_pil_refuses_it(tmp_path, share):
+    data = PHOTOGRAPHS[0].read_bytes()
+    (tmp_path / "a.jpg").write_bytes(data[: int(share * len(data))])
+    for read in (read_pil, read_fast):
+        with pytest.raises(OSError, match=r"(?i)truncated|cannot identify"):
+            read(tmp_path / "a.jpg", RESIZES[0])
+
+
+def test_a_decompression_bomb_is_not_decoded(tmp_path, monkeypatch):
+    data = bytearray(PHOTOGRAPHS[0].read_bytes())
+    at = data.index(b"\xff\xc0")
+    data[at + 5 : at + 9] = struct.pack(">HH", 60_000, 60_000)
+    (tmp_path / "a.jpg").write_bytes(data)
+    monkeypatch.setattr(decode, "_decode", None)  # would be called
+    with pytest.raises(Image.DecompressionBombError):
+        read_fast(tmp_path / "a.jpg", RESIZES[0])
+
+
+def test_any_bytes_at_all_are_a_picture_or_an_error(tmp_path):
+    rng, data = random.Random(0), PHOTOGRAPHS[0].read_bytes()
+    for _ in range(60):
+        damaged = bytearray(data[: rng.randrange(len(data))])
+        for _ in range(rng.randrange(1, 9)):
+            damaged[rng.randrange(min(len(damaged), 700))] = rng.randrange(256)
+        (tmp_path / "a.jpg").write_bytes(damaged)
+        try:
+            assert read_fast(tmp_path / "a.jpg", RESIZES[2]).shape == (64, 64, 3)
+        except Exception as error:
+            with pytest.raises(type(error)):
+                read_pil(tmp_path / "a.jpg", RESIZES[2])
+
+
+@pytest.mark.slow
+def test_who_decodes(ava, run, monkeypatch):
+    def seen(**options):
+        used = []
+        original = build.make_loader
+
+        def spy(*given, **named):
+            loader = original(*given, **named)
+            used.append(named["decoder"])
+            return loader
+
+        with monkeypatch.context() as patch:
+            patch.setattr("iaa.training.build.make_loader", spy)
+            status, _, err = run(arguments(ava, overwrite=True, **options))
+        assert status == 0, err
+        return used
+
+    assert seen() == ["fast", "pil", "pil"]
+    for given, both in (({"released_protocol": True}, "pil"), ({"decode": "fast"}, "fast")):
+        options = argparse.Namespace(**{"decode": "auto", "released_protocol": False} | given)
+        assert build.pick_decoders(options) == (both, both)
+    weights = ava / "weights.pth"
+    (ava / "run" / "checkpoints" / "best.pth").rename(weights)
+    assert seen(eval=True, path_to_model_weight=weights) == ["pil"]
+
+
+@pytest.fixture
+def postscript(tmp_path, monkeypatch):
+    """A PostScript page called .jpg. PIL, left to itself, has it executed."""
+    executed = []
+    monkeypatch.setattr(
+        EpsImagePlugin, "Ghostscript", lambda *page: executed.append(page) or Image.new("RGB", (9, 9)).im
+    )
+    path = tmp_path / "page.jpg"
+    path.write_bytes(
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n{} loop\nshowpage\n%%EOF\n"
+    )
+    with Image.open(path) as picture:
+        picture.load()
+    assert executed, "this PIL executes no PostScript: the tests below cannot fail"
+    executed.clear()
+    yield path
+    assert not executed
+
+
+@pytest.mark.parametrize("read", [read_pil, read_fast])
+def test_postscript_is_not_executed_in_training_or_evaluation(postscript, read):
+    with pytest.raises(UnidentifiedImageError):
+        read(postscript, RESIZES[0])
+
+
+@pytest.mark.parametrize("content", [False, True], ids=["file", "bytes"])
+def test_postscript_is_not_executed_when_scored(postscript, content):
+    with (
+        pytest.raises(UnidentifiedImageError),
+        photos._opened(postscript.read_bytes() if content else postscript),
+    ):
+        pass
+
+
+def test_postscript_is_not_executed_by_checks(postscript):
+    assert inspection.inspect_file(postscript.parent, postscript.name).kinds == "not an image"
+    assert copies.signature(postscript.parent, postscript.name) is None
+
+
+def test_one_place_opens_images():
+    """PIL itself is asked in `decode.open_image` alone, which names the formats."""
+    root = Path(__file__).parents[2]
+    sources = [
+        path for path in root.rglob("*.py") if path.relative_to(root).parts[0] not in ("tests", "benchmarks")
+    ]
+    found = [path for path in sources if "Image.open(" in path.read_text(encoding="utf-8")]
+    assert found == [root / "iaa" / "photographs" / "decode.py"]

@@ -1,0 +1,373 @@
+"""The official label files: read in whatever way they are written; an error names what is not a label."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from helpers.data import make_pictures
+from helpers.official_files import AVA_LINES, write
+
+from iaa.photographs import official, preparation
+from iaa.photographs.labels import AVA, FORMATS, read_labels
+
+
+def many_ava_lines(count):
+    rng = np.random.default_rng(0)
+    return [
+        f"{i} {i + 100} {' '.join(map(str, rng.integers(0, 60, 10) + 1))} 0 1 7" for i in range(1, count + 1)
+    ]
+
+
+def test_ava_becomes_the_released_schema(tmp_path, command):
+    labels = write(tmp_path / "AVA.txt", "\n".join(many_ava_lines(255)))
+    status, out, err = command(
+        "ava", "--labels", labels, "--out", tmp_path / "a", "--split", "random", "--seed", 3
+    )
+    assert (status, err) == (0, "")
+    tables = {split: pd.read_csv(tmp_path / "a" / f"{split}.csv") for split in ("train", "val", "test")}
+    assert [len(table) for table in tables.values()] == [229, 13, 13]
+    assert list(tables["val"].columns) == [AVA.image_column, *AVA.vote_columns, "tag1", "tag2", "tag3"]
+    together = pd.concat(tables.values()).set_index("image_id").sort_index()
+    for line in many_ava_lines(255):
+        words = [int(word) for word in line.split()]
+        assert together.loc[words[1]].tolist() == words[2:]
+    assert "255 rows read, 255 kept" in out
+    summary = json.loads((tmp_path / "a" / "summary.json").read_text())
+    for split, table in tables.items():
+        mos = read_labels(tmp_path / "a" / f"{split}.csv", AVA).mos
+        assert summary["splits"][split]["images"] == len(table)
+        assert summary["splits"][split]["mean"] == pytest.approx(mos.mean())
+        assert summary["splits"][split]["spread"] == pytest.approx(mos.std())
+        assert summary["splits"][split]["above_threshold"] == pytest.approx((mos > 5).mean())
+    assert (tmp_path / "a" / "summary.txt").read_text().strip() in out
+
+
+def test_the_released_counts_of_ava():
+    """12,776 and 12,775 rows: 5 % of 255,510."""
+    prepared = official.PreparedLabels(pd.DataFrame({"split": [""] * 255_510}), AVA, 0)
+    preparation.split_at_random(prepared, 0.05, 0.05, 0)
+    assert prepared.table["split"].value_counts().to_dict() == {
+        "train": 229_959,
+        "test": 12_776,
+        "val": 12_775,
+    }
+
+
+def test_a_seed_is_a_split(tmp_path, command):
+    labels = write(tmp_path / "AVA.txt", "\n".join(many_ava_lines(100)))
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        words = ("--labels", labels, "--out", tmp_path / name, "--split", "random", "--seed", seed)
+        assert command("ava", *words)[0] == 0
+    a, b, c = ((tmp_path / name / "test.csv").read_bytes() for name in "abc")
+    assert a == b != c
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("3 954184 0 0 4 8 41 56 10 3 4 4 0 0", "14 columns, not 15"),
+        ("3 954184 0 0 4 8 x 56 10 3 4 4 0 0 1396", "votes of 5 = 'x': not a whole number"),
+        ("3 954184 0 0 4 8 -1 56 10 3 4 4 0 0 1396", "votes of 5 = '-1': not a whole number"),
+        ("3 954184 0 0 4 8 1.5 56 10 3 4 4 0 0 1396", "votes of 5 = '1.5'"),
+        ("3 954184 0 0 4 8 ٣ 56 10 3 4 4 0 0 1396", "votes of 5 = '٣'"),
+        ("3 954184 0 0 4 8 9999999999 56 10 3 4 4 0 0 1396", "votes of 5 = '9999999999'"),
+        ("3 954184 0 0 0 0 0 0 0 0 0 0 0 0 1396", "image id = '954184': all votes are 0"),
+        (
+            "3 953619 0 1 5 17 38 36 15 6 5 2 1 22 1396",
+            "image_id = '953619': stands there with another label",
+        ),
+        (b"\xff\xfe3\x00", "not UTF-8 text"),
+    ],
+)
+def test_a_malformed_row_of_ava_is_named(tmp_path, command, line, message):
+    line = line if isinstance(line, bytes) else line.encode()
+    labels = write(tmp_path / "AVA.txt", "\n".join(AVA_LINES[:2]).encode() + b"\n\n" + line)
+    status, out, err = command("ava", "--labels", labels, "--out", tmp_path / "a")
+    assert (status, out) == (2, "")
+    assert len(err.splitlines()) == 1
+    assert err.startswith(
+        f"prepare_data.py: {labels}, line 4: {message}" if message != "not UTF-8 text" else "prepare"
+    )
+    assert message in err
+    assert not (tmp_path / "a").exists()
+
+
+@pytest.fixture
+def tad66k(tmp_path):
+    for place, rows in {
+        "merge/train.csv": [f"a{i}.jpg,{i % 10}" for i in range(20)],
+        "merge/test.csv": ["t0.jpg,9.9", "t1.jpg,0.1", "a0.jpg,0"],
+        "unmerge/train/animal.csv": [f"a{i}.jpg,{i % 10}" for i in range(10)],
+        "unmerge/test/animal.csv": ["t0.jpg,9.9"],
+        "unmerge/train/night sky.csv": [f"s{i}.jpg,{i % 10}" for i in range(10)],
+        "unmerge/test/night_sky.csv": ["t1.jpg,0.1"],
+    }.items():
+        write(tmp_path / place, "\n".join(["image,score", *rows]))
+    return tmp_path
+
+
+def test_tad66k_keeps_the_official_test_set(tad66k, command):
+    status, out, _ = command("tad66k", "--labels", tad66k, "--out", tad66k / "a")
+    assert status == 0
+    counts = [
+        len(read_labels(tad66k / "a" / f"{split}.csv", FORMATS["tad66k"]))
+        for split in ("train", "val", "test")
+    ]
+    assert counts == [17, 2, 3]
+    assert "1 dropped: train rows of images that are in another split" in out
+    assert (tad66k / "a" / "test.csv").read_text().splitlines()[1] == "t0.jpg,9.9"
+
+
+@pytest.mark.parametrize(
+    ("theme", "test"), [("animal", "t0.jpg"), ("night sky", "t1.jpg"), ("Night_Sky", "t1.jpg")]
+)
+def test_one_theme_of_tad66k(tad66k, command, theme, test):
+    assert command("tad66k", "--labels", tad66k, "--out", tad66k / "a", "--theme", theme)[0] == 0
+    assert pd.read_csv(tad66k / "a" / "test.csv")["image"].tolist() == [test]
+
+
+def test_an_unknown_theme_is_told_which_there_are(tad66k, command):
+    status, _, err = command("tad66k", "--labels", tad66k, "--out", tad66k / "a", "--theme", "cars")
+    assert status == 2
+    assert "0 files of train rows for --theme cars; themes found: animal, night sky" in err
+
+
+@pytest.fixture
+def flickr(tmp_path):
+    """Three workers: one with 110 ratings, held out; the others with too few and too many."""
+    ratings = [f" w1 , p{i}.jpg, {i % 5 + 1}" for i in range(110)]
+    ratings += [f"w2,p{i}.jpg,3" for i in range(100, 300)] + [f"w3, p{i}.jpg ,1" for i in range(300, 320)]
+    write(
+        tmp_path / "workers.csv",
+        " worker, imagePair, score\r\n" + "\r\n".join([*ratings, "w3,unknown.jpg,2"]),
+    )
+    write(
+        tmp_path / "scores.txt",
+        "\r\n".join(f"p{i}.jpg  {i / 400} " for i in range(330)) + "\r\np5.jpg 0.0125\r\n",
+    )
+    return tmp_path
+
+
+def test_flickr_aes_holds_workers_out(flickr, command):
+    words = ("--scores", flickr / "scores.txt", "--workers", flickr / "workers.csv", "--out", flickr / "a")
+    status, out, _ = command("flickr_aes", *words)
+    assert status == 0
+    tables = {split: pd.read_csv(flickr / "a" / f"{split}.csv") for split in ("train", "val", "test")}
+    assert tables["test"]["image"].tolist() == [f"p{i}.jpg" for i in range(110)]
+    assert [len(table) for table in tables.values()] == [189, 21, 110]
+    assert tables["test"]["score"].tolist() == [i / 400 for i in range(110)]
+    assert "10 dropped: rated by no worker" in out
+    assert "1 dropped: repeated, with the same score" in out
+    for figure in (
+        "workers held out 1 (37)",
+        "test images 110 (4737)",
+        "training images 210 (35263)",
+        "names 331 (40988)",
+    ):
+        assert figure in out
+    assert "ratings 331 (some 193,000); by 3 workers" in out
+    assert "1 rated images have no score" in out
+
+
+def test_flickr_aes_at_random(flickr, command):
+    assert command("flickr_aes", "--scores", flickr / "scores.txt", "--out", flickr / "a")[0] == 0
+    counts = [len(pd.read_csv(flickr / "a" / f"{split}.csv")) for split in ("train", "val", "test")]
+    assert counts == [264, 33, 33]
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("scores.txt", "a.jpg 0.5\nb.jpg\n", "line 2: 1 columns, not 2"),
+        ("scores.txt", "a.jpg 0.5\nb.jpg 1.5\n", "line 2: score = '1.5': scores are 0 to 1"),
+        ("scores.txt", "a.jpg nan\n", "line 1: score = 'nan'"),
+        ("scores.txt", "../a.jpg 0.5\n", "line 1: image = '../a.jpg': leaves the image folder"),
+        (
+            "scores.txt",
+            "a.jpg 0.5\n\na.jpg 0.6\n",
+            "line 3: image = 'a.jpg': stands there with another label",
+        ),
+        ("scores.txt", " \n", "empty; it needs rows"),
+        ("workers.csv", "worker,score\na,1\n", "no column imagepair; found worker, score"),
+        ("workers.csv", "worker,imagePair,score\na,b.jpg,6\n", "line 2: score = '6': scores are 1 to 5"),
+        ("workers.csv", "worker,imagePair,score\na, ,5\n", "line 2: imagepair = '': empty"),
+        ("workers.csv", "worker,imagePair,score\na,b.jpg,5\n", "0 of 1 workers have 105 to 171 ratings"),
+    ],
+)
+def test_a_malformed_row_of_flickr_aes_is_named(flickr, command, file, text, message):
+    write(flickr / file, text)
+    words = ("--scores", flickr / "scores.txt", "--workers", flickr / "workers.csv", "--out", flickr / "a")
+    status, _, err = command("flickr_aes", *words)
+    assert status == 2
+    assert len(err.splitlines()) == 1
+    assert message in err
+
+
+def test_aadb_has_three_official_splits(tmp_path, command):
+    for word, rows in {"Train": range(10), "Validation": range(10, 13), "TestNew": range(13, 15)}.items():
+        text = "\n".join(f"farm{i}.jpg {i / 20}" for i in rows)
+        write(tmp_path / f"imgList{word}Regression_score.txt", text)
+    assert command("aadb", "--labels", tmp_path, "--out", tmp_path / "a")[0] == 0
+    for split, count in (("train", 10), ("val", 3), ("test", 2)):
+        assert len(read_labels(tmp_path / "a" / f"{split}.csv", FORMATS["aadb"])) == count
+
+
+def test_para_has_pictures_in_sessions(tmp_path, command):
+    header = "sessionId,imageName,userId,aestheticScore_mean\n"
+    write(
+        tmp_path / "PARA-GiaaTrain.csv",
+        header + "".join(f"session{i},iaa_{i}.jpg,u,{1 + i / 5}\n" for i in range(20)),
+    )
+    write(tmp_path / "PARA-GiaaTest.csv", header + "session1,iaa_t.jpg,u,4.5\n")
+    assert command("para", "--labels", tmp_path, "--out", tmp_path / "a")[0] == 0
+    labels = read_labels(tmp_path / "a" / "test.csv", FORMATS["para"])
+    assert (labels.images.tolist(), labels.mos.tolist()) == (["session1/iaa_t.jpg"], [0.875])
+    assert len(read_labels(tmp_path / "a" / "val.csv", FORMATS["para"])) == 2
+
+
+def test_any_table_with_a_score(tmp_path, command):
+    rows = "".join(f"x{i}.png;{i};{'Test' if i % 5 == 0 else 'training'}\n" for i in range(20))
+    labels = write(tmp_path / "t.csv", "file;beauty;part\n" + rows)
+    words = "--image_column file --score_column beauty --split_column part --separator ; --score_max 20"
+    status, out, _ = command("csv", "--labels", labels, "--out", tmp_path / "a", *words.split())
+    assert status == 0
+    assert "above 10" in out
+    assert pd.read_csv(tmp_path / "a" / "test.csv").to_dict("list") == {
+        "image": ["x0.png", "x5.png", "x10.png", "x15.png"],
+        "score": [0.0, 5.0, 10.0, 15.0],
+    }
+
+
+def test_any_table_with_votes(tmp_path, command):
+    labels = write(
+        tmp_path / "t.csv", "image,bad,fair,good\n" + "".join(f"x{i}.png,{i},1,2\n" for i in range(20))
+    )
+    status, _, _ = command(
+        "csv", "--labels", labels, "--out", tmp_path / "a", "--vote_columns", "bad", "fair", "good"
+    )
+    assert status == 0
+    table = pd.concat([pd.read_csv(tmp_path / "a" / f"{split}.csv") for split in ("train", "val", "test")])
+    assert list(table.columns) == ["image", "vote1", "vote2", "vote3"]
+    assert sorted(table["vote1"]) == list(range(20))
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--score_column", "beauty"], "no column beauty; found image, score, part"),
+        (["--split_column", "part"], "line 3: part = 'maybe': neither train, val nor test"),
+        (["--score_max", "0.2"], "line 3: score = '0.5': scores are 0 to 0.2"),
+        (["--score_max", "0"], "--score_min 0 is not below --score_max 0"),
+        (["--vote_columns", "score", "score"], "--vote_columns needs two columns or more, each once"),
+        (["--vote_columns", "score", "part"], "line 2: part = 'train': not a number"),
+        (["--score_column", "score", "--vote_columns", "a", "b"], "exclude each other"),
+        (["--separator", "ab"], "--separator 'ab' is not one plain character, or tab"),
+        (["--seed", "-1"], "--seed -1 must be at least 0"),
+        (["--val_share", "0.7"], "--val_share 0.7 must be between 0 and 0.5"),
+        (["--labels", "nowhere.csv"], "nowhere.csv: no such file"),
+        ([], "no rows are left for val.csv"),
+    ],
+)
+def test_a_table_that_cannot_be_read_is_named(tmp_path, command, words, message):
+    labels = write(tmp_path / "t.csv", "image,score,part\na.png,0.1,train\nb.png,0.5,maybe\n")
+    status, _, err = command("csv", "--labels", labels, "--out", tmp_path / "a", *words)
+    assert status == 2
+    assert len(err.splitlines()) == 1
+    assert message in err
+
+
+def test_a_repeated_row_of_ava_is_dropped_and_counted(tmp_path, command):
+    lines = many_ava_lines(100)
+    labels = write(tmp_path / "AVA.txt", "\n".join([*lines, lines[4]]))
+    status, out, _ = command("ava", "--labels", labels, "--out", tmp_path / "a", "--split", "random")
+    assert status == 0
+    assert "1 dropped: repeated, with the same score" in out
+
+
+@pytest.mark.parametrize("names", [("x5.png", "x6.png"), ("x5.PNG", "x6.PNG")])
+def test_no_picture_is_in_two_splits(tmp_path, command, names):
+    """Neither by the same name nor by a name whose ending differs in case."""
+    rows = [f"x{i}.png,0.5,{'test' if i in (5, 6) else 'train' if i < 30 else 'val'}" for i in range(40)]
+    rows += [f"{names[0]},0.5,train", f"{names[1]},0.5,val"]
+    labels = write(tmp_path / "t.csv", "image,score,split\n" + "\n".join(rows))
+    make_pictures(tmp_path / "images", [f"x{i}.png" for i in range(40)], (8, 8))
+    words = f"csv --labels {labels} --images {tmp_path}/images --split_column split --num_workers 0".split()
+    status, out, err = command(*words, "--out", tmp_path / "a")
+    assert status == 0, err
+    counts = [len(pd.read_csv(tmp_path / "a" / f"{split}.csv")) for split in ("train", "val", "test")]
+    assert counts == [28, 10, 2]
+    assert "1 dropped: train rows of images that are in another split" in out
+    assert "1 dropped: val rows of images that are in another split" in out
+
+
+def test_names_without_an_ending_are_given_one(tmp_path, command):
+    rows = "".join(f"{i}\t{i / 100}\n" for i in range(40))
+    labels = write(tmp_path / "t.tsv", "image_id\tbeauty\n" + rows)
+    words = (
+        f"csv --labels {labels} --separator tab --image_column image_id --suffix .jpg --score_column beauty"
+    )
+    assert command(*words.split(), "--out", tmp_path / "a")[0] == 0
+    assert pd.read_csv(tmp_path / "a" / "val.csv")["image"].str.fullmatch(r"[0-9]+\.jpg").all()
+
+
+def test_official_labels_are_not_written_over(tad66k, command):
+    before = (tad66k / "merge" / "train.csv").read_bytes()
+    status, _, err = command("tad66k", "--labels", tad66k, "--out", tad66k / "merge", "--overwrite")
+    assert status == 2
+    assert "is one of the official labels" in err
+    assert (tad66k / "merge" / "train.csv").read_bytes() == before
+
+
+def test_csvs_are_not_written_over(tmp_path, command):
+    labels = write(tmp_path / "AVA.txt", "\n".join(many_ava_lines(100)))
+    words = ("ava", "--labels", labels, "--split", "random", "--out", tmp_path / "a")
+    assert command(*words)[0] == 0
+    before = (tmp_path / "a" / "val.csv").read_bytes()
+    status, _, err = command(*words, "--seed", 1)
+    assert status == 2
+    assert "train.csv: is there already; give --overwrite or another --out" in err
+    assert (tmp_path / "a" / "val.csv").read_bytes() == before
+    assert command(*words, "--seed", 1, "--overwrite")[0] == 0
+    assert (tmp_path / "a" / "val.csv").read_bytes() != before
+
+
+def test_rows_without_a_picture_are_left_out_and_counted(tmp_path, command):
+    labels = write(tmp_path / "AVA.txt", "\n".join(many_ava_lines(100)))
+    make_pictures(
+        tmp_path / "images", [f"{i + 100}.{'JPG' if i % 2 else 'jpg'}" for i in range(1, 99)], (8, 8)
+    )
+    write(tmp_path / "images" / "107.JPG", "not a picture")
+    write(tmp_path / "images" / "109.JPG", b"")
+    words = f"ava --labels {labels} --split random --images {tmp_path}/images --num_workers 0".split()
+    status, out, err = command(*words, "--out", tmp_path / "a")
+    assert (status, err) == (0, "")
+    assert "100 rows read, 96 kept" in out
+    for reason in (
+        "2 dropped: picture missing",
+        "1 dropped: picture empty",
+        "1 dropped: picture not an image",
+    ):
+        assert reason in out
+    tables = [pd.read_csv(tmp_path / "a" / f"{split}.csv")["image_id"] for split in ("train", "val", "test")]
+    assert set(pd.concat(tables)) == set(range(101, 199)) - {107, 109}
+    status, out, _ = command(*words, "--out", tmp_path / "b", "--no_check")
+    assert status == 0
+    assert "100 rows read, 98 kept" in out
+    for split in ("val", "test"):  # the seed decides, whatever is missing
+        assert set(tables[1 if split == "val" else 2]) <= set(
+            pd.read_csv(tmp_path / "b" / f"{split}.csv")["image_id"]
+        )
+
+
+def test_a_folder_without_any_of_the_pictures_is_told(tmp_path, command):
+    labels = write(tmp_path / "AVA.txt", "\n".join(AVA_LINES))
+    (tmp_path / "images").mkdir()
+    for images, message in (
+        ("images", "none of the 3 pictures is there, as 953619.jpg"),
+        ("nowhere", "no such folder"),
+    ):
+        words = f"ava --labels {labels} --split random --images {tmp_path / images} --out {tmp_path}/a"
+        status, _, err = command(*words.split())
+        assert status == 2
+        assert message in err

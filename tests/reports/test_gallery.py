@@ -1,0 +1,139 @@
+"""What predict.py puts on a page: which photographs, beside what. How the page behaves is tests/test_report.py's."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from helpers.networks import make_weights
+from helpers.pages import data_of, evaluate
+
+import predict
+from iaa.networks.trained_network import load_network
+from iaa.reports.gallery import Gallery, read_comparison, votes_of
+from iaa.scoring.table import read_rows
+
+COMMAND = predict
+CPU = ("--gpu_id", "cpu", "--num_workers", 0)
+
+
+def rows_of(scores):
+    return [
+        {"image": f"{i}.png", "score": score, "error": "" if score is not None else "bad"}
+        for i, score in enumerate(scores)
+    ]
+
+
+def content_of(page):
+    return data_of(page.read_text(encoding="utf-8"))
+
+
+def test_a_gallery_shows_all_while_it_can():
+    gallery = Gallery(10)
+    rows = rows_of([3, None, 1, 2])
+    for row in rows:
+        gallery.add(row, np.ones((2, 2)))
+    assert [row for row, _ in gallery.chosen()] == rows
+    assert list(gallery.scores) == [3, 1, 2]
+    assert gallery.chosen()[0][1].dtype == np.float16
+
+
+@pytest.mark.parametrize("limit", [1, 7, 50])
+def test_a_gallery_shows_the_best_the_worst_and_a_sample_of_more(limit):
+    gallery, fifth = Gallery(limit), limit // 5
+    for row in rows_of([None, *np.random.default_rng(0).permutation(1000).astype(float).tolist()]):
+        gallery.add(row)
+    shown = [row for row, _ in gallery.chosen()]
+    numbers = [int(row["image"][:-4]) for row in shown]
+    assert numbers == sorted(set(numbers))
+    assert len(shown) == limit
+    extremes = [*range(fifth), *range(1000 - fifth, 1000)]
+    assert {row["score"] for row in shown} >= set(map(float, extremes))
+    assert (len(gallery.scores), gallery.count) == (1000, 1001)
+
+
+def test_the_page_of_predict(album, weights, tmp_path, command):
+    (album / "bad.png").write_text("no picture")
+    other = make_weights(tmp_path / "other.pth", seed=3)
+    page = tmp_path / "page.html"
+    status, _, err = command(
+        album, "--weights", weights, "--report", page, "--out", tmp_path / "s.csv", "--compare", other, *CPU
+    )
+    assert status == 1, err
+    text = page.read_text(encoding="utf-8")
+    content = content_of(page)
+    assert content["photos"]["error"][2] == "no decoder knows the file"
+    for name, table in (("score", tmp_path / "s.csv"), ("other", None)):
+        rows = list(read_rows(table)) if table else rows_with(command, album, other, tmp_path)
+        assert content["photos"]["image"] == [row["image"] for row in rows]
+        expected = [np.nan if row["score"] is None else row["score"] for row in rows]
+        found = np.array(content["photos"][name], float)
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+    assert "://" not in re.sub(r"http://www.w3.org/\d+/svg", "", text)  # it asks for nothing
+
+
+def rows_with(command, album, weights, tmp_path):
+    out = tmp_path / "beside.csv"
+    assert command(album, "--weights", weights, "--out", out, *CPU)[0] == 1
+    return list(read_rows(out))
+
+
+def test_appended_rows_are_on_the_page_with_those_before(album, weights, tmp_path, command):
+    page, out = tmp_path / "page.html", tmp_path / "s.csv"
+    assert command(album / "a.jpg", "--weights", weights, "--report", page, "--out", out, *CPU)[0] == 0
+    assert command(album, "--weights", weights, "--report", page, "--out", out, "--append", *CPU)[0] == 0
+    text = page.read_text(encoding="utf-8")
+    assert "Scores of 7 photographs" in text
+    assert len([a for a in content_of(page)["photos"]["attention"] if a]) == 7  # of the first one, too
+    assert len(list(read_rows(out))) == 7
+
+
+def test_a_table_is_compared_by_path_or_name(tmp_path):
+    table = tmp_path / "t.csv"
+    table.write_text(
+        "image,score,error,vote1,vote2\np/a.jpg,3,,0.25,0.75\nb.jpg,,bad,,\n/x/p/c.jpg,4,,0.5,0.5\n"
+    )
+    trained = load_network(make_weights(tmp_path / "w.pth"))
+    other = read_comparison(table, trained, "cpu")
+    assert other.scale == (1, 10)
+    assert other.row("p/a.jpg")["score"] == 3
+    assert other.row("/anywhere/p/a.jpg")["score"] == 3
+    assert other.row("/anywhere/q/a.jpg") is None  # another photograph of that name
+    assert votes_of(other.row("p/a.jpg")) == [0.25, 0.75]
+    assert other.row("q/b.jpg")["score"] is None  # the table has names alone, as a run's predictions
+    assert other.row("/x/p/c.jpg")["score"] == 4
+    assert other.row("d.jpg") is None
+    (tmp_path / "t.csv.run.json").write_text('{"score_range": [0, 1]}')
+    assert read_comparison(table, trained, "cpu").scale == (0, 1)
+
+
+def test_a_runs_predictions_are_compared_on_the_datasets_scale(scored, run, tmp_path):
+    status, result, err = evaluate(run, scored, "tad66k")
+    assert status == 0, err
+    path = Path(result["files"]["predictions"])
+    predictions = pd.read_csv(path)
+    other = read_comparison(path, load_network(make_weights(tmp_path / "w.pth")), "cpu")
+    assert other.scale == (0, 10)
+    row, expected = other.row(f"images/{predictions['image'][2]}"), 10 * predictions["predicted_score"][2]
+    assert row["score"] == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "content", ["image,other\na,1\n", "no,table\n", "image,score\na,b\n", "image,score\na,1,2\n"]
+)
+def test_what_is_no_table_is_refused(tmp_path, album, weights, command, content):
+    (tmp_path / "t.csv").write_text(content)
+    page = ("--report", tmp_path / "r.html", "--compare", tmp_path / "t.csv")
+    status, _, err = command(album, "--weights", weights, *page, *CPU)
+    assert (status, "table of scores" in err) == (2, True)
+    assert not (tmp_path / "r.html").exists()
+
+
+def test_photographs_that_are_not_in_the_table_are_told_of(tmp_path, album, weights, command, caplog):
+    (tmp_path / "t.csv").write_text("image,score\nnowhere/a.jpg,3\nb.png,4\nc.png,5\n")
+    page = tmp_path / "r.html"
+    words = (album, "--weights", weights, "--report", page, "--compare", tmp_path / "t.csv", *CPU)
+    assert command(*words)[0] == 0
+    assert "t.csv has a score of 1 of these 7 photographs." in caplog.text
+    assert any("has a score of 1 of these 7" in note for note in content_of(page)["notes"])

@@ -1,0 +1,265 @@
+"""The report page: what is written into it, by predict.py and by --eval. test_report_browser.py reads it in a browser."""
+
+import base64
+import io
+import re
+from html.parser import HTMLParser
+from urllib.parse import unquote
+
+import numpy as np
+import pandas as pd
+import pytest
+from helpers.data import arguments, make_pictures
+from helpers.pages import ODD, VOTES, a_page, data_of, evaluate
+from PIL import Image
+from scipy import stats
+
+from iaa.errors import Interrupted
+from iaa.photographs.workers import PARALLEL_FROM
+from iaa.reports import charts
+from iaa.reports.html_page import (
+    CHUNK,
+    LARGE,
+    LARGE_UP_TO,
+    SMALL,
+    Page,
+    Photo,
+    open_photo,
+    write_page,
+)
+from iaa.reports.test_report import choose
+
+
+def written(path, page, photos, **given):
+    write_page(path, page, photos, **given)
+    return path.read_text(encoding="utf-8")
+
+
+def thumbnails_of(text):
+    chunks = re.findall(r'<script type="text/plain" class="thumbnails">(.*?)</script>', text, re.DOTALL)
+    return [line for chunk in chunks for line in chunk.split("\n")]
+
+
+def test_names_of_any_kind_stay_names(tmp_path):
+    names = [ODD, "写真 фото.jpg", "broken\udcff.jpg", "<!-- thumbnails -->", "{{script}}"]
+    page = Page(ODD, {ODD: "\udc80"}, (1, 10), other_name=ODD, notes=[ODD])
+    text = written(tmp_path / "page.html", page, [Photo(name, None, 5.0, error=name) for name in names])
+    found = data_of(text)
+    assert found["photos"]["image"] == [*names[:2], "broken\\udcff.jpg", *names[3:]]
+    assert found["facts"] == [[ODD, "\\udc80"]]
+
+    class Tags(HTMLParser):
+        seen = ()
+
+        def handle_starttag(self, tag, attrs):
+            self.seen = (*self.seen, tag)
+
+    tags = Tags()
+    tags.feed(text)
+    assert "b" not in tags.seen
+    assert tags.seen.count("script") == 3  # one chunk of thumbnails, the data, the script
+
+
+def test_a_page_of_no_photographs_may_load_nothing(tmp_path):
+    text = written(tmp_path / "page.html", a_page(), [])
+    assert data_of(text)["distributions"] == []
+    assert thumbnails_of(text) == []
+    policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]*)"', text)[1]
+    assert policy.startswith("default-src 'none'; img-src data:;")
+    assert "unsafe" not in policy
+    assert set(re.findall(r"https?://[\w./]+", text)) == {
+        "http://www.w3.org/2000/svg"
+    }  # SVG's name, no place
+    assert not re.search(r"""(src|href)=["'](?!data:|#)""", text)
+
+
+def test_numbers_that_are_none_are_null(tmp_path):
+    photos = [
+        Photo("a.jpg", None, np.float32(5.25), votes=VOTES.astype(np.float32), true=np.nan),
+        Photo("b.jpg", None, None, error="cut short", votes=[np.inf]),
+        Photo("c.jpg", None, 6.0, numbers={"spread": np.nan, "below": 0.25}),
+    ]
+    page = a_page(figures=[["", "this run"], ["SRCC", "-"]])
+    found = data_of(written(tmp_path / "page.html", page, photos))
+    assert found["photos"]["score"] == [5.25, None, 6.0]
+    assert found["photos"]["true"] == [None] * 3
+    assert found["photos"]["votes"][:2] == [[round(v, 4) for v in VOTES], [None]]
+    assert found["figures"] == [["", "this run"], ["SRCC", "-"]]
+    assert [(n["label"], n["values"]) for n in found["numbers"]] == [
+        ("Share below", [None, None, 0.25]),
+        ("Spread of votes", [None] * 3),
+    ]
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """A folder with a landscape and a portrait picture, and one that is cut short."""
+    folder = tmp_path_factory.mktemp("pictures")
+    make_pictures(folder, ["wide.jpg"], size=(600, 900))
+    make_pictures(folder, ["tall.png"], size=(400, 200))
+    (folder / "cut.jpg").write_bytes((folder / "wide.jpg").read_bytes()[:900])
+    return folder
+
+
+def opened(line):
+    return Image.open(io.BytesIO(base64.b64decode(line)))
+
+
+def test_thumbnails_keep_the_aspect_ratio_and_what_cannot_be_read_has_none(tmp_path, pictures):
+    paths = [pictures / "wide.jpg", pictures / "tall.png", pictures / "cut.jpg", pictures / "gone.jpg", None]
+    photos = [Photo(str(path), path, 5.0) for path in paths]
+    wide, tall, *none = thumbnails_of(written(tmp_path / "page.html", a_page(), photos))
+    assert opened(wide).size == (LARGE, LARGE * 2 // 3)
+    assert opened(tall).size == (LARGE // 2, LARGE)
+    assert none == [""] * 3
+    assert opened(wide).format == "JPEG"
+
+
+@pytest.mark.slow
+def test_a_long_page_has_small_thumbnails_in_order(tmp_path):
+    make_pictures(tmp_path, ["wide.jpg"], size=(100, 200))
+    make_pictures(tmp_path, ["tall.jpg"], size=(200, 100))
+    seen = []
+
+    def note(path):
+        seen.append(path)
+        return open_photo(path)
+
+    paths = [tmp_path / ("tall.jpg" if row % 3 else "wide.jpg") for row in range(LARGE_UP_TO + 1)]
+    text = written(tmp_path / "p.html", a_page(), [Photo(p.name, p, 5.0) for p in paths], open_photo=note)
+    lines = thumbnails_of(text)
+    assert seen == paths
+    assert len(re.findall('class="thumbnails"', text)) == -(-len(paths) // CHUNK)
+    assert [opened(line).size[0] == SMALL for line in lines] == [p.name == "wide.jpg" for p in paths]
+
+
+@pytest.mark.slow
+def test_workers_make_the_same_page(tmp_path):
+    make_pictures(tmp_path, ["a.jpg"])
+    photos = [Photo(f"{row}.jpg", tmp_path / "a.jpg", 5.0) for row in range(PARALLEL_FROM)]
+    alone, shared = (written(tmp_path / f"{n}.html", a_page(), photos, num_workers=n) for n in (0, 2))
+    assert alone == shared
+
+
+def test_a_signal_leaves_no_page(tmp_path, pictures):
+    class Asked:
+        received = 15
+
+    with pytest.raises(Interrupted):
+        write_page(tmp_path / "p.html", a_page(), [Photo("a", pictures / "wide.jpg", 5.0)], stop=Asked())
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_links_are_relative_where_page_and_picture_lie_together(tmp_path):
+    (tmp_path / "out").mkdir()
+    paths = [tmp_path / "out" / "sub" / "a #1?.jpg", tmp_path / "elsewhere" / "b%.jpg", None]
+    text = written(tmp_path / "out" / "p.html", a_page(), [Photo("x", path, 5.0) for path in paths])
+    near, far, none = data_of(text)["photos"]["link"]
+    assert near == "sub/a%20%231%3F.jpg"
+    assert far == f"file://{tmp_path}/elsewhere/b%25.jpg"
+    assert unquote(far).endswith(str(paths[1]))
+    assert none is None
+
+
+def test_attention_is_in_multiples_of_an_even_share(tmp_path):
+    even, one = np.full((4, 4), 1 / 16), np.zeros((4, 4))
+    one[1, 2] = 1
+    large = np.full((64, 100), 1 / 6400)
+    photos = [Photo("a", None, 5.0, attention=values) for values in (even, one, large, None)]
+    found = data_of(written(tmp_path / "p.html", a_page(), photos))
+    limit = found["attention_limit"]
+    packed = found["photos"]["attention"]
+    maps = [m and (*m[:2], np.frombuffer(base64.b64decode(m[2]), np.uint8)) for m in packed]
+    assert limit == pytest.approx(np.quantile([1, 16, 1], 0.9))
+    assert maps[0][:2] == (4, 4)
+    assert set(maps[0][2]) == set(maps[2][2]) == {round(255 / limit)}
+    assert maps[1][2].tolist() == [255 if cell == 6 else 0 for cell in range(16)]
+    assert maps[2][:2] == (32, 32)
+    assert maps[3] is None
+
+
+def test_scores_of_one_scale_are_subtracted_and_of_two_scales_ranked(tmp_path):
+    a, b = [4.0, 5.0, 6.0, 8.0], [0.9, 0.2, 0.4, 0.8]
+    photos = [Photo(str(x), None, x, other=y) for x, y in zip(a, b, strict=True)]
+    same = data_of(written(tmp_path / "p.html", a_page(other_name="B"), photos))
+    assert same["photos"]["difference"] == pytest.approx(np.subtract(a, b))
+    assert same["other"]["srcc"] == pytest.approx(stats.spearmanr(a, b).statistic)
+    assert not same["other"]["ranks"]
+    ranked = data_of(written(tmp_path / "p.html", a_page(other_name="B", other_range=(0, 1)), photos))
+    assert ranked["other"]["ranks"]
+    assert ranked["photos"]["difference"] == [-0.75, 0.25, 0.25, 0.25]
+    ours, theirs = ranked["distributions"]
+    ends = [(d["edges"][0], d["edges"][-1]) for d in (ours, theirs)]
+    assert ends == [(4, 8), (0.2, 0.9)]
+
+
+def test_charts_are_of_all_photographs(tmp_path):
+    rng = np.random.default_rng(0)
+    scores, true = rng.normal(5, 1, (2, 700))
+    photos = [Photo(str(row), None, scores[row], true=true[row]) for row in range(5)]
+    found = data_of(written(tmp_path / "p.html", a_page(all_scores=scores, all_true=true), photos))
+    counts = {d["name"]: sum(d["counts"]) for d in found["distributions"]}
+    assert counts == {"Predicted": 700, "True": 700}
+    assert found["total"] == found["scatters"]["true"]["number"] == 700
+    assert found["scatters"]["other"] is None
+
+
+def test_a_scatter_marks_each_photograph_whose_two_scores_are_known():
+    scores, true = np.array([1.0, 5, 9, 4, np.nan]), np.array([2.0, 5, 8, np.nan, 4])
+    found = charts.scatter(scores, true, ("predicted score", "true score"), True)
+    svg = base64.b64decode(found["picture"].removeprefix("data:image/svg+xml;base64,")).decode()
+    cells = opened(re.search(r"data:image/png;base64,\s*([^\"]+)", svg)[1])
+    assert found["number"] == np.count_nonzero(np.asarray(cells)[..., 3]) == 3
+    assert ">true score<" in svg  # as text
+    assert found == charts.scatter(scores, true, ("predicted score", "true score"), True)
+
+
+def test_choose_takes_the_worst_errors_and_a_sample():
+    errors = np.random.default_rng(0).normal(size=1000)
+    rows = choose(errors, 100)
+    assert len(rows) == len(set(rows)) == 100
+    assert (np.diff(rows) > 0).all()
+    assert set(np.argsort(-np.abs(errors))[:50]) <= set(rows)
+    assert rows.tolist() == choose(errors, 100).tolist()
+    others = [set(choose(errors, 100, seed=seed)) for seed in (0, 1)]
+    assert others[0] & others[1] != others[0]
+    for count, limit, expected in ((3, 5, 3), (5, 5, 5), (9, 1, 1), (0, 4, 0), (4, 0, 0)):
+        assert len(choose(np.arange(float(count)), limit)) == expected
+
+
+def test_eval_writes_a_page_with_true_scores_and_votes(ava, run):
+    status, result, _ = evaluate(run, ava)
+    assert status == 0
+    found = data_of((ava / "e" / "report.html").read_text())
+    table = pd.read_csv(ava / "e" / "predictions.csv")
+    assert result["files"]["page"] == str(ava / "e" / "report.html")
+    assert found["photos"]["score"] == pytest.approx(table["predicted_score"].tolist(), abs=1e-5)
+    assert found["photos"]["true"] == pytest.approx(table["true_score"].tolist(), abs=1e-5)
+    assert [sum(votes) for votes in found["photos"]["other_votes"]] == pytest.approx([1] * 6, abs=1e-3)
+    rows = {row[0]: row[1:] for row in found["figures"]}
+    published = [rows[name][2].split(",")[0] for name in ("SRCC", "PLCC", "accuracy")]
+    assert published == ["0.7596", "0.7710", "0.8259"]
+    low, high = result["intervals"]["srcc"]
+    assert rows["SRCC"][:2] == [f"{result['srcc']:.4f}", f"{low:.4f} to {high:.4f}"]
+    assert "not the published protocol: eat_test, not eat_base" in found["remarks"]
+
+
+def test_evals_page_is_on_the_datasets_own_scale(scored, run):
+    assert evaluate(run, scored, "tad66k", report_images=4)[0] == 0
+    text = (scored / "e" / "report.html").read_text()
+    found, table = data_of(text), pd.read_csv(scored / "test.csv").set_index("image")["score"]
+    assert found["photos"]["true"] == pytest.approx(table[found["photos"]["image"]].tolist())
+    assert (found["range"], found["total"], len(thumbnails_of(text))) == ([0, 10], 6, 4)
+
+
+def test_eval_without_a_page_and_over_one_and_in_training(ava, run):
+    status, result, _ = evaluate(run, ava, report_images=0)
+    assert (status, "page" in result["files"]) == (0, False)
+    assert not (ava / "e" / "report.html").exists()
+    assert evaluate(run, ava, overwrite=True)[0] == 0
+    assert (ava / "e" / "report.html").exists()
+    evaluate(run, ava, overwrite=True, report_images=0)
+    assert not (ava / "e" / "report.html").exists()
+    status, _, err = run(arguments(ava, experiment_dir_name=ava / "t", report_images=5))
+    assert (status, err.count("\n")) == (2, 1)
+    assert "--report_images belongs to --eval" in err

@@ -1,0 +1,469 @@
+"""The report page in a real browser: orders, filters, the keyboard, what shows on hover, dark and narrow screens."""
+
+import io
+import json
+import re
+import shutil
+import time
+
+import numpy as np
+import pytest
+from helpers.data import make_pictures
+from helpers.pages import ODD, VOTES, a_page, evaluate
+from PIL import Image
+
+from iaa.reports.html_page import Photo, open_photo, write_page
+
+pytestmark = pytest.mark.slow
+
+FIGURES = [
+    ["", "this run", "95 % interval", "published"],
+    ["SRCC", "0.7000", "0.6900 to 0.7100", "0.7596, above"],
+]
+FLAGS = (
+    "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync --window-size=1200,900"
+)
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory):
+    """A folder with a landscape and a portrait picture."""
+    folder = tmp_path_factory.mktemp("pictures")
+    make_pictures(folder, ["wide.jpg"], size=(600, 900))
+    make_pictures(folder, ["tall.png"], size=(400, 200))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def browser():
+    webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium")
+    programs = [shutil.which(name) for name in ("chromium", "chromedriver")]
+    if None in programs:
+        pytest.skip("needs chromium and chromedriver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = programs[0]
+    for flag in FLAGS.split():
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(programs[1]))
+    yield driver
+    driver.quit()
+
+
+class Reader:
+    """Somebody who reads a page in the browser."""
+
+    def __init__(self, driver):
+        self.driver = driver
+
+    def open(self, path, anew=True):
+        """anew: False where a test does not care what others did with the page."""
+        if not anew and self.driver.current_url == path.as_uri():
+            return self
+        for kind in ("performance", "browser"):
+            self.driver.get_log(kind)
+        self.driver.get(path.as_uri())
+        self.until("document.readyState === 'complete' && document.getElementById('count').textContent", 30)
+        return self
+
+    def do(self, script, *words):
+        return self.driver.execute_script(script, *words)
+
+    def all(self, selector):
+        return self.driver.find_elements("css selector", selector)
+
+    def one(self, selector):
+        return self.driver.find_element("css selector", selector)
+
+    def names(self):
+        return self.do(
+            "return [...document.querySelectorAll('#gallery .about > .name:first-child')].map(e => e.title)"
+        )
+
+    def count(self):
+        return self.one("#count").text
+
+    def set(self, name, value):
+        """Set a control, and wait for the gallery to follow."""
+        self.follow(
+            "const e = document.getElementById(arguments[0]); e.value = arguments[1];"
+            "e.dispatchEvent(new Event('input', {bubbles: true}))",
+            name,
+            value,
+        )
+
+    def follow(self, script, *words):
+        """Run a script that changes the gallery, until the count beneath the controls is written anew."""
+        watch = "new MutationObserver(() => arguments[arguments.length - 1]()).observe(document.getElementById('count'), {childList: true});"
+        self.driver.execute_async_script(watch + script, *words)
+
+    def press(self, *keys):
+        from selenium.webdriver import ActionChains
+        from selenium.webdriver.common.keys import Keys
+
+        for key in keys:
+            ActionChains(self.driver).send_keys(getattr(Keys, key)).perform()
+
+    def focused(self):
+        return self.do(
+            "const e = document.activeElement; return e.dataset.i ? e.querySelector('.name').title : e.id || e.className"
+        )
+
+    def until(self, script, seconds=5.0):
+        end = time.monotonic() + seconds
+        while not (found := self.do(f"return {script}")):
+            assert time.monotonic() < end, f"not within {seconds} s: {script}"
+            time.sleep(0.03)
+        return found
+
+    def complaints(self):
+        """Errors in the console, and requests for anything but the page itself and what is in it."""
+        events = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
+        requests = [
+            e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"
+        ]
+        assert any(url.startswith("file:") for url in requests)
+        others = [url for url in requests if not re.match(r"data:|file:.*[.]html$", url)]
+        return self.driver.get_log("browser") + others
+
+
+@pytest.fixture
+def reader(browser):
+    return Reader(browser)
+
+
+def many(pictures, count=40):
+    """Photographs with everything there is to show; the first two could not be read."""
+    rng = np.random.default_rng(5)
+    photos = [Photo(ODD, None, None, error="cut short"), Photo("gone.jpg", None, None, error="no such file")]
+    for row in range(2, count):
+        score = float(rng.uniform(2, 9))
+        photos.append(
+            Photo(
+                f"photo {row}.jpg",
+                pictures / ("tall.png" if row % 3 else "wide.jpg"),
+                score,
+                votes=VOTES,
+                other_votes=VOTES[::-1],
+                attention=rng.dirichlet(np.ones(49)).reshape(7, 7),
+                true=float(np.clip(score + rng.normal(), 1, 10)) if row % 5 else None,
+                other=float(np.clip(score + rng.normal(), 1, 10)),
+                numbers={"below": float(rng.uniform()), "spread": float(rng.uniform())},
+            )
+        )
+    return photos
+
+
+@pytest.fixture(scope="module")
+def shown(tmp_path_factory, pictures):
+    """A page with everything in it, and its photographs."""
+    path, photos = tmp_path_factory.mktemp("page") / "all of it.html", many(pictures)
+    write_page(
+        path,
+        a_page(other_name="other.pth", figures=FIGURES, remarks=["split: authors"]),
+        photos,
+    )
+    return path, photos
+
+
+def test_every_order(reader, shown):
+    path, photos = shown
+    reader.open(path)
+    values = {
+        "score": lambda p: p.score,
+        "true": lambda p: p.true,
+        "miss": lambda p: None if p.true is None else abs(p.score - p.true),
+        "other": lambda p: p.other,
+        "difference": lambda p: abs(p.score - p.other),
+        "below": lambda p: p.numbers["below"],
+        "spread": lambda p: p.numbers["spread"],
+    }
+    offered = reader.do("return [...document.getElementById('sort').options].map(o => o.value)")
+    assert set(offered) == {"name", *values}
+    good, bad = photos[2:], [photo.image for photo in photos[:2]]
+    for key, value in values.items():
+        reader.set("sort", key)
+        known = [p for p in good if value(p) is not None]
+        rest = [p.image for p in good if value(p) is None] + bad
+        for direction in ("-1", "1"):
+            reader.set("direction", direction)
+            ordered = sorted(known, key=lambda p: int(direction) * value(p))
+            assert reader.names() == [p.image for p in ordered] + rest
+    reader.set("sort", "name")
+    assert reader.names() == [p.image for p in good] + bad  # photo 2 before photo 10
+    assert reader.complaints() == []
+
+
+def test_filters_and_their_count(reader, shown):
+    path, photos = shown
+    reader.open(path)
+    scores = [photo.score for photo in photos[2:]]
+    assert reader.count() == "40 of 40 photographs"
+    assert reader.one("#count").get_attribute("aria-live") == "polite"
+    reader.set("text", "PHOTO 1")
+    assert reader.count() == "10 of 40 photographs"
+    reader.set("text", "</script>")
+    assert reader.names() == [ODD]
+    reader.set("text", "")
+    reader.set("low", "4")
+    reader.set("high", "6.5")
+    within = sum(4 <= score <= 6.5 for score in scores)
+    assert 0 < within < 38
+    assert reader.count() == f"{within} of 40 photographs"
+    reader.follow("document.getElementById('clear').click()")
+    for choice, number in (("only", 2), ("without", 38), ("all", 40)):
+        reader.set("errors", choice)
+        assert reader.count() == f"{number} of 40 photographs"
+    reader.set("text", "nobody's")
+    assert (reader.count(), reader.names()) == ("0 of 40 photographs", [])
+    assert reader.complaints() == []
+
+
+def test_the_keyboard_alone(reader, shown):
+    path, _ = shown
+    reader.open(path)
+    names = reader.names()
+    columns = len(
+        reader.do("return getComputedStyle(document.getElementById('gallery')).gridTemplateColumns").split()
+    )
+    reader.press("TAB")
+    assert reader.focused() == "skip"
+    reader.press("ENTER", "TAB")
+    reader.do("document.getElementById('clear').focus()")
+    reader.press("TAB")
+    assert reader.focused() == names[0]
+    for key, place in (
+        ("ARROW_RIGHT", 1),
+        ("ARROW_DOWN", 1 + columns),
+        ("ARROW_LEFT", columns),
+        ("ARROW_UP", 0),
+    ):
+        reader.press(key)
+        assert reader.focused() == names[place]
+    reader.press("ARROW_LEFT", "END")
+    assert reader.focused() == names[-1]
+    reader.press("HOME", "ENTER")
+    assert reader.one("#viewer-title").text == names[0]
+    reader.press("ARROW_LEFT", "ARROW_RIGHT", "ARROW_RIGHT")
+    assert reader.one("#viewer-title").text == names[2]
+    assert reader.one("#place").text == "3 of 40"
+    reader.press("ESCAPE")
+    assert not reader.do("return document.getElementById('viewer').open")
+    assert reader.focused() == names[2]
+    assert len(reader.all('.card[tabindex="0"]')) == 1
+    assert reader.complaints() == []
+
+
+def opacity(reader, card, selector):
+    return float(
+        reader.do("return getComputedStyle(arguments[0].querySelector(arguments[1])).opacity", card, selector)
+    )
+
+
+@pytest.mark.parametrize("how", ["hover", "focus"])
+def test_attention_and_votes_show(reader, shown, how):
+    from selenium.webdriver import ActionChains
+
+    reader.open(shown[0])
+    card = reader.all(".card")[1]
+    reader.do("document.activeElement.blur(); arguments[0].scrollIntoView({block: 'center'})", card)
+    reader.until("document.querySelectorAll('.card')[1].querySelector('.votes') !== null")
+    assert reader.all(".card canvas") == []
+    assert opacity(reader, card, ".votes") < 0.5
+    if how == "hover":
+        ActionChains(reader.driver).move_to_element(card).perform()
+    else:
+        reader.do("document.querySelector('.card').focus()")
+        reader.press("ARROW_RIGHT")
+    reader.until(
+        "getComputedStyle(document.querySelectorAll('.card')[1].querySelector('canvas')).opacity === '1'"
+    )
+    reader.until(
+        "getComputedStyle(document.querySelectorAll('.card')[1].querySelector('.votes')).opacity === '1'"
+    )
+    boxes = [
+        reader.do(
+            "return arguments[0].querySelector(arguments[1]).getBoundingClientRect().toJSON()", card, what
+        )
+        for what in ("img", "canvas")
+    ]
+    assert boxes[0] == pytest.approx(boxes[1])  # over all of the picture, whatever its shape
+    if how == "focus":
+        assert "5: 30 %" in card.get_attribute("aria-description")
+    assert reader.complaints() == []
+
+
+def test_attention_on_all(reader, shown):
+    reader.open(shown[0])
+    reader.one("#everywhere").click()
+    reader.until(
+        "[...document.querySelectorAll('.card canvas')].filter(c => getComputedStyle(c).opacity === '1').length > 4"
+    )
+    reader.do("window.scrollTo(0, document.body.scrollHeight)")
+    last = "[...document.querySelectorAll('.card')].at(-3)"
+    reader.until(
+        f"{last}.querySelector('canvas') && getComputedStyle({last}.querySelector('canvas')).opacity === '1'"
+    )
+    assert "times an even share" in reader.one("#legend").text
+
+
+def test_one_photograph_in_large(reader, shown):
+    _, photos = shown
+    reader.open(shown[0])
+    best = max(photos[2:], key=lambda photo: photo.score)
+    reader.one(".card").click()
+    reader.until("document.querySelector('#viewed img').complete")
+    text = reader.one("#viewed").text
+    assert f"Predicted score\n{best.score:.2f}" in text
+    assert f"Score by other.pth\n{best.other:.2f}" in text
+    assert reader.one("#viewed img").get_attribute("alt") == best.image
+    label = reader.one("#viewed svg").get_attribute("aria-label")
+    assert label.startswith("Votes, this run: 1: 0 %, 2: 1 %, 3: 2 %, 4: 10 %, 5: 30 %")
+    assert "Votes, other.pth: 1: −1 %" in label
+    assert len(reader.all("#viewed svg .bar")) == 20
+    assert reader.one("#viewed a").get_attribute("href") == best.path.as_uri()
+    reader.one("#viewed input").click()
+    assert reader.one("#viewed canvas").is_displayed()
+    reader.one("#close").click()
+    assert reader.focused() == best.image
+    assert reader.complaints() == []
+
+
+def test_charts_lead_to_photographs(reader, shown):
+    _, photos = shown
+    reader.open(shown[0])
+    known = [photo for photo in photos if photo.true is not None]
+    worst = max(known, key=lambda photo: abs(photo.score - photo.true))
+    furthest = max(photos[2:], key=lambda photo: abs(photo.score - photo.other))
+    titles = [element.text for element in reader.all("#overview h3")]
+    assert titles[-4:] == [
+        "Predicted against true",
+        "Worst errors",
+        "This run against other.pth",
+        "Largest disagreements",
+    ]
+    reader.set("text", "nobody's")
+    for found, photo in zip(reader.all("#overview ol"), (worst, furthest), strict=True):
+        assert len(found.find_elements("tag name", "li")) == 10
+        found.find_element("tag name", "button").click()
+        reader.until("document.activeElement.matches('.card')")
+        assert reader.focused() == photo.image
+    charts = reader.all("#overview img.chart")
+    assert len(charts) == 5
+    for chart in charts:
+        assert chart.get_attribute("alt")
+        assert reader.do("return arguments[0].naturalWidth", chart) > 0
+    assert len(reader.all("#overview details table")) == 3
+    assert reader.complaints() == []
+
+
+def test_every_control_has_a_name_and_the_page_its_landmarks(reader, shown):
+    reader.open(shown[0], anew=False)
+    nameless = reader.do(
+        "return [...document.querySelectorAll('button, input, select, a')].filter(e => !(e.labels?.length || "
+        "e.getAttribute('aria-label') || e.textContent.trim())).map(e => e.outerHTML)"
+    )
+    assert nameless == []
+    assert [len(reader.all(tag)) for tag in ("main", "header", "h1", "[role=search]")] == [1] * 4
+    assert reader.one("html").get_attribute("lang") == "en"
+
+
+CONTRAST = """
+const [foreground, background] = arguments;
+const parse = (value) => value.match(/[\\d.]+/g).slice(0, 3).map((c) => c / 255).map((c) => c <= 0.03928 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
+const light = (name) => { document.body.style.color = `var(--${name})`; const [r, g, b] = parse(getComputedStyle(document.body).color); return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
+const [a, b] = [light(foreground), light(background)].sort((x, y) => y - x);
+return (a + 0.05) / (b + 0.05);
+"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_dark_and_light_are_legible(reader, shown, scheme):
+    media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+    reader.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+    try:
+        reader.open(shown[0], anew=False)
+        ground = reader.do("return getComputedStyle(document.body).backgroundColor")
+        assert (int(re.search(r"\d+", ground)[0]) > 128) == (scheme == "light")
+        for name in ("ink", "muted", "first", "second", "bad"):
+            for behind in ("ground", "panel", "mat") if name != "bad" else ("panel",):
+                assert reader.do(CONTRAST, name, behind) >= 4.5, (scheme, name, behind)
+        assert reader.do(CONTRAST, "edge", "ground") >= 3  # the rim of controls
+        for chart in reader.all("#overview img.chart")[:3]:
+            grey = Image.open(io.BytesIO(chart.screenshot_as_png)).convert("L")
+            ground, bars = np.argsort(grey.histogram())[:-3:-1]
+            assert abs(ground - bars) > 120
+            assert (ground > 128) == (scheme == "light")
+    finally:
+        reader.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+
+
+@pytest.mark.parametrize("width", [320, 2400])
+def test_narrow_and_wide_screens(reader, shown, width):
+    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
+    reader.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    try:
+        reader.open(shown[0], anew=False)
+        assert reader.do("return innerWidth") == width
+        assert reader.do("return document.documentElement.scrollWidth") <= width
+        columns = reader.do("return getComputedStyle(document.getElementById('gallery')).gridTemplateColumns")
+        assert len(columns.split()) == {320: 2, 2400: 7}[width]
+        reader.do("document.querySelector('.card').click()")
+        assert reader.do("return document.getElementById('viewer').scrollWidth") <= width
+    finally:
+        reader.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+@pytest.mark.parametrize("kind", ["empty", "errors", "single", "plain", "equal", "ranks"])
+def test_odd_pages_open(reader, tmp_path, kind):
+    page = a_page(other_name="B", other_range=(0.0, 1.0)) if kind == "ranks" else a_page()
+    photos = {
+        "empty": [],
+        "errors": [Photo("a.jpg", None, None, error="cut short")],
+        "single": [Photo("a.jpg", None, 5.0, votes=[0.0] * 10, true=5.0)],
+        "plain": [Photo(f"{n}.jpg", None, float(n)) for n in range(4)],
+        "equal": [Photo(f"{n}.jpg", None, 5.0, true=5.0, other=5.0) for n in range(4)],
+        "ranks": [Photo(f"{n}.jpg", None, float(n), other=n / 4) for n in range(4)],
+    }[kind]
+    write_page(tmp_path / "page.html", page, photos)
+    reader.open(tmp_path / "page.html")
+    assert reader.count() == f"{len(photos)} of {len(photos)} photographs"
+    if photos:
+        reader.one(".card").click()
+        assert reader.one("#viewer-title").is_displayed()
+    assert reader.complaints() == []
+
+
+def test_evals_page_opens(reader, ava, run):
+    assert evaluate(run, ava)[0] == 0
+    reader.open(ava / "e" / "report.html")
+    assert reader.one("#overview td.large").text != ""
+    reader.one(".card").click()
+    assert reader.one("#viewed svg").get_attribute("aria-label").startswith("Votes, predicted: 1: ")
+    assert reader.complaints() == []
+
+
+@pytest.mark.slow
+def test_five_thousand_photographs(reader, tmp_path, pictures):
+    photos = many(pictures, 5000)
+    path = tmp_path / "large.html"
+    still = open_photo(pictures / "wide.jpg").resize((96, 64))
+    write_page(path, a_page(other_name="B"), photos, open_photo=lambda _: still.copy())
+    start = time.perf_counter()
+    reader.open(path)
+    assert len(reader.names()) == 5000
+    opened = time.perf_counter() - start
+    start = time.perf_counter()
+    reader.set("sort", "spread")
+    assert reader.names()[0] == max(photos[2:], key=lambda p: p.numbers["spread"]).image
+    ordered = time.perf_counter() - start
+    assert len(reader.all(".card img")) < 500  # the others wait until they come near
+    reader.do("document.querySelector('.card').focus()")
+    reader.press("END")
+    reader.until("document.activeElement.getBoundingClientRect().bottom <= innerHeight")
+    reader.until("[...document.querySelectorAll('.card')].at(-3).querySelector('img') !== null")
+    print(f"{path.stat().st_size / 1e6:.1f} MB, open in {opened:.1f} s, sorted in {ordered:.1f} s")
+    assert opened < 15
+    assert ordered < 8
+    assert reader.complaints() == []

@@ -1,0 +1,266 @@
+"""Scores in a folder of Parquet parts: whole ones only, read as one table, shared among processes, gone on with after kills."""
+
+import functools
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import psutil
+import pytest
+from helpers.data import make_pictures
+from helpers.networks import make_weights
+from helpers.processes import ended, fork
+from helpers.shard_files import five, make_shard
+from pyarrow import dataset, parquet
+
+import predict
+from iaa.scoring import parquet_parts
+from iaa.scoring.parquet_parts import ParquetParts
+from iaa.scoring.table import read_rows
+
+COMMAND = predict
+CPU = ("--gpu_id", "cpu", "--num_workers", 0)
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def web(tmp_path):
+    """A folder with three shards of five pictures, one of them damaged, and two pictures beside them."""
+    pytest.importorskip("webdataset", reason="requirements/scale.txt")
+    for number in range(3):
+        make_shard(tmp_path / "web" / f"s-{number}.tar", five(5 * number))
+    bad = tmp_path / "web" / "s-1.tar"
+    bad.write_bytes(bad.read_bytes().rstrip(b"\0"))  # without its end
+    make_pictures(tmp_path / "web", ["a.png", "b.png"])
+    return tmp_path / "web"
+
+
+NAMES = sorted(["a.png", "b.png", "s-1.tar", *(f"s-{n // 5}.tar/{n:05d}.png" for n in range(15))])
+
+
+def images(out, web):
+    """The photographs of all parts."""
+    return sorted(os.path.relpath(name, web) for name in pd.read_parquet(out)["image"])
+
+
+def test_the_parts_are_one_table(web, tmp_path, weights, command):
+    out = tmp_path / "scores.parquet"
+    status, text, err = command(web, web / "s-{0..2}.tar", "--weights", weights, "--out", f"{out}/", *CPU)
+    assert status == 1, err  # a shard is damaged
+    assert "17 photographs scored, mean" in text
+    assert f"written to {out}/" in text
+    assert images(out, web) == NAMES
+    table = pd.read_parquet(out)
+    assert table["url"].notna().sum() == 15
+    assert table["error"].ne("").sum() == 1
+    assert dataset.dataset(out).to_table().num_rows == 18
+    names = sorted(path.name for path in out.glob("*.parquet"))
+    assert [name.rpartition("-")[0] for name in names] == ["files-a", "shard-s-0", "shard-s-1", "shard-s-2"]
+    assert len({parquet.read_schema(out / name).to_string() for name in names}) == 1
+    assert command(web / "s-0.tar", "--weights", weights, "--out", tmp_path / "one.csv", *CPU)[0] == 0
+    one = pd.read_csv(tmp_path / "one.csv", keep_default_na=False, dtype={"key": str})
+    part = pd.read_parquet(out / names[1])
+    pd.testing.assert_frame_equal(one, part, check_dtype=False, rtol=1e-6)
+
+
+def test_appending_goes_on_by_whole_shards_and_single_files(web, tmp_path, weights, command):
+    out = tmp_path / "scores.parquet"
+    words = ("--weights", weights, "--out", f"{out}/", *CPU)
+    assert command(web / "b.png", web / "s-{0,2}.tar", *words)[0] == 0
+    before = {path: path.read_bytes() for path in out.glob("*.parquet")}
+    status, text, _ = command(web, web / "s-{0..2}.tar", *words, "--append")
+    assert status == 1
+    assert "\n6 photographs scored" in text
+    assert "1 had a row already" in text
+    assert "2 shards were done already" in text
+    assert images(out, web) == NAMES
+    assert all(path.read_bytes() == content for path, content in before.items())
+    assert command(web, web / "s-{0..2}.tar", *words)[2].count("\n") == 1
+    status, text, _ = command(web / "a.png", *words, "--overwrite")
+    assert status == 0
+    assert images(out, web) == ["a.png"]
+
+
+def test_rows_of_files_go_to_parts_of_their_own_size(album, tmp_path, weights, command, monkeypatch):
+    monkeypatch.setattr(parquet_parts, "ROWS", 3)
+    out = tmp_path / "scores.parquet"
+    (album / "odd\udcff.png").write_bytes((album / "b.png").read_bytes())
+    assert command(album, "--weights", weights, "--out", f"{out}/", "--batch_size", 2, *CPU)[0] == 0
+    assert pd.read_parquet(out)[["url", "key"]].isna().all(axis=None)  # as in parts of shards
+    assert sorted(parquet.read_metadata(path).num_rows for path in out.glob("*.parquet")) == [4, 4]
+    status, text, _ = command(album, "--weights", weights, "--out", out, "--append", *CPU)
+    assert status == 0
+    assert "0 photographs scored; 8 had a row already" in text
+
+
+def test_a_part_is_whole_or_not_there(tmp_path):
+    """Killed while it is written; what is left of it is not read, and goes with the next run."""
+    out = tmp_path / "scores.parquet"
+    row = {"image": "a.tar/b.png", "score": 1.0, "error": ""}
+
+    def work():
+        with ParquetParts(out, list(row)).writing({"columns": list(row)}) as write:
+            write(row, shard="a.tar")
+            os.replace = lambda *_: os.kill(os.getpid(), signal.SIGKILL)
+            write(row, shard="c.tar")
+
+    assert ended(fork(work)) == -signal.SIGKILL
+    assert len(list(out.glob(".shard-c-*.tmp"))) == 1
+    assert len(pd.read_parquet(out)) == 1
+    with ParquetParts(out, list(row)).writing({"columns": list(row)}, append=True) as write:
+        assert not list(out.glob(".*.tmp"))
+        write(row, shard="c.tar")
+    assert len(pd.read_parquet(out)) == 2
+
+
+def test_what_is_there_is_not_lost(web, tmp_path, weights, command):
+    out = tmp_path / "scores.parquet"
+    words = (web / "s-0.tar", "--weights", weights, "--out", f"{out}/", *CPU)
+    assert command(*words)[0] == 0
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    other = make_weights(tmp_path / "other.pth", seed=1)
+    file = tmp_path / "file"
+    file.write_text("")
+    for more, problem in (
+        ((), "holds scores; --append continues them, --overwrite replaces them"),
+        (("--append", "--weights", other), "was made with another network"),
+        (("--append", "--decode", "fast"), "was made with another decode"),
+        (("--append", "--out", f"{web}/"), "holds other files than scores; give an empty or a new folder"),
+        (("--overwrite", "--out", web), "holds other files than scores"),
+        (("--out", f"{file}/"), "is a file; leave the / out, or give a folder"),
+        (("--out", f"{tmp_path}/no/such/"), "lies in a folder that does not exist"),
+        (("--report", tmp_path / "r.html"), "--report needs a file as --out, not a folder of parts"),
+    ):
+        status, _, err = command(*words, *more)
+        assert (status, err.count("\n")) == (2, 1)
+        assert problem in err
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+    (out / "_run.json").write_text("{")
+    status, _, err = command(*words, "--append")
+    assert status == 2
+    assert "was made with another model, " in err
+
+
+def test_two_runs_do_not_write_one_folder(web, tmp_path, weights, command):
+    out = tmp_path / "scores.parquet"
+    columns = ["image", "score", "error"]
+    with ParquetParts(out, columns).writing({"columns": columns}) as write:
+        for more in ((), ("--append",), ("--overwrite",)):
+            status, _, err = command(web / "a.png", "--weights", weights, "--out", out, *CPU, *more)
+            assert status == 2
+            assert "another process is writing it; wait for it to end" in err
+        write({"image": "late", "score": None, "error": "odd"})
+    assert list(pd.read_parquet(out)["image"]) == ["late"]
+
+
+def processes(count, words, folder, last=()):
+    """The exit statuses and what was said, of processes that are started as torchrun does. last: more words for the last."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+
+    def work(rank):
+        os.environ.update(place, WORLD_SIZE=str(count), RANK=str(rank), LOCAL_RANK=str(rank))
+        return predict.main([str(word) for word in (*words, *(last if rank == count - 1 else ()))])
+
+    logs = [folder / f"{rank}.log" for rank in range(count)]
+    children = [fork(functools.partial(work, rank), log) for rank, log in enumerate(logs)]
+    return [ended(child) for child in children], [log.read_text() for log in logs]
+
+
+def test_processes_share_the_sources(web, tmp_path, weights):
+    out = tmp_path / "scores.parquet"
+    words = (web, web / "s-{0..2}.tar", "--weights", weights, "--out", f"{out}/", *CPU)
+    statuses, said = processes(2, words, tmp_path)
+    assert statuses == [0, 0], said  # though a shard is damaged: torchrun would end the other process
+    assert "process 0 of 2: 11 photographs scored" in said[0]
+    assert "process 1 of 2: 6 photographs scored" in said[1]
+    assert "; 1 could not be read" in said[1]
+    assert images(out, web) == NAMES
+    for path in sorted(out.glob("*.parquet"))[1:3]:
+        path.unlink()
+    statuses, said = processes(3, (*words, "--append"), tmp_path)
+    assert statuses == [0, 0, 0], said
+    assert sum("0 photographs scored" in text for text in said) == 2
+    assert images(out, web) == NAMES
+
+
+def test_what_several_processes_cannot_do_is_refused(web, tmp_path, weights, command, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    words = (web, "--weights", weights, *CPU)
+    out = ("--out", f"{tmp_path}/scores.parquet/")
+    for more, problem in (
+        ((), "several processes need a folder that ends in /, as --out scores.parquet/"),
+        (("--out", tmp_path / "s.csv"), "need a folder that ends in /"),
+        ((*out, "--calibrate_on", web), "--calibrate_on needs one process"),
+        ((*out, "--list", "-"), "--list -: several processes cannot read one standard input"),
+    ):
+        status, _, err = command(*words, *more)
+        assert (status, err.count("\n")) == (2, 1)
+        assert problem in err
+
+
+def test_all_processes_refuse_together(web, tmp_path, weights):
+    out = tmp_path / "scores.parquet"
+    words = (web / "a.png", "--weights", weights, "--out", f"{out}/", *CPU)
+    assert processes(1, words, tmp_path)[0] == [0]
+    statuses, said = processes(2, words, tmp_path)
+    assert statuses == [2, 2]
+    assert "holds scores; --append continues them" in said[0]
+    for last, problem in (
+        (("--decode", "fast"), "was made with another decode, says _run.json"),
+        (
+            ("--out", f"{tmp_path}/other/"),
+            "other: was made with another model, ",
+        ),
+    ):
+        statuses, said = processes(2, (*words, "--append"), tmp_path, last)
+        assert statuses == [0, 2]
+        assert problem in said[1]
+
+
+@pytest.mark.slow
+def test_after_a_kill_of_all_processes_another_number_goes_on_to_exactly_one_row_each(tmp_path):
+    pytest.importorskip("webdataset", reason="requirements/scale.txt")
+    weights = make_weights(tmp_path / "w.pth", model="eat_nano")
+    for number in range(24):
+        make_shard(tmp_path / "web" / f"{number:03d}.tar", five(5 * number))
+    out = tmp_path / "scores.parquet"
+    words = [tmp_path / "web" / "{000..023}.tar", "--weights", weights, "--out", f"{out}/", *CPU[:2]]
+
+    def torchrun(count, *more):
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", count]
+        return subprocess.Popen(
+            list(map(str, [*command, "predict.py", *words, *more])),
+            cwd=ROOT,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+
+    process = torchrun(2, "--num_workers", 0, "--batch_size", 2)
+    end = time.monotonic() + 60
+    while len(list(out.glob("*.parquet"))) < 3 and time.monotonic() < end:
+        time.sleep(0.01)
+    parent = psutil.Process(process.pid)
+    for started in [parent, *parent.children(recursive=True)]:
+        started.kill()
+    process.communicate()
+    done = len(list(out.glob("*.parquet")))
+    assert 3 <= done < 24
+    process = torchrun(1, "--num_workers", 1, "--append")
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, said
+    assert f"{done} shards were done already" in said
+    names = list(pd.read_parquet(out)["image"])
+    assert len(names) == len(set(names)) == 120
+    assert json.loads((out / "_run.json").read_text())["model"] == "eat_nano"
+    assert not list(out.glob(".*"))
+    assert all(row["score"] for path in out.glob("*.parquet") for row in read_rows(path))

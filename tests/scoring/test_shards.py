@@ -1,0 +1,205 @@
+"""Shards of photographs: what is read of whole and of damaged ones, and by what each photograph is known."""
+
+import os
+import sys
+
+import pytest
+from helpers.data import make_pictures
+from helpers.shard_files import five, make_shard, picture
+
+import predict
+from iaa.errors import InputError
+from iaa.scoring.photos import Photos, Resize
+from iaa.scoring.sources import Source, Sources, shards_of
+from iaa.scoring.table import read_rows
+
+COMMAND = predict
+CPU = ("--gpu_id", "cpu", "--num_workers", 0)
+
+
+@pytest.fixture
+def shards():
+    """The module that reads them; they are read by an optional package."""
+    pytest.importorskip("webdataset", reason="requirements/scale.txt")
+    from iaa.scoring import shards
+
+    return shards
+
+
+def test_scores_of_a_shard_are_those_of_its_files(shards, tmp_path, weights, command, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_shard(tmp_path / "s-000.tar", five())
+    make_shard(tmp_path / "s-001.tgz", [*five(5), ("z.image.JPG", picture(9, "JPEG"))], "w:gz")
+    os.mkdir("files")
+    for number in range(10):
+        (tmp_path / "files" / f"{number:05d}.png").write_bytes(picture(number))
+    (tmp_path / "files" / "z.jpg").write_bytes(picture(9, "JPEG"))
+    assert command("files", "--weights", weights, "--out", "files.csv", *CPU)[0] == 0
+    words = ("s-{000..000}.tar", "s-*.tgz", "--weights", weights, "--batch_size", 3, *CPU)
+    assert command(*words, "--out", "shards.csv")[0] == 0
+    files, rows = list(read_rows(tmp_path / "files.csv")), list(read_rows(tmp_path / "shards.csv"))
+    names = [f"s-00{n // 5}.{'tgz' if n > 4 else 'tar'}/{n:05d}.png" for n in range(10)]
+    assert [row["image"] for row in rows] == [*names, "s-001.tgz/z.image.JPG"]
+    for file, row in zip(files, rows, strict=True):
+        assert row["score"] == pytest.approx(file["score"], rel=1e-6)
+        assert row["vote7"] == pytest.approx(file["vote7"], abs=1e-6)
+    assert rows[7]["url"] == "http://example.org/7.png"
+    assert [row["key"] for row in rows] == [*(f"{n:05d}" for n in range(10)), ""]
+
+
+def test_shards_are_found_by_patterns_globs_and_lists(tmp_path, monkeypatch):
+    pytest.importorskip("webdataset", reason="requirements/scale.txt")
+    monkeypatch.chdir(tmp_path)
+    for name in ("a-0.tar", "a-1.tar", "b/c.tar.gz", "d.TGZ"):
+        make_shard(tmp_path / name, [])
+    (tmp_path / "list.txt").write_text("a-1.tar\nd.TGZ\n")
+    found = list(Sources(["{a-{0..2},no}.tar", "b/*.gz"], ["list.txt"]))
+    assert [f.path for f in found] == ["a-0.tar", "a-1.tar", "a-2.tar", "no.tar", "b/c.tar.gz", "d.TGZ"]
+    assert all(f.is_shard for f in found)
+    assert not Source("*.tar", "nothing matches").is_shard
+    assert list(Sources(["."])) == []  # folders are not searched for shards
+    os.mkdir("folder.tar")
+    make_pictures(tmp_path / "folder.tar", ["x.png"])
+    assert list(Sources(["folder.tar"])) == [Source("folder.tar/x.png")]
+    with pytest.raises(InputError, match=r"a-\{0..1.tar: a brace has no other half"):
+        list(Sources(["a-{0..1.tar"]))
+    assert shards_of("/x/a.tar/b.tar.gz/c.tar") == ["/x/a.tar", "/x/a.tar/b.tar.gz"]
+
+
+def test_without_webdataset_a_shard_is_refused_in_a_line_and_all_else_works(
+    album, tmp_path, weights, command, monkeypatch
+):
+    for name in ("webdataset", "braceexpand"):
+        monkeypatch.setitem(sys.modules, name, None)
+    make_shard(tmp_path / "s.tar", five())
+    for path in ("s.tar", "s-{0..3}.tar"):
+        status, _, err = command(tmp_path / path, "--weights", weights, *CPU)
+        assert status == 2
+        assert err.endswith("shards (.tar) need webdataset: pip install -r requirements/scale.txt\n")
+    assert command(album, "--weights", weights, "--out", f"{tmp_path}/parts/", *CPU)[0] == 0
+
+
+END = "it cannot be read to its end "
+# By kind of damage: how many of the pictures of `five` can be read, and what is said of the shard.
+DAMAGES = {
+    "cut in a member": (3, END + "(unexpected end of data)"),
+    "cut in a header": (3, END + "(unexpected end of data)"),
+    "cut between members": (3, END + "(unexpected end of data)"),
+    "cut gzip": (2, END + "(unexpected end of data)"),
+    "no tar": (0, END + "(invalid header)"),
+    "empty": (0, END + "(empty file)"),
+    "missing": (0, END + "(No such file or directory)"),
+    "no pictures": (0, "no member is a picture"),
+    "one name twice": (6, "it has two members of one name; the first was scored"),
+}
+
+
+def make_damaged(kind, path):
+    starts = make_shard(path, five(), "w:gz" if kind == "cut gzip" else "w")
+    content = path.read_bytes()
+    bytes_left = {
+        "cut in a member": content[: starts[9] + 700],
+        "cut in a header": content[: starts[9] + 100],
+        "cut between members": content[: starts[9]],
+        "cut gzip": content[: len(content) // 2],
+        "no tar": b"no tar" * 1000,
+        "empty": b"",
+    }
+    path.write_bytes(bytes_left.get(kind, b""))
+    if kind == "missing":
+        path.unlink()
+    elif kind == "no pictures":
+        make_shard(path, [("a.txt", b""), ("b.txt", b""), ("c.json", b"{}"), ("d", b"")])
+    elif kind == "one name twice":
+        make_shard(path, [*five(), ("a.png", picture(3)), ("./a.png", picture(4))])
+
+
+@pytest.mark.parametrize("kind", DAMAGES)
+def test_a_damaged_shard_is_a_row_and_what_can_be_read_of_it_is_scored(
+    shards, tmp_path, weights, command, kind
+):
+    bad, good = tmp_path / "a.tar", tmp_path / "b.tar"
+    read, said = DAMAGES[kind]
+    make_damaged(kind, bad)
+    make_shard(good, five())
+    status, text, _ = command(tmp_path / "{a,b}.tar", "--weights", weights, "--out", tmp_path / "s.csv", *CPU)
+    assert status == 1
+    rows = list(read_rows(tmp_path / "s.csv"))
+    assert [row["image"] for row in rows[read:]] == [str(bad), *(f"{good}/{n:05d}.png" for n in range(5))]
+    assert rows[read]["error"] == said
+    assert all((row["score"] is None) == bool(row["error"]) for row in rows)
+    assert f"{read + 5} photographs scored" in text
+    assert "1 could not be read" in text
+
+
+def test_members_that_are_no_photographs_are_rows_and_their_texts_are_not_trusted(shards, tmp_path):
+    odd = [b"{", b"[1]", b"[" * 100_000, b'{"url": 3, "key": null}', b'{"url": "\\ud800", "key": "\\u00fc"}']
+    members = [
+        (f"{n}.{ending}", c) for n, text in enumerate(odd) for ending, c in (("png", b""), ("json", text))
+    ]
+    members += [
+        ("big.jpg", picture(0, "JPEG")[:200]),
+        ("cut.png", picture(0)[:100]),
+        ("text.png", b"no picture"),
+        (".hidden.png", picture(1)),
+    ]
+    make_shard(tmp_path / "a.tar", members)
+    *batches, last = shards.shard_batches(Photos(Resize(8, "bicubic")), [str(tmp_path / "a.tar")], 5, 0)
+    first, second = batches
+    assert first.errors == ["the file has 0 bytes"] * 5
+    assert first.origins == [{}, {}, {}, {"url": "3"}, {"url": "?", "key": "ü"}]
+    assert second.errors == ["the file is cut short", "the file is cut short", "no decoder knows the file"]
+    assert (last.is_last, last.paths) == (True, [])
+
+
+def test_a_batch_has_photographs_of_one_shard(shards, tmp_path):
+    for name in "ab":
+        make_shard(tmp_path / f"{name}.tar", five())
+    names = [str(tmp_path / f"{name}.tar") for name in "ab"]
+    batches = list(shards.shard_batches(Photos(Resize(8, "bicubic")), names, 3, 0))
+    assert [(batch.shard, len(batch.paths)) for batch in batches] == [
+        (name, size) for name in names for size in (3, 2, 0)
+    ]
+
+
+@pytest.mark.slow
+def test_processes_read_shards_of_their_own_and_rows_stay_in_order(shards, tmp_path, weights, command):
+    names = [f"{tmp_path}/{n}.tar" for n in range(3)]
+    for number in range(3):
+        make_shard(tmp_path / f"{number}.tar", five())
+    words = (*names, "--weights", weights, "--out", tmp_path / "s.csv", "--batch_size", 2, *CPU[:2])
+    assert command(*words, "--num_workers", 2)[0] == 0
+    found = [row["image"] for row in read_rows(tmp_path / "s.csv")]
+    assert [sorted(found[n : n + 5]) for n in (0, 5, 10)] == [found[n : n + 5] for n in (0, 5, 10)]
+    assert {os.path.dirname(name) for name in found} == set(names)
+    assert len({os.path.dirname(name) for name in found[:5]}) == 1
+
+
+def test_a_table_goes_on_with_the_shards_that_it_lacks(shards, tmp_path, weights, command):
+    make_shard(tmp_path / "a.tar", five())
+    (tmp_path / "b.tar").write_bytes(b"no tar" * 1000)
+    words = ("--weights", weights, "--out", tmp_path / "s.jsonl", *CPU)
+    assert command(tmp_path / "{a,b}.tar", *words)[0] == 1
+    before = list(read_rows(tmp_path / "s.jsonl"))
+    make_shard(tmp_path / "b.tar", five())  # it has a row already
+    make_shard(tmp_path / "c.tar", five())
+    status, text, _ = command(tmp_path / "{a,b,c}.tar", *words, "--append")
+    assert status == 1
+    assert "5 photographs scored" in text
+    assert "6 had a row already, 1 of them with an error" in text
+    rows = list(read_rows(tmp_path / "s.jsonl"))
+    assert rows[:6] == before
+    assert [row["image"] for row in rows[6:]] == [f"{tmp_path}/c.tar/{n:05d}.png" for n in range(5)]
+
+
+@pytest.mark.parametrize("option", ["--explain", "--report"])
+def test_what_would_open_photographs_again_is_refused(shards, tmp_path, weights, command, option):
+    make_shard(tmp_path / "a.tar", five())
+    status, _, err = command(tmp_path / "a.tar", "--weights", weights, option, tmp_path / "r.html", *CPU)
+    assert status == 2
+    assert f"{option}: photographs in shards cannot be shown; leave it out, or give files" in err
+    status, _, err = command(
+        tmp_path / "a.tar", "--weights", weights, "--calibrate_on", tmp_path / "a.tar", *CPU
+    )
+    assert status == 2
+    assert "a.tar: no photograph there decodes" in err

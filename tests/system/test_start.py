@@ -1,0 +1,54 @@
+"""A command answers before it imports what takes seconds."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+SLOW = {"torch", "torchvision", "timm", "numpy", "pandas", "scipy", "PIL", "matplotlib", "nni", "optuna"}
+COMMANDS = ["main_nni", "predict", "prepare_data", "search", "export", "compare"]
+
+
+def python(script):
+    """What a script in a process of its own prints: (output, errors)."""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True)
+    return done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(("word", "status"), [("--help", 0), ("--no_such_option", 2)])
+def test_arguments_are_read_before_slow_imports(command, word, status):
+    script = f"""
+import json, sys, {command}
+try:
+    status = {command}.main([{word!r}])
+except SystemExit as stop:
+    status = stop.code
+print(json.dumps([status, list(sys.modules)]))
+"""
+    found, modules = json.loads(python(script)[0].splitlines()[-1])
+    assert found == status
+    assert not SLOW & set(modules)
+    assert len(modules) < 200
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["--init_lr", "-1"], "--init_lr -1 must be greater than 0"),
+        (["--eval", "--dataset", "demo"], "--eval needs --path_to_model_weight"),
+    ],
+)
+def test_main_nni_refuses_wrong_options_before_slow_imports(words, problem):
+    script = f"import sys, main_nni; status = main_nni.main({words}); print('torch' in sys.modules, status)"
+    out, err = python(script)
+    assert out.split() == ["False", "2"]
+    assert problem in err
+
+
+def test_main_nni_says_that_it_starts_before_slow_imports():
+    script = "import sys, main_nni; sys.modules['iaa.experiment'] = None; main_nni.main([])"
+    assert "training on demo; loading PyTorch" in python(script)[1].splitlines()[0]

@@ -1,0 +1,401 @@
+"""A run that is lost at any moment goes on to the same result, bit by bit; and what goes wrong is told in one line."""
+
+import contextlib
+import json
+import multiprocessing
+import os
+import random
+import resource
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from helpers.data import arguments
+from helpers.processes import ended, fork
+from helpers.runs import metrics, table, weights
+
+import main_nni
+from iaa.training import build, checkpoint, engine, steps
+from models import EAT
+
+RECIPE = {
+    "init_lr": 1e-3, "num_epoch": 3, "batch_size": 2, "drop_path_rate": 0.3, "optimizer": "adamw", "schedule": "cosine",
+    "interest_points": "running", "refinement": "scheduled",
+}  # fmt: skip
+
+
+@pytest.fixture
+def whole(trained):
+    """The uninterrupted run: its result, final weights and table. 18 steps in 3 epochs."""
+    return kept(trained(**RECIPE))
+
+
+def kept(result):
+    folder = Path(result["folder"])
+    return result, weights(folder), table(folder)
+
+
+def assert_same(whole, folder, result):
+    expected, state, rows = whole
+    assert metrics(result) == metrics(expected)
+    found = weights(folder)
+    assert all(torch.equal(found[name], state[name]) for name in state)
+    pd.testing.assert_frame_equal(table(folder), rows, check_exact=True)
+
+
+def resume(run, folder):
+    status, result, err = run(["--resume", "--experiment_dir_name", folder])
+    assert status == 0, err
+    return result
+
+
+def at_step(patch, step, action):
+    """Do something in the middle of step number `step` of the run."""
+    original, calls = steps.Stepper.backward, []
+
+    def backward(self, *args):
+        calls.append(1)
+        if len(calls) == step:
+            action()
+        return original(self, *args)
+
+    patch.setattr(steps.Stepper, "backward", backward)
+
+
+def signal_myself(number=signal.SIGTERM):
+    os.kill(os.getpid(), number)
+
+
+def cut(ava, run, step=8, action=signal_myself, **options):
+    """A run that is stopped in the middle of a step: its exit status and errors."""
+    with pytest.MonkeyPatch.context() as patch:
+        at_step(patch, step, action)
+        status, _, err = run(arguments(ava, experiment_dir_name=ava / "cut", **RECIPE | options))
+    return status, err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("attempt", [1, 2])
+def test_killed_at_a_random_step(ava, run, whole, attempt):
+    folder = ava / "cut"
+    last = folder / "checkpoints" / "last.pt"
+    saves = random.randint(1, 12)
+    print(f"killed after {saves} saves")
+    words = arguments(ava, experiment_dir_name=folder, save_minutes=0, **RECIPE)
+    child, seen = fork(lambda: main_nni.main(words)), set()
+    while len(seen) < saves and os.waitpid(child, os.WNOHANG) == (0, 0):
+        with contextlib.suppress(FileNotFoundError):  # not there yet, or just becoming previous.pt
+            seen.add(last.stat().st_mtime_ns)
+        time.sleep(0.001)
+    os.kill(child, signal.SIGKILL)
+    assert ended(child) == -signal.SIGKILL
+    assert_same(whole, folder, resume(run, folder))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "status", "name"), [(signal.SIGTERM, 143, "SIGTERM"), (signal.SIGINT, 130, "SIGINT")]
+)
+def test_a_signal_saves_first_and_says_how_to_go_on(ava, run, whole, number, status, name):
+    found, err = cut(ava, run, action=lambda: signal_myself(number))
+    assert found == status
+    hint = f"--resume --experiment_dir_name {ava / 'cut'} goes on"
+    assert err.splitlines() == [f"main_nni.py: stopped by {name}; {hint}"]
+    saved = torch.load(ava / "cut" / "checkpoints" / "last.pt", weights_only=True)["progress"]
+    assert (saved["epoch"], saved["step"]) == (1, 2)
+    assert_same(whole, ava / "cut", resume(run, ava / "cut"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("step", [6, 18])
+def test_a_signal_in_the_last_step_of_an_epoch(ava, run, whole, step):
+    assert cut(ava, run, step)[0] == 143
+    assert_same(whole, ava / "cut", resume(run, ava / "cut"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("title", ["validate", "test"])
+def test_a_signal_in_an_evaluation(ava, run, monkeypatch, whole, title):
+    with monkeypatch.context() as patch:
+        interrupt_at_bar(patch, title)
+        status, _, err = run(arguments(ava, experiment_dir_name=ava / "cut", **RECIPE))
+    assert (status, "--resume --experiment_dir_name" in err) == (143, True)
+    assert_same(whole, ava / "cut", resume(run, ava / "cut"))
+
+
+@pytest.mark.slow
+def test_accumulated_steps_are_never_cut_in_two(ava, run, trained):
+    expected = kept(trained(**RECIPE, accumulate=4))
+    assert cut(ava, run, 2, accumulate=4)[0] == 143
+    assert torch.load(ava / "cut" / "checkpoints" / "last.pt", weights_only=True)["progress"]["step"] == 4
+    assert_same(expected, ava / "cut", resume(run, ava / "cut"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("damage", ["cut in half", "empty", "gone"])
+def test_a_damaged_last_checkpoint_falls_back_on_the_one_before(ava, run, whole, caplog, damage):
+    cut(ava, run, save_minutes=0)
+    last = ava / "cut" / "checkpoints" / "last.pt"
+    if damage == "gone":
+        last.unlink()
+    else:
+        last.write_bytes(last.read_bytes()[: len(last.read_bytes()) // 2] if damage == "cut in half" else b"")
+    assert_same(whole, ava / "cut", resume(run, ava / "cut"))
+    assert damage == "gone" or "going on from previous.pt instead" in caplog.text
+
+
+@pytest.mark.slow
+def test_two_damaged_checkpoints_are_one_line(ava, run):
+    cut(ava, run, save_minutes=0)
+    for name in ("last.pt", "previous.pt"):
+        (ava / "cut" / "checkpoints" / name).write_bytes(b"")
+    status, _, err = run(["--resume", "--experiment_dir_name", ava / "cut"])
+    assert status == 2
+    assert len(err.splitlines()) == 1
+    assert "last.pt: cannot be resumed from" in err
+    assert "previous.pt: cannot be resumed from" in err
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_told_and_the_old_checkpoint_survives(ava, run, whole):
+    cut(ava, run)
+    last = ava / "cut" / "checkpoints" / "last.pt"
+    before = last.read_bytes()
+    words = ["--resume", "--experiment_dir_name", str(ava / "cut"), "--save_minutes", "0"]
+
+    def work():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (10**5, 10**5))
+        return main_nni.main(words)
+
+    assert ended(fork(work, ava / "log")) == 2
+    log = (ava / "log").read_text()
+    assert "last.pt.new: File too large; check the path and the disk" in log
+    assert "Traceback" not in log
+    assert last.read_bytes() == before
+    assert not [path for path in last.parent.iterdir() if ".tmp" in path.name or path.name.endswith(".new")]
+    assert_same(whole, ava / "cut", resume(run, ava / "cut"))
+
+
+@pytest.mark.slow
+def test_an_image_that_becomes_unreadable_stops_the_run_where_it_can_go_on(ava, run, whole):
+    picture = ava / "images" / "105.jpg"
+    content = picture.read_bytes()
+    status, err = cut(ava, run, 1, lambda: picture.write_bytes(b""))
+    assert status == 2
+    assert "105.jpg: does not decode" in err
+    assert "goes on from the last checkpoint" in err
+    picture.write_bytes(content)
+    assert_same(whole, ava / "cut", resume(run, ava / "cut"))
+
+
+def kill_workers():
+    while not (workers := multiprocessing.active_children()):
+        time.sleep(0.05)
+    for worker in workers:
+        os.kill(worker.pid, signal.SIGKILL)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("when", ["in a step", "while waiting"])
+def test_a_worker_that_dies_is_told_and_the_run_goes_on(ava, run, whole, when):
+    picture = ava / "images" / "103.jpg"
+    content = picture.read_bytes()
+    if when == "while waiting":
+        picture.unlink()
+        os.mkfifo(picture)  # a worker waits for its content, and the run for the worker
+        threading.Timer(1, kill_workers).start()
+    status, err = cut(ava, run, 3 if when == "in a step" else 0, kill_workers, num_workers=1)
+    assert status == 2
+    assert "a process that reads images died" in err
+    assert "lower --num_workers (now 1)" in err
+    assert len(err.splitlines()) == 1
+    picture.unlink()
+    picture.write_bytes(content)
+    if "--resume" in err:
+        assert_same(whole, ava / "cut", resume(run, ava / "cut"))
+    else:
+        assert when == "while waiting"  # for the first batch: there was nothing to save
+
+
+@pytest.mark.slow
+def test_a_signal_to_the_whole_group_is_a_signal(ava, run, whole):
+    def to_all():
+        signal_myself()
+        for child in multiprocessing.active_children():
+            os.kill(child.pid, signal.SIGTERM)
+
+    status, err = cut(ava, run, 3, to_all, num_workers=2)
+    assert status == 143, err
+    assert_same(whole, ava / "cut", resume(run, ava / "cut"))
+
+
+def interrupt_at_bar(monkeypatch, wanted):
+    original = engine.progress_bar
+
+    def bar(title, *args):
+        if title == wanted:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(title, *args)
+
+    monkeypatch.setattr(engine, "progress_bar", bar)
+
+
+def state_and_best(folder):
+    """All of last.pt but the time that it took, and the bytes of best.pth."""
+    content = torch.load(folder / "checkpoints" / "last.pt", weights_only=True)
+    for row in content["progress"]["history"]:
+        row.pop("seconds")
+    return content, (folder / "checkpoints" / "best.pth").read_bytes()
+
+
+def assert_ends_as(expected, folder):
+    (content, best), (expected_content, expected_best) = state_and_best(folder), state_and_best(expected)
+    torch.testing.assert_close(content, expected_content, rtol=0, atol=0)
+    assert best == expected_best
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("epoch", [1, 2, 3])
+@pytest.mark.parametrize("damage", [False, True])
+def test_best_weights_that_are_newer_than_the_checkpoint_are_made_again(ava, run, trained, epoch, damage):
+    """Killed between the two writes, best.pth and last.pt of an epoch; or last.pt is damaged after both."""
+    given, folder = RECIPE | {"init_lr": 1e-4, "seed": 2, "select_by": "loss"}, ava / "cut"
+    expected = trained(**given)
+    losses = pd.read_csv(Path(expected["folder"]) / "metrics.csv")["val_loss"]
+    assert losses.is_monotonic_decreasing  # each epoch writes best.pth
+    save_last, last = checkpoint.save_last, folder / "checkpoints" / "last.pt"
+
+    def write_and_die(checkpoints, content):
+        if content["progress"]["epoch"] != epoch:
+            return save_last(checkpoints, content)
+        if damage:
+            save_last(checkpoints, content)
+            last.write_bytes(last.read_bytes()[:-1000])
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def work():
+        checkpoint.save_last = write_and_die
+        return main_nni.main(arguments(ava, experiment_dir_name=folder, **given, save_minutes=0))
+
+    assert ended(fork(work)) == -signal.SIGKILL
+    assert checkpoint.epoch_of(folder / "checkpoints" / "best.pth") == epoch
+    assert metrics(resume(run, folder)) == metrics(expected)
+    assert_ends_as(Path(expected["folder"]), folder)
+
+
+def test_a_signal_while_calibrating_or_evaluating_says_that_nothing_was_saved(ava, run, monkeypatch, whole):
+    best = whole[0]["files"]["best"]
+    for title, given in (
+        ("calibrate", {"calibrate_points": 6, "path_to_model_weight": best, "interest_points": "running"}),
+        ("test", {"eval": True, "path_to_model_weight": best}),
+    ):
+        with monkeypatch.context() as patch:
+            interrupt_at_bar(patch, title)
+            status, _, err = run(arguments(ava, overwrite=True, **given))
+        assert status == 143
+        assert err.splitlines() == ["main_nni.py: stopped by SIGTERM; nothing was saved yet"]
+        assert json.loads((ava / "run" / "run.json").read_text())["status"] == "stopped"
+
+
+@pytest.mark.slow
+def test_what_a_killed_save_left_is_removed(ava, run):
+    cut(ava, run)
+    names = (".last.pt.new.123.tmp", ".best.pth.7.tmp", "last.pt.new")
+    strays = [ava / "cut" / "checkpoints" / name for name in names]
+    for stray in strays:
+        stray.write_bytes(b"half")
+    resume(run, ava / "cut")
+    assert not any(stray.exists() for stray in strays)
+
+
+@pytest.mark.parametrize(
+    ("training", "remedies"),
+    [
+        (True, ("; go on with --grad_checkpoint", "--batch_size 3 --accumulate 2")),
+        (False, ("; try --eval_batch_size 3",)),
+    ],
+)
+def test_running_out_of_memory_says_what_to_try(ava, run, monkeypatch, training, remedies):
+    original = EAT.forward
+
+    def full(self, images):
+        if self.training == training:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return original(self, images)
+
+    monkeypatch.setattr(EAT, "forward", full)
+    status, _, err = run(arguments(ava))
+    assert status == 1
+    assert all(text in err for text in ("memory ran out on cpu with batches of 6", *remedies))
+
+
+def spoilt_losses(monkeypatch, bad):
+    """Make the losses of these batches, counted over the run, not finite."""
+    original, calls = build.make_loss, []
+
+    def make_loss(name):
+        criterion = original(name)
+
+        def spoilt(prediction, target):
+            calls.append(1)
+            is_bad = prediction.requires_grad and len(calls) in bad
+            return criterion(prediction, target) * (torch.nan if is_bad else 1)
+
+        return spoilt
+
+    monkeypatch.setattr(build, "make_loss", make_loss)
+
+
+def test_a_bad_step_is_left_out(ava, run, monkeypatch, caplog):
+    spoilt_losses(monkeypatch, {2, 3})
+    status, result, _ = run(arguments(ava, batch_size=3, max_bad_steps=2, init_lr=1e-3))
+    assert status == 0
+    left_out = "in epoch 1, step 2: the step is left out (1 of --max_bad_steps 2)"
+    assert f"the loss or its gradient is nan {left_out}" in caplog.text
+    evidence = json.loads((ava / "run" / "checkpoints" / "bad_steps.json").read_text())["bad_steps"]
+    rows = [(row["step"], row["loss"], len(row["images"])) for row in evidence]
+    assert rows == [(2, "nan", 3), (3, "nan", 3)]
+    state = torch.load(result["files"]["last"], weights_only=True)
+    assert next(iter(state["optimizer"]["state"].values()))["step"] == 2  # of four
+    assert all(value.isfinite().all() for value in state["model"].values())
+    assert pd.read_csv(ava / "run" / "metrics.csv")["train_loss"].notna().all()
+
+
+def test_too_many_bad_steps_end_the_run_with_the_evidence(ava, run, monkeypatch):
+    spoilt_losses(monkeypatch, {1, 2, 4})
+    status, _, err = run(arguments(ava, batch_size=3, max_bad_steps=1))
+    assert status == 1
+    assert "the loss or its gradient is nan in epoch 1, step 2" in err
+    assert "bad_steps.json lists all such batches (2; --max_bad_steps 1)" in err
+    assert err.count(".jpg") == 3
+    assert len(json.loads((ava / "run" / "checkpoints" / "bad_steps.json").read_text())["bad_steps"]) == 2
+
+
+def test_a_gradient_that_is_not_finite_is_told_though_the_loss_is(ava, run, monkeypatch):
+    original = steps.Stepper.update
+
+    def explode(self, now):
+        self.parameters[0].grad.fill_(torch.inf)
+        original(self, now)
+
+    monkeypatch.setattr(steps.Stepper, "update", explode)
+    status, _, err = run(arguments(ava, max_bad_steps=0))
+    assert status == 1
+    assert "the loss or its gradient is nan in epoch 1, step 1" in err
+
+
+@pytest.mark.slow
+def test_bad_steps_before_a_break_stay_in_the_evidence(ava, run, monkeypatch):
+    given = {"batch_size": 2, "init_lr": 1e-3}
+    with monkeypatch.context() as patch:
+        spoilt_losses(patch, {1})
+        at_step(patch, 3, signal_myself)
+        assert run(arguments(ava, **given))[0] == 143
+    spoilt_losses(monkeypatch, {2})
+    resume(run, ava / "run")
+    evidence = json.loads((ava / "run" / "checkpoints" / "bad_steps.json").read_text())["bad_steps"]
+    assert [row["step"] for row in evidence] == [1, 5]

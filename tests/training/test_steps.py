@@ -1,0 +1,246 @@
+"""Steps in other number formats, with checkpointed gradients, compiled; and what a long run shows of itself."""
+
+import fcntl
+import logging
+import math
+import os
+import pty
+import struct
+import sys
+import termios
+import time
+from contextlib import suppress
+
+import pytest
+import torch
+from helpers.data import arguments
+from helpers.networks import make_toy
+from helpers.processes import ended, fork
+from helpers.runs import metrics
+
+import main_nni
+import option
+from iaa.training import build, engine
+from iaa.training.engine import Trainer
+from iaa.training.meters import DataWait, PendingLosses
+from iaa.training.steps import Precision, Schedule, Stepper, make_optimizer
+from models import EAT, create_model
+from util import emd_loss
+
+CPU = torch.device("cpu")
+
+
+def options(**given):
+    return option.complete({"path_to_images": "a", "path_to_save_csv": "b", "dataset": "ava"} | given)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("amp", ["bf16", "fp16"])
+def test_training_in_half_precision_keeps_weights_and_evaluation_in_float32(ava, run, amp):
+    status, result, err = run(arguments(ava, amp=amp, init_lr=1e-4, batch_size=3))
+    assert status == 0, err
+    state = torch.load(result["files"]["last"], weights_only=True)
+    assert {value.dtype for value in state["model"].values() if value.is_floating_point()} == {torch.float32}
+    assert bool(state["scaler"]) == (amp == "fp16")
+    assert next(iter(state["optimizer"]["state"].values()))["step"] > 0
+    given = {"eval": True, "path_to_model_weight": result["files"]["best"]}
+    _, exact, _ = run(arguments(ava, **given, experiment_dir_name=ava / "exact"))
+    _, half, _ = run(arguments(ava, **given, amp=amp, experiment_dir_name=ava / "half"))
+    assert 0 < abs(exact["loss"] - half["loss"]) < 0.02 * exact["loss"]
+
+
+@pytest.mark.parametrize(
+    ("device", "has_bf16", "given", "expected"),
+    [
+        ("cpu", True, {}, [None, None]),
+        ("cpu", True, {"amp": "bf16"}, [torch.bfloat16] * 2),
+        ("cuda:0", True, {}, [torch.bfloat16, None]),
+        ("cuda:0", False, {}, [None, None]),
+        ("cuda:0", True, {"released_protocol": True}, [None, None]),
+        ("cuda:0", True, {"eval": True, "path_to_model_weight": "w"}, [None, None]),
+        ("cuda:0", True, {"released_protocol": True, "amp": "bf16"}, [torch.bfloat16] * 2),
+        ("cuda:0", True, {"amp": "off"}, [None, None]),
+    ],
+)
+def test_training_on_a_gpu_alone_is_bf16_unless_asked(monkeypatch, device, has_bf16, given, expected):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: has_bf16)
+    found = build.pick_precisions(options(**given), torch.device(device))
+    assert [precision.dtype for precision in found] == expected
+
+
+@pytest.mark.parametrize("tf32", [False, True])
+def test_tf32_is_off_unless_asked(tf32):
+    build.pick_precisions(options(tf32=tf32), CPU)
+    assert torch.get_float32_matmul_precision() == ("high" if tf32 else "highest")
+    assert torch.backends.cudnn.allow_tf32 == tf32
+    build.pick_precisions(options(), CPU)
+
+
+@pytest.mark.slow
+def test_checkpointed_gradients_compile_in_one_graph(golden_images, golden):
+    losses = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        model = create_model("eat_test").train()
+        model.set_grad_checkpointing(True)
+        torch._dynamo.reset()
+        network = torch.compile(model, fullgraph=True, backend="eager") if compiled else model
+        loss = emd_loss(network(golden_images), golden["input/target"])
+        loss.backward()
+        losses.append((loss.detach(), model.cls_head.weight.grad))
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("refinement", ["released", "scheduled"])
+def test_checkpointed_gradients_are_the_same_and_count_each_image_once(golden_images, golden, refinement):
+    gradients, points = [], []
+    for enable in (False, True):
+        torch.manual_seed(0)
+        model = make_toy(interest_points="running", refinement=refinement, drop_path_rate=0.3).train()
+        model.set_grad_checkpointing(enable)
+        emd_loss(model(golden_images), golden["input/target"]).backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+        points.append(model.stages[2].attns[1].ref_point14)
+    torch.testing.assert_close(gradients[1], gradients[0])
+    assert points[1].num_images_tracked == points[0].num_images_tracked == 3
+    torch.testing.assert_close(points[1].running_points, points[0].running_points)
+
+
+@pytest.mark.slow
+def test_checkpointed_gradients_in_a_run(ava, run):
+    results = []
+    for name, flag in (("plain", None), ("saving", True)):
+        given = {"interest_points": "running", "init_lr": 1e-3, "grad_checkpoint": flag}
+        _, result, _ = run(arguments(ava, experiment_dir_name=ava / name, **given))
+        results.append(metrics(result))
+    assert results[1] == pytest.approx(results[0], rel=1e-3)
+
+
+@pytest.mark.slow
+def test_a_compiled_run_is_the_plain_one(ava, run, monkeypatch, trained):
+    """By a backend that needs no C++ compiler and no minutes; batches of 6 and 4, the last one of 2."""
+    given = {"init_lr": 1e-4, "interest_points": "running", "batch_size": 6, "eval_batch_size": 4}
+    plain = trained(**given)
+    torch._dynamo.reset()
+    asked = []
+
+    def quickly(self):
+        asked.append(True)
+        torch.nn.Module.compile(self, backend="eager")
+
+    monkeypatch.setattr(EAT, "compile", quickly)
+    status, compiled, err = run(arguments(ava, experiment_dir_name=ava / "compiled", compile=True, **given))
+    assert (status, asked) == (0, [True]), err
+    assert metrics(compiled) == pytest.approx(metrics(plain), rel=1e-3)
+
+
+def test_adamw_decays_matrices_but_no_biases_norms_and_position_tables():
+    model = create_model("eat_test")
+    groups = make_optimizer(model, "adamw", 0.1).param_groups
+    decayed, rest = ({id(parameter) for parameter in group["params"]} for group in groups)
+    for name, parameter in model.named_parameters():
+        table = name.endswith(("bias_table", "rpe_table"))
+        assert id(parameter) in (rest if table or parameter.ndim < 2 else decayed), name
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+def test_a_gradient_that_is_not_finite_changes_nothing(name):
+    model = create_model("eat_test")
+    optimizer = make_optimizer(model, name, 0.1)
+    stepper = Stepper(model, optimizer, Schedule(1e-3, 1), Precision(CPU), clip_grad=1.0)
+    images = torch.randn(1, 3, 224, 224)
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    for factor, left_out in ((math.inf, True), (1.0, False)):
+        stepper.backward(model(images).mean() * factor)
+        stepper.update(0.5)
+        assert stepper.left_out == left_out
+        same = [torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True)]
+        assert all(same) == left_out
+    assert all(parameter.isfinite().all() for parameter in model.parameters())
+
+
+def make_trainer(folder, **options):
+    model = torch.nn.Linear(1, 1)
+    stepper = Stepper(model, torch.optim.SGD(model.parameters()), Schedule(1.0, 1), Precision(CPU))
+    return Trainer(model, stepper, None, folder, **options)
+
+
+def test_losses_are_summed_over_images_and_bad_ones_told_once(tmp_path, caplog):
+    trainer = make_trainer(tmp_path, max_bad_steps=1)
+    for step, (value, names) in enumerate([(3.0, ["a", "b"]), (math.nan, ["c"]), (2.0, ["d", "e"])]):
+        trainer.losses.add(step, names, torch.tensor(value))
+    for _ in range(2):
+        trainer.save()
+        assert (trainer.progress.loss, trainer.progress.images) == (10.0, 4)
+    assert [(row["step"], row["images"]) for row in trainer.progress.bad_steps] == [(2, ["c"])]
+    assert caplog.text.count("the step is left out (1 of --max_bad_steps 1)") == 1
+
+
+def test_losses_are_read_one_call_later_or_awaited():
+    pending = PendingLosses()
+    assert list(pending.read(wait=False)) == []
+    pending.add(0, ["a"], torch.tensor(4.0))
+    assert list(pending.read(wait=False)) == []
+    pending.add(1, ["b", "c"], torch.tensor(1.0))
+    assert list(pending.read(wait=False)) == [(0, ["a"], 4.0)]
+    pending.add(2, ["d"], torch.tensor(2.0))
+    assert list(pending.read(wait=True)) == [(1, ["b", "c"], 1.0), (2, ["d"], 2.0)]
+    assert list(pending.read(wait=True)) == []
+
+
+def test_waiting_for_data_is_measured_from_the_first_batch_on():
+    wait = DataWait(CPU)
+
+    def slow():
+        time.sleep(0.3)
+        for item in range(21):
+            time.sleep(0.01)
+            yield item
+
+    for _ in wait.timed(slow()):
+        time.sleep(0.005)
+    assert 0.45 < wait.share < 0.75
+    assert wait.is_bottleneck
+
+
+def test_a_busy_device_does_not_wait_for_data():
+    wait = DataWait(CPU)
+    wait.idle = lambda: False
+    for _ in wait.timed(range(30)):
+        time.sleep(0.001)
+    assert wait.share == 0
+
+
+@pytest.mark.slow
+def test_a_run_that_waits_for_data_says_so_once(ava, run, monkeypatch, caplog):
+    caplog.set_level(logging.INFO)
+    monkeypatch.setattr(engine.DataWait, "is_bottleneck", property(lambda self: True))
+    run(arguments(ava, num_epoch=2, batch_size=1))
+    assert caplog.text.count("raise --num_workers (now 0)") == 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("terminal", [True, False])
+def test_bars_stand_on_a_terminal_and_nowhere_else(ava, terminal):
+    ours, theirs = pty.openpty() if terminal else os.pipe()
+    if terminal:
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 40, 120, 0, 0))
+    words = arguments(ava, num_epoch=1, batch_size=1)
+
+    def work():
+        os.dup2(theirs, 2)
+        sys.stderr = open(2, "w", closefd=False)  # noqa: SIM115  ends with the process
+        logging.getLogger().handlers.clear()  # pytest's
+        return main_nni.main(words)
+
+    child = fork(work)
+    os.close(theirs)
+    shown = b""
+    with suppress(OSError):  # a terminal's end is an error
+        while part := os.read(ours, 4096):
+            shown += part
+    os.close(ours)
+    assert ended(child) == 0, shown
+    assert b"epoch 1/1" in shown
+    for text in (b"images/s", b"waiting for data", b"validate:"):
+        assert (text in shown) == terminal
