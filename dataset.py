@@ -19,7 +19,7 @@ from iaa.errors import InputError
 from iaa.photographs import workers
 from iaa.photographs.cache import Cache
 from iaa.photographs.decode import decoding_error, read_fast, read_pil
-from iaa.photographs.labels import FORMATS, LabelFormat, Labels, find_images, hold_out, read_labels
+from iaa.photographs.labels import LabelFormat, Labels, find_images, hold_out, read_labels
 
 # Mean and standard deviation of red, green and blue, in [0, 1], by which a network's input is normalised.
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]
@@ -52,9 +52,9 @@ class Transform:
     demo): bicubic to that size. The others: bilinear, in training to 256/224 of it and a random crop.
     """
 
-    def __init__(self, dataset: str, size: int, train: bool):
+    def __init__(self, label_format: LabelFormat, size: int, train: bool):
         self.size, self.train = size, train
-        self.resize = FORMATS.get(dataset, LabelFormat()).resize(size, train)
+        self.resize = label_format.resize(size, train)
 
     def __call__(self, resized: np.ndarray, rng: random.Random) -> tuple[np.ndarray, bool]:
         """resized: (side, side, 3) uint8. Returns the crop (size, size, 3), and whether it has yet to be mirrored."""

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from iaa.errors import InputError, Interrupted
 from iaa.exporting.output import ENDINGS, ExportError, output_path, replacing
-from iaa.options.scoring_options import WEIGHTS, score_range
+from iaa.options.scoring_options import WEIGHTS, purpose_errors, score_range
 from iaa.runtime.command_line import Parser
 from iaa.runtime.files import to_json
 from iaa.runtime.program import run_command
@@ -78,9 +78,10 @@ def export(options: argparse.Namespace) -> dict:
     from iaa.networks.trained_network import load_network
 
     given = {name: getattr(options, name) for name in ("model", "dataset", "interest_points")}
-    trained = load_network(
-        options.weights, score_range=score_range(options.score_min, options.score_max), **given
-    )
+    with purpose_errors():
+        trained = load_network(
+            options.weights, scale=score_range(options.score_min, options.score_max), **given
+        )
     for note in trained.notes:
         log.warning("%s", note)
     suffix = "_gather" * options.gather

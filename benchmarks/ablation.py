@@ -227,7 +227,7 @@ def measure_batch_spread(folder: Path) -> dict[str, float]:
         skip_missing=options.skip_missing,
         limit=options.limit,
     ).test
-    transform = Transform(options.dataset, model.img_size, train=False)
+    transform = Transform(form, model.img_size, train=False)
     allow_tf32(False)
     predicted = []
     for order in (np.arange(len(labels)), np.random.default_rng(0).permutation(len(labels))):

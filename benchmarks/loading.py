@@ -84,7 +84,7 @@ class Released(Dataset):
 
 def measure_speed(dataset: str, folder: Path, count: int, repeats: int) -> list[dict]:
     """A row for each way of reading: images/s of one core, and the ratio to the released way, round by round."""
-    labels, transform = repeat_jpegs(folder, count), Transform(dataset, 224, train=True)
+    labels, transform = repeat_jpegs(folder, count), Transform(FORMATS[dataset], 224, train=True)
     with tempfile.TemporaryDirectory() as cache_folder:
         cache = open_filled(cache_folder, transform.resize, "fast", np.unique(labels.images), folder, 0)
 
@@ -166,7 +166,7 @@ def measure_memory(workers: int) -> list[str]:
             f"{len(labels):,} rows: {size:.0f} MiB in arrays; resident {before:.0f} MiB before reading, "
             f"{read_resident('self'):.0f} after"
         )
-        loader = make_loader(labels, folder, Transform("ava", 32, True), 64, workers, decoder="fast")
+        loader = make_loader(labels, folder, Transform(FORMATS["ava"], 32, True), 64, workers, decoder="fast")
         for number, _ in enumerate(batches(loader), 1):
             if number in (50, len(loader) // 2, len(loader) - 50):
                 private = [read_resident(child.pid, True) for child in multiprocessing.active_children()]

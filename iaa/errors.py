@@ -13,6 +13,10 @@ class InputError(ValueError):
         super().__init__(" ".join(str(message).splitlines()))  # a quoted value may have more
 
 
+class PurposeError(InputError):
+    """Nobody states what weights are for, or two state different things."""
+
+
 class TrainingError(RuntimeError):
     """Training cannot go on. The message is one line: where, and why. Exit status 1."""
 

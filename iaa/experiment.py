@@ -15,10 +15,10 @@ from torch.utils.data import DataLoader
 
 import option
 from dataset import Splits, read_splits
+from iaa.errors import InputError, PurposeError
 from iaa.evaluation import released
 from iaa.evaluation.leakage import KnownPhotos
-from iaa.networks import trained_network
-from iaa.networks.trained_network import Origin, pick_origin
+from iaa.networks.purpose import agree, complete_purpose, find_purpose, format_of, recognise
 from iaa.photographs import demo
 from iaa.photographs.labels import LabelFormat
 from iaa.reports.test_report import make_test_report
@@ -27,8 +27,8 @@ from iaa.runtime.signals import StopSignal
 from iaa.searching import nni_trial
 from iaa.training import build, checkpoint, engine, run_folder
 from iaa.training.steps import Precision
-from models import Weights, load_weights, read_weights, released_style
-from models.backbone import find_weights_file
+from models import Purpose, Weights, load_weights, read_weights, released_style
+from models.backbone import count_outputs, find_weights_file
 from models.weights import pick_evaluation_settings
 from util import make_loss
 
@@ -54,14 +54,19 @@ def run(given: dict) -> dict:
 
 @dataclass
 class Job:
-    """The parts of a run. precisions: of training, and of test.csv. origin: the dataset that the network was trained on."""
+    """The parts of a run. precisions: of training, and of test.csv.
+
+    trained_format: the label format that the network was trained for; None if it is that of the labels. is_stated: whether
+    the weights or the user state the dataset that the network was trained on.
+    """
 
     options: argparse.Namespace
     label_format: LabelFormat
     splits: Splits
     model: nn.Module
     precisions: tuple[Precision, Precision]
-    origin: Origin
+    trained_format: LabelFormat | None
+    is_stated: bool
     folder: Path
     stop: StopSignal
 
@@ -69,8 +74,9 @@ class Job:
 def work(options: argparse.Namespace, weights: Weights | None, device: torch.device) -> dict:
     """Make data, network and folder; train, and evaluate. Returns the result."""
     label_format, splits = read_data(options)
-    origin = pick_origin(options, weights, label_format)
-    model = build.make_model(options, weights, origin.label_format or label_format, origin.dataset, device)
+    purpose, trained_format, is_stated = pick_purpose(options, weights, label_format)
+    network_format = trained_format or label_format
+    model = build.make_model(options, weights, purpose, network_format.outputs, device)
     if not options.eval:
         build.note_photographs(model, splits)
     name = f"{options.dataset}-{'eval' if options.eval else options.model.replace('/', '-')}"
@@ -86,12 +92,12 @@ def work(options: argparse.Namespace, weights: Weights | None, device: torch.dev
         process_group.connection_errors(),
     ):
         if options.calibrate_points and not options.resume:
-            build.calibrate(options, splits.train, model, device, folder, stop, origin.dataset)
+            build.calibrate(options, splits.train, model, device, folder, stop, network_format)
         if options.compile:
             model.compile()
         precisions = build.pick_precisions(options, device)
-        job = Job(options, label_format, splits, model, precisions, origin, folder, stop)
-        data = build.loaders(options, splits, model.img_size, device, stop, origin.dataset)
+        job = Job(options, label_format, splits, model, precisions, trained_format, is_stated, folder, stop)
+        data = build.loaders(options, splits, model.img_size, device, stop, network_format)
         if options.eval:
             result = evaluate(job, data["test"])
         else:
@@ -116,11 +122,38 @@ def gather_options(given: dict) -> tuple[argparse.Namespace, Weights | None]:
             weights.photographs, weights.path
         )  # raises if damaged: now, not after the test
     if options.eval and "model" not in given:
-        options.model = trained_network.origin(weights).get("model", options.model)
+        options.model = find_purpose(weights).model or recognise(weights)
     if weights:
-        settings = pick_evaluation_settings(weights) if options.eval else weights.settings
+        settings = pick_evaluation_settings(weights) if options.eval else weights.purpose.settings
     option.complete_network(options, given, settings)
     return options, weights
+
+
+def pick_purpose(
+    options: argparse.Namespace, weights: Weights | None, label_format: LabelFormat
+) -> tuple[Purpose, LabelFormat | None, bool]:
+    """What the network of the run is for; `trained_format` and `is_stated` as in `Job`. label_format: of the labels.
+
+    In training a network is for the labels. Raises PurposeError if the weights cannot be evaluated on them.
+    """
+    labels = Purpose(options.model, options.dataset, label_format.scale, label_format.threshold)
+    outputs = count_outputs(weights, options.model) if weights and options.eval else None
+    if outputs is None:
+        return labels, None, True
+    recorded = find_purpose(weights)
+    try:
+        dataset = agree(weights.path, "dataset", options.trained_on, recorded.dataset)
+        stated = Purpose(options.model, dataset).or_else(recorded)
+        purpose = complete_purpose(stated, outputs, weights.path, labels)
+    except PurposeError as error:
+        raise InputError(f"{error}; --trained_on says which dataset the weights are of") from None
+    trained_format = format_of(purpose.dataset, outputs, purpose.scale, purpose.threshold)
+    is_same = (purpose.dataset, outputs, purpose.scale) == (
+        labels.dataset,
+        label_format.outputs,
+        labels.scale,
+    )
+    return (labels, None, bool(dataset)) if is_same else (purpose, trained_format, bool(dataset))
 
 
 def read_data(options: argparse.Namespace) -> tuple[LabelFormat, Splits]:
@@ -163,18 +196,14 @@ def train(job: Job, data: dict[str, DataLoader]) -> checkpoint.Progress:
 
 def evaluate(job: Job, loader: DataLoader, history: list[dict[str, float]] | None = None) -> dict:
     """Evaluate on test.csv, write and print the report. Returns the result."""
-    options, model, label_format, origin, folder = (
-        job.options,
-        job.model,
-        job.label_format,
-        job.origin,
-        job.folder,
-    )
+    options, model, label_format, folder = job.options, job.model, job.label_format, job.folder
     precision, criterion = job.precisions[1], make_loss(options.loss)
     evaluation = engine.evaluate(
-        model, loader, criterion, label_format, precision, "test", job.stop, origin.label_format
+        model, loader, criterion, label_format, precision, "test", job.stop, job.trained_format
     )
-    tested = make_test_report(options, job.splits, label_format, model, evaluation, precision, origin)
+    tested = make_test_report(
+        options, job.splits, label_format, model, evaluation, precision, job.trained_format, job.is_stated
+    )
     first, page = distributed.rank() == 0, folder / "report.html"
     if first:
         tested.write_predictions(folder / "predictions.csv")

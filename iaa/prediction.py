@@ -58,14 +58,15 @@ class Prediction:
     def __init__(self, options: argparse.Namespace):
         self.options, self.device = options, pick_device(options.gpu_id)
         self.sources = Sources(options.paths, options.list)
-        self.trained = load_network(
-            options.weights,
-            model=options.model,
-            dataset=options.dataset,
-            score_range=scoring_options.score_range(options.score_min, options.score_max),
-            interest_points=options.interest_points,
-            will_calibrate=bool(options.calibrate_on),
-        )
+        with scoring_options.purpose_errors():
+            self.trained = load_network(
+                options.weights,
+                model=options.model,
+                dataset=options.dataset,
+                scale=scoring_options.score_range(options.score_min, options.score_max),
+                interest_points=options.interest_points,
+                will_calibrate=bool(options.calibrate_on),
+            )
         # The numbers of files and of shards; None where a list can be read only once.
         self.counts = Counter(source.is_shard for source in self.sources) if self.sources.countable else None
         has_shards = bool(self.counts and self.counts[True])
@@ -93,7 +94,7 @@ class Prediction:
         if options.out:
             self.table = (ParquetParts if is_folder else Table)(options.out, self.rows.columns)
         self.gallery = gallery.Gallery(options.report_images) if options.report else None
-        self.summary = TerminalSummary(self.trained.score_range, options.out)
+        self.summary = TerminalSummary(self.trained.scale, options.out)
         self.hashes: set[int] = set()  # of the names of photographs that have a row, and of shards
         self.turned = 0  # photographs that are stored turned
 
@@ -159,7 +160,7 @@ class Prediction:
 
     def _log_network(self) -> None:
         """Say by which network the scores are made."""
-        trained, (low, high) = self.trained, self.trained.score_range
+        trained, (low, high) = self.trained, self.trained.scale
         networks = [trained, self.comparison and self.comparison.trained]
         for note in [note for network in networks if network for note in network.notes]:
             log.info("%s", note)
@@ -246,7 +247,7 @@ class Prediction:
             background = background_share(attention, foreground)
         if options.explain:
             path, maps = overlay_path(options.explain, scored.path), scored.attention_maps
-            score, (low, high) = self.rows.build(scored)["score"], self.trained.score_range
+            score, (low, high) = self.rows.build(scored)["score"], self.trained.scale
             title = f"{os.path.basename(scored.path)}: score {score:.3f} ({low:g} to {high:g})"
             if draw_overlay(path, scored.path, maps, title, foreground, options.upright):
                 overlay = str(path)
@@ -276,7 +277,7 @@ class Prediction:
             "weights": str(trained.path),
             "model": trained.name,
             "dataset": trained.dataset,
-            "score_range": list(trained.score_range),
+            "score_range": list(trained.scale),
             "interest_points": trained.points,
             "columns": self.rows.columns,
             "decode": options.decode,

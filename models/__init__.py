@@ -11,12 +11,14 @@ from .backbone import TIMM_PREFIX, create_backbone, load_backbone
 from .dat import EAT
 from .eat import RefinementSchedule, calibrate_points, set_refinement, uncalibrated
 from .folder import load_folder
+from .purpose import Purpose
 from .variants import VARIANTS
 from .weights import Weights, WeightsError, read_weights, released_style
 
 __all__ = [
     "EAT",
     "AttentionPoints",
+    "Purpose",
     "RefinementSchedule",
     "Weights",
     "WeightsError",
@@ -59,7 +61,7 @@ def load_weights(model: nn.Module, source: str | os.PathLike | Weights) -> list[
     source: a path, or the result of `read_weights`. Returns the names of the tensors that start fresh. Raises
     WeightsError, with the model left as it was, for a file that does not fit.
     """
-    return (weights.load_weights if model.settings else load_backbone)(model, source)
+    return (weights.load_weights if model.purpose.settings else load_backbone)(model, source)
 
 
 def list_models() -> list[str]:

@@ -10,8 +10,9 @@ from pathlib import Path
 import timm
 
 from .dat import EAT
+from .purpose import SETTING_VALUES
 from .variants import VARIANTS
-from .weights import SETTING_VALUES, WeightsError, load_weights, read_weights
+from .weights import WeightsError, load_weights, read_weights
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"  # Hugging Face's names, and timm's
 
@@ -47,15 +48,16 @@ def load_folder(folder: str | os.PathLike, num_classes: int | None = None, **ove
     head = weights.state.get("cls_head.bias")
     if head is None or head.shape != (outputs,):
         raise WeightsError(f"{path}: num_classes {outputs} is not that of {WEIGHTS}")
-    settings = weights.settings | settings
-    if differing := [name for name, value in weights.settings.items() if settings[name] != value]:
+    settings = dict(weights.purpose.settings) | settings
+    if differing := [name for name, value in weights.purpose.settings.items() if settings[name] != value]:
         raise WeightsError(f"{path}: {differing[0]} is not that of {WEIGHTS}")
     try:
         model = timm.create_model(config["architecture"], num_classes=outputs, **(settings | overrides))
     except TypeError as error:
         raise WeightsError(f"{path}: model_args do not fit ({error})") from None
     load_weights(model, weights)
-    model.purpose, model.photographs = dict(weights.purpose), dict(weights.photographs)
+    model.purpose = model.purpose.or_else(weights.purpose)
+    model.photographs = dict(weights.photographs)
     timm_config = config.get("pretrained_cfg")
     interpolation = timm_config.get("interpolation") if isinstance(timm_config, dict) else None
     if interpolation in ("bicubic", "bilinear"):  # timm makes its transform of it

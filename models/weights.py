@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import pickle
 import re
@@ -20,13 +19,11 @@ from torch import Tensor, nn
 
 from iaa.errors import InputError
 
+from .purpose import Purpose
+
 HEADER = "eat"  # entry of a .safetensors header: as JSON, the metadata that a .pth keeps with its state_dict
 TABLES = ("relative_position_bias_table", "rpe_table")
 BUFFERS = ("relative_position_index", "attn_mask")
-# The settings that a file may record, and their values, the released value first.
-POINT_MODES = ("batch", "image", "running", "grid")
-REFINEMENTS = ("released", "off", "scheduled")
-SETTING_VALUES = {"interest_points": POINT_MODES, "refinement": REFINEMENTS}
 # Buffers that the release does not have, by the end of their names; their values in a network that starts fresh.
 ADDED_BUFFERS = {
     "ref_point14.running_points": torch.nan,
@@ -42,16 +39,13 @@ class WeightsError(InputError):
 class Weights(NamedTuple):
     """The content of a weights file.
 
-    state: the tensors by name. The other three are empty for a file that records nothing but tensors.
-    settings: the network's `interest_points` and `refinement`.
-    purpose: `model`, the variant's name; `dataset`, the training data; `score_range`, the dataset's scale (low, high).
-    photographs: those that the network was trained on and selected by, as `iaa.evaluation.leakage` writes them.
+    state: the tensors by name. purpose: as far as the file states it. photographs: those that the network was trained on
+    and selected by, as `iaa.evaluation.leakage` writes them; empty if the file does not state them.
     """
 
     path: Path
     state: dict[str, Tensor]
-    settings: dict[str, str]
-    purpose: dict[str, str | tuple[float, float]] = {}  # noqa: RUF012  nobody writes to it
+    purpose: Purpose = Purpose()
     photographs: dict[str, str] = {}  # noqa: RUF012
 
 
@@ -101,7 +95,7 @@ def load_weights(model: nn.Module, source: str | os.PathLike | Weights) -> list[
 def pick_evaluation_settings(weights: Weights) -> dict[str, str]:
     """The default settings for evaluating a file's network: the recorded ones; DAT's for a file without points."""
     plain = {} if _has_points(weights.state) else {"interest_points": "grid", "refinement": "off"}
-    return plain | weights.settings
+    return plain | dict(weights.purpose.settings)
 
 
 def _has_points(names: Iterable[str]) -> bool:
@@ -115,7 +109,7 @@ def _names_plain_dat_lacks(weights: Weights, target: Mapping[str, Tensor]) -> se
     fresh = {name for name in target if "ref_point14" in name}
     head = {name for name in target if name.startswith("cls_head.")}
     same = all(name in weights.state and weights.state[name].shape == target[name].shape for name in head)
-    ours = weights.settings.get("interest_points") == "grid"
+    ours = weights.purpose.settings.get("interest_points") == "grid"
     return fresh if ours or (same and not _has_points(target)) else fresh | head
 
 
@@ -186,9 +180,11 @@ def read_weights(path: str | os.PathLike) -> Weights:
     photographs = dict(metadata.get("photographs", {}))
     if not all(isinstance(text, str) for text in photographs.values()):
         raise WeightsError(f"{path}: its record of photographs is not text")
-    return Weights(
-        path, state, _read_settings(path, metadata, state), _read_purpose(path, metadata), photographs
-    )
+    try:
+        purpose = Purpose.from_metadata(metadata)
+    except ValueError as error:
+        raise WeightsError(f"{path}: {error}") from None
+    return Weights(path, state, purpose.or_else(_imply_settings(state)), photographs)
 
 
 def _read_safetensors(path: Path) -> OrderedDict[str, Tensor]:
@@ -211,36 +207,14 @@ def _read_metadata(content: Mapping) -> dict[str, Mapping]:
     return entries
 
 
-def _read_purpose(path: Path, metadata: Mapping) -> dict[str, str | tuple[float, float]]:
-    """The purpose that a file records. Checked, for a stranger may have written the file."""
-    entries = {name: value for name, value in metadata.get("purpose", {}).items() if value is not None}
-    purpose = {name: entries[name] for name in ("model", "dataset") if name in entries}
-    if wrong := [name for name, value in purpose.items() if not isinstance(value, str)]:
-        raise WeightsError(f"{path}: {wrong[0]} {purpose[wrong[0]]!r} is not a name")
-    if "score_range" in entries:
-        scale = entries["score_range"]
-        numbers = isinstance(scale, (list, tuple)) and len(scale) == 2
-        if not (numbers and all(type(v) in (int, float) and math.isfinite(v) for v in scale)):
-            raise WeightsError(f"{path}: score_range {scale!r} is not two numbers")
-        if scale[0] >= scale[1]:
-            raise WeightsError(f"{path}: score_range {scale!r}: the first is not below the second")
-        purpose["score_range"] = (float(scale[0]), float(scale[1]))
-    return purpose
-
-
-def _read_settings(path: Path, metadata: Mapping, state: Mapping[str, Tensor]) -> dict[str, str]:
-    """The settings that a file records in its metadata, or that follow from its buffers."""
+def _imply_settings(state: Iterable[str]) -> Purpose:
+    """The settings that follow from the names of a file's buffers."""
     settings = {}
     if any(name.endswith("running_points") for name in state):
         settings["interest_points"] = "running"
     if any(name.endswith("refinement.factors") for name in state):
         settings["refinement"] = "scheduled"
-    recorded = metadata.get("settings", {})
-    settings |= {name: recorded[name] for name in SETTING_VALUES if name in recorded}
-    for name, values in SETTING_VALUES.items():
-        if settings.get(name, values[0]) not in values:
-            raise WeightsError(f"{path}: {name} {settings[name]!r} is not one of {', '.join(values)}")
-    return settings
+    return Purpose(settings=settings)
 
 
 def released_style(model: nn.Module) -> OrderedDict[str, Tensor]:

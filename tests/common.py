@@ -10,6 +10,7 @@ import shutil
 import sys
 import traceback
 import warnings
+from dataclasses import replace
 from multiprocessing import forkserver
 from pathlib import Path
 
@@ -246,7 +247,7 @@ def make_weights(
         model.cls_head.bias.fill_(1 / outputs)
     if points == "running":
         models.calibrate_points(model, [torch.randn(8, 3, 224, 224)])
-    model.purpose = {"model": "eat_nano", "dataset": dataset, "score_range": list(scale)}
+    model.purpose = replace(model.purpose, model="eat_nano", dataset=dataset, scale=tuple(scale))
     torch.save(models.released_style(model) if bare else model.state_dict(), path)
     return path
 
@@ -282,8 +283,8 @@ def made(tmp_path_factory):
         if points == "running":
             models.calibrate_points(network, [torch.randn(2, 3, 224, 224)])
         models.set_refinement(network, (0.5, 0.8))
-        network.purpose = {"model": "eat_nano", "dataset": "ava" if outputs == 10 else "csv"}
-        network.purpose["score_range"] = [1.0, 10.0] if outputs == 10 else [-3.0, 7.0]
+        dataset, scale = ("ava", (1.0, 10.0)) if outputs == 10 else ("csv", (-3.0, 7.0))
+        network.purpose = replace(network.purpose, model="eat_nano", dataset=dataset, scale=scale)
         paths[name] = folder / f"{name}.pth"
         torch.save(network.state_dict(), paths[name])
     return paths

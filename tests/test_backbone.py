@@ -6,6 +6,7 @@ import torch
 
 import models
 from iaa.errors import InputError
+from models import Purpose
 from models.backbone import create_backbone, find_weights_file, load_backbone
 
 SMALL = ("timm/test_resnet", "timm/test_vit")
@@ -22,15 +23,15 @@ def test_network_has_a_head_of_the_datasets_size_and_timms_own_input(name):
 
 def test_what_it_remembers_travels_with_its_weights(tmp_path):
     model = models.create_model(SMALL[0], num_classes=1)
-    model.purpose, model.photographs = {"model": SMALL[0], "score_range": [0, 1]}, {"train": "abc"}
+    model.purpose, model.photographs = Purpose(model=SMALL[0], scale=(0.0, 1.0)), {"train": "abc"}
     torch.save(model.state_dict(), tmp_path / "best.pth")
     weights = models.read_weights(tmp_path / "best.pth")
-    assert weights.purpose["model"] == SMALL[0]
+    assert weights.purpose.model == SMALL[0]
     assert weights.photographs == {"train": "abc"}
     again = models.create_model(SMALL[0], num_classes=1)
     again.load_state_dict(torch.load(tmp_path / "best.pth", weights_only=True))
     assert again.photographs == {"train": "abc"}
-    assert again.purpose == {}
+    assert again.purpose == Purpose()
     assert load_backbone(models.create_model(SMALL[0], num_classes=1), weights) == []
 
 

@@ -70,7 +70,7 @@ def descendants(pid):
 @pytest.mark.parametrize("train", [True, False])
 def test_batches_are_the_same_from_the_cache(scored, names, train, workers):
     labels = read_labels(scored / "train.csv", FORMATS["tad66k"])
-    transform = Transform("tad66k", 32, train)
+    transform = Transform(FORMATS["tad66k"], 32, train)
     store = open_filled(scored / "c", transform.resize, "fast", names, scored / "images", workers)
 
     def epoch(**given):

@@ -42,7 +42,7 @@ def seen(transform, photograph, seed):
     ("dataset", "resample"), [("ava", Image.Resampling.BICUBIC), ("tad66k", Image.Resampling.BILINEAR)]
 )
 def test_evaluation_sees_pils_own_resize_to_the_pixel(photograph, dataset, resample):
-    transform = Transform(dataset, 224, train=False)
+    transform = Transform(FORMATS[dataset], 224, train=False)
     pixels, flip = transform(np.asarray(transform.resize.pil(photograph)), random.Random(0))
     found = normalize_images(torch.tensor(pixels).permute(2, 0, 1)[None], torch.tensor([flip]))
     assert not flip
@@ -62,7 +62,7 @@ def test_network_input_is_torchvisions_to_the_bit_and_mirrors_the_flipped(photog
 
 def test_ava_trains_on_the_bicubic_resize_flipped_half_of_the_time(photograph):
     plain = np.array(photograph.resize((224, 224), Image.Resampling.BICUBIC))
-    transform = Transform("ava", 224, train=True)
+    transform = Transform(FORMATS["ava"], 224, train=True)
     pictures = [seen(transform, photograph, seed) for seed in range(40)]
     flipped = [np.array_equal(picture, plain[:, ::-1]) for picture in pictures]
     assert all(
@@ -73,7 +73,7 @@ def test_ava_trains_on_the_bicubic_resize_flipped_half_of_the_time(photograph):
 
 def test_tad66k_trains_on_crops_of_the_bilinear_256_resize(photograph):
     resized = np.array(photograph.resize((256, 256), Image.Resampling.BILINEAR))
-    transform = Transform("tad66k", 224, train=True)
+    transform = Transform(FORMATS["tad66k"], 224, train=True)
     corners = set()
     for seed in range(20):
         crop = seen(transform, photograph, seed)
@@ -141,7 +141,7 @@ def test_order_and_augmentation_do_not_depend_on_the_workers(ava, start, process
     labels = read_labels(ava / "train.csv", FORMATS["ava"])
 
     def epoch(workers, number):
-        loader = make_loader(labels, ava / "images", Transform("ava", 32, True), 5, workers, seed=3)
+        loader = make_loader(labels, ava / "images", Transform(FORMATS["ava"], 32, True), 5, workers, seed=3)
         return [(batch.names, batch.images, batch.flips, batch.targets) for batch in batches(loader, number)]
 
     alone, pair = epoch(0, 4), epoch(processes, 4)
@@ -155,7 +155,7 @@ def test_order_and_augmentation_do_not_depend_on_the_workers(ava, start, process
 def test_a_worker_is_given_no_labels_but_those_of_its_batches(ava):
     labels = read_labels(ava / "train.csv", FORMATS["ava"])
     many = labels.subset(np.zeros(100_000, int))
-    loader = make_loader(many, ava / "images", Transform("ava", 32, True), 5, 2)
+    loader = make_loader(many, ava / "images", Transform(FORMATS["ava"], 32, True), 5, 2)
     assert len(loader) == 20_000
     assert len(pickle.dumps((loader.dataset, loader.collate_fn))) < 2_000
     assert len(pickle.dumps(next(iter(loader.batch_sampler)))) < 2_000
@@ -163,7 +163,7 @@ def test_a_worker_is_given_no_labels_but_those_of_its_batches(ava):
 
 def test_evaluation_keeps_the_csvs_order(ava):
     labels = read_labels(ava / "test.csv", FORMATS["ava"])
-    loader = make_loader(labels, ava / "images", Transform("ava", 32, False), 4, 0)
+    loader = make_loader(labels, ava / "images", Transform(FORMATS["ava"], 32, False), 4, 0)
     assert [name for batch in batches(loader) for name in batch.names] == labels.images.tolist()
 
 
@@ -245,7 +245,7 @@ def test_grey_and_palette_pictures_become_rgb(tmp_path):
     Image.new("RGBA", (9, 9), (1, 2, 3, 128)).save(tmp_path / "alpha.png")
     (tmp_path / "a.csv").write_text("image,score\ngrey.png,1\nalpha.png,1\n")
     labels = read_labels(tmp_path / "a.csv", FORMATS["tad66k"])
-    loader = make_loader(labels, tmp_path, Transform("tad66k", 8, False), 2, 0)
+    loader = make_loader(labels, tmp_path, Transform(FORMATS["tad66k"], 8, False), 2, 0)
     assert next(batches(loader)).images.shape == (2, 3, 8, 8)
 
 

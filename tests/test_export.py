@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from iaa.exporting import check, onnx_file, torch_files
 from iaa.exporting.description import describe, preprocess
 from iaa.exporting.output import ExportError
 from iaa.networks.trained_network import TrainedNetwork, load_network
+from iaa.photographs.labels import FORMATS
 
 COMMAND = export
 onnx = pytest.importorskip("onnx", reason="requirements/export.txt")
@@ -40,7 +42,8 @@ def test_onnx_by_gathers_is_the_network_without_grid_samples(tmp_path, golden_im
     small.cls_head.weight.mul_(30)  # else all images have nearly one prediction
     path, weights = tmp_path / "a.onnx", tmp_path / "a.pth"
     torch.save(small.state_dict(), weights)
-    trained = TrainedNetwork(small, "eat_nano", "ava", (1.0, 10.0), weights)
+    small.purpose = replace(small.purpose, model="eat_nano", dataset="ava")
+    trained = TrainedNetwork(small, FORMATS["ava"], weights)
     onnx_file.write_onnx(trained, path, describe(trained), gather=True)
     assert "GridSample" not in {node.op_type for node in onnx.load(path).graph.node}
     _, run = onnx_file.open_onnx(path)
@@ -113,11 +116,11 @@ def test_score_is_on_the_datasets_own_scale(exported, made, photographs):
 @pytest.mark.parametrize("form", ["safetensors", "hub"])
 def test_settings_and_purpose_travel(exported, made, form):
     before, after = load_network(made["score"]), load_network(exported("score", form)[0])
-    for name in ("name", "dataset", "score_range", "points"):
+    for name in ("name", "dataset", "scale", "points"):
         assert getattr(after, name) == getattr(before, name)
     assert (
-        after.model.settings
-        == before.model.settings
+        after.model.purpose.settings
+        == before.model.purpose.settings
         == {"interest_points": "running", "refinement": "scheduled"}
     )
     state = before.model.state_dict()
@@ -213,15 +216,15 @@ def test_overwrite_replaces_a_file_and_a_folder(command, made, tmp_path):
         (("--weights", "text.pth"), "text.pth"),
         (("--weights", "."), "a folder without model.safetensors or checkpoints"),
         (("--weights", "bare.pth"), "--dataset"),
-        (("--weights", "bare.pth", "--dataset", "ava"), "has 1 outputs, ava needs 10"),
-        (("--weights", "bare.pth", "--dataset", "csv"), "needs --score_min and --score_max"),
+        (("--weights", "bare.pth", "--dataset", "ava"), "has 1 outputs, and networks for ava have 10"),
+        (("--weights", "bare.pth", "--dataset", "csv"), "nothing states its scale"),
         (("--weights", "bare.pth", "--dataset", "csv", "--score_min", "3"), "belong together"),
         (
             ("--weights", "bare.pth", "--dataset", "csv", "--score_min", "3", "--score_max", "3"),
             "is not below",
         ),
         (("--weights", "bare.pth", "--dataset", "para", "--interest_points", "running"), "interest points"),
-        (("--model", "eat_tiny"), "says eat_nano"),
+        (("--model", "eat_tiny"), "its model is eat_nano"),
         (("--out", "nowhere/a.safetensors"), "no such folder"),
         (("--out", "/proc/a.safetensors"), "check the path and the disk"),
         (("--out", "text.pth/a.safetensors"), "no such folder"),

@@ -17,7 +17,7 @@ def count_operations(name, batch, dtype, plant=lambda images: images, **settings
     """The operations of the second training step, after its input. plant: is applied to the images, to plant a fault."""
     with DEVICE:
         model = models.create_model(name, **settings).train()
-    refinement = RefinementSchedule() if model.settings["refinement"] == "scheduled" else None
+    refinement = RefinementSchedule() if model.purpose.settings["refinement"] == "scheduled" else None
     optimizer, precision = make_optimizer(model, "adam", 0.0), Precision(DEVICE, dtype)
     stepper = Stepper(model, optimizer, Schedule(1e-6, 1), precision, refinement=refinement)
     pixels = torch.empty(batch, 3, model.img_size, model.img_size, dtype=torch.uint8)

@@ -24,7 +24,7 @@ def test_hub_folder_is_a_model_for_create_model(exported, made, photographs):
     trained = load_network(made["score"])
     images = check.evaluation_input(trained, photographs)
     ours = models.create_model(folder).eval()
-    assert ours.purpose["score_range"] == (-3.0, 7.0)
+    assert ours.purpose.scale == (-3.0, 7.0)
     with torch.no_grad():
         assert torch.equal(ours(images), trained.model(images))
     transform = timm.data.create_transform(**timm.data.resolve_data_config({}, model=ours))
@@ -184,7 +184,9 @@ def test_create_model_of_a_folder_has_its_own_outputs(exported):
     with pytest.raises(ValueError, match="has 10 outputs, not 1"):
         models.create_model(exported("votes", "hub")[0], num_classes=1)
     assert (
-        models.create_model(exported("votes", "hub")[0], interest_points="batch").settings["interest_points"]
+        models.create_model(exported("votes", "hub")[0], interest_points="batch").purpose.settings[
+            "interest_points"
+        ]
         == "batch"
     )
 
@@ -195,5 +197,5 @@ def test_plain_dat_is_exported_with_its_grid(command, tmp_path):
     status, said, err = command("--weights", tmp_path / "dat.pth", "--to", "hub", "--out", out)
     assert status == 0, err
     assert json.loads(said)["interest_points"] == "grid"
-    assert models.create_model(out).settings["interest_points"] == "grid"
+    assert models.create_model(out).purpose.settings["interest_points"] == "grid"
     assert "interest points: none: the centres of its cells" in (out / "README.md").read_text()

@@ -127,7 +127,7 @@ def test_imagenets_file_is_a_start_and_its_head_is_told_of(ava, run, outputs, ca
         given["experiment_dir_name"] = ava / "e"
         status, _, err = run(arguments(ava, model=RESNET, eval=True, **given))
         assert status == 2
-        assert "pytorch_model.bin: has 1000 outputs, ava needs 10" in err
+        assert "pytorch_model.bin: has 1000 outputs, and networks for ava have 10" in err
 
 
 @pytest.mark.slow
@@ -184,7 +184,7 @@ def test_weights_of_another_architecture_are_one_line(ava, run, trained, command
         words = [ava / "images"] * (program is predict) + ["--to", "safetensors"] * (program is export)
         status, _, err = command_of(program, *words, "--weights", weights, "--model", RESNET)
         assert status == 2
-        assert f"--model {RESNET}: {weights} says {VIT}; leave the option out" in err
+        assert f"{weights}: its model is {VIT}, not {RESNET}" in err
 
 
 @pytest.fixture
@@ -251,7 +251,7 @@ def test_interest_points_are_refused_of_its_scores(trained):
 def test_a_bare_file_needs_the_networks_name(tmp_path):
     torch.save(dict(timm.create_model("test_vit", num_classes=10).state_dict()), tmp_path / "w.pth")
     with pytest.raises(
-        InputError, match=r"w\.pth: has no head of EAT .*another network's weights; --model says which"
+        InputError, match=r"w\.pth: has no head of EAT .*another network's weights; its model must be stated"
     ):
         predict.Scorer(tmp_path / "w.pth")
     scorer = predict.Scorer(tmp_path / "w.pth", model=VIT, device="cpu")

@@ -214,7 +214,7 @@ def test_what_contradicts_itself_is_refused(tmp_path, album, weights, command):
         (("--explain", weights), "is a file, not a folder"),
         (("--batch_size", "0"), "--batch_size 0 must be at least 1"),
         (("--gpu_id", "9"), "no such GPU"),
-        (("--dataset", "tad66k"), "says ava; leave the option out"),
+        (("--dataset", "tad66k"), "its dataset is ava, not tad66k"),
         (("--reference", tmp_path / "no.csv"), "no such file"),
         (("--save_calibrated", tmp_path / "c.pth"), "belongs to --calibrate_on"),
     ):
@@ -231,7 +231,7 @@ def test_weights_of_an_older_run_know_their_dataset_by_its_options(tmp_path):
     (tmp_path / "options.json").write_text('{"model": "eat_nano", "dataset": "tad66k", "loss": "mse"}')
     trained = load_network(tmp_path)
     assert trained.path == best
-    assert (trained.name, trained.dataset, trained.score_range) == ("eat_nano", "tad66k", (0, 10))
+    assert (trained.name, trained.dataset, trained.scale) == ("eat_nano", "tad66k", (0, 10))
 
 
 def test_a_folder_without_weights_is_refused(album, command):

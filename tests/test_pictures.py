@@ -280,7 +280,7 @@ def test_a_run_finds_pictures_whose_endings_are_of_another_case(scored):
     labels = read_labels(scored / "test.csv", FORMATS["tad66k"])
     found, missing = find_images(labels, scored / "images", skip_missing=False)
     assert (missing, found.images[3]) == (0, "test3.JPG")
-    loader = make_loader(found, scored / "images", Transform("tad66k", 8, False), 6, 0)
+    loader = make_loader(found, scored / "images", Transform(FORMATS["tad66k"], 8, False), 6, 0)
     assert len(next(batches(loader)).names) == 6
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 
 import models
 import predict
-from iaa.networks.trained_network import recognise
+from iaa.networks.purpose import recognise
 from iaa.scoring.calibration import draw_sources
 from iaa.scoring.sources import Source
 from iaa.scoring.table import read_rows
@@ -117,15 +117,16 @@ def test_a_bare_file_of_scores_needs_its_dataset(album, tmp_path, command, score
     bare = make_weights(tmp_path / "bare.pth", 1, bare=True)
     status, _, err = command(album, "--weights", bare, *CPU)
     assert status == 2
-    assert "a single score, and no word of the dataset; --dataset ava|tad66k" in err
+    assert "a single score, and nothing states its dataset" in err
+    assert "--dataset" in err
     rows = scored_rows(album, "--weights", bare, "--dataset", "tad66k")
     own = scored_rows(
         album, "--weights", bare, "--dataset", "csv", "--score_min", 0, "--score_max", 100, "--overwrite"
     )
     assert own[0]["score"] == pytest.approx(10 * rows[0]["score"], rel=1e-5)
     for words, problem in (
-        (("--dataset", "ava"), "has 1 outputs, ava needs 10"),
-        (("--dataset", "csv"), "needs --score_min and --score_max"),
+        (("--dataset", "ava"), "has 1 outputs, and networks for ava have 10"),
+        (("--dataset", "csv"), "nothing states its scale"),
         (("--dataset", "csv", "--score_min", 0), "belong together"),
         (("--dataset", "csv", "--score_min", 3, "--score_max", 2), "is not below"),
         (
@@ -144,7 +145,7 @@ def test_a_bare_released_file_is_recognised_and_told_of(album, tmp_path, command
         assert command(album, "--weights", bare, *CPU)[0] == 0
     text = caplog.text
     assert "eat_nano trained on ava, scores 1 to 10, image interest points" in text
-    assert "not calibrated, for that takes other photographs (predict.py --calibrate_on FOLDER)" in text
+    assert "running points take other photographs (`predict.py --calibrate_on`)" in text
     status, _, err = command(album, "--weights", bare, "--interest_points", "running", *CPU)
     assert status == 2
     assert "has no running interest points" in err
@@ -155,7 +156,7 @@ def test_the_larger_variants_are_recognised(tmp_path):
     for name in ("eat_tiny", "eat_base_384"):
         with torch.device("meta"):
             state = models.released_style(models.create_model(name, 10))
-        assert recognise(models.Weights(tmp_path, state, {})) == name
+        assert recognise(models.Weights(tmp_path, state)) == name
 
 
 def test_points_of_the_batch_only_where_asked_for(album, tmp_path, scored_rows, caplog):
@@ -251,7 +252,7 @@ def test_a_scale_that_contradicts_the_file_is_refused(album, tmp_path, command):
     own = make_weights(tmp_path / "own.pth", 1, "csv", scale=(0, 100))
     status, _, err = command(album, "--weights", own, "--score_min", 0, "--score_max", 1, *CPU)
     assert status == 2
-    assert "says 0 to 100; leave them out" in err
+    assert "own.pth: its scores are 0 to 100, not 0 to 1" in err
     assert command(album, "--weights", own, "--score_min", 0, "--score_max", 100, *CPU)[0] == 0
     votes = make_weights(tmp_path / "votes.pth", 5, "csv", bare=True)
     status, _, err = command(

@@ -15,6 +15,7 @@ from common import DRAW, arguments, ended, fork, make_weights
 from scipy import stats
 
 import main_nni
+import models
 from iaa.reports import test_report
 from iaa.training import checkpoint
 from iaa.training.steps import Schedule
@@ -178,7 +179,7 @@ def test_imagenets_head_is_one_line_in_evaluation(ava, run, ran):
     given = {"path_to_model_weight": ava / "in1k.pth", "experiment_dir_name": ava / "dat"}
     status, _, err = run(arguments(ava, eval=True, **given))
     assert status == 2
-    assert "in1k.pth: has 1000 outputs, ava needs 10" in err
+    assert "in1k.pth: has 1000 outputs, and networks for ava have 10" in err
     assert len(err.splitlines()) == 1
 
 
@@ -336,3 +337,12 @@ def test_each_unnamed_run_gets_a_new_folder(ava, run, monkeypatch):
     folders = {run(arguments(ava, experiment_dir_name=None))[1]["folder"] for _ in range(2)}
     assert len(folders) == 2
     assert all(Path(folder).parent == ava / "runs" for folder in folders)
+
+
+@pytest.mark.slow
+def test_eval_recognises_the_variant_of_a_bare_file(ava, run):
+    torch.manual_seed(0)
+    torch.save(models.released_style(models.create_model("eat_tiny")), ava / "EAT.pth")
+    status, result, err = run(arguments(ava, eval=True, model=None, path_to_model_weight=ava / "EAT.pth"))
+    assert status == 0, err
+    assert (result["model"], result["interest_points"], result["trained_on"]) == ("eat_tiny", "batch", None)

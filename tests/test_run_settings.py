@@ -105,7 +105,7 @@ def test_released_style_weights_can_be_written(ava, run):
         arguments(ava, interest_points="running", refinement="scheduled", save_released_style=True)
     )
     weights = read_weights(result["files"]["released_style"])
-    assert weights.settings == {}
+    assert weights.purpose.settings == {}
     assert not any("running_points" in name or "factors" in name for name in weights.state)
     both = torch.load(best(ava), weights_only=True)
     assert all(torch.equal(both[name], value) for name, value in weights.state.items())
@@ -167,7 +167,7 @@ def test_accumulated_batches_are_one_step(scored):
         model = create_model(
             "eat_nano", 1, interest_points="image", refinement="off"
         )  # rounding cannot flip a choice
-        loader = make_loader(labels, scored / "images", Transform("tad66k", 224, True), size, 0)
+        loader = make_loader(labels, scored / "images", Transform(FORMATS["tad66k"], 224, True), size, 0)
         optimizer = torch.optim.SGD(model.parameters(), lr=1.0, fused=True)
         stepper = Stepper(model, optimizer, Schedule(0.1, 1), Precision(torch.device("cpu")), accumulate)
         mse = torch.nn.functional.mse_loss
@@ -211,4 +211,4 @@ def test_what_the_batch_is_stands_in_the_log(monkeypatch, options, processes, no
 def test_released_runs_save_what_the_release_saves(ava, released):
     state = torch.load(best(ava), weights_only=True)
     assert not any(name.endswith(("running_points", "factors", "tracked")) for name in state)
-    assert read_weights(best(ava)).settings == {"interest_points": "batch", "refinement": "released"}
+    assert read_weights(best(ava)).purpose.settings == {"interest_points": "batch", "refinement": "released"}

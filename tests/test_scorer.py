@@ -168,7 +168,7 @@ def test_a_file_without_points_is_scored_as_plain_dat(tmp_path, pictures):
     torch.save({n: v for n, v in state.items() if "ref_point14" not in n}, tmp_path / "dat.pth")
     plain = Scorer(tmp_path / "dat.pth", device="cpu")
     settings = {"interest_points": "grid", "refinement": "off"}
-    assert plain.trained.model.settings == settings
+    assert plain.trained.model.purpose.settings == settings
     network = models.create_model("eat_nano", **settings).eval()
     models.load_weights(network, tmp_path / "dat.pth")
     plain.trained.model = network

@@ -1,12 +1,14 @@
 """The network with other interest points and refinements than the released: scores, compilers, weights."""
 
+import json
+
 import pytest
 import torch
 from common import GOLDEN, make_toy
 from safetensors.torch import load_file, save_file
 
 import models
-from models import WeightsError, load_weights, read_weights
+from models import Purpose, WeightsError, load_weights, read_weights
 from util import emd_loss
 
 TOY = GOLDEN / "toy_weights.safetensors"
@@ -167,7 +169,7 @@ def test_weights_travel_and_remember_their_settings(tmp_path, golden_images, poi
     path = tmp_path / f"w.{end}"
     if end == "pth":
         torch.save(model.state_dict(), path)
-        assert read_weights(path).settings == {"interest_points": points, "refinement": refinement}
+        assert read_weights(path).purpose.settings == {"interest_points": points, "refinement": refinement}
     else:
         save_file(model.state_dict(), path)
     again = make_toy(interest_points=points, refinement=refinement)
@@ -179,11 +181,11 @@ def test_weights_travel_and_remember_their_settings(tmp_path, golden_images, poi
 
 def test_buffers_tell_the_settings_where_nothing_else_does(tmp_path, golden_images):
     save_file(make("running", "scheduled", calibrate=golden_images).state_dict(), tmp_path / "w.safetensors")
-    assert read_weights(tmp_path / "w.safetensors").settings == {
+    assert read_weights(tmp_path / "w.safetensors").purpose.settings == {
         "interest_points": "running",
         "refinement": "scheduled",
     }
-    assert read_weights(TOY).settings == {}
+    assert read_weights(TOY).purpose.settings == {}
 
 
 @pytest.mark.slow
@@ -195,7 +197,7 @@ def test_released_weights_load_and_go_back_in_every_setting(tmp_path, golden_ima
         assert set(state) == set(released)
         assert all(torch.equal(state[name], released[name]) for name in released)
         torch.save(state, tmp_path / "w.pth")
-        assert read_weights(tmp_path / "w.pth").settings == {}
+        assert read_weights(tmp_path / "w.pth").purpose.settings == {}
         assert load_weights(make_toy(), tmp_path / "w.pth") == []
 
 
@@ -244,10 +246,10 @@ def test_odd_metadata_is_ignored_and_negative_factors_are_refused(tmp_path):
     state = make_toy().state_dict()
     state._metadata[""]["settings"] = {"interest_points": "image", "future": "x"}
     torch.save(state, tmp_path / "w.pth")
-    assert read_weights(tmp_path / "w.pth").settings == {"interest_points": "image"}
+    assert read_weights(tmp_path / "w.pth").purpose.settings == {"interest_points": "image"}
     state._metadata = ["a list"]
     torch.save(state, tmp_path / "w.pth")
-    assert read_weights(tmp_path / "w.pth").settings == {}
+    assert read_weights(tmp_path / "w.pth").purpose.settings == {}
     state["stages.2.attns.1.refinement.factors"] = torch.tensor([-1.0, 1.0])
     torch.save(state, tmp_path / "w.pth")
     with pytest.raises(WeightsError, match="negative factors"):
@@ -258,3 +260,15 @@ def test_odd_metadata_is_ignored_and_negative_factors_are_refused(tmp_path):
 def test_unknown_settings_are_refused(setting):
     with pytest.raises(ValueError, match=f"{setting} 'median': choose from"):
         models.create_model("eat_nano", **{setting: "median"})
+
+
+def test_a_purpose_is_completed_by_another_where_it_states_nothing():
+    ours = Purpose(dataset="csv", scale=(1.0, 5.0), settings={"refinement": "off"})
+    other = Purpose(
+        "eat_tiny", "ava", (1.0, 10.0), 5.0, {"refinement": "released", "interest_points": "image"}
+    )
+    whole = ours.or_else(other)
+    settings = {"refinement": "off", "interest_points": "image"}
+    assert whole == Purpose("eat_tiny", "csv", (1.0, 5.0), 5.0, settings)
+    assert Purpose.from_metadata(json.loads(json.dumps(whole.as_metadata()))) == whole
+    assert Purpose.from_metadata({}) == Purpose()

@@ -98,7 +98,7 @@ def _options(run: Path, trained: TrainedNetwork) -> dict:
     """The run's options; empty if the run trained another network, or the weights came from elsewhere."""
     options = read_json_object(run / "options.json")
     same_run = options.get("model") == trained.name and options.get("dataset") == trained.dataset
-    settings = read_weights(trained.path).settings
+    settings = read_weights(trained.path).purpose.settings
     same_weights = all(options.get(name) in (None, value) for name, value in settings.items())
     return options if same_run and same_weights else {}
 

@@ -60,7 +60,7 @@ def largest_difference(trained: TrainedNetwork, about: dict, run: Runner) -> dic
                     f"its {name} for {count} photographs is not {tuple(ours.shape)} finite numbers; nothing was written"
                 )
             largest[name] = max(largest[name], float(np.abs(exported - ours.numpy()).max()))
-    low, high = trained.score_range
+    low, high = trained.scale
     for name, limit in {"score": TOLERANCE * (high - low), "prediction": TOLERANCE}.items():
         if not largest[name] <= limit:
             raise ExportError(

@@ -31,7 +31,7 @@ class ScoringModule(nn.Module):
 
 def describe(trained: TrainedNetwork) -> dict:
     """Everything that another program needs to use the network. JSON values only."""
-    (low, high), has_votes, resize = trained.score_range, trained.outputs > 1, trained.resize
+    (low, high), has_votes, resize = trained.scale, trained.outputs > 1, trained.resize
     mean, std = trained.model.statistics
     vote_shares = f"shares of the votes 1 to {trained.outputs}, raw: no softmax, and they need not sum to 1"
     return {
@@ -39,7 +39,7 @@ def describe(trained: TrainedNetwork) -> dict:
         "dataset": trained.dataset,
         "score_range": [low, high],
         "interest_points": trained.points,
-        "refinement": trained.model.settings.get("refinement"),
+        "refinement": trained.model.purpose.settings.get("refinement"),
         "depends_on_batch": trained.points == "batch",
         "prediction": {
             "outputs": trained.outputs,

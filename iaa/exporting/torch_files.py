@@ -28,7 +28,7 @@ HUB_FILES = (CONFIG, WEIGHTS, CARD)
 
 def write_safetensors(trained: TrainedNetwork, path: Path, about: dict) -> None:
     """The tensors under their released names; the header holds `about` and the settings for `models.read_weights`."""
-    header = {name: getattr(trained.model, name) for name in ("settings", "purpose", "photographs")}
+    header = trained.model.purpose.as_metadata() | {"photographs": trained.model.photographs}
     state = {name: value.contiguous() for name, value in trained.model.state_dict().items()}
     content = save(state, {"format": "pt", HEADER: json.dumps(header), KEY: to_json(about, indent=2)})
     path.write_bytes(content)  # safetensors' own `save_file` lets only the owner read it
@@ -66,7 +66,7 @@ def make_config(trained: TrainedNetwork, about: dict) -> dict:
         ],  # without the tag of timm's weights
         "num_classes": trained.outputs,
         "num_features": trained.model.num_features,
-        "model_args": dict(trained.model.settings),
+        "model_args": dict(trained.model.purpose.settings),
         "pretrained_cfg": {
             "num_classes": trained.outputs,
             "input_size": [3, *size],

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
-from iaa.errors import InputError
+from iaa.errors import InputError, PurposeError
 from iaa.runtime import distributed
 from iaa.runtime.command_line import Parser
 from option import ANY_MODEL, CPUS, DATASETS, Option
@@ -75,6 +76,16 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     usage = "predict.py PATH [PATH ...] --weights FILE [OPTION ...]"
     about = "Score photographs with trained weights, and say why."
     return Parser(TABLE, prog="predict.py", usage=usage, description=about).parse_args(argv)
+
+
+@contextmanager
+def purpose_errors() -> Iterator[None]:
+    """Add to an error on what weights are for the options that state it."""
+    try:
+        yield
+    except PurposeError as error:
+        options = "--dataset, --model, --score_min and --score_max"
+        raise InputError(f"{error} ({options} state what the file does not)") from None
 
 
 def score_range(low: float | None, high: float | None) -> tuple[float, float] | None:

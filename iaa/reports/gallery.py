@@ -17,7 +17,8 @@ import torch
 
 from iaa.errors import InputError
 from iaa.networks.attention_maps import AttentionRecorder, mean_map
-from iaa.networks.trained_network import TrainedNetwork, load_network, said_by_run, scale_beside
+from iaa.networks.purpose import find_table_scale
+from iaa.networks.trained_network import TrainedNetwork, load_network
 from iaa.options.scoring_options import ENDINGS
 from iaa.reports.html_page import DEMO, LARGE, NUMBERS, Page, Photo, write_page
 from iaa.runtime.signals import StopSignal
@@ -99,12 +100,12 @@ def read_comparison(path: Path, trained: TrainedNetwork, device: torch.device) -
     if path.suffix.lower() not in ENDINGS:
         network = load_network(path)
         network.model.to(device)
-        return Comparison(name, network.score_range, network)
-    rows, scale, votes = {}, scale_beside(path) or trained.score_range, said_by_run(path.parent).get("votes")
+        return Comparison(name, network.scale, network)
+    rows, scale = {}, find_table_scale(path) or trained.scale
     for row in read_rows(path):
         if "predicted_score" in row:
             row["score"] = row["predicted_score"]
-            if not (any(key.startswith("output") for key in row) if votes is None else votes):
+            if "target1" not in row:  # of scores, not of votes
                 row["score"] = scale[0] + row["score"] * (scale[1] - scale[0])  # the protocol's are 0 to 1
                 row = {key: value for key, value in row.items() if not key.startswith("output")}
         if "score" not in row:
@@ -178,7 +179,7 @@ def _page(
     trained: TrainedNetwork, gallery: Gallery, comparison: Comparison | None, photos: Sequence[Photo]
 ) -> Page:
     """Title, facts and notes of the page."""
-    low, high = trained.score_range
+    low, high = trained.scale
     facts = {
         "Weights": str(trained.path),
         "Network": trained.name,
@@ -206,4 +207,4 @@ def _page(
             "distribution is that of all."
         )
     title, scores = f"Scores of {gallery.count} photographs", np.array(gallery.scores)
-    return Page(title, facts, trained.score_range, notes, all_scores=scores, **compared)
+    return Page(title, facts, trained.scale, notes, all_scores=scores, **compared)

@@ -19,7 +19,6 @@ from dataset import Splits
 from iaa.evaluation import published
 from iaa.evaluation.leakage import KnownPhotos
 from iaa.evaluation.test_metrics import TestMetrics, compute_test_metrics, released_accuracy
-from iaa.networks.trained_network import Origin
 from iaa.photographs.labels import LabelFormat
 from iaa.photographs.splits import Split, recognise_split
 from iaa.reports.html_page import DEMO, Page, Photo, choose, write_page
@@ -168,29 +167,32 @@ def make_test_report(
     model: nn.Module,
     evaluation: Evaluation,
     precision: Precision,
-    origin: Origin,
+    trained_format: LabelFormat | None,
+    is_stated: bool,
 ) -> TestReport:
-    """The figures of an evaluation, with their notes. label_format: of the labels; origin: the dataset of the network."""
-    is_other_dataset = origin.label_format is not None
+    """The figures of an evaluation, with their notes. label_format: of the labels.
+
+    trained_format: the label format that the network was trained for; None if it is that of the labels. is_stated: whether
+    somebody states the dataset that the network was trained on.
+    """
+    is_other_dataset, trained_on = trained_format is not None, model.purpose.dataset
     names = [str(name) for name in evaluation.names]
     split = recognise_split(options.dataset, options.path_to_save_csv, names)
     about = {
         "labels_split": split.name,
-        "trained_on": origin.dataset if origin.said else None,
-        "thresholds": label_format.thresholds(origin.label_format),
+        "trained_on": trained_on if is_stated else None,
+        "thresholds": label_format.thresholds(trained_format),
     }
     notes = [f"split: {split.name} ({split.note})"]
     if is_other_dataset:
-        datasets = f"trained on {origin.dataset}, tested on {options.dataset}"
+        datasets = f"trained on {trained_on}, tested on {options.dataset}"
         notes.insert(0, f"{datasets}: scores mapped from scale to scale")
     elif label_format.vote_columns:
         released = released_accuracy(evaluation.outputs, evaluation.targets, label_format.threshold)
         about["accuracy_released"], accuracy = released, evaluation.metrics["accuracy"]
         notes.append(f"accuracy by the release's float32 sums: {released:.4f}, ours {accuracy:.4f}")
-    if not origin.said:
-        notes.append(
-            f"nobody says what the weights were trained on; taken as {origin.dataset} (--trained_on)"
-        )
+    if not is_stated:
+        notes.append(f"nobody says what the weights were trained on; taken as {trained_on} (--trained_on)")
     test_figures = compute_test_metrics(
         evaluation.pairs,
         names,

@@ -15,7 +15,8 @@ from dataset import normalize_images
 from iaa.errors import InputError, Interrupted
 from iaa.evaluation.leakage import KnownPhotos, describe_known
 from iaa.networks.attention_maps import AttentionMap, AttentionRecorder
-from iaa.networks.trained_network import TrainedNetwork, scale_beside
+from iaa.networks.purpose import find_table_scale
+from iaa.networks.trained_network import TrainedNetwork
 from iaa.runtime.signals import StopSignal
 from iaa.scoring.photos import PhotoBatch
 from iaa.scoring.shards import ORIGIN
@@ -131,7 +132,7 @@ class RowBuilder:
             values["spread"] = round_to_float32(spread(outputs))
             values["attention_background"] = None if background is None else round_to_float32(background)
             if self.reference is not None:
-                low, high = self.trained.score_range
+                low, high = self.trained.scale
                 tolerance = 1e-5 * (high - low)  # its own score may stand in the reference, rounded otherwise
                 below = np.searchsorted(self.reference, score - tolerance)
                 values["below"] = round_to_float32(below / len(self.reference))
@@ -161,9 +162,9 @@ def read_reference(path: str, trained: TrainedNetwork) -> tuple[np.ndarray, list
     file = Path(path)
     if not file.is_file():
         raise InputError(f"{path}: no such file; it should be a run's predictions.csv")
-    scale = scale_beside(file)
-    if scale not in (None, trained.score_range):
-        (low, high), (network_low, network_high) = scale, trained.score_range
+    scale = find_table_scale(file)
+    if scale not in (None, trained.scale):
+        (low, high), (network_low, network_high) = scale, trained.scale
         raise InputError(
             f"{path}: its scores are {low:g} to {high:g}, those of {trained.path} {network_low:g} to {network_high:g}"
         )

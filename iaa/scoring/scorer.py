@@ -63,7 +63,7 @@ class Scorer:
                 "Scorer: interest points of the batch would make scores depend on it; image or running"
             )
         self.trained = load_network(
-            weights, interest_points=interest_points, dataset=dataset, model=model, score_range=score_range
+            weights, interest_points=interest_points, dataset=dataset, model=model, scale=score_range
         )
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         try:
@@ -71,7 +71,7 @@ class Scorer:
         except (RuntimeError, AssertionError) as error:  # as without CUDA
             raise InputError(f"Scorer: no device {device} ({str(error).splitlines()[0][:160]})") from error
         self.as_loss, self.upright, self.batch_size = as_loss, upright, batch_size
-        self.score_range = self.trained.score_range
+        self.score_range = self.trained.scale
         self._mean, self._std = (
             torch.tensor(values, device=self.device).view(3, 1, 1) for values in self.trained.model.statistics
         )

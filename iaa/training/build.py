@@ -6,6 +6,7 @@ import argparse
 import logging
 import os
 from contextlib import nullcontext
+from dataclasses import replace
 from operator import attrgetter
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from iaa.runtime import distributed
 from iaa.runtime.signals import StopSignal
 from iaa.training import checkpoint, determinism, engine
 from iaa.training.steps import Precision, Schedule, Stepper, allow_tf32, make_optimizer
-from models import Weights, create_model, load_weights
+from models import Purpose, Weights, create_model, load_weights
 from models.weights import ADDED_BUFFERS
 from util import make_loss
 
@@ -91,11 +92,16 @@ def pick_decoders(options: argparse.Namespace) -> tuple[str, str]:
 
 
 def loaders(
-    options: argparse.Namespace, splits: Splits, side: int, device: torch.device, stop: StopSignal, like: str
+    options: argparse.Namespace,
+    splits: Splits,
+    side: int,
+    device: torch.device,
+    stop: StopSignal,
+    label_format: LabelFormat,
 ) -> dict[str, DataLoader]:
     """A loader for each split, by its name. Fills the cache, if there is one. Raises Interrupted.
 
-    side: of the network's input, in pixels. like: the dataset whose resize the network was trained with. Several
+    side: of the network's input, in pixels. label_format: the one that the network is trained for, for its resize. Several
     processes share the batches; under --released_protocol they share only those of training.
     """
     result, (decoder, eval_decoder) = {}, pick_decoders(options)
@@ -105,7 +111,11 @@ def loaders(
         if (labels := getattr(splits, split)) is None or (train and options.eval):
             continue
         alone = options.released_protocol and not train
-        transform, used, cache = Transform(like, side, train), decoder if train else eval_decoder, None
+        transform, used, cache = (
+            Transform(label_format, side, train),
+            decoder if train else eval_decoder,
+            None,
+        )
         if options.cache is not None:
             cache = open_filled(options.cache, transform.resize, used, labels.images, images, workers, stop)
         settings = {"decoder": used, "cache": cache, "persistent": split != "test"}
@@ -120,8 +130,8 @@ def loaders(
 def make_model(
     options: argparse.Namespace,
     weights: Weights | None,
-    label_format: LabelFormat,
-    dataset: str,
+    purpose: Purpose,
+    outputs: int,
     device: torch.device,
 ) -> nn.Module:
     """The network of `options` with `weights`, or with random ones, for the scores of `dataset`. Seeds the run.
@@ -135,10 +145,10 @@ def make_model(
         settings["exploit"] = True
     if options.pretrained and not options.resume:
         settings["pretrained"] = True
-    model = create_model(options.model, label_format.outputs, **settings)
+    model = create_model(options.model, outputs, **settings)
     if options.grad_checkpoint:
         _checkpoint_gradients(model, options.model)
-    model.purpose = {"model": options.model, "dataset": dataset, "score_range": list(label_format.scale)}
+    model.purpose = replace(purpose, settings=model.purpose.settings)
     if weights is not None:
         _fill(model, weights, options)
     elif options.model != "eat_nano" and not options.resume and not options.pretrained:
@@ -170,7 +180,7 @@ def _fill(model: nn.Module, weights: Weights, options: argparse.Namespace) -> No
     lacks = None
     if plain:
         lacks = f"has no {plain[0]} that fits: train it before --eval"
-        if model.settings:
+        if model.purpose.settings:
             lacks = (
                 "plain DAT, without interest points: leave --interest_points out, or train it before --eval"
             )
@@ -189,7 +199,7 @@ def network_notes(options: argparse.Namespace, weights: Weights | None) -> list[
     if options.interest_points is None:  # a network of timm
         return []
     notes = [f"interest points: {options.interest_points}; offset refinement: {options.refinement}"]
-    for name, value in (weights.settings if weights else {}).items():
+    for name, value in (weights.purpose.settings if weights else {}).items():
         if (used := getattr(options, name)) != value:
             notes.append(f"warning: {weights.path} was trained with --{name} {value}, not {used}")
     if options.interest_points == "batch" and options.eval:
@@ -215,14 +225,20 @@ def note_photographs(model: nn.Module, splits: Splits) -> None:
 
 
 def calibrate(
-    options, train: Labels, model, device: torch.device, folder: Path, stop: StopSignal, like: str
+    options,
+    train: Labels,
+    model,
+    device: torch.device,
+    folder: Path,
+    stop: StopSignal,
+    label_format: LabelFormat,
 ) -> None:
     """Estimate the running interest points from `--calibrate_points` images of train.csv, and save the network."""
     count = min(options.calibrate_points, len(train))
     if count < options.calibrate_points:
         log.warning("warning: train.csv has %d images, fewer than --calibrate_points", count)
     labels = train.subset(np.random.default_rng(options.seed).permutation(len(train))[:count])
-    transform, pinned = Transform(like, model.img_size, train=False), device.type == "cuda"
+    transform, pinned = Transform(label_format, model.img_size, train=False), device.type == "cuda"
     images, workers = options.path_to_images, options.num_workers
     loader = make_loader(labels, images, transform, options.batch_size, workers, pin_memory=pinned)
     with engine.eval_batches("calibrate", loader, device, stop) as items:
