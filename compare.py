@@ -15,7 +15,7 @@ from option import Option
 # fmt: off
 TABLE = (
     Option("runs", Path, [], "a run's folder, or its predictions.csv", metavar="RUN", nargs="+", positional=True),
-    Option("threshold", float, None, "scores above it are high, on the scale of the tables (default: the runs' own)"),
+    Option("threshold", float, None, "scores above it count as high, on the scale of the tables (default: the threshold of the runs)"),
     Option("json", Path, None, "also write all numbers to this file"),
 )
 # fmt: on

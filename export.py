@@ -22,10 +22,10 @@ log = logging.getLogger("eat")
 # fmt: off
 TABLE = {
     "": (
-        Option("to", str, None, "form of the export: an .onnx, a .safetensors, or a folder for the Hugging Face hub", choices=list(ENDINGS), required=True),
+        Option("to", str, None, "format: onnx file, safetensors file, or folder for the Hugging Face hub", choices=list(ENDINGS), required=True),
         Option("out", Path, None, "path of the export (default: beside the weights, with their name)", metavar="PATH"),
         Option("overwrite", bool, False, "replace an export that is there"),
-        Option("gather", bool, False, "--to onnx: do without the operator GridSample, for runtimes that lack it"),
+        Option("gather", bool, False, "--to onnx: do not use the operator GridSample, for runtimes without it"),
     ),
     "weights": WEIGHTS,
 }

@@ -23,7 +23,7 @@ SEARCH_SETS = ("experiment_dir_name", "search_metric", "resume", "overwrite", "e
 
 # fmt: off
 SHOWN = (
-    Option("experiment", str, None, "folder of runs, or id of an NNI experiment under runs/nni; live or finished", metavar="EXPERIMENT", positional=True),
+    Option("experiment", str, None, "folder of runs, or id of an NNI experiment under runs/nni, running or finished", metavar="EXPERIMENT", positional=True),
     Option("metric", str, None, "sort by this (default: what the search maximised)", choices=METRICS),
     Option("storage", str, None, "database of a shared search; shows the trials of all machines", metavar="URL"),
 )
@@ -36,7 +36,7 @@ COMMANDS = {
         Option("concurrency", int, 1, "trials at a time", low=1),
         Option("metric", str, "accuracy", "what to maximise (default: accuracy, as released)", choices=METRICS),
         Option("pruner", str, "none", "median: stop trials that are below the median of the others", choices=("none", "median")),
-        Option("seed", int, None, "seed of the draws; exact only with --concurrency 1"),
+        Option("seed", int, None, "seed of the drawn parameters; repeatable only with --concurrency 1"),
         Option("words", str, [], "options of main_nni.py for all trials", metavar="-- OPTION", nargs="*", positional=True),
     )}),
     "show": ("print the trials of a search, the best first", {"": SHOWN}),

@@ -20,8 +20,8 @@ ENDINGS = (".csv", ".jsonl", ".parquet")  # of a table of scores
 # The options of every command that uses trained weights; see `load_network`.
 WEIGHTS = (
     Option("weights", str, None, "a run's folder or its best.pth, a released checkpoint, a .safetensors, or a folder that `export.py --to hub` wrote", metavar="FILE", required=True),
-    Option("dataset", str, None, "the dataset that it was trained on, where the file does not say", choices=DATASETS),
-    Option("model", str, None, "the network (default: as the file says, or by its tensors)", choices=ANY_MODEL),
+    Option("dataset", str, None, "dataset that the weights were trained on, if they do not say", choices=DATASETS),
+    Option("model", str, None, "network (default: as the weights say, or as their tensors are recognised)", choices=ANY_MODEL),
     Option("score_min", float, None, "--dataset csv: lowest possible score, where the file does not say"),
     Option("score_max", float, None, "--dataset csv: highest possible score, where the file does not say"),
     Option("interest_points", str, None, "image: each image's own; running: a running mean; grid: plain DAT's cell centres; batch: the batch's mean, as released, so that scores depend on the batch (default: as trained, but image instead of batch)", choices=("image", "running", "grid", "batch")),
@@ -40,15 +40,15 @@ TABLE = {
     ),
     "what is written": (
         Option("out", str, None, "table of scores: .csv or .jsonl, written row by row; .parquet, written at the end; or a folder of Parquet parts, ending in / (default: terminal only)", metavar="FILE"),
-        Option("append", bool, False, "go on with --out: skip photographs that have a row there"),
+        Option("append", bool, False, "continue --out: skip photographs that have a row already"),
         Option("overwrite", bool, False, "replace --out, --report and --save_calibrated"),
-        Option("reference", str, None, "a run's predictions.csv, or a table of scores: adds the share of its scores that is lower", metavar="FILE"),
+        Option("reference", str, None, "a run's predictions.csv, or a table of scores: adds the column `below`, the share of its scores that are lower", metavar="FILE"),
         Option("explain", Path, None, "draw the attention on each photograph", metavar="FOLDER"),
-        Option("layer", str, ALL, "one deformable layer, as stages.2.attns.1", metavar="NAME"),
-        Option("mask", Path, None, "masks named as the photographs, white on the foreground (default: the centre half is the foreground)", metavar="FOLDER"),
+        Option("layer", str, ALL, "one deformable layer, such as stages.2.attns.1", metavar="NAME"),
+        Option("mask", Path, None, "folder of masks with the photographs' names, white on the foreground (default: the centre half is the foreground)", metavar="FOLDER"),
         Option("report", Path, None, "write a page for the browser: gallery, votes, attention, distribution"),
         Option("report_images", int, 5000, "number of photographs on the page: the best, the worst and a sample", low=1),
-        Option("compare", Path, None, "--report: show the scores of other weights, or of a table, beside"),
+        Option("compare", Path, None, "--report: also show the scores of other weights, or of a table"),
     ),
     "how it is done": (
         Option("upright", bool, False, "turn photographs as EXIF says (default: as stored, as in training)"),

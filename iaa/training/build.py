@@ -40,6 +40,8 @@ def pick_device(gpu_id: str | None) -> torch.device:
     count = torch.cuda.device_count()
     if gpu_id == "cpu" or (gpu_id is None and not count):
         return torch.device("cpu")
+    if gpu_id and distributed.world_size() > 1:
+        raise InputError(f"--gpu_id {gpu_id}: torchrun gives each process a GPU of its own; leave it out")
     gpu_id = gpu_id or os.environ.get("LOCAL_RANK", "0")
     if not gpu_id.isdecimal() or int(gpu_id) >= count:
         available = f"GPUs 0 to {count - 1} are here" if count else "no GPU is here; use --gpu_id cpu"

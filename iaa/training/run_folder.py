@@ -49,8 +49,17 @@ def resume_options(options: Mapping[str, Any]) -> dict[str, Any]:
     if restarts and not options.get("resume"):
         options = distributed.on_rank_zero(partial(_restart_options, options, Path(folder)))
     if options.get("resume") and folder:
-        return distributed.on_rank_zero(partial(resumed, options, Path(folder) / "options.json"))
+        return distributed.on_rank_zero(partial(_saved_options, options, Path(folder)))
     return dict(options)
+
+
+def _saved_options(options: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    saved = resumed(options, folder / "options.json")
+    processes = distributed.world_size()
+    saved_by = read_json_object(folder / "run.json").get("processes", processes)  # older runs do not say
+    if saved_by != processes:
+        raise InputError(f"{folder}: of a run with {saved_by} processes, not {processes}; start as many")
+    return saved
 
 
 def _restart_options(options: Mapping[str, Any], folder: Path) -> dict[str, Any]:
@@ -72,6 +81,7 @@ def recorded(folder: Path, options: argparse.Namespace, parameters: dict) -> Ite
     if distributed.rank() == 0:
         content = {"status": "running", "reason": None, "started": _now(), "ended": None}
         content |= {"pid": os.getpid(), "pid_started": process_start_time(os.getpid())}
+        content |= {"processes": distributed.world_size()}
         write_json(folder / "run.json", content | {"host": socket.gethostname(), "parameters": parameters})
         if not options.resume:
             write_json(folder / "options.json", vars(options))

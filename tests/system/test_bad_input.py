@@ -7,6 +7,7 @@ from helpers.runs import refused
 
 import option
 from iaa.errors import InputError
+from iaa.training.build import pick_device
 
 COMPILED = {"compile": True, "grad_checkpoint": True}
 
@@ -173,6 +174,13 @@ def test_impossible_options(run, ava, options, problem):
 @pytest.mark.parametrize("gpu", ["99", "-1", "0,1", "gpu"])
 def test_a_gpu_that_is_not_there(run, ava, gpu):
     refused(run, ava, f"--gpu_id {gpu}: no such GPU", gpu_id=gpu)
+
+
+def test_several_processes_are_not_put_on_one_gpu(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InputError, match="torchrun gives each process a GPU of its own"):
+        pick_device("0")
+    assert pick_device("cpu").type == "cpu"
 
 
 def test_unknown_option_is_one_line(run):

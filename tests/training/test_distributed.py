@@ -176,8 +176,6 @@ def test_another_number_of_processes_does_not_resume(ava, ran):
     before = files(ava / "run")
     status, _, err = two_processes(ava, ["--resume", "--experiment_dir_name", ava / "run"])
     assert status == 2
-    last = ava / "run" / "checkpoints" / "last.pt"
     [line] = [line for line in err.splitlines() if "main_nni.py: " in line]
-    assert f"{last}: of a run with 1 processes, not 2; start as many" in line
-    before.pop(ava / "run" / "run.json")
+    assert f"{ava / 'run'}: of a run with 1 processes, not 2; start as many" in line
     assert {path: content for path, content in files(ava / "run").items() if path in before} == before
