@@ -22,6 +22,7 @@ import export
 import main_nni
 import models
 import prepare_data
+from helpers import eat_test  # noqa: F401  registers the network
 from helpers.data import arguments, make_ava, make_pictures
 from helpers.networks import GOLDEN, make_toy, make_weights
 from iaa.evaluation import bootstrap

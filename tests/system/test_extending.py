@@ -21,8 +21,8 @@ EDITS = (
     ("option.py", '    "csv": _TAD66K', '    "mine": _TAD66K', True),
     ("util.py", 'return (nima | {"emd": emd_loss,', 'return (nima | {"huber"', False),
     ("option.py", 'choices=("emd", "nima_r1",', 'choices=("huber",', False),
-    ("models/variants.py", 'SIZES = {"eat_test": 224,', 'SIZES = {"eat_mine"', False),
-    ("option.py", 'MODELS = ("eat_test",', 'MODELS = ("eat_mine",', False),
+    ("models/variants.py", 'SIZES = {"eat_nano": 224,', 'SIZES = {"eat_mine"', False),
+    ("option.py", 'MODELS = ["eat_nano",', 'MODELS = ["eat_mine",', False),
     ("util.py", 'METRICS = ("srcc",', 'METRICS = ("bias",', False),
     ("util.py", "    return {name: float(value)", '    metrics["bias"]', True),
     ("iaa/evaluation/test_metrics.py", '    "srcc": "SRCC",', '    "bias": "bias",', True),
@@ -100,7 +100,7 @@ def test_a_run_with_a_dataset_of_ones_own_and_its_default_network(data, tmp_path
     program = copy_program(tmp_path / "program", EDITS[:3])
     run_python(program, "main_nni.py", *arguments(data, "mine", model=None))
     options = json.loads((data / "run" / "options.json").read_text())
-    assert (options["model"], options["loss"]) == ("eat_test", "emd")
+    assert (options["model"], options["loss"]) == ("eat_nano", "emd")
 
 
 @pytest.mark.slow

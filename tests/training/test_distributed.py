@@ -77,7 +77,7 @@ def test_the_released_protocol_evaluates_on_one_process(ava, run):
 def test_one_process_that_fails_ends_all_with_its_message(ava):
     (ava / "images" / "103.jpg").write_bytes(b"")
     start_time = time.monotonic()
-    process = start(arguments(ava, **RECIPE))
+    process = start(arguments(ava, **RECIPE | {"model": "eat_nano"}))
     out, err = process.communicate(timeout=ENOUGH)
     assert process.returncode != 0
     assert out == ""
