@@ -33,19 +33,19 @@ from util import make_loss
 log = logging.getLogger("eat")
 
 
-def run(given: dict) -> dict:
-    """Train or evaluate by the options `given`. Returns the last line of output.
+def run(user_options: dict) -> dict:
+    """Train or evaluate by the user's options. Returns the last line of output.
 
     Raises InputError, TrainingError, Interrupted.
     """
     start = time.perf_counter()
     try:
         with distributed.process_group("--resume on all machines goes on"):
-            options, weights = gather_options(given)
+            options, weights = gather_options(user_options)
             result = work(options, weights, build.pick_device(options.gpu_id))
     except BaseException as error:
         if nni_trial.in_search():
-            run_folder.write_outcome(nni_trial.pick_folder(given.get("experiment_dir_name")), error)
+            run_folder.write_outcome(nni_trial.pick_folder(user_options.get("experiment_dir_name")), error)
         raise
     return result | {"seconds": round(time.perf_counter() - start, 1)}
 
@@ -94,21 +94,21 @@ def work(options: argparse.Namespace, weights: Weights | None, device: torch.dev
     return result
 
 
-def gather_options(given: dict) -> tuple[argparse.Namespace, Weights | None]:
-    """All options, and the weights to start from: the tuner's options over the `given` ones over a resumed run's.
+def gather_options(user_options: dict) -> tuple[argparse.Namespace, Weights | None]:
+    """All options, and the weights to start from: the tuner's options over the user's over a resumed run's.
 
-    Settings of the network that are not given are those that the weights were trained with.
+    Settings of the network that nobody chooses are those that the weights were trained with.
     """
-    given = run_folder.resume_options(nni_trial.add_parameters(given))
-    options, weights, settings = option.complete(given), None, {}
+    user_options = run_folder.resume_options(nni_trial.add_parameters(user_options))
+    options, weights, settings = option.complete(user_options), None, {}
     if options.path_to_model_weight and not options.resume:
         weights = read_weights(find_weights_file(options.path_to_model_weight))
         KnownPhotos.from_texts(weights.photographs, weights.path)  # raises if damaged, before the test
-    if options.eval and "model" not in given:
+    if options.eval and "model" not in user_options:
         options.model = find_purpose(weights).model or recognise(weights)
     if weights:
         settings = pick_evaluation_settings(weights) if options.eval else weights.purpose.settings
-    option.complete_network(options, given, settings)
+    option.complete_network(options, user_options, settings)
     return options, weights
 
 

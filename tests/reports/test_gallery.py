@@ -1,4 +1,4 @@
-"""What predict.py puts on a page: which photographs, beside what. How the page behaves is tests/test_report.py's."""
+"""What predict.py puts on a page: which photographs, beside what. How the page behaves is test_html_page.py's."""
 
 import re
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The report page: what is written into it, by predict.py and by --eval. test_report_browser.py reads it in a browser."""
+"""The report page: what is written into it, by predict.py and by --eval. test_page_in_browser.py reads it in a browser."""
 
 import base64
 import io
