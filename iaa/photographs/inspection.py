@@ -125,10 +125,14 @@ def inspect_files(
 def find_pictures(folder: str | os.PathLike) -> tuple[list[str], int]:
     """The names of all files in and below a folder that end as a picture's, in order; and how many other files there are.
 
-    Hidden files and folders are ignored.
+    Hidden files and folders are ignored. Raises OSError for a folder that cannot be read.
     """
     names = []
-    for path, folders, files in os.walk(folder):
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    for path, folders, files in os.walk(folder, onerror=refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
         within = Path(path).relative_to(folder)
         names += [(within / name).as_posix() for name in files if not name.startswith(".")]

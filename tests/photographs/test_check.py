@@ -332,3 +332,17 @@ def test_cache_replaces_what_has_changed_and_tells_what_does_not_decode(scored, 
     caplog.clear()
     assert command(*words)[0] == 0
     assert "to be decoded" not in caplog.text
+
+
+def test_a_folder_that_cannot_be_read_is_not_passed_over(gallery, monkeypatch):
+    scan = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("closed"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    (gallery / "closed").mkdir()
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(PermissionError, match="closed"):
+        inspection.find_pictures(gallery)
