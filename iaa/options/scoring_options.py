@@ -39,7 +39,7 @@ TABLE = {
         Option("save_calibrated", Path, None, "save the calibrated weights in this file"),
     ),
     "what is written": (
-        Option("out", str, None, "table of scores: .csv or .jsonl, written row by row; .parquet, written at the end; or a folder of Parquet parts, ending in / (default: terminal only)", metavar="FILE"),
+        Option("out", str, None, "table of scores: .csv or .jsonl, written after each batch; .parquet, written at the end; or a folder of Parquet parts, ending in / (default: terminal only)", metavar="FILE"),
         Option("append", bool, False, "continue --out: skip photographs that have a row already"),
         Option("overwrite", bool, False, "replace --out, --report and --save_calibrated"),
         Option("reference", str, None, "a run's predictions.csv, or a table of scores: adds the column `below`, the share of its scores that are lower", metavar="FILE"),

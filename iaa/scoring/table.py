@@ -1,4 +1,4 @@
-"""Tables of scores: CSV and JSON lines grow row by row, Parquet is written as a complete file."""
+"""Tables of scores: CSV and JSON lines grow batch by batch, Parquet is written as a complete file."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Table:
     def writing(
         self, settings: Mapping[str, Any], append: bool = False, overwrite: bool = False
     ) -> Iterator[Callable[..., None]]:
-        """A function that writes rows. Rows of CSV and JSON lines survive a kill; those of Parquet are written at the end.
+        """A function that writes rows. Rows of CSV and JSON lines survive a kill once a call has returned; those of Parquet are written at the end.
 
         settings: how the scores are made. append: add to a table that was made with the same settings. overwrite: replace it.
         Raises InputError before anything is changed, OSError if the disk is full.

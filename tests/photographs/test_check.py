@@ -346,3 +346,9 @@ def test_a_folder_that_cannot_be_read_is_not_passed_over(gallery, monkeypatch):
     monkeypatch.setattr(os, "scandir", refuse)
     with pytest.raises(PermissionError, match="closed"):
         inspection.find_pictures(gallery)
+
+
+@pytest.mark.parametrize(("width", "ending"), [(5, "bmp"), (38, "bmp"), (16, "ppm")])
+def test_eight_bits_are_not_taken_for_sixteen(tmp_path, width, ending):
+    photograph(size=(width, 16)).save(tmp_path / f"a.{ending}")
+    assert inspect_file(tmp_path, f"a.{ending}").kinds == "plain"
