@@ -13,7 +13,7 @@ from iaa.runtime.command_line import parse_options, subcommand_parser
 from iaa.runtime.files import write_json
 from iaa.runtime.program import run_command
 from iaa.runtime.signals import StopSignal
-from iaa.searching.results import TrialResult, best_options, find_folder, format_table, read_results
+from iaa.searching.results import best_options, find_folder, format_table, read_results
 from iaa.searching.space import read_space
 from option import Option
 
@@ -25,14 +25,13 @@ SEARCH_SETS = ("experiment_dir_name", "search_metric", "resume", "overwrite", "e
 SHOWN = (
     Option("experiment", str, None, "folder of runs, or id of an NNI experiment under runs/nni, running or finished", metavar="EXPERIMENT", positional=True),
     Option("metric", str, None, "sort by this (default: what the search maximised)", choices=METRICS),
-    Option("storage", str, None, "database of a shared search; shows the trials of all machines", metavar="URL"),
 )
 COMMANDS = {
     "run": ("search without NNI, by Optuna (TPE); opens no port; the same command goes on after a kill, and may run several times at once", {"": (
         Option("space", str, "config_search.json", "the search space, as NNI writes it", metavar="FILE"),
         Option("trials", int, None, "number of trials in all", low=1, required=True),
         Option("out", Path, None, "folder of the trials and of the study", metavar="FOLDER", required=True),
-        Option("storage", str, None, "database of the study, which several machines may share: postgresql://USER:PASSWORD@HOST/DATABASE or mysql://... (default: search.db in --out)", metavar="URL"),
+        Option("storage", str, None, "database of the study, as Optuna's RDBStorage takes it (default: SQLite, search.db in --out)", metavar="URL"),
         Option("concurrency", int, 1, "trials at a time", low=1),
         Option("metric", str, "accuracy", "what to maximise (default: accuracy, as released)", choices=METRICS),
         Option("pruner", str, "none", "median: stop trials that are below the median of the others", choices=("none", "median")),
@@ -53,7 +52,7 @@ COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one subcommand; returns the exit status: 0, 1, 2 for bad input, 128 and more if interrupted."""
     options = subcommand_parser("search.py", __doc__.split(" Try")[0], COMMANDS).parse_args(argv)
-    work = {"run": run, "show": show, "best": best, "plot": plot}[options.command]
+    work = run if options.command == "run" else show
     return run_command("search.py", lambda: work(options), "the same command goes on with the search")
 
 
@@ -67,56 +66,34 @@ def run(options: argparse.Namespace) -> int:
             raise InputError(f"--{name} is given and in {options.space}, too; leave one out")
     option.complete(trial_options)
 
-    from iaa.searching.optuna_search import Search  # imports Optuna
+    from iaa.searching.optuna_search import Search, open_study  # imports Optuna
 
+    study = open_study(options.out, options.storage, options.pruner, options.seed)
     with StopSignal() as stop:
-        search = Search(
-            options.out, options.storage, space, trial_options, options.metric, options.pruner, options.seed
-        )
-        search.run(options.words, options.trials, options.concurrency, stop)
-    options.experiment = options.out
-    results, metric = _read(options)
+        search = Search(study, options.out, space, options.metric, stop)
+        search.run(options.words, options.trials, options.concurrency)
+    results, metric = read_results(options.out)
     print(format_table(results, metric))
     return 0 if any(result.status == "done" for result in results) else 1
 
 
-def _read(options: argparse.Namespace) -> tuple[list[TrialResult], str]:
-    """The trials of a search, the best first, and the metric; with --storage those of all machines, from the study."""
-    if options.storage:
-        from iaa.searching.storage import read_study  # imports Optuna
-
-        return read_study(options.storage, Path(options.experiment), options.metric)
-    return read_results(find_folder(options.experiment), options.metric)
-
-
-def _output_path(options: argparse.Namespace, file_name: str) -> Path:
-    return options.out or find_folder(options.experiment) / file_name
-
-
 def show(options: argparse.Namespace) -> None:
-    results, metric = _read(options)
-    print(format_table(results, metric))
+    folder = find_folder(options.experiment)
+    results, metric = read_results(folder, options.metric)
+    if options.command == "show":
+        print(format_table(results, metric))
+    elif options.command == "best":
+        trial, chosen = best_options(results)
+        path = options.out or folder / "best.json"
+        write_json(path, chosen)
+        print(f"{path}: trial {trial.name}, {metric} {trial.value:.4f} in epoch {trial.best_epoch}")
+        print(f"python main_nni.py --options {path}")
+    else:
+        from iaa.searching.plot import plot_results  # imports matplotlib
 
-
-def best(options: argparse.Namespace) -> None:
-    results, metric = _read(options)
-    trial, chosen = best_options(results)
-    path = _output_path(options, "best.json")
-    write_json(path, chosen)
-    print(f"{path}: trial {trial.name}, {metric} {trial.value:.4f} in epoch {trial.best_epoch}")
-    print(f"python main_nni.py --options {path}")
-
-
-def plot(options: argparse.Namespace) -> None:
-    results, metric = _read(options)
-    if not any(result.curve for result in results):
-        raise InputError(f"{options.experiment}: no trial has finished an epoch yet")
-    path = _output_path(options, "search.png")
-
-    from iaa.searching.plot import plot_results  # imports matplotlib
-
-    plot_results(results, metric, f"{Path(options.experiment).name}: {len(results)} trials", path)
-    print(path)
+        path = options.out or folder / "search.png"
+        plot_results(results, metric, f"{folder.name}: {len(results)} trials", path)
+        print(path)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from iaa.errors import InputError
 from option import tuned
 
 log = logging.getLogger("eat")
@@ -42,10 +41,8 @@ def get_parameters() -> dict[str, Any]:
         return tuned(json.loads(os.environ[TRIAL_VARIABLE])["parameters"])
     if not in_experiment():
         return {}
-    try:
-        import nni
-    except ImportError:
-        raise InputError("an NNI experiment started this trial, but nni is not installed here") from None
+    import nni
+
     return tuned(nni.get_current_parameter() or nni.get_next_parameter() or {})
 
 

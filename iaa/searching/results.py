@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
-from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +16,6 @@ from iaa.runtime.files import process_start_time, read_json_object
 from iaa.searching.nni_trial import read_metric
 from option import OPTIONS, RECIPES
 
-# Options that may differ between runs without being compared, beside the resumable ones.
-NOT_COMPARED = {"options", "eval_batch_size", "search_metric", "save_released_style", "report_images"}
 NOT_IN_BEST = {"experiment_dir_name", "options", "resume", "overwrite", "gpu_id"}  # the best trial's options
 
 
@@ -28,15 +24,15 @@ class TrialResult:
     """One trial of a search. value: the metric at the selected epoch; nan before the first epoch."""
 
     name: str
-    folder: Path | str  # text: a folder on another machine
-    status: str  # done, running, waiting, stopped, early stopped, failed, or lost: killed
+    folder: Path
+    status: str  # done, running, stopped, early stopped, failed, or lost: killed
     reason: str
     options: dict[str, Any]
     parameters: dict[str, Any]
     curve: dict[int, float]  # the metric by epoch, from 1
     value: float
     best_epoch: int  # the selected one; 0 before the first epoch
-    seconds: float | None = None
+    seconds: float
 
 
 def find_folder(experiment: str) -> Path:
@@ -50,37 +46,33 @@ def find_folder(experiment: str) -> Path:
 def read_results(folder: Path, metric_name: str | None = None) -> tuple[list[TrialResult], str]:
     """All training runs in a folder, the best first, and the metric. Raises InputError if there are none.
 
-    metric_name: default the metric that the runs name.
+    metric_name: default the one that the runs name.
     """
-    files = glob(
-        "**/run.json", root_dir=folder, recursive=True
-    )  # follows links, and leaves out hidden folders
-    files += glob("**/options.json", root_dir=folder, recursive=True)
-    folders = sorted({(folder / file).parent for file in files})
+    folders = sorted(path.parent for path in folder.glob("**/run.json"))
     runs = {path: read_json_object(path / "options.json") for path in folders}
     runs = {path: options for path, options in runs.items() if options.get("eval") is not True}
     if not runs:
-        raise InputError(f"{folder}: no runs in it; a run has options.json and metrics.csv")
-    if metric_name is None:
-        names = {options["search_metric"] for options in runs.values() if "search_metric" in options}
-        metric_name = names.pop() if len(names) == 1 else "accuracy"
+        raise InputError(f"{folder}: no runs in it; a run has options.json, run.json and metrics.csv")
+    named = [options["search_metric"] for options in runs.values() if "search_metric" in options]
+    metric_name = metric_name or next(iter(named), "accuracy")
     results = [_read_run(path, options, metric_name) for path, options in runs.items()]
-    differing = _differing_options([options for options in runs.values() if options])
     for result in results:
-        if result.folder != folder:
-            result.name = str(result.folder.relative_to(folder))
-        if not result.parameters:  # a run without a search
-            result.parameters = {name: result.options[name] for name in differing if name in result.options}
-    return sort_best_first(results), metric_name
+        result.name = str(result.folder.relative_to(folder))
+    results.sort(key=lambda result: math.inf if math.isnan(result.value) else -result.value)
+    return results, metric_name
 
 
 def _read_run(folder: Path, options: dict[str, Any], metric_name: str) -> TrialResult:
     run, history = read_json_object(folder / "run.json"), read_history(folder / "metrics.csv")
+    status = run.get("status", "unknown")
+    here = run.get("host") == socket.gethostname()
+    if status == "running" and here and process_start_time(run.get("pid", 0)) != run.get("pid_started"):
+        status = "lost"  # killed before it could write another status
     value, best_epoch = select_epoch(history, options.get("select_by", "srcc"), metric_name)
     return TrialResult(
         name=folder.name,
         folder=folder,
-        status=_read_status(run),
+        status=status,
         reason=run.get("reason") or "",
         options=options,
         parameters=run.get("parameters") or {},
@@ -89,16 +81,6 @@ def _read_run(folder: Path, options: dict[str, Any], metric_name: str) -> TrialR
         best_epoch=best_epoch,
         seconds=sum(row.get("seconds", 0) for row in history),
     )
-
-
-def _differing_options(runs: list[Mapping[str, Any]]) -> list[str]:
-    names = [name for name in OPTIONS if not OPTIONS[name].resumable and name not in NOT_COMPARED]
-    return [name for name in names if len({json.dumps(options.get(name)) for options in runs}) > 1]
-
-
-def sort_best_first(results: Iterable[TrialResult]) -> list[TrialResult]:
-    """By their value; those without one come last."""
-    return sorted(results, key=lambda result: math.inf if math.isnan(result.value) else -result.value)
 
 
 def read_history(path: Path) -> list[dict[str, float]]:
@@ -114,40 +96,30 @@ def read_history(path: Path) -> list[dict[str, float]]:
 def select_epoch(history: list[dict[str, float]], select_by: str, metric_name: str) -> tuple[float, int]:
     """The metric at the epoch that a run selects, and that epoch, from 1; nan and 0 before the first one."""
 
-    def rank(row: Mapping[str, float]) -> tuple[bool, float]:
+    def rank(row: Mapping[str, float]) -> float:
         value = -row["val_loss"] if select_by == "loss" else row[f"val_{select_by}"]
-        return not math.isnan(value), value
+        return -math.inf if math.isnan(value) else value
 
     try:
         best = max(history, key=rank)
         return read_metric(best, metric_name), int(best["epoch"])
-    except (KeyError, ValueError):  # a table of something else, or an empty one
+    except (KeyError, ValueError):  # scores have no emd; no epoch yet
         return math.nan, 0
-
-
-def _read_status(run: Mapping[str, Any]) -> str:
-    """The status in run.json; `lost` if the run was killed before it could write one."""
-    status = run.get("status", "unknown")
-    here = run.get("host") == socket.gethostname()
-    if status == "running" and here and process_start_time(run.get("pid", 0)) != run.get("pid_started"):
-        return "lost"
-    return status
 
 
 def format_table(results: list[TrialResult], metric_name: str) -> str:
     """The trials as text, a line each, and the reasons of those that failed."""
-    names = dict.fromkeys(name for result in results for name in result.parameters)
+    names = list(dict.fromkeys(name for result in results for name in result.parameters))
     rows = [["trial", metric_name, "status", "epochs", "best", "time", *names, "folder"]]
     for result in results:
-        duration = str(timedelta(seconds=round(result.seconds))) if result.seconds else "-"
         values = [result.parameters.get(name, "-") for name in names]
         rows.append([
             result.name,
-            "-" if math.isnan(result.value) else f"{result.value:.4f}",
+            f"{result.value:.4f}",
             result.status,
             f"{len(result.curve)}/{result.options.get('num_epoch', '-')}",
             str(result.best_epoch or "-"),
-            duration.removeprefix("0:").removeprefix("0"),
+            str(timedelta(seconds=round(result.seconds))),
             *(f"{value:.4g}" if isinstance(value, float) else str(value) for value in values),
             str(result.folder),
         ])  # fmt: skip
@@ -159,10 +131,10 @@ def format_table(results: list[TrialResult], metric_name: str) -> str:
 
 def best_options(results: list[TrialResult]) -> tuple[TrialResult, dict[str, Any]]:
     """The best trial that has ended well, and its options as `main_nni.py --options` takes them. Raises InputError."""
-    done = [result for result in results if result.status == "done" and not math.isnan(result.value)]
-    best = next((result for result in done if result.options.get("dataset") in RECIPES), None)
-    if best is None:
+    done = [result for result in results if result.status == "done" and result.best_epoch]
+    if not done:
         raise InputError("no trial has ended well yet; `search.py show` says what became of them")
+    best = done[0]
     defaults = {name: option.default for name, option in OPTIONS.items() if name not in NOT_IN_BEST}
     defaults |= RECIPES[best.options["dataset"]] | {"dataset": None}  # the dataset is always written
     changed = {

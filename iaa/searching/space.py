@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,12 +10,10 @@ from option import OPTIONS, read_json, tuned
 
 # What `_value` holds, by `_type`.
 KINDS = {
-    "choice": "the values",
-    "randint": "lowest, and one above the highest",
-    "uniform": "lowest, highest",
-    "loguniform": "lowest, highest",
-    "quniform": "lowest, highest, step",
-    "qloguniform": "lowest, highest, step",
+    "choice": "a list of values",
+    "randint": "[lowest, one above the highest]",
+    "uniform": "[lowest, highest]",
+    "loguniform": "[lowest, highest], above 0",
 }
 
 
@@ -38,20 +35,15 @@ def _check(name: str, entry: Any) -> None:
     problem = f"{name}: _type {kind!r} with _value {values}"
     if kind not in tuple(KINDS):
         raise InputError(f"{problem}: _type must be one of {', '.join(KINDS)}")
-    if not isinstance(values, list) or not values:
-        raise InputError(f"{problem}: _value must be a list: {KINDS[kind]}")
-    limits = values
-    if kind != "choice":
-        numbers = all(type(value) in (int, float) and math.isfinite(value) for value in values)
-        if not numbers or len(values) != len(KINDS[kind].split(", ")):
-            raise InputError(f"{problem}: _value must be numbers: {KINDS[kind]}")
-        low, high, *step = values
-        if not (low < high and all(size > 0 for size in step) and (low > 0 or "log" not in kind)):
-            raise InputError(f"{problem}: the lowest must be below the highest, steps and logarithms above 0")
-        integer = name in OPTIONS and OPTIONS[name].type is int
-        if integer and (("uniform" in kind and not step) or any(value % 1 for value in values)):
-            raise InputError(f"{problem}: {name} is a whole number; use randint, quniform or choice")
-        limits = low, high - (kind == "randint")
+    is_list = isinstance(values, list) and len(values) > 0
+    if kind != "choice" and is_list:
+        numbers = len(values) == 2 and all(type(value) in (int, float) for value in values)
+        is_list = numbers and values[0] < values[1] and (values[0] > 0 or kind != "loguniform")
+    if not is_list:
+        raise InputError(f"{problem}: _value must be {KINDS[kind]}")
+    if kind.endswith("uniform") and name in OPTIONS and OPTIONS[name].type is int:
+        raise InputError(f"{problem}: {name} is a whole number; use randint or choice")
+    limits = (values[0], values[1] - 1) if kind == "randint" else values
     for value in limits:
         tuned({name: value})
         if name == "model" and value.startswith("timm/"):
@@ -70,9 +62,5 @@ def suggest(trial, space: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         elif kind == "randint":
             point[name] = trial.suggest_int(name, values[0], values[1] - 1)
         else:
-            low, high, *step = values
-            value = trial.suggest_float(name, low, high, log="log" in kind)
-            if step:  # as NNI rounds
-                value = min(max(round(value / step[0]) * step[0], low), high)
-            point[name] = OPTIONS[name].type(value)
+            point[name] = trial.suggest_float(name, *values, log=kind == "loguniform")
     return point

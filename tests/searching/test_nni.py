@@ -207,13 +207,6 @@ def test_a_trial_with_a_bad_parameter_stops_with_one_line(ava, run, monkeypatch,
     assert "unknown parameter 'learning_rate'" in ended["reason"]
 
 
-def test_a_trial_without_nni_says_so(ava, run, monkeypatch, in_experiment):
-    monkeypatch.setitem(sys.modules, "nni", None)
-    status, _, err = run(arguments(ava))
-    assert status == 2
-    assert "nni is not installed" in err
-
-
 def test_a_report_that_nni_does_not_take_does_not_end_the_trial(ava, run, monkeypatch, in_experiment, caplog):
     import nni
 

@@ -81,22 +81,6 @@ def test_a_trial_goes_on_from_its_checkpoint(ava, run, monkeypatch):
     assert json.loads((ava / "t" / "run.json").read_text())["parameters"] == {"init_lr": 1e-3}
 
 
-@pytest.mark.slow
-def test_a_folder_of_runs_made_without_a_search(ava, run, command):
-    for number, lr in enumerate((1e-3, 1e-5)):
-        assert run(arguments(ava, experiment_dir_name=ava / "runs" / f"r{number}", init_lr=lr))[0] == 0
-    (ava / "runs" / "broken").mkdir()
-    (ava / "runs" / "broken" / "options.json").write_text("{")
-    status, out, _ = command("show", ava / "runs", "--metric", "plcc")
-    assert status == 0
-    header = " ".join(out.splitlines()[0].split())
-    assert header == "trial plcc status epochs best time init_lr folder"
-    assert {line.split()[6] for line in out.splitlines()[1:3]} == {"0.001", "1e-05"}
-    assert command("best", ava / "runs")[0] == 0
-    assert json.loads((ava / "runs" / "best.json").read_text())["init_lr"] in (1e-3, 1e-5)
-    assert command("plot", ava / "runs", "--out", ava / "p.png")[0] == 0
-
-
 def test_a_run_that_was_killed_is_lost(ava, run):
     run(arguments(ava, experiment_dir_name=ava / "s" / "r"))
     path = ava / "s" / "r" / "run.json"
