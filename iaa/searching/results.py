@@ -112,14 +112,15 @@ def format_table(results: list[TrialResult], metric_name: str) -> str:
     names = list(dict.fromkeys(name for result in results for name in result.parameters))
     rows = [["trial", metric_name, "status", "epochs", "best", "time", *names, "folder"]]
     for result in results:
+        duration = str(timedelta(seconds=round(result.seconds))).removeprefix("0:").removeprefix("0")
         values = [result.parameters.get(name, "-") for name in names]
         rows.append([
             result.name,
-            f"{result.value:.4f}",
+            "-" if math.isnan(result.value) else f"{result.value:.4f}",
             result.status,
             f"{len(result.curve)}/{result.options.get('num_epoch', '-')}",
             str(result.best_epoch or "-"),
-            str(timedelta(seconds=round(result.seconds))),
+            duration,
             *(f"{value:.4g}" if isinstance(value, float) else str(value) for value in values),
             str(result.folder),
         ])  # fmt: skip
