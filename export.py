@@ -11,7 +11,7 @@ from pathlib import Path
 
 from iaa.errors import InputError, Interrupted
 from iaa.exporting.output import ENDINGS, output_path, replacing
-from iaa.options.scoring_options import WEIGHTS, purpose_errors, score_range
+from iaa.options.scoring_options import WEIGHTS
 from iaa.runtime.command_line import Parser
 from iaa.runtime.files import to_json
 from iaa.runtime.program import run_command
@@ -59,7 +59,7 @@ def export(options: argparse.Namespace) -> dict:
     # These are slow to import.
     from iaa.exporting import torch_files
     from iaa.exporting.description import BATCHES, describe, largest_difference
-    from iaa.networks.trained_network import load_network
+    from iaa.networks.trained_network import load_for_command
 
     contents, settings = (), {}
     if options.to == "onnx":
@@ -76,14 +76,7 @@ def export(options: argparse.Namespace) -> dict:
         write, read = torch_files.write_safetensors, torch_files.open_safetensors
     else:
         write, read, contents = torch_files.write_hub, torch_files.open_hub, torch_files.HUB_FILES
-    with purpose_errors():
-        trained = load_network(
-            options.weights,
-            model=options.model,
-            dataset=options.dataset,
-            scale=score_range(options.score_min, options.score_max),
-            interest_points=options.interest_points,
-        )
+    trained = load_for_command(options)
     for note in trained.notes:
         log.warning("%s", note)
     suffix = "_gather" * options.gather

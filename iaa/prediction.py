@@ -17,8 +17,8 @@ import torch
 
 from iaa.errors import InputError
 from iaa.networks.attention_maps import AttentionRecorder, background_share, mean_map
-from iaa.networks.trained_network import TrainedNetwork, load_network
-from iaa.options.scoring_options import ALL, is_folder, purpose_errors, score_range
+from iaa.networks.trained_network import TrainedNetwork, load_for_command
+from iaa.options.scoring_options import ALL, is_folder
 from iaa.reports import gallery
 from iaa.reports.overlays import draw_overlay, overlay_path, read_mask
 from iaa.reports.terminal_summary import TerminalSummary
@@ -55,15 +55,7 @@ def score(options: argparse.Namespace, stop: StopSignal) -> int:
     Returns 1 if a photograph has an error, else 0. Each of several processes returns 0 then: torchrun would end the others.
     """
     device, sources = pick_device(options.gpu_id), Sources(options.paths, options.list)
-    with purpose_errors():
-        trained = load_network(
-            options.weights,
-            model=options.model,
-            dataset=options.dataset,
-            scale=score_range(options.score_min, options.score_max),
-            interest_points=options.interest_points,
-            will_calibrate=bool(options.calibrate_on),
-        )
+    trained = load_for_command(options, will_calibrate=bool(options.calibrate_on))
     counts = Counter(source.is_shard for source in sources)
     if not counts:
         names = ", ".join(options.paths + options.list)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -121,6 +122,27 @@ def load_network(
     network.eval().requires_grad_(False)
     label_format = format_of(purpose.dataset, outputs, purpose.scale, purpose.threshold)
     return TrainedNetwork(network, label_format, path, notes)
+
+
+def load_for_command(options: argparse.Namespace, will_calibrate: bool = False) -> TrainedNetwork:
+    """`load_network` by a command's options, WEIGHTS of iaa/options/scoring_options.py, whose names errors give."""
+    low, high = options.score_min, options.score_max
+    if (low is None) != (high is None):
+        raise InputError("--score_min and --score_max belong together; give both")
+    if low is not None and low >= high:
+        raise InputError(f"--score_min {low:g} is not below --score_max {high:g}")
+    try:
+        return load_network(
+            options.weights,
+            model=options.model,
+            dataset=options.dataset,
+            scale=None if low is None else (low, high),
+            interest_points=options.interest_points,
+            will_calibrate=will_calibrate,
+        )
+    except PurposeError as error:
+        names = "--dataset, --model, --score_min and --score_max"
+        raise InputError(f"{error} ({names} state what the file does not)") from None
 
 
 def find_weights_file(path: str | Path) -> Path:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 
-from iaa.errors import InputError, PurposeError
+from iaa.errors import InputError
 from iaa.runtime import distributed
 from iaa.runtime.command_line import Parser
 from option import ANY_MODEL, CPUS, DATASETS, Option
@@ -76,27 +75,6 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     usage = "predict.py PATH [PATH ...] --weights FILE [OPTION ...]"
     about = "Score photographs with trained weights, and say why."
     return Parser(TABLE, prog="predict.py", usage=usage, description=about).parse_args(argv)
-
-
-@contextmanager
-def purpose_errors() -> Iterator[None]:
-    """Add to an error on what weights are for the options that state it."""
-    try:
-        yield
-    except PurposeError as error:
-        options = "--dataset, --model, --score_min and --score_max"
-        raise InputError(f"{error} ({options} state what the file does not)") from None
-
-
-def score_range(low: float | None, high: float | None) -> tuple[float, float] | None:
-    """The scale of --score_min and --score_max; None where neither is given. Raises InputError for one without the other."""
-    if low is None and high is None:
-        return None
-    if low is None or high is None:
-        raise InputError("--score_min and --score_max belong together; give both")
-    if low >= high:
-        raise InputError(f"--score_min {low:g} is not below --score_max {high:g}")
-    return low, high
 
 
 def is_folder(out: str | None) -> bool:
