@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import argparse
 import logging
-import signal
+import os
 import sys
-from collections.abc import Sequence
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
-from iaa.errors import InputError, Interrupted
-from iaa.exporting.output import ENDINGS, output_path, replacing
+from iaa.errors import InputError
 from iaa.options.scoring_options import WEIGHTS
 from iaa.runtime.command_line import Parser
 from iaa.runtime.files import to_json
@@ -18,6 +20,8 @@ from iaa.runtime.program import run_command
 from option import Option
 
 log = logging.getLogger("eat")
+
+ENDINGS = {"onnx": ".onnx", "safetensors": ".safetensors", "hub": "_hub"}  # by the value of --to
 
 # fmt: off
 TABLE = {
@@ -36,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit status: 0, 1 if the export does not equal the network, 2 for a bad request."""
     options = parse(argv)
     return run_command(
-        "export.py", lambda: print(to_json(export(options)), flush=True), rest="nothing was written"
+        "export.py", lambda: print(to_json(export(options)), flush=True), "nothing was written"
     )
 
 
@@ -55,42 +59,37 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def export(options: argparse.Namespace) -> dict:
-    """Write an export, check it, and return the last line of output. Raises InputError, WeightsError, ExportError."""
+    """Write an export, check it, and return the last line of output. Raises InputError, TrainingError."""
     # These are slow to import.
     from iaa.exporting import torch_files
     from iaa.exporting.description import BATCHES, describe, largest_difference
     from iaa.networks.trained_network import load_for_command
 
-    contents, settings = (), {}
-    if options.to == "onnx":
+    contents, write, read = (), torch_files.write_safetensors, torch_files.open_safetensors
+    if options.to == "hub":
+        contents, write, read = torch_files.HUB_FILES, torch_files.write_hub, torch_files.open_hub
+    elif options.to == "onnx":
         try:
             import onnxscript  # noqa: F401  torch's exporter needs it
 
             from iaa.exporting import onnx_file
         except ModuleNotFoundError as error:
-            raise InputError(
-                f"--to onnx needs {error.name}: pip install -r requirements/export.txt"
-            ) from None
-        write, read, settings = onnx_file.write_onnx, onnx_file.open_onnx, {"gather": options.gather}
-    elif options.to == "safetensors":
-        write, read = torch_files.write_safetensors, torch_files.open_safetensors
-    else:
-        write, read, contents = torch_files.write_hub, torch_files.open_hub, torch_files.HUB_FILES
+            needed = f"--to onnx needs {error.name}"
+            raise InputError(f"{needed}: pip install -r requirements/export.txt") from None
+        write, read = partial(onnx_file.write_onnx, gather=options.gather), onnx_file.open_onnx
     trained = load_for_command(options)
     for note in trained.notes:
         log.warning("%s", note)
-    suffix = "_gather" * options.gather
-    out = output_path(options.to, options.out, Path(options.weights), trained.path, suffix)
-    about = describe(trained)
+    out, about = output_path(options, trained.path), describe(trained)
     with replacing(out, options.overwrite, contents) as temporary:
-        write(trained, temporary, about, **settings)
+        write(trained, temporary, about)
         difference = largest_difference(trained, *read(temporary))
         files = [temporary / name for name in contents] or [temporary]
         size = sum(path.stat().st_size for path in files)
     return {
         "written": str(out),
         "to": options.to,
-        **settings,
+        **({"gather": options.gather} if options.to == "onnx" else {}),
         **{name: about[name] for name in ("model", "dataset", "score_range", "interest_points")},
         "megabytes": round(size / 1e6, 2),
         "largest_difference": difference,
@@ -98,11 +97,47 @@ def export(options: argparse.Namespace) -> dict:
     }
 
 
-def raise_interrupted(number: int, _frame) -> None:
-    raise Interrupted(number)
+def output_path(options: argparse.Namespace, weights_file: Path) -> Path:
+    """The absolute path of the export, by default beside the weights and by their name.
+
+    Raises InputError for another ending, by which readers know a file, and for a path that would replace the weights.
+    """
+    weights = Path(os.path.abspath(options.weights))  # a link keeps its own name and folder
+    stem, ending = weights.name if weights.is_dir() else weights.stem, ENDINGS[options.to]
+    out = options.out or weights.with_name(stem + "_gather" * options.gather + ending)
+    out = Path(os.path.abspath(out))
+    if options.to != "hub" and out.suffix != ending:
+        raise InputError(f"{out}: must end in {ending}; give another --out")
+    weights_file = weights_file.resolve()
+    if out.resolve() in (weights.resolve(), weights_file, *weights_file.parents):
+        raise InputError(f"{out}: would replace the weights that are exported; give another --out")
+    if not out.parent.is_dir():
+        raise InputError(f"{out.parent}: no such folder; make it, or give another --out")
+    return out
+
+
+@contextmanager
+def replacing(out: Path, overwrite: bool, contents: Sequence[str] = ()) -> Iterator[Path]:
+    """A temporary path for the new `out`. It is moved to `out` if all goes well, and removed if not.
+
+    contents: the names of the files in a folder; none: `out` is a file.
+    Raises InputError if `out` exists without `overwrite`, or holds anything else than such an export.
+    """
+    if os.path.lexists(out):
+        if not overwrite:
+            raise InputError(f"{out}: is there already; give --overwrite or another --out")
+        others = {path.name for path in out.iterdir()} - set(contents) if out.is_dir() else set()
+        if out.is_dir() != bool(contents) or others:
+            raise InputError(f"{out}: holds something that no such export has written; give another --out")
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as beside:
+        temporary = Path(beside, out.name)
+        yield temporary
+        if out.is_dir():
+            for name in contents:
+                os.replace(temporary / name, out / name)
+        else:
+            os.replace(temporary, out)
 
 
 if __name__ == "__main__":
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, raise_interrupted)  # so that the unfinished export is removed
     sys.exit(main())

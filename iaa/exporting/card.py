@@ -86,9 +86,8 @@ def read_run(trained: TrainedNetwork) -> tuple[dict, dict]:
     """The options of the run that the weights lie in, and its metrics on test.csv; empty unless they belong to these weights."""
     path, run = trained.path, trained.path.resolve().parent.parent
     options, outcome = read_json_object(run / "options.json"), read_json_object(run / "run.json")
-    settings = read_weights(path).purpose.settings
-    same_run = options.get("model") == trained.name and options.get("dataset") == trained.dataset
-    if not same_run or any(options.get(name) not in (None, value) for name, value in settings.items()):
+    stated = read_weights(path).purpose.settings | {"model": trained.name, "dataset": trained.dataset}
+    if any(options.get(name) not in (None, value) for name, value in stated.items()):
         return {}, {}
     result = outcome.get("result") or {}
     finished = outcome.get("status") == "done" and result.get("split") == "test"

@@ -25,10 +25,6 @@ TOLERANCE = 1e-4  # of the prediction; of the score, as a share of its scale
 Runner = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 
 
-class ExportError(TrainingError):
-    """An artifact does not equal its network; the message is one line. Exit status 1."""
-
-
 def sample_photographs() -> list[bytes]:
     """The bytes of five files: the two photographs of scikit-learn, and three crops of them."""
     files = [Path(name).read_bytes() for name in load_sample_images().filenames]
@@ -51,21 +47,20 @@ def largest_difference(trained: TrainedNetwork, about: dict, run: Runner) -> dic
     """The largest difference of an artifact from its network, for `prediction` and for `score`, in batches of BATCHES.
 
     about, run: the description and the function that were read back from the artifact.
-    Raises ExportError if a difference exceeds TOLERANCE.
+    Raises TrainingError if a difference exceeds TOLERANCE.
     """
     files, (low, high) = sample_photographs(), trained.scale
-    differences = {"prediction": [], "score": []}
+    largest = {"prediction": 0.0, "score": 0.0}
     for count in BATCHES:
         prediction = trained.model(evaluation_input(trained, files[:count]))
         outputs = run(np.concatenate([preprocess(about, file) for file in files[:count]]))
         expected = prediction, trained.scores(prediction)
-        for values, ours, theirs in zip(differences.values(), expected, outputs, strict=True):
-            values.append(np.abs(theirs - ours.numpy()).max())
-    largest = {name: float(np.max(values)) for name, values in differences.items()}
+        for name, ours, theirs in zip(largest, expected, outputs, strict=True):
+            largest[name] = float(np.maximum(largest[name], np.abs(theirs - ours.numpy()).max()))
     for name, limit in {"score": TOLERANCE * (high - low), "prediction": TOLERANCE}.items():
         if not largest[name] <= limit:  # nan, too
             difference = f"differs from PyTorch's by {largest[name]:.2g}, more than {limit:g}"
-            raise ExportError(f"its {name} {difference}; nothing was written")
+            raise TrainingError(f"its {name} {difference}; nothing was written")
     return largest
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -44,17 +42,23 @@ def write_onnx(trained: TrainedNetwork, path: Path, about: dict, gather: bool) -
     gather: bilinear sampling as lookups, products and sums, without the operator `GridSample`.
     """
     size = trained.model.img_size
-    with _exporting(trained.model, "gather" if gather else "grid_sample"):
-        program = torch.onnx.export(
-            ScoringModule(trained).eval(),
-            (torch.zeros(2, 3, size, size),),
-            input_names=["images"],
-            output_names=OUTPUTS,
-            dynamic_shapes={"images": {0: torch.export.Dim("batch", min=1, max=2**31 - 1)}},
-            opset_version=OPSET,
-            dynamo=True,
-            verbose=False,
-        )
+    set_sampling(trained.model, "gather" if gather else "grid_sample")
+    logging.disable(logging.WARNING)  # the exporter's log and warnings say nothing about the network
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            program = torch.onnx.export(
+                ScoringModule(trained).eval(),
+                (torch.zeros(2, 3, size, size),),
+                input_names=["images"],
+                output_names=OUTPUTS,
+                dynamic_shapes={"images": {0: torch.export.Dim("batch", min=1, max=2**31 - 1)}},
+                opset_version=OPSET,
+                dynamo=True,
+                verbose=False,
+            )
+    finally:
+        logging.disable(logging.NOTSET)
+        set_sampling(trained.model, "grid_sample")
     model = program.model_proto
     for part in (model.graph, *model.functions):
         for node in part.node:  # the exporter notes where its code lies on this disk
@@ -74,16 +78,3 @@ def open_onnx(path: Path) -> tuple[dict, Runner]:
         return tuple(session.run(OUTPUTS, {"images": images}))
 
     return json.loads(session.get_modelmeta().custom_metadata_map[KEY]), run
-
-
-@contextmanager
-def _exporting(model: nn.Module, sampling: str) -> Iterator[None]:
-    """The deformable layers sample by this method; the exporter's warnings and log, which say nothing about them, are off."""
-    set_sampling(model, sampling)
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            yield
-    finally:
-        logging.disable(logging.NOTSET)
-        set_sampling(model, "grid_sample")

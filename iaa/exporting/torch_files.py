@@ -45,12 +45,11 @@ def write_hub(trained: TrainedNetwork, folder: Path, about: dict) -> None:
     timm's own writer also adds arguments that follow from the variant, which `models.create_model` refuses, and the
     licence of the pretrained weights, which need not be that of these.
     """
-    resize, layers = trained.resize, ("fixed_input_size", "first_conv", "classifier")
-    mean, std = trained.model.statistics
+    resize, (mean, std) = trained.resize, trained.model.statistics
+    layers = ("fixed_input_size", "first_conv", "classifier")
+    tagged = trained.name.removeprefix(TIMM_PREFIX)
     config = {
-        "architecture": trained.name.removeprefix(TIMM_PREFIX).split(".")[
-            0
-        ],  # without the tag of timm's weights
+        "architecture": tagged.split(".")[0],  # without the tag of timm's weights
         "num_classes": trained.outputs,
         "num_features": trained.model.num_features,
         "model_args": dict(trained.model.purpose.settings),
