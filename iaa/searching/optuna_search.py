@@ -49,10 +49,9 @@ def open_study(folder: Path, storage_url: str | None, pruner: str, seed: int | N
     warnings.filterwarnings("ignore", category=ExperimentalWarning)  # heartbeats
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     folder.mkdir(parents=True, exist_ok=True)
-    local = f"sqlite:///{folder}/search.db"
     try:
         storage = RDBStorage(
-            storage_url or local,
+            storage_url or f"sqlite:///{folder}/search.db",
             heartbeat_interval=BEAT_SECONDS,
             grace_period=GRACE_SECONDS,
             heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(),
@@ -164,7 +163,7 @@ class Search:
             RetryHeartbeatStaleTrialCallback()(self.study, attempt)  # the next process goes on with it
             raise Interrupted(self.stop.received)
         lines = (folder / "stderr").read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        reason = f"killed by signal {-status}" if status < 0 else lines[-1] if lines else f"status {status}"
+        reason = lines[-1] if lines and status > 0 else f"exit status {status}"  # -9: killed
         log.warning("warning: %s failed: %s", folder.name, reason)
         trial.set_user_attr("reason", reason)
         raise TrainingError(reason)
