@@ -21,8 +21,7 @@ from .attention import (
     WindowAttention,
 )
 from .eat import points_outside, points_spread, tracking_paused
-from .metadata import attach
-from .purpose import SETTING_VALUES
+from .purpose import SETTING_VALUES, attach
 
 PER_STAGE = ["dims", "depths", "heads", "groups", "window_sizes", "use_pes", "strides", "offset_range_factor"]
 OFFSET_KERNELS = (9, 7, 5, 3)  # the offset network's depthwise kernel in stages 1 to 4

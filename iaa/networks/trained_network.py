@@ -14,7 +14,7 @@ from iaa.errors import InputError, PurposeError
 from iaa.networks.purpose import agree, complete_purpose, find_purpose, format_of, recognise
 from iaa.photographs.decode import Resize
 from iaa.photographs.labels import LabelFormat
-from models import Purpose, Weights, WeightsError, create_model, load_weights, read_weights
+from models import Purpose, Weights, create_model, load_weights, read_weights
 from models.backbone import TIMM_PREFIX, count_outputs
 from models.purpose import SETTING_VALUES
 from models.weights import pick_evaluation_settings
@@ -93,7 +93,7 @@ def load_network(
     Raises PurposeError if a statement is missing or contradicts the file, InputError for interest points that the file
     does not have, WeightsError for a file that cannot be used.
     """
-    weights = source if isinstance(source, Weights) else read_weights(find_weights_file(source))
+    weights = source if isinstance(source, Weights) else read_weights(source)
     path, recorded = weights.path, find_purpose(weights)
     name = agree(path, "model", model, recorded.model)
     if (outputs := count_outputs(weights, name)) is None:
@@ -121,17 +121,6 @@ def load_network(
     network.eval().requires_grad_(False)
     label_format = format_of(purpose.dataset, outputs, purpose.scale, purpose.threshold)
     return TrainedNetwork(network, label_format, path, notes)
-
-
-def find_weights_file(path: str | Path) -> Path:
-    """The file itself; best.pth of a run's folder, model.safetensors of a hub folder. Raises WeightsError."""
-    path = Path(path)
-    if not path.is_dir():
-        return path
-    for file in (path / "model.safetensors", path / "checkpoints" / "best.pth"):
-        if file.is_file():
-            return file
-    raise WeightsError(f"{path}: a folder without model.safetensors or checkpoints/best.pth")
 
 
 def _pick_settings(

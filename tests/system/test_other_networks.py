@@ -177,7 +177,7 @@ def test_what_does_not_go_together_is_one_line(ava, run, options, parts):
 
 def test_weights_of_another_architecture_are_one_line(ava, run, trained, command_of):
     weights = trained(model=VIT, **LEARN)["files"]["best"]
-    refused(run, ava, "best.pth is of another architecture", model=RESNET, path_to_model_weight=weights)
+    refused(run, ava, "best.pth does not fit this network", model=RESNET, path_to_model_weight=weights)
     refused(run, ava, "best.pth does not fit this network", path_to_model_weight=weights)
     for program in (predict, export):
         words = [ava / "images"] * (program is predict) + ["--to", "safetensors"] * (program is export)
