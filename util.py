@@ -48,14 +48,17 @@ def make_loss(name: str) -> Callable[[Tensor, Tensor], Tensor]:
     return (nima | {"emd": emd_loss, "mse": torch.nn.functional.mse_loss})[name]
 
 
-def scores(outputs: np.ndarray) -> np.ndarray:
+def scores(outputs: np.ndarray | Tensor) -> np.ndarray | Tensor:
     """Scores (N,) of raw outputs, without a softmax, as released.
 
     outputs: (N, levels), scored by the sum of level times output; or (N, 1), the scores themselves.
     """
-    if outputs.shape[1] == 1:
+    levels = outputs.shape[1]
+    if levels == 1:
         return outputs[:, 0]
-    return outputs @ np.arange(1, outputs.shape[1] + 1, dtype=outputs.dtype)
+    if isinstance(outputs, Tensor):
+        return outputs @ torch.arange(1, levels + 1, device=outputs.device, dtype=outputs.dtype)
+    return outputs @ np.arange(1, levels + 1, dtype=outputs.dtype)
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,7 @@ class AttentionPoints(NamedTuple):
     """Where a deformable layer sampled: both B x groups x H x W x 2, (y, x); -1 and 1 are the border cells' centres."""
 
     positions: Tensor  # the sampling positions: references plus refined offsets; may lie outside
-    references: (
-        Tensor  # the interest points, the same for all groups; those of mode `image` differ between images
-    )
+    references: Tensor  # the interest points, the same for all groups; in mode `image` each image's own
 
 
 class LayerNorm(nn.Module):

@@ -42,12 +42,12 @@ def load_folder(folder: str | os.PathLike, num_classes: int | None = None, **ove
     if differing := [name for name, value in recorded.items() if settings[name] != value]:
         raise WeightsError(f"{path}: {differing[0]} is not that of {WEIGHTS}")
     settings |= {"num_classes": outputs if num_classes is None else num_classes} | overrides
+    timm_config = config.get("pretrained_cfg", {})  # timm makes its transform of it
+    settings["pretrained_cfg_overlay"] = {
+        name: timm_config[name] for name in ("interpolation", "num_classes") if name in timm_config
+    }
     model = timm.create_model(config["architecture"], **settings)
     load_weights(model, weights)
     model.purpose = model.purpose.or_else(weights.purpose)
     model.photographs = dict(weights.photographs)
-    timm_config = config.get("pretrained_cfg", {})
-    if timm_config.get("interpolation") in ("bicubic", "bilinear"):  # timm makes its transform of it
-        changes = {"interpolation": timm_config["interpolation"], "num_classes": outputs}
-        model.pretrained_cfg = dict(model.pretrained_cfg) | changes
     return model

@@ -65,7 +65,7 @@ def read_weights(path: str | os.PathLike) -> Weights:
     for name, value in content.items():
         if problem := _find_problem(str(name), value):
             raise WeightsError(f"{path}: refused, {name!r} {problem}")
-    state = {str(name): value for name, value in content.items() if not _is_unset(str(name), value)}
+    state = {str(name): value for name, value in content.items()}
     if all(name.startswith("module.") for name in state):
         state = {name.removeprefix("module."): value for name, value in state.items()}
     metadata = _read_metadata(content)
@@ -119,14 +119,10 @@ def _find_problem(name: str, value: object) -> str | None:
         return f"is a {type(value).__name__}, not a tensor"
     if value.layout != torch.strided or value.is_quantized or value.is_complex() or value.is_meta:
         return "is not a plain tensor of real numbers"
-    if not _is_unset(name, value) and not torch.isfinite(value).all():
+    # Running points are nan until a network is trained.
+    if not name.endswith("running_points") and not torch.isfinite(value).all():
         return "holds values that are not finite"
     return None
-
-
-def _is_unset(name: str, value: Tensor) -> bool:
-    """Whether these are running points of a network that was never trained, which are nan."""
-    return name.endswith("running_points") and bool(value.isnan().any())
 
 
 def _read_metadata(content: Mapping) -> dict[str, Mapping]:

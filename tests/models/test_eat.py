@@ -120,12 +120,6 @@ def test_schedule_explores_for_its_share_and_then_constrains_nothing():
     assert RefinementSchedule(0.0)(0) == (1, 1)
 
 
-@pytest.mark.parametrize("factors", [(-0.1, 1.0), (1.0, float("nan"))])
-def test_negative_factors_are_refused(factors):
-    with pytest.raises(ValueError, match="not negative"):
-        set_refinement(OffsetRefinement("scheduled"), factors)
-
-
 def share_points(rank, folder):
     """One of two processes: its part of a batch of five, its points and gradients, to a file."""
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)

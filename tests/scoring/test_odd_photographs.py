@@ -155,7 +155,7 @@ def test_weights_of_other_networks_are_refused(tmp_path, album, command):
         ((tmp_path / "no.pth",), "no such weights file"),
         ((album,), "a folder without model.safetensors, "),
         ((headless,), "has no head"),
-        ((foreign,), "another network's"),
+        ((foreign,), "its tensors are not those of eat_nano"),
         ((toy,), "its tensors are not those of eat_nano, eat_tiny"),
         ((toy, "--model", "eat_test"), "does not fit this network"),
     ):
