@@ -74,13 +74,6 @@ def test_without_any_batch_running_points_are_no_number():
     assert points(features(1.0)).isnan().all()
 
 
-def test_running_points_carry_no_gradient():
-    points = make_points("running")
-    points(features(1.0)).sum().backward()
-    assert not points.running_points.requires_grad
-    assert points.weight.grad.abs().sum() > 0
-
-
 @pytest.mark.parametrize("mode", ["batch", "image", "running"])
 def test_interest_points_stay_float32_under_autocast(mode):
     points = make_points(mode, weight=torch.randn(2, 8).tolist())
@@ -90,12 +83,6 @@ def test_interest_points_stay_float32_under_autocast(mode):
         found = points(maps)
     assert found.dtype == torch.float32
     assert torch.equal(found, expected)
-
-
-def test_exploration_damps_the_offsets_that_share_a_quadrant_and_strengthens_the_others():
-    points, offsets = torch.tensor([[0.3, -0.2]]), torch.tensor([[0.1, -0.1], [0.1, 0.1]])
-    refined = refine_offsets(offsets, points, same=0.5, other=2.0)
-    torch.testing.assert_close(refined, torch.tensor([[0.05, -0.05], [0.2, 0.2]]))
 
 
 def test_refinement_by_kind():

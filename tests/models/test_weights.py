@@ -37,17 +37,8 @@ def test_every_form_loads(tmp_path, form):
     assert not same(model, state)
     load_weights(model, path)
     assert same(model, state)
-
-
-def test_weights_travel_back(tmp_path):
-    """What we save is a plain released-style state_dict: same names, same values."""
-    model = fresh()
-    load_weights(model, TOY)
-    torch.save(model.state_dict(), tmp_path / "best.pth")
-    state = torch.load(tmp_path / "best.pth", weights_only=True)
-    released = load_file(TOY)
-    assert set(state) == set(released)
-    assert all(torch.equal(state[name], released[name]) for name in released)
+    torch.save(model.state_dict(), tmp_path / "best.pth")  # what we save is a plain released-style state_dict
+    assert set(torch.load(tmp_path / "best.pth", weights_only=True)) == set(state)
 
 
 def test_imagenet_dat_leaves_head_and_interest_points_fresh(tmp_path):
