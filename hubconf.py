@@ -16,8 +16,7 @@ for _name in ("models", "iaa", "util", "option", "dataset"):
     _file = getattr(sys.modules.get(_name), "__file__", None)
     if _name in sys.modules and (_file is None or _FOLDER not in Path(_file).resolve().parents):
         raise ImportError(
-            f"torch.hub: a module named {_name!r} is already imported from {_file}, and this repository has one of that "
-            "name; load this one in a process of its own, or before the other"
+            f"torch.hub: a module named {_name!r} is already imported, from {_file}; load this repository in another process"
         )
 
 
@@ -31,11 +30,10 @@ def _network(name, num_classes, weights, overrides):
 
 
 def eat_nano(num_classes=10, weights=None, **overrides):
-    """The smallest network, for CPUs, in evaluation mode: (B, 3, 224, 224) ImageNet-normalised images to (B, num_classes).
+    """The smallest network, in evaluation mode: (B, 3, 224, 224) ImageNet-normalised images to (B, num_classes).
 
     num_classes: 10 for vote distributions, 1 for scores. weights: a `.pth` or `.safetensors` file, None for a fresh start.
-    overrides: settings of the network, as in `interest_points="image"`.
-    Raises WeightsError (a ValueError) for a file that does not fit, ValueError for an unknown setting.
+    overrides: settings of the network, as in `interest_points="image"`. Raises ValueError for a file that does not fit.
     """
     return _network("eat_nano", num_classes, weights, overrides)
 
@@ -61,10 +59,7 @@ def eat_base_384(num_classes=10, weights=None, **overrides):
 
 
 def scorer(weights, **options):
-    """A `Scorer` of a weights file or of a hub folder; its call takes photographs and gives scores.
-
-    options: those of `iaa.scoring.Scorer`, as in `device="cpu"`, `interest_points="image"`.
-    """
+    """A `Scorer` of photographs, from weights or a hub folder. options: those of `iaa.scoring.Scorer`."""
     from iaa.scoring import Scorer
 
     return Scorer(weights, **options)

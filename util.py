@@ -17,7 +17,7 @@ METRICS = ("srcc", "plcc", "krcc", "accuracy", "mae", "rmse", "emd_r1", "emd_r2"
 
 
 def cdf_difference(prediction: Tensor, target: Tensor) -> Tensor:
-    """The difference of the cumulative distributions of two vote distributions, (B, levels) each. Returns (B, levels)."""
+    """The difference of the cumulative distributions of two vote distributions. All of them are (B, levels)."""
     return prediction.cumsum(-1) - target.cumsum(-1)
 
 
@@ -48,14 +48,17 @@ def make_loss(name: str) -> Callable[[Tensor, Tensor], Tensor]:
     return (nima | {"emd": emd_loss, "mse": torch.nn.functional.mse_loss})[name]
 
 
-def scores(outputs: np.ndarray) -> np.ndarray:
+def scores(outputs: np.ndarray | Tensor) -> np.ndarray | Tensor:
     """Scores (N,) of raw outputs, without a softmax, as released.
 
     outputs: (N, levels), scored by the sum of level times output; or (N, 1), the scores themselves.
     """
-    if outputs.shape[1] == 1:
+    levels = outputs.shape[1]
+    if levels == 1:
         return outputs[:, 0]
-    return outputs @ np.arange(1, outputs.shape[1] + 1, dtype=outputs.dtype)
+    if isinstance(outputs, Tensor):
+        return outputs @ torch.arange(1, levels + 1, device=outputs.device, dtype=outputs.dtype)
+    return outputs @ np.arange(1, levels + 1, dtype=outputs.dtype)
 
 
 @dataclass(frozen=True)
@@ -107,13 +110,9 @@ def compute_metrics(pairs: ScorePairs) -> dict[str, float]:
     constant = [name for name, side in (("predicted", p), ("true", t)) if np.ptp(side) == 0]
     if constant:
         warnings.warn(f"all {len(t)} {constant[0]} scores are equal: correlations are nan", stacklevel=2)
-    correlations = {
-        "srcc": scipy.stats.spearmanr,
-        "plcc": scipy.stats.pearsonr,
-        "krcc": scipy.stats.kendalltau,
-    }
+    stats = scipy.stats
+    correlations = {"srcc": stats.spearmanr, "plcc": stats.pearsonr, "krcc": stats.kendalltau}
     metrics = {name: math.nan if constant else f(p, t).statistic for name, f in correlations.items()}
-    errors = {"mae": mean_absolute_error(t, p), "rmse": root_mean_squared_error(t, p)}
-    metrics |= {"accuracy": pairs.agree.mean()} | errors
-    metrics |= {"emd_r1": pairs.emd_r1.mean(), "emd_r2": pairs.emd_r2.mean()}
+    metrics |= {"mae": mean_absolute_error(t, p), "rmse": root_mean_squared_error(t, p)}
+    metrics |= {"accuracy": pairs.agree.mean(), "emd_r1": pairs.emd_r1.mean(), "emd_r2": pairs.emd_r2.mean()}
     return {name: float(value) for name, value in metrics.items()}

@@ -12,7 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from models import EAT
-from models.attention import DeformableAttention, LayerNorm, ShiftedWindowAttention, WindowAttention
+from models.attention import (
+    OFFSET_RANGE,
+    DeformableAttention,
+    LayerNorm,
+    ShiftedWindowAttention,
+    WindowAttention,
+)
 
 
 def straightforward_forward(model: EAT, images: Tensor) -> Tensor:
@@ -74,7 +80,7 @@ def deformable_attention(attention: DeformableAttention, x: Tensor) -> Tensor:
     grouped = q.reshape(batch * groups, dim // groups, height, width)
     offsets = project(act(layer_norm(norm, depthwise(grouped))))
     reach = torch.tensor([1 / height, 1 / width], device=x.device).view(1, 2, 1, 1)
-    offsets = (offsets.tanh() * reach * attention.offset_range_factor).permute(0, 2, 3, 1)
+    offsets = (offsets.tanh() * reach * OFFSET_RANGE).permute(0, 2, 3, 1)
 
     points = F.conv2d(x, attention.ref_point14.weight, attention.ref_point14.bias)
     points = points.mean(0, keepdim=True).tanh().permute(0, 2, 3, 1)

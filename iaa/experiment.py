@@ -26,7 +26,7 @@ from iaa.runtime.signals import StopSignal
 from iaa.searching import nni_trial
 from iaa.training import build, checkpoint, engine, run_folder
 from models import Purpose, Weights, load_weights, read_weights, released_style
-from models.backbone import count_outputs, find_weights_file
+from models.backbone import count_outputs
 from models.weights import pick_evaluation_settings
 from util import make_loss
 
@@ -102,7 +102,7 @@ def gather_options(user_options: dict) -> tuple[argparse.Namespace, Weights | No
     user_options = run_folder.resume_options(nni_trial.add_parameters(user_options))
     options, weights, settings = option.complete(user_options), None, {}
     if options.path_to_model_weight and not options.resume:
-        weights = read_weights(find_weights_file(options.path_to_model_weight))
+        weights = read_weights(options.path_to_model_weight)
         KnownPhotos.from_texts(weights.photographs, weights.path)  # raises if damaged, before the test
     if options.eval and "model" not in user_options:
         options.model = find_purpose(weights).model or recognise(weights)

@@ -3,17 +3,15 @@
 import os
 
 import timm
-from torch import nn
 
-from . import weights
 from .attention import AttentionPoints
-from .backbone import TIMM_PREFIX, create_backbone, load_backbone
+from .backbone import TIMM_PREFIX, create_backbone
 from .dat import EAT
 from .eat import RefinementSchedule, calibrate_points, set_refinement, uncalibrated
 from .folder import load_folder
 from .purpose import Purpose
 from .variants import VARIANTS
-from .weights import Weights, WeightsError, read_weights, released_style
+from .weights import Weights, WeightsError, load_weights, read_weights, released_style
 
 __all__ = [
     "EAT",
@@ -44,8 +42,6 @@ def create_model(name: str | os.PathLike, num_classes: int | None = None, **over
     Raises: ValueError for an unknown name, and for a setting that is unknown or that the method does not have;
         WeightsError, a ValueError too, for a folder that cannot be used.
     """
-    if not isinstance(name, (str, os.PathLike)):
-        raise ValueError(f"no model {name!r}; give the name of one, or a folder")
     if str(name).startswith(TIMM_PREFIX):
         return create_backbone(str(name), 10 if num_classes is None else num_classes, **overrides)
     if name in VARIANTS:
@@ -53,15 +49,6 @@ def create_model(name: str | os.PathLike, num_classes: int | None = None, **over
     if os.path.isdir(name):
         return load_folder(name, num_classes, **overrides)
     raise ValueError(f"no model {name!r}; there are {', '.join(VARIANTS)}")
-
-
-def load_weights(model: nn.Module, source: str | os.PathLike | Weights) -> list[str]:
-    """Load weights into a network of EAT (`models.weights.load_weights`) or of timm (`models.backbone.load_backbone`).
-
-    source: a path, or the result of `read_weights`. Returns the names of the tensors that start fresh. Raises
-    WeightsError, with the model left as it was, for a file that does not fit.
-    """
-    return (weights.load_weights if model.purpose.settings else load_backbone)(model, source)
 
 
 def list_models() -> list[str]:

@@ -17,14 +17,14 @@ from torch import Tensor, nn
 from .eat import GridPoints, InterestPoints, OffsetRefinement, in_float32
 from .sampling import METHODS, sample_bias, sample_features
 
+OFFSET_RANGE = 2.0  # the reach of offsets, over the number of cells: coordinates span 2, so it is one cell
+
 
 class AttentionPoints(NamedTuple):
     """Where a deformable layer sampled: both B x groups x H x W x 2, (y, x); -1 and 1 are the border cells' centres."""
 
     positions: Tensor  # the sampling positions: references plus refined offsets; may lie outside
-    references: (
-        Tensor  # the interest points, the same for all groups; those of mode `image` differ between images
-    )
+    references: Tensor  # the interest points, the same for all groups; in mode `image` each image's own
 
 
 class LayerNorm(nn.Module):
@@ -109,8 +109,6 @@ class DeformableAttention(nn.Module):
         groups: int,
         fmap_size: int,
         kernel: int,
-        offset_range_factor: float = 2.0,
-        use_pe: bool = True,
         attn_drop: float = 0.0,
         proj_drop: float = 0.0,
         interest_points: str = "batch",
@@ -121,12 +119,8 @@ class DeformableAttention(nn.Module):
         super().__init__()
         self.heads, self.groups, self.attn_drop = heads, groups, attn_drop
         self.sampling = "grid_sample"  # `set_sampling` changes it
-        self.offset_range_factor = offset_range_factor
-        if use_pe:
-            self.rpe_table = nn.Parameter(torch.empty(heads, 2 * fmap_size - 1, 2 * fmap_size - 1))
-            nn.init.trunc_normal_(self.rpe_table, std=0.01)
-        else:
-            self.rpe_table = None
+        self.rpe_table = nn.Parameter(torch.empty(heads, 2 * fmap_size - 1, 2 * fmap_size - 1))
+        nn.init.trunc_normal_(self.rpe_table, std=0.01)
         group_dim = dim // groups
         self.conv_offset = nn.Sequential(
             nn.Conv2d(group_dim, group_dim, kernel, padding=kernel // 2, groups=group_dim),
@@ -147,7 +141,7 @@ class DeformableAttention(nn.Module):
         self.refinement = OffsetRefinement(refinement, exploit)
 
     def offsets(self, q: Tensor) -> Tensor:
-        """q: (B, H, W, C). Returns (B, H, W, groups, 2), float32, each within offset_range_factor / (H, W)."""
+        """q: (B, H, W, C). Returns (B, H, W, groups, 2), float32, each within OFFSET_RANGE / (H, W)."""
         depthwise, norm, act, project = self.conv_offset
         # One depthwise convolution over all groups at once: they share its weights.
         weight = depthwise.weight.repeat(self.groups, 1, 1, 1)
@@ -156,15 +150,12 @@ class DeformableAttention(nn.Module):
         x = act(norm(rearrange(x, "b (groups c) h w -> b h w groups c", groups=self.groups)))
         with in_float32(x.device):
             offsets = F.linear(x.float(), project.weight.flatten(1).float())
-            if self.offset_range_factor < 0:
-                return offsets
-            return offsets.tanh() * (self.offset_range_factor / q.shape[1])  # maps are square
+            return offsets.tanh() * (OFFSET_RANGE / q.shape[1])  # maps are square
 
     def positions(self, x: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
         """Returns the sampling positions for x, (B, H, W, groups, 2), and the interest points, (1 or B, H, W, 1, 2)."""
         points = self.ref_point14(x)[..., None, :]
-        positions = points + self.refinement(self.offsets(q), points)
-        return (positions.tanh() if self.offset_range_factor < 0 else positions), points
+        return points + self.refinement(self.offsets(q), points), points
 
     def forward(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """x: (B, H, W, C). Returns the same shape, and (positions, references), B x groups x H x W x 2 each."""
@@ -185,17 +176,15 @@ class DeformableAttention(nn.Module):
         by_group, references = positions.permute(0, 3, 1, 2, 4), references.permute(0, 3, 1, 2, 4)
         return q, k, v, positions, (by_group, references.expand_as(by_group))
 
-    def bias(self, positions: Tensor) -> Tensor | None:
-        """The position bias (B, heads, HW, HW) of keys at `positions`; None for a layer without a table."""
-        if self.rpe_table is None:
-            return None
+    def bias(self, positions: Tensor) -> Tensor:
+        """The position bias (B, heads, HW, HW) of keys at `positions`."""
         return sample_bias(self.rpe_table, positions, self.sampling)
 
     def attention_weights(self, x: Tensor) -> tuple[Tensor, AttentionPoints]:
         """x: (B, H, W, C). Returns the attention weights (B, heads, queries, keys), HW each, and the layer's points."""
         q, k, _, positions, points = self.project(x)
-        logits, bias = q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1), self.bias(positions)
-        return (logits if bias is None else logits + bias).softmax(-1), AttentionPoints(*points)
+        logits = q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1) + self.bias(positions)
+        return logits.softmax(-1), AttentionPoints(*points)
 
 
 def set_sampling(model: nn.Module, method: str) -> None:
@@ -215,10 +204,8 @@ def make_deterministic(model: nn.Module) -> None:
             layer.explicit_on_gpu = True
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, dropout: float) -> Tensor:
+def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, dropout: float) -> Tensor:
     """softmax(q k^T / sqrt(d) + bias) v, fused. q, k, v: (B, heads, tokens, d); bias broadcasts to the logits."""
-    if bias is None:
-        return F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
     bias = bias.to(q.dtype)
     needs_gradient = bias.requires_grad and torch.is_grad_enabled() and not dropout
     if (

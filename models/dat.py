@@ -21,20 +21,21 @@ from .attention import (
     WindowAttention,
 )
 from .eat import points_outside, points_spread, tracking_paused
-from .metadata import attach
-from .purpose import SETTING_VALUES
+from .purpose import SETTING_VALUES, attach
 
-PER_STAGE = ["dims", "depths", "heads", "groups", "window_sizes", "use_pes", "strides", "offset_range_factor"]
 OFFSET_KERNELS = (9, 7, 5, 3)  # the offset network's depthwise kernel in stages 1 to 4
 
-# Switches of the released configuration that no variant turns on. Only these values are accepted.
-FIXED_SETTINGS = {
-    "dwc_pes": False,
-    "fixed_pes": False,
-    "no_offs": False,
-    "sr_ratios": -1,
+# Switches of the released configuration. They have the same value in every variant, and no other is accepted.
+SWITCHES = {
+    "use_pes": [False, False, True, True],
+    "strides": [-1, -1, 1, 1],
+    "offset_range_factor": [-1, -1, 2, 2],
+    "dwc_pes": [False] * 4,
+    "fixed_pes": [False] * 4,
+    "no_offs": [False] * 4,
+    "sr_ratios": [-1] * 4,
     "use_conv_patches": False,
-    "use_dwc_mlps": False,
+    "use_dwc_mlps": [False] * 4,
 }
 
 
@@ -101,7 +102,7 @@ class EAT(nn.Module):
         img_size: height and width of the images in pixels.
         num_classes: number of outputs: 10 for vote distributions, 1 for scores, 0 for no head.
         stage_spec: for each block `L` (window), `S` (shifted window) or `D` (deformable attention).
-        groups, use_pes, offset_range_factor: of deformable layers only; elsewhere -1 by convention.
+        groups: of deformable layers only; elsewhere -1 by convention.
         drop_path_rate: rate of the last block; it grows linearly from 0 over all blocks.
         interest_points: `batch` (released), `image` or `running`, see `models.eat.InterestPoints`; or `grid`, fixed
             cell centres: with refinement `off` the network then is plain DAT.
@@ -127,9 +128,6 @@ class EAT(nn.Module):
         heads: Sequence[int] = (4, 8, 16, 32),
         window_sizes: Sequence[int] = (7, 7, 7, 7),
         groups: Sequence[int] = (-1, -1, 4, 8),
-        use_pes: Sequence[bool] = (False, False, True, True),
-        strides: Sequence[int] = (-1, -1, 1, 1),
-        offset_range_factor: Sequence[float] = (-1, -1, 2, 2),
         drop_rate: float = 0.0,
         attn_drop_rate: float = 0.0,
         drop_path_rate: float = 0.0,
@@ -137,22 +135,19 @@ class EAT(nn.Module):
         refinement: str = "released",
         sync_interest_points: bool = False,
         exploit: bool = False,
-        **fixed_settings,
+        **switches,
     ):
         super().__init__()
         img_size, width = to_2tuple(img_size)
-        if not isinstance(img_size, int) or img_size != width:
+        if img_size != width:
             raise ValueError(f"img_size {img_size}x{width}: the network takes square images")
+        # Stages 1 and 2 alternate L and S, stages 3 and 4 alternate L and D.
+        stage_spec = stage_spec or [["L", kind] * (n // 2) for kind, n in zip("SSDD", depths, strict=True)]
         settings = {"interest_points": interest_points, "refinement": refinement}
-        for name, values in SETTING_VALUES.items():
-            if settings[name] not in values:
-                raise ValueError(f"{name} {settings[name]!r}: choose from {', '.join(values)}")
-        stage_spec = stage_spec or default_stage_spec(depths)
-        per_stage = (dims, depths, heads, groups, window_sizes, use_pes, strides, offset_range_factor)
-        for name, values in zip(PER_STAGE, per_stage, strict=True):
-            if len(values) != 4:
-                raise ValueError(f"{name} {values}: one value for each of the four stages")
-        check_configuration(img_size, patch_size, dim_stem, dims, depths, stage_spec, strides, fixed_settings)
+        per_stage = {"dims": dims, "depths": depths, "heads": heads, "groups": groups}
+        per_stage["window_sizes"] = window_sizes
+        check_configuration(img_size, patch_size, dim_stem, stage_spec, per_stage)
+        check_settings(settings, switches)
         self.img_size = img_size
         self.statistics = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
         attach(self, settings)
@@ -162,21 +157,21 @@ class EAT(nn.Module):
         self.patch_proj = nn.Sequential(convolution, LayerNorm(dim_stem))
         blocks = sum(depths)
         drop_paths = (drop_path_rate * i / max(blocks - 1, 1) for i in range(blocks))
-        drops = {"attn_drop": attn_drop_rate, "proj_drop": drop_rate}
         method = settings | {"sync_interest_points": sync_interest_points, "exploit": exploit}
         self.stages = nn.ModuleList()
         for i, (dim, spec) in enumerate(zip(dims, stage_spec, strict=True)):
             fmap_size = img_size // patch_size // 2**i
-            check_stage(spec, dim, heads[i], window_sizes[i], groups[i], fmap_size)
-            window = {"dim": dim, "heads": heads[i], "window": window_sizes[i]}
-            deformable = {"dim": dim, "heads": heads[i], "groups": groups[i], "kernel": OFFSET_KERNELS[i]}
-            deformable |= {"offset_range_factor": offset_range_factor[i], "use_pe": use_pes[i]} | method
+            layer = {"dim": dim, "heads": heads[i], "attn_drop": attn_drop_rate, "proj_drop": drop_rate}
+            window, deformable = (
+                {"window": window_sizes[i]},
+                {"groups": groups[i], "kernel": OFFSET_KERNELS[i]},
+            )
             make = {
                 "L": partial(WindowAttention, **window),
                 "S": partial(ShiftedWindowAttention, fmap_size=fmap_size, **window),
-                "D": partial(DeformableAttention, fmap_size=fmap_size, **deformable),
+                "D": partial(DeformableAttention, fmap_size=fmap_size, **deformable, **method),
             }
-            attentions = [make[kind](**drops) for kind in spec]
+            attentions = [make[kind](**layer) for kind in spec]
             self.stages.append(Stage(attentions, dim, expansion, drop_rate, [next(drop_paths) for _ in spec]))
         self.down_projs = nn.ModuleList(
             nn.Sequential(nn.Conv2d(dims[i], dims[i + 1], 2, 2, bias=False), LayerNorm(dims[i + 1]))
@@ -259,38 +254,37 @@ def embed(projection: nn.Sequential, x: Tensor) -> Tensor:
     return norm(convolution(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1))
 
 
-def check_stage(spec: Sequence[str], dim: int, heads: int, window: int, groups: int, fmap_size: int) -> None:
-    """Raise ValueError if the sizes of a stage do not divide."""
-    if heads < 1 or dim % heads:
-        raise ValueError(f"{dim} channels do not divide into {heads} heads")
-    if fmap_size % window and set(spec) & set("LS"):
-        raise ValueError(f"a map of {fmap_size} cells does not divide into windows of {window}")
-    if "D" in spec and (groups < 1 or heads % groups):
-        raise ValueError(f"a deformable layer of {heads} heads cannot have {groups} groups")
-
-
-def default_stage_spec(depths: Sequence[int]) -> list[list[str]]:
-    """Stages 1 and 2 alternate L and S, stages 3 and 4 alternate L and D."""
-    return [["L", "S" if i < 2 else "D"] * (depth // 2) for i, depth in enumerate(depths)]
+def check_settings(settings: dict[str, str], switches: dict[str, object]) -> None:
+    """Raise ValueError for a value that a setting does not have, and for switches that EAT does not turn on."""
+    for name, value in settings.items():
+        if value not in SETTING_VALUES[name]:
+            raise ValueError(f"{name} {value!r}: choose from {', '.join(SETTING_VALUES[name])}")
+    for name, value in switches.items():
+        if name not in SWITCHES:
+            raise ValueError(f"unknown setting {name!r} of the network")
+        if (list(value) if isinstance(value, tuple) else value) != SWITCHES[name]:
+            raise ValueError(f"{name} = {value}: EAT has it at {SWITCHES[name]} only")
 
 
 def check_configuration(
-    img_size, patch_size, dim_stem, dims, depths, stage_spec, strides, fixed_settings
+    img_size: int, patch_size: int, dim_stem: int, stage_spec: Sequence, per_stage: dict[str, Sequence[int]]
 ) -> None:
     """Raise ValueError, with the setting's name and value, if the network cannot be built so."""
+    for name, values in per_stage.items():
+        if len(values) != 4:
+            raise ValueError(f"{name} {values}: one value for each of the four stages")
     if img_size % (total := patch_size * 8):
         raise ValueError(f"img_size {img_size} is not a multiple of {total}, the network's total stride")
-    if dim_stem != dims[0]:
-        raise ValueError(f"dim_stem {dim_stem} differs from the first stage's dims {dims[0]}")
-    if [len(spec) for spec in stage_spec] != list(depths):
-        raise ValueError(f"stage_spec {stage_spec} does not have depths {list(depths)} blocks")
-    if unknown := {kind for spec in stage_spec for kind in spec} - set("LSD"):
-        raise ValueError(f"stage_spec knows L, S and D, not {', '.join(sorted(unknown))}")
-    if any(stride not in (1, -1) for stride in strides):
-        raise ValueError(f"strides {strides}: interest points are one per cell, so the stride is 1")
-    for name, value in fixed_settings.items():
-        if name not in FIXED_SETTINGS:
-            raise ValueError(f"unknown setting {name!r} of the network")
-        values = value if isinstance(value, (list, tuple)) else [value]
-        if any(v != FIXED_SETTINGS[name] for v in values):
-            raise ValueError(f"{name} = {value}: EAT has it at {FIXED_SETTINGS[name]} only")
+    if dim_stem != per_stage["dims"][0]:
+        raise ValueError(f"dim_stem {dim_stem} differs from the first stage's dims {per_stage['dims'][0]}")
+    for i, spec in enumerate(stage_spec):
+        dim, depth, heads, groups, window = (values[i] for values in per_stage.values())
+        fmap_size = img_size // patch_size // 2**i
+        if len(spec) != depth or set(spec) - set("LSD"):
+            raise ValueError(f"stage_spec {spec}: {depth} blocks of L, S and D")
+        if dim % heads:
+            raise ValueError(f"{dim} channels do not divide into {heads} heads")
+        if fmap_size % window and set(spec) & set("LS"):
+            raise ValueError(f"a map of {fmap_size} cells does not divide into windows of {window}")
+        if "D" in spec and (groups < 1 or heads % groups):
+            raise ValueError(f"a deformable layer of {heads} heads cannot have {groups} groups")

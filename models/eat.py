@@ -242,8 +242,6 @@ class RefinementSchedule:
 
 def set_refinement(model: nn.Module, factors: tuple[float, float]) -> None:
     """Set the factors (same, other) of a network whose refinement is `scheduled`, without waiting for its device."""
-    if not all(math.isfinite(factor) and factor >= 0 for factor in factors):
-        raise ValueError(f"refinement factors {factors}: finite and not negative")
     for module in model.modules():
         if isinstance(module, OffsetRefinement) and module.kind == "scheduled":
             for entry, factor in zip(module.factors, factors, strict=True):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 import os
 from pathlib import Path
 
 import timm
 
+from .backbone import count_outputs
 from .dat import EAT
 from .purpose import SETTING_VALUES
 from .variants import VARIANTS
@@ -28,39 +28,26 @@ def load_folder(folder: str | os.PathLike, num_classes: int | None = None, **ove
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise WeightsError(
-            f"{path}: cannot be read ({error}); expected a folder that export.py has made for the hub"
-        ) from None
+        remedy = "give a folder that export.py has made for the hub"
+        raise WeightsError(f"{path}: cannot be read ({error}); {remedy}") from None
     if not isinstance(config, dict) or config.get("architecture") not in VARIANTS:
         raise WeightsError(f"{path}: its architecture is not one of {', '.join(VARIANTS)}")
-    outputs, settings = config.get("num_classes"), config.get("model_args", {})
-    if type(outputs) is not int or outputs < 1 or not isinstance(settings, dict):
-        raise WeightsError(f"{path}: num_classes must be a whole number and model_args an object")
+    weights = read_weights(Path(folder) / WEIGHTS)
+    recorded, outputs = weights.purpose.settings, count_outputs(weights)
+    settings = recorded | dict(config.get("model_args", {}))
+    if config.get("num_classes") != outputs:
+        raise WeightsError(f"{path}: num_classes {config.get('num_classes')} is not that of {WEIGHTS}")
     if unknown := set(settings) - set(SETTING_VALUES):
         raise WeightsError(f"{path}: unknown model_args {', '.join(sorted(unknown))}")
-    if unknown := set(overrides) - set(inspect.signature(EAT).parameters):
-        raise ValueError(f"{folder}: unknown settings {', '.join(sorted(unknown))}")
-    if num_classes not in (None, outputs):
-        raise ValueError(
-            f"{folder}: has {outputs} outputs, not {num_classes}; reset_classifier gives it another head"
-        )
-    weights = read_weights(Path(folder) / WEIGHTS)
-    head = weights.state.get("cls_head.bias")
-    if head is None or head.shape != (outputs,):
-        raise WeightsError(f"{path}: num_classes {outputs} is not that of {WEIGHTS}")
-    settings = dict(weights.purpose.settings) | settings
-    if differing := [name for name, value in weights.purpose.settings.items() if settings[name] != value]:
+    if differing := [name for name, value in recorded.items() if settings[name] != value]:
         raise WeightsError(f"{path}: {differing[0]} is not that of {WEIGHTS}")
-    try:
-        model = timm.create_model(config["architecture"], num_classes=outputs, **(settings | overrides))
-    except TypeError as error:
-        raise WeightsError(f"{path}: model_args do not fit ({error})") from None
+    settings |= {"num_classes": outputs if num_classes is None else num_classes} | overrides
+    timm_config = config.get("pretrained_cfg", {})  # timm makes its transform of it
+    settings["pretrained_cfg_overlay"] = {
+        name: timm_config[name] for name in ("interpolation", "num_classes") if name in timm_config
+    }
+    model = timm.create_model(config["architecture"], **settings)
     load_weights(model, weights)
     model.purpose = model.purpose.or_else(weights.purpose)
     model.photographs = dict(weights.photographs)
-    timm_config = config.get("pretrained_cfg")
-    interpolation = timm_config.get("interpolation") if isinstance(timm_config, dict) else None
-    if interpolation in ("bicubic", "bilinear"):  # timm makes its transform of it
-        changes = {"interpolation": interpolation, "num_classes": outputs}
-        model.pretrained_cfg = dict(model.pretrained_cfg) | changes
     return model

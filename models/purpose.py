@@ -1,10 +1,12 @@
-"""What weights are for: their network, the dataset whose scores it gives, and that dataset's scale."""
+"""What weights are for, and how a network and its files carry that."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+
+from torch import nn
 
 # The settings that a file may record, and their values, the released value first.
 SETTING_VALUES = {
@@ -38,39 +40,56 @@ class Purpose:
 
     def as_metadata(self) -> dict[str, dict]:
         """The entries of a weights file's metadata; `from_metadata` reads them."""
-        scale = None if self.scale is None else list(self.scale)
-        purpose = {
-            "model": self.model,
-            "dataset": self.dataset,
-            "score_range": scale,
-            "threshold": self.threshold,
-        }
+        purpose = {"model": self.model, "dataset": self.dataset, "threshold": self.threshold}
+        purpose["score_range"] = None if self.scale is None else list(self.scale)
         stated = {name: value for name, value in purpose.items() if value is not None}
         return {"settings": dict(self.settings), "purpose": stated}
 
     @classmethod
     def from_metadata(cls, entries: Mapping[str, Mapping]) -> Purpose:
         """The reverse of `as_metadata`. Raises ValueError, for a stranger may have written the file."""
-        stated = {name: value for name, value in entries.get("purpose", {}).items() if value is not None}
-        for name in ("model", "dataset"):
-            if not isinstance(stated.get(name, ""), str):
-                raise ValueError(f"{name} {stated[name]!r} is not a name")
-        scale, threshold = stated.get("score_range"), stated.get("threshold")
-        if scale is not None:
-            if not (isinstance(scale, (list, tuple)) and len(scale) == 2 and all(map(_is_finite, scale))):
-                raise ValueError(f"score_range {scale!r} is not two numbers")
-            if scale[0] >= scale[1]:
-                raise ValueError(f"score_range {scale!r}: the first is not below the second")
-            scale = float(scale[0]), float(scale[1])
+        stated, recorded = entries.get("purpose", {}), entries.get("settings", {})
+        model, dataset, threshold = map(stated.get, ("model", "dataset", "threshold"))
+        for name in (model, dataset):
+            if not isinstance(name, str | None):
+                raise ValueError(f"{name!r} is not the name of a model or a dataset")
         if threshold is not None and not _is_finite(threshold):
             raise ValueError(f"threshold {threshold!r} is not a number")
-        recorded = entries.get("settings", {})
+        scale = stated.get("score_range")
+        if scale is not None and as_scale(scale) is None:
+            raise ValueError(f"score_range {scale!r} is not a lowest and a highest score")
         settings = {name: recorded[name] for name in SETTING_VALUES if name in recorded}
         for name, value in settings.items():
             if value not in SETTING_VALUES[name]:
                 raise ValueError(f"{name} {value!r} is not one of {', '.join(SETTING_VALUES[name])}")
-        return cls(stated.get("model"), stated.get("dataset"), scale, threshold, settings)
+        return cls(model, dataset, as_scale(scale), threshold, settings)
+
+
+def as_scale(values: object) -> tuple[float, float] | None:
+    """The lowest and the highest score of a JSON file; None for anything else."""
+    is_pair = isinstance(values, (list, tuple)) and len(values) == 2 and all(map(_is_finite, values))
+    return (float(values[0]), float(values[1])) if is_pair and values[0] < values[1] else None
 
 
 def _is_finite(value: object) -> bool:
     return type(value) in (int, float) and math.isfinite(value)
+
+
+def attach(model: nn.Module, settings: dict[str, str]) -> None:
+    """Give `model` the attributes `purpose`, with these settings, and `photographs`, and have its state_dicts carry them.
+
+    They are entries of the state_dict's metadata, where PyTorch keeps the versions of modules, so the names of the
+    tensors stay as released. `models.weights.Weights` describes the two. Loading a state_dict replaces `photographs` by
+    those of the state_dict; `purpose` stays.
+    """
+    model.purpose, model.photographs = Purpose(settings=dict(settings)), {}
+    model.register_state_dict_post_hook(_save_entries)
+    model.register_load_state_dict_pre_hook(_restore_photographs)
+
+
+def _save_entries(model: nn.Module, state: dict, prefix: str, metadata: dict) -> None:
+    metadata.update(model.purpose.as_metadata() | {"photographs": dict(model.photographs)})
+
+
+def _restore_photographs(model: nn.Module, state: dict, prefix: str, metadata: dict, *_) -> None:
+    model.photographs = dict(metadata.get("photographs", model.photographs))

@@ -1,13 +1,12 @@
-"""Weights files (released EAT, ImageNet's DAT, our checkpoints; .pth or .safetensors): reading and loading."""
+"""Weights files (released EAT, DAT and timm's of ImageNet, our checkpoints; .pth or .safetensors): reading, loading."""
 
 from __future__ import annotations
 
 import json
 import os
 import pickle
-import re
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +21,7 @@ from iaa.errors import InputError
 from .purpose import Purpose
 
 HEADER = "eat"  # entry of a .safetensors header: as JSON, the metadata that a .pth keeps with its state_dict
+FOLDER_FILES = ("model.safetensors", "pytorch_model.bin", "checkpoints/best.pth")  # Hugging Face's, a run's
 TABLES = ("relative_position_bias_table", "rpe_table")
 BUFFERS = ("relative_position_index", "attn_mask")
 # Buffers that the release does not have, by the end of their names; their values in a network that starts fresh.
@@ -49,142 +49,59 @@ class Weights(NamedTuple):
     photographs: dict[str, str] = {}  # noqa: RUF012
 
 
-def load_weights(model: nn.Module, source: str | os.PathLike | Weights) -> list[str]:
-    """Load a weights file into `model`, in place.
-
-    source: the path of a released-style state_dict (`.pth`), of `{"model": state_dict}` (ImageNet's DAT, our `last.pt`)
-        or of a `.safetensors`; or the result of `read_weights`. Names may begin with `module.`.
-
-    A file without any `ref_point14` is a plain DAT's. Then `ref_point14` starts fresh; so does `cls_head` if the network
-    has interest points or a head of another size, unless the file's settings say `grid`.
-    Running interest points and scheduled factors that the file lacks start fresh, and so do running points of another
-    resolution. Interest points that the network lacks are left out. Position tables of another resolution are resized;
-    their index and mask follow from the network's configuration. The network keeps its own settings.
-    Returns the names of all tensors that start fresh. Raises WeightsError, with the model left as it was, if any other
-    tensor is missing, unexpected or misshapen.
-    """
-    weights = source if isinstance(source, Weights) else read_weights(source)
-    path, state = weights.path, weights.state
-    target = model.state_dict()
-    fresh = _names_plain_dat_lacks(weights, target)
-    state = {name: value for name, value in state.items() if name not in fresh}
-    if not _has_points(target):
-        state = {name: value for name, value in state.items() if "ref_point14" not in name}
-    state, absent = _fit_added_buffers(target, state)
-    fresh |= absent
-    for name, value in list(state.items()):
-        if name in target and name.endswith(BUFFERS):
-            state[name] = target[name]  # follows from the configuration
-        elif name not in target or value.shape == target[name].shape:
-            continue
-        elif name.endswith(TABLES) and _is_resizable(value, target[name]):
-            state[name] = resize_table(value, target[name].shape)
-    misshapen = [name for name in state if name in target and state[name].shape != target[name].shape]
-    misfits = {
-        "missing": [name for name in target if name not in state and name not in fresh],
-        "unexpected": [name for name in state if name not in target],
-        "misshapen": [_describe_shapes(name, state[name], target[name]) for name in misshapen],
-    }
-    problems = [_describe_misfits(kind, names) for kind, names in misfits.items() if names]
-    if problems:
-        raise WeightsError(f"{path} does not fit this network: {'; '.join(problems)}")
-    model.load_state_dict({name: state.get(name, value) for name, value in target.items()})
-    return sorted(fresh)
-
-
-def pick_evaluation_settings(weights: Weights) -> dict[str, str]:
-    """The default settings for evaluating a file's network: the recorded ones; DAT's for a file without points."""
-    plain = {} if _has_points(weights.state) else {"interest_points": "grid", "refinement": "off"}
-    return plain | dict(weights.purpose.settings)
-
-
-def _has_points(names: Iterable[str]) -> bool:
-    return any("ref_point14" in name for name in names)
-
-
-def _names_plain_dat_lacks(weights: Weights, target: Mapping[str, Tensor]) -> set[str]:
-    """The names that start fresh because the file is a plain DAT's, ImageNet's or ours; none for any other file."""
-    if _has_points(weights.state):
-        return set()
-    fresh = {name for name in target if "ref_point14" in name}
-    head = {name for name in target if name.startswith("cls_head.")}
-    same = all(name in weights.state and weights.state[name].shape == target[name].shape for name in head)
-    ours = weights.purpose.settings.get("interest_points") == "grid"
-    return fresh if ours or (same and not _has_points(target)) else fresh | head
-
-
-def _fit_added_buffers(
-    target: Mapping[str, Tensor], state: Mapping[str, Tensor]
-) -> tuple[dict[str, Tensor], set[str]]:
-    """`state` without the buffers of OURS that only the file has, and with fresh ones that only the network has.
-
-    Returns it, and the names of the fresh ones. A count of images is fresh, too, if its running points are.
-    """
-
-    def is_usable(name: str) -> bool:
-        points = name.replace("num_images_tracked", "running_points")
-        return name in state and points in state and state[points].shape == target[points].shape
-
-    absent = {name for name in target if name.endswith(tuple(ADDED_BUFFERS)) and not is_usable(name)}
-    start = {
-        name: torch.full_like(target[name], ADDED_BUFFERS[".".join(name.rsplit(".", 2)[-2:])])
-        for name in sorted(absent)
-    }
-    fitting = {n: value for n, value in state.items() if n in target or not n.endswith(tuple(ADDED_BUFFERS))}
-    return fitting | start, absent
-
-
 def read_weights(path: str | os.PathLike) -> Weights:
     """Read a weights file: its tensors, on the CPU, and its metadata. Executes nothing from the file.
 
+    path: a released-style state_dict (`.pth`), `{"model": state_dict}` (ImageNet's DAT, our `last.pt`) or `.safetensors`,
+        where names may begin with `module.`; or a folder of Hugging Face's layout (`local-dir:FOLDER`, too) or of a run.
     Raises WeightsError for a file that is missing or damaged, or that holds anything but finite, real, dense tensors.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise WeightsError(f"{path}: no such weights file")
-    try:
-        if path.suffix == ".safetensors":
-            content = _read_safetensors(path)
-        else:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        refused = re.search(r"global|reduce|setstate|build", str(error), re.IGNORECASE)
-        reason = "it holds more than tensors" if refused else "it is not a weights file"
-        raise WeightsError(f"{path}: refused, {reason} (nothing in it was executed)") from error
-    except Exception as error:  # a damaged file fails in many ways
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        if isinstance(error, (KeyError, IndexError)):  # torch raises these for a text file
-            reason = "it holds something else"
-        raise WeightsError(f"{path}: not a readable weights file ({reason[:200]})") from error
+    path = _find_file(path)
+    content = _read_content(path)
     if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
         content = content["model"]
     if not isinstance(content, Mapping) or not content:
         raise WeightsError(f"{path}: expected named tensors, found {type(content).__name__}")
-    state = {}
     for name, value in content.items():
-        if not isinstance(value, Tensor):
-            raise WeightsError(f"{path}: refused, {name!r} is a {type(value).__name__}, not a tensor")
-        if value.layout != torch.strided or value.is_quantized or value.is_complex() or value.is_meta:
-            raise WeightsError(f"{path}: refused, {name!r} is not a plain tensor of real numbers")
-        if str(name).endswith("running_points") and value.isnan().any():
-            continue  # nan stands for "none yet": the network was never trained
-        if not torch.isfinite(value).all():
-            raise WeightsError(f"{path}: refused, {name!r} holds values that are not finite")
-        if str(name).endswith("refinement.factors") and (value < 0).any():
-            raise WeightsError(f"{path}: refused, {name!r} holds negative factors")
-        name = str(name).removeprefix("module.")
-        if name in state:
-            raise WeightsError(f"{path}: {name} stands there twice, with and without 'module.'")
-        state[name] = value
+        if problem := _find_problem(str(name), value):
+            raise WeightsError(f"{path}: refused, {name!r} {problem}")
+    state = {str(name): value for name, value in content.items()}
+    if all(name.startswith("module.") for name in state):
+        state = {name.removeprefix("module."): value for name, value in state.items()}
     metadata = _read_metadata(content)
-    photographs = dict(metadata.get("photographs", {}))
-    if not all(isinstance(text, str) for text in photographs.values()):
-        raise WeightsError(f"{path}: its record of photographs is not text")
     try:
         purpose = Purpose.from_metadata(metadata)
     except ValueError as error:
         raise WeightsError(f"{path}: {error}") from None
-    return Weights(path, state, purpose.or_else(_imply_settings(state)), photographs)
+    return Weights(
+        path, state, purpose.or_else(_imply_settings(state)), dict(metadata.get("photographs", {}))
+    )
+
+
+def _find_file(path: str | os.PathLike) -> Path:
+    path = Path(str(path).removeprefix("local-dir:"))
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise WeightsError(f"{path}: no such weights file")
+    for name in FOLDER_FILES:
+        if (path / name).is_file():
+            return path / name
+    raise WeightsError(f"{path}: a folder without {', '.join(FOLDER_FILES)}")
+
+
+def _read_content(path: Path) -> object:
+    """What the file holds, by its own account a state_dict."""
+    try:
+        if path.suffix == ".safetensors":
+            return _read_safetensors(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        problem = "it holds more than tensors, or is no weights file (nothing in it was executed)"
+        raise WeightsError(f"{path}: refused, {problem}") from None
+    except Exception as error:  # a damaged file fails in many ways
+        reason = f"{type(error).__name__}: {str(error)[:200]}"
+        raise WeightsError(f"{path}: not a readable weights file ({reason})") from error
 
 
 def _read_safetensors(path: Path) -> OrderedDict[str, Tensor]:
@@ -196,15 +113,25 @@ def _read_safetensors(path: Path) -> OrderedDict[str, Tensor]:
     return content
 
 
+def _find_problem(name: str, value: object) -> str | None:
+    """What is wrong with an entry of a weights file."""
+    if not isinstance(value, Tensor):
+        return f"is a {type(value).__name__}, not a tensor"
+    if value.layout != torch.strided or value.is_quantized or value.is_complex() or value.is_meta:
+        return "is not a plain tensor of real numbers"
+    # Running points are nan until a network is trained.
+    if not name.endswith("running_points") and not torch.isfinite(value).all():
+        return "holds values that are not finite"
+    return None
+
+
 def _read_metadata(content: Mapping) -> dict[str, Mapping]:
     """The entries `settings`, `purpose` and `photographs` of a state_dict's metadata, whichever module holds them."""
     metadata = getattr(content, "_metadata", None)
-    entries = {}
-    for entry in metadata.values() if isinstance(metadata, Mapping) else ():
-        for name in ("settings", "purpose", "photographs"):
-            if isinstance(entry, Mapping) and isinstance(entry.get(name), Mapping):
-                entries[name] = entry[name]
-    return entries
+    modules = metadata.values() if isinstance(metadata, Mapping) else ()
+    names = ("settings", "purpose", "photographs")
+    entries = [module for module in modules if isinstance(module, Mapping)]
+    return {name: entry[name] for entry in entries for name in names if isinstance(entry.get(name), Mapping)}
 
 
 def _imply_settings(state: Iterable[str]) -> Purpose:
@@ -215,6 +142,53 @@ def _imply_settings(state: Iterable[str]) -> Purpose:
     if any(name.endswith("refinement.factors") for name in state):
         settings["refinement"] = "scheduled"
     return Purpose(settings=settings)
+
+
+def pick_evaluation_settings(weights: Weights) -> dict[str, str]:
+    """The default settings for evaluating a file's network: the recorded ones; DAT's for a file without points."""
+    plain = {} if _has_points(weights.state) else {"interest_points": "grid", "refinement": "off"}
+    return plain | dict(weights.purpose.settings)
+
+
+def load_weights(model: nn.Module, source: str | os.PathLike | Weights) -> list[str]:
+    """Load weights into a network of EAT or of timm, in place. source: as in `read_weights`, or its result.
+
+    In a file without interest points (`ref_point14`), DAT's or timm's, those of the network and a head of another size
+    start fresh. So do running interest points and scheduled factors that a file lacks, and running points of another
+    resolution. Interest points that the network lacks are left out. Position tables of another resolution are resized;
+    their index and mask follow from the network's configuration. The network keeps its own settings.
+    Returns the names of all tensors that start fresh. Raises WeightsError, with the model left as it was, if any other
+    tensor is missing, unexpected or misshapen.
+    """
+    weights = source if isinstance(source, Weights) else read_weights(source)
+    target, state = model.state_dict(), weights.state
+    fresh = _fresh_buffers(state, target)
+    if not _has_points(state):
+        fresh |= {
+            name: value for name, value in target.items() if "ref_point14" in name and name not in fresh
+        }
+        fresh |= _fresh_head(
+            state, target, head_prefixes(getattr(model, "pretrained_cfg", {}).get("classifier"))
+        )
+    state = {name: value for name, value in state.items() if name in target or not _is_added(name)} | fresh
+    for name in target.keys() & state.keys():
+        if name.endswith(BUFFERS):
+            state[name] = target[name]
+        elif name.endswith(TABLES) and _is_resizable(state[name], target[name]):
+            state[name] = resize_table(state[name], target[name].shape)
+    misfits = [name for name in sorted({*target, *state}) if _shape(state, name) != _shape(target, name)]
+    if misfits:
+        name, remedy = misfits[0], "name the network that the weights were trained with"
+        first = f"{name} is {_shape(state, name)} in the file, {_shape(target, name)} in the network"
+        problem = f"tensors that differ: {len(misfits)}, first {first}"
+        raise WeightsError(f"{weights.path} does not fit this network; {problem}; {remedy}")
+    model.load_state_dict(state)
+    return sorted(fresh)
+
+
+def head_prefixes(classifier: str | Sequence[str] | None) -> tuple[str, ...]:
+    """The beginnings of the names of a head's tensors. classifier: timm's configuration has one, several or none."""
+    return tuple(f"{name}." for name in ([classifier] if isinstance(classifier, str) else classifier or ()))
 
 
 def released_style(model: nn.Module) -> OrderedDict[str, Tensor]:
@@ -237,23 +211,47 @@ def resize_table(table: Tensor, shape: torch.Size) -> Tensor:
     return rearrange(square, "heads y x -> (y x) heads").contiguous()
 
 
-def _resize(maps: Tensor, size) -> Tensor:
+def _resize(maps: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(maps[None], size=tuple(size), mode="bicubic", align_corners=False)[0]
 
 
 def _is_resizable(table: Tensor, target: Tensor) -> bool:
-    """Whether `table` is a position table with as many heads as `target`, so that only the resolution differs."""
-    if table.ndim != target.ndim or table.numel() == 0 or not table.is_floating_point():
+    """Whether `table` is a position table with as many heads as `target`, and of another resolution."""
+    if table.ndim != target.ndim or table.shape == target.shape or table.numel() == 0:
         return False
     if table.ndim == 3:
         return table.shape[0] == target.shape[0]
     return table.shape[1] == target.shape[1] and round(table.shape[0] ** 0.5) ** 2 == table.shape[0]
 
 
-def _describe_shapes(name: str, value: Tensor, target: Tensor) -> str:
-    return f"{name} ({tuple(value.shape)} in the file, {tuple(target.shape)} in the network)"
+def _has_points(names: Iterable[str]) -> bool:
+    return any("ref_point14" in name for name in names)
 
 
-def _describe_misfits(kind: str, names: list[str]) -> str:
-    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-    return f"{len(names)} {kind}: {', '.join(names[:5])}{more}"
+def _is_added(name: str) -> bool:
+    """Whether a tensor belongs to interest points or a schedule, which not every network has."""
+    return "ref_point14" in name or name.endswith("refinement.factors")
+
+
+def _fresh_buffers(state: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The network's ADDED_BUFFERS that `state` lacks, at their start. A count is fresh, too, if its points are."""
+    fresh = {}
+    for ending, value in ADDED_BUFFERS.items():
+        for name in (name for name in target if name.endswith(ending)):
+            points = name.replace("num_images_tracked", "running_points")
+            if name not in state or _shape(state, points) != _shape(target, points):
+                fresh[name] = torch.full_like(target[name], value)
+    return fresh
+
+
+def _fresh_head(
+    state: Mapping[str, Tensor], target: Mapping[str, Tensor], prefixes: tuple[str, ...]
+) -> dict[str, Tensor]:
+    """The network's own head, if that of `state` has another size."""
+    head = {name: value for name, value in target.items() if name.startswith(prefixes)}
+    fits = all(_shape(state, name) == _shape(target, name) for name in head)
+    return {} if fits else head
+
+
+def _shape(tensors: Mapping[str, Tensor], name: str) -> tuple[int, ...] | str:
+    return tuple(tensors[name].shape) if name in tensors else "absent"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
@@ -11,8 +12,11 @@ from iaa.photographs.labels import FORMATS, LabelFormat, vote_format
 from iaa.runtime.files import read_json_object
 from models import Purpose, Weights, WeightsError, create_model, list_models
 from models.backbone import count_outputs
+from models.purpose import as_scale
 from models.weights import ADDED_BUFFERS, BUFFERS, TABLES, pick_evaluation_settings
 from option import DATASETS
+
+T = TypeVar("T")
 
 
 def find_purpose(weights: Weights) -> Purpose:
@@ -27,20 +31,16 @@ def run_purpose(folder: Path) -> Purpose:
     if label_format := FORMATS.get(names.get("dataset")):
         return Purpose(**names, scale=label_format.scale, threshold=label_format.threshold)
     scale = options.get("score_min"), options.get("score_max")
-    if options.get("loss") == "mse" and all(type(value) in (int, float) for value in scale):
-        return Purpose(**names, scale=tuple(map(float, scale)))
-    return Purpose(**names)
+    return Purpose(**names, scale=as_scale(scale) if options.get("loss") == "mse" else None)
 
 
 def find_table_scale(table: Path) -> tuple[float, float] | None:
     """The scale of a table of scores, as its own `.run.json` or the options of the run in its folder state it."""
-    scale = read_json_object(table.with_name(f"{table.name}.run.json")).get("score_range")
-    if isinstance(scale, list) and len(scale) == 2 and all(type(value) in (int, float) for value in scale):
-        return float(scale[0]), float(scale[1])
-    return run_purpose(table.parent).scale
+    own = read_json_object(table.with_name(f"{table.name}.run.json")).get("score_range")
+    return as_scale(own) or run_purpose(table.parent).scale
 
 
-def agree(path: Path, name: str, stated: str | None, recorded: str | None) -> str | None:
+def agree(path: Path, name: str, stated: T | None, recorded: T | None) -> T | None:
     """The one of two statements that there is. Raises PurposeError if they differ."""
     if stated and recorded and stated != recorded:
         raise PurposeError(f"{path}: its {name} is {recorded}, not {stated}")
@@ -55,36 +55,25 @@ def complete_purpose(purpose: Purpose, outputs: int, path: Path, labels: Purpose
     Raises PurposeError if no dataset is left, or one whose networks have other outputs or another scale.
     """
     dataset, scale = purpose.dataset, purpose.scale
-    if dataset is None and outputs == FORMATS["ava"].outputs and (labels is None or labels.dataset != "demo"):
-        dataset = "ava"
-    elif dataset is None and labels is not None:
-        dataset = labels.dataset
-    elif dataset is None:
-        what = "a single score" if outputs == 1 else f"{outputs} outputs"
-        raise PurposeError(
-            f"{path}: {what}, and nothing states its dataset, which tells the scale: {', '.join(DATASETS)}"
-        )
+    if dataset is None:
+        is_ava = outputs == FORMATS["ava"].outputs and (labels is None or labels.dataset != "demo")
+        dataset = "ava" if is_ava else labels and labels.dataset
     if dataset not in DATASETS:
-        raise PurposeError(f"{path}: no dataset {dataset!r}; there are {', '.join(DATASETS)}")
-    if dataset == "csv" and outputs == 1 and scale is None:
-        if labels is None:
+        problem = (
+            f"no dataset {dataset!r}" if dataset else f"{outputs} outputs, and nothing states its dataset"
+        )
+        raise PurposeError(f"{path}: {problem}; choose from {', '.join(DATASETS)}")
+    if dataset == "csv" and outputs == 1:
+        scale = scale or (labels and labels.scale)
+        if scale is None:
             raise PurposeError(
-                f"{path}: a single score of a csv, and nothing states its scale, lowest and highest score"
+                f"{path}: nothing states its scale, the lowest and the highest score of its csv"
             )
-        scale = labels.scale
     label_format = format_of(dataset, outputs, scale, purpose.threshold)
     if label_format.outputs != outputs:
-        raise PurposeError(
-            f"{path}: has {outputs} outputs, and networks for {dataset} have {label_format.outputs}"
-        )
-    if scale is not None and tuple(scale) != label_format.scale:
-        (low, high), votes = (
-            label_format.scale,
-            f" of its {outputs} vote levels" if label_format.vote_columns else "",
-        )
-        raise PurposeError(
-            f"{path}: the scores of {dataset} are {low:g} to {high:g}{votes}, not {scale[0]:g} to {scale[1]:g}"
-        )
+        needed = f"networks for {dataset} have {label_format.outputs}"
+        raise PurposeError(f"{path}: has {outputs} outputs, and {needed}")
+    agree(path, f"scale, that of {dataset},", scale, label_format.scale)
     return Purpose(purpose.model, dataset, label_format.scale, label_format.threshold, purpose.settings)
 
 
@@ -112,9 +101,7 @@ def recognise(weights: Weights) -> str:
                 state = create_model(name, outputs, **pick_evaluation_settings(weights)).state_dict()
             if _shapes(state, tables) == _shapes(weights.state, tables):
                 return name
-    raise WeightsError(
-        f"{weights.path}: its tensors are not those of {', '.join(list_models())}: another network's weights"
-    )
+    raise WeightsError(f"{weights.path}: its tensors are not those of {', '.join(list_models())}")
 
 
 def _shapes(state: dict[str, torch.Tensor], tables: tuple[str, ...]) -> dict[str, torch.Size]:

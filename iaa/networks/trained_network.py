@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
 import models
@@ -15,11 +14,9 @@ from iaa.errors import InputError, PurposeError
 from iaa.networks.purpose import agree, complete_purpose, find_purpose, format_of, recognise
 from iaa.photographs.decode import Resize
 from iaa.photographs.labels import LabelFormat
-from models import Purpose, Weights, WeightsError, create_model, load_weights, read_weights
+from models import Purpose, Weights, create_model, load_weights, read_weights
 from models.backbone import TIMM_PREFIX, count_outputs
-from models.purpose import SETTING_VALUES
 from models.weights import pick_evaluation_settings
-from option import ANY_MODEL
 from util import scores
 
 
@@ -71,8 +68,6 @@ class TrainedNetwork:
         if self.outputs == 1:
             low, high = self.scale
             return low + outputs[:, 0] * (high - low)
-        if isinstance(outputs, Tensor):
-            return outputs @ torch.arange(1, self.outputs + 1, device=outputs.device, dtype=outputs.dtype)
         return scores(outputs)
 
 
@@ -94,34 +89,31 @@ def load_network(
     Raises PurposeError if a statement is missing or contradicts the file, InputError for interest points that the file
     does not have, WeightsError for a file that cannot be used.
     """
-    weights = source if isinstance(source, Weights) else read_weights(find_weights_file(source))
+    weights = source if isinstance(source, Weights) else read_weights(source)
     path, recorded = weights.path, find_purpose(weights)
     name = agree(path, "model", model, recorded.model)
-    if (outputs := count_outputs(weights, name)) is None:
-        whose = name or "EAT (cls_head)"
-        raise PurposeError(
-            f"{path}: has no head of {whose}: another network's weights; its model must be stated"
-        )
+    outputs = count_outputs(weights, name)
+    if outputs is None:
+        raise PurposeError(f"{path}: has no head of {name or 'EAT (cls_head)'}; its model must be stated")
     name = name or recognise(weights)
-    if name not in models.list_models() and not name.startswith(TIMM_PREFIX):
-        raise InputError(f"{path}: no model {name!r}; there are {', '.join(ANY_MODEL)}")
-    if scale and recorded.scale and tuple(scale) != recorded.scale:
-        low, high = recorded.scale
-        raise PurposeError(f"{path}: its scores are {low:g} to {high:g}, not {scale[0]:g} to {scale[1]:g}")
-    stated = Purpose(name, agree(path, "dataset", dataset, recorded.dataset), scale and tuple(scale))
-    settings, notes = _pick_settings(weights, name, interest_points, will_calibrate)
-    purpose = complete_purpose(replace(stated.or_else(recorded), settings=settings), outputs, path)
+    dataset = agree(path, "dataset", dataset, recorded.dataset)
+    scale = agree(path, "scale", scale and tuple(scale), recorded.scale)
+    settings = _pick_settings(weights, name, interest_points, will_calibrate)
+    stated = Purpose(name, dataset, scale, settings=settings)
+    purpose = complete_purpose(stated.or_else(recorded), outputs, path)
     network = create_model(name, outputs, **settings)
     load_weights(network, weights)
     network.purpose, network.photographs = purpose, dict(weights.photographs)
     if settings.get("interest_points") == "running" and models.uncalibrated(network) and not will_calibrate:
-        raise InputError(
-            f"{path}: has no running interest points, and estimating them takes other photographs, best those that it was "
-            "trained on; each image's own points need none"
-        )
+        raise InputError(f"{path}: has no running interest points; estimate them from other photographs")
     network.eval().requires_grad_(False)
     label_format = format_of(purpose.dataset, outputs, purpose.scale, purpose.threshold)
-    return TrainedNetwork(network, label_format, path, notes)
+    trained = TrainedNetwork(network, label_format, path)
+    in_training = pick_evaluation_settings(weights).get("interest_points", "batch")
+    if trained.points is not None and "batch" in (trained.points, in_training):
+        points = f"interest points: {trained.points}, in training {in_training}"
+        trained.notes.append(f"{points}; docs/beyond.md says what a score then depends on")
+    return trained
 
 
 def load_for_command(options: argparse.Namespace, will_calibrate: bool = False) -> TrainedNetwork:
@@ -145,55 +137,18 @@ def load_for_command(options: argparse.Namespace, will_calibrate: bool = False) 
         raise InputError(f"{error} ({names} state what the file does not)") from None
 
 
-def find_weights_file(path: str | Path) -> Path:
-    """The file itself; best.pth of a run's folder, model.safetensors of a hub folder. Raises WeightsError."""
-    path = Path(path)
-    if not path.is_dir():
-        return path
-    for file in (path / "model.safetensors", path / "checkpoints" / "best.pth"):
-        if file.is_file():
-            return file
-    raise WeightsError(f"{path}: a folder without model.safetensors or checkpoints/best.pth")
-
-
-def _pick_settings(
-    weights: Weights, name: str, points: str | None, will_calibrate: bool
-) -> tuple[dict[str, str], list[str]]:
-    """The settings that the network is created with, and notes on them; none for a network of timm."""
-    if name.startswith(TIMM_PREFIX):
-        if points or will_calibrate:
-            raise InputError(
-                f"{weights.path}: {name} has no interest points; nothing can be chosen or calibrated"
-            )
-        return {}, []
-    points, notes = _pick_points(weights, points, will_calibrate)
-    refinement = pick_evaluation_settings(weights).get("refinement", "released")
-    return {"interest_points": points, "refinement": refinement}, notes
-
-
-def _pick_points(weights: Weights, points: str | None, will_calibrate: bool) -> tuple[str, list[str]]:
-    """The mode of the interest points, and notes on it."""
-    modes = SETTING_VALUES["interest_points"]
-    trained = pick_evaluation_settings(weights).get("interest_points", "batch")
-    if points not in (None, *modes):
-        raise InputError(f"interest points {points!r}: choose from {', '.join(modes)}")
-    if trained == "grid" and (will_calibrate or points not in (None, "grid")):
-        raise InputError(
-            f"{weights.path}: has no interest points, as plain DAT; nothing can be chosen or calibrated"
-        )
+def _pick_settings(weights: Weights, name: str, points: str | None, will_calibrate: bool) -> dict[str, str]:
+    """The settings that the network is created with; none for a network of timm."""
+    trained = {"interest_points": "batch", "refinement": "released"} | pick_evaluation_settings(weights)
+    is_timm, trained_points = name.startswith(TIMM_PREFIX), trained["interest_points"]
+    if (is_timm or trained_points == "grid") and (will_calibrate or points not in (None, "grid")):
+        raise InputError(f"{weights.path}: {name} has no interest points to choose or to calibrate")
+    if will_calibrate and points not in (None, "running"):
+        raise InputError(f"only running interest points can be calibrated, not {points}")
+    if is_timm:
+        return {}
     if will_calibrate:
-        if points not in (None, "running"):
-            raise InputError(f"only running interest points can be calibrated, not {points}")
-        return "running", []
-    if points == "batch":
-        return points, [
-            "interest points are means over each batch, as released: a score depends on the photographs beside it"
-        ]
-    if points is None and trained == "batch":
-        note = (
-            f"{weights.path.name} was trained with interest points that are means over a batch; each photograph's own points "
-            "are used; running points take other photographs (`predict.py --calibrate_on`)"
-        )
-        return "image", [note]
-    note = f"trained with interest points of the {trained}, used with {points}"
-    return points or trained, [] if points in (None, trained) else [note]
+        points = "running"
+    elif points is None:
+        points = "image" if trained_points == "batch" else trained_points
+    return trained | {"interest_points": points}

@@ -129,7 +129,7 @@ def test_points_of_the_batch_are_exported_only_when_asked_for(command, made, tmp
     words = ("--weights", made["votes"], "--to", "safetensors", "--out", tmp_path / "a.safetensors")
     status, out, _ = command(*words, "--interest_points", "batch")
     assert (status, json.loads(out)["interest_points"]) == (0, "batch")
-    assert "depends on the photographs beside it" in caplog.text
+    assert "interest points: batch, in training image" in caplog.text
     again = ("--weights", tmp_path / "a.safetensors", *words[2:4], "--out", tmp_path / "b.safetensors")
     assert json.loads(command(*again)[1])["interest_points"] == "image"
 
@@ -188,7 +188,7 @@ def test_overwrite_replaces_a_file_and_a_folder(command, made, tmp_path):
     ("options", "message"),
     [
         (("--weights", "nowhere.pth"), "no such weights file"),
-        (("--weights", "."), "a folder without model.safetensors or checkpoints"),
+        (("--weights", "."), "a folder without model.safetensors"),
         (("--weights", "bare.pth"), "--dataset"),
         (("--weights", "bare.pth", "--dataset", "ava"), "has 1 outputs, and networks for ava have 10"),
         (("--weights", "bare.pth", "--dataset", "csv"), "nothing states its scale"),

@@ -74,13 +74,6 @@ def test_without_any_batch_running_points_are_no_number():
     assert points(features(1.0)).isnan().all()
 
 
-def test_running_points_carry_no_gradient():
-    points = make_points("running")
-    points(features(1.0)).sum().backward()
-    assert not points.running_points.requires_grad
-    assert points.weight.grad.abs().sum() > 0
-
-
 @pytest.mark.parametrize("mode", ["batch", "image", "running"])
 def test_interest_points_stay_float32_under_autocast(mode):
     points = make_points(mode, weight=torch.randn(2, 8).tolist())
@@ -90,12 +83,6 @@ def test_interest_points_stay_float32_under_autocast(mode):
         found = points(maps)
     assert found.dtype == torch.float32
     assert torch.equal(found, expected)
-
-
-def test_exploration_damps_the_offsets_that_share_a_quadrant_and_strengthens_the_others():
-    points, offsets = torch.tensor([[0.3, -0.2]]), torch.tensor([[0.1, -0.1], [0.1, 0.1]])
-    refined = refine_offsets(offsets, points, same=0.5, other=2.0)
-    torch.testing.assert_close(refined, torch.tensor([[0.05, -0.05], [0.2, 0.2]]))
 
 
 def test_refinement_by_kind():
@@ -118,12 +105,6 @@ def test_schedule_explores_for_its_share_and_then_constrains_nothing():
     linear = RefinementSchedule(0.4, 0.25, 2.0, "linear")
     assert [linear(p) for p in (0, 0.2, 0.4, 1)] == [(0.25, 2.0), (0.625, 1.5), (1, 1), (1, 1)]
     assert RefinementSchedule(0.0)(0) == (1, 1)
-
-
-@pytest.mark.parametrize("factors", [(-0.1, 1.0), (1.0, float("nan"))])
-def test_negative_factors_are_refused(factors):
-    with pytest.raises(ValueError, match="not negative"):
-        set_refinement(OffsetRefinement("scheduled"), factors)
 
 
 def share_points(rank, folder):

@@ -33,15 +33,13 @@ def test_hub_folder_is_a_model_for_create_model_and_for_timm(exported, made, pho
     trained = load_network(made["score"])
     images = description.evaluation_input(trained, photographs)
     network = create(folder).eval()
+    if create is models.create_model:
+        assert network.purpose.scale == (-3.0, 7.0)
     with torch.no_grad():
         assert torch.equal(network(images), trained.model(images))
     transform = timm.data.create_transform(**timm.data.resolve_data_config({}, model=network))
     pictures = [Image.open(io.BytesIO(file)).convert("RGB") for file in photographs]
     torch.testing.assert_close(torch.stack([transform(p) for p in pictures]), images, rtol=0, atol=1e-6)
-
-
-def test_a_hub_folders_network_says_its_scale(exported):
-    assert models.create_model(exported("score", "hub")[0]).purpose.scale == (-3.0, 7.0)
 
 
 def test_model_card_of_bare_weights_claims_neither_recipe_nor_metrics_nor_a_licence(exported):
@@ -143,7 +141,6 @@ def test_a_card_claims_nothing_of_weights_that_were_put_into_a_run(card_of, run_
     ("change", "message"),
     [
         ({"architecture": "resnet18"}, "its architecture is not one of eat_nano"),
-        ({"num_classes": "ten"}, "num_classes must be a whole number"),
         ({"model_args": {"checkpoint_path": "/etc/passwd"}}, "unknown model_args checkpoint_path"),
         ({"num_classes": 3}, "num_classes 3 is not that of model.safetensors"),
         ({"num_classes": 10**9}, "num_classes 1000000000 is not that of"),
@@ -165,7 +162,7 @@ def test_folders_of_others_are_refused_in_one_line(exported, tmp_path, change, m
 
 
 def test_create_model_of_a_folder_has_its_own_outputs(exported):
-    with pytest.raises(ValueError, match="has 10 outputs, not 1"):
+    with pytest.raises(ValueError, match="does not fit this network"):
         models.create_model(exported("votes", "hub")[0], num_classes=1)
     batched = models.create_model(exported("votes", "hub")[0], interest_points="batch")
     assert batched.purpose.settings["interest_points"] == "batch"

@@ -40,14 +40,8 @@ def test_two_spots_and_a_line_cover_nothing():
     spots = torch.where(grid(7, 7)[..., :1] > 0, torch.tensor([0.7, 0.4]), torch.tensor([-0.6, 0.9]))
     assert points_spread(spots).item() == pytest.approx(0, abs=1e-3)
     assert points_spread(torch.full((1, 7, 7, 2), 0.3)).item() == pytest.approx(0, abs=1e-6)
-
-
-def test_of_images_with_points_of_their_own_it_is_the_mean():
+    assert points_spread(grid(1, 1)).isnan()  # one cell has no area
     assert points_spread(torch.cat([grid(), grid() * 0.5])).item() == pytest.approx((1 + 0.25) / 2)
-
-
-def test_a_map_of_one_cell_has_no_area():
-    assert points_spread(grid(1, 1)).isnan()
 
 
 def test_a_position_is_outside_by_either_coordinate():

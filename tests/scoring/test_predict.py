@@ -110,12 +110,12 @@ def test_a_bare_file_of_scores_needs_its_dataset(album, tmp_path, command, score
     own = scored_rows(album, "--weights", bare, *scale, "--overwrite")
     assert own[0]["score"] == pytest.approx(10 * rows[0]["score"], rel=1e-5)
     for words, problem in (
-        ((), "a single score, and nothing states its dataset"),
+        ((), "1 outputs, and nothing states its dataset"),
         (("--dataset", "ava"), "has 1 outputs, and networks for ava have 10"),
         (scale[:2], "nothing states its scale"),
         (scale[:4], "belong together"),
         ((*scale[:4], "--score_max", -1), "is not below"),
-        (("--dataset", "tad66k", *scale[2:]), "the scores of tad66k are 0 to 10, not 0 to 100"),
+        (("--dataset", "tad66k", *scale[2:]), "its scale, that of tad66k, is (0.0, 10.0), not (0.0, 100.0)"),
     ):
         status, _, err = command(album, "--weights", bare, *words, *CPU)
         assert status == 2
@@ -128,7 +128,7 @@ def test_a_bare_released_file_is_recognised_and_told_of(album, tmp_path, command
         assert command(album, "--weights", bare, *CPU)[0] == 0
     text = caplog.text
     assert "eat_test trained on ava, scores 1 to 10, image interest points" in text
-    assert "running points take other photographs (`predict.py --calibrate_on`)" in text
+    assert "interest points: image, in training batch" in text
     status, _, err = command(album, "--weights", bare, "--interest_points", "running", *CPU)
     assert status == 2
     assert "has no running interest points" in err
@@ -147,7 +147,7 @@ def test_points_of_the_batch_only_where_asked_for(album, tmp_path, scored_rows, 
     words = (album, "--weights", bare, "--interest_points", "batch")
     with caplog.at_level(logging.INFO, "eat"):
         one = scored_rows(*words, "--batch_size", 1)
-    assert "a score depends on the photographs beside it" in caplog.text
+    assert "interest points: batch, in training batch" in caplog.text
     seven = scored_rows(*words, "--batch_size", 7, "--overwrite")
     assert max(abs(a["score"] - b["score"]) for a, b in zip(one, seven, strict=True)) > 1e-3
     image = scored_rows(album, "--weights", bare, "--overwrite")
@@ -229,9 +229,9 @@ def test_a_scale_that_contradicts_the_file_is_refused(album, tmp_path, command):
     own = make_weights(tmp_path / "own.pth", 1, "csv", scale=(0, 100))
     votes = make_weights(tmp_path / "votes.pth", 5, "csv", bare=True)
     for weights, low, high, problem in (
-        (own, 0, 1, "own.pth: its scores are 0 to 100, not 0 to 1"),
+        (own, 0, 1, "own.pth: its scale is (0.0, 100.0), not (0.0, 1.0)"),
         (own, 0, 100, ""),
-        (votes, 0, 9, "the scores of csv are 1 to 5 of its 5 vote levels, not 0 to 9"),
+        (votes, 0, 9, "its scale, that of csv, is (1.0, 5.0), not (0.0, 9.0)"),
         (votes, 1, 5, ""),
     ):
         words = ("--weights", weights, "--dataset", "csv", "--score_min", low, "--score_max", high)

@@ -121,7 +121,7 @@ def test_wrong_weights(run, ava):
     refused(run, ava, "nowhere.pth: no such weights file", path_to_model_weight=ava / "nowhere.pth")
     torch.save({"layer.weight": torch.zeros(3), "ref_point14": torch.zeros(1)}, ava / "other.pth")
     other = {"path_to_model_weight": ava / "other.pth"}
-    refused(run, ava, "other.pth does not fit this network", "missing", **other)
+    refused(run, ava, "other.pth does not fit this network", **other)
     (ava / "text.pth").write_text("hello")
     refused(run, ava, "text.pth", path_to_model_weight=ava / "text.pth")
 

@@ -177,7 +177,7 @@ def test_what_does_not_go_together_is_one_line(ava, run, options, parts):
 
 def test_weights_of_another_architecture_are_one_line(ava, run, trained, command_of):
     weights = trained(model=VIT, **LEARN)["files"]["best"]
-    refused(run, ava, "best.pth is of another architecture", model=RESNET, path_to_model_weight=weights)
+    refused(run, ava, "best.pth does not fit this network", model=RESNET, path_to_model_weight=weights)
     refused(run, ava, "best.pth does not fit this network", path_to_model_weight=weights)
     for program in (predict, export):
         words = [ava / "images"] * (program is predict) + ["--to", "safetensors"] * (program is export)
@@ -237,9 +237,7 @@ def test_there_is_nowhere_to_look(tmp_path, trained, command_of, monkeypatch, wo
 
 def test_a_bare_file_needs_the_networks_name(tmp_path):
     torch.save(dict(timm.create_model("test_vit", num_classes=10).state_dict()), tmp_path / "w.pth")
-    with pytest.raises(
-        InputError, match=r"w\.pth: has no head of EAT .*another network's weights; its model must be stated"
-    ):
+    with pytest.raises(InputError, match=r"w\.pth: has no head of EAT .*its model must be stated"):
         predict.Scorer(tmp_path / "w.pth")
     scorer = predict.Scorer(tmp_path / "w.pth", model=VIT, device="cpu")
     assert scorer.trained.model.img_size == 160
