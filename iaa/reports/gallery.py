@@ -7,7 +7,7 @@ import random
 import time
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,6 @@ import numpy as np
 import torch
 
 from iaa.errors import InputError
-from iaa.networks.attention_maps import AttentionRecorder, mean_map
 from iaa.networks.purpose import find_table_scale
 from iaa.networks.trained_network import TrainedNetwork, load_network
 from iaa.options.scoring_options import ENDINGS
@@ -28,8 +27,8 @@ from iaa.scoring.table import Row, read_rows
 
 log = logging.getLogger("eat")
 
-# Scores photographs once more: a network, their paths, and an AttentionRecorder or None.
-Rescore = Callable[[TrainedNetwork, Sequence[str], AttentionRecorder | None], Iterator[ScoredPhoto]]
+# Scores photographs, given by their paths, with another network.
+Rescore = Callable[[TrainedNetwork, Sequence[str]], Iterable[ScoredPhoto]]
 # A random number, the row's number, the row, its attention map.
 Entry = tuple[float, int, Row, np.ndarray | None]
 
@@ -127,26 +126,18 @@ def write_gallery(
     comparison: Comparison | None,
     rescore: Rescore,
     *,
-    layer: str,
     upright: bool,
     num_workers: int,
     stop: StopSignal,
 ) -> None:
-    """Write the page of `--report`. rescore: scores photographs once more. layer: see `AttentionRecorder`. Raises Interrupted."""
+    """Write the page of `--report`. rescore: for the network of `--compare`. Raises Interrupted."""
     chosen = gallery.chosen()
-    rows, attention = [row for row, _ in chosen], {row["image"]: values for row, values in chosen}
+    rows = [row for row, _ in chosen]
     scored = [row["image"] for row in rows if row["score"] is not None]
-    # Rows of an earlier run, to which this run has appended, have no attention maps.
-    without_map = [image for image in scored if attention[image] is None]
-    if without_map and trained.points is not None:
-        with AttentionRecorder(trained.model, layer) as recorder:
-            for photo in rescore(trained, without_map, recorder):
-                if photo.attention_maps:
-                    attention[photo.path] = mean_map(list(photo.attention_maps.values()))
     matches: list[Row | None] = [None] * len(rows)
     if comparison is not None:
         if comparison.trained is not None:
-            builder, photos = RowBuilder(comparison.trained), rescore(comparison.trained, scored, None)
+            builder, photos = RowBuilder(comparison.trained), rescore(comparison.trained, scored)
             comparison.rows = {photo.path: builder.build(photo) for photo in photos if not photo.error}
         matches = comparison.match([row["image"] for row in rows])
     shown = [
@@ -156,12 +147,12 @@ def write_gallery(
             row["score"],
             row["error"] or "",
             votes_of(row),
-            attention[row["image"]],
+            attention,
             other=match["score"] if match and not row["error"] else None,
             other_votes=votes_of(match) if match and not row["error"] else (),
             numbers={name: row[name] for name in NUMBERS if row.get(name) is not None},
         )
-        for row, match in zip(rows, matches, strict=True)
+        for (row, attention), match in zip(chosen, matches, strict=True)
     ]
     page = make_page(trained, gallery, comparison, shown)
     open_photo = partial(open_rgb, upright=upright, side=LARGE)
