@@ -1,20 +1,14 @@
 // The page's behaviour: sort, filter, move, enlarge. It follows widgets.js in the same script.
 const hasValues = (values) => values.some((value) => value !== null);
-const errorOf = (score, i) => (score === null || photos.true[i] === null ? null : score - photos.true[i]);
-const miss = photos.score.map(errorOf), ranks = Boolean(other?.ranks), differs = ranks ? percent : number;
-const failed = (i) => Boolean(photos.error[i]) || photos.score[i] === null;
+const isCompared = hasValues(photos.other), failed = (i) => photos.score[i] === null;
+const difference = photos.score.map((score, i) => (failed(i) || photos.other[i] === null ? null : score - photos.other[i]));
 
 // The values of a photograph: shown on its card, and offered for sorting. size: sort by the absolute value
 const keys = [
   { key: "name", label: "Name", values: photos.image },
-  { key: "score", label: hasValues(photos.true) ? "Predicted score" : "Score", values: photos.score, format: number },
-  { key: "true", label: "True score", values: photos.true, format: number },
-  { key: "miss", label: "Error, predicted − true", values: miss, size: true, format: (v) => signed(v, number) },
-  { key: "other", label: `Score by ${other?.name}`, values: photos.other, format: number },
-  {
-    key: "difference", label: ranks ? "Difference of ranks" : "Difference of scores", values: photos.difference,
-    size: true, format: (v) => signed(v, differs),
-  },
+  { key: "score", label: capital(ownName), values: photos.score, format: number },
+  { key: "other", label: capital(otherName), values: photos.other, format: number },
+  { key: "difference", label: "Difference", values: difference, size: true, format: signed },
   ...page.numbers.map((entry) => ({ ...entry, format: entry.share ? percent : number })),
 ].filter(({ key, values }) => key === "name" || hasValues(values));
 const keyed = Object.fromEntries(keys.map((entry) => [entry.key, entry]));
@@ -24,7 +18,7 @@ function numbersOf(i) {
 }
 
 function overview() {
-  const figures = make("div", { className: "stack" }), boxes = [figures], short = (value) => number(value, 4);
+  const boxes = [box("What was used", definitions(page.facts)), ...page.charts.map(chart)];
   if (page.figures.length) {
     const metrics = table(page.figures[0], page.figures.slice(1));
     for (const cell of metrics.querySelectorAll("td:nth-child(2)")) cell.className = "large";
@@ -32,26 +26,7 @@ function overview() {
     const beside = make("div", { className: "beside" }, make("div", { className: "scrolls", tabIndex: 0 }, metrics), remarks);
     boxes.unshift(Object.assign(box("Against the true scores", beside), { className: "box wide" }));
   }
-  if (other) {
-    const scales = `Its scale is ${other.range.join(" to ")}, not ${page.range.join(" to ")}: ranks are compared, as shares of `
-      + "photographs that score lower.";
-    const pairs = [["SRCC between the two", short(other.srcc)], ["Photographs", integer(other.count)]];
-    figures.append(box(`Compared with ${other.name}`, definitions(pairs), say("p", "under", ranks ? scales : "")));
-  }
-  if (page.facts.length) figures.append(box("What was used", definitions(page.facts)));
-  boxes.push(...page.distributions.map(distribution));
-  const { true: truth, other: compared } = page.scatters;
-  if (truth) {
-    boxes.push(scatter("Predicted against true", truth, "The worst errors"));
-    const words = (i) => `${number(photos.score[i])}, true ${number(photos.true[i])}`;
-    boxes.push(listOf("Worst errors", miss, words, number));
-  }
-  if (compared) {
-    boxes.push(scatter(`This run against ${other.name}`, compared, "The largest disagreements"));
-    const words = (i) => `${number(photos.score[i])} and ${number(photos.other[i])}`;
-    boxes.push(listOf("Largest disagreements", photos.difference, words, differs));
-  }
-  $("overview").append(...boxes.filter((element) => element.childElementCount));
+  $("overview").append(...boxes);
 }
 
 const gallery = $("gallery");
@@ -65,15 +40,13 @@ const cards = photos.image.map((name, i) => {
   return make("li", {}, card);
 });
 function scoresOf(i) {
-  const compared = photos.other[i] !== null, more = [];
+  const compared = photos.other[i] !== null;
   const scores = make("span", { className: "scores" }, say("b", compared ? "first" : "", number(photos.score[i])));
   if (compared) scores.append(say("b", "second", number(photos.other[i])));
-  if (miss[i] !== null) more.push(`true ${number(photos.true[i])} (${signed(miss[i], number)})`);
-  if (compared) more.push(`${ranks ? "ranks" : "difference"} ${signed(photos.difference[i], differs)}`);
   return [
     scores,
     ...(photos.votes[i].length ? [say("span", "place", "")] : []),
-    ...(more.length ? [say("span", "more muted", more.join(" · "))] : []),
+    ...(compared ? [say("span", "more muted", `difference ${signed(difference[i])}`)] : []),
   ];
 }
 const cardOf = (event) => event.target.closest?.(".card");
@@ -121,17 +94,6 @@ gallery.addEventListener("keydown", (event) => {
   event.preventDefault();
   if (moves[event.key] in order) cards[order[moves[event.key]]].firstChild.focus();
 });
-function reveal(i) {
-  if (!order.includes(i)) {
-    $("controls").reset();
-    setTimeout(() => reveal(i)); // once the gallery has followed
-    return;
-  }
-  const card = cards[i].firstChild;
-  card.focus({ preventScroll: true, focusVisible: true });
-  card.scrollIntoView({ block: "center" });
-}
-
 let order = [];
 const collator = new Intl.Collator(undefined, { numeric: true });
 function sorted(rows) {
@@ -178,9 +140,7 @@ function view(position) {
   if (photos.error[i]) about.append(say("p", "failed", photos.error[i]));
   about.append(definitions(numbersOf(i)));
   if (photos.votes[i].length) about.append(say("h3", "", "Votes, as the network gives them"), drawVotes(i, true));
-  if (photos.votes[i].length && photos.other_votes[i].length) {
-    about.append(make("p", { className: "under" }, say("span", "first", `■ ${ownName} `), say("span", "second", `■ ${otherName}`)));
-  }
+  if (isCompared) about.append(make("p", { className: "under" }, ...colourKey()));
   if (picture && photos.attention[i]) about.append(attentionToggle(picture, i));
   if (photos.link[i]) {
     const link = make("a", { href: photos.link[i], target: "_blank", rel: "noopener", textContent: "Open the original file" });
@@ -221,14 +181,12 @@ const first = keyed.score ? "score" : "name";
 $("sort").append(...keys.map(({ key, label }) => make("option", { value: key, textContent: label, defaultSelected: key === first })));
 $("errors-label").hidden = !photos.error.some(Boolean);
 [$("low").placeholder, $("high").placeholder] = page.range;
-if (page.total > count) {
-  $("hint").prepend(`${integer(page.total)} photographs were scored, ${integer(count)} of them are on this page. `);
-}
+if (isCompared) $("hint").prepend(...colourKey(), ". ");
 if (page.attention_limit !== null) {
   $("everywhere-label").hidden = $("legend").hidden = false;
   const limit = `${number(page.attention_limit, 1)} times an even share, or more.`;
   const when = "It shows while a photograph is pointed at or has the focus.";
-  $("legend").append("Attention: none", paint(1, 256, [...Array(256).keys()]), `${limit} ${when}`);
+  $("legend").append("Attention: none", paint([[...Array(256).keys()]]), `${limit} ${when}`);
 }
 $("everywhere").addEventListener("change", () => {
   gallery.classList.toggle("everywhere", $("everywhere").checked);

@@ -1,7 +1,7 @@
 // The page's building blocks: elements, numbers as text, photographs with their attention, votes, tables. page.js follows it.
 const page = JSON.parse(document.getElementById("data").textContent);
-const photos = page.photos, count = photos.image.length, other = page.other;
-const [ownName, otherName] = other ? ["this run", other.name] : ["predicted", "true"]; // the names of the two vote distributions
+const photos = page.photos, count = photos.image.length;
+const [ownName, otherName] = page.names; // of the two scores, and of the two vote distributions
 const digits = page.range[1] - page.range[0] > 2 ? 2 : 3;
 
 const $ = (id) => document.getElementById(id);
@@ -18,25 +18,25 @@ function draw(tag, attributes = {}, ...children) {
 }
 const say = (tag, className, textContent) => make(tag, { className, textContent });
 
+const capital = (text) => text[0].toUpperCase() + text.slice(1);
 const integer = (value) => value.toLocaleString("en");
 function number(value, places = digits) {
   return value === null ? "–" : value.toFixed(places).replace(/^-0(\.0*)?$/, "0$1").replace("-", "−");
 }
 const percent = (value) => (value === null ? "–" : `${number(100 * value, 0)} %`);
-const signed = (value, format) => (value > 0 ? "+" : "") + format(value);
+const signed = (value) => (value > 0 ? "+" : "") + number(value);
 
-// values: 0 to 255, row by row. The photograph shows through where there is little attention.
-function paint(height, width, values) {
+// rows: of values of 0 to 255. The photograph shows through where there is little attention.
+function paint(rows) {
+  const [height, width] = [rows.length, rows[0].length];
   const canvas = make("canvas", { width, height, ariaHidden: "true" }), context = canvas.getContext("2d");
   const image = context.createImageData(width, height);
-  values.forEach((value, n) => image.data.set([...page.colours[value], 100 + value / 2], 4 * n));
+  rows.flat().forEach((value, n) => image.data.set([...page.colours[value], 100 + value / 2], 4 * n));
   context.putImageData(image, 0, 0);
   return canvas;
 }
 function addAttention(picture, i) {
-  if (!photos.attention[i] || picture.querySelector("canvas")) return;
-  const [height, width, data] = photos.attention[i];
-  picture.append(paint(height, width, Array.from(atob(data), (letter) => letter.charCodeAt(0))));
+  if (photos.attention[i] && !picture.querySelector("canvas")) picture.append(paint(photos.attention[i]));
 }
 
 const chunks = [...document.querySelectorAll("script.thumbnails")], unpacked = [];
@@ -101,29 +101,6 @@ function table(head, rows) {
   return make("table", {}, make("thead", {}, make("tr", {}, ...top)), make("tbody", {}, ...body));
 }
 
-const chart = (src, alt) => make("img", { className: "chart", src, alt });
-function distribution({ name, edges, counts, mean, quartiles, number: all, picture }) {
-  const [least, lower, median, upper, most] = quartiles.map((value) => number(value));
-  const words = `${integer(all)} photographs: mean ${number(mean)}, median ${median}, half of them between ${lower} and `
-    + `${upper}, all between ${least} and ${most}.`;
-  const rows = counts.map((value, n) => [`${number(edges[n])} to ${number(edges[n + 1])}`, integer(value)]);
-  const details = make("details", {}, say("summary", "", "As a table"), table(["Score", "Photographs"], rows));
-  const title = name === "Score" ? "Distribution of scores" : `Distribution: ${name === other?.name ? name : name.toLowerCase()}`;
-  return box(title, chart(picture, `Distribution of scores. ${words}`), say("p", "under", words), details);
-}
-function scatter(title, { picture, number: all }, listed) {
-  const words = `${integer(all)} photographs; the stronger the colour, the more are there.`;
-  return box(title, chart(picture, `${title}: ${words} ${listed} are listed.`), say("p", "under", words));
-}
-
-// The photographs with the largest absolute `values`
-function listOf(title, values, words, format) {
-  const rows = [...values.keys()].filter((i) => values[i] !== null);
-  rows.sort((a, b) => Math.abs(values[b]) - Math.abs(values[a]) || a - b);
-  return box(title, make("ol", {}, ...rows.slice(0, page.list).map((i) => {
-    const parts = [say("span", "name", photos.image[i]), say("span", "muted", words(i)), say("b", "", signed(values[i], format))];
-    const button = make("button", { type: "button" }, ...parts);
-    button.addEventListener("click", () => reveal(i));
-    return make("li", {}, button);
-  })));
-}
+const chart = ({ title, text, picture }) =>
+  box(title, make("img", { className: "chart", src: picture, alt: `${title}. ${text}` }), say("p", "under", text));
+const colourKey = () => [say("span", "first", `■ ${ownName}`), " ", say("span", "second", `■ ${otherName}`)];

@@ -3,7 +3,7 @@
 import json
 import logging
 import math
-from types import SimpleNamespace
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -21,23 +21,15 @@ from iaa.evaluation.test_metrics import (
     released_accuracy,
 )
 from iaa.photographs.labels import FORMATS, Labels, read_labels, vote_format
-from iaa.reports.test_report import list_departures
+from iaa.reports.test_report import EvaluationSetup, list_departures
 from iaa.scoring import Scorer
 from iaa.scoring.photos import open_rgb
 from iaa.searching import nni_trial
 from iaa.training.steps import Precision
 from util import METRICS, ScorePairs
 
-PROTOCOL = {
-    "dataset": "ava",
-    "model": "eat_base",
-    "interest_points": "batch",
-    "refinement": "released",
-    "eval_batch_size": 16,
-    "decode": "pil",
-}
-EXACT = Precision(torch.device("cpu"))
-HALF = Precision(torch.device("cpu"), torch.bfloat16)
+EXACT, HALF = (Precision(torch.device("cpu"), dtype) for dtype in (None, torch.bfloat16))
+RELEASED = EvaluationSetup("ava", "eat_base", "w.pth", "batch", "released", 16, "pil", EXACT, 0)
 
 
 def made(srcc_noise, images=400):
@@ -79,30 +71,30 @@ def test_a_better_figure_of_weights_that_remember_nothing_names_the_likeliest_ca
 
 
 @pytest.mark.parametrize(
-    ("change", "test", "words"),
+    ("change", "words"),
     [
-        ({}, (EXACT, 0, ""), None),
-        ({"eval_batch_size": 8}, (EXACT, 0, ""), "batches of 8, not of 16"),
+        ({"batch_size": 8}, "batches of 8, not of 16"),
         (
-            {"eval_batch_size": 8, "interest_points": "image"},
-            (EXACT, 0, ""),
+            {"batch_size": 8, "interest_points": "image"},
             "interest points of image, not means over each batch",
         ),
-        ({"refinement": "off"}, (EXACT, 0, ""), "offset refinement off"),
-        ({"model": "eat_tiny"}, (EXACT, 0, ""), "eat_tiny, not eat_base"),
-        ({"decode": "fast"}, (EXACT, 0, ""), "decoded by fast"),
-        ({}, (HALF, 0, ""), "half precision"),
-        ({}, (EXACT, 3, ""), "3 photographs of test.csv are missing and were skipped"),
-        ({}, (EXACT, 0, "in another order"), "in another order"),
+        ({"refinement": "off"}, "offset refinement off"),
+        ({"model": "eat_tiny"}, "eat_tiny, not eat_base"),
+        ({"decoder": "fast"}, "decoded by fast"),
+        ({"precision": HALF}, "half precision"),
+        ({"skipped": 3}, "3 photographs of test.csv are missing and were skipped"),
     ],
 )
-def test_each_departure_from_the_published_protocol_is_one_line(change, test, words):
-    lines = list_departures(SimpleNamespace(**PROTOCOL | change), *test)
-    assert len(lines) == (words is not None)
-    for line in lines:
-        assert line.startswith("not the published protocol: ")
-        assert words in line
-    assert list_departures(SimpleNamespace(**PROTOCOL | change | {"dataset": "flickr_aes"}), *test) == []
+def test_each_departure_from_the_published_protocol_is_one_line(change, words):
+    (line,) = list_departures(replace(RELEASED, **change), "")
+    assert line.startswith("not the published protocol: ")
+    assert words in line
+    assert list_departures(replace(RELEASED, **change, dataset="flickr_aes"), "") == []
+
+
+def test_the_published_protocol_has_no_departures():
+    assert list_departures(RELEASED, "") == []
+    assert list_departures(RELEASED, "in another order") == ["not the published protocol: in another order"]
 
 
 def test_skipped_pictures_and_batches_stand_in_log_json_and_page(ava, run, caplog):

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from helpers.networks import make_weights
 from helpers.pages import data_of, evaluate
+from scipy import stats
 
 import predict
 from iaa.networks.trained_network import load_network
@@ -105,8 +106,26 @@ def test_a_table_is_compared_by_path_or_name(tmp_path):
     assert other.row("q/b.jpg")["score"] is None  # the table has names alone, as a run's predictions
     assert other.row("/x/p/c.jpg")["score"] == 4
     assert other.row("d.jpg") is None
+    found = other.match(["/x/p/c.jpg", "q/p/a.jpg", "r/p/a.jpg", "b.jpg"])
+    assert {name: row["score"] for name, row in found.items()} == {
+        "/x/p/c.jpg": 4
+    }  # one row fits two; one has no score
+
+
+def test_scores_of_another_scale_are_mapped_to_the_pages(tmp_path, album, weights, command):
+    (tmp_path / "t.csv").write_text("image,score\na.jpg,0\nd.webp,0.5\nc.png,1\n")
     (tmp_path / "t.csv.run.json").write_text('{"score_range": [0, 1]}')
-    assert read_comparison(table, trained, "cpu").scale == (0, 1)
+    page = tmp_path / "r.html"
+    assert (
+        command(album, "--weights", weights, "--report", page, "--compare", tmp_path / "t.csv", *CPU)[0] == 0
+    )
+    content = content_of(page)
+    photos = pd.DataFrame(content["photos"]).set_index("image")
+    compared = photos.loc[[str(album / name) for name in ("a.jpg", "d.webp", "c.png")]]
+    assert compared["other"].tolist() == [1, 5.5, 10]
+    assert "mapped linearly from 0 to 1" in " ".join(content["notes"])
+    srcc = stats.spearmanr(compared["score"], compared["other"]).statistic
+    assert float(dict(content["facts"])["SRCC of both"]) == pytest.approx(srcc, abs=1e-4)
 
 
 def test_a_runs_predictions_are_compared_on_the_datasets_scale(scored, run, tmp_path):
