@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 import option
 from dataset import Splits, read_splits
 from iaa.errors import InputError, Interrupted, PurposeError
-from iaa.evaluation import released
+from iaa.evaluation import published
 from iaa.evaluation.leakage import KnownPhotos
 from iaa.networks.purpose import agree, complete_purpose, find_purpose, format_of, recognise
 from iaa.photographs import demo
@@ -187,8 +187,8 @@ def train(
             if writes:
                 row = progress.history[-1]
                 run_folder.write_epoch(folder, writer, progress, options.num_epoch)
-                if options.released_protocol and released.keeps(options.dataset, progress.history):
-                    path = trainer.checkpoints / released.checkpoint_name(options.dataset, row)
+                if options.released_protocol and published.keeps(options.dataset, progress.history):
+                    path = trainer.checkpoints / published.checkpoint_name(options.dataset, row)
                     checkpoint.save(path, released_style(model))
                 nni_trial.report_epoch(row, options.search_metric)
             if signal := distributed.all_reduce_max(stop.received)[0]:

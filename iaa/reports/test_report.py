@@ -15,7 +15,8 @@ from matplotlib.figure import Figure
 from torch import nn
 
 from iaa.evaluation.leakage import KnownPhotos
-from iaa.evaluation.test_metrics import TestMetrics, compute_test_metrics, released_accuracy
+from iaa.evaluation.published import released_accuracy
+from iaa.evaluation.test_metrics import TestMetrics, compute_test_metrics
 from iaa.photographs.labels import LabelFormat
 from iaa.photographs.splits import Split
 from iaa.reports import charts
@@ -231,10 +232,10 @@ def make_test_report(
         notes.append(f"nobody says what the weights were trained on; taken as {trained_on} (--trained_on)")
     test_metrics = compute_test_metrics(
         evaluation.pairs,
+        evaluation.metrics,
         evaluation.names,
         setup.dataset,
-        metrics=evaluation.metrics,
-        memory=KnownPhotos.from_texts(model.photographs, setup.weights or "the network"),
+        KnownPhotos.from_texts(model.photographs, setup.weights or "the network"),
         # Two datasets called `csv` may have nothing in common.
         same_dataset=not is_other_dataset and setup.dataset != "csv",
         notes=notes,
