@@ -22,11 +22,16 @@ COMMAND = program
 HEADER = "image,true_score,predicted_score\n"
 
 
+def set_threshold(folder, *thresholds):
+    (folder / "run.json").write_text(json.dumps({"result": {"thresholds": thresholds}}))
+
+
 def table(path, noise, seed, images=300, **columns):
     true = np.random.default_rng(0).uniform(0.1, 0.9, images)
     predicted = true + np.random.default_rng(seed).normal(0, noise, images)
     content = {"image": [f"{i}.jpg" for i in range(images)], "true_score": true, "predicted_score": predicted}
     path.parent.mkdir(exist_ok=True)
+    set_threshold(path.parent, 0.5, 0.5)
     pd.DataFrame(content | columns).to_csv(path, index=False)
     return path
 
@@ -85,9 +90,9 @@ def test_the_metrics_are_those_of_the_run(ava, run, command):
 
 def test_another_order_of_the_same_images_is_no_difference(runs, tmp_path):
     shuffled = pd.read_csv(runs[0]).sample(frac=1, random_state=0)
-    shuffled.to_csv(tmp_path / "shuffled.csv", index=False)
+    shuffled.to_csv(runs[1], index=False)
     first = read_predictions(runs[0])
-    again = read_predictions(tmp_path / "shuffled.csv", like=first)
+    again = read_predictions(runs[1], like=first)
     assert all(
         difference.value == 0 and difference.p == 1
         for name, difference in compute_differences([first], [again]).items()
@@ -129,12 +134,12 @@ def test_tables_that_cannot_be_compared_are_one_line(runs, command, damage, word
 
 def test_the_threshold_is_the_runs_or_must_be_given(tmp_path, command):
     path = table(tmp_path / "a.csv", 0.1, 1)
-    (tmp_path / "options.json").write_text(json.dumps({"dataset": "csv"}))
+    (tmp_path / "run.json").write_text('{"result": null}')
     status, _, err = command(path)
     assert status == 2
-    assert "nothing beside it says the threshold of high scores; give --threshold" in err
+    assert "no run.json beside it says the threshold of high scores; give --threshold" in err
     assert command(path, "--threshold", 0.3)[0] == 0
-    (tmp_path / "run.json").write_text(json.dumps({"result": {"thresholds": [0.4, 0.5]}}))
+    set_threshold(tmp_path, 0.4, 0.5)
     frame = pd.read_csv(path)
     agree = (frame["predicted_score"] > 0.4) == (frame["true_score"] > 0.5)
     assert read_predictions(path).metrics["accuracy"] == pytest.approx(agree.mean())
@@ -182,7 +187,7 @@ def test_a_file_is_not_written_over_and_a_run_is_given_once(runs, command):
 
 
 def test_one_threshold_for_all_true_scores(runs, tmp_path, command):
-    (runs[1].parent / "run.json").write_text(json.dumps({"result": {"thresholds": [0.4, 0.4]}}))
+    set_threshold(runs[1].parent, 0.4, 0.4)
     status, _, err = command(*runs[:2])
     assert status == 2
     assert "the threshold of its true scores is 0.4, that of" in err
