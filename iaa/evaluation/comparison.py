@@ -15,7 +15,7 @@ import scipy
 from iaa.errors import InputError
 from iaa.evaluation import bootstrap
 from iaa.evaluation.test_metrics import LABELS, format_metric, markdown_table
-from iaa.photographs.labels import read_numbers, read_table
+from iaa.photographs.labels import read_numbers, read_table, require_columns
 from iaa.runtime.files import read_json_object
 from util import METRICS, ScorePairs, compute_metrics, image_emds
 
@@ -60,40 +60,32 @@ def read_predictions(
     if path.is_dir():
         path = path / "predictions.csv"
     table = read_table(path)
-    if missing := [name for name in COLUMNS if name not in table.columns]:
-        columns = f"no column {', '.join(missing)}; found {', '.join(table.columns)}"
-        raise InputError(f"{path}: {columns}; give a run's predictions.csv")
+    require_columns(path, table, COLUMNS)
     if len(table) < 2:
         raise InputError(f"{path}: 1 row; a comparison needs two images or more")
     for line in table.index[table["image"].duplicated()][:1]:
         raise InputError(f"{path}, line {line}: image {table.loc[line, 'image']} stands there a second time")
+    images = pd.Index(table["image"])
+    if like is not None:
+        for image in like.images.symmetric_difference(images)[:1]:
+            raise InputError(f"{path}: another test set than that of {like.name}: one of them lacks {image}")
+        table, images = table.iloc[images.get_indexer(like.images)], like.images
     outputs, targets = ([name for name in table if name.startswith(stem)] for stem in ("output", "target"))
     true, predicted = read_numbers(path, table, COLUMNS[1:]).T
     thresholds = _thresholds(path, threshold)
+    if like is not None:
+        for row in np.flatnonzero(~np.isclose(true, like.pairs.true, rtol=1e-6, atol=1e-9))[:1]:
+            scores = f"{true[row]:g}, not {like.pairs.true[row]:g} as that of {like.name}"
+            raise InputError(f"{path}: the true score of {images[row]} is {scores}")
+        if thresholds[1] != like.thresholds[1]:
+            theirs = f"that of {like.name} {like.thresholds[1]:g}; give --threshold"
+            raise InputError(f"{path}: the threshold of its true scores is {thresholds[1]:g}, {theirs}")
     emds = np.full((2, len(true)), np.nan)
     if targets and len(targets) == len(outputs):
         emds = image_emds(*(read_numbers(path, table, names).copy() for names in (outputs, targets)))
     agree = ((predicted > thresholds[0]) == (true > thresholds[1])).astype(np.float64)
-    pairs, images = ScorePairs(predicted, true, agree, *emds), pd.Index(table["image"])
-    if like is not None:
-        if thresholds[1] != like.thresholds[1]:
-            theirs = f"that of {like.name} {like.thresholds[1]:g}; give --threshold"
-            raise InputError(f"{path}: the threshold of its true scores is {thresholds[1]:g}, {theirs}")
-        pairs, images = pairs.subset(_order(path, images, true, like)), like.images
     name = str(path.parent if path.name == "predictions.csv" else path)
-    return Predictions(name, images, pairs, thresholds)
-
-
-def _order(path: Path, images: pd.Index, true: np.ndarray, like: Predictions) -> np.ndarray:
-    """The row numbers of `images` in the order of `like`. Raises InputError if the test sets differ."""
-    problem = f"{path}: another test set than that of {like.name}"
-    for image in like.images.symmetric_difference(images)[:1]:
-        raise InputError(f"{problem}: one of them lacks {image}")
-    rows = images.get_indexer(like.images)
-    for row in np.flatnonzero(~np.isclose(true[rows], like.pairs.true, rtol=1e-6, atol=1e-9))[:1]:
-        scores = f"{true[rows][row]:g}, not {like.pairs.true[row]:g}"
-        raise InputError(f"{problem}: the true score of {like.images[row]} is {scores}")
-    return rows
+    return Predictions(name, images, ScorePairs(predicted, true, agree, *emds), thresholds)
 
 
 def _thresholds(path: Path, threshold: float | None) -> tuple[float, float]:
