@@ -216,7 +216,7 @@ def write_report(
         report.write_plots(folder / "report.png", history)
         if options.save_released_style:
             checkpoint.save(folder / "checkpoints" / "released_style.pth", released_style(model))
-    report.log_figures()
+    log.info("%s:\n%s", report.title, "\n".join(report.test_metrics.lines()))
     result = report.result(folder) | report.evaluation.points
     files = {"metrics": "metrics.csv", "tensorboard": "tensorboard"} if history else {}
     if options.eval and options.report_images:

@@ -1,7 +1,6 @@
 """One HTML page that needs no other file: photographs, their scores, votes and attention.
 
-page.html is its frame, page.css its style, widgets.js and page.js its behaviour. This module prepares the numbers and the
-thumbnails.
+page.html is its frame, page.css its style, page.js its behaviour. This module prepares the numbers and the thumbnails.
 """
 
 from __future__ import annotations
@@ -98,16 +97,14 @@ def write_page(
 
 def fill_frame(title: str, content: dict) -> tuple[bytes, bytes]:
     """page.html with its content: the bytes before the thumbnails, and those after them."""
-    names = ("page.html", "page.css", "widgets.js", "page.js")
-    frame, style, widgets, behaviour = (
-        Path(__file__).with_name(name).read_text(encoding="utf-8") for name in names
-    )
+    files = (Path(__file__).with_name(f"page.{kind}") for kind in ("html", "css", "js"))
+    frame, style, script = (file.read_text(encoding="utf-8") for file in files)
     values = {
-        "title": html.escape(to_utf8(title)),
+        "title": html.escape(title),
         "style": style,
-        "script": widgets + behaviour,
+        "script": script,
         "style_hash": make_hash(style),
-        "script_hash": make_hash(widgets + behaviour),
+        "script_hash": make_hash(script),
         "data": to_json(content).replace("<", "\\u003c"),  # a name cannot end the element
     }
     frame = re.sub(r"\{\{(\w+)\}\}", lambda match: values[match[1]], frame)
@@ -120,11 +117,6 @@ def make_hash(text: str) -> str:
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 
 
-def to_utf8(text: object) -> str:
-    """As a text that UTF-8 can hold: bytes of a file name that are not UTF-8 become \\xNN."""
-    return str(text).encode("utf-8", "backslashreplace").decode()
-
-
 def make_content(page: Page, photos: Sequence[Photo], folder: Path) -> dict:
     """The data of the page's script, as plain lists and numbers. folder: the page's, for links."""
     numbers = [
@@ -134,21 +126,21 @@ def make_content(page: Page, photos: Sequence[Photo], folder: Path) -> dict:
     ]
     attention, limit = scale_attention(photos)
     return {
-        "facts": [[to_utf8(key), to_utf8(value)] for key, value in page.facts.items()],
-        "notes": [*map(to_utf8, page.notes)],
+        "facts": [*page.facts.items()],
+        "notes": page.notes,
         "names": page.names,
-        "figures": [[*map(to_utf8, row)] for row in page.figures],
-        "remarks": [*map(to_utf8, page.remarks)],
-        "range": [*map(float, page.score_range)],
+        "figures": page.figures,
+        "remarks": page.remarks,
+        "range": page.score_range,
         "charts": page.charts,
         "colours": colormaps["cividis"](np.arange(256), bytes=True)[:, :3].tolist(),
         "attention_limit": limit,
         "numbers": numbers,
         "chunk": CHUNK,
         "photos": {
-            "image": [to_utf8(photo.image) for photo in photos],
+            "image": [photo.image for photo in photos],
             "link": [make_link(photo.path, folder) for photo in photos],
-            "error": [to_utf8(photo.error) for photo in photos],
+            "error": [photo.error for photo in photos],
             "score": _rounded(photo.score for photo in photos),
             "other": _rounded(photo.other for photo in photos),
             "votes": [_rounded(photo.votes, 4) for photo in photos],

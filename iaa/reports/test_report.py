@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -26,8 +25,6 @@ from iaa.runtime.signals import StopSignal
 from iaa.training.engine import Evaluation
 from iaa.training.steps import Precision
 from option import RELEASED_PROTOCOLS
-
-log = logging.getLogger("eat")
 
 RELEASED_BATCH = 16  # of the released evaluation
 # The curves of report.png: for each panel, by its title, the columns of metrics.csv with their labels.
@@ -70,9 +67,6 @@ class TestReport:
     def title(self) -> str:
         number = len(self.evaluation.names)
         return f"{self.setup.model} on {self.setup.dataset}, test.csv ({number} images)"
-
-    def log_figures(self) -> None:
-        log.info("%s:\n%s", self.title, "\n".join(self.test_metrics.lines()))
 
     def result(self, folder: Path) -> dict:
         """The run's result, for its last line and run.json. folder: the run's, with its files written."""
@@ -161,8 +155,8 @@ class TestReport:
             "Dataset": f"{setup.dataset}, scores {low:g} to {high:g}",
             "Trained on": self.about["trained_on"] or "not known",
             "Split": self.about["labels_split"],
-            "Interest points": setup.interest_points,
-            "Offset refinement": setup.refinement,
+            "Interest points": setup.interest_points or "none",
+            "Offset refinement": setup.refinement or "none",
             "Batch": f"{setup.batch_size} images",
             "Written": time.strftime("%Y-%m-%d %H:%M"),
         }
