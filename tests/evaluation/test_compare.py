@@ -26,23 +26,22 @@ def set_threshold(folder, *thresholds):
     (folder / "run.json").write_text(json.dumps({"result": {"thresholds": thresholds}}))
 
 
-def table(path, noise, seed, images=300, **columns):
+def table(path, noise, seed, images=300):
     true = np.random.default_rng(0).uniform(0.1, 0.9, images)
     predicted = true + np.random.default_rng(seed).normal(0, noise, images)
-    content = {"image": [f"{i}.jpg" for i in range(images)], "true_score": true, "predicted_score": predicted}
+    names = [f"{i}.jpg" for i in range(images)]
     path.parent.mkdir(exist_ok=True)
     set_threshold(path.parent, 0.5, 0.5)
-    pd.DataFrame(content | columns).to_csv(path, index=False)
+    content = {"image": names, "true_score": true, "predicted_score": predicted}
+    pd.DataFrame(content).to_csv(path, index=False)
     return path
 
 
 @pytest.fixture
 def runs(tmp_path):
     """Two good predictions and a worse one."""
-    return [
-        table(tmp_path / n / "predictions.csv", *how)
-        for n, how in zip("abc", ((0.1, 1), (0.1, 2), (0.3, 3)), strict=True)
-    ]
+    noises = {"a": 0.1, "b": 0.1, "c": 0.3}
+    return [table(tmp_path / name / "predictions.csv", noise, ord(name)) for name, noise in noises.items()]
 
 
 def test_the_mean_over_seeds_is_as_sure_as_seeds_and_images_are(runs):
@@ -71,10 +70,7 @@ def test_differences_are_told_from_noise(runs, tmp_path, command, monkeypatch):
     assert plcc["p_holm"] >= plcc["p"]
     low, high = plcc["interval"]
     assert 0 < low < plcc["value"] < high
-
-
-def test_one_run_alone_has_no_differences(runs, command):
-    status, out, _ = command(runs[0].parent)
+    status, out, _ = command(runs[0].parent)  # alone it has no differences
     assert (status, " − " in out) == (0, False)
     assert "| SRCC | PLCC | KRCC | accuracy | MAE | RMSE |" in out
 
@@ -132,17 +128,20 @@ def test_tables_that_cannot_be_compared_are_one_line(runs, command, damage, word
     assert words.format(a=runs[0].parent) in err
 
 
-def test_the_threshold_is_the_runs_or_must_be_given(tmp_path, command):
-    path = table(tmp_path / "a.csv", 0.1, 1)
-    (tmp_path / "run.json").write_text('{"result": null}')
-    status, _, err = command(path)
-    assert status == 2
-    assert "no run.json beside it says the threshold of high scores; give --threshold" in err
-    assert command(path, "--threshold", 0.3)[0] == 0
-    set_threshold(tmp_path, 0.4, 0.5)
-    frame = pd.read_csv(path)
-    agree = (frame["predicted_score"] > 0.4) == (frame["true_score"] > 0.5)
-    assert read_predictions(path).metrics["accuracy"] == pytest.approx(agree.mean())
+def test_the_threshold_is_the_runs_or_must_be_given_and_is_one_for_all(runs, command):
+    set_threshold(runs[0].parent, 0.4, 0.5)
+    table = pd.read_csv(runs[0])
+    agree = (table["predicted_score"] > 0.4) == (table["true_score"] > 0.5)
+    assert read_predictions(runs[0]).metrics["accuracy"] == pytest.approx(agree.mean())
+    set_threshold(runs[1].parent, 0.4, 0.4)
+    (runs[2].parent / "run.json").write_text('{"result": null}')
+    for paths, problem in (
+        (runs[:2], "the threshold of its true scores is 0.4, that of"),
+        (runs[2:], "no run.json beside it says the threshold of high scores; give --threshold"),
+    ):
+        status, _, err = command(*paths)
+        assert (status, problem in err) == (2, True)
+        assert command(*paths, "--threshold", 0.3)[0] == 0
 
 
 def seeds(spread, mean=0.6, count=3, draw=0, images=80):
@@ -184,11 +183,3 @@ def test_a_file_is_not_written_over_and_a_run_is_given_once(runs, command):
         status, _, err = command(*words)
         assert (status, message in err) == (2, True)
     assert runs[1].read_bytes() == before
-
-
-def test_one_threshold_for_all_true_scores(runs, tmp_path, command):
-    set_threshold(runs[1].parent, 0.4, 0.4)
-    status, _, err = command(*runs[:2])
-    assert status == 2
-    assert "the threshold of its true scores is 0.4, that of" in err
-    assert command(*runs[:2], "--threshold", 0.5)[0] == 0
