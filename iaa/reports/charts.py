@@ -45,7 +45,8 @@ def distribution(scores: Mapping[str, np.ndarray]) -> dict[str, str]:
     axes.grid(False, axis="x")
     axes.yaxis.get_major_locator().set_params(integer=True)
     axes.yaxis.set_major_formatter("{x:,.0f}")
-    axes.legend(frameon=False, labelcolor=MUTED)
+    if len(scores) > 1:
+        axes.legend(frameon=False, labelcolor=MUTED)
     text = f"{len(values):,} photographs. {' '.join(sentences)}"
     return {"title": "Distribution of scores", "text": text, "picture": _picture(axes)}
 

@@ -170,7 +170,6 @@ def test_a_distribution_is_of_all_scores():
     )
     assert found["text"].startswith(f"4 photographs. {predicted} true score: mean 5, ")
     assert ">true score<" in svg_of(found)  # as text
-    assert ">true score<" not in svg_of(charts.distribution({"score": np.ones(1)}))
 
 
 def test_a_scatter_marks_each_photograph():
