@@ -41,26 +41,24 @@ def compare_runs(paths: Sequence[Path], threshold: float | None, json: Path | No
         raise InputError("the same run is given twice; give each once")
     from iaa.evaluation import bootstrap, comparison  # pandas and scipy are slow to import
 
-    tested: list[comparison.Predictions] = []
+    runs: list[comparison.Predictions] = []
     for path in paths:
-        tested.append(comparison.read_predictions(path, threshold, tested[0] if tested else None))
-    differences, images = (
-        comparison.compare_groups({run.name: [run] for run in tested}),
-        len(tested[0].images),
-    )
-    print(comparison.format_tables(tested, differences))
+        runs.append(comparison.read_predictions(path, threshold, runs[0] if runs else None))
+    differences = comparison.compare_groups({run.name: [run] for run in runs})
+    images = len(runs[0].images)
+    print("\n".join(comparison.format_tables(runs, differences)))
     print(
-        f"\n{images:,} images, high above {tested[0].thresholds[1]:g}. Percentile bootstrap over images, "
+        f"\n{images:,} images, high above {runs[0].thresholds[1]:g}. Percentile bootstrap over images, "
         f"{bootstrap.RESAMPLES:,} resamples, the same for all runs. More than noise: p below 0.05 after Holm's "
         "correction. The effect of another training seed is not included."
     )
     if json is not None:
-        runs = [{"run": run.name, "metrics": run.metrics, "intervals": run.intervals} for run in tested]
+        metrics = [{"run": run.name, "metrics": run.metrics, "intervals": run.intervals} for run in runs]
         pairs = [
             {"first": first, "second": second, "differences": {name: vars(d) for name, d in row.items()}}
             for (first, second), row in differences.items()
         ]
-        write_json(json, {"images": images, "runs": runs, "pairs": pairs})
+        write_json(json, {"images": images, "runs": metrics, "pairs": pairs})
 
 
 if __name__ == "__main__":

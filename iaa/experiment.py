@@ -15,12 +15,13 @@ from torch.utils.data import DataLoader
 import option
 from dataset import Splits, read_splits
 from iaa.errors import InputError, Interrupted, PurposeError
-from iaa.evaluation import released
+from iaa.evaluation import published
 from iaa.evaluation.leakage import KnownPhotos
 from iaa.networks.purpose import agree, complete_purpose, find_purpose, format_of, recognise
 from iaa.photographs import demo
 from iaa.photographs.labels import LabelFormat
-from iaa.reports.test_report import TestReport, make_test_report
+from iaa.photographs.splits import recognise_split
+from iaa.reports.test_report import EvaluationSetup, TestReport, make_test_report
 from iaa.runtime import distributed
 from iaa.runtime.signals import StopSignal
 from iaa.searching import nni_trial
@@ -86,10 +87,20 @@ def work(options: argparse.Namespace, weights: Weights | None, device: torch.dev
             selection = {"best_epoch": progress.best_epoch, "selected_on": selected_on}
         criterion, scoring = make_loss(options.loss), (test_precision, "test", stop, trained_format)
         evaluation = engine.evaluate(model, loaders["test"], criterion, label_format, *scoring)
-        report = make_test_report(
-            options, splits, label_format, model, evaluation, test_precision, trained_format, is_stated
+        setup = EvaluationSetup(
+            options.dataset,
+            options.model,
+            options.path_to_model_weight,
+            options.interest_points,
+            options.refinement,
+            options.eval_batch_size,
+            build.pick_decoders(options)[1],
+            test_precision,
+            splits.skipped_test_rows,
         )
-        result = write_report(report, folder, model, history, stop) | selection
+        split = recognise_split(options.dataset, options.path_to_save_csv, evaluation.names)
+        report = make_test_report(setup, split, label_format, model, evaluation, trained_format, is_stated)
+        result = write_report(options, report, folder, model, history, stop) | selection
         run_folder.write_outcome(folder, result)
     return result
 
@@ -176,8 +187,8 @@ def train(
             if writes:
                 row = progress.history[-1]
                 run_folder.write_epoch(folder, writer, progress, options.num_epoch)
-                if options.released_protocol and released.keeps(options.dataset, progress.history):
-                    path = trainer.checkpoints / released.checkpoint_name(options.dataset, row)
+                if options.released_protocol and published.keeps(options.dataset, progress.history):
+                    path = trainer.checkpoints / published.checkpoint_name(options.dataset, row)
                     checkpoint.save(path, released_style(model))
                 nni_trial.report_epoch(row, options.search_metric)
             if signal := distributed.all_reduce_max(stop.received)[0]:
@@ -191,21 +202,27 @@ def train(
 
 
 def write_report(
-    report: TestReport, folder: Path, model: nn.Module, history: list[dict[str, float]], stop: StopSignal
+    options: argparse.Namespace,
+    report: TestReport,
+    folder: Path,
+    model: nn.Module,
+    history: list[dict[str, float]],
+    stop: StopSignal,
 ) -> dict:
     """Write and print the report on test.csv. history: rows of metrics.csv; empty under --eval. Returns the result."""
-    options, writes = report.options, distributed.rank() == 0
+    writes = distributed.rank() == 0
     if writes:
         report.write_predictions(folder / "predictions.csv")
         report.write_plots(folder / "report.png", history)
         if options.save_released_style:
             checkpoint.save(folder / "checkpoints" / "released_style.pth", released_style(model))
-    report.log_figures()
+    log.info("%s:\n%s", report.title, "\n".join(report.test_metrics.lines()))
     result = report.result(folder) | report.evaluation.points
     files = {"metrics": "metrics.csv", "tensorboard": "tensorboard"} if history else {}
     if options.eval and options.report_images:
         files = {"page": "report.html"}
         if writes:
-            report.write_page(folder / "report.html", stop)
+            images, limit = Path(options.path_to_images), options.report_images
+            report.write_page(folder / "report.html", images, limit, options.num_workers, stop)
     result["files"] |= {name: str(folder / file) for name, file in files.items()}
     return result

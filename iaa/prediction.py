@@ -135,17 +135,17 @@ def write_page(
     device: torch.device,
     stop: StopSignal,
 ) -> None:
-    """Write the page of --report, for which some photographs are scored once more, in float32."""
+    """Write the page of --report, for which the network of --compare scores photographs in float32."""
 
-    def score_again(network: TrainedNetwork, images: Sequence[str], recorder: AttentionRecorder | None):
+    def score_again(network: TrainedNetwork, images: Sequence[str]) -> Iterator[ScoredPhoto]:
         photos = Photos(network.resize, options.decode, options.upright)
         batches = photo_batches(photos, map(Source, images), options.batch_size, options.num_workers)
         with progress_bar("the page", len(images)) as bar:
-            for _, results in score_batches(network, batches, Precision(device), recorder, stop):
+            for _, results in score_batches(network, batches, Precision(device), None, stop):
                 bar.update(len(results))
                 yield from results
 
-    about = {"layer": options.layer, "upright": options.upright, "num_workers": options.num_workers}
+    about = {"upright": options.upright, "num_workers": options.num_workers}
     gallery.write_gallery(options.report, trained, page, comparison, score_again, stop=stop, **about)
 
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
-from math import isfinite
+from math import isfinite, nan, sqrt
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ import scipy
 from iaa.errors import InputError
 from iaa.evaluation import bootstrap
 from iaa.evaluation.test_metrics import LABELS, format_metric, markdown_table
-from iaa.photographs.labels import FORMATS, read_numbers, read_table
+from iaa.photographs.labels import read_numbers, read_table, require_columns
 from iaa.runtime.files import read_json_object
 from util import METRICS, ScorePairs, compute_metrics, image_emds
 
@@ -30,7 +29,7 @@ class Predictions:
     name: str
     images: pd.Index
     pairs: ScorePairs
-    thresholds: tuple[float, float] = (math.nan, math.nan)  # of predicted and of true scores
+    thresholds: tuple[float, float] = (nan, nan)  # of predicted and of true scores
     metrics: dict[str, float] = field(init=False)
     resampled: dict[str, np.ndarray] = field(init=False)  # see `bootstrap.resample`
     intervals: dict[str, tuple[float, float]] = field(init=False)
@@ -47,70 +46,56 @@ class Difference:
     value: float
     interval: tuple[float, float]
     p: float
-    p_holm: float = math.nan  # corrected for the number of pairs
+    p_holm: float = nan  # corrected for the number of pairs
 
 
 def read_predictions(
     path: Path, threshold: float | None = None, like: Predictions | None = None
 ) -> Predictions:
-    """Read the predictions.csv of a run.
+    """Read the predictions.csv of a run. Raises InputError for a file that is no such table.
 
     path: the file, or the run's folder. threshold: scores above it are high, on the table's scale (default: the run's).
-    like: predictions for the same images, whose order is taken over.
-    Raises InputError for a file that is no such table, and for another test set than that of `like`.
+    like: predictions for the same images, whose order is taken over. Raises InputError for another test set.
     """
     if path.is_dir():
         path = path / "predictions.csv"
     table = read_table(path)
-    if missing := [name for name in COLUMNS if name not in table.columns]:
-        columns = f"no column {', '.join(missing)}; found {', '.join(table.columns)}"
-        raise InputError(f"{path}: {columns}; give a run's predictions.csv")
+    require_columns(path, table, COLUMNS)
     if len(table) < 2:
         raise InputError(f"{path}: 1 row; a comparison needs two images or more")
     for line in table.index[table["image"].duplicated()][:1]:
         raise InputError(f"{path}, line {line}: image {table.loc[line, 'image']} stands there a second time")
+    images = pd.Index(table["image"])
+    if like is not None:
+        for image in like.images.symmetric_difference(images)[:1]:
+            raise InputError(f"{path}: another test set than that of {like.name}: one of them lacks {image}")
+        table, images = table.iloc[images.get_indexer(like.images)], like.images
     outputs, targets = ([name for name in table if name.startswith(stem)] for stem in ("output", "target"))
     true, predicted = read_numbers(path, table, COLUMNS[1:]).T
-    thresholds = (threshold, threshold) if threshold is not None else _thresholds(path, outputs, true)
+    thresholds = _thresholds(path, threshold)
+    if like is not None:
+        for row in np.flatnonzero(~np.isclose(true, like.pairs.true, rtol=1e-6, atol=1e-9))[:1]:
+            scores = f"{true[row]:g}, not {like.pairs.true[row]:g} as that of {like.name}"
+            raise InputError(f"{path}: the true score of {images[row]} is {scores}")
+        if thresholds[1] != like.thresholds[1]:
+            theirs = f"that of {like.name} {like.thresholds[1]:g}; give --threshold"
+            raise InputError(f"{path}: the threshold of its true scores is {thresholds[1]:g}, {theirs}")
     emds = np.full((2, len(true)), np.nan)
     if targets and len(targets) == len(outputs):
         emds = image_emds(*(read_numbers(path, table, names).copy() for names in (outputs, targets)))
     agree = ((predicted > thresholds[0]) == (true > thresholds[1])).astype(np.float64)
-    pairs, images = ScorePairs(predicted, true, agree, *emds), pd.Index(table["image"])
-    if like is not None:
-        if thresholds[1] != like.thresholds[1]:
-            theirs = f"that of {like.name} {like.thresholds[1]:g}; give --threshold"
-            raise InputError(f"{path}: the threshold of its true scores is {thresholds[1]:g}, {theirs}")
-        pairs, images = pairs.subset(_order(path, images, true, like)), like.images
     name = str(path.parent if path.name == "predictions.csv" else path)
-    return Predictions(name, images, pairs, thresholds)
+    return Predictions(name, images, ScorePairs(predicted, true, agree, *emds), thresholds)
 
 
-def _order(path: Path, images: pd.Index, true: np.ndarray, like: Predictions) -> np.ndarray:
-    """The row numbers of `images` in the order of `like`. Raises InputError if the test sets differ."""
-    problem = f"{path}: another test set than that of {like.name}"
-    for image in like.images.symmetric_difference(images)[:1]:
-        raise InputError(f"{problem}: one of them lacks {image}")
-    rows = images.get_indexer(like.images)
-    for row in np.flatnonzero(~np.isclose(true[rows], like.pairs.true, rtol=1e-6, atol=1e-9))[:1]:
-        scores = f"{true[rows][row]:g}, not {like.pairs.true[row]:g}"
-        raise InputError(f"{problem}: the true score of {like.images[row]} is {scores}")
-    return rows
-
-
-def _thresholds(path: Path, outputs: Sequence[str], true: np.ndarray) -> tuple[float, float]:
-    """Of predicted and of true scores: those of the run's files beside the table, else AVA's for ten outputs, 0.5 for one."""
-    thresholds = (read_json_object(path.with_name("run.json")).get("result") or {}).get("thresholds")
-    if thresholds:
-        return tuple(thresholds)
-    dataset = read_json_object(path.with_name("options.json")).get("dataset")
-    if dataset is None and len(outputs) == FORMATS["ava"].outputs:
-        dataset = "ava"
-    if dataset in FORMATS:
-        return (FORMATS[dataset].threshold,) * 2
-    if dataset is None and not outputs and true.min() >= 0 and true.max() <= 1:
-        return 0.5, 0.5
-    raise InputError(f"{path}: nothing beside it says the threshold of high scores; give --threshold")
+def _thresholds(path: Path, threshold: float | None) -> tuple[float, float]:
+    """Of predicted and of true scores: `threshold`, or those of the run whose table `path` is."""
+    if threshold is not None:
+        return threshold, threshold
+    result = read_json_object(path.with_name("run.json")).get("result") or {}
+    if "thresholds" not in result:
+        raise InputError(f"{path}: no run.json beside it says the threshold of high scores; give --threshold")
+    return tuple(result["thresholds"])
 
 
 def compute_differences(first: Sequence[Predictions], second: Sequence[Predictions]) -> dict[str, Difference]:
@@ -137,12 +122,12 @@ def _estimate(metric: str, *sides: Sequence[Predictions]) -> tuple[float, tuple[
     parts = [(np.var(resampled), len(sides[0][0].pairs) - 1)]
     parts += [(np.var(side, ddof=1) / len(side), len(side) - 1) for side in values if len(side) > 1]
     variance = sum(part for part, _ in parts)
-    if math.isnan(variance):
-        return value, (math.nan, math.nan), math.nan
+    if np.isnan(variance):
+        return value, (nan, nan), nan
     if variance == 0:
-        return value, (value, value), 1.0 if value == 0 else math.nan
+        return value, (value, value), 1.0 if value == 0 else nan
     freedom = variance**2 / sum(part**2 / degrees for part, degrees in parts)  # Welch and Satterthwaite
-    error = math.sqrt(variance)
+    error = sqrt(variance)
     reach = scipy.stats.t.ppf(0.975, freedom) * error
     return value, (value - reach, value + reach), float(2 * scipy.stats.t.sf(abs(value) / error, freedom))
 
@@ -160,20 +145,20 @@ def compare_groups(groups: dict[str, Sequence[Predictions]]) -> dict[tuple[str, 
 
 def format_tables(
     runs: Sequence[Predictions], differences: dict[tuple[str, str], dict[str, Difference]]
-) -> str:
-    """Two Markdown tables: the metrics of the runs, and the differences of every two."""
+) -> list[str]:
+    """The lines of two Markdown tables: the metrics of the runs, and the differences of every two."""
     shown = [name for name in METRICS if any(isfinite(run.metrics[name]) for run in runs)]
     rows = [["run", *(LABELS[name] for name in shown)]]
     for run in runs:
         rows.append([run.name, *(_cell(run.metrics[name], run.intervals[name]) for name in shown)])
-    tables = [markdown_table(rows)]
-    if differences:
-        tables.append(["", *format_differences(differences, shown)])
-    return "\n".join(line for table in tables for line in table)
+    lines = markdown_table(rows)
+    return [*lines, "", *format_differences(differences, shown)] if differences else lines
 
 
-def format_differences(differences: dict, shown: Sequence[str]) -> list[str]:
-    """A Markdown table with a row for each pair and metric. shown: names of metrics."""
+def format_differences(
+    differences: dict[tuple[str, str], dict[str, Difference]], shown: Sequence[str]
+) -> list[str]:
+    """The lines of a Markdown table with a row for each pair and metric. shown: names of metrics."""
     rows = [["first minus second", "metric", "difference, 95 % interval", "p", "p, Holm", "more than noise"]]
     for (first, second), row in differences.items():
         for name in shown:

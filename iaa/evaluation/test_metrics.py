@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite
 
-import numpy as np
-
 from iaa.evaluation import bootstrap, leakage
+from iaa.evaluation.published import compare_published
 from util import ScorePairs, compute_metrics
 
 LABELS = {
@@ -21,24 +20,10 @@ LABELS = {
     "emd_r1": "EMD, r = 1",
     "emd_r2": "EMD, r = 2",
 }
-# SRCC, PLCC, accuracy. AVA and TAD66K: from the names of the released checkpoints. AADB and PARA: as later papers report
-# EAT, without an accuracy. FLICKR-AES: none that can be cited.
-PUBLISHED = {
-    "ava": (0.7596, 0.7710, 0.8259),
-    "tad66k": (0.5171, 0.5460, 0.6882),
-    "aadb": (0.759, 0.767),
-    "para": (0.909, 0.940),
-}
-# What it means where a published figure lies with respect to the interval of this run's metric.
-PLACES = {
-    "inside": "these photographs cannot tell the two figures apart",
-    "below": "this network is better on these photographs",
-    "above": "this network is worse, or the photographs, pixels or batches differ",
-}
 LIKELIEST = (
-    "the weights do not say all that they were trained on: most likely they were trained on these photographs"
+    "SRCC or PLCC are better than published, and the weights do not say all that they were trained on: most likely they "
+    "were trained on these photographs"
 )
-AUTHORS_SPLIT = "; `prepare_data.py ava --split authors` makes the authors' split, EAT's probable test set"
 EARLIER_WEIGHTS = (
     "training started from weights that do not say which photographs they were trained on: there may be more"
 )
@@ -77,50 +62,33 @@ class TestMetrics:
 
 def compute_test_metrics(
     pairs: ScorePairs,
+    metrics: dict[str, float],
     names: Sequence[str],
     dataset: str,
+    memory: leakage.KnownPhotos,
     *,
-    metrics: dict[str, float] | None = None,
-    memory: leakage.KnownPhotos | None = None,
     same_dataset: bool = True,
     notes: Sequence[str] = (),
     departures: Sequence[str] = (),
 ) -> TestMetrics:
     """The result of a test on `dataset`.
 
-    pairs: predicted and true scores. names: file names of the photographs, in the order of `pairs`.
-    metrics: of `pairs`, if they are computed already. memory: the photographs that the weights were trained on.
+    pairs, metrics: predicted and true scores, and their metrics. names: file names of the photographs, in their order.
+    memory: the photographs that the weights were trained on.
     same_dataset: False if the weights were trained on another dataset. Published figures are then left out.
     notes: sentences about the photographs and the weights; those on known photographs are added.
     departures: differences from the published protocol.
     """
-    metrics, intervals = metrics or compute_metrics(pairs), bootstrap.intervals(pairs)
-    seen, unseen, notes = None, {}, [*notes]
-    if memory:
-        known = memory.is_known(names)
-        seen = {role: int(values.sum()) for role, values in zip(leakage.ROLES, known, strict=True)}
-        fresh = ~(known[0] | known[1])
-        notes += [line + ", by their names" * (not same_dataset) for line in leakage.describe_known(*known)]
-        if fresh.all():
-            none = f"none of the {len(names):,} photographs was in this network's training set"
-            notes.append(f"{none}, by their names")
-        elif fresh.sum() > 1:
-            rest = pairs.subset(fresh)
-            unseen = {"images": len(rest), **compute_metrics(rest), "intervals": bootstrap.intervals(rest)}
-        else:
-            notes.append("too few photographs are left for metrics without them")
-        if not memory.complete:
-            notes.append(EARLIER_WEIGHTS)
-    elif memory is not None:
-        notes.append("the weights do not say which photographs they were trained on")
+    intervals = bootstrap.intervals(pairs)
     published = compare_published(dataset, intervals) if same_dataset else {}
+    seen, unseen, leaks = find_leaks(pairs, names, memory)
     result = {
         "intervals": intervals,
         "interval": "95 %, percentile bootstrap over images",
         "resamples": bootstrap.RESAMPLES,
         "published": published,
         "departures": [*departures],
-        "notes": notes,
+        "notes": [*notes, *leaks],
         "seen": seen,
     }
     if unseen:
@@ -135,45 +103,31 @@ def compute_test_metrics(
                 table[-1].append(f"{value:.4f}, {place}".removesuffix(", ") if value else "-")
             if unseen:
                 table[-1] += format_metric(unseen[name], unseen["intervals"][name])
-    meanings = explain_places(published, dataset, bool(memory) and memory.complete)
+    remarks = [*result["notes"], *departures]
+    better = [name for name, figure in published.items() if figure["place"] == "below"]
+    if {"srcc", "plcc"} & set(better) and not (memory and memory.complete):
+        remarks.append(LIKELIEST)
     method = f"intervals: 95 % percentile bootstrap, {bootstrap.RESAMPLES:,} resamples of the images"
-    return TestMetrics(result, table, [*notes, *meanings, *departures, method])
+    remarks.append(method + "; published figures lie inside, below or above them" * bool(published))
+    return TestMetrics(result, table, remarks)
 
 
-def compare_published(dataset: str, intervals: Mapping[str, tuple[float, float]]) -> dict[str, dict]:
-    """By metric, the published figure of a dataset, `value`, and its `place`: a key of PLACES.
-
-    A place is empty if the interval has no width: there are too few images.
-    """
-    figures = {}
-    for name, value in zip(("srcc", "plcc", "accuracy"), PUBLISHED.get(dataset, ()), strict=False):
-        low, high = intervals[name]
-        place = "below" if value < low else "above" if value > high else "inside"
-        figures[name] = {"value": value, "place": place if low < high else ""}  # nan is not below anything
-    return figures
-
-
-def explain_places(figures: Mapping[str, dict], dataset: str, remembers: bool) -> list[str]:
-    """A sentence for each place that occurs.
-
-    remembers: the weights list all photographs that they were trained on. If they do not, training on these photographs
-    is the most likely reason for a better SRCC or PLCC. A better accuracy alone is no such sign.
-    """
-    lines = []
-    for place, meaning in PLACES.items():
-        names = [name for name, figure in figures.items() if figure["place"] == place]
-        if names:
-            lines.append(f"published {place} the interval ({', '.join(LABELS[n] for n in names)}): {meaning}")
-        if place == "below" and {"srcc", "plcc"} & set(names) and not remembers:
-            lines.append(LIKELIEST + AUTHORS_SPLIT * (dataset == "ava"))
-    return lines
-
-
-def released_accuracy(outputs: np.ndarray, targets: np.ndarray, threshold: float) -> float:
-    """Accuracy as the release computes it, from scores that are summed in float32. outputs, targets: (N, levels).
-
-    A mean opinion of exactly 5 may become 5.0000002, which is above the threshold.
-    """
-    levels = np.arange(1, outputs.shape[1] + 1, dtype=np.float32)
-    predicted, true = ((values.astype(np.float32) * levels).sum(1) for values in (outputs, targets))
-    return float(np.mean((predicted > threshold) == (true > threshold)))
+def find_leaks(
+    pairs: ScorePairs, names: Sequence[str], memory: leakage.KnownPhotos
+) -> tuple[dict[str, int] | None, dict, list[str]]:
+    """The numbers of known photographs, None if the weights list none; the metrics without them; notes."""
+    if not memory:
+        return None, {}, ["the weights do not say which photographs they were trained on"]
+    known, unseen = memory.is_known(names), {}
+    seen = {role: int(values.sum()) for role, values in zip(leakage.ROLES, known, strict=True)}
+    notes, fresh = leakage.describe_known(*known), ~(known[0] | known[1])
+    if fresh.all():
+        notes.append(
+            f"none of the {len(names):,} photographs was in this network's training set, by their names"
+        )
+    elif fresh.sum() > 1:
+        rest = pairs.subset(fresh)
+        unseen = {"images": len(rest), **compute_metrics(rest), "intervals": bootstrap.intervals(rest)}
+    if not memory.complete:
+        notes.append(EARLIER_WEIGHTS)
+    return seen, unseen, notes

@@ -1,4 +1,4 @@
-"""The charts of the page's overview: numbers for its tables, and SVG by matplotlib.
+"""The charts of the page's overview: SVG by matplotlib, with a title and a sentence each.
 
 The page's security policy forbids styles of its elements, but not styles within a picture, so each chart is a picture.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Mapping
 
 import matplotlib
 import numpy as np
@@ -32,49 +33,36 @@ STYLE = {
 
 
 @matplotlib.rc_context(STYLE)
-def distributions(
-    scores: np.ndarray, true: np.ndarray, other: np.ndarray, other_name: str, ranks: bool
-) -> list[dict]:
-    """Histograms of the finite values of each array (N,), if there are any.
-
-    Scores of one scale share their limits; with `ranks`, `other` has limits of its own.
-    """
-    scores, true, other = (values[np.isfinite(values)] for values in (scores, true, other))
-    same_scale = {"Predicted" if len(true) else "Score": scores, "True": true}
-    compared = {other_name: other}
-    histograms = []
-    for group in [same_scale, compared] if ranks else [same_scale | compared]:
-        columns = {name: values for name, values in group.items() if len(values)}
-        for name, values in columns.items():
-            counts, edges = np.histogram(values, BINS, _limits(*columns.values()))
-            numbers = {"mean": values.mean(), "quartiles": np.percentile(values, (0, 25, 50, 75, 100))}
-            numbers |= {"counts": counts, "edges": edges}
-            axes = _axes(2.1, "score", "photographs")
-            axes.stairs(counts, edges, fill=True, color=SECOND if name == other_name else FIRST)
-            axes.grid(False, axis="x")
-            axes.yaxis.get_major_locator().set_params(integer=True)
-            axes.yaxis.set_major_formatter("{x:,.0f}")
-            histograms.append({key: value.round(6).tolist() for key, value in numbers.items()})
-            histograms[-1] |= {"name": name, "number": len(values), "picture": _picture(axes)}
-    return histograms
+def distribution(scores: Mapping[str, np.ndarray]) -> dict[str, str]:
+    """One or two histograms in one chart. scores: arrays (N,), N >= 1, by their names."""
+    axes = Figure(figsize=(3.8, 3.3), layout="constrained").add_subplot(xlabel="score", ylabel="photographs")
+    limits, sentences = _limits(*scores.values()), []
+    for (name, values), colour in zip(scores.items(), (FIRST, SECOND), strict=False):
+        axes.stairs(*np.histogram(values, BINS, limits), color=colour, fill=colour == FIRST, label=name)
+        low, lower, median, upper, high = np.percentile(values, (0, 25, 50, 75, 100))
+        middle = f"median {median:.3g}, half of them between {lower:.3g} and {upper:.3g}"
+        sentences.append(f"{name}: mean {values.mean():.3g}, {middle}, all between {low:.3g} and {high:.3g}.")
+    axes.grid(False, axis="x")
+    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.yaxis.set_major_formatter("{x:,.0f}")
+    if len(scores) > 1:
+        axes.legend(frameon=False, labelcolor=MUTED)
+    text = f"{len(values):,} photographs. {' '.join(sentences)}"
+    return {"title": "Distribution of scores", "text": text, "picture": _picture(axes)}
 
 
 @matplotlib.rc_context(STYLE)
-def scatter(up: np.ndarray, across: np.ndarray, labels: tuple[str, str], diagonal: bool) -> dict | None:
-    """A two-dimensional histogram; None without photographs. up, across: (N,); labels: theirs; diagonal: they have one scale."""
-    finite = np.isfinite(up) & np.isfinite(across)
-    if not finite.any():
-        return None
-    pair = across[finite], up[finite]
-    (left, right), (low, high) = limits = [_limits(*pair)] * 2 if diagonal else [_limits(v) for v in pair]
-    counts, _, _ = np.histogram2d(*pair, CELLS, limits)
-    axes = _axes(3.3, *reversed(labels))
+def scatter(up: np.ndarray, across: np.ndarray, labels: tuple[str, str]) -> dict[str, str]:
+    """A two-dimensional histogram. up, across: (N,), N >= 1, scores on one scale; labels: their names."""
+    axes = Figure(figsize=(3.8, 3.3), layout="constrained").add_subplot(xlabel=labels[1], ylabel=labels[0])
+    low, high = limits = _limits(up, across)
+    counts, _, _ = np.histogram2d(up, across, CELLS, [limits, limits])
     cells = {"aspect": "auto", "interpolation": "none", "origin": "lower", "zorder": 2}
     norm = LogNorm(0.5, counts.max())  # so that a single photograph is visible
-    axes.imshow(counts.T, DENSITY, norm, extent=(left, right, low, high), **cells)
-    if diagonal:
-        axes.plot(*limits, color=MUTED, linewidth=0.8, linestyle="--")
-    return {"number": int(finite.sum()), "picture": _picture(axes)}
+    axes.imshow(counts, DENSITY, norm, extent=(low, high, low, high), **cells)
+    axes.plot(limits, limits, color=MUTED, linewidth=0.8, linestyle="--")
+    text = f"{len(up):,} photographs; the stronger the colour, the more are there."
+    return {"title": f"The {labels[0]} against the {labels[1]}", "text": text, "picture": _picture(axes)}
 
 
 def _limits(*columns: np.ndarray) -> tuple[float, float]:
@@ -82,12 +70,8 @@ def _limits(*columns: np.ndarray) -> tuple[float, float]:
     return (low, high) if low < high else (low - 0.5, high + 0.5)
 
 
-def _axes(height: float, xlabel: str, ylabel: str) -> Axes:
-    """height: of the picture, in inches."""
-    return Figure(figsize=(3.8, height), layout="constrained").add_subplot(xlabel=xlabel, ylabel=ylabel)
-
-
 def _picture(axes: Axes) -> str:
+    """The figure of `axes` as the address of an SVG."""
     file = io.BytesIO()
     metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))  # no date, no version
     axes.figure.savefig(file, format="svg", transparent=True, metadata=metadata)

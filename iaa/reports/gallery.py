@@ -7,29 +7,28 @@ import random
 import time
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 
 from iaa.errors import InputError
-from iaa.networks.attention_maps import AttentionRecorder, mean_map
 from iaa.networks.purpose import find_table_scale
 from iaa.networks.trained_network import TrainedNetwork, load_network
 from iaa.options.scoring_options import ENDINGS
-from iaa.reports.html_page import DEMO, LARGE, NUMBERS, Page, Photo, write_page
+from iaa.reports import charts
+from iaa.reports.html_page import DEMO, NUMBERS, Page, Photo, write_page
 from iaa.runtime.signals import StopSignal
-from iaa.scoring.photos import open_rgb
 from iaa.scoring.rows import RowBuilder, ScoredPhoto
 from iaa.scoring.table import Row, read_rows
 
 log = logging.getLogger("eat")
 
-# Scores photographs once more: a network, their paths, and an AttentionRecorder or None.
-Rescore = Callable[[TrainedNetwork, Sequence[str], AttentionRecorder | None], Iterator[ScoredPhoto]]
+# Scores photographs, given by their paths, with another network.
+Rescore = Callable[[TrainedNetwork, Sequence[str]], Iterable[ScoredPhoto]]
 # A random number, the row's number, the row, its attention map.
 Entry = tuple[float, int, Row, np.ndarray | None]
 
@@ -82,14 +81,11 @@ class Comparison:
         names = (image, *(str(Path(*parts[start:])) for start in range(len(parts))))
         return next((self.rows[name] for name in names if name in self.rows), None)
 
-    def match(self, images: Sequence[str]) -> list[Row | None]:
-        """The row of each photograph; None where one row fits several of them."""
-        rows = [self.row(image) for image in images]
-        uses = Counter(map(id, rows))
-        return [
-            row if row and (row["image"] == image or uses[id(row)] == 1) else None
-            for image, row in zip(images, rows, strict=True)
-        ]
+    def match(self, images: Sequence[str]) -> dict[str, Row]:
+        """The rows of the photographs that have a score; none where one row fits several of them."""
+        rows = {image: row for image in images if (row := self.row(image)) and row["score"] is not None}
+        uses = Counter(map(id, rows.values()))
+        return {name: row for name, row in rows.items() if row["image"] == name or uses[id(row)] == 1}
 
 
 def read_comparison(path: Path, trained: TrainedNetwork, device: torch.device) -> Comparison:
@@ -104,7 +100,7 @@ def read_comparison(path: Path, trained: TrainedNetwork, device: torch.device) -
         if "predicted_score" in row:
             row["score"] = row["predicted_score"]
             if "target1" not in row:  # of scores, not of votes
-                row["score"] = scale[0] + row["score"] * (scale[1] - scale[0])  # the protocol's are 0 to 1
+                row["score"] = rescale(row["score"], (0, 1), scale)  # the protocol's are 0 to 1
                 row = {key: value for key, value in row.items() if not key.startswith("output")}
         if "score" not in row:
             raise InputError(f"{path}: has no column `score`; it should be a table of scores")
@@ -112,6 +108,12 @@ def read_comparison(path: Path, trained: TrainedNetwork, device: torch.device) -
     if not rows:
         raise InputError(f"{path}: has no rows; it should be a table of scores")
     return Comparison(name, scale, rows=rows)
+
+
+def rescale(score: float, scale: tuple[float, float], new_scale: tuple[float, float]) -> float:
+    """Map a score linearly from scale to scale."""
+    (low, high), (new_low, new_high) = scale, new_scale
+    return new_low + (score - low) / (high - low) * (new_high - new_low)
 
 
 def votes_of(row: Row) -> list[float]:
@@ -127,75 +129,79 @@ def write_gallery(
     comparison: Comparison | None,
     rescore: Rescore,
     *,
-    layer: str,
     upright: bool,
     num_workers: int,
     stop: StopSignal,
 ) -> None:
-    """Write the page of `--report`. rescore: scores photographs once more. layer: see `AttentionRecorder`. Raises Interrupted."""
-    chosen = gallery.chosen()
-    rows, attention = [row for row, _ in chosen], {row["image"]: values for row, values in chosen}
-    scored = [row["image"] for row in rows if row["score"] is not None]
-    # Rows of an earlier run, to which this run has appended, have no attention maps.
-    without_map = [image for image in scored if attention[image] is None]
-    if without_map and trained.points is not None:
-        with AttentionRecorder(trained.model, layer) as recorder:
-            for photo in rescore(trained, without_map, recorder):
-                if photo.attention_maps:
-                    attention[photo.path] = mean_map(list(photo.attention_maps.values()))
-    matches: list[Row | None] = [None] * len(rows)
+    """Write the page of `--report`. rescore: for the network of `--compare`. Raises Interrupted."""
+    chosen, matches = gallery.chosen(), {}
     if comparison is not None:
+        scored = [row["image"] for row, _ in chosen if row["score"] is not None]
         if comparison.trained is not None:
-            builder, photos = RowBuilder(comparison.trained), rescore(comparison.trained, scored, None)
-            comparison.rows = {photo.path: builder.build(photo) for photo in photos if not photo.error}
-        matches = comparison.match([row["image"] for row in rows])
-    shown = [
-        Photo(
-            row["image"],
-            None if row["error"] else Path(row["image"]),
-            row["score"],
-            row["error"] or "",
-            votes_of(row),
-            attention[row["image"]],
-            other=match["score"] if match and not row["error"] else None,
-            other_votes=votes_of(match) if match and not row["error"] else (),
-            numbers={name: row[name] for name in NUMBERS if row.get(name) is not None},
+            builder, results = RowBuilder(comparison.trained), rescore(comparison.trained, scored)
+            comparison.rows = {result.path: builder.build(result) for result in results}
+        matches = comparison.match(scored)
+    photos = []
+    for row, attention in chosen:
+        match = matches.get(row["image"])
+        photos.append(
+            Photo(
+                row["image"],
+                None if row["error"] else Path(row["image"]),
+                row["score"],
+                row["error"] or "",
+                votes_of(row),
+                attention,
+                other=rescale(match["score"], comparison.scale, trained.scale) if match else None,
+                other_votes=votes_of(match) if match else (),
+                numbers={name: row[name] for name in NUMBERS if row.get(name) is not None},
+            )
         )
-        for row, match in zip(rows, matches, strict=True)
-    ]
-    page = make_page(trained, gallery, comparison, shown)
-    open_photo = partial(open_rgb, upright=upright, side=LARGE)
-    write_page(path, page, shown, open_photo=open_photo, num_workers=num_workers, stop=stop)
+    page = make_page(trained, gallery, comparison, photos)
+    write_page(path, page, photos, upright=upright, num_workers=num_workers, stop=stop)
 
 
 def make_page(
     trained: TrainedNetwork, gallery: Gallery, comparison: Comparison | None, photos: Sequence[Photo]
 ) -> Page:
-    """Title, facts and notes of the page."""
-    low, high = trained.scale
+    """Title, facts, notes and charts of the page."""
     facts = {
         "Weights": str(trained.path),
         "Network": trained.name,
         "Trained on": trained.dataset,
-        "Scale": f"{low:g} to {high:g}",
+        "Scale": "{:g} to {:g}".format(*trained.scale),
         **({} if trained.points is None else {"Interest points": trained.points}),
-        "Photographs": f"{gallery.count}",
         "Made": time.strftime("%Y-%m-%d %H:%M"),
     }
-    notes, compared = list(trained.notes), {}
+    page = Page(f"Scores of {gallery.count} photographs", facts, trained.scale, notes=[*trained.notes])
+    if gallery.scores:
+        page.charts.append(charts.distribution({"score": np.array(gallery.scores)}))
     if comparison is not None:
-        name, compared = comparison.name, {"other_name": comparison.name, "other_range": comparison.scale}
-        notes += [f"{name}: {note}" for note in (comparison.trained.notes if comparison.trained else ())]
-        scored, matched = (sum(getattr(p, score) is not None for p in photos) for score in ("score", "other"))
-        if matched < scored:
-            notes.append(f"{name} has a score of {matched} of these {scored} photographs.")
-            log.warning("warning: --compare: %s", notes[-1])
+        compare(page, comparison, photos)
     if trained.dataset == "demo":
-        notes.append(DEMO)
+        page.notes.append(DEMO)
     if gallery.count > len(photos):
-        notes.append(
-            f"{len(photos)} of {gallery.count} photographs are shown: the best, the worst and a random sample; the "
-            "distribution is that of all."
+        shown = (
+            f"{len(photos)} of {gallery.count} photographs are shown: the best, the worst and a random sample"
         )
-    title, scores = f"Scores of {gallery.count} photographs", np.array(gallery.scores)
-    return Page(title, facts, trained.scale, notes, all_scores=scores, **compared)
+        page.notes.append(f"{shown}; the distribution is that of all.")
+    return page
+
+
+def compare(page: Page, comparison: Comparison, photos: Sequence[Photo]) -> None:
+    """Add facts, notes and a chart of the scores of `--compare` to the page."""
+    page.facts["Other score"] = comparison.name
+    if comparison.trained is not None:
+        page.notes += [f"{comparison.name}: {note}" for note in comparison.trained.notes]
+    if comparison.scale != page.score_range:
+        scale = "{:g} to {:g}".format(*comparison.scale)
+        page.notes.append(f"{comparison.name}: scores mapped linearly from {scale} to this page's scale")
+    pairs = pd.DataFrame([(p.score, p.other) for p in photos if p.score is not None], columns=page.names)
+    number = len(pairs)
+    pairs = pairs.dropna().astype(float)
+    if len(pairs) < number:
+        page.notes.append(f"{comparison.name} has a score of {len(pairs)} of these {number} photographs.")
+        log.warning("warning: --compare: %s", page.notes[-1])
+    if len(pairs):
+        page.facts["SRCC of both"] = f"{pairs.corr('spearman').iat[0, 1]:.4f}"
+        page.charts.append(charts.scatter(*pairs.to_numpy().T, page.names))

@@ -1,7 +1,6 @@
 """One HTML page that needs no other file: photographs, their scores, votes and attention.
 
-page.html is its frame, page.css its style, widgets.js and page.js its behaviour; charts.py draws its charts. This module
-prepares the numbers and the thumbnails.
+page.html is its frame, page.css its style, page.js its behaviour. This module prepares the numbers and the thumbnails.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import html
 import io
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -20,12 +19,10 @@ from pathlib import Path
 from urllib.parse import quote
 
 import numpy as np
-import pandas as pd
 from matplotlib import colormaps
 from PIL import Image
 
 from iaa.photographs import workers
-from iaa.reports import charts
 from iaa.runtime.files import atomic_write, to_json
 from iaa.runtime.signals import StopSignal
 from iaa.scoring.photos import open_rgb
@@ -33,8 +30,6 @@ from iaa.scoring.photos import open_rgb
 LARGE, SMALL = 384, 192  # long side of a thumbnail, in pixels
 LARGE_UP_TO = 500  # photographs; a longer page has small thumbnails: 5,000 take less than 60 MB
 CHUNK = 100  # thumbnails in one element of the page
-GRID = 32  # at most so many cells of an attention map in a row or a column
-LIST = 10  # rows of the lists of worst errors and largest disagreements
 DEMO = "The demo's scores are of damage done to two photographs. They are not aesthetics."
 # Numbers of a photograph beside its scores: the label, and whether the number is a share, shown in percent.
 NUMBERS = {
@@ -54,29 +49,23 @@ class Photo:
     error: str = ""
     votes: Sequence[float] = ()  # vote distribution, level 1 first: raw outputs, which may be negative
     attention: np.ndarray | None = None  # (h, w), attention mass per cell of the picture; sums to at most 1
-    true: float | None = None
-    other: float | None = None  # the score that it is compared with, on `Page.other_range`
-    other_votes: Sequence[float] = ()  # of the compared scores; without a comparison the true votes
+    other: float | None = None  # the score that it is compared with: the true one, or another network's
+    other_votes: Sequence[float] = ()
     numbers: Mapping[str, float] = field(default_factory=dict)  # keys: those of NUMBERS
 
 
-@dataclass(frozen=True)
+@dataclass
 class Page:
-    """The content of the page beside its photographs. The arrays cover all photographs, also those that are not on the page."""
+    """The content of the page beside its photographs."""
 
     title: str
-    facts: Mapping[str, str]  # weights, dataset, date ...
+    facts: dict[str, str]  # weights, dataset, date ...
     score_range: tuple[float, float]
-    notes: Sequence[str] = ()
-    other_name: str = ""  # of the scores that are compared; "": none
-    other_range: tuple[float, float] | None = None  # their scale; where it is another one, ranks are compared
+    notes: list[str] = field(default_factory=list)
+    names: tuple[str, str] = ("score", "other score")  # of `Photo.score` and `Photo.other`
     figures: Sequence[Sequence[str]] = ()  # a table of metrics as texts, its header first
     remarks: Sequence[str] = ()  # notes beside the table
-    all_scores: np.ndarray | None = None  # (N,)
-    all_true: np.ndarray | None = None  # (N,), in the order of `all_scores`
-
-
-open_photo = partial(open_rgb, side=LARGE)  # not turned by EXIF, as the network sees it
+    charts: list[dict[str, str]] = field(default_factory=list)  # of charts.py
 
 
 def write_page(
@@ -84,20 +73,20 @@ def write_page(
     page: Page,
     photos: Sequence[Photo],
     *,
-    open_photo: Callable[[Path], Image.Image] = open_photo,
+    upright: bool = False,
     num_workers: int = 0,
     stop: StopSignal | None = None,
 ) -> None:
     """Write the page, thumbnail by thumbnail. A photograph that cannot be opened has a placeholder.
 
+    upright: turn the photographs by EXIF; False shows them as the network sees them.
     Raises Interrupted when a signal comes, InputError where a worker dies, OSError where the page cannot be written.
     """
     head, tail = fill_frame(page.title, make_content(page, photos, Path(path).parent))
     side = LARGE if len(photos) <= LARGE_UP_TO else SMALL
     paths = [photo.path for photo in photos]
-    thumbnails = workers.map_parallel(
-        partial(make_thumbnail, open_photo, side), paths, num_workers, "report", stop
-    )
+    make = partial(make_thumbnail, side=side, upright=upright)
+    thumbnails = workers.map_parallel(make, paths, num_workers, "report", stop)
     with atomic_write(path, "wb") as file:
         file.write(head)
         while chunk := list(islice(thumbnails, CHUNK)):
@@ -108,16 +97,14 @@ def write_page(
 
 def fill_frame(title: str, content: dict) -> tuple[bytes, bytes]:
     """page.html with its content: the bytes before the thumbnails, and those after them."""
-    names = ("page.html", "page.css", "widgets.js", "page.js")
-    frame, style, widgets, behaviour = (
-        Path(__file__).with_name(name).read_text(encoding="utf-8") for name in names
-    )
+    files = (Path(__file__).with_name(f"page.{kind}") for kind in ("html", "css", "js"))
+    frame, style, script = (file.read_text(encoding="utf-8") for file in files)
     values = {
-        "title": html.escape(to_utf8(title)),
+        "title": html.escape(title),
         "style": style,
-        "script": widgets + behaviour,
+        "script": script,
         "style_hash": make_hash(style),
-        "script_hash": make_hash(widgets + behaviour),
+        "script_hash": make_hash(script),
         "data": to_json(content).replace("<", "\\u003c"),  # a name cannot end the element
     }
     frame = re.sub(r"\{\{(\w+)\}\}", lambda match: values[match[1]], frame)
@@ -130,56 +117,32 @@ def make_hash(text: str) -> str:
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 
 
-def to_utf8(text: object) -> str:
-    """As a text that UTF-8 can hold: bytes of a file name that are not UTF-8 become \\xNN."""
-    return str(text).encode("utf-8", "backslashreplace").decode()
-
-
 def make_content(page: Page, photos: Sequence[Photo], folder: Path) -> dict:
     """The data of the page's script, as plain lists and numbers. folder: the page's, for links."""
-    scores, true, other = (_array(getattr(p, name) for p in photos) for name in ("score", "true", "other"))
-    all_scores = scores if page.all_scores is None else _array(page.all_scores)
-    all_pairs = (scores, true) if page.all_true is None else (all_scores, _array(page.all_true))
-    if not page.other_name:
-        other = np.full(len(photos), np.nan)
-    name, other_range = to_utf8(page.other_name), page.other_range or page.score_range
-    ranks = tuple(other_range) != tuple(page.score_range)
-    difference = share_below(scores) - share_below(other) if ranks else scores - other
-    compared = pd.DataFrame({"scores": scores, "other": other}).dropna()
-    comparison = {"name": name, "range": [*map(float, other_range)], "ranks": ranks, "count": len(compared)}
-    comparison["srcc"] = round(compared.corr("spearman").iat[0, 1], 6)
-    numbers = {key: _rounded(photo.numbers.get(key) for photo in photos) for key in NUMBERS}
-    attention, limit = pack_attention(photos)
+    numbers = [
+        {"key": key, "label": label, "share": share, "values": _rounded(p.numbers.get(key) for p in photos)}
+        for key, (label, share) in NUMBERS.items()
+        if any(key in photo.numbers for photo in photos)
+    ]
+    attention, limit = scale_attention(photos)
     return {
-        "facts": [[to_utf8(key), to_utf8(value)] for key, value in page.facts.items()],
-        "notes": [*map(to_utf8, page.notes)],
-        "figures": [[*map(to_utf8, row)] for row in page.figures],
-        "remarks": [*map(to_utf8, page.remarks)],
-        "range": [*map(float, page.score_range)],
-        "total": len(all_scores),
-        "other": comparison if page.other_name else None,
-        "distributions": charts.distributions(all_scores, all_pairs[1], other, name, ranks),
-        "scatters": {
-            "true": charts.scatter(*all_pairs, ("predicted score", "true score"), True),
-            "other": charts.scatter(scores, other, ("score by this run", "score by the other"), not ranks),
-        },
+        "facts": [*page.facts.items()],
+        "notes": page.notes,
+        "names": page.names,
+        "figures": page.figures,
+        "remarks": page.remarks,
+        "range": page.score_range,
+        "charts": page.charts,
         "colours": colormaps["cividis"](np.arange(256), bytes=True)[:, :3].tolist(),
         "attention_limit": limit,
-        "numbers": [
-            {"key": key, "label": label, "share": share, "values": numbers[key]}
-            for key, (label, share) in NUMBERS.items()
-            if any(key in photo.numbers for photo in photos)
-        ],
+        "numbers": numbers,
         "chunk": CHUNK,
-        "list": LIST,
         "photos": {
-            "image": [to_utf8(photo.image) for photo in photos],
+            "image": [photo.image for photo in photos],
             "link": [make_link(photo.path, folder) for photo in photos],
-            "error": [to_utf8(photo.error) for photo in photos],
-            "score": _rounded(scores),
-            "true": _rounded(true),
-            "other": _rounded(other),
-            "difference": _rounded(difference),
+            "error": [photo.error for photo in photos],
+            "score": _rounded(photo.score for photo in photos),
+            "other": _rounded(photo.other for photo in photos),
             "votes": [_rounded(photo.votes, 4) for photo in photos],
             "other_votes": [_rounded(photo.other_votes, 4) for photo in photos],
             "attention": attention,
@@ -187,42 +150,22 @@ def make_content(page: Page, photos: Sequence[Photo], folder: Path) -> dict:
     }
 
 
-def _array(values: Iterable[float | None]) -> np.ndarray:
-    """(N,), nan for None."""
-    return np.array([*values], np.float64)
-
-
 def _rounded(values: Iterable[float | None], digits: int = 6) -> list[float]:
-    """Rounded values; the page's JSON has null for those that are not finite."""
-    return _array(values).round(digits).tolist()
+    """Rounded values; the page's JSON has null for None and for those that are not finite."""
+    return np.array([*values], np.float64).round(digits).tolist()
 
 
-def share_below(values: np.ndarray) -> np.ndarray:
-    """(N,), the share of the finite `values` (N,) below each of them; equal ones count half."""
-    ranks = pd.Series(values).rank()
-    return ((ranks - 0.5) / ranks.count()).to_numpy()
+def scale_attention(photos: Sequence[Photo]) -> tuple[list[list[list[int]] | None], float | None]:
+    """Maps of 0 to 255, and the value of 255, the same for all pictures. Values are multiples of an even share.
 
-
-def pack_attention(photos: Sequence[Photo]) -> tuple[list[list | None], float | None]:
-    """Maps as [height, width, base64 of a byte per cell], and the value of the byte 255, the same for all pictures.
-
-    Values are multiples of an even share of the picture's cells, in at most GRID x GRID cells. That of 255 is the 90th
-    percentile of the pictures' maxima, so that a single odd picture does not darken all others.
+    That of 255 is the 90th percentile of the pictures' maxima, so that a single odd picture does not darken all others.
     """
-    maps: list = [None] * len(photos)
-    for number, photo in enumerate(photos):
-        if photo.attention is not None:
-            values = np.nan_to_num(np.asarray(photo.attention, np.float32))
-            height, width = (min(side, GRID) for side in values.shape)
-            shares = Image.fromarray(values * values.size).resize((width, height), Image.Resampling.BOX)
-            maps[number] = np.asarray(shares)
+    maps = [None if p.attention is None else np.float32(p.attention) * p.attention.size for p in photos]
     peaks = [values.max() for values in maps if values is not None]
     limit = max(float(np.quantile(peaks, 0.9)), 1.5) if peaks else None
-    for number, values in enumerate(maps):
-        if values is not None:
-            levels = np.rint((values / limit).clip(0, 1) * 255).astype(np.uint8)
-            maps[number] = [*values.shape, base64.b64encode(levels.tobytes()).decode()]
-    return maps, limit
+    return [
+        m if m is None else np.rint((m / limit).clip(0, 1) * 255).astype(int).tolist() for m in maps
+    ], limit
 
 
 def make_link(path: Path | None, folder: Path) -> str | None:
@@ -233,11 +176,11 @@ def make_link(path: Path | None, folder: Path) -> str | None:
     return quote(os.fsencode(path.relative_to(folder))) if folder in path.parents else path.as_uri()
 
 
-def make_thumbnail(open_photo: Callable[[Path], Image.Image], side: int, path: Path | None) -> bytes:
+def make_thumbnail(path: Path | None, side: int, upright: bool) -> bytes:
     """A JPEG with the photograph's aspect ratio; empty where it cannot be read."""
     file = io.BytesIO()
     try:
-        picture = open_photo(path)
+        picture = open_rgb(path, upright, side=LARGE)
         picture.thumbnail((side, side), Image.Resampling.LANCZOS, reducing_gap=3)
         picture.save(file, "JPEG", quality=78, optimize=True)
     except Exception:  # no path, or a damaged file, on which decoders raise anything at all

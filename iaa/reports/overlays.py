@@ -14,27 +14,26 @@ from matplotlib.collections import LineCollection
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import Rectangle
 from PIL import Image
 
-from iaa.networks.attention_maps import AttentionMap, background_share, mean_map
+from iaa.networks.attention_maps import CENTRE_HALF, AttentionMap, background_share, mean_map
 from iaa.photographs.decode import open_image
 from iaa.runtime.files import atomic_write
 from iaa.scoring.photos import open_rgb
 
 log = logging.getLogger("eat")
 
-# Shape and colour (Okabe and Ito's, distinct with every kind of colour vision) of the interest points, and of the sampling
-# positions in and outside their quadrants.
-POINT, IN_QUADRANT, ELSEWHERE = ("D", "#56B4E9"), ("o", "#E69F00"), ("^", "#CC79A7")
-LABELS = {
-    "interest point": POINT,
-    "sampling position, in the quadrant of its interest point": IN_QUADRANT,
-    "sampling position, in another quadrant (released rule: offset times 0.25)": ELSEWHERE,
-}
+# Of sampling positions in and outside the quadrants of their interest points, and of the interest points: label, shape,
+# colour (Okabe and Ito's, distinct with every kind of colour vision), area.
+MARKERS = (
+    ("sampling position, in the quadrant of its interest point", "o", "#E69F00", 7),
+    ("sampling position, in another quadrant (released rule: offset times 0.25)", "^", "#CC79A7", 7),
+    ("interest point", "D", "#56B4E9", 14),
+)
 HEAT = "cividis"
 PANEL = 3.1  # inches
 COLUMNS = 6  # panels beside each other
+CENTRE = np.kron(CENTRE_HALF, np.ones((32, 32)))  # the foreground without a mask
 SIDE = 640  # pixels of the longer side of a photograph in an overlay
 
 
@@ -67,22 +66,17 @@ def draw(
         cells = Image.fromarray((mass * mass.size).astype(np.float32))
         heat = np.asarray(scale(np.asarray(cells.resize((96, 96), Image.Resampling.BILINEAR))))
         below.imshow(heat, cmap=HEAT, vmin=0, vmax=1, alpha=0.2 + 0.65 * heat, **show)
-        if foreground is None:
-            below.add_patch(Rectangle((0.25, 0.25), 0.5, 0.5, fill=False, edgecolor="white", linestyle="--"))
-        else:
-            dashed = {"colors": "white", "linestyles": "--", "linewidths": 1}
-            below.contour(foreground, [0.5], extent=(0, 1, 0, 1), **dashed)
+        dashed = {"colors": "white", "linestyles": "--", "linewidths": 1}
+        below.contour(CENTRE if foreground is None else foreground, [0.5], extent=(0, 1, 0, 1), **dashed)
         share = background_share(mass, foreground)
         below.set_title(f"{name}: attention\n{share:.0%} on the background", fontsize=9)
     bar = figure.colorbar(ScalarMappable(scale, HEAT), ax=figure.axes, shrink=0.8, pad=0.01, aspect=30)
     bar.set_label("attention per cell (1: evenly spread)")
-    markers = [
-        Line2D([], [], marker=shape, color=colour, markeredgecolor="black", linestyle="", label=label)
-        for label, (shape, colour) in LABELS.items()
-    ]
     inside = "centre half" if foreground is None else "mask's foreground"
-    markers.append(Line2D([], [], color="0.5", linestyle="--", label=f"{inside}; outside it: the background"))
-    figure.legend(handles=markers, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+    outline = Line2D([], [], color="0.5", linestyle="--", label=f"{inside}; outside it: the background")
+    handles = [*axes[len(panels) - 1, 0].get_legend_handles_labels()[0], outline]
+    options = {"loc": "outside lower center", "ncols": 2, "frameon": False, "fontsize": 9, "markerscale": 2}
+    figure.legend(handles=handles, **options)
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(path, "wb") as file:
         figure.savefig(file, format="png", dpi=100)
@@ -109,12 +103,10 @@ def draw_points(axis: Axes, name: str, layer: AttentionMap) -> None:
     starts, ends = (((p + 1) / 2 * (size - 1) + 0.5) / size for p in (layer.references, layer.positions))
     lines = np.stack([np.broadcast_to(starts, ends.shape), ends], -2).reshape(-1, 2, 2)
     axis.add_collection(LineCollection(lines[..., ::-1], colors="0.15", linewidths=0.4, alpha=0.6))
-    for points, (marker, colour), area, width in (
-        (ends[layer.in_quadrant], IN_QUADRANT, 7, 0.2),
-        (ends[~layer.in_quadrant], ELSEWHERE, 7, 0.2),
-        (starts.reshape(-1, 2), POINT, 14, 0.4),
-    ):
-        axis.scatter(*points.T[::-1], s=area, c=colour, marker=marker, linewidths=width, edgecolors="black")
+    positions = ends[layer.in_quadrant], ends[~layer.in_quadrant], starts.reshape(-1, 2)
+    for points, (label, marker, colour, area) in zip(positions, MARKERS, strict=True):
+        style = {"s": area, "c": colour, "marker": marker, "linewidths": 0.3, "edgecolors": "black"}
+        axis.scatter(*points.T[::-1], label=label, **style)
     axis.set(xlim=(-0.06, 1.06), ylim=(1.06, -0.06))
 
 

@@ -1,20 +1,120 @@
-// The page's behaviour: sort, filter, move, enlarge. It follows widgets.js in the same script.
+// The page: its elements, photographs with their attention and votes; sort, filter, move, enlarge.
+const page = JSON.parse(document.getElementById("data").textContent);
+const photos = page.photos, count = photos.image.length;
+const [ownName, otherName] = page.names; // of the two scores, and of the two vote distributions
+const digits = page.range[1] - page.range[0] > 2 ? 2 : 3;
+
+const $ = (id) => document.getElementById(id);
+function make(tag, properties = {}, ...children) {
+  const element = Object.assign(document.createElement(tag), properties);
+  element.append(...children);
+  return element;
+}
+function draw(tag, attributes = {}, ...children) {
+  const element = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
+  element.append(...children);
+  return element;
+}
+const say = (tag, className, textContent) => make(tag, { className, textContent });
+
+const capital = (text) => text[0].toUpperCase() + text.slice(1);
+const integer = (value) => value.toLocaleString("en");
+function number(value, places = digits) {
+  return value === null ? "–" : value.toFixed(places).replace(/^-0(\.0*)?$/, "0$1").replace("-", "−");
+}
+const percent = (value) => (value === null ? "–" : `${number(100 * value, 0)} %`);
+const signed = (value) => (value > 0 ? "+" : "") + number(value);
+
+// rows: of values of 0 to 255. The photograph shows through where there is little attention.
+function paint(rows) {
+  const [height, width] = [rows.length, rows[0].length];
+  const canvas = make("canvas", { width, height, ariaHidden: "true" }), context = canvas.getContext("2d");
+  const image = context.createImageData(width, height);
+  rows.flat().forEach((value, n) => image.data.set([...page.colours[value], 100 + value / 2], 4 * n));
+  context.putImageData(image, 0, 0);
+  return canvas;
+}
+function addAttention(picture, i) {
+  if (photos.attention[i] && !picture.querySelector("canvas")) picture.append(paint(photos.attention[i]));
+}
+
+const chunks = [...document.querySelectorAll("script.thumbnails")], unpacked = [];
+function thumbnail(i) {
+  const chunk = Math.floor(i / page.chunk);
+  unpacked[chunk] ??= chunks[chunk].textContent.split("\n");
+  return unpacked[chunk][i % page.chunk];
+}
+// fit: the picture's width, from its ratio of width to height. Returns null without a picture.
+function addPicture(frame, i, fit) {
+  const data = thumbnail(i);
+  if (!data) {
+    frame.replaceChildren(say("span", "nothing", photos.error[i] ? "No score" : "No picture"));
+    return null;
+  }
+  const image = make("img", { alt: "", decoding: "async" });
+  const picture = make("span", { className: "picture" }, image);
+  image.addEventListener("load", () => {
+    const ratio = image.naturalWidth / image.naturalHeight;
+    picture.style.aspectRatio = String(ratio);
+    picture.style.width = fit(ratio);
+  });
+  image.src = `data:image/jpeg;base64,${data}`;
+  frame.replaceChildren(picture);
+  return picture;
+}
+
+function votesInWords(i) {
+  const shares = (votes) => votes.map((vote, n) => `${n + 1}: ${percent(vote)}`).join(", ");
+  const named = [[ownName, photos.votes[i]], [otherName, photos.other_votes[i]]].filter(([, votes]) => votes.length);
+  return named.map(([whose, votes]) => `Votes, ${whose}: ${shares(votes)}.`).join(" ");
+}
+// large: with the numbers of the levels, and a line at the largest share
+function drawVotes(i, large = false) {
+  const series = [photos.votes[i], photos.other_votes[i]].filter((votes) => votes.length);
+  const levels = Math.max(...series.map((votes) => votes.length)), low = Math.min(0, ...series.flat());
+  const high = Math.max(0.01, ...series.flat()), [wide, tall, top] = large ? [380, 150, 14] : [100, 30, 0];
+  const step = wide / levels, y = (share) => top + ((tall - top) * (high - share)) / (high - low);
+  const svg = draw("svg", large ? { viewBox: "0 0 380 170", role: "img", "aria-label": votesInWords(i) } : {
+    class: "votes", viewBox: "0 0 100 30", preserveAspectRatio: "none", "aria-hidden": "true",
+  });
+  series.forEach((votes, s) => votes.forEach((vote, n) => {
+    const width = (step * 0.84) / series.length, height = Math.max(0.5, Math.abs(y(vote) - y(0)));
+    const area = { x: n * step + s * width, y: Math.min(y(vote), y(0) - 0.5), width, height };
+    svg.append(draw("rect", { class: s ? "bar second" : "bar", ...area }, draw("title", {}, `${n + 1}: ${number(100 * vote, 1)} %`)));
+  }));
+  if (large) {
+    for (const share of [0, high]) svg.append(draw("line", { class: "axis", x1: 0, x2: wide, y1: y(share), y2: y(share) }));
+    svg.append(draw("text", { x: 0, y: 10 }, percent(high)));
+    for (let n = 0; n < levels; n++) svg.append(draw("text", { x: (n + 0.42) * step, y: 166, "text-anchor": "middle" }, n + 1));
+  }
+  return svg;
+}
+
+const box = (title, ...children) => make("section", { className: "box" }, say("h3", "", title), ...children);
+const definitions = (pairs) => make("dl", {}, ...pairs.flatMap(([name, value]) => [say("dt", "", name), say("dd", "", value)]));
+function table(head, rows) {
+  const top = head.map((textContent) => make("th", { textContent, scope: "col" }));
+  const body = rows.map(([name, ...cells]) => {
+    return make("tr", {}, make("th", { textContent: name, scope: "row" }), ...cells.map((text) => say("td", "", text)));
+  });
+  return make("table", {}, make("thead", {}, make("tr", {}, ...top)), make("tbody", {}, ...body));
+}
+
+const chart = ({ title, text, picture }) =>
+  box(title, make("img", { className: "chart", src: picture, alt: `${title}. ${text}` }), say("p", "under", text));
+const colourKey = () => [say("span", "first", `■ ${ownName}`), " ", say("span", "second", `■ ${otherName}`)];
+
 const hasValues = (values) => values.some((value) => value !== null);
-const errorOf = (score, i) => (score === null || photos.true[i] === null ? null : score - photos.true[i]);
-const miss = photos.score.map(errorOf), ranks = Boolean(other?.ranks), differs = ranks ? percent : number;
-const failed = (i) => Boolean(photos.error[i]) || photos.score[i] === null;
+const isCompared = hasValues(photos.other), failed = (i) => photos.score[i] === null;
+const difference = photos.score.map((score, i) => (failed(i) || photos.other[i] === null ? null : score - photos.other[i]));
 
 // The values of a photograph: shown on its card, and offered for sorting. size: sort by the absolute value
 const keys = [
   { key: "name", label: "Name", values: photos.image },
-  { key: "score", label: hasValues(photos.true) ? "Predicted score" : "Score", values: photos.score, format: number },
-  { key: "true", label: "True score", values: photos.true, format: number },
-  { key: "miss", label: "Error, predicted − true", values: miss, size: true, format: (v) => signed(v, number) },
-  { key: "other", label: `Score by ${other?.name}`, values: photos.other, format: number },
-  {
-    key: "difference", label: ranks ? "Difference of ranks" : "Difference of scores", values: photos.difference,
-    size: true, format: (v) => signed(v, differs),
-  },
+  { key: "score", label: capital(ownName), values: photos.score, format: number },
+  { key: "other", label: capital(otherName), values: photos.other, format: number },
+  { key: "difference", label: "Difference", values: difference, size: true, format: signed },
   ...page.numbers.map((entry) => ({ ...entry, format: entry.share ? percent : number })),
 ].filter(({ key, values }) => key === "name" || hasValues(values));
 const keyed = Object.fromEntries(keys.map((entry) => [entry.key, entry]));
@@ -24,7 +124,7 @@ function numbersOf(i) {
 }
 
 function overview() {
-  const figures = make("div", { className: "stack" }), boxes = [figures], short = (value) => number(value, 4);
+  const boxes = [box("What was used", definitions(page.facts)), ...page.charts.map(chart)];
   if (page.figures.length) {
     const metrics = table(page.figures[0], page.figures.slice(1));
     for (const cell of metrics.querySelectorAll("td:nth-child(2)")) cell.className = "large";
@@ -32,26 +132,7 @@ function overview() {
     const beside = make("div", { className: "beside" }, make("div", { className: "scrolls", tabIndex: 0 }, metrics), remarks);
     boxes.unshift(Object.assign(box("Against the true scores", beside), { className: "box wide" }));
   }
-  if (other) {
-    const scales = `Its scale is ${other.range.join(" to ")}, not ${page.range.join(" to ")}: ranks are compared, as shares of `
-      + "photographs that score lower.";
-    const pairs = [["SRCC between the two", short(other.srcc)], ["Photographs", integer(other.count)]];
-    figures.append(box(`Compared with ${other.name}`, definitions(pairs), say("p", "under", ranks ? scales : "")));
-  }
-  if (page.facts.length) figures.append(box("What was used", definitions(page.facts)));
-  boxes.push(...page.distributions.map(distribution));
-  const { true: truth, other: compared } = page.scatters;
-  if (truth) {
-    boxes.push(scatter("Predicted against true", truth, "The worst errors"));
-    const words = (i) => `${number(photos.score[i])}, true ${number(photos.true[i])}`;
-    boxes.push(listOf("Worst errors", miss, words, number));
-  }
-  if (compared) {
-    boxes.push(scatter(`This run against ${other.name}`, compared, "The largest disagreements"));
-    const words = (i) => `${number(photos.score[i])} and ${number(photos.other[i])}`;
-    boxes.push(listOf("Largest disagreements", photos.difference, words, differs));
-  }
-  $("overview").append(...boxes.filter((element) => element.childElementCount));
+  $("overview").append(...boxes);
 }
 
 const gallery = $("gallery");
@@ -65,15 +146,13 @@ const cards = photos.image.map((name, i) => {
   return make("li", {}, card);
 });
 function scoresOf(i) {
-  const compared = photos.other[i] !== null, more = [];
+  const compared = photos.other[i] !== null;
   const scores = make("span", { className: "scores" }, say("b", compared ? "first" : "", number(photos.score[i])));
   if (compared) scores.append(say("b", "second", number(photos.other[i])));
-  if (miss[i] !== null) more.push(`true ${number(photos.true[i])} (${signed(miss[i], number)})`);
-  if (compared) more.push(`${ranks ? "ranks" : "difference"} ${signed(photos.difference[i], differs)}`);
   return [
     scores,
     ...(photos.votes[i].length ? [say("span", "place", "")] : []),
-    ...(more.length ? [say("span", "more muted", more.join(" · "))] : []),
+    ...(compared ? [say("span", "more muted", `difference ${signed(difference[i])}`)] : []),
   ];
 }
 const cardOf = (event) => event.target.closest?.(".card");
@@ -121,17 +200,6 @@ gallery.addEventListener("keydown", (event) => {
   event.preventDefault();
   if (moves[event.key] in order) cards[order[moves[event.key]]].firstChild.focus();
 });
-function reveal(i) {
-  if (!order.includes(i)) {
-    $("controls").reset();
-    setTimeout(() => reveal(i)); // once the gallery has followed
-    return;
-  }
-  const card = cards[i].firstChild;
-  card.focus({ preventScroll: true, focusVisible: true });
-  card.scrollIntoView({ block: "center" });
-}
-
 let order = [];
 const collator = new Intl.Collator(undefined, { numeric: true });
 function sorted(rows) {
@@ -178,9 +246,7 @@ function view(position) {
   if (photos.error[i]) about.append(say("p", "failed", photos.error[i]));
   about.append(definitions(numbersOf(i)));
   if (photos.votes[i].length) about.append(say("h3", "", "Votes, as the network gives them"), drawVotes(i, true));
-  if (photos.votes[i].length && photos.other_votes[i].length) {
-    about.append(make("p", { className: "under" }, say("span", "first", `■ ${ownName} `), say("span", "second", `■ ${otherName}`)));
-  }
+  if (isCompared) about.append(make("p", { className: "under" }, ...colourKey()));
   if (picture && photos.attention[i]) about.append(attentionToggle(picture, i));
   if (photos.link[i]) {
     const link = make("a", { href: photos.link[i], target: "_blank", rel: "noopener", textContent: "Open the original file" });
@@ -221,14 +287,12 @@ const first = keyed.score ? "score" : "name";
 $("sort").append(...keys.map(({ key, label }) => make("option", { value: key, textContent: label, defaultSelected: key === first })));
 $("errors-label").hidden = !photos.error.some(Boolean);
 [$("low").placeholder, $("high").placeholder] = page.range;
-if (page.total > count) {
-  $("hint").prepend(`${integer(page.total)} photographs were scored, ${integer(count)} of them are on this page. `);
-}
+if (isCompared) $("hint").prepend(...colourKey(), ". ");
 if (page.attention_limit !== null) {
   $("everywhere-label").hidden = $("legend").hidden = false;
   const limit = `${number(page.attention_limit, 1)} times an even share, or more.`;
   const when = "It shows while a photograph is pointed at or has the focus.";
-  $("legend").append("Attention: none", paint(1, 256, [...Array(256).keys()]), `${limit} ${when}`);
+  $("legend").append("Attention: none", paint([[...Array(256).keys()]]), `${limit} ${when}`);
 }
 $("everywhere").addEventListener("change", () => {
   gallery.classList.toggle("everywhere", $("everywhere").checked);

@@ -15,7 +15,7 @@ SHOWN = 10  # of the best, of the worst, and of those with an error
 
 
 class TerminalSummary:
-    """Counts rows, and keeps a few. scale: of the scores. out: the table of all rows; without it each row is printed at once."""
+    """Counts rows, and prints some. scale: of the scores. out: the table of all rows; without it each row is printed."""
 
     def __init__(self, scale: tuple[float, float], out: str | None):
         self.out, self.scale, self.sum = out, scale, 0.0
@@ -39,13 +39,16 @@ class TerminalSummary:
             insort(self._scored, row, key=lambda row: -row["score"])
             del self._scored[SHOWN:-SHOWN]
         if self.out is None:
-            lines = [_line(row)] if self.count + self.errors > 1 else [_header(row), _line(row)]
-            tqdm.write("\n".join(lines), file=sys.stdout)
+            tqdm.write(_line(row), file=sys.stdout)
             sys.stdout.flush()
 
     def close(self, left_out: str) -> None:
         """Print the best and the worst rows, unless all were printed, and the summary. Each of several processes prints its own."""
-        lines = self._table() if self.out is not None and distributed.world_size() == 1 else []
+        lines = []
+        if self.out is not None and distributed.world_size() == 1:
+            lines = [_line(row) for row in (*self._scored, *self._failed)]
+            if more := self.count - len(self._scored):
+                lines.insert(SHOWN, f"{'...':>9}  {more} more")
         try:
             print("\n".join([*lines, self._summary(left_out)]), flush=True)
         except BrokenPipeError:
@@ -54,41 +57,25 @@ class TerminalSummary:
             # The rows are in the table; the interpreter's last flush goes nowhere.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
-    def _table(self) -> list[str]:
-        lines = [_line(row) for row in self._scored]
-        if more := self.count - len(lines):
-            lines.insert(SHOWN, f"{'...':>9}  {more} more")
-        lines = [*map(_header, self._scored[:1]), *lines, *map(_line, self._failed)]
-        if more := self.errors - len(self._failed):
-            lines.append(f"{'...':>9}  {more} more with an error")
-        return lines
-
     def _summary(self, left_out: str) -> str:
-        rank, world = distributed.rank(), distributed.world_size()
-        text = f"process {rank} of {world}: " * (world > 1) + f"{self.count} photographs scored"
+        rank, world_size = distributed.rank(), distributed.world_size()
+        text = f"process {rank} of {world_size}: " if world_size > 1 else ""
+        text += f"{self.count} photographs scored"
         if self.count:
             low, high = self.scale
             text += f", mean {self.sum / self.count:.4f} on a scale of {low:g} to {high:g}"
-        for format_, number in (
+        for words, number in (
             ("; {} could not be read", self.errors),
             ("; {} had a row already", self.rows_before),
             (", {} of them with an error", self.errors_before),
             ("; {} shards were done already", self.shards_before),
         ):
-            text += format_.format(number) if number else ""
+            text += words.format(number) if number else ""
         return text + left_out + (f"; written to {self.out}" if self.out else "")
 
 
-def _header(row: Row) -> str:
-    return f"{'score':>9}  {'below':>6}  image" if "below" in row else f"{'score':>9}  image"
-
-
 def _line(row: Row) -> str:
+    """Score, name and error. Bytes of a name that are not UTF-8 stay as they are."""
     score = "-" if row["score"] is None else f"{row['score']:.4f}"
-    cells = [f"{score:>9}"]
-    if "below" in row:
-        cells.append(f"{'-' if row['below'] is None else format(row['below'], '.1%'):>6}")
-    cells.append(
-        "".join(c if c.isprintable() or "\udc80" <= c <= "\udcff" else repr(c)[1:-1] for c in row["image"])
-    )
-    return "  ".join(cells) + (f"  ({row['error']})" if row["error"] else "")
+    name = "".join(c if c.isprintable() or "\udc80" <= c <= "\udcff" else repr(c)[1:-1] for c in row["image"])
+    return f"{score:>9}  {name}" + (f"  ({row['error']})" if row["error"] else "")

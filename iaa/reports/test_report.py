@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
-import logging
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -15,20 +13,18 @@ import pandas as pd
 from matplotlib.figure import Figure
 from torch import nn
 
-from dataset import Splits
 from iaa.evaluation.leakage import KnownPhotos
-from iaa.evaluation.test_metrics import TestMetrics, compute_test_metrics, released_accuracy
+from iaa.evaluation.published import released_accuracy
+from iaa.evaluation.test_metrics import TestMetrics, compute_test_metrics
 from iaa.photographs.labels import LabelFormat
-from iaa.photographs.splits import recognise_split
+from iaa.photographs.splits import Split
+from iaa.reports import charts
 from iaa.reports.html_page import DEMO, Page, Photo, write_page
 from iaa.runtime.files import atomic_write
 from iaa.runtime.signals import StopSignal
-from iaa.training.build import pick_decoders
 from iaa.training.engine import Evaluation
 from iaa.training.steps import Precision
 from option import RELEASED_PROTOCOLS
-
-log = logging.getLogger("eat")
 
 RELEASED_BATCH = 16  # of the released evaluation
 # The curves of report.png: for each panel, by its title, the columns of metrics.csv with their labels.
@@ -39,14 +35,29 @@ CURVES = {
 
 
 @dataclass(frozen=True)
+class EvaluationSetup:
+    """How a network is tested. interest_points, refinement: None for a network without them."""
+
+    dataset: str
+    model: str
+    weights: str | None  # file of the weights that the run started from
+    interest_points: str | None
+    refinement: str | None
+    batch_size: int
+    decoder: str
+    precision: Precision
+    skipped: int  # photographs of test.csv that are missing
+
+
+@dataclass(frozen=True)
 class TestReport:
     """A network's evaluation on test.csv, with its figures.
 
-    options: those of the run. label_format: the format of the labels. about: for the run's result, the split, the dataset
-    that the weights were trained on, and the thresholds of high scores.
+    label_format: the format of the labels. about: for the run's result, the split, the dataset that the weights were
+    trained on, and the thresholds of high scores.
     """
 
-    options: argparse.Namespace
+    setup: EvaluationSetup
     label_format: LabelFormat
     evaluation: Evaluation
     test_metrics: TestMetrics
@@ -54,11 +65,8 @@ class TestReport:
 
     @property
     def title(self) -> str:
-        options = self.options
-        return f"{options.model} on {options.dataset}, test.csv ({len(self.evaluation.names)} images)"
-
-    def log_figures(self) -> None:
-        log.info("%s:\n%s", self.title, "\n".join(self.test_metrics.lines()))
+        number = len(self.evaluation.names)
+        return f"{self.setup.model} on {self.setup.dataset}, test.csv ({number} images)"
 
     def result(self, folder: Path) -> dict:
         """The run's result, for its last line and run.json. folder: the run's, with its files written."""
@@ -67,7 +75,7 @@ class TestReport:
         files |= {path.stem: str(path) for path in (folder / "checkpoints").glob("*.pt*")}
         named = ("dataset", "model", "interest_points", "refinement")
         return {
-            **{name: getattr(self.options, name) for name in named},
+            **{name: getattr(self.setup, name) for name in named},
             "split": "test",
             "images": len(self.evaluation.names),
             "loss": self.evaluation.loss,
@@ -117,12 +125,13 @@ class TestReport:
         with atomic_write(path, "wb") as file:
             figure.savefig(file, format="png", dpi=110)
 
-    def write_page(self, path: Path, stop: StopSignal) -> None:
-        """report.html: predicted against true, and `--report_images` photographs with their scores and votes.
+    def write_page(self, path: Path, images: Path, limit: int, num_workers: int, stop: StopSignal) -> None:
+        """report.html: predicted against true, and at most `limit` photographs with their scores and votes.
 
-        Scores are on the dataset's own scale, vote distributions beside the true ones. Raises Interrupted.
+        images: the folder of the photographs. Scores are on the dataset's own scale, vote distributions beside the true ones.
+        Raises Interrupted.
         """
-        options, evaluation, folder = self.options, self.evaluation, Path(self.options.path_to_images)
+        setup, evaluation = self.setup, self.evaluation
         predicted, true = evaluation.pairs.predicted, evaluation.pairs.true
         low, high = self.label_format.scale
         has_votes = bool(self.label_format.vote_columns)
@@ -132,36 +141,45 @@ class TestReport:
         photos = [
             Photo(
                 evaluation.names[row],
-                folder / evaluation.names[row],
+                images / evaluation.names[row],
                 predicted[row],
-                true=true[row],
+                other=true[row],
                 votes=evaluation.outputs[row] if votes_match else (),
                 other_votes=evaluation.targets[row] if votes_match else (),
             )
-            for row in choose(predicted - true, options.report_images)
+            for row in choose(predicted - true, limit)
         ]
         facts = {
-            "Weights": options.path_to_model_weight,
-            "Network": options.model,
-            "Dataset": f"{options.dataset}, scores {low:g} to {high:g}",
+            "Weights": setup.weights,
+            "Network": setup.model,
+            "Dataset": f"{setup.dataset}, scores {low:g} to {high:g}",
             "Trained on": self.about["trained_on"] or "not known",
             "Split": self.about["labels_split"],
-            "Interest points": options.interest_points,
-            "Offset refinement": options.refinement,
-            "Batch": f"{options.eval_batch_size} images",
+            "Interest points": setup.interest_points or "none",
+            "Offset refinement": setup.refinement or "none",
+            "Batch": f"{setup.batch_size} images",
             "Written": time.strftime("%Y-%m-%d %H:%M"),
         }
+        names = ("predicted score", "true score")
         page = Page(
             self.title,
             facts,
             self.label_format.scale,
-            notes=[DEMO] if options.dataset == "demo" else [],
+            notes=[DEMO] if setup.dataset == "demo" else [],
+            names=names,
             figures=self.test_metrics.table,
             remarks=self.test_metrics.remarks,
-            all_scores=predicted,
-            all_true=true,
+            charts=[
+                charts.distribution(dict(zip(names, (predicted, true), strict=True))),
+                charts.scatter(predicted, true, names),
+            ],
         )
-        write_page(path, page, photos, num_workers=options.num_workers, stop=stop)
+        if len(photos) < len(true):
+            shown = f"{len(photos)} of {len(true)} photographs are shown"
+            page.notes.append(
+                f"{shown}: half of them have the largest errors, the others are a random sample."
+            )
+        write_page(path, page, photos, num_workers=num_workers, stop=stop)
 
 
 def choose(errors: np.ndarray, limit: int, seed: int = 0) -> np.ndarray:
@@ -177,23 +195,20 @@ def choose(errors: np.ndarray, limit: int, seed: int = 0) -> np.ndarray:
 
 
 def make_test_report(
-    options: argparse.Namespace,
-    splits: Splits,
+    setup: EvaluationSetup,
+    split: Split,
     label_format: LabelFormat,
     model: nn.Module,
     evaluation: Evaluation,
-    precision: Precision,
     trained_format: LabelFormat | None,
     is_stated: bool,
 ) -> TestReport:
-    """The figures of an evaluation, with their notes. label_format: of the labels.
+    """The figures of an evaluation, with their notes. split: of test.csv. label_format: of the labels.
 
     trained_format: the label format that the network was trained for; None if it is that of the labels. is_stated: whether
     somebody states the dataset that the network was trained on.
     """
     is_other_dataset, trained_on = trained_format is not None, model.purpose.dataset
-    names = [str(name) for name in evaluation.names]
-    split = recognise_split(options.dataset, options.path_to_save_csv, names)
     about = {
         "labels_split": split.name,
         "trained_on": trained_on if is_stated else None,
@@ -201,7 +216,7 @@ def make_test_report(
     }
     notes = [f"split: {split.name} ({split.note})"]
     if is_other_dataset:
-        datasets = f"trained on {trained_on}, tested on {options.dataset}"
+        datasets = f"trained on {trained_on}, tested on {setup.dataset}"
         notes.insert(0, f"{datasets}: scores mapped from scale to scale")
     elif label_format.vote_columns:
         released = released_accuracy(evaluation.outputs, evaluation.targets, label_format.threshold)
@@ -209,39 +224,38 @@ def make_test_report(
         notes.append(f"accuracy by the release's float32 sums: {released:.4f}, ours {accuracy:.4f}")
     if not is_stated:
         notes.append(f"nobody says what the weights were trained on; taken as {trained_on} (--trained_on)")
-    departures = list_departures(options, precision, splits.skipped_test_rows, split.departure)
     test_metrics = compute_test_metrics(
         evaluation.pairs,
-        names,
-        options.dataset,
-        metrics=evaluation.metrics,
-        memory=KnownPhotos.from_texts(model.photographs, options.path_to_model_weight or "the network"),
+        evaluation.metrics,
+        evaluation.names,
+        setup.dataset,
+        KnownPhotos.from_texts(model.photographs, setup.weights or "the network"),
         # Two datasets called `csv` may have nothing in common.
-        same_dataset=not is_other_dataset and options.dataset != "csv",
+        same_dataset=not is_other_dataset and setup.dataset != "csv",
         notes=notes,
-        departures=[] if is_other_dataset else departures,
+        departures=[] if is_other_dataset else list_departures(setup, split.departure),
     )
-    return TestReport(options, label_format, evaluation, test_metrics, about)
+    return TestReport(setup, label_format, evaluation, test_metrics, about)
 
 
-def list_departures(options: argparse.Namespace, precision: Precision, skipped: int, split: str) -> list[str]:
-    """A line for each difference from the published protocol of `--dataset`; none for a dataset without one.
+def list_departures(setup: EvaluationSetup, split: str) -> list[str]:
+    """A line for each difference from the published protocol of the dataset; none for a dataset without one.
 
-    skipped: number of missing photographs of test.csv. split: `iaa.photographs.splits.Split.departure`; empty if there is none.
+    split: `iaa.photographs.splits.Split.departure`; empty if there is none.
     """
-    if options.dataset not in RELEASED_PROTOCOLS:
+    if setup.dataset not in RELEASED_PROTOCOLS:
         return []
-    points, refinement = options.interest_points, options.refinement
-    batch, decoder = options.eval_batch_size, pick_decoders(options)[1]
+    points, batch = setup.interest_points, setup.batch_size
     other_batch = points == "batch" and batch != RELEASED_BATCH
     departures = {
         f"batches of {batch}, not of {RELEASED_BATCH}: a score depends on its batch": other_batch,
         f"interest points of {points}, not means over each batch": points not in (None, "batch"),
-        f"offset refinement {refinement}, not the released rule": refinement not in (None, "released"),
-        f"{options.model}, not eat_base": options.model != "eat_base",
-        f"photographs decoded by {decoder}, not by PIL": decoder != "pil",
-        "matrix products in half precision": precision.dtype is not None,
-        f"{skipped} photographs of test.csv are missing and were skipped": skipped,
+        f"offset refinement {setup.refinement}, not the released rule": setup.refinement
+        not in (None, "released"),
+        f"{setup.model}, not eat_base": setup.model != "eat_base",
+        f"photographs decoded by {setup.decoder}, not by PIL": setup.decoder != "pil",
+        "matrix products in half precision": setup.precision.dtype is not None,
+        f"{setup.skipped} photographs of test.csv are missing and were skipped": setup.skipped,
         split: split,
     }
     return [f"not the published protocol: {what}" for what, holds in departures.items() if holds]

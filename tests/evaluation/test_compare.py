@@ -22,22 +22,26 @@ COMMAND = program
 HEADER = "image,true_score,predicted_score\n"
 
 
-def table(path, noise, seed, images=300, **columns):
+def set_threshold(folder, *thresholds):
+    (folder / "run.json").write_text(json.dumps({"result": {"thresholds": thresholds}}))
+
+
+def table(path, noise, seed, images=300):
     true = np.random.default_rng(0).uniform(0.1, 0.9, images)
     predicted = true + np.random.default_rng(seed).normal(0, noise, images)
-    content = {"image": [f"{i}.jpg" for i in range(images)], "true_score": true, "predicted_score": predicted}
+    names = [f"{i}.jpg" for i in range(images)]
     path.parent.mkdir(exist_ok=True)
-    pd.DataFrame(content | columns).to_csv(path, index=False)
+    set_threshold(path.parent, 0.5, 0.5)
+    content = {"image": names, "true_score": true, "predicted_score": predicted}
+    pd.DataFrame(content).to_csv(path, index=False)
     return path
 
 
 @pytest.fixture
 def runs(tmp_path):
     """Two good predictions and a worse one."""
-    return [
-        table(tmp_path / n / "predictions.csv", *how)
-        for n, how in zip("abc", ((0.1, 1), (0.1, 2), (0.3, 3)), strict=True)
-    ]
+    noises = {"a": 0.1, "b": 0.1, "c": 0.3}
+    return [table(tmp_path / name / "predictions.csv", noise, ord(name)) for name, noise in noises.items()]
 
 
 def test_the_mean_over_seeds_is_as_sure_as_seeds_and_images_are(runs):
@@ -66,10 +70,7 @@ def test_differences_are_told_from_noise(runs, tmp_path, command, monkeypatch):
     assert plcc["p_holm"] >= plcc["p"]
     low, high = plcc["interval"]
     assert 0 < low < plcc["value"] < high
-
-
-def test_one_run_alone_has_no_differences(runs, command):
-    status, out, _ = command(runs[0].parent)
+    status, out, _ = command(runs[0].parent)  # alone it has no differences
     assert (status, " − " in out) == (0, False)
     assert "| SRCC | PLCC | KRCC | accuracy | MAE | RMSE |" in out
 
@@ -85,9 +86,9 @@ def test_the_metrics_are_those_of_the_run(ava, run, command):
 
 def test_another_order_of_the_same_images_is_no_difference(runs, tmp_path):
     shuffled = pd.read_csv(runs[0]).sample(frac=1, random_state=0)
-    shuffled.to_csv(tmp_path / "shuffled.csv", index=False)
+    shuffled.to_csv(runs[1], index=False)
     first = read_predictions(runs[0])
-    again = read_predictions(tmp_path / "shuffled.csv", like=first)
+    again = read_predictions(runs[1], like=first)
     assert all(
         difference.value == 0 and difference.p == 1
         for name, difference in compute_differences([first], [again]).items()
@@ -127,17 +128,20 @@ def test_tables_that_cannot_be_compared_are_one_line(runs, command, damage, word
     assert words.format(a=runs[0].parent) in err
 
 
-def test_the_threshold_is_the_runs_or_must_be_given(tmp_path, command):
-    path = table(tmp_path / "a.csv", 0.1, 1)
-    (tmp_path / "options.json").write_text(json.dumps({"dataset": "csv"}))
-    status, _, err = command(path)
-    assert status == 2
-    assert "nothing beside it says the threshold of high scores; give --threshold" in err
-    assert command(path, "--threshold", 0.3)[0] == 0
-    (tmp_path / "run.json").write_text(json.dumps({"result": {"thresholds": [0.4, 0.5]}}))
-    frame = pd.read_csv(path)
-    agree = (frame["predicted_score"] > 0.4) == (frame["true_score"] > 0.5)
-    assert read_predictions(path).metrics["accuracy"] == pytest.approx(agree.mean())
+def test_the_threshold_is_the_runs_or_must_be_given_and_is_one_for_all(runs, command):
+    set_threshold(runs[0].parent, 0.4, 0.5)
+    table = pd.read_csv(runs[0])
+    agree = (table["predicted_score"] > 0.4) == (table["true_score"] > 0.5)
+    assert read_predictions(runs[0]).metrics["accuracy"] == pytest.approx(agree.mean())
+    set_threshold(runs[1].parent, 0.4, 0.4)
+    (runs[2].parent / "run.json").write_text('{"result": null}')
+    for paths, problem in (
+        (runs[:2], "the threshold of its true scores is 0.4, that of"),
+        (runs[2:], "no run.json beside it says the threshold of high scores; give --threshold"),
+    ):
+        status, _, err = command(*paths)
+        assert (status, problem in err) == (2, True)
+        assert command(*paths, "--threshold", 0.3)[0] == 0
 
 
 def seeds(spread, mean=0.6, count=3, draw=0, images=80):
@@ -179,11 +183,3 @@ def test_a_file_is_not_written_over_and_a_run_is_given_once(runs, command):
         status, _, err = command(*words)
         assert (status, message in err) == (2, True)
     assert runs[1].read_bytes() == before
-
-
-def test_one_threshold_for_all_true_scores(runs, tmp_path, command):
-    (runs[1].parent / "run.json").write_text(json.dumps({"result": {"thresholds": [0.4, 0.4]}}))
-    status, _, err = command(*runs[:2])
-    assert status == 2
-    assert "the threshold of its true scores is 0.4, that of" in err
-    assert command(*runs[:2], "--threshold", 0.5)[0] == 0

@@ -97,18 +97,14 @@ def test_photographs_that_a_network_was_trained_on_are_counted(leaky, run, caplo
     assert "without known photographs" in page
 
 
-def test_a_clean_test_set_is_told_as_well(leaky, run, caplog):
+def test_a_clean_test_set_and_weights_that_remember_nothing_are_told(leaky, run, caplog):
     caplog.set_level(logging.INFO)
-    best = leaky / "run" / "checkpoints" / "best.pth"
-    _, result, _ = evaluate(run, leaky, best, path_to_save_csv=leaky)
+    checkpoints = leaky / "run" / "checkpoints"
+    _, result, _ = evaluate(run, leaky, checkpoints / "best.pth", path_to_save_csv=leaky)
     assert result["seen"] == {"trained": 0, "selected": 0}
     assert "unseen" not in result
     assert "none of the 6 photographs was in this network's training set" in caplog.text
-
-
-def test_a_released_style_file_remembers_nothing_and_says_so(leaky, run, caplog):
-    caplog.set_level(logging.INFO)
-    _, result, _ = evaluate(run, leaky, leaky / "run" / "checkpoints" / "released_style.pth")
+    _, result, _ = evaluate(run, leaky, checkpoints / "released_style.pth")
     assert result["seen"] is None
     assert "the weights do not say which photographs they were trained on" in caplog.text
 

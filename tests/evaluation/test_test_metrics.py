@@ -3,7 +3,7 @@
 import json
 import logging
 import math
-from types import SimpleNamespace
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -13,31 +13,20 @@ from helpers.data import arguments, make_pictures
 from helpers.networks import make_weights
 
 from dataset import normalize_images
-from iaa.evaluation import released
-from iaa.evaluation.test_metrics import (
-    compare_published,
-    compute_test_metrics,
-    explain_places,
-    released_accuracy,
-)
+from iaa.evaluation import published
+from iaa.evaluation.leakage import KnownPhotos
+from iaa.evaluation.published import compare_published, released_accuracy
+from iaa.evaluation.test_metrics import compute_test_metrics
 from iaa.photographs.labels import FORMATS, Labels, read_labels, vote_format
-from iaa.reports.test_report import list_departures
+from iaa.reports.test_report import EvaluationSetup, list_departures
 from iaa.scoring import Scorer
 from iaa.scoring.photos import open_rgb
 from iaa.searching import nni_trial
 from iaa.training.steps import Precision
-from util import METRICS, ScorePairs
+from util import METRICS, ScorePairs, compute_metrics
 
-PROTOCOL = {
-    "dataset": "ava",
-    "model": "eat_base",
-    "interest_points": "batch",
-    "refinement": "released",
-    "eval_batch_size": 16,
-    "decode": "pil",
-}
-EXACT = Precision(torch.device("cpu"))
-HALF = Precision(torch.device("cpu"), torch.bfloat16)
+EXACT, HALF = (Precision(torch.device("cpu"), dtype) for dtype in (None, torch.bfloat16))
+RELEASED = EvaluationSetup("ava", "eat_base", "w.pth", "batch", "released", 16, "pil", EXACT, 0)
 
 
 def made(srcc_noise, images=400):
@@ -48,61 +37,62 @@ def made(srcc_noise, images=400):
     return ScorePairs(predicted, true, agree, np.full(images, 0.05), np.full(images, 0.06))
 
 
-def test_an_interval_without_width_says_nothing_and_accuracy_alone_accuses_nobody():
-    none = {"srcc": (-0.3, 0.2), "plcc": (math.nan, math.nan), "accuracy": (1, 1)}
-    places = [figure["place"] for figure in compare_published("tad66k", none).values()]
-    assert places == ["above", "", ""]
-    places = compare_published("tad66k", {"srcc": (-0.3, 0.2), "plcc": (0.5, 0.6), "accuracy": (0.8, 0.9)})
-    lines = explain_places(places, "tad66k", False)
-    assert "published below the interval (accuracy): this network is better on these photographs" in lines
-    assert not any("most likely" in line or "ava" in line for line in lines)
-
-
 def test_a_published_figure_lies_inside_below_or_above_the_interval():
     places = compare_published("ava", {"srcc": (0.75, 0.77), "plcc": (0.78, 0.8), "accuracy": (0.7, 0.8)})
     assert [figure["place"] for figure in places.values()] == ["inside", "below", "above"]
     assert places["plcc"]["value"] == 0.7710
     assert list(compare_published("para", {"srcc": (0, 1), "plcc": (0, 1)})) == ["srcc", "plcc"]
     assert compare_published("flickr_aes", {}) == {}
+    no_width = {"srcc": (-0.3, 0.2), "plcc": (math.nan, math.nan), "accuracy": (1, 1)}
+    assert [figure["place"] for figure in compare_published("tad66k", no_width).values()] == ["above", "", ""]
 
 
 def test_a_better_figure_of_weights_that_remember_nothing_names_the_likeliest_cause():
-    names = [f"{i}.jpg" for i in range(400)]
-    metrics = compute_test_metrics(made(0.1), names, "ava")
+    names, cause = [f"{i}.jpg" for i in range(400)], "most likely they were trained on these photographs"
+
+    def compute(pairs, *trained, **options):
+        memory = KnownPhotos.of(trained, [])
+        return compute_test_metrics(pairs, compute_metrics(pairs), names, "ava", memory, **options)
+
+    metrics = compute(made(0.1))
     assert metrics.result["published"]["srcc"]["place"] == "below"
-    notes = "\n".join(metrics.remarks)
-    assert "most likely they were trained on these photographs" in notes
-    assert "prepare_data.py ava --split authors" in notes
-    metrics = compute_test_metrics(made(0.1), names, "ava", same_dataset=False)
-    assert metrics.result["published"] == {}
-    assert "published" not in metrics.table[0]
+    assert cause in "\n".join(metrics.remarks)
+    assert cause not in "\n".join(compute(made(0.1), "a.jpg").remarks)
+    accurate = compute(
+        replace(made(1.0), agree=np.repeat([0.0, 1.0], [20, 380]))
+    )  # accuracy alone is no sign
+    assert [f["place"] for f in accurate.result["published"].values()] == ["above", "above", "below"]
+    assert cause not in "\n".join(accurate.remarks)
+    other = compute(made(0.1), same_dataset=False)
+    assert other.result["published"] == {}
+    assert "published" not in other.table[0]
 
 
 @pytest.mark.parametrize(
-    ("change", "test", "words"),
+    ("change", "words"),
     [
-        ({}, (EXACT, 0, ""), None),
-        ({"eval_batch_size": 8}, (EXACT, 0, ""), "batches of 8, not of 16"),
+        ({"batch_size": 8}, "batches of 8, not of 16"),
         (
-            {"eval_batch_size": 8, "interest_points": "image"},
-            (EXACT, 0, ""),
+            {"batch_size": 8, "interest_points": "image"},
             "interest points of image, not means over each batch",
         ),
-        ({"refinement": "off"}, (EXACT, 0, ""), "offset refinement off"),
-        ({"model": "eat_tiny"}, (EXACT, 0, ""), "eat_tiny, not eat_base"),
-        ({"decode": "fast"}, (EXACT, 0, ""), "decoded by fast"),
-        ({}, (HALF, 0, ""), "half precision"),
-        ({}, (EXACT, 3, ""), "3 photographs of test.csv are missing and were skipped"),
-        ({}, (EXACT, 0, "in another order"), "in another order"),
+        ({"refinement": "off"}, "offset refinement off"),
+        ({"model": "eat_tiny"}, "eat_tiny, not eat_base"),
+        ({"decoder": "fast"}, "decoded by fast"),
+        ({"precision": HALF}, "half precision"),
+        ({"skipped": 3}, "3 photographs of test.csv are missing and were skipped"),
     ],
 )
-def test_each_departure_from_the_published_protocol_is_one_line(change, test, words):
-    lines = list_departures(SimpleNamespace(**PROTOCOL | change), *test)
-    assert len(lines) == (words is not None)
-    for line in lines:
-        assert line.startswith("not the published protocol: ")
-        assert words in line
-    assert list_departures(SimpleNamespace(**PROTOCOL | change | {"dataset": "flickr_aes"}), *test) == []
+def test_each_departure_from_the_published_protocol_is_one_line(change, words):
+    (line,) = list_departures(replace(RELEASED, **change), "")
+    assert line.startswith("not the published protocol: ")
+    assert words in line
+    assert list_departures(replace(RELEASED, **change, dataset="flickr_aes"), "") == []
+
+
+def test_the_published_protocol_has_no_departures():
+    assert list_departures(RELEASED, "") == []
+    assert list_departures(RELEASED, "in another order") == ["not the published protocol: in another order"]
 
 
 def test_skipped_pictures_and_batches_stand_in_log_json_and_page(ava, run, caplog):
@@ -217,32 +207,32 @@ def test_the_release_sums_in_float32_and_may_call_a_mean_of_exactly_5_high():
 
 
 def epochs(*rows):
-    names = ("val_srcc", "val_plcc", "val_accuracy", "val_loss")
+    names = ("val_srcc", "val_plcc", "val_accuracy")
     return [dict(zip(names, row, strict=True)) for row in rows]
 
 
 def test_the_release_keeps_epochs_by_rules_of_its_own():
-    assert not released.keeps("ava", epochs((0.75, 0.75, 0.9, 0)))
-    assert released.keeps("ava", epochs((0.7, 0.751, 0.9, 0)))
-    assert released.keeps("ava", epochs((0.9, 0.9, 0.9, 0), (0.76, 0.1, 0.1, 0)))  # every such epoch
-    assert released.keeps("tad66k", epochs((0.49, 0.5, 0.6, 0)))
-    assert not released.keeps("tad66k", epochs((0.48, 0.5, 0.6, 0)))
-    assert not released.keeps("tad66k", epochs((0.5, 0.5, 0.6, 0), (0.5, 0.6, 0.6, 0)))
-    assert released.keeps("tad66k", epochs((0.5, 0.5, 0.6, 0), (0.49, 0.5, 0.61, 0)))
+    assert not published.keeps("ava", epochs((0.75, 0.75, 0.9)))
+    assert published.keeps("ava", epochs((0.7, 0.751, 0.9)))
+    assert published.keeps("ava", epochs((0.9, 0.9, 0.9), (0.76, 0.1, 0.1)))  # every such epoch
+    assert published.keeps("tad66k", epochs((0.49, 0.5, 0.6)))
+    assert not published.keeps("tad66k", epochs((0.48, 0.5, 0.6)))
+    assert not published.keeps("tad66k", epochs((0.5, 0.5, 0.6), (0.5, 0.6, 0.6)))
+    assert published.keeps("tad66k", epochs((0.5, 0.5, 0.6), (0.49, 0.5, 0.61)))
     row = {"val_accuracy": 0.82594, "val_srcc": 0.7596, "val_plcc": 0.771}
-    assert released.checkpoint_name("ava", row) == "AVA_AOT_vacc_0.8259_srcc_0.7596_vlcc_0.7710.pth"
+    assert published.checkpoint_name("ava", row) == "AVA_AOT_vacc_0.8259_srcc_0.7596_vlcc_0.7710.pth"
 
 
 @pytest.mark.slow
 def test_the_released_protocol_keeps_and_reports_as_the_release(ava, run, monkeypatch):
-    monkeypatch.setattr(released, "AVA_ABOVE", -1.0)
+    monkeypatch.setattr(published, "AVA_ABOVE", -1.0)
     reported = []
     monkeypatch.setattr(nni_trial, "report_end", lambda row, _: reported.append(row["epoch"]))
     run(arguments(ava, released_protocol=True, num_epoch=2, init_lr=1e-3))
     assert reported == [2]
     checkpoints = sorted((ava / "run" / "checkpoints").glob("AVA_AOT_vacc_*.pth"))
     history = pd.read_csv(ava / "run" / "metrics.csv")
-    names = {released.checkpoint_name("ava", row) for row in history.to_dict("records")}
+    names = {published.checkpoint_name("ava", row) for row in history.to_dict("records")}
     assert {path.name for path in checkpoints} == names
     state = torch.load(checkpoints[0], weights_only=True)
     assert not getattr(state, "_metadata", {}).get("", {}).get("photographs")

@@ -7,9 +7,7 @@ import numpy as np
 
 from helpers.data import arguments
 from helpers.networks import make_weights
-from iaa.reports.html_page import (
-    Page,
-)
+from iaa.reports.html_page import Page
 
 FACTS = {"Weights": "best.pth", "Network": "eat_test"}
 

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from helpers.networks import make_weights
 from helpers.pages import data_of, evaluate
+from scipy import stats
 
 import predict
 from iaa.networks.trained_network import load_network
@@ -55,28 +56,20 @@ def test_a_gallery_shows_the_best_the_worst_and_a_sample_of_more(limit):
 
 def test_the_page_of_predict(album, weights, tmp_path, command):
     (album / "bad.png").write_text("no picture")
-    other = make_weights(tmp_path / "other.pth", seed=3)
-    page = tmp_path / "page.html"
-    status, _, err = command(
-        album, "--weights", weights, "--report", page, "--out", tmp_path / "s.csv", "--compare", other, *CPU
-    )
-    assert status == 1, err
-    text = page.read_text(encoding="utf-8")
-    content = content_of(page)
+    page, compared = tmp_path / "page.html", make_weights(tmp_path / "compared.pth", seed=3)
+    report = ("--report", page, "--compare", compared)
+    for name, network, more in (("score", weights, report), ("other", compared, ())):
+        out = ("--out", tmp_path / f"{name}.csv")
+        status, _, err = command(album, "--weights", network, *out, *more, *CPU)
+        assert status == 1, err
+    text, content = page.read_text(encoding="utf-8"), content_of(page)
     assert content["photos"]["error"][2] == "no decoder knows the file"
-    for name, table in (("score", tmp_path / "s.csv"), ("other", None)):
-        rows = list(read_rows(table)) if table else rows_with(command, album, other, tmp_path)
+    for name in ("score", "other"):
+        rows = list(read_rows(tmp_path / f"{name}.csv"))
         assert content["photos"]["image"] == [row["image"] for row in rows]
         expected = [np.nan if row["score"] is None else row["score"] for row in rows]
-        found = np.array(content["photos"][name], float)
-        np.testing.assert_allclose(found, expected, atol=1e-4)
+        np.testing.assert_allclose(np.array(content["photos"][name], float), expected, atol=1e-4)
     assert "://" not in re.sub(r"http://www.w3.org/\d+/svg", "", text)  # it asks for nothing
-
-
-def rows_with(command, album, weights, tmp_path):
-    out = tmp_path / "beside.csv"
-    assert command(album, "--weights", weights, "--out", out, *CPU)[0] == 1
-    return list(read_rows(out))
 
 
 def test_appended_rows_are_on_the_page_with_those_before(album, weights, tmp_path, command):
@@ -85,7 +78,8 @@ def test_appended_rows_are_on_the_page_with_those_before(album, weights, tmp_pat
     assert command(album, "--weights", weights, "--report", page, "--out", out, "--append", *CPU)[0] == 0
     text = page.read_text(encoding="utf-8")
     assert "Scores of 7 photographs" in text
-    assert len([a for a in content_of(page)["photos"]["attention"] if a]) == 7  # of the first one, too
+    attention = content_of(page)["photos"]["attention"]
+    assert [bool(values) for values in attention] == [False] + 6 * [True]  # rows have no attention maps
     assert len(list(read_rows(out))) == 7
 
 
@@ -104,8 +98,28 @@ def test_a_table_is_compared_by_path_or_name(tmp_path):
     assert other.row("q/b.jpg")["score"] is None  # the table has names alone, as a run's predictions
     assert other.row("/x/p/c.jpg")["score"] == 4
     assert other.row("d.jpg") is None
+    found = other.match(["/x/p/c.jpg", "q/p/a.jpg", "r/p/a.jpg", "b.jpg"])
+    assert {name: row["score"] for name, row in found.items()} == {
+        "/x/p/c.jpg": 4
+    }  # one row fits two; one has no score
+
+
+def test_scores_of_another_scale_are_mapped_to_the_pages(tmp_path, album, weights, command, caplog):
+    page, table = tmp_path / "r.html", tmp_path / "t.csv"
+    table.write_text("image,score\na.jpg,0\nd.webp,0.5\nc.png,1\nnowhere/e.bmp,1\n")
     (tmp_path / "t.csv.run.json").write_text('{"score_range": [0, 1]}')
-    assert read_comparison(table, trained, "cpu").scale == (0, 1)
+    status, _, err = command(album, "--weights", weights, "--report", page, "--compare", table, *CPU)
+    assert status == 0, err
+    content = content_of(page)
+    photos = pd.DataFrame(content["photos"]).set_index("image")
+    compared = photos.loc[[str(album / name) for name in ("a.jpg", "d.webp", "c.png")]]
+    assert compared["other"].tolist() == [1, 5.5, 10]
+    srcc = stats.spearmanr(compared["score"], compared["other"]).statistic
+    assert float(dict(content["facts"])["SRCC of both"]) == pytest.approx(srcc, abs=1e-4)
+    notes = " ".join(content["notes"])
+    assert "mapped linearly from 0 to 1" in notes
+    assert "t.csv has a score of 3 of these 7 photographs." in notes
+    assert "t.csv has a score of 3 of these 7 photographs." in caplog.text
 
 
 def test_a_runs_predictions_are_compared_on_the_datasets_scale(scored, run, tmp_path):
@@ -128,12 +142,3 @@ def test_what_is_no_table_is_refused(tmp_path, album, weights, command, content)
     status, _, err = command(album, "--weights", weights, *page, *CPU)
     assert (status, "table of scores" in err) == (2, True)
     assert not (tmp_path / "r.html").exists()
-
-
-def test_photographs_that_are_not_in_the_table_are_told_of(tmp_path, album, weights, command, caplog):
-    (tmp_path / "t.csv").write_text("image,score\nnowhere/a.jpg,3\nb.png,4\nc.png,5\n")
-    page = tmp_path / "r.html"
-    words = (album, "--weights", weights, "--report", page, "--compare", tmp_path / "t.csv", *CPU)
-    assert command(*words)[0] == 0
-    assert "t.csv has a score of 1 of these 7 photographs." in caplog.text
-    assert any("has a score of 1 of these 7" in note for note in content_of(page)["notes"])

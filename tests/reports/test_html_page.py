@@ -12,10 +12,8 @@ import pytest
 from helpers.data import arguments, make_pictures
 from helpers.pages import ODD, VOTES, a_page, data_of, evaluate
 from PIL import Image
-from scipy import stats
 
 from iaa.errors import Interrupted
-from iaa.photographs.workers import PARALLEL_FROM
 from iaa.reports import charts
 from iaa.reports.html_page import (
     CHUNK,
@@ -24,7 +22,6 @@ from iaa.reports.html_page import (
     SMALL,
     Page,
     Photo,
-    open_photo,
     write_page,
 )
 from iaa.reports.test_report import choose
@@ -42,11 +39,11 @@ def thumbnails_of(text):
 
 def test_names_of_any_kind_stay_names(tmp_path):
     names = [ODD, "写真 фото.jpg", "broken\udcff.jpg", "<!-- thumbnails -->", "{{script}}"]
-    page = Page(ODD, {ODD: "\udc80"}, (1, 10), other_name=ODD, notes=[ODD])
+    page = Page("A title & more", {ODD: "\udc80"}, (1, 10), notes=[ODD])
     text = written(tmp_path / "page.html", page, [Photo(name, None, 5.0, error=name) for name in names])
     found = data_of(text)
-    assert found["photos"]["image"] == [*names[:2], "broken\\udcff.jpg", *names[3:]]
-    assert found["facts"] == [[ODD, "\\udc80"]]
+    assert found["photos"]["image"] == names
+    assert found["facts"] == [[ODD, "\udc80"]]
 
     class Tags(HTMLParser):
         seen = ()
@@ -62,7 +59,7 @@ def test_names_of_any_kind_stay_names(tmp_path):
 
 def test_a_page_of_no_photographs_may_load_nothing(tmp_path):
     text = written(tmp_path / "page.html", a_page(), [])
-    assert data_of(text)["distributions"] == []
+    assert data_of(text)["charts"] == []
     assert thumbnails_of(text) == []
     policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]*)"', text)[1]
     assert policy.startswith("default-src 'none'; img-src data:;")
@@ -75,14 +72,14 @@ def test_a_page_of_no_photographs_may_load_nothing(tmp_path):
 
 def test_numbers_that_are_none_are_null(tmp_path):
     photos = [
-        Photo("a.jpg", None, np.float32(5.25), votes=VOTES.astype(np.float32), true=np.nan),
+        Photo("a.jpg", None, np.float32(5.25), votes=VOTES.astype(np.float32), other=np.nan),
         Photo("b.jpg", None, None, error="cut short", votes=[np.inf]),
         Photo("c.jpg", None, 6.0, numbers={"spread": np.nan, "below": 0.25}),
     ]
     page = a_page(figures=[["", "this run"], ["SRCC", "-"]])
     found = data_of(written(tmp_path / "page.html", page, photos))
     assert found["photos"]["score"] == [5.25, None, 6.0]
-    assert found["photos"]["true"] == [None] * 3
+    assert found["photos"]["other"] == [None] * 3
     assert found["photos"]["votes"][:2] == [[round(v, 4) for v in VOTES], [None]]
     assert found["figures"] == [["", "this run"], ["SRCC", "-"]]
     assert [(n["label"], n["values"]) for n in found["numbers"]] == [
@@ -116,29 +113,16 @@ def test_thumbnails_keep_the_aspect_ratio_and_what_cannot_be_read_has_none(tmp_p
 
 
 @pytest.mark.slow
-def test_a_long_page_has_small_thumbnails_in_order(tmp_path):
+def test_a_long_page_has_small_thumbnails_in_order_by_workers_as_without(tmp_path):
     make_pictures(tmp_path, ["wide.jpg"], size=(100, 200))
     make_pictures(tmp_path, ["tall.jpg"], size=(200, 100))
-    seen = []
-
-    def note(path):
-        seen.append(path)
-        return open_photo(path)
-
     paths = [tmp_path / ("tall.jpg" if row % 3 else "wide.jpg") for row in range(LARGE_UP_TO + 1)]
-    text = written(tmp_path / "p.html", a_page(), [Photo(p.name, p, 5.0) for p in paths], open_photo=note)
-    lines = thumbnails_of(text)
-    assert seen == paths
+    photos = [Photo(path.name, path, 5.0) for path in paths]
+    text, by_workers = (written(tmp_path / f"{n}.html", a_page(), photos, num_workers=n) for n in (0, 2))
     assert len(re.findall('class="thumbnails"', text)) == -(-len(paths) // CHUNK)
-    assert [opened(line).size[0] == SMALL for line in lines] == [p.name == "wide.jpg" for p in paths]
-
-
-@pytest.mark.slow
-def test_workers_make_the_same_page(tmp_path):
-    make_pictures(tmp_path, ["a.jpg"])
-    photos = [Photo(f"{row}.jpg", tmp_path / "a.jpg", 5.0) for row in range(PARALLEL_FROM)]
-    alone, shared = (written(tmp_path / f"{n}.html", a_page(), photos, num_workers=n) for n in (0, 2))
-    assert alone == shared
+    wide = [opened(line).size[0] == SMALL for line in thumbnails_of(text)]
+    assert wide == [path.name == "wide.jpg" for path in paths]
+    assert text == by_workers
 
 
 def test_a_signal_leaves_no_page(tmp_path, pictures):
@@ -164,54 +148,40 @@ def test_links_are_relative_where_page_and_picture_lie_together(tmp_path):
 def test_attention_is_in_multiples_of_an_even_share(tmp_path):
     even, one = np.full((4, 4), 1 / 16), np.zeros((4, 4))
     one[1, 2] = 1
-    large = np.full((64, 100), 1 / 6400)
-    photos = [Photo("a", None, 5.0, attention=values) for values in (even, one, large, None)]
+    photos = [Photo("a", None, 5.0, attention=values) for values in (even, one, None)]
     found = data_of(written(tmp_path / "p.html", a_page(), photos))
     limit = found["attention_limit"]
-    packed = found["photos"]["attention"]
-    maps = [m and (*m[:2], np.frombuffer(base64.b64decode(m[2]), np.uint8)) for m in packed]
-    assert limit == pytest.approx(np.quantile([1, 16, 1], 0.9))
-    assert maps[0][:2] == (4, 4)
-    assert set(maps[0][2]) == set(maps[2][2]) == {round(255 / limit)}
-    assert maps[1][2].tolist() == [255 if cell == 6 else 0 for cell in range(16)]
-    assert maps[2][:2] == (32, 32)
-    assert maps[3] is None
+    assert limit == pytest.approx(np.quantile([1, 16], 0.9))
+    maps = found["photos"]["attention"]
+    assert maps[0] == [[round(255 / limit)] * 4] * 4
+    assert maps[1] == [[0] * 4, [0, 0, 255, 0], [0] * 4, [0] * 4]
+    assert maps[2] is None
 
 
-def test_scores_of_one_scale_are_subtracted_and_of_two_scales_ranked(tmp_path):
-    a, b = [4.0, 5.0, 6.0, 8.0], [0.9, 0.2, 0.4, 0.8]
-    photos = [Photo(str(x), None, x, other=y) for x, y in zip(a, b, strict=True)]
-    same = data_of(written(tmp_path / "p.html", a_page(other_name="B"), photos))
-    assert same["photos"]["difference"] == pytest.approx(np.subtract(a, b))
-    assert same["other"]["srcc"] == pytest.approx(stats.spearmanr(a, b).statistic)
-    assert not same["other"]["ranks"]
-    ranked = data_of(written(tmp_path / "p.html", a_page(other_name="B", other_range=(0, 1)), photos))
-    assert ranked["other"]["ranks"]
-    assert ranked["photos"]["difference"] == [-0.75, 0.25, 0.25, 0.25]
-    ours, theirs = ranked["distributions"]
-    ends = [(d["edges"][0], d["edges"][-1]) for d in (ours, theirs)]
-    assert ends == [(4, 8), (0.2, 0.9)]
+def svg_of(chart):
+    return base64.b64decode(chart["picture"].removeprefix("data:image/svg+xml;base64,")).decode()
 
 
-def test_charts_are_of_all_photographs(tmp_path):
-    rng = np.random.default_rng(0)
-    scores, true = rng.normal(5, 1, (2, 700))
-    photos = [Photo(str(row), None, scores[row], true=true[row]) for row in range(5)]
-    found = data_of(written(tmp_path / "p.html", a_page(all_scores=scores, all_true=true), photos))
-    counts = {d["name"]: sum(d["counts"]) for d in found["distributions"]}
-    assert counts == {"Predicted": 700, "True": 700}
-    assert found["total"] == found["scatters"]["true"]["number"] == 700
-    assert found["scatters"]["other"] is None
+def test_a_distribution_is_of_all_scores():
+    scores = {"predicted score": np.array([1.0, 2, 3, 10]), "true score": np.full(4, 5.0)}
+    found = charts.distribution(scores)
+    predicted = (
+        "predicted score: mean 4, median 2.5, half of them between 1.75 and 4.75, all between 1 and 10."
+    )
+    assert found["text"].startswith(f"4 photographs. {predicted} true score: mean 5, ")
+    assert ">true score<" in svg_of(found)  # as text
 
 
-def test_a_scatter_marks_each_photograph_whose_two_scores_are_known():
-    scores, true = np.array([1.0, 5, 9, 4, np.nan]), np.array([2.0, 5, 8, np.nan, 4])
-    found = charts.scatter(scores, true, ("predicted score", "true score"), True)
-    svg = base64.b64decode(found["picture"].removeprefix("data:image/svg+xml;base64,")).decode()
-    cells = opened(re.search(r"data:image/png;base64,\s*([^\"]+)", svg)[1])
-    assert found["number"] == np.count_nonzero(np.asarray(cells)[..., 3]) == 3
-    assert ">true score<" in svg  # as text
-    assert found == charts.scatter(scores, true, ("predicted score", "true score"), True)
+def test_a_scatter_marks_each_photograph():
+    scores, true = np.array([1.0, 5, 9]), np.array([2.0, 5, 8])
+    found = charts.scatter(scores, true, ("predicted score", "true score"))
+    cells = np.asarray(opened(re.search(r"data:image/png;base64,\s*([^\"]+)", svg_of(found))[1]))[..., 3]
+    rows, columns = np.nonzero(cells)
+    shares = [np.floor((values - 1) / 8 * 60).clip(max=59) for values in (scores, true)]
+    assert len(rows) == 3
+    assert sorted(columns / cells.shape[1] * 60 // 1) == sorted(shares[1])
+    assert ">true score<" in svg_of(found)
+    assert found == charts.scatter(scores, true, ("predicted score", "true score"))
 
 
 def test_choose_takes_the_worst_errors_and_a_sample():
@@ -223,8 +193,7 @@ def test_choose_takes_the_worst_errors_and_a_sample():
     assert rows.tolist() == choose(errors, 100).tolist()
     others = [set(choose(errors, 100, seed=seed)) for seed in (0, 1)]
     assert others[0] & others[1] != others[0]
-    for count, limit, expected in ((3, 5, 3), (5, 5, 5), (9, 1, 1), (0, 4, 0), (4, 0, 0)):
-        assert len(choose(np.arange(float(count)), limit)) == expected
+    assert [len(choose(np.arange(9.0), limit)) for limit in (0, 1, 9, 10)] == [0, 1, 9, 9]
 
 
 def test_eval_writes_a_page_with_true_scores_and_votes(ava, run):
@@ -234,7 +203,7 @@ def test_eval_writes_a_page_with_true_scores_and_votes(ava, run):
     table = pd.read_csv(ava / "e" / "predictions.csv")
     assert result["files"]["page"] == str(ava / "e" / "report.html")
     assert found["photos"]["score"] == pytest.approx(table["predicted_score"].tolist(), abs=1e-5)
-    assert found["photos"]["true"] == pytest.approx(table["true_score"].tolist(), abs=1e-5)
+    assert found["photos"]["other"] == pytest.approx(table["true_score"].tolist(), abs=1e-5)
     assert [sum(votes) for votes in found["photos"]["other_votes"]] == pytest.approx([1] * 6, abs=1e-3)
     rows = {row[0]: row[1:] for row in found["figures"]}
     published = [rows[name][2].split(",")[0] for name in ("SRCC", "PLCC", "accuracy")]
@@ -248,18 +217,18 @@ def test_evals_page_is_on_the_datasets_own_scale(scored, run):
     assert evaluate(run, scored, "tad66k", report_images=4)[0] == 0
     text = (scored / "e" / "report.html").read_text()
     found, table = data_of(text), pd.read_csv(scored / "test.csv").set_index("image")["score"]
-    assert found["photos"]["true"] == pytest.approx(table[found["photos"]["image"]].tolist())
-    assert (found["range"], found["total"], len(thumbnails_of(text))) == ([0, 10], 6, 4)
+    assert found["photos"]["other"] == pytest.approx(table[found["photos"]["image"]].tolist())
+    assert (found["range"], len(thumbnails_of(text))) == ([0, 10], 4)
+    assert found["notes"][0].startswith("4 of 6 photographs are shown")
+    assert [chart["text"].split(" ")[0] for chart in found["charts"]] == ["6", "6"]
 
 
-def test_eval_without_a_page_and_over_one_and_in_training(ava, run):
-    status, result, _ = evaluate(run, ava, report_images=0)
-    assert (status, "page" in result["files"]) == (0, False)
-    assert not (ava / "e" / "report.html").exists()
-    assert evaluate(run, ava, overwrite=True)[0] == 0
-    assert (ava / "e" / "report.html").exists()
-    evaluate(run, ava, overwrite=True, report_images=0)
-    assert not (ava / "e" / "report.html").exists()
+def test_eval_without_a_page_over_one_and_a_page_in_training(ava, run):
+    page = ava / "e" / "report.html"
+    assert evaluate(run, ava)[0] == 0
+    assert page.exists()
+    status, result, _ = evaluate(run, ava, overwrite=True, report_images=0)
+    assert (status, "page" in result["files"], page.exists()) == (0, False, False)
     status, _, err = run(arguments(ava, experiment_dir_name=ava / "t", report_images=5))
     assert (status, err.count("\n")) == (2, 1)
     assert "--report_images belongs to --eval" in err

@@ -12,7 +12,8 @@ from helpers.data import make_pictures
 from helpers.pages import ODD, VOTES, a_page, evaluate
 from PIL import Image
 
-from iaa.reports.html_page import Photo, open_photo, write_page
+from iaa.reports import charts
+from iaa.reports.html_page import Photo, write_page
 
 pytestmark = pytest.mark.slow
 
@@ -147,8 +148,7 @@ def many(pictures, count=40):
                 votes=VOTES,
                 other_votes=VOTES[::-1],
                 attention=rng.dirichlet(np.ones(49)).reshape(7, 7),
-                true=float(np.clip(score + rng.normal(), 1, 10)) if row % 5 else None,
-                other=float(np.clip(score + rng.normal(), 1, 10)),
+                other=float(np.clip(score + rng.normal(), 1, 10)) if row % 7 else None,
                 numbers={"below": float(rng.uniform()), "spread": float(rng.uniform())},
             )
         )
@@ -159,11 +159,9 @@ def many(pictures, count=40):
 def shown(tmp_path_factory, pictures):
     """A page with everything in it, and its photographs."""
     path, photos = tmp_path_factory.mktemp("page") / "all of it.html", many(pictures)
-    write_page(
-        path,
-        a_page(other_name="other.pth", figures=FIGURES, remarks=["split: authors"]),
-        photos,
-    )
+    pairs = np.array([(photo.score, photo.other) for photo in photos if photo.other is not None])
+    drawn = [charts.distribution({"score": pairs[:, 0]}), charts.scatter(*pairs.T, ("score", "other score"))]
+    write_page(path, a_page(figures=FIGURES, remarks=["split: authors"], charts=drawn), photos)
     return path, photos
 
 
@@ -172,10 +170,8 @@ def test_every_order(reader, shown):
     reader.open(path)
     values = {
         "score": lambda p: p.score,
-        "true": lambda p: p.true,
-        "miss": lambda p: None if p.true is None else abs(p.score - p.true),
         "other": lambda p: p.other,
-        "difference": lambda p: abs(p.score - p.other),
+        "difference": lambda p: None if p.other is None else abs(p.score - p.other),
         "below": lambda p: p.numbers["below"],
         "spread": lambda p: p.numbers["spread"],
     }
@@ -233,12 +229,8 @@ def test_the_keyboard_alone(reader, shown):
     reader.do("document.getElementById('clear').focus()")
     reader.press("TAB")
     assert reader.focused() == names[0]
-    for key, place in (
-        ("ARROW_RIGHT", 1),
-        ("ARROW_DOWN", 1 + columns),
-        ("ARROW_LEFT", columns),
-        ("ARROW_UP", 0),
-    ):
+    moves = {"ARROW_RIGHT": 1, "ARROW_DOWN": 1 + columns, "ARROW_LEFT": columns, "ARROW_UP": 0}
+    for key, place in moves.items():
         reader.press(key)
         assert reader.focused() == names[place]
     reader.press("ARROW_LEFT", "END")
@@ -255,10 +247,8 @@ def test_the_keyboard_alone(reader, shown):
     assert reader.complaints() == []
 
 
-def opacity(reader, card, selector):
-    return float(
-        reader.do("return getComputedStyle(arguments[0].querySelector(arguments[1])).opacity", card, selector)
-    )
+def opacity(selector):
+    return f"Number(getComputedStyle(document.querySelector('{selector}')).opacity)"
 
 
 @pytest.mark.parametrize("how", ["hover", "focus"])
@@ -266,44 +256,32 @@ def test_attention_and_votes_show(reader, shown, how):
     from selenium.webdriver import ActionChains
 
     reader.open(shown[0])
-    card = reader.all(".card")[1]
+    second = "#gallery > li:nth-child(2) "
+    card = reader.one(second + ".card")
     reader.do("document.activeElement.blur(); arguments[0].scrollIntoView({block: 'center'})", card)
-    reader.until("document.querySelectorAll('.card')[1].querySelector('.votes') !== null")
+    reader.until(f"document.querySelector('{second}.votes')")
     assert reader.all(".card canvas") == []
-    assert opacity(reader, card, ".votes") < 0.5
+    assert reader.do(f"return {opacity(second + '.votes')}") < 0.5
     if how == "hover":
         ActionChains(reader.driver).move_to_element(card).perform()
     else:
         reader.do("document.querySelector('.card').focus()")
         reader.press("ARROW_RIGHT")
-    reader.until(
-        "getComputedStyle(document.querySelectorAll('.card')[1].querySelector('canvas')).opacity === '1'"
-    )
-    reader.until(
-        "getComputedStyle(document.querySelectorAll('.card')[1].querySelector('.votes')).opacity === '1'"
-    )
-    boxes = [
-        reader.do(
-            "return arguments[0].querySelector(arguments[1]).getBoundingClientRect().toJSON()", card, what
-        )
-        for what in ("img", "canvas")
-    ]
-    assert boxes[0] == pytest.approx(boxes[1])  # over all of the picture, whatever its shape
-    if how == "focus":
         assert "5: 30 %" in card.get_attribute("aria-description")
+    for what in ("canvas", ".votes"):
+        reader.until(f"{opacity(second + what)} === 1")
+    picture, attention = (reader.one(second + what).rect for what in ("img", "canvas"))
+    assert picture == attention  # over all of the picture, whatever its shape
     assert reader.complaints() == []
 
 
 def test_attention_on_all(reader, shown):
     reader.open(shown[0])
     reader.one("#everywhere").click()
-    reader.until(
-        "[...document.querySelectorAll('.card canvas')].filter(c => getComputedStyle(c).opacity === '1').length > 4"
-    )
+    reader.until("document.querySelectorAll('.card canvas').length > 4")
     reader.do("window.scrollTo(0, document.body.scrollHeight)")
-    last = "[...document.querySelectorAll('.card')].at(-3)"
     reader.until(
-        f"{last}.querySelector('canvas') && getComputedStyle({last}.querySelector('canvas')).opacity === '1'"
+        f"document.querySelectorAll('.card canvas').length === 38 && {opacity('#gallery > li:nth-child(38) canvas')} === 1"
     )
     assert "times an even share" in reader.one("#legend").text
 
@@ -315,12 +293,12 @@ def test_one_photograph_in_large(reader, shown):
     reader.one(".card").click()
     reader.until("document.querySelector('#viewed img').complete")
     text = reader.one("#viewed").text
-    assert f"Predicted score\n{best.score:.2f}" in text
-    assert f"Score by other.pth\n{best.other:.2f}" in text
+    assert f"Score\n{best.score:.2f}" in text
+    assert f"Other score\n{best.other:.2f}" in text
     assert reader.one("#viewed img").get_attribute("alt") == best.image
     label = reader.one("#viewed svg").get_attribute("aria-label")
-    assert label.startswith("Votes, this run: 1: 0 %, 2: 1 %, 3: 2 %, 4: 10 %, 5: 30 %")
-    assert "Votes, other.pth: 1: −1 %" in label
+    assert label.startswith("Votes, score: 1: 0 %, 2: 1 %, 3: 2 %, 4: 10 %, 5: 30 %")
+    assert "Votes, other score: 1: −1 %" in label
     assert len(reader.all("#viewed svg .bar")) == 20
     assert reader.one("#viewed a").get_attribute("href") == best.path.as_uri()
     reader.one("#viewed input").click()
@@ -330,32 +308,13 @@ def test_one_photograph_in_large(reader, shown):
     assert reader.complaints() == []
 
 
-def test_charts_lead_to_photographs(reader, shown):
-    _, photos = shown
-    reader.open(shown[0])
-    known = [photo for photo in photos if photo.true is not None]
-    worst = max(known, key=lambda photo: abs(photo.score - photo.true))
-    furthest = max(photos[2:], key=lambda photo: abs(photo.score - photo.other))
+def test_charts_are_drawn(reader, shown):
+    reader.open(shown[0], anew=False)
     titles = [element.text for element in reader.all("#overview h3")]
-    assert titles[-4:] == [
-        "Predicted against true",
-        "Worst errors",
-        "This run against other.pth",
-        "Largest disagreements",
-    ]
-    reader.set("text", "nobody's")
-    for found, photo in zip(reader.all("#overview ol"), (worst, furthest), strict=True):
-        assert len(found.find_elements("tag name", "li")) == 10
-        found.find_element("tag name", "button").click()
-        reader.until("document.activeElement.matches('.card')")
-        assert reader.focused() == photo.image
-    charts = reader.all("#overview img.chart")
-    assert len(charts) == 5
-    for chart in charts:
-        assert chart.get_attribute("alt")
+    assert titles[-2:] == ["Distribution of scores", "The score against the other score"]
+    for chart in reader.all("#overview img.chart"):
+        assert "photographs" in chart.get_attribute("alt")
         assert reader.do("return arguments[0].naturalWidth", chart) > 0
-    assert len(reader.all("#overview details table")) == 3
-    assert reader.complaints() == []
 
 
 def test_every_control_has_a_name_and_the_page_its_landmarks(reader, shown):
@@ -390,11 +349,11 @@ def test_dark_and_light_are_legible(reader, shown, scheme):
             for behind in ("ground", "panel", "mat") if name != "bad" else ("panel",):
                 assert reader.do(CONTRAST, name, behind) >= 4.5, (scheme, name, behind)
         assert reader.do(CONTRAST, "edge", "ground") >= 3  # the rim of controls
-        for chart in reader.all("#overview img.chart")[:3]:
-            grey = Image.open(io.BytesIO(chart.screenshot_as_png)).convert("L")
-            ground, bars = np.argsort(grey.histogram())[:-3:-1]
-            assert abs(ground - bars) > 120
-            assert (ground > 128) == (scheme == "light")
+        chart = reader.one("#overview img.chart")
+        grey = Image.open(io.BytesIO(chart.screenshot_as_png)).convert("L")
+        ground, bars = np.argsort(grey.histogram())[:-3:-1]
+        assert abs(ground - bars) > 120
+        assert (ground > 128) == (scheme == "light")
     finally:
         reader.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
 
@@ -415,18 +374,16 @@ def test_narrow_and_wide_screens(reader, shown, width):
         reader.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
-@pytest.mark.parametrize("kind", ["empty", "errors", "single", "plain", "equal", "ranks"])
+@pytest.mark.parametrize("kind", ["empty", "errors", "single", "plain", "equal"])
 def test_odd_pages_open(reader, tmp_path, kind):
-    page = a_page(other_name="B", other_range=(0.0, 1.0)) if kind == "ranks" else a_page()
     photos = {
         "empty": [],
         "errors": [Photo("a.jpg", None, None, error="cut short")],
-        "single": [Photo("a.jpg", None, 5.0, votes=[0.0] * 10, true=5.0)],
+        "single": [Photo("a.jpg", None, 5.0, votes=[0.0] * 10, other=5.0)],
         "plain": [Photo(f"{n}.jpg", None, float(n)) for n in range(4)],
-        "equal": [Photo(f"{n}.jpg", None, 5.0, true=5.0, other=5.0) for n in range(4)],
-        "ranks": [Photo(f"{n}.jpg", None, float(n), other=n / 4) for n in range(4)],
+        "equal": [Photo(f"{n}.jpg", None, 5.0, other=5.0) for n in range(4)],
     }[kind]
-    write_page(tmp_path / "page.html", page, photos)
+    write_page(tmp_path / "page.html", a_page(), photos)
     reader.open(tmp_path / "page.html")
     assert reader.count() == f"{len(photos)} of {len(photos)} photographs"
     if photos:
@@ -440,30 +397,24 @@ def test_evals_page_opens(reader, ava, run):
     reader.open(ava / "e" / "report.html")
     assert reader.one("#overview td.large").text != ""
     reader.one(".card").click()
-    assert reader.one("#viewed svg").get_attribute("aria-label").startswith("Votes, predicted: 1: ")
+    assert reader.one("#viewed svg").get_attribute("aria-label").startswith("Votes, predicted score: 1: ")
     assert reader.complaints() == []
 
 
 @pytest.mark.slow
-def test_five_thousand_photographs(reader, tmp_path, pictures):
-    photos = many(pictures, 5000)
-    path = tmp_path / "large.html"
-    still = open_photo(pictures / "wide.jpg").resize((96, 64))
-    write_page(path, a_page(other_name="B"), photos, open_photo=lambda _: still.copy())
+def test_two_thousand_photographs(reader, tmp_path):
+    make_pictures(tmp_path, ["wide.jpg", "tall.png"], size=(64, 96))
+    photos, path = many(tmp_path, 2000), tmp_path / "large.html"
+    write_page(path, a_page(), photos)
     start = time.perf_counter()
     reader.open(path)
-    assert len(reader.names()) == 5000
-    opened = time.perf_counter() - start
-    start = time.perf_counter()
+    assert len(reader.names()) == 2000
     reader.set("sort", "spread")
     assert reader.names()[0] == max(photos[2:], key=lambda p: p.numbers["spread"]).image
-    ordered = time.perf_counter() - start
+    assert time.perf_counter() - start < 15
     assert len(reader.all(".card img")) < 500  # the others wait until they come near
     reader.do("document.querySelector('.card').focus()")
     reader.press("END")
     reader.until("document.activeElement.getBoundingClientRect().bottom <= innerHeight")
-    reader.until("[...document.querySelectorAll('.card')].at(-3).querySelector('img') !== null")
-    print(f"{path.stat().st_size / 1e6:.1f} MB, open in {opened:.1f} s, sorted in {ordered:.1f} s")
-    assert opened < 15
-    assert ordered < 8
+    reader.until("document.querySelector('#gallery > li:nth-last-child(3) img') !== null")
     assert reader.complaints() == []
