@@ -6,37 +6,47 @@ import argparse
 import hashlib
 import logging
 import os
+import random
 import signal
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
+from itertools import islice
 
 import numpy as np
 import torch
 
+import models
 from iaa.errors import InputError
 from iaa.networks.attention_maps import AttentionRecorder, background_share, mean_map
 from iaa.networks.trained_network import TrainedNetwork, load_network
-from iaa.options.scoring_options import ALL, is_folder, purpose_errors, score_range
+from iaa.options.scoring_options import ALL, is_parquet, purpose_errors, score_range
 from iaa.reports import gallery
 from iaa.reports.overlays import draw_overlay, overlay_path, read_mask
 from iaa.reports.terminal_summary import TerminalSummary
 from iaa.runtime import distributed
 from iaa.runtime.progress import progress_bar
 from iaa.runtime.signals import StopSignal, stop_errors
-from iaa.scoring.calibration import calibrate
-from iaa.scoring.parquet_parts import ParquetParts
-from iaa.scoring.photos import PhotoBatch, Photos, photo_batches
-from iaa.scoring.rows import RowBuilder, ScoredPhoto, read_reference, score_batches
+from iaa.scoring.photos import PhotoBatch, Photos, ScoredPhoto, photo_batches
+from iaa.scoring.rows import (
+    RowBuilder,
+    read_reference,
+    round_to_float32,
+    score_batches,
+    unmirrored_input,
+    until_stopped,
+)
 from iaa.scoring.shards import ORIGIN, shard_batches
-from iaa.scoring.sources import Source, Sources, shards_of
-from iaa.scoring.table import Row, Table
+from iaa.scoring.sources import Sources, is_shard, need_webdataset, path_number, shards_of
+from iaa.scoring.table import ParquetParts, Row, Table, open_table
 from iaa.training import checkpoint
 from iaa.training.build import pick_device
 from iaa.training.steps import Precision
 
 log = logging.getLogger("eat")
+
+CALIBRATION_BATCH = 16  # as in the released training
 
 
 def run(options: argparse.Namespace) -> int:
@@ -64,11 +74,14 @@ def score(options: argparse.Namespace, stop: StopSignal) -> int:
             interest_points=options.interest_points,
             will_calibrate=bool(options.calibrate_on),
         )
-    counts = Counter(source.is_shard for source in sources)
+    counts = Counter(map(is_shard, sources))
+    has_shards = counts[True] > 0
     if not counts:
         names = ", ".join(options.paths + options.list)
         raise InputError(f"no photographs in {names}{sources.describe_skipped()}")
-    refuse_options(options, trained, has_shards=counts[True] > 0)
+    if has_shards:
+        need_webdataset()
+    refuse_options(options, trained, has_shards)
     trained.model.to(device)
     precision = pick_precision(options.amp, device)
     photos = Photos(trained.resize, options.decode, options.upright)
@@ -84,40 +97,46 @@ def score(options: argparse.Namespace, stop: StopSignal) -> int:
         recorder = AttentionRecorder(trained.model, options.layer)
     extra_columns = ["attention_background"] if recorder else []
     extra_columns += ["explanation"] if options.explain else []
-    extra_columns += ORIGIN if is_folder(options.out) or counts[True] else ()
+    extra_columns += ORIGIN if is_parquet(options.out) or has_shards else ()
     builder = RowBuilder(trained, reference, extra_columns)
     if options.out:
-        table = (ParquetParts if is_folder(options.out) else Table)(options.out, builder.columns)
+        table = open_table(options.out, builder.columns)
     if options.calibrate_on:
-        paths, count = options.calibrate_on, options.calibrate_points
-        note = calibrate(trained.model, photos, paths, count, device, options.num_workers, stop)
+        drawn = draw(Sources(options.calibrate_on), options.calibrate_points)
+        try:
+            note = calibrate(trained.model, photos, drawn, device, options.num_workers, stop)
+        except ValueError as error:
+            reason = error if isinstance(error, InputError) else "no photograph there decodes"
+            raise InputError(f"--calibrate_on {' '.join(options.calibrate_on)}: {reason}") from error
         trained.notes.append(note)
         if options.save_calibrated:
             checkpoint.save(options.save_calibrated, trained.model.state_dict())
     log_networks(trained, comparison and comparison.trained, device)
 
-    summary, turned = TerminalSummary(trained.scale, options.out), 0
-    waiting = defaultdict(list)  # results by shard, until the shard is done
+    summary, turned, damaged = TerminalSummary(trained.scale, options.out), 0, 0
+    waiting: dict[str, list[ScoredPhoto]] = defaultdict(list)  # by shard, until the shard is done
     with ExitStack() as stack:
-        hashes: set[int] = set()
+        done: set[int] = set()
         if table:
             settings = make_settings(options, builder, precision)
             write = stack.enter_context(table.writing(settings, options.append, options.overwrite))
-            hashes = take_over_rows(table, summary, page)
+            done = take_over_rows(table, summary, page)
         if recorder:
             stack.enter_context(recorder)
-        key = table.key if table else str
-        batches = unscored_batches(sources, hashes, key, photos, options.batch_size, options.num_workers)
-        total = None if counts[True] else counts[False]
+        batches = unscored_batches(sources.without(done), photos, options.batch_size, options.num_workers)
+        total = None if has_shards else counts[False]
         bar = stack.enter_context(progress_bar("score", total, summary.rows_before))
-        for batch, results in score_batches(trained, batches, precision, recorder, stop):
-            turned += batch.turned
-            bar.update(len(results))
-            waiting[batch.shard] += results
-            if batch.shard and not batch.is_last:
-                continue
-            rows = [make_row(options, builder, result) for result in waiting.pop(batch.shard)]
-            if table:
+        for batch in score_batches(trained, batches, precision, recorder, stop):
+            bar.update(len(batch.photos))
+            turned += sum(photo.turned for photo in batch.photos)
+            waiting[batch.shard] += batch.photos
+            if batch.fault:
+                log.warning("warning: %s: cannot be read to its end (%s)", batch.shard, batch.fault)
+                damaged += 1
+            if batch.shard and batch.photos:
+                continue  # the last batch of a shard is empty
+            rows = [make_row(options, builder, photo) for photo in waiting.pop(batch.shard)]
+            if table and rows:
                 write(*(row for row, _ in rows), shard=batch.shard)
             for row, attention in rows:
                 summary.add(row)
@@ -132,7 +151,8 @@ def score(options: argparse.Namespace, stop: StopSignal) -> int:
     summary.close(sources.describe_skipped())
     if page:
         write_page(options, trained, page, comparison, device, stop)
-    return int(summary.errors + summary.errors_before > 0 and distributed.world_size() == 1)
+    has_errors = summary.errors + summary.errors_before + damaged > 0
+    return int(has_errors and distributed.world_size() == 1)
 
 
 def write_page(
@@ -147,11 +167,11 @@ def write_page(
 
     def score_again(network: TrainedNetwork, images: Sequence[str], recorder: AttentionRecorder | None):
         photos = Photos(network.resize, options.decode, options.upright)
-        batches = photo_batches(photos, map(Source, images), options.batch_size, options.num_workers)
+        batches = photo_batches(photos, images, options.batch_size, options.num_workers)
         with progress_bar("the page", len(images)) as bar:
-            for _, results in score_batches(network, batches, Precision(device), recorder, stop):
-                bar.update(len(results))
-                yield from results
+            for batch in score_batches(network, batches, Precision(device), recorder, stop):
+                bar.update(len(batch.photos))
+                yield from batch.photos
 
     about = {"layer": options.layer, "upright": options.upright, "num_workers": options.num_workers}
     gallery.write_gallery(options.report, trained, page, comparison, score_again, stop=stop, **about)
@@ -177,63 +197,93 @@ def log_networks(trained: TrainedNetwork, compared: TrainedNetwork | None, devic
     log.info("%s %s%s, on %s", trained.name, scale, points, device)
 
 
+def draw(paths: Iterable[str], count: int) -> list[str]:
+    """`count` of the paths at random, in one pass, in their order; all if there are no more."""
+    rng, drawn = random.Random(0), []
+    for number, path in enumerate(paths):
+        if number < count:
+            drawn.append((number, path))
+        elif (index := rng.randrange(number + 1)) < count:
+            drawn[index] = (number, path)
+    return [path for _, path in sorted(drawn)]
+
+
+def calibrate(
+    model: torch.nn.Module,
+    photos: Photos,
+    paths: Sequence[str],
+    device: torch.device,
+    num_workers: int,
+    stop: StopSignal,
+) -> str:
+    """Set the model's running interest points from photographs; returns a note about them.
+
+    Raises ValueError if none can be read, Interrupted.
+    """
+    used = 0
+
+    def inputs() -> Iterator[torch.Tensor]:
+        nonlocal used
+        for batch in until_stopped(photo_batches(photos, paths, CALIBRATION_BATCH, num_workers), stop):
+            bar.update(len(batch.photos))
+            used += len(batch.images)
+            if len(batch.images):
+                yield unmirrored_input(batch.images, model, device)
+
+    with progress_bar("calibrate", len(paths)) as bar:
+        models.calibrate_points(model, inputs())
+    unread = f"; {len(paths) - used} could not be read" if used < len(paths) else ""
+    return f"running interest points calibrated on {used} photographs{unread}"
+
+
 def take_over_rows(
     table: Table | ParquetParts, summary: TerminalSummary, page: gallery.Gallery | None
 ) -> set[int]:
-    """Count the rows that the table has already. Returns hashes of the names of their photographs, and of shards."""
-    hashes = set(map(hash, table.shards))
+    """Count the rows that the table has already. Returns the `path_number` of their photographs, and of finished shards."""
+    done = set(table.shards)
     summary.shards_before = len(table.shards)
     for row in table.rows():
-        path = os.path.abspath(row["image"])
-        hashes.update(hash(table.key(name)) for name in (path, *shards_of(path)))
+        done.update(map(path_number, [row["image"], *shards_of(row["image"])]))
         summary.count_earlier(row)
         if page:
             page.add(row)
-    return hashes
+    return done
 
 
 def unscored_batches(
-    sources: Sources,
-    hashes: set[int],
-    key: Callable[[str], str],
-    photos: Photos,
-    batch_size: int,
-    num_workers: int,
+    paths: Iterable[str], photos: Photos, batch_size: int, num_workers: int
 ) -> Iterator[PhotoBatch]:
-    """This process's share of the files, then of the shards. hashes, key: see `Sources.without`."""
+    """This process's share of the files, then of the shards."""
     rank, world_size, shards = distributed.rank(), distributed.world_size(), []
 
-    def files() -> Iterator[Source]:
-        number = 0
-        for source in sources.without(hashes, key):
-            if source.is_shard:
-                shards.append(source.path)
-                continue
-            if number % world_size == rank:
-                yield source
-            number += 1
+    def files() -> Iterator[str]:
+        for path in paths:
+            if is_shard(path):
+                shards.append(path)
+            else:
+                yield path
 
-    yield from photo_batches(photos, files(), batch_size, num_workers)
+    yield from photo_batches(photos, islice(files(), rank, None, world_size), batch_size, num_workers)
     yield from shard_batches(photos, shards[rank::world_size], batch_size, num_workers)
 
 
 def make_row(
-    options: argparse.Namespace, builder: RowBuilder, scored: ScoredPhoto
+    options: argparse.Namespace, builder: RowBuilder, photo: ScoredPhoto
 ) -> tuple[Row, np.ndarray | None]:
     """A photograph's row, and its attention map (H, W) if that was recorded. Draws the overlay of --explain."""
-    row = builder.build(scored)
-    if not scored.attention_maps:
+    row = builder.build(photo)
+    if not photo.attention_maps:
         return row, None
-    attention, background, overlay = mean_map(list(scored.attention_maps.values())), None, ""
-    foreground = read_mask(options.mask, scored.path) if options.mask else None
+    attention = mean_map(list(photo.attention_maps.values()))
+    foreground = read_mask(options.mask, photo.path) if options.mask else None
     if foreground is not None or not options.mask:
-        background = background_share(attention, foreground)
+        row["attention_background"] = round_to_float32(background_share(attention, foreground))
     if options.explain:
-        path, (low, high) = overlay_path(options.explain, scored.path), builder.trained.scale
-        title = f"{os.path.basename(scored.path)}: score {row['score']:.3f} ({low:g} to {high:g})"
-        if draw_overlay(path, scored.path, scored.attention_maps, title, foreground, options.upright):
-            overlay = str(path)
-    return builder.build(scored, background, overlay), attention
+        path, (low, high) = overlay_path(options.explain, photo.path), builder.trained.scale
+        title = f"{os.path.basename(photo.path)}: score {row['score']:.3f} ({low:g} to {high:g})"
+        if draw_overlay(path, photo.path, photo.attention_maps, title, foreground, options.upright):
+            row["explanation"] = str(path)
+    return row, attention
 
 
 def make_settings(options: argparse.Namespace, builder: RowBuilder, precision: Precision) -> dict:

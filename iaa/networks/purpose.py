@@ -33,8 +33,9 @@ def run_purpose(folder: Path) -> Purpose:
 
 
 def find_table_scale(table: Path) -> tuple[float, float] | None:
-    """The scale of a table of scores, as its own `.run.json` or the options of the run in its folder state it."""
-    scale = read_json_object(table.with_name(f"{table.name}.run.json")).get("score_range")
+    """The scale of a table of scores, as its own `run.json` or the options of the run in its folder state it."""
+    settings = table / "_run.json" if table.is_dir() else table.with_name(f"{table.name}.run.json")
+    scale = read_json_object(settings).get("score_range")
     if isinstance(scale, list) and len(scale) == 2 and all(type(value) in (int, float) for value in scale):
         return float(scale[0]), float(scale[1])
     return run_purpose(table.parent).scale

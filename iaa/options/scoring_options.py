@@ -39,7 +39,7 @@ TABLE = {
         Option("save_calibrated", Path, None, "save the calibrated weights in this file"),
     ),
     "what is written": (
-        Option("out", str, None, "table of scores: .csv or .jsonl, written after each batch; .parquet, written at the end; or a folder of Parquet parts, ending in / (default: terminal only)", metavar="FILE"),
+        Option("out", str, None, "table of scores: .csv or .jsonl, written after each batch; or .parquet, a folder of Parquet files (default: terminal only)", metavar="FILE"),
         Option("append", bool, False, "continue --out: skip photographs that have a row already"),
         Option("overwrite", bool, False, "replace --out, --report and --save_calibrated"),
         Option("reference", str, None, "a run's predictions.csv, or a table of scores: adds the column `below`, the share of its scores that are lower", metavar="FILE"),
@@ -99,9 +99,9 @@ def score_range(low: float | None, high: float | None) -> tuple[float, float] | 
     return low, high
 
 
-def is_folder(out: str | None) -> bool:
-    """Whether --out is a folder of parts."""
-    return out is not None and (out.endswith(os.sep) or os.path.isdir(out))
+def is_parquet(out: str | Path | None) -> bool:
+    """Whether --out is a folder of Parquet files."""
+    return out is not None and Path(out).suffix.lower() == ".parquet"
 
 
 def check(options: argparse.Namespace) -> None:
@@ -110,19 +110,18 @@ def check(options: argparse.Namespace) -> None:
         is_given = getattr(options, name) not in (False, None, ALL)
         if is_given and not any(getattr(options, owner) for owner in owners):
             raise InputError(f"--{name} belongs to --{' or --'.join(owners)}; give that, too")
-    parts, several = is_folder(options.out), distributed.world_size() > 1
+    several, shows = distributed.world_size() > 1, options.explain or options.report
     _refuse(
         "",
         (not options.paths + options.list, "no photographs: give files, folders, globs, or --list FILE"),
         (options.append and options.overwrite, "--append and --overwrite exclude each other"),
-        (parts and options.report, "--report needs a file as --out, not a folder of parts"),
-        (parts and options.explain, "--explain needs a file as --out, not a folder of parts"),
         (
             options.explain and options.explain.is_file(),
             f"--explain {options.explain}: is a file, not a folder",
         ),
         (options.mask and not options.mask.is_dir(), f"--mask {options.mask}: no such folder"),
-        (several and not parts, "several processes need a folder that ends in /, as --out scores.parquet/"),
+        (several and not is_parquet(options.out), "several processes need Parquet, as --out scores.parquet"),
+        (several and shows, "--report and --explain need one process"),
         (several and options.calibrate_on, "--calibrate_on needs one process; then use --save_calibrated"),
         (several and "-" in options.list, "--list -: several processes cannot read one standard input"),
     )
@@ -132,16 +131,18 @@ def check(options: argparse.Namespace) -> None:
     for name in ("out", "report", "save_calibrated"):
         if (value := getattr(options, name)) is None:
             continue
-        path, may_be_folder = Path(value), name == "out" and parts
+        path, is_table = Path(value), name == "out"
         folder = path if path.is_dir() else path.absolute().parent
-        may_exist = name == "out" or options.overwrite or (name == "report" and options.append)
-        is_table = name != "out" or parts or path.suffix.lower() in ENDINGS
+        may_exist = is_table or options.overwrite or (name == "report" and options.append)
         _refuse(
             f"--{name} {value}: ",
             (os.path.realpath(path) in used, "is an input or another output, too; give another file"),
-            (may_be_folder and path.is_file(), "is a file; leave the / out, or give a folder"),
-            (not is_table, f"its ending should be one of {', '.join(ENDINGS)}"),
-            (path.is_dir() and not may_be_folder, "is a folder; give a file"),
+            (
+                is_table and path.suffix.lower() not in ENDINGS,
+                f"its ending should be one of {', '.join(ENDINGS)}",
+            ),
+            (is_table and is_parquet(path) and path.is_file(), "is a file; Parquet is written as a folder"),
+            (path.is_dir() and not (is_table and is_parquet(path)), "is a folder; give a file"),
             (not folder.is_dir(), "lies in a folder that does not exist"),
             (path.exists() and not may_exist, "exists; give another, or --overwrite"),
             (not os.access(folder, os.W_OK), f"the folder {folder} is write-protected"),

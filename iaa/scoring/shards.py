@@ -8,10 +8,11 @@ import tarfile
 from collections.abc import Iterator, Sequence
 from itertools import islice
 
+import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
 from iaa.photographs import workers
-from iaa.scoring.photos import PhotoBatch, Photos, error_text, refuse_pipe
+from iaa.scoring.photos import PhotoBatch, Photos, ScoredPhoto, error_text, refuse_no_file
 from iaa.scoring.sources import picture_endings
 
 ORIGIN = ("url", "key")  # read from the JSON text beside a photograph, as img2dataset writes it
@@ -22,8 +23,7 @@ def shard_batches(
 ) -> Iterator[PhotoBatch]:
     """Batches in the order of each shard, every batch of one shard; batches of `num_workers` shards alternate.
 
-    A shard's last batch has no photograph; if the shard is damaged, it has the shard's path and an error.
-    Raises InputError if a worker dies.
+    A shard's last batch has no photograph, and the fault of the shard if it is damaged. Raises InputError if a worker dies.
     """
     dataset, num_workers = Shards(photos, shards, batch_size), min(num_workers, len(shards))
     return workers.checked_items(
@@ -43,29 +43,24 @@ class Shards(IterableDataset):
             faults: list[str] = []
             samples = self._read(shard, faults)
             while batch := list(islice(samples, self.batch_size)):
-                origins = [sample.pop() for sample in batch]
-                yield self.photos.collate(batch)._replace(origins=origins, shard=shard)
-            end = [[shard, faults[0], False, None]] if faults else []
-            yield self.photos.collate(end)._replace(shard=shard, is_last=True)
+                yield self.photos.collate(batch)._replace(shard=shard)
+            yield self.photos.collate([])._replace(shard=shard, fault="".join(faults))
 
-    def _read(self, shard: str, faults: list[str]) -> Iterator[list]:
-        """For each picture the path, the values of `photos.read` and the origin. Adds the shard's faults to `faults`."""
+    def _read(self, shard: str, faults: list[str]) -> Iterator[tuple[ScoredPhoto, np.ndarray | None]]:
+        """Each picture, as `Photos.read` has it. Adds the shard's fault to `faults`."""
+        from webdataset.handlers import ignore_and_continue
         from webdataset.tariterators import group_by_keys  # takes a second to import
 
-        def note_repeated(_: Exception) -> bool:
-            faults.append("it has two members of one name; the first was scored")
-            return True  # webdataset goes on
-
-        pictures = 0
-        for sample in group_by_keys(_members(shard, faults), lcase=False, handler=note_repeated):
+        # Of two members of one name, the first is read.
+        samples = group_by_keys(_members(shard, faults), lcase=False, handler=ignore_and_continue)
+        for sample in samples:
             origin = _read_origin(sample.get("json", b""))
             for ending, content in sample.items():
                 path = f"{shard}/{sample['__key__']}.{ending}"
                 if _ending(path) in picture_endings():
-                    pictures += 1
-                    yield [path, *self.photos.read(content), origin]
-        if not (pictures or faults):
-            faults.append("no member is a picture")
+                    photo, pixels = self.photos.read(path, content)
+                    photo.origin = origin
+                    yield photo, pixels
 
 
 def _members(shard: str, faults: list[str]) -> Iterator[dict]:
@@ -74,7 +69,7 @@ def _members(shard: str, faults: list[str]) -> Iterator[dict]:
 
     names = {"select_files": _is_wanted, "rename_files": lambda name: name.removeprefix("./")}
     try:
-        refuse_pipe(shard)
+        refuse_no_file(shard)
         with open(shard, "rb") as file:
             for member in tar_file_iterator(file, **names):
                 yield member | {"__url__": shard}
@@ -84,8 +79,7 @@ def _members(shard: str, faults: list[str]) -> Iterator[dict]:
                 if any(file.read()):  # tarfile does not notice a cut in a header, or before it
                     raise tarfile.ReadError("unexpected end of data")
     except Exception as error:  # a damaged tar raises anything at all
-        reason = error_text(error).partition(" @ ")[0]  # webdataset adds the file
-        faults.append(f"it cannot be read to its end ({reason})")
+        faults.append(error_text(error).partition(" @ ")[0])  # webdataset adds the file
 
 
 def _is_wanted(name: str) -> bool:
@@ -102,9 +96,6 @@ def _read_origin(text: bytes) -> dict[str, str]:
         fields = json.loads(text)
     except (ValueError, RecursionError):
         return {}
-    values = {name: fields.get(name) for name in ORIGIN} if isinstance(fields, dict) else {}
-    return {
-        name: str(value).encode("utf-8", "replace").decode()
-        for name, value in values.items()
-        if value is not None
-    }
+    fields = fields if isinstance(fields, dict) else {}
+    texts = {name: str(fields[name]) for name in ORIGIN if fields.get(name) is not None}
+    return {name: value.encode("utf-8", "replace").decode() for name, value in texts.items()}

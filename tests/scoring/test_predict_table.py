@@ -137,25 +137,6 @@ def test_an_unfinished_row_of_a_shard_takes_the_shards_rows_with_it(tmp_path, en
             write(*({"image": name, "score": 1.0, "error": ""} for name in names[left:]))
 
 
-def test_a_kill_leaves_a_parquet_table_as_it_was(album, weights, tmp_path, command):
-    out = tmp_path / "s.parquet"
-    words = (album, "--weights", weights, "--out", out, *CPU)
-    assert command(*words)[0] == 0
-    content, rows = out.read_bytes(), list(read_rows(out))
-    table, settings = table_of(out, weights)
-    for more in ({"append": True}, {"overwrite": True}):
-
-        def work(more=more):
-            with table.writing(settings, **more) as write:
-                write(rows[0])
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        assert ended(fork(work)) == -signal.SIGKILL
-        assert out.read_bytes() == (content if more.get("append") else b"")
-    assert command(*words)[0] == 0
-    assert list(read_rows(out)) == rows
-
-
 def test_a_full_disk_is_told_in_a_line(album, weights, tmp_path, command):
     out = tmp_path / "s.csv"
     words = (album, "--weights", weights, "--out", out, *CPU)
@@ -215,7 +196,7 @@ def test_the_same_network_under_another_name_may_append(album, weights, tmp_path
     assert len(list(read_rows(out))) == 7
 
 
-@pytest.mark.parametrize("ending", ["csv", "jsonl", "parquet"])
+@pytest.mark.parametrize("ending", ["csv", "jsonl"])
 def test_two_do_not_write_one_table(album, weights, tmp_path, command, ending):
     out = tmp_path / f"s.{ending}"
     assert command(album / "a.jpg", "--weights", weights, "--out", out, *CPU)[0] == 0
