@@ -12,6 +12,7 @@ import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
@@ -28,7 +29,7 @@ from iaa.reports.terminal_summary import TerminalSummary
 from iaa.runtime import distributed
 from iaa.runtime.progress import progress_bar
 from iaa.runtime.signals import StopSignal, stop_errors
-from iaa.scoring.photos import PhotoBatch, Photos, ScoredPhoto, photo_batches
+from iaa.scoring.photos import PhotoBatch, Photos, ScoredPhoto
 from iaa.scoring.rows import (
     RowBuilder,
     read_reference,
@@ -84,7 +85,7 @@ def score(options: argparse.Namespace, stop: StopSignal) -> int:
     refuse_options(options, trained, has_shards)
     trained.model.to(device)
     precision = pick_precision(options.amp, device)
-    photos = Photos(trained.resize, options.decode, options.upright)
+    photos = Photos(trained.resize, options.decode, options.upright, options.batch_size, options.num_workers)
     reference = comparison = recorder = table = page = None
     if options.reference:
         reference, notes = read_reference(options.reference, trained)
@@ -102,9 +103,11 @@ def score(options: argparse.Namespace, stop: StopSignal) -> int:
     if options.out:
         table = open_table(options.out, builder.columns)
     if options.calibrate_on:
-        drawn = draw(Sources(options.calibrate_on), options.calibrate_points)
+        paths = draw(Sources(options.calibrate_on), options.calibrate_points)
         try:
-            note = calibrate(trained.model, photos, drawn, device, options.num_workers, stop)
+            note = calibrate(
+                trained.model, replace(photos, batch_size=CALIBRATION_BATCH), paths, device, stop
+            )
         except ValueError as error:
             reason = error if isinstance(error, InputError) else "no photograph there decodes"
             raise InputError(f"--calibrate_on {' '.join(options.calibrate_on)}: {reason}") from error
@@ -123,7 +126,7 @@ def score(options: argparse.Namespace, stop: StopSignal) -> int:
             done = take_over_rows(table, summary, page)
         if recorder:
             stack.enter_context(recorder)
-        batches = unscored_batches(sources.without(done), photos, options.batch_size, options.num_workers)
+        batches = unscored_batches(photos, sources.without(done))
         total = None if has_shards else counts[False]
         bar = stack.enter_context(progress_bar("score", total, summary.rows_before))
         for batch in score_batches(trained, batches, precision, recorder, stop):
@@ -150,31 +153,24 @@ def score(options: argparse.Namespace, stop: StopSignal) -> int:
         )
     summary.close(sources.describe_skipped())
     if page:
-        write_page(options, trained, page, comparison, device, stop)
+        about = {"layer": options.layer, "upright": options.upright, "num_workers": options.num_workers}
+        rescore = make_rescore(photos, device, stop)
+        gallery.write_gallery(options.report, trained, page, comparison, rescore, stop=stop, **about)
     has_errors = summary.errors + summary.errors_before + damaged > 0
     return int(has_errors and distributed.world_size() == 1)
 
 
-def write_page(
-    options: argparse.Namespace,
-    trained: TrainedNetwork,
-    page: gallery.Gallery,
-    comparison: gallery.Comparison | None,
-    device: torch.device,
-    stop: StopSignal,
-) -> None:
-    """Write the page of --report, for which some photographs are scored once more, in float32."""
+def make_rescore(photos: Photos, device: torch.device, stop: StopSignal) -> gallery.Rescore:
+    """For the page of --report, some photographs are scored once more, in float32."""
 
     def score_again(network: TrainedNetwork, images: Sequence[str], recorder: AttentionRecorder | None):
-        photos = Photos(network.resize, options.decode, options.upright)
-        batches = photo_batches(photos, images, options.batch_size, options.num_workers)
+        batches = replace(photos, resize=network.resize).batches(images)
         with progress_bar("the page", len(images)) as bar:
             for batch in score_batches(network, batches, Precision(device), recorder, stop):
                 bar.update(len(batch.photos))
                 yield from batch.photos
 
-    about = {"layer": options.layer, "upright": options.upright, "num_workers": options.num_workers}
-    gallery.write_gallery(options.report, trained, page, comparison, score_again, stop=stop, **about)
+    return score_again
 
 
 def refuse_options(options: argparse.Namespace, trained: TrainedNetwork, has_shards: bool) -> None:
@@ -209,12 +205,7 @@ def draw(paths: Iterable[str], count: int) -> list[str]:
 
 
 def calibrate(
-    model: torch.nn.Module,
-    photos: Photos,
-    paths: Sequence[str],
-    device: torch.device,
-    num_workers: int,
-    stop: StopSignal,
+    model: torch.nn.Module, photos: Photos, paths: Sequence[str], device: torch.device, stop: StopSignal
 ) -> str:
     """Set the model's running interest points from photographs; returns a note about them.
 
@@ -224,7 +215,7 @@ def calibrate(
 
     def inputs() -> Iterator[torch.Tensor]:
         nonlocal used
-        for batch in until_stopped(photo_batches(photos, paths, CALIBRATION_BATCH, num_workers), stop):
+        for batch in until_stopped(photos.batches(paths), stop):
             bar.update(len(batch.photos))
             used += len(batch.images)
             if len(batch.images):
@@ -250,9 +241,7 @@ def take_over_rows(
     return done
 
 
-def unscored_batches(
-    paths: Iterable[str], photos: Photos, batch_size: int, num_workers: int
-) -> Iterator[PhotoBatch]:
+def unscored_batches(photos: Photos, paths: Iterable[str]) -> Iterator[PhotoBatch]:
     """This process's share of the files, then of the shards."""
     rank, world_size, shards = distributed.rank(), distributed.world_size(), []
 
@@ -263,8 +252,8 @@ def unscored_batches(
             else:
                 yield path
 
-    yield from photo_batches(photos, islice(files(), rank, None, world_size), batch_size, num_workers)
-    yield from shard_batches(photos, shards[rank::world_size], batch_size, num_workers)
+    yield from photos.batches(islice(files(), rank, None, world_size))
+    yield from shard_batches(photos, shards[rank::world_size])
 
 
 def make_row(

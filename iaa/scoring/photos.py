@@ -50,11 +50,15 @@ class PhotoBatch(NamedTuple):
     fault: str = ""
 
 
+@dataclass
 class Photos(Dataset):
     """Photographs and their pixels by path. decoder: `pil`, as in evaluation, or `fast`. upright: turned as EXIF says."""
 
-    def __init__(self, resize: Resize, decoder: str = "pil", upright: bool = False):
-        self.resize, self.decoder, self.upright = resize, decoder, upright
+    resize: Resize
+    decoder: str = "pil"
+    upright: bool = False
+    batch_size: int = 16
+    num_workers: int = 0  # processes that read
 
     def __getitem__(self, path: str) -> tuple[ScoredPhoto, np.ndarray | None]:
         return self.read(path, path)
@@ -72,20 +76,17 @@ class Photos(Dataset):
         except Exception as error:  # decoders raise anything at all on a damaged file
             return ScoredPhoto(path, explain_failure(source, error)), None
 
+    def batches(self, paths: Iterable[str]) -> Iterator[PhotoBatch]:
+        """In the order of `paths`, which are asked for no further ahead than keeps the workers busy. Raises InputError."""
+        iterator = iter(paths)
+        sampler = iter(lambda: list(islice(iterator, self.batch_size)), [])
+        options = {"batch_sampler": sampler, "collate_fn": self.collate}
+        return workers.checked_items(workers.make_worker_loader(self, self.num_workers, **options))
+
     def collate(self, samples: list) -> PhotoBatch:
         read = [pixels for _, pixels in samples if pixels is not None]
         images = np.stack(read) if read else np.empty((0, self.resize.side, self.resize.side, 3), np.uint8)
         return PhotoBatch([photo for photo, _ in samples], torch.from_numpy(images).permute(0, 3, 1, 2))
-
-
-def photo_batches(
-    photos: Photos, paths: Iterable[str], batch_size: int, num_workers: int
-) -> Iterator[PhotoBatch]:
-    """Batches in the order of `paths`, which are read no further ahead than keeps the workers busy. Raises InputError."""
-    iterator = iter(paths)
-    batches = iter(lambda: list(islice(iterator, batch_size)), [])
-    options = {"batch_sampler": batches, "collate_fn": photos.collate}
-    return workers.checked_items(workers.make_worker_loader(photos, num_workers, **options))
 
 
 def open_rgb(

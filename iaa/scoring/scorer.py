@@ -62,10 +62,6 @@ class Scorer:
         self.upright, self.batch_size = upright, batch_size
         self.score_range = self.trained.scale
 
-    def __repr__(self) -> str:
-        (low, high), of = self.score_range, f"{self.trained.name}, {self.trained.dataset}"
-        return f"Scorer({of}, scores {low:g} to {high:g}, on {self.device})"
-
     def __call__(
         self, photographs: Photograph | Tensor | Sequence[Photograph]
     ) -> float | np.ndarray | Tensor:

@@ -18,31 +18,28 @@ from iaa.scoring.sources import picture_endings
 ORIGIN = ("url", "key")  # read from the JSON text beside a photograph, as img2dataset writes it
 
 
-def shard_batches(
-    photos: Photos, shards: Sequence[str], batch_size: int, num_workers: int
-) -> Iterator[PhotoBatch]:
-    """Batches in the order of each shard, every batch of one shard; batches of `num_workers` shards alternate.
+def shard_batches(photos: Photos, shards: Sequence[str]) -> Iterator[PhotoBatch]:
+    """Batches in the order of each shard, every batch of one shard; batches of `photos.num_workers` shards alternate.
 
     A shard's last batch has no photograph, and the fault of the shard if it is damaged. Raises InputError if a worker dies.
     """
-    dataset, num_workers = Shards(photos, shards, batch_size), min(num_workers, len(shards))
-    return workers.checked_items(
-        workers.make_worker_loader(dataset, num_workers, batch_size=None, collate_fn=workers.identity)
-    )
+    num_workers = min(photos.num_workers, len(shards))
+    options = {"batch_size": None, "collate_fn": workers.identity}
+    return workers.checked_items(workers.make_worker_loader(Shards(photos, shards), num_workers, **options))
 
 
 class Shards(IterableDataset):
     """Batches of photographs. Each worker process reads shards of its own."""
 
-    def __init__(self, photos: Photos, shards: Sequence[str], batch_size: int):
-        self.photos, self.shards, self.batch_size = photos, shards, batch_size
+    def __init__(self, photos: Photos, shards: Sequence[str]):
+        self.photos, self.shards = photos, shards
 
     def __iter__(self) -> Iterator[PhotoBatch]:
         info = get_worker_info()
         for shard in self.shards if info is None else self.shards[info.id :: info.num_workers]:
             faults: list[str] = []
             samples = self._read(shard, faults)
-            while batch := list(islice(samples, self.batch_size)):
+            while batch := list(islice(samples, self.photos.batch_size)):
                 yield self.photos.collate(batch)._replace(shard=shard)
             yield self.photos.collate([])._replace(shard=shard, fault="".join(faults))
 

@@ -61,7 +61,6 @@ def test_grey_pictures(scorer, pictures):
 
 def test_what_it_says_of_itself(scorer):
     assert scorer.score_range == (1, 10)
-    assert repr(scorer) == "Scorer(eat_test, ava, scores 1 to 10, on cpu)"
     assert len(scorer([])) == 0
 
 

@@ -125,8 +125,8 @@ def test_what_can_be_read_of_a_damaged_shard_is_scored_and_the_damage_is_told(
 
 def test_of_two_members_of_one_name_the_first_is_read(shards, tmp_path):
     make_shard(tmp_path / "a.tar", [*five(), ("a.png", picture(3)), ("./a.png", picture(4)), ("b.txt", b"")])
-    photos = Photos(Resize(8, "bicubic"))
-    batch, last = shards.shard_batches(photos, [str(tmp_path / "a.tar")], 9, 0)
+    photos = Photos(Resize(8, "bicubic"), batch_size=9)
+    batch, last = shards.shard_batches(photos, [str(tmp_path / "a.tar")])
     assert [os.path.basename(photo.path) for photo in batch.photos][5:] == ["a.png"]
     assert np.array_equal(batch.images[5].permute(1, 2, 0), photos.read("", picture(3))[1])
     assert last.fault == ""
@@ -144,7 +144,8 @@ def test_members_that_are_no_photographs_are_rows_and_their_texts_are_not_truste
         (".hidden.png", picture(1)),
     ]
     make_shard(tmp_path / "a.tar", members)
-    *batches, last = shards.shard_batches(Photos(Resize(8, "bicubic")), [str(tmp_path / "a.tar")], 5, 0)
+    photos = Photos(Resize(8, "bicubic"), batch_size=5)
+    *batches, last = shards.shard_batches(photos, [str(tmp_path / "a.tar")])
     first, second = batches
     assert [photo.error for photo in first.photos] == ["the file has 0 bytes"] * 5
     assert [photo.origin for photo in first.photos] == [{}, {}, {}, {"url": "3"}, {"url": "?", "key": "ü"}]
@@ -157,7 +158,7 @@ def test_a_batch_has_photographs_of_one_shard(shards, tmp_path):
     for name in "ab":
         make_shard(tmp_path / f"{name}.tar", five())
     names = [str(tmp_path / f"{name}.tar") for name in "ab"]
-    batches = list(shards.shard_batches(Photos(Resize(8, "bicubic")), names, 3, 0))
+    batches = list(shards.shard_batches(Photos(Resize(8, "bicubic"), batch_size=3), names))
     assert [(batch.shard, len(batch.photos)) for batch in batches] == [
         (name, size) for name in names for size in (3, 2, 0)
     ]

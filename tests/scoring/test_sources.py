@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from iaa.scoring import photos
-from iaa.scoring.photos import Photos, photo_batches
+from iaa.scoring.photos import Photos
 from iaa.scoring.sources import Sources
 
 
@@ -91,7 +91,8 @@ def test_photographs_are_named_no_further_ahead_than_they_are_read(tree):
             asked += 1
             yield str(tree / "no.png")
 
-    for number, batch in enumerate(photo_batches(Photos(photos.Resize(32, "bicubic")), endless(), 4, 0), 1):
+    reading = Photos(photos.Resize(32, "bicubic"), batch_size=4)
+    for number, batch in enumerate(reading.batches(endless()), 1):
         assert len(batch.photos) == 4
         assert asked == 4 * number
         if number == 50:
@@ -102,7 +103,7 @@ def test_photographs_are_named_no_further_ahead_than_they_are_read(tree):
 def test_workers_are_given_no_more_than_keeps_them_busy(tree):
     asked = iter(range(1000))
     endless = (str(tree / f"{number}.png") for number in asked)
-    reading = photo_batches(Photos(photos.Resize(32, "bicubic")), endless, 4, 2)
+    reading = Photos(photos.Resize(32, "bicubic"), batch_size=4, num_workers=2).batches(endless)
     for _ in range(10):
         next(reading)
     assert next(asked) <= 4 * (10 + 2 * 2 + 1)
