@@ -39,7 +39,7 @@ from iaa.scoring.rows import (
     until_stopped,
 )
 from iaa.scoring.shards import ORIGIN, shard_batches
-from iaa.scoring.sources import Sources, is_shard, need_webdataset, path_number, shards_of
+from iaa.scoring.sources import Sources, is_shard, path_number, shards_of
 from iaa.scoring.table import ParquetParts, Row, Table, open_table
 from iaa.training import checkpoint
 from iaa.training.build import pick_device
@@ -80,8 +80,6 @@ def score(options: argparse.Namespace, stop: StopSignal) -> int:
     if not counts:
         names = ", ".join(options.paths + options.list)
         raise InputError(f"no photographs in {names}{sources.describe_skipped()}")
-    if has_shards:
-        need_webdataset()
     refuse_options(options, trained, has_shards)
     trained.model.to(device)
     precision = pick_precision(options.amp, device)

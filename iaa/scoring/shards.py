@@ -6,7 +6,7 @@ import json
 import os
 import tarfile
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from itertools import groupby, islice
 
 import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
@@ -45,49 +45,44 @@ class Shards(IterableDataset):
 
     def _read(self, shard: str, faults: list[str]) -> Iterator[tuple[ScoredPhoto, np.ndarray | None]]:
         """Each picture, as `Photos.read` has it. Adds the shard's fault to `faults`."""
-        from webdataset.handlers import ignore_and_continue
-        from webdataset.tariterators import group_by_keys  # takes a second to import
-
-        # Of two members of one name, the first is read.
-        samples = group_by_keys(_members(shard, faults), lcase=False, handler=ignore_and_continue)
-        for sample in samples:
-            origin = _read_origin(sample.get("json", b""))
-            for ending, content in sample.items():
-                path = f"{shard}/{sample['__key__']}.{ending}"
-                if _ending(path) in picture_endings():
-                    photo, pixels = self.photos.read(path, content)
+        for key, members in groupby(read_members(shard, faults), lambda member: key_of(member[0])):
+            contents = dict(members)
+            origin = read_origin(contents.get(f"{key}.json", b""))
+            for name, content in contents.items():
+                if os.path.splitext(name)[1].lower() in picture_endings():
+                    photo, pixels = self.photos.read(f"{shard}/{name}", content)
                     photo.origin = origin
                     yield photo, pixels
 
 
-def _members(shard: str, faults: list[str]) -> Iterator[dict]:
-    """The pictures and JSON texts of a tar, plain or compressed, up to its end or to its first fault."""
-    from webdataset.tariterators import tar_file_iterator
+def key_of(name: str) -> str:
+    """The members of one photograph have one name up to its first dot."""
+    folder, file = os.path.split(name)
+    return os.path.join(folder, file.partition(".")[0])
 
-    names = {"select_files": _is_wanted, "rename_files": lambda name: name.removeprefix("./")}
+
+def read_members(shard: str, faults: list[str]) -> Iterator[tuple[str, bytes]]:
+    """Names and contents of the pictures and JSON texts in a tar, plain or compressed, up to its end or its first fault."""
     try:
         refuse_no_file(shard)
         with open(shard, "rb") as file:
-            for member in tar_file_iterator(file, **names):
-                yield member | {"__url__": shard}
+            with tarfile.open(fileobj=file, mode="r|*") as tar:
+                for member in tar:
+                    name, ending = member.name.removeprefix("./"), os.path.splitext(member.name)[1].lower()
+                    is_hidden = os.path.basename(name).startswith(".")
+                    if member.isfile() and not is_hidden and ending in (".json", *picture_endings()):
+                        yield name, tar.extractfile(member).read()
+                    tar.members.clear()  # tarfile keeps them all
             file.seek(257)
             if file.read(5) == b"ustar":  # not compressed
                 file.seek(-tarfile.BLOCKSIZE, os.SEEK_END)
                 if any(file.read()):  # tarfile does not notice a cut in a header, or before it
                     raise tarfile.ReadError("unexpected end of data")
     except Exception as error:  # a damaged tar raises anything at all
-        faults.append(error_text(error).partition(" @ ")[0])  # webdataset adds the file
+        faults.append(error_text(error))
 
 
-def _is_wanted(name: str) -> bool:
-    return _ending(name) in (".json", *picture_endings())
-
-
-def _ending(name: str) -> str:
-    return os.path.splitext(name)[1].lower()
-
-
-def _read_origin(text: bytes) -> dict[str, str]:
+def read_origin(text: bytes) -> dict[str, str]:
     """The `url` and `key` that the JSON text beside a photograph gives."""
     try:
         fields = json.loads(text)

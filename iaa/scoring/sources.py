@@ -5,18 +5,16 @@ from __future__ import annotations
 import codecs
 import glob
 import hashlib
-import importlib.util
 import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from functools import cache
 
 from PIL import Image
 
-from iaa.errors import InputError
 from iaa.photographs.decode import FORMATS
 
 
@@ -51,7 +49,7 @@ class Sources:
     """The paths of the photographs and shards of a command line, each once: iterate as often as you like.
 
     paths: files with any ending; folders, searched with all folders below them for files with a picture's ending, but
-        hidden ones; globs with `*`, `?`, `[...]` and `**`; shards, also as patterns with braces. Folders are not
+        hidden ones; globs with `*`, `?`, `[...]` and `**`; shards, also as `photos-{000..999}.tar`. Folders are not
         searched for shards. A folder that cannot be read, and a glob without matches, is a path like that of a file.
     lists: text files with a path in each line; `-` is standard input. What cannot be read twice is read into memory.
     skipped: counts, by ending, of the files in folders that the latest iteration skipped.
@@ -109,25 +107,15 @@ class Sources:
 
 def _expand(pattern: str) -> Iterator[str]:
     """The paths that a glob or a pattern such as `photos-{000..999}.tar` stands for; any other path alone."""
-    patterns: Iterable[str] = [pattern]
-    if "{" in pattern and is_shard(pattern) and not os.path.lexists(pattern):
-        need_webdataset()
-        import braceexpand  # comes with webdataset
-
-        try:
-            patterns = braceexpand.braceexpand(pattern)
-        except braceexpand.UnbalancedBracesError:
-            problem = "a brace has no other half; write it as photos-{000..999}.tar"
-            raise InputError(f"{pattern}: {problem}") from None
-    for path in patterns:
-        matches = [] if os.path.lexists(path) else sorted(glob.iglob(path, recursive=True))
-        yield from matches or [path]
-
-
-def need_webdataset() -> None:
-    """Raises InputError if webdataset is not installed."""
-    if importlib.util.find_spec("webdataset") is None:
-        raise InputError("shards (.tar) need webdataset: pip install -r requirements/scale.txt")
+    numbers = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
+    if os.path.lexists(pattern):
+        yield pattern
+    elif numbers and is_shard(pattern):
+        first, last = numbers.groups()
+        for number in range(int(first), int(last) + 1):
+            yield from _expand(pattern.replace(numbers[0], f"{number:0{len(first)}}", 1))
+    else:
+        yield from sorted(glob.iglob(pattern, recursive=True)) or [pattern]
 
 
 def _lines(name: str) -> Iterator[str]:
