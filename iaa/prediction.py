@@ -63,7 +63,7 @@ def run(options: argparse.Namespace) -> int:
 def score(options: argparse.Namespace, stop: StopSignal) -> int:
     """Load the network, score the photographs that have no row yet, and write the page.
 
-    Returns 1 if a photograph has an error, else 0. Each of several processes returns 0 then: torchrun would end the others.
+    Returns 1 if a photograph has an error or a shard is damaged, else 0. Each of several processes returns 0 then: torchrun would end the others.
     """
     device, sources = pick_device(options.gpu_id), Sources(options.paths, options.list)
     with purpose_errors():
@@ -103,16 +103,18 @@ def score(options: argparse.Namespace, stop: StopSignal) -> int:
     if options.calibrate_on:
         paths = draw(Sources(options.calibrate_on), options.calibrate_points)
         try:
-            note = calibrate(
-                trained.model, replace(photos, batch_size=CALIBRATION_BATCH), paths, device, stop
-            )
+            note = calibrate(trained.model, photos, paths, device, stop)
         except ValueError as error:
             reason = error if isinstance(error, InputError) else "no photograph there decodes"
             raise InputError(f"--calibrate_on {' '.join(options.calibrate_on)}: {reason}") from error
         trained.notes.append(note)
         if options.save_calibrated:
             checkpoint.save(options.save_calibrated, trained.model.state_dict())
-    log_networks(trained, comparison and comparison.trained, device)
+    for note in trained.notes + (comparison.trained.notes if comparison and comparison.trained else []):
+        log.info("%s", note)
+    points = "" if trained.points is None else f", {trained.points} interest points"
+    scale = "trained on {}, scores {:g} to {:g}".format(trained.dataset, *trained.scale)
+    log.info("%s %s%s, on %s", trained.name, scale, points, device)
 
     summary, turned, damaged = TerminalSummary(trained.scale, options.out), 0, 0
     waiting: dict[str, list[ScoredPhoto]] = defaultdict(list)  # by shard, until the shard is done
@@ -181,16 +183,6 @@ def refuse_options(options: argparse.Namespace, trained: TrainedNetwork, has_sha
             raise InputError(f"--{name}: {trained.name} has no deformable layers; leave it out")
 
 
-def log_networks(trained: TrainedNetwork, compared: TrainedNetwork | None, device: torch.device) -> None:
-    """Say by which network the scores are made."""
-    for note in trained.notes + (compared.notes if compared else []):
-        log.info("%s", note)
-    low, high = trained.scale
-    points = "" if trained.points is None else f", {trained.points} interest points"
-    scale = f"trained on {trained.dataset}, scores {low:g} to {high:g}"
-    log.info("%s %s%s, on %s", trained.name, scale, points, device)
-
-
 def draw(paths: Iterable[str], count: int) -> list[str]:
     """`count` of the paths at random, in one pass, in their order; all if there are no more."""
     rng, drawn = random.Random(0), []
@@ -209,11 +201,11 @@ def calibrate(
 
     Raises ValueError if none can be read, Interrupted.
     """
-    used = 0
+    batches, used = replace(photos, batch_size=CALIBRATION_BATCH).batches(paths), 0
 
     def inputs() -> Iterator[torch.Tensor]:
         nonlocal used
-        for batch in until_stopped(photos.batches(paths), stop):
+        for batch in until_stopped(batches, stop):
             bar.update(len(batch.photos))
             used += len(batch.images)
             if len(batch.images):

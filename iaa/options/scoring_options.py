@@ -110,21 +110,18 @@ def check(options: argparse.Namespace) -> None:
         is_given = getattr(options, name) not in (False, None, ALL)
         if is_given and not any(getattr(options, owner) for owner in owners):
             raise InputError(f"--{name} belongs to --{' or --'.join(owners)}; give that, too")
-    several, shows = distributed.world_size() > 1, options.explain or options.report
-    _refuse(
-        "",
+    out, several = options.out, distributed.world_size() > 1
+    shows, calibrates = options.explain or options.report, options.calibrate_on
+    faults = [
         (not options.paths + options.list, "no photographs: give files, folders, globs, or --list FILE"),
         (options.append and options.overwrite, "--append and --overwrite exclude each other"),
-        (
-            options.explain and options.explain.is_file(),
-            f"--explain {options.explain}: is a file, not a folder",
-        ),
+        (options.explain and options.explain.is_file(), f"--explain {options.explain}: is no folder"),
         (options.mask and not options.mask.is_dir(), f"--mask {options.mask}: no such folder"),
-        (several and not is_parquet(options.out), "several processes need Parquet, as --out scores.parquet"),
+        (several and not is_parquet(out), "several processes need Parquet, as --out scores.parquet"),
         (several and shows, "--report and --explain need one process"),
-        (several and options.calibrate_on, "--calibrate_on needs one process; then use --save_calibrated"),
+        (several and calibrates, "--calibrate_on needs one process; then use --save_calibrated"),
         (several and "-" in options.list, "--list -: several processes cannot read one standard input"),
-    )
+    ]
     inputs = (options.weights, options.reference, options.compare)
     inputs += (*options.list, *options.paths, *options.calibrate_on)
     used = {os.path.realpath(path) for path in inputs if path is not None}
@@ -132,26 +129,23 @@ def check(options: argparse.Namespace) -> None:
         if (value := getattr(options, name)) is None:
             continue
         path, is_table = Path(value), name == "out"
+        is_folder = is_table and is_parquet(path)
         folder = path if path.is_dir() else path.absolute().parent
         may_exist = is_table or options.overwrite or (name == "report" and options.append)
-        _refuse(
-            f"--{name} {value}: ",
-            (os.path.realpath(path) in used, "is an input or another output, too; give another file"),
-            (
-                is_table and path.suffix.lower() not in ENDINGS,
-                f"its ending should be one of {', '.join(ENDINGS)}",
-            ),
-            (is_table and is_parquet(path) and path.is_file(), "is a file; Parquet is written as a folder"),
-            (path.is_dir() and not (is_table and is_parquet(path)), "is a folder; give a file"),
-            (not folder.is_dir(), "lies in a folder that does not exist"),
-            (path.exists() and not may_exist, "exists; give another, or --overwrite"),
-            (not os.access(folder, os.W_OK), f"the folder {folder} is write-protected"),
-        )
+        is_ending_wrong = is_table and path.suffix.lower() not in ENDINGS
+        faults += [
+            (is_wrong, f"--{name} {value}: {problem}")
+            for is_wrong, problem in (
+                (os.path.realpath(path) in used, "is an input or another output, too; give another file"),
+                (is_ending_wrong, f"its ending should be one of {', '.join(ENDINGS)}"),
+                (is_folder and path.is_file(), "is a file; Parquet is written as a folder"),
+                (path.is_dir() and not is_folder, "is a folder; give a file"),
+                (not folder.is_dir(), "lies in a folder that does not exist"),
+                (path.exists() and not may_exist, "exists; give another, or --overwrite"),
+                (not os.access(folder, os.W_OK), f"the folder {folder} is write-protected"),
+            )
+        ]
         used.add(os.path.realpath(path))
-
-
-def _refuse(start: str, *faults: tuple[object, str]) -> None:
-    """Raises InputError with the first problem of the (is_wrong, problem) `faults`."""
     for is_wrong, problem in faults:
         if is_wrong:
-            raise InputError(start + problem)
+            raise InputError(problem)

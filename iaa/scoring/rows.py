@@ -115,9 +115,9 @@ class RowBuilder:
         return {name: values.get(name) for name in self.columns}
 
 
-def round_to_float32(value: float | None) -> float | None:
+def round_to_float32(value: float) -> float | None:
     """To the seven digits that float32 has; nan becomes None."""
-    return None if value is None or math.isnan(value) else float(f"{value:.7g}")
+    return None if math.isnan(value) else float(f"{value:.7g}")
 
 
 def spread(votes: np.ndarray) -> float:

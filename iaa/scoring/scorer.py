@@ -67,7 +67,7 @@ class Scorer:
     ) -> float | np.ndarray | Tensor:
         """The score of one photograph, a float; of a list, (N,) float64; of a tensor (N, 3, H, W), a tensor (N,).
 
-        A path; the bytes of a file; a PIL image; an array H x W, H x W x 1, 3 or 4; or a tensor, not in a list. Arrays and
+        A path; the bytes of a file; a PIL image; an array H x W, H x W x 3 or 4; or a tensor, not in a list. Arrays and
         tensors are uint8, or floating point in [0, 1]. Raises InputError for anything else, and for a photograph without a
         score.
         """
@@ -127,17 +127,16 @@ class Scorer:
 def to_picture(photograph: Photograph, upright: bool = False) -> Image.Image:
     """A photograph in any form but a tensor as an RGB image. Raises InputError if it is none."""
     try:
+        if isinstance(photograph, np.ndarray):
+            photograph = Image.fromarray(_as_uint8(photograph))
         if isinstance(photograph, Image.Image):
             return to_rgb(photograph, upright)
-        if isinstance(photograph, np.ndarray):
-            return Image.fromarray(_as_uint8(photograph)).convert("RGB")
         return open_rgb(photograph if isinstance(photograph, bytes) else os.fspath(photograph), upright)
     except InputError:
         raise
     except Exception as error:  # decoders raise anything at all on a damaged file
-        reason = error_text(error)
-        if isinstance(photograph, (str, os.PathLike, bytes)):
-            reason = explain_failure(photograph, error)
+        is_file = isinstance(photograph, (str, os.PathLike, bytes))
+        reason = explain_failure(photograph, error) if is_file else error_text(error)
         name = "" if isinstance(photograph, bytes) else f"{str(photograph)[:400]}: "
         raise InputError(f"{name}{reason}") from error
 
@@ -150,13 +149,11 @@ def _refuse_other_values(low: float, high: float) -> None:
 
 def _as_uint8(array: np.ndarray) -> np.ndarray:
     """The array as (H, W) or (H, W, 3 or 4) uint8. Raises InputError for any other shape or type."""
-    if array.ndim == 3 and array.shape[2] == 1:
-        array = array[..., 0]
-    if array.ndim not in (2, 3) or array.shape[2:] not in ((), (3,), (4,)) or 0 in array.shape:
+    if array.shape[2:] not in ((), (3,), (4,)) or array.ndim < 2 or 0 in array.shape:
         raise InputError(f"an array of {array.shape}; photographs are H x W, or H x W x 3")
     if np.issubdtype(array.dtype, np.floating):
         _refuse_other_values(array.min(), array.max())
-        return (array.clip(0, 1) * 255).round().astype(np.uint8)
+        array = (array.clip(0, 1) * 255).round().astype(np.uint8)
     if array.dtype != np.uint8:
         raise InputError(f"an array of {array.dtype}; {PIXEL_VALUES}")
-    return np.ascontiguousarray(array)
+    return array

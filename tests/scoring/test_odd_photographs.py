@@ -183,7 +183,7 @@ def test_what_contradicts_itself_is_refused(tmp_path, album, weights, command):
         (("--report", weights, "--overwrite"), "is an input or another output, too"),
         (("--report", album / "a.jpg", "--list", album / "a.jpg"), "is an input or another output, too"),
         (("--report", tmp_path / "no" / "r.html"), "lies in a folder that does not exist"),
-        (("--explain", weights), "is a file, not a folder"),
+        (("--explain", weights), "is no folder"),
         (("--batch_size", "0"), "--batch_size 0 must be at least 1"),
         (("--gpu_id", "9"), "no such GPU"),
         (("--dataset", "tad66k"), "its dataset is ava, not tad66k"),

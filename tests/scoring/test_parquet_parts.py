@@ -1,17 +1,12 @@
 """Scores in a folder of Parquet parts: whole ones only, read as one table, shared among processes, gone on with after kills."""
 
 import functools
-import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pandas as pd
-import psutil
 import pytest
 from helpers.data import make_pictures
 from helpers.networks import make_weights
@@ -21,11 +16,10 @@ from pyarrow import dataset, parquet
 
 import predict
 from iaa.scoring import table
-from iaa.scoring.table import ParquetParts, read_rows
+from iaa.scoring.table import ParquetParts
 
 COMMAND = predict
 CPU = ("--gpu_id", "cpu", "--num_workers", 0)
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -157,8 +151,8 @@ def test_two_runs_do_not_write_one_folder(web, tmp_path, weights, command):
     assert list(pd.read_parquet(out)["image"]) == ["late"]
 
 
-def processes(count, words, folder, last=()):
-    """The exit statuses and what was said, of processes that are started as torchrun does. last: more words for the last."""
+def start(count, words, folder, last=()):
+    """The processes and their logs, started as torchrun does. last: more words for the last."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
@@ -168,7 +162,12 @@ def processes(count, words, folder, last=()):
         return predict.main([str(word) for word in (*words, *(last if rank == count - 1 else ()))])
 
     logs = [folder / f"{rank}.log" for rank in range(count)]
-    children = [fork(functools.partial(work, rank), log) for rank, log in enumerate(logs)]
+    return [fork(functools.partial(work, rank), log) for rank, log in enumerate(logs)], logs
+
+
+def processes(*arguments):
+    """The exit statuses and what was said."""
+    children, logs = start(*arguments)
     return [ended(child) for child in children], [log.read_text() for log in logs]
 
 
@@ -223,41 +222,26 @@ def test_all_processes_refuse_together(web, tmp_path, weights):
         assert problem in said[1]
 
 
-@pytest.mark.slow
-def test_after_a_kill_of_all_processes_another_number_goes_on_to_exactly_one_row_each(tmp_path):
-    weights = make_weights(tmp_path / "w.pth", model="eat_nano")
+def test_after_a_kill_of_all_processes_another_number_goes_on_to_exactly_one_row_each(
+    tmp_path, weights, command
+):
     for number in range(24):
         make_shard(tmp_path / "web" / f"{number:03d}.tar", five(5 * number))
     out = tmp_path / "scores.parquet"
-    words = [tmp_path / "web" / "{000..023}.tar", "--weights", weights, "--out", f"{out}/", *CPU[:2]]
-
-    def torchrun(count, *more):
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", count]
-        return subprocess.Popen(
-            list(map(str, [*command, "predict.py", *words, *more])),
-            cwd=ROOT,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-
-    process = torchrun(2, "--num_workers", 0, "--batch_size", 2)
+    words = (tmp_path / "web" / "{000..023}.tar", "--weights", weights, "--out", out, *CPU)
+    children, _ = start(2, (*words, "--batch_size", 1), tmp_path)
     end = time.monotonic() + 60
-    while len(list(out.glob("*.parquet"))) < 3 and time.monotonic() < end:
-        time.sleep(0.01)
-    parent = psutil.Process(process.pid)
-    for started in [parent, *parent.children(recursive=True)]:
-        started.kill()
-    process.communicate()
+    while len(list(out.glob("*.parquet"))) < 3:
+        assert time.monotonic() < end
+        time.sleep(0.001)
+    for child in children:
+        os.kill(child, signal.SIGKILL)
+    assert [ended(child) for child in children] == [-signal.SIGKILL] * 2
     done = len(list(out.glob("*.parquet")))
     assert 3 <= done < 24
-    process = torchrun(1, "--num_workers", 1, "--append")
-    said, _ = process.communicate(timeout=120)
-    assert process.returncode == 0, said
-    assert f"{done} shards were done already" in said
+    status, text, _ = command(*words, "--append")
+    assert status == 0
+    assert f"{done} shards were done already" in text
     names = list(pd.read_parquet(out)["image"])
     assert len(names) == len(set(names)) == 120
-    assert json.loads((out / "_run.json").read_text())["model"] == "eat_nano"
     assert not list(out.glob(".*"))
-    assert all(row["score"] for path in out.glob("*.parquet") for row in read_rows(path))
