@@ -245,3 +245,13 @@ def test_after_a_kill_of_all_processes_another_number_goes_on_to_exactly_one_row
     names = list(pd.read_parquet(out)["image"])
     assert len(names) == len(set(names)) == 120
     assert not list(out.glob(".*"))
+
+
+def test_a_page_is_made_beside_parts_and_with_their_rows(album, tmp_path, weights, command):
+    page = tmp_path / "r.html"
+    words = (album, "--weights", weights, "--out", tmp_path / "scores.parquet", "--report", page, *CPU)
+    assert command(album / "z", *words[1:])[0] == 0
+    status, text, err = command(*words, "--append")
+    assert status == 0, err
+    assert "5 photographs scored" in text
+    assert "Scores of 7 photographs" in page.read_text()

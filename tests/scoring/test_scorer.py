@@ -59,17 +59,14 @@ def test_grey_pictures(scorer, pictures):
     assert scorer(grey) == scorer(np.dstack([grey] * 3))
 
 
-def test_what_it_says_of_itself(scorer):
-    assert scorer.score_range == (1, 10)
-    assert len(scorer([])) == 0
-
-
 def test_many_photographs_go_in_batches(scorer, pictures):
+    assert scorer.score_range == (1, 10)
     many = [pictures[0], pictures[1]] * 10
     scores = scorer(many)
     assert scores.shape == (20,)
     assert scores[:2] == pytest.approx(scores[18:], abs=1e-4)
     assert scorer(torch.rand(20, 3, 32, 40)).shape == (20,)
+    assert len(scorer([])) == 0
 
 
 def test_threads_share_it(scorer, pictures):
@@ -128,9 +125,14 @@ def test_outputs_that_are_not_finite_are_an_error(tmp_path, pictures):
         broken(pictures[0])
 
 
-def test_batch_points_are_refused(tmp_path):
-    with pytest.raises(InputError, match="scores would depend on it"):
-        Scorer(make_weights(tmp_path / "w.pth"), interest_points="batch")
+def test_batch_points_and_unknown_ones_are_refused(tmp_path):
+    weights = make_weights(tmp_path / "w.pth")
+    for points, problem in (
+        ("batch", "scores would depend"),
+        ("median", "choose from batch, image, running"),
+    ):
+        with pytest.raises(InputError, match=problem):
+            Scorer(weights, interest_points=points)
     assert Scorer(make_weights(tmp_path / "b.pth", points="batch"), device="cpu").trained.points == "image"
 
 
@@ -153,9 +155,3 @@ def test_a_resizes_overshoot_is_cut_off(scorer, pictures):
     plain = scorer(image)
     assert scorer(image * 1.0000002) == pytest.approx(plain.item(), abs=1e-3)
     assert scorer((pictures[0] / 255.0) * 1.0000002) == scorer(pictures[0])
-
-
-def test_what_cannot_be_loaded_is_an_input_error(tmp_path):
-    weights = make_weights(tmp_path / "w.pth")
-    with pytest.raises(InputError, match="choose from batch, image, running"):
-        Scorer(weights, interest_points="median")
