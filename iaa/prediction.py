@@ -6,37 +6,48 @@ import argparse
 import hashlib
 import logging
 import os
+import random
 import signal
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
+from itertools import islice
 
 import numpy as np
 import torch
 
+import models
 from iaa.errors import InputError
 from iaa.networks.attention_maps import AttentionRecorder, background_share, mean_map
 from iaa.networks.trained_network import TrainedNetwork, load_for_command
-from iaa.options.scoring_options import ALL, is_folder
+from iaa.options.scoring_options import ALL, is_parquet
 from iaa.reports import gallery
 from iaa.reports.overlays import draw_overlay, overlay_path, read_mask
 from iaa.reports.terminal_summary import TerminalSummary
 from iaa.runtime import distributed
 from iaa.runtime.progress import progress_bar
 from iaa.runtime.signals import StopSignal, stop_errors
-from iaa.scoring.calibration import calibrate
-from iaa.scoring.parquet_parts import ParquetParts
-from iaa.scoring.photos import PhotoBatch, Photos, photo_batches
-from iaa.scoring.rows import RowBuilder, ScoredPhoto, read_reference, score_batches
+from iaa.scoring.photos import PhotoBatch, Photos, ScoredPhoto
+from iaa.scoring.rows import (
+    RowBuilder,
+    read_reference,
+    round_to_float32,
+    score_batches,
+    unmirrored_input,
+    until_stopped,
+)
 from iaa.scoring.shards import ORIGIN, shard_batches
-from iaa.scoring.sources import Source, Sources, shards_of
-from iaa.scoring.table import Row, Table
+from iaa.scoring.sources import Sources, is_shard, path_number, shards_of
+from iaa.scoring.table import ParquetParts, Row, Table, open_table
 from iaa.training import checkpoint
 from iaa.training.build import pick_device
 from iaa.training.steps import Precision
 
 log = logging.getLogger("eat")
+
+CALIBRATION_BATCH = 16  # as in the released training
 
 
 def run(options: argparse.Namespace) -> int:
@@ -52,18 +63,20 @@ def run(options: argparse.Namespace) -> int:
 def score(options: argparse.Namespace, stop: StopSignal) -> int:
     """Load the network, score the photographs that have no row yet, and write the page.
 
-    Returns 1 if a photograph has an error, else 0. Each of several processes returns 0 then: torchrun would end the others.
+    Returns 1 if a photograph has an error or a shard is damaged, else 0; each of several processes returns 0, for
+    torchrun would end the others.
     """
     device, sources = pick_device(options.gpu_id), Sources(options.paths, options.list)
     trained = load_for_command(options, will_calibrate=bool(options.calibrate_on))
-    counts = Counter(source.is_shard for source in sources)
+    counts = Counter(map(is_shard, sources))
+    has_shards = counts[True] > 0
     if not counts:
         names = ", ".join(options.paths + options.list)
         raise InputError(f"no photographs in {names}{sources.describe_skipped()}")
-    refuse_options(options, trained, has_shards=counts[True] > 0)
+    refuse_options(options, trained, has_shards)
     trained.model.to(device)
     precision = pick_precision(options.amp, device)
-    photos = Photos(trained.resize, options.decode, options.upright)
+    photos = Photos(trained.resize, options.decode, options.upright, options.batch_size, options.num_workers)
     reference = comparison = recorder = table = page = None
     if options.reference:
         reference, notes = read_reference(options.reference, trained)
@@ -76,40 +89,50 @@ def score(options: argparse.Namespace, stop: StopSignal) -> int:
         recorder = AttentionRecorder(trained.model, options.layer)
     extra_columns = ["attention_background"] if recorder else []
     extra_columns += ["explanation"] if options.explain else []
-    extra_columns += ORIGIN if is_folder(options.out) or counts[True] else ()
+    extra_columns += ORIGIN if is_parquet(options.out) or has_shards else ()
     builder = RowBuilder(trained, reference, extra_columns)
     if options.out:
-        table = (ParquetParts if is_folder(options.out) else Table)(options.out, builder.columns)
+        table = open_table(options.out, builder.columns)
     if options.calibrate_on:
-        paths, count = options.calibrate_on, options.calibrate_points
-        note = calibrate(trained.model, photos, paths, count, device, options.num_workers, stop)
+        paths = draw(Sources(options.calibrate_on), options.calibrate_points)
+        try:
+            note = calibrate(trained.model, photos, paths, device, stop)
+        except ValueError as error:
+            reason = error if isinstance(error, InputError) else "no photograph there decodes"
+            raise InputError(f"--calibrate_on {' '.join(options.calibrate_on)}: {reason}") from error
         trained.notes.append(note)
         if options.save_calibrated:
             checkpoint.save(options.save_calibrated, trained.model.state_dict())
-    log_networks(trained, comparison and comparison.trained, device)
+    for note in trained.notes + (comparison.trained.notes if comparison and comparison.trained else []):
+        log.info("%s", note)
+    points = "" if trained.points is None else f", {trained.points} interest points"
+    scale = "trained on {}, scores {:g} to {:g}".format(trained.dataset, *trained.scale)
+    log.info("%s %s%s, on %s", trained.name, scale, points, device)
 
-    summary, turned = TerminalSummary(trained.scale, options.out), 0
-    waiting = defaultdict(list)  # results by shard, until the shard is done
+    summary, turned, damaged = TerminalSummary(trained.scale, options.out), 0, 0
+    waiting: dict[str, list[ScoredPhoto]] = defaultdict(list)  # by shard, until the shard is done
     with ExitStack() as stack:
-        hashes: set[int] = set()
+        done: set[int] = set()
         if table:
             settings = make_settings(options, builder, precision)
             write = stack.enter_context(table.writing(settings, options.append, options.overwrite))
-            hashes = take_over_rows(table, summary, page)
+            done = take_over_rows(table, summary, page)
         if recorder:
             stack.enter_context(recorder)
-        key = table.key if table else str
-        batches = unscored_batches(sources, hashes, key, photos, options.batch_size, options.num_workers)
-        total = None if counts[True] else counts[False]
+        batches = unscored_batches(photos, sources.without(done))
+        total = None if has_shards else counts[False]
         bar = stack.enter_context(progress_bar("score", total, summary.rows_before))
-        for batch, results in score_batches(trained, batches, precision, recorder, stop):
-            turned += batch.turned
-            bar.update(len(results))
-            waiting[batch.shard] += results
-            if batch.shard and not batch.is_last:
-                continue
-            rows = [make_row(options, builder, result) for result in waiting.pop(batch.shard)]
-            if table:
+        for batch in score_batches(trained, batches, precision, recorder, stop):
+            bar.update(len(batch.photos))
+            turned += sum(photo.turned for photo in batch.photos)
+            waiting[batch.shard] += batch.photos
+            if batch.fault:
+                log.warning("warning: %s: cannot be read to its end (%s)", batch.shard, batch.fault)
+                damaged += 1
+            if batch.shard and batch.photos:
+                continue  # the last batch of a shard is empty
+            rows = [make_row(options, builder, photo) for photo in waiting.pop(batch.shard)]
+            if table and rows:
                 write(*(row for row, _ in rows), shard=batch.shard)
             for row, attention in rows:
                 summary.add(row)
@@ -123,30 +146,24 @@ def score(options: argparse.Namespace, stop: StopSignal) -> int:
         )
     summary.close(sources.describe_skipped())
     if page:
-        write_page(options, trained, page, comparison, device, stop)
-    return int(summary.errors + summary.errors_before > 0 and distributed.world_size() == 1)
+        about = {"upright": options.upright, "num_workers": options.num_workers}
+        rescore = make_rescore(photos, device, stop)
+        gallery.write_gallery(options.report, trained, page, comparison, rescore, stop=stop, **about)
+    has_errors = summary.errors + summary.errors_before + damaged > 0
+    return int(has_errors and distributed.world_size() == 1)
 
 
-def write_page(
-    options: argparse.Namespace,
-    trained: TrainedNetwork,
-    page: gallery.Gallery,
-    comparison: gallery.Comparison | None,
-    device: torch.device,
-    stop: StopSignal,
-) -> None:
-    """Write the page of --report, for which the network of --compare scores photographs in float32."""
+def make_rescore(photos: Photos, device: torch.device, stop: StopSignal) -> gallery.Rescore:
+    """For the page of --report, some photographs are scored once more, in float32."""
 
     def score_again(network: TrainedNetwork, images: Sequence[str]) -> Iterator[ScoredPhoto]:
-        photos = Photos(network.resize, options.decode, options.upright)
-        batches = photo_batches(photos, map(Source, images), options.batch_size, options.num_workers)
+        batches = replace(photos, resize=network.resize).batches(images)
         with progress_bar("the page", len(images)) as bar:
-            for _, results in score_batches(network, batches, Precision(device), None, stop):
-                bar.update(len(results))
-                yield from results
+            for batch in score_batches(network, batches, Precision(device), None, stop):
+                bar.update(len(batch.photos))
+                yield from batch.photos
 
-    about = {"upright": options.upright, "num_workers": options.num_workers}
-    gallery.write_gallery(options.report, trained, page, comparison, score_again, stop=stop, **about)
+    return score_again
 
 
 def refuse_options(options: argparse.Namespace, trained: TrainedNetwork, has_shards: bool) -> None:
@@ -159,73 +176,86 @@ def refuse_options(options: argparse.Namespace, trained: TrainedNetwork, has_sha
             raise InputError(f"--{name}: {trained.name} has no deformable layers; leave it out")
 
 
-def log_networks(trained: TrainedNetwork, compared: TrainedNetwork | None, device: torch.device) -> None:
-    """Say by which network the scores are made."""
-    for note in trained.notes + (compared.notes if compared else []):
-        log.info("%s", note)
-    low, high = trained.scale
-    points = "" if trained.points is None else f", {trained.points} interest points"
-    scale = f"trained on {trained.dataset}, scores {low:g} to {high:g}"
-    log.info("%s %s%s, on %s", trained.name, scale, points, device)
+def draw(paths: Iterable[str], count: int) -> list[str]:
+    """`count` of the paths at random, in one pass, in their order; all if there are no more."""
+    rng, drawn = random.Random(0), []
+    for number, path in enumerate(paths):
+        if number < count:
+            drawn.append((number, path))
+        elif (index := rng.randrange(number + 1)) < count:
+            drawn[index] = (number, path)
+    return [path for _, path in sorted(drawn)]
+
+
+def calibrate(
+    model: torch.nn.Module, photos: Photos, paths: Sequence[str], device: torch.device, stop: StopSignal
+) -> str:
+    """Set the model's running interest points from photographs; returns a note about them.
+
+    Raises ValueError if none can be read, Interrupted.
+    """
+    batches, used = replace(photos, batch_size=CALIBRATION_BATCH).batches(paths), 0
+
+    def inputs() -> Iterator[torch.Tensor]:
+        nonlocal used
+        for batch in until_stopped(batches, stop):
+            bar.update(len(batch.photos))
+            used += len(batch.images)
+            if len(batch.images):
+                yield unmirrored_input(batch.images, model, device)
+
+    with progress_bar("calibrate", len(paths)) as bar:
+        models.calibrate_points(model, inputs())
+    unread = f"; {len(paths) - used} could not be read" if used < len(paths) else ""
+    return f"running interest points calibrated on {used} photographs{unread}"
 
 
 def take_over_rows(
     table: Table | ParquetParts, summary: TerminalSummary, page: gallery.Gallery | None
 ) -> set[int]:
-    """Count the rows that the table has already. Returns hashes of the names of their photographs, and of shards."""
-    hashes = set(map(hash, table.shards))
+    """Count the rows that the table has already. Returns the `path_number` of their photographs, and of finished shards."""
+    done = set(table.shards)
     summary.shards_before = len(table.shards)
     for row in table.rows():
-        path = os.path.abspath(row["image"])
-        hashes.update(hash(table.key(name)) for name in (path, *shards_of(path)))
+        done.update(map(path_number, [row["image"], *shards_of(row["image"])]))
         summary.count_earlier(row)
         if page:
             page.add(row)
-    return hashes
+    return done
 
 
-def unscored_batches(
-    sources: Sources,
-    hashes: set[int],
-    key: Callable[[str], str],
-    photos: Photos,
-    batch_size: int,
-    num_workers: int,
-) -> Iterator[PhotoBatch]:
-    """This process's share of the files, then of the shards. hashes, key: see `Sources.without`."""
+def unscored_batches(photos: Photos, paths: Iterable[str]) -> Iterator[PhotoBatch]:
+    """This process's share of the files, then of the shards."""
     rank, world_size, shards = distributed.rank(), distributed.world_size(), []
 
-    def files() -> Iterator[Source]:
-        number = 0
-        for source in sources.without(hashes, key):
-            if source.is_shard:
-                shards.append(source.path)
-                continue
-            if number % world_size == rank:
-                yield source
-            number += 1
+    def files() -> Iterator[str]:
+        for path in paths:
+            if is_shard(path):
+                shards.append(path)
+            else:
+                yield path
 
-    yield from photo_batches(photos, files(), batch_size, num_workers)
-    yield from shard_batches(photos, shards[rank::world_size], batch_size, num_workers)
+    yield from photos.batches(islice(files(), rank, None, world_size))
+    yield from shard_batches(photos, shards[rank::world_size])
 
 
 def make_row(
-    options: argparse.Namespace, builder: RowBuilder, scored: ScoredPhoto
+    options: argparse.Namespace, builder: RowBuilder, photo: ScoredPhoto
 ) -> tuple[Row, np.ndarray | None]:
     """A photograph's row, and its attention map (H, W) if that was recorded. Draws the overlay of --explain."""
-    row = builder.build(scored)
-    if not scored.attention_maps:
+    row = builder.build(photo)
+    if not photo.attention_maps:
         return row, None
-    attention, background, overlay = mean_map(list(scored.attention_maps.values())), None, ""
-    foreground = read_mask(options.mask, scored.path) if options.mask else None
+    attention = mean_map(list(photo.attention_maps.values()))
+    foreground = read_mask(options.mask, photo.path) if options.mask else None
     if foreground is not None or not options.mask:
-        background = background_share(attention, foreground)
+        row["attention_background"] = round_to_float32(background_share(attention, foreground))
     if options.explain:
-        path, (low, high) = overlay_path(options.explain, scored.path), builder.trained.scale
-        title = f"{os.path.basename(scored.path)}: score {row['score']:.3f} ({low:g} to {high:g})"
-        if draw_overlay(path, scored.path, scored.attention_maps, title, foreground, options.upright):
-            overlay = str(path)
-    return builder.build(scored, background, overlay), attention
+        path, (low, high) = overlay_path(options.explain, photo.path), builder.trained.scale
+        title = f"{os.path.basename(photo.path)}: score {row['score']:.3f} ({low:g} to {high:g})"
+        if draw_overlay(path, photo.path, photo.attention_maps, title, foreground, options.upright):
+            row["explanation"] = str(path)
+    return row, attention
 
 
 def make_settings(options: argparse.Namespace, builder: RowBuilder, precision: Precision) -> dict:

@@ -60,13 +60,15 @@ def test_training_steps_wait_for_nothing(dtype, points):
     assert torch.stack(losses).isfinite().all()
 
 
-def test_a_scorer_gives_the_cpus_scores_and_a_gradient(weights):
+def test_a_scorer_gives_the_cpus_scores(weights):
     images = [Image.fromarray(pixels) for pixels in sklearn.datasets.load_sample_images().images]
     expected = Scorer(weights, device="cpu")(images)
     assert Scorer(weights, device="cuda")(images) == pytest.approx(expected, abs=1e-3)
-    pixels = torch.rand(2, 3, 100, 120, device="cuda", requires_grad=True)
-    Scorer(weights, device="cuda", as_loss=True)(pixels).sum().backward()
-    assert pixels.grad.abs().sum() > 0
+    pixels = torch.rand(2, 3, 100, 120)
+    expected = Scorer(weights, device="cpu")(pixels)
+    assert Scorer(weights, device="cuda")(pixels.cuda()).tolist() == pytest.approx(
+        expected.tolist(), abs=1e-3
+    )
 
 
 def test_predict_scores_in_bf16_and_says_where_it_looks(album, weights, tmp_path, command):

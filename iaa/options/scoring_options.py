@@ -38,7 +38,7 @@ TABLE = {
         Option("save_calibrated", Path, None, "save the calibrated weights in this file"),
     ),
     "what is written": (
-        Option("out", str, None, "table of scores: .csv or .jsonl, written after each batch; .parquet, written at the end; or a folder of Parquet parts, ending in / (default: terminal only)", metavar="FILE"),
+        Option("out", str, None, "table of scores: .csv or .jsonl, written after each batch; or .parquet, a folder of Parquet files (default: terminal only)", metavar="FILE"),
         Option("append", bool, False, "continue --out: skip photographs that have a row already"),
         Option("overwrite", bool, False, "replace --out, --report and --save_calibrated"),
         Option("reference", str, None, "a run's predictions.csv, or a table of scores: adds the column `below`, the share of its scores that are lower", metavar="FILE"),
@@ -77,9 +77,9 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return Parser(TABLE, prog="predict.py", usage=usage, description=about).parse_args(argv)
 
 
-def is_folder(out: str | None) -> bool:
-    """Whether --out is a folder of parts."""
-    return out is not None and (out.endswith(os.sep) or os.path.isdir(out))
+def is_parquet(out: str | Path | None) -> bool:
+    """Whether --out is a folder of Parquet files."""
+    return out is not None and Path(out).suffix.lower() == ".parquet"
 
 
 def check(options: argparse.Namespace) -> None:
@@ -88,47 +88,42 @@ def check(options: argparse.Namespace) -> None:
         is_given = getattr(options, name) not in (False, None, ALL)
         if is_given and not any(getattr(options, owner) for owner in owners):
             raise InputError(f"--{name} belongs to --{' or --'.join(owners)}; give that, too")
-    parts, several = is_folder(options.out), distributed.world_size() > 1
-    _refuse(
-        "",
+    out, several = options.out, distributed.world_size() > 1
+    shows, calibrates = options.explain or options.report, options.calibrate_on
+    faults = [
         (not options.paths + options.list, "no photographs: give files, folders, globs, or --list FILE"),
         (options.append and options.overwrite, "--append and --overwrite exclude each other"),
-        (parts and options.report, "--report needs a file as --out, not a folder of parts"),
-        (parts and options.explain, "--explain needs a file as --out, not a folder of parts"),
-        (
-            options.explain and options.explain.is_file(),
-            f"--explain {options.explain}: is a file, not a folder",
-        ),
+        (options.explain and options.explain.is_file(), f"--explain {options.explain}: is no folder"),
         (options.mask and not options.mask.is_dir(), f"--mask {options.mask}: no such folder"),
-        (several and not parts, "several processes need a folder that ends in /, as --out scores.parquet/"),
-        (several and options.calibrate_on, "--calibrate_on needs one process; then use --save_calibrated"),
+        (several and not is_parquet(out), "several processes need Parquet, as --out scores.parquet"),
+        (several and shows, "--report and --explain need one process"),
+        (several and calibrates, "--calibrate_on needs one process; then use --save_calibrated"),
         (several and "-" in options.list, "--list -: several processes cannot read one standard input"),
-    )
+    ]
     inputs = (options.weights, options.reference, options.compare)
     inputs += (*options.list, *options.paths, *options.calibrate_on)
     used = {os.path.realpath(path) for path in inputs if path is not None}
     for name in ("out", "report", "save_calibrated"):
         if (value := getattr(options, name)) is None:
             continue
-        path, may_be_folder = Path(value), name == "out" and parts
+        path, is_table = Path(value), name == "out"
+        is_folder = is_table and is_parquet(path)
         folder = path if path.is_dir() else path.absolute().parent
-        may_exist = name == "out" or options.overwrite or (name == "report" and options.append)
-        is_table = name != "out" or parts or path.suffix.lower() in ENDINGS
-        _refuse(
-            f"--{name} {value}: ",
-            (os.path.realpath(path) in used, "is an input or another output, too; give another file"),
-            (may_be_folder and path.is_file(), "is a file; leave the / out, or give a folder"),
-            (not is_table, f"its ending should be one of {', '.join(ENDINGS)}"),
-            (path.is_dir() and not may_be_folder, "is a folder; give a file"),
-            (not folder.is_dir(), "lies in a folder that does not exist"),
-            (path.exists() and not may_exist, "exists; give another, or --overwrite"),
-            (not os.access(folder, os.W_OK), f"the folder {folder} is write-protected"),
-        )
+        may_exist = is_table or options.overwrite or (name == "report" and options.append)
+        is_ending_wrong = is_table and path.suffix.lower() not in ENDINGS
+        faults += [
+            (is_wrong, f"--{name} {value}: {problem}")
+            for is_wrong, problem in (
+                (os.path.realpath(path) in used, "is an input or another output, too; give another file"),
+                (is_ending_wrong, f"its ending should be one of {', '.join(ENDINGS)}"),
+                (is_folder and path.is_file(), "is a file; Parquet is written as a folder"),
+                (path.is_dir() and not is_folder, "is a folder; give a file"),
+                (not folder.is_dir(), "lies in a folder that does not exist"),
+                (path.exists() and not may_exist, "exists; give another, or --overwrite"),
+                (not os.access(folder, os.W_OK), f"the folder {folder} is write-protected"),
+            )
+        ]
         used.add(os.path.realpath(path))
-
-
-def _refuse(start: str, *faults: tuple[object, str]) -> None:
-    """Raises InputError with the first problem of the (is_wrong, problem) `faults`."""
     for is_wrong, problem in faults:
         if is_wrong:
-            raise InputError(start + problem)
+            raise InputError(problem)

@@ -6,8 +6,9 @@ import io
 import os
 import stat
 import warnings
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import NamedTuple
 
@@ -17,39 +18,53 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from iaa.networks.attention_maps import AttentionMap
 from iaa.photographs import workers
 from iaa.photographs.decode import Resize, open_image, read_plain_jpeg
-from iaa.scoring.sources import Source
+
+
+@dataclass
+class ScoredPhoto:
+    """A photograph: its error; or, once it is scored, raw outputs (levels,), and each layer's map if these are recorded.
+
+    turned: EXIF says that it is stored turned. origin: its `url` and `key`, from the shard.
+    """
+
+    path: str
+    error: str = ""  # "" where there is none
+    turned: bool = False
+    origin: Mapping[str, str] = field(default_factory=dict)
+    outputs: np.ndarray | None = None
+    attention_maps: Mapping[str, AttentionMap] = field(default_factory=dict)
 
 
 class PhotoBatch(NamedTuple):
-    """A batch of photographs, in order. A photograph that cannot be read has an error and no pixels.
+    """A batch of photographs, in order, with the pixels of those without an error: (readable ones, 3, side, side) uint8.
 
-    shard: its tar; is_last: it is the shard's last batch. origins: the `url` and `key` of each photograph in a shard.
+    shard: its tar. A shard's last batch has no photographs; fault: why the shard could not be read to its end.
     """
 
-    paths: list[str]
-    errors: list[str]  # "" where there is none
-    turned: int  # photographs that are stored turned, as EXIF says
-    images: Tensor  # (readable ones, 3, side, side) uint8
-    origins: Sequence[Mapping[str, str]]
+    photos: list[ScoredPhoto]
+    images: Tensor
     shard: str = ""
-    is_last: bool = False
+    fault: str = ""
 
 
+@dataclass
 class Photos(Dataset):
-    """Pixels of photographs by path. decoder: `pil`, as in evaluation, or `fast`. upright: turned as EXIF says."""
+    """Photographs and their pixels by path. decoder: `pil`, as in evaluation, or `fast`. upright: turned as EXIF says."""
 
-    def __init__(self, resize: Resize, decoder: str = "pil", upright: bool = False):
-        self.resize, self.decoder, self.upright = resize, decoder, upright
+    resize: Resize
+    decoder: str = "pil"
+    upright: bool = False
+    batch_size: int = 16
+    num_workers: int = 0  # processes that read
 
-    def __getitem__(self, source: Source) -> tuple[str, str, bool, np.ndarray | None]:
-        """The path, its error, whether EXIF turns it, its pixels (side, side, 3) uint8 or None."""
-        path, error = source
-        return (path, error, False, None) if error else (path, *self.read(path))
+    def __getitem__(self, path: str) -> tuple[ScoredPhoto, np.ndarray | None]:
+        return self.read(path, path)
 
-    def read(self, source: str | bytes) -> tuple[str, bool, np.ndarray | None]:
-        """Error, EXIF and pixels, as `__getitem__` has them. source: a path, or a file's content."""
+    def read(self, path: str, source: str | bytes) -> tuple[ScoredPhoto, np.ndarray | None]:
+        """The photograph, and its pixels (side, side, 3) uint8 or None. source: a path, or a file's content."""
         try:
             with _opened(source) as picture:
                 turned = picture.getexif().get(0x0112, 1) not in (0, 1)
@@ -57,29 +72,21 @@ class Photos(Dataset):
                 pixels = read_plain_jpeg(source, self.resize) if fast else None
                 if pixels is None:
                     pixels = np.asarray(self.resize.pil(to_rgb(picture, self.upright)))
-                return "", turned, pixels
+                return ScoredPhoto(path, turned=turned), pixels
         except Exception as error:  # decoders raise anything at all on a damaged file
-            return explain_failure(source, error), False, None
+            return ScoredPhoto(path, explain_failure(source, error)), None
+
+    def batches(self, paths: Iterable[str]) -> Iterator[PhotoBatch]:
+        """In the order of `paths`, which are asked for no further ahead than keeps the workers busy. Raises InputError."""
+        iterator = iter(paths)
+        sampler = iter(lambda: list(islice(iterator, self.batch_size)), [])
+        options = {"batch_sampler": sampler, "collate_fn": self.collate}
+        return workers.checked_items(workers.make_worker_loader(self, self.num_workers, **options))
 
     def collate(self, samples: list) -> PhotoBatch:
-        paths, errors, turned, pixels = zip(*samples, strict=True) if samples else ((),) * 4
-        read = [image for image in pixels if image is not None]
+        read = [pixels for _, pixels in samples if pixels is not None]
         images = np.stack(read) if read else np.empty((0, self.resize.side, self.resize.side, 3), np.uint8)
-        images = torch.from_numpy(images).permute(0, 3, 1, 2)
-        return PhotoBatch(list(paths), list(errors), sum(turned), images, [{}] * len(samples))
-
-
-def photo_batches(
-    photos: Photos, sources: Iterable[Source], batch_size: int, num_workers: int
-) -> Iterator[PhotoBatch]:
-    """Batches in the order of `sources`, which are read no further ahead than keeps the workers busy. Raises InputError."""
-    iterator = iter(sources)
-    source_batches = iter(lambda: list(islice(iterator, batch_size)), [])
-    return workers.checked_items(
-        workers.make_worker_loader(
-            photos, num_workers, batch_sampler=source_batches, collate_fn=photos.collate
-        )
-    )
+        return PhotoBatch([photo for photo, _ in samples], torch.from_numpy(images).permute(0, 3, 1, 2))
 
 
 def open_rgb(
@@ -99,16 +106,19 @@ def open_rgb(
 def _opened(source: str | os.PathLike | bytes) -> Iterator[Image.Image]:
     """The open picture. source: the path of a plain file, or its content."""
     if not isinstance(source, bytes):
-        refuse_pipe(source)
+        refuse_no_file(source)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PIL's, of pictures that are large or written oddly
         with open_image(io.BytesIO(source) if isinstance(source, bytes) else source) as picture:
             yield picture
 
 
-def refuse_pipe(path: str | os.PathLike) -> None:
+def refuse_no_file(path: str | os.PathLike) -> None:
     """Raises OSError unless `path` is a plain file: reading a pipe could wait for ever."""
-    if not stat.S_ISREG(os.stat(path).st_mode):
+    mode = os.stat(path).st_mode
+    if stat.S_ISDIR(mode):  # folders that can be read are not read as files
+        raise OSError("the folder cannot be read")
+    if not stat.S_ISREG(mode):
         raise OSError("it is not a plain file")
 
 

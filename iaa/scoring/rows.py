@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import TypeVar
 
 import numpy as np
 import scipy
@@ -13,12 +13,12 @@ import torch
 
 from dataset import normalize_images
 from iaa.errors import InputError, Interrupted
-from iaa.evaluation.leakage import KnownPhotos, describe_known
+from iaa.evaluation.leakage import KnownPhotos
 from iaa.networks.attention_maps import AttentionMap, AttentionRecorder
 from iaa.networks.purpose import find_table_scale
 from iaa.networks.trained_network import TrainedNetwork
 from iaa.runtime.signals import StopSignal
-from iaa.scoring.photos import PhotoBatch
+from iaa.scoring.photos import PhotoBatch, ScoredPhoto
 from iaa.scoring.table import Row, read_rows
 from iaa.training.engine import oom_hint
 from iaa.training.steps import Precision
@@ -27,44 +27,28 @@ T = TypeVar("T")
 NOT_FINITE = "the network's outputs for it are not finite"
 
 
-class ScoredPhoto(NamedTuple):
-    """The result for one photograph: an error, or raw outputs (levels,), with the map of each layer if these are recorded.
-
-    origin: its `url` and `key`, from the shard.
-    """
-
-    path: str
-    error: str
-    outputs: np.ndarray | None = None
-    attention_maps: Mapping[str, AttentionMap] = {}
-    origin: Mapping[str, str] = {}
-
-
 def score_batches(
     trained: TrainedNetwork,
     batches: Iterable[PhotoBatch],
     precision: Precision,
     recorder: AttentionRecorder | None = None,
     stop: StopSignal | None = None,
-) -> Iterator[tuple[PhotoBatch, list[ScoredPhoto]]]:
-    """Each batch with the results of its photographs, in their order. The network must be on the precision's device.
+) -> Iterator[PhotoBatch]:
+    """The same batches, with the outputs of their photographs. The network must be on the precision's device.
 
     Raises Interrupted between two batches when a signal came, TrainingError where memory runs out.
     """
     for batch in until_stopped(batches, stop):
-        outputs, attention_maps = [], {}
-        if len(batch.images):
+        readable = [photo for photo in batch.photos if not photo.error]
+        if readable:
             outputs, attention_maps = run_network(trained, batch.images, precision, recorder)
-        results, rows = [], np.cumsum([not error for error in batch.errors]) - 1  # of the outputs
-        for path, error, origin, row in zip(batch.paths, batch.errors, batch.origins, rows, strict=True):
-            if not error and not np.isfinite(outputs[row]).all():
-                error = NOT_FINITE
-            if error:
-                results.append(ScoredPhoto(path, error, origin=origin))
-            else:
-                maps = {name: images[row] for name, images in attention_maps.items()}
-                results.append(ScoredPhoto(path, "", outputs[row], maps, origin))
-        yield batch, results
+            for row, photo in enumerate(readable):
+                if np.isfinite(outputs[row]).all():
+                    photo.outputs = outputs[row]
+                    photo.attention_maps = {name: maps[row] for name, maps in attention_maps.items()}
+                else:
+                    photo.error = NOT_FINITE
+        yield batch
 
 
 def until_stopped(batches: Iterable[T], stop: StopSignal | None) -> Iterator[T]:
@@ -115,14 +99,13 @@ class RowBuilder:
         self.columns += ["spread"] * bool(votes) + ["below"] * (reference is not None)
         self.columns += extra_columns
 
-    def build(self, scored: ScoredPhoto, background: float | None = None, explanation: str = "") -> Row:
-        """A value or None for each column. background: share of attention; explanation: the overlay's path."""
-        values: Row = {"image": scored.path, "error": scored.error, "explanation": explanation}
-        values |= scored.origin
-        if scored.outputs is not None:
-            outputs = scored.outputs.astype(np.float64)
+    def build(self, photo: ScoredPhoto) -> Row:
+        """A value or None for each column; the attention's columns are left to the caller."""
+        values: Row = {"image": photo.path, "error": photo.error, "explanation": "", **photo.origin}
+        if photo.outputs is not None:
+            outputs = photo.outputs.astype(np.float64)
             score = round_to_float32(self.trained.scores(outputs[None])[0])
-            numbers = {"score": score, "spread": spread(outputs), "attention_background": background}
+            numbers = {"score": score, "spread": spread(outputs)}
             numbers |= {f"vote{level}": value for level, value in enumerate(outputs, 1)}
             if self.reference is not None:
                 low, high = self.trained.scale
@@ -132,9 +115,9 @@ class RowBuilder:
         return {name: values.get(name) for name in self.columns}
 
 
-def round_to_float32(value: float | None) -> float | None:
+def round_to_float32(value: float) -> float | None:
     """To the seven digits that float32 has; nan becomes None."""
-    return None if value is None or math.isnan(value) else float(f"{value:.7g}")
+    return None if math.isnan(value) else float(f"{value:.7g}")
 
 
 def spread(votes: np.ndarray) -> float:
@@ -149,44 +132,45 @@ def spread(votes: np.ndarray) -> float:
 def read_reference(path: str, trained: TrainedNetwork) -> tuple[np.ndarray, list[str]]:
     """The sorted scores (N,) of a reference table, on the dataset's own scale, and notes about them for the log.
 
-    path: a run's `predictions.csv`, or a table of predict.py. The notes count the photographs that the network was trained
-    on; where the table has true scores, they give the metrics with and without those photographs. Raises InputError.
+    path: a run's `predictions.csv`, or a table of predict.py. The notes give the metrics of a table with true scores, with
+    and without the photographs that the network was trained on, where there are such. Raises InputError.
     """
-    file = Path(path)
-    scale = find_table_scale(file)
+    scale = find_table_scale(Path(path))
     if scale not in (None, trained.scale):
         (low, high), (network_low, network_high) = scale, trained.scale
         raise InputError(
             f"{path}: its scores are {low:g} to {high:g}, those of {trained.path} {network_low:g} to {network_high:g}"
         )
-    rows, name = {}, "score"
-    for row in read_rows(file):
-        name = "predicted_score" if "predicted_score" in row else "score"
-        if name not in row:
-            raise InputError(f"{path}: has neither `predicted_score` nor `score`")
-        if row[name] is not None and math.isfinite(row[name]):
-            rows[row["image"]] = row
-    if not rows:
-        raise InputError(f"{path}: has no scores; it should be a run's predictions.csv")
-    scores = np.array([row[name] for row in rows.values()], np.float64)
-    if trained.outputs == 1 and name == "predicted_score":  # the protocol's, 0 to 1
-        scores = trained.scores(scores[:, None])
-    return np.sort(scores), [f"--reference {file}: {note}" for note in _leakage_notes(rows, trained)]
+    scores: dict[str, float] = {}
+    true_scores: dict[str, float] = {}
+    for row in read_rows(Path(path)):
+        score = row.get("predicted_score", row.get("score"))
+        if score is None or not math.isfinite(score):
+            continue
+        if trained.outputs == 1 and "predicted_score" in row:  # the protocol's, 0 to 1
+            score = trained.scores(np.array([[score]]))[0]
+        scores[row["image"]] = score
+        if row.get("true_score") is not None:
+            true_scores[row["image"]] = row["true_score"]
+    if not scores:
+        raise InputError(f"{path}: has no scores, in a column `predicted_score` or `score`")
+    notes = _leakage_metrics(scores, true_scores, trained)
+    return np.sort(list(scores.values())), [f"--reference {path}: {note}" for note in notes]
 
 
-def _leakage_notes(rows: dict[str, Row], trained: TrainedNetwork) -> list[str]:
+def _leakage_metrics(
+    scores: Mapping[str, float], true_scores: Mapping[str, float], trained: TrainedNetwork
+) -> list[str]:
+    """The metrics on all photographs, and on those that the network was not trained on; none where these are the same."""
     known_photos = KnownPhotos.from_texts(trained.model.photographs, trained.path)
-    if not known_photos:
-        return ["the weights do not say which photographs they were trained on"]
-    is_known = known_photos.is_known(list(rows), in_folders=True)
-    unknown = ~(is_known[0] | is_known[1])
-    if unknown.all():
-        return ["none of its photographs was in this network's training set, by their names"]
-    notes = describe_known(*is_known)
-    if unknown.sum() > 1 and all("true_score" in row for row in rows.values()):
-        scores = np.array([[row["predicted_score"], row["true_score"]] for row in rows.values()]).T
-        for description, rows_used in (("all of them", slice(None)), ("those not seen", unknown)):
-            pairs = scores[:, rows_used]
-            srcc, plcc = scipy.stats.spearmanr(*pairs).statistic, scipy.stats.pearsonr(*pairs).statistic
-            notes.append(f"SRCC {srcc:.4f}, PLCC {plcc:.4f} on {description} ({pairs.shape[1]:,})")
+    is_new = ~np.logical_or(*known_photos.is_known(list(true_scores), in_folders=True))
+    if is_new.all():
+        return []
+    pairs = np.array([[scores[image], true_score] for image, true_score in true_scores.items()])
+    notes = []
+    for description, chosen in (("all of them", pairs), ("those not seen in training", pairs[is_new])):
+        if len(chosen) > 1:
+            srcc = scipy.stats.spearmanr(*chosen.T).statistic
+            plcc = scipy.stats.pearsonr(*chosen.T).statistic
+            notes.append(f"SRCC {srcc:.4f}, PLCC {plcc:.4f} on {description} ({len(chosen):,})")
     return notes

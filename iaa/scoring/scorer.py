@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -33,23 +33,18 @@ class Scorer:
     weights, dataset, model, score_range, interest_points: see `load_network`. `batch`, the released mode of the
     interest points, is refused: a score would depend on the other photographs of the call.
     device: by default the first GPU, else the CPU.
-    as_loss: the score of a tensor has a gradient, and all scores are tensors. The higher the score, the better
-        (`lower_better` is False), so minimise its negative.
     upright: turn photographs as EXIF says.
-    batch_size: photographs that go through the network at once; with as_loss a tensor is not split.
+    batch_size: photographs that go through the network at once.
 
     Calls do not change it, so threads may share it. score_range: the dataset's own scale (low, high).
     Raises InputError or WeightsError, both ValueErrors, where weights cannot be loaded or photographs cannot be read.
     """
-
-    lower_better = False
 
     def __init__(
         self,
         weights: str | os.PathLike | Weights,
         device: str | torch.device | None = None,
         *,
-        as_loss: bool = False,
         dataset: str | None = None,
         model: str | None = None,
         score_range: tuple[float, float] | None = None,
@@ -64,31 +59,25 @@ class Scorer:
         )
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.trained.model.to(self.device)
-        self.as_loss, self.upright, self.batch_size = as_loss, upright, batch_size
+        self.upright, self.batch_size = upright, batch_size
         self.score_range = self.trained.scale
-
-    def __repr__(self) -> str:
-        (low, high), of = self.score_range, f"{self.trained.name}, {self.trained.dataset}"
-        return f"Scorer({of}, scores {low:g} to {high:g}, on {self.device})"
 
     def __call__(
         self, photographs: Photograph | Tensor | Sequence[Photograph]
     ) -> float | np.ndarray | Tensor:
         """The score of one photograph, a float; of a list, (N,) float64; of a tensor (N, 3, H, W), a tensor (N,).
 
-        A path; the bytes of a file; a PIL image; an array H x W, H x W x 1, 3 or 4; or a tensor 3 x H x W or N x 3 x H x W,
-        not in a list. Arrays and tensors are uint8, or floating point in [0, 1]. Raises InputError for anything else.
+        A path; the bytes of a file; a PIL image; an array H x W, H x W x 3 or 4; or a tensor, not in a list. Arrays and
+        tensors are uint8, or floating point in [0, 1]. Raises InputError for anything else, and for a photograph without a
+        score.
         """
-        is_tensor, is_list = isinstance(photographs, Tensor), isinstance(photographs, (list, tuple))
-        if is_tensor:
-            scores = self._score_tensor(photographs)
-        else:
-            scores = self._score_list(photographs if is_list else [photographs])
-        if self.as_loss:
-            return scores.float()
-        if is_list:
-            return scores.double().cpu().numpy()
-        return scores if is_tensor and photographs.ndim == 4 else scores.item()
+        if isinstance(photographs, Tensor):
+            return self._score_tensor(photographs)
+        is_list = isinstance(photographs, (list, tuple))
+        scores, errors = self.each(photographs if is_list else [photographs])
+        for error in filter(None, errors):
+            raise InputError(error)
+        return scores if is_list else scores.item()
 
     def each(self, photographs: Sequence[Photograph]) -> tuple[np.ndarray, list[str]]:
         """Scores (N,) float64 and errors of photographs, which must not be tensors. Without a score: NaN and the reason."""
@@ -97,81 +86,57 @@ class Scorer:
             squares = {}
             for row, photograph in enumerate(photographs[start : start + self.batch_size], start):
                 try:
-                    squares[row] = self._square(photograph)
+                    picture = to_picture(photograph, self.upright)
+                    squares[row] = np.asarray(self.trained.resize.pil(picture))
                 except InputError as error:
                     errors[row] = str(error)
             if squares:
-                scores[list(squares)] = self._score_squares(squares.values()).cpu()
+                scores[list(squares)] = self._score_squares(np.stack(list(squares.values())))
         for row in np.flatnonzero(~np.isfinite(scores)):
             scores[row], errors[row] = np.nan, errors[row] or NOT_FINITE
         return scores, errors
 
-    def _score_list(self, photographs: Sequence[Photograph]) -> Tensor:
-        """Scores (N,) of photographs, which are resized by PIL, as in evaluation."""
-        parts = [torch.empty(0, device=self.device)]
-        for start in range(0, len(photographs), self.batch_size):
-            batch = photographs[start : start + self.batch_size]
-            parts.append(self._score_squares(map(self._square, batch)))
-        return torch.cat(parts)
-
-    def _score_squares(self, squares: Iterable[np.ndarray]) -> Tensor:
-        """Scores (N,) float64 of pixels (side, side, 3) uint8, by the arithmetic of predict.py."""
-        images = torch.from_numpy(np.stack(list(squares))).permute(0, 3, 1, 2)
+    def _score_squares(self, squares: np.ndarray) -> np.ndarray:
+        """Scores (N,) float64 of pixels (N, side, side, 3) uint8, by the arithmetic of predict.py."""
+        images, model = torch.from_numpy(squares).permute(0, 3, 1, 2), self.trained.model
         with torch.inference_mode():
-            model = self.trained.model
             outputs = model(unmirrored_input(images, model, self.device))
-        return self.trained.scores(outputs.double())
-
-    def _square(self, photograph: Photograph) -> np.ndarray:
-        """The pixels (side, side, 3) uint8 of a photograph, resized by PIL, as in evaluation."""
-        return np.asarray(self.trained.resize.pil(to_picture(photograph, self.upright)))
+            return self.trained.scores(outputs.double()).cpu().numpy()
 
     def _score_tensor(self, images: Tensor) -> Tensor:
-        """Scores (N,) of a tensor (N, 3, H, W) or (3, H, W)."""
-        images = images[None] if images.ndim == 3 else images
-        if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape[2:]:
+        """Scores (N,) of (N, 3, H, W), resized as PIL does it, but without rounding to 8 bits."""
+        if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape:
             raise InputError(f"a tensor of {tuple(images.shape)}; photographs are N x 3 x H x W")
         if images.dtype == torch.uint8:
             images = images.float() / 255
-        elif not images.is_floating_point():
+        if not images.is_floating_point():
             raise InputError(f"a tensor of {images.dtype}; {PIXEL_VALUES}")
-        elif not self.as_loss and images.numel():
-            _refuse_other_values(*(value.item() for value in images.aminmax()))
-        if not len(images):
-            return torch.empty(0, device=self.device)
-        if self.as_loss:
-            return self.trained.scores(self.trained.model(self._prepare(images)))
+        _refuse_other_values(*(value.item() for value in images.aminmax()))
+        resize, model = self.trained.resize, self.trained.model
+        size, outputs = (resize.side, resize.side), []
+        mean, std = (torch.tensor(values, device=self.device).view(3, 1, 1) for values in model.statistics)
         with torch.inference_mode():
-            outputs = [self.trained.model(self._prepare(part)) for part in images.split(self.batch_size)]
+            for part in images.split(self.batch_size):
+                part = part.to(self.device, torch.float32)
+                if part.shape[2:] != size:
+                    part = F.interpolate(part, size, mode=resize.method, antialias=True)
+                outputs.append(model((part.clamp(0, 1) - mean) / std))  # bicubic interpolation overshoots
             return self.trained.scores(torch.cat(outputs))
-
-    def _prepare(self, images: Tensor) -> Tensor:
-        """The network's input, from pixels in [0, 1]: resized as PIL does it, but without rounding to 8 bits."""
-        resize = self.trained.resize
-        images = images.to(self.device, torch.float32)
-        fits = images.shape[-2:] == (resize.side, resize.side)
-        if not fits:
-            images = F.interpolate(images, (resize.side, resize.side), mode=resize.method, antialias=True)
-        if not (fits and self.as_loss):  # bicubic interpolation overshoots; PIL clamps, too
-            images = images.clamp(0, 1)
-        mean, std = (images.new_tensor(values).view(3, 1, 1) for values in self.trained.model.statistics)
-        return (images - mean) / std
 
 
 def to_picture(photograph: Photograph, upright: bool = False) -> Image.Image:
     """A photograph in any form but a tensor as an RGB image. Raises InputError if it is none."""
     try:
+        if isinstance(photograph, np.ndarray):
+            photograph = Image.fromarray(_as_uint8(photograph))
         if isinstance(photograph, Image.Image):
             return to_rgb(photograph, upright)
-        if isinstance(photograph, np.ndarray):
-            return Image.fromarray(_as_uint8(photograph)).convert("RGB")
         return open_rgb(photograph if isinstance(photograph, bytes) else os.fspath(photograph), upright)
     except InputError:
         raise
     except Exception as error:  # decoders raise anything at all on a damaged file
-        reason = error_text(error)
-        if isinstance(photograph, (str, os.PathLike, bytes)):
-            reason = explain_failure(photograph, error)
+        is_file = isinstance(photograph, (str, os.PathLike, bytes))
+        reason = explain_failure(photograph, error) if is_file else error_text(error)
         name = "" if isinstance(photograph, bytes) else f"{str(photograph)[:400]}: "
         raise InputError(f"{name}{reason}") from error
 
@@ -184,13 +149,11 @@ def _refuse_other_values(low: float, high: float) -> None:
 
 def _as_uint8(array: np.ndarray) -> np.ndarray:
     """The array as (H, W) or (H, W, 3 or 4) uint8. Raises InputError for any other shape or type."""
-    if array.ndim == 3 and array.shape[2] == 1:
-        array = array[..., 0]
-    if array.ndim not in (2, 3) or array.shape[2:] not in ((), (3,), (4,)) or 0 in array.shape:
+    if array.shape[2:] not in ((), (3,), (4,)) or array.ndim < 2 or 0 in array.shape:
         raise InputError(f"an array of {array.shape}; photographs are H x W, or H x W x 3")
     if np.issubdtype(array.dtype, np.floating):
         _refuse_other_values(array.min(), array.max())
-        return (array.clip(0, 1) * 255).round().astype(np.uint8)
+        array = (array.clip(0, 1) * 255).round().astype(np.uint8)
     if array.dtype != np.uint8:
         raise InputError(f"an array of {array.dtype}; {PIXEL_VALUES}")
-    return np.ascontiguousarray(array)
+    return array

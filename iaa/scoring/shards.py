@@ -6,105 +6,88 @@ import json
 import os
 import tarfile
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from itertools import groupby, islice
 
+import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
 from iaa.photographs import workers
-from iaa.scoring.photos import PhotoBatch, Photos, error_text, refuse_pipe
+from iaa.scoring.photos import PhotoBatch, Photos, ScoredPhoto, error_text, refuse_no_file
 from iaa.scoring.sources import picture_endings
 
 ORIGIN = ("url", "key")  # read from the JSON text beside a photograph, as img2dataset writes it
 
 
-def shard_batches(
-    photos: Photos, shards: Sequence[str], batch_size: int, num_workers: int
-) -> Iterator[PhotoBatch]:
-    """Batches in the order of each shard, every batch of one shard; batches of `num_workers` shards alternate.
+def shard_batches(photos: Photos, shards: Sequence[str]) -> Iterator[PhotoBatch]:
+    """Batches in the order of each shard, every batch of one shard; batches of `photos.num_workers` shards alternate.
 
-    A shard's last batch has no photograph; if the shard is damaged, it has the shard's path and an error.
-    Raises InputError if a worker dies.
+    A shard's last batch has no photograph, and the fault of the shard if it is damaged. Raises InputError if a worker dies.
     """
-    dataset, num_workers = Shards(photos, shards, batch_size), min(num_workers, len(shards))
-    return workers.checked_items(
-        workers.make_worker_loader(dataset, num_workers, batch_size=None, collate_fn=workers.identity)
-    )
+    num_workers = min(photos.num_workers, len(shards))
+    options = {"batch_size": None, "collate_fn": workers.identity}
+    return workers.checked_items(workers.make_worker_loader(Shards(photos, shards), num_workers, **options))
 
 
 class Shards(IterableDataset):
     """Batches of photographs. Each worker process reads shards of its own."""
 
-    def __init__(self, photos: Photos, shards: Sequence[str], batch_size: int):
-        self.photos, self.shards, self.batch_size = photos, shards, batch_size
+    def __init__(self, photos: Photos, shards: Sequence[str]):
+        self.photos, self.shards = photos, shards
 
     def __iter__(self) -> Iterator[PhotoBatch]:
         info = get_worker_info()
         for shard in self.shards if info is None else self.shards[info.id :: info.num_workers]:
             faults: list[str] = []
             samples = self._read(shard, faults)
-            while batch := list(islice(samples, self.batch_size)):
-                origins = [sample.pop() for sample in batch]
-                yield self.photos.collate(batch)._replace(origins=origins, shard=shard)
-            end = [[shard, faults[0], False, None]] if faults else []
-            yield self.photos.collate(end)._replace(shard=shard, is_last=True)
+            while batch := list(islice(samples, self.photos.batch_size)):
+                yield self.photos.collate(batch)._replace(shard=shard)
+            yield self.photos.collate([])._replace(shard=shard, fault="".join(faults))
 
-    def _read(self, shard: str, faults: list[str]) -> Iterator[list]:
-        """For each picture the path, the values of `photos.read` and the origin. Adds the shard's faults to `faults`."""
-        from webdataset.tariterators import group_by_keys  # takes a second to import
-
-        def note_repeated(_: Exception) -> bool:
-            faults.append("it has two members of one name; the first was scored")
-            return True  # webdataset goes on
-
-        pictures = 0
-        for sample in group_by_keys(_members(shard, faults), lcase=False, handler=note_repeated):
-            origin = _read_origin(sample.get("json", b""))
-            for ending, content in sample.items():
-                path = f"{shard}/{sample['__key__']}.{ending}"
-                if _ending(path) in picture_endings():
-                    pictures += 1
-                    yield [path, *self.photos.read(content), origin]
-        if not (pictures or faults):
-            faults.append("no member is a picture")
+    def _read(self, shard: str, faults: list[str]) -> Iterator[tuple[ScoredPhoto, np.ndarray | None]]:
+        """Each picture, as `Photos.read` has it. Adds the shard's fault to `faults`."""
+        for key, members in groupby(read_members(shard, faults), lambda member: key_of(member[0])):
+            contents = dict(members)
+            origin = read_origin(contents.get(f"{key}.json", b""))
+            for name, content in contents.items():
+                if os.path.splitext(name)[1].lower() in picture_endings():
+                    photo, pixels = self.photos.read(f"{shard}/{name}", content)
+                    photo.origin = origin
+                    yield photo, pixels
 
 
-def _members(shard: str, faults: list[str]) -> Iterator[dict]:
-    """The pictures and JSON texts of a tar, plain or compressed, up to its end or to its first fault."""
-    from webdataset.tariterators import tar_file_iterator
+def key_of(name: str) -> str:
+    """The members of one photograph have one name up to its first dot."""
+    folder, file = os.path.split(name)
+    return os.path.join(folder, file.partition(".")[0])
 
-    names = {"select_files": _is_wanted, "rename_files": lambda name: name.removeprefix("./")}
+
+def read_members(shard: str, faults: list[str]) -> Iterator[tuple[str, bytes]]:
+    """Names and contents of the pictures and JSON texts in a tar, plain or compressed, up to its end or its first fault."""
     try:
-        refuse_pipe(shard)
+        refuse_no_file(shard)
         with open(shard, "rb") as file:
-            for member in tar_file_iterator(file, **names):
-                yield member | {"__url__": shard}
+            with tarfile.open(fileobj=file, mode="r|*") as tar:
+                for member in tar:
+                    name, ending = member.name.removeprefix("./"), os.path.splitext(member.name)[1].lower()
+                    is_hidden = os.path.basename(name).startswith(".")
+                    if member.isfile() and not is_hidden and ending in (".json", *picture_endings()):
+                        yield name, tar.extractfile(member).read()
+                    tar.members.clear()  # tarfile keeps them all
             file.seek(257)
             if file.read(5) == b"ustar":  # not compressed
                 file.seek(-tarfile.BLOCKSIZE, os.SEEK_END)
                 if any(file.read()):  # tarfile does not notice a cut in a header, or before it
                     raise tarfile.ReadError("unexpected end of data")
     except Exception as error:  # a damaged tar raises anything at all
-        reason = error_text(error).partition(" @ ")[0]  # webdataset adds the file
-        faults.append(f"it cannot be read to its end ({reason})")
+        faults.append(error_text(error))
 
 
-def _is_wanted(name: str) -> bool:
-    return _ending(name) in (".json", *picture_endings())
-
-
-def _ending(name: str) -> str:
-    return os.path.splitext(name)[1].lower()
-
-
-def _read_origin(text: bytes) -> dict[str, str]:
+def read_origin(text: bytes) -> dict[str, str]:
     """The `url` and `key` that the JSON text beside a photograph gives."""
     try:
         fields = json.loads(text)
     except (ValueError, RecursionError):
         return {}
-    values = {name: fields.get(name) for name in ORIGIN} if isinstance(fields, dict) else {}
-    return {
-        name: str(value).encode("utf-8", "replace").decode()
-        for name, value in values.items()
-        if value is not None
-    }
+    fields = fields if isinstance(fields, dict) else {}
+    texts = {name: str(fields[name]) for name in ORIGIN if fields.get(name) is not None}
+    return {name: value.encode("utf-8", "replace").decode() for name, value in texts.items()}

@@ -4,31 +4,18 @@ from __future__ import annotations
 
 import codecs
 import glob
-import importlib.util
+import hashlib
 import os
 import re
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from functools import cache
-from typing import NamedTuple
 
 from PIL import Image
 
-from iaa.errors import InputError
 from iaa.photographs.decode import FORMATS
-
-
-class Source(NamedTuple):
-    """The path of a file or of a shard; or of a folder or glob that gives no photographs, with the error."""
-
-    path: str
-    error: str = ""
-
-    @property
-    def is_shard(self) -> bool:
-        return not self.error and is_shard(self.path)
 
 
 def is_shard(path: str) -> bool:
@@ -47,12 +34,23 @@ def picture_endings() -> set[str]:
     return {ending for ending, name in Image.registered_extensions().items() if name in FORMATS}
 
 
+def as_utf8(path: str) -> str:
+    """A file name for Parquet: bytes that are not UTF-8 become \\xNN."""
+    return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def path_number(path: str) -> int:
+    """A 64-bit hash of the absolute path, the same for a name and for its `as_utf8`."""
+    name = as_utf8(os.path.abspath(path)).encode()
+    return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest())
+
+
 class Sources:
-    """The photographs of a command line, each once: iterate as often as you like.
+    """The paths of the photographs and shards of a command line, each once: iterate as often as you like.
 
     paths: files with any ending; folders, searched with all folders below them for files with a picture's ending, but
-        hidden ones; globs with `*`, `?`, `[...]` and `**`; shards, also as patterns with braces. Folders are not
-        searched for shards.
+        hidden ones; globs with `*`, `?`, `[...]` and `**`; shards, also as `photos-{000..999}.tar`. Folders are not
+        searched for shards. A folder that cannot be read, and a glob without matches, is a path like that of a file.
     lists: text files with a path in each line; `-` is standard input. What cannot be read twice is read into memory.
     skipped: counts, by ending, of the files in folders that the latest iteration skipped.
     """
@@ -61,40 +59,30 @@ class Sources:
         self.paths, self.skipped = paths, Counter()
         self.lists = [name if os.path.isfile(name) else list(_lines(name)) for name in lists]
 
-    def __iter__(self) -> Iterator[Source]:
+    def __iter__(self) -> Iterator[str]:
         return self.without(set())
 
-    def without(self, hashes: set[int], key: Callable[[str], str] = str) -> Iterator[Source]:
-        """The sources whose hash is not in `hashes`, to which it is added. A million 64-bit hashes take some 70 MB.
-
-        key: turns an absolute path into the text that is hashed.
-        """
+    def without(self, done: set[int]) -> Iterator[str]:
+        """The paths whose `path_number` is not in `done`, to which it is added. A million of them take some 70 MB."""
         self.skipped.clear()
-        for source in self._all():
-            number = hash(key(os.path.abspath(source.path)))
-            if number not in hashes:
-                hashes.add(number)
-                yield source
+        for path in self._all():
+            number = path_number(path)
+            if number not in done:
+                done.add(number)
+                yield path
 
-    def _all(self) -> Iterator[Source]:
+    def _all(self) -> Iterator[str]:
         for pattern in self.paths:
-            for path in _without_braces(pattern):
-                is_glob = glob.has_magic(path) and not os.path.lexists(path)
-                matches = sorted(glob.iglob(path, recursive=True)) if is_glob else [path]
-                for match in matches:
-                    yield from self._below(match)
-                if not matches:
-                    yield Source(path, "nothing matches")
+            for path in _expand(pattern):
+                yield from self._below(path)
         for lines in self.lists:
             for path in _lines(lines) if isinstance(lines, str) else lines:
                 yield from self._below(path)
 
-    def _below(self, path: str) -> Iterator[Source]:
+    def _below(self, path: str) -> Iterator[str]:
         """The file itself; or a folder's photographs, then those of the folders in it, then the folders that fail."""
         if not os.path.isdir(path):
-            if is_shard(path):
-                _need_webdataset()
-            yield Source(path)
+            yield path
             return
         errors: list[OSError] = []
         for folder, folders, names in os.walk(path, onerror=errors.append):
@@ -102,11 +90,11 @@ class Sources:
             for name in sorted(name for name in names if not name.startswith(".")):
                 ending = os.path.splitext(name)[1].lower()
                 if ending in picture_endings():
-                    yield Source(os.path.join(folder, name))
+                    yield os.path.join(folder, name)
                 else:
                     self.skipped[ending or "no ending"] += 1
         for error in errors:
-            yield Source(error.filename, f"the folder cannot be read ({error.strerror.lower()})")
+            yield error.filename
 
     def describe_skipped(self) -> str:
         """The end of a sentence; empty if nothing was skipped."""
@@ -117,23 +105,17 @@ class Sources:
         return f"; files in folders that do not end as pictures do were left out: {counts}{hint}"
 
 
-def _without_braces(path: str) -> Iterable[str]:
-    """The paths that a pattern such as `photos-{000..999}.tar` stands for; any other path alone."""
-    if "{" not in path or not is_shard(path) or os.path.lexists(path):
-        return [path]
-    _need_webdataset()
-    import braceexpand  # comes with webdataset
-
-    try:
-        return braceexpand.braceexpand(path)
-    except braceexpand.UnbalancedBracesError:
-        raise InputError(f"{path}: a brace has no other half; write it as photos-{{000..999}}.tar") from None
-
-
-def _need_webdataset() -> None:
-    """Raises InputError if webdataset is not installed."""
-    if importlib.util.find_spec("webdataset") is None:
-        raise InputError("shards (.tar) need webdataset: pip install -r requirements/scale.txt")
+def _expand(pattern: str) -> Iterator[str]:
+    """The paths that a glob or a pattern such as `photos-{000..999}.tar` stands for; any other path alone."""
+    numbers = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
+    if os.path.lexists(pattern):
+        yield pattern
+    elif numbers and is_shard(pattern):
+        first, last = numbers.groups()
+        for number in range(int(first), int(last) + 1):
+            yield from _expand(pattern.replace(numbers[0], f"{number:0{len(first)}}", 1))
+    else:
+        yield from sorted(glob.iglob(pattern, recursive=True)) or [pattern]
 
 
 def _lines(name: str) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Tables of scores: CSV and JSON lines grow batch by batch, Parquet is written as a complete file."""
+"""Tables of scores: CSV and JSON lines grow batch by batch; Parquet is a folder of parts that reads as one table."""
 
 from __future__ import annotations
 
@@ -11,51 +11,52 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
 from iaa.errors import InputError
+from iaa.options.scoring_options import is_parquet
+from iaa.runtime import distributed
 from iaa.runtime.files import atomic_write, read_json_object, to_json, write_json
+from iaa.scoring.sources import as_utf8, path_number
 
 log = logging.getLogger("eat")
 
 TEXT = {"encoding": "utf-8", "errors": "surrogateescape"}  # file names are bytes
 TEXTS = {"image", "error", "explanation", "url", "key"}  # columns of texts; all others hold numbers
 MAX_ROW = 2**16  # bytes; a path has at most 4096
+PART_ROWS = 2000
 # A row begins with its photograph, whose name begins with the path of its shard.
 _SHARD = re.compile(rb".*?\.(tar|tar\.gz|tgz)/", re.IGNORECASE)
 Row = dict[str, Any]
 
 
+def open_table(out: str, columns: Sequence[str]) -> Table | ParquetParts:
+    """The table of `--out`, with one row per photograph."""
+    return (ParquetParts if is_parquet(out) else Table)(Path(out), columns)
+
+
 class Table:
-    """A file of scores, with one of `scoring_options.ENDINGS` and one row per photograph.
+    """A CSV or JSON lines. `NAME.run.json` beside it records how the scores were made."""
 
-    `NAME.run.json` beside it records how the scores were made.
-    """
+    shards: Sequence[int] = ()  # a finished shard is recognised by its rows
 
-    shards: Sequence[str] = ()  # a finished shard is recognised by its rows
-
-    def __init__(self, path: str | os.PathLike, columns: Sequence[str]):
-        self.path, self.columns = Path(path), list(columns)
-        self.is_csv, self.is_parquet = (self.path.suffix.lower() == ending for ending in (".csv", ".parquet"))
-        self.settings_file = self.path.with_name(f"{self.path.name}.run.json")
+    def __init__(self, path: Path, columns: Sequence[str]):
+        self.path, self.columns = path, list(columns)
+        self.is_csv = path.suffix.lower() == ".csv"
+        self.settings_file = path.with_name(f"{path.name}.run.json")
 
     @contextmanager
     def writing(
         self, settings: Mapping[str, Any], append: bool = False, overwrite: bool = False
     ) -> Iterator[Callable[..., None]]:
-        """A function that writes rows. Rows of CSV and JSON lines survive a kill once a call has returned; those of Parquet are written at the end.
+        """A function that writes rows, which survive a kill once a call has returned.
 
         settings: how the scores are made. append: add to a table that was made with the same settings. overwrite: replace it.
         Raises InputError before anything is changed, OSError if the disk is full.
         """
-        waiting: list[Row] = []  # all rows of a Parquet table
 
         def write(*rows: Row, shard: str = "") -> None:
-            if self.is_parquet:
-                waiting.extend(rows)
-                return
             is_new = self.path.stat().st_size == 0
             file.write(self._lines(rows, with_header=is_new).encode(**TEXT))
             file.flush()
@@ -67,22 +68,11 @@ class Table:
                     raise InputError(f"{self.path}: exists; --append continues it, --overwrite replaces it")
                 if file.tell() and append:
                     refuse_other_settings(self.path, self.settings_file, settings)
-                    if self.is_parquet:
-                        waiting += self.rows()
-                    else:
-                        drop_unfinished_row(file, self.is_csv)
+                    drop_unfinished_row(file, self.is_csv)
                 else:
                     file.truncate(0)
                     write_json(self.settings_file, dict(settings))
-                earlier = len(waiting)
-                try:
-                    yield write
-                finally:
-                    if len(waiting) > earlier:
-                        write_parquet(self.path, self.columns, waiting)
-                    if self.path.stat().st_size == 0:
-                        self.path.unlink()
-                        self.settings_file.unlink()
+                yield write
         except OSError as error:
             error.filename = error.filename or str(self.path)  # a full disk has no name
             raise
@@ -97,11 +87,110 @@ class Table:
 
     def rows(self) -> Iterator[Row]:
         """The rows of an earlier run. Raises InputError."""
-        return read_rows(self.path) if self.path.stat().st_size else iter(())
+        return read_rows(self.path)
 
-    def key(self, image: str) -> str:
-        """The name of a photograph, as the file stores it."""
-        return utf8(image) if self.is_parquet else image
+
+class ParquetParts:
+    """A folder of Parquet files, which the processes of one run write together. All parts have the same columns.
+
+    There is a part for each shard, and parts of PART_ROWS rows for files. `_run.json` records how the scores were made;
+    readers of such folders ignore names that begin with `_`.
+    """
+
+    def __init__(self, folder: Path, columns: Sequence[str]):
+        self.folder, self.columns = folder, list(columns)
+        self.settings_file = folder / "_run.json"
+        self._earlier_parts: list[str] = []  # the same list in all processes
+
+    @contextmanager
+    def writing(
+        self, settings: Mapping[str, Any], append: bool = False, overwrite: bool = False
+    ) -> Iterator[Callable[..., None]]:
+        """A function that writes rows of files, or all rows of `shard`; see `Table.writing`.
+
+        A part for a shard is written at once; one for files when it has PART_ROWS rows, and at the end.
+        """
+        with distributed.process_group("--append on all machines continues"):
+            self._earlier_parts = distributed.on_rank_zero(lambda: self._begin(settings, append, overwrite))
+        refuse_other_settings(self.folder, self.settings_file, settings)
+        waiting: list[Row] = []
+
+        def write(*rows: Row, shard: str = "") -> None:
+            if shard:
+                self._write_part(part_name("shard", shard), rows)
+                return
+            waiting.extend(rows)
+            if len(waiting) >= PART_ROWS:
+                write_waiting()
+
+        def write_waiting() -> None:
+            """The part is named after its first file, which is in no other part."""
+            if waiting:
+                self._write_part(part_name("files", waiting[0]["image"]), waiting)
+                waiting.clear()
+
+        with open(self.folder / "_lock", "a") as file:
+            lock(file, self.folder, fcntl.LOCK_SH)  # the processes of a run share it
+            try:
+                yield write
+            finally:
+                write_waiting()
+
+    def _begin(self, settings: Mapping[str, Any], append: bool, overwrite: bool) -> list[str]:
+        """Prepare the folder; returns the parts that are continued. Raises InputError before anything is changed."""
+        self.folder.mkdir(exist_ok=True)
+        names = [name for name in os.listdir(self.folder) if not name.startswith(("_", "."))]
+        if names and not self.settings_file.exists():
+            raise InputError(f"{self.folder}: holds other files than scores; give an empty or a new folder")
+        parts = sorted(name for name in names if re.fullmatch(r"(files|shard)-.*\.parquet", name))
+        if parts and not (append or overwrite):
+            raise InputError(
+                f"{self.folder}: holds scores; --append continues them, --overwrite replaces them"
+            )
+        with open(self.folder / "_lock", "a") as file:
+            lock(file, self.folder)
+            for path in self.folder.glob(".*.parquet.*.tmp"):  # left by a kill
+                path.unlink()
+            if parts and append:
+                return parts
+            for name in parts:
+                (self.folder / name).unlink()
+            write_json(self.settings_file, dict(settings))
+        return []
+
+    def _write_part(self, name: str, rows: Sequence[Row]) -> None:
+        """Write a complete part, or none. Columns in TEXTS are strings, all others float64."""
+        import pyarrow  # slow to import, and seldom needed
+        from pyarrow import parquet
+
+        columns = {}
+        for column in self.columns:
+            values = [row[column] for row in rows]
+            if column in TEXTS:
+                values = [value and as_utf8(value) for value in values]
+            columns[column] = pyarrow.array(
+                values, pyarrow.string() if column in TEXTS else pyarrow.float64()
+            )
+        with atomic_write(self.folder / name, "wb") as file:
+            parquet.write_table(pyarrow.table(columns), file)
+
+    @property
+    def shards(self) -> list[int]:
+        """The `path_number` of each shard that earlier runs have finished."""
+        names = (name for name in self._earlier_parts if name.startswith("shard-"))
+        return [int(name.removesuffix(".parquet").rpartition("-")[2], 16) for name in names]
+
+    def rows(self) -> Iterator[Row]:
+        """The rows of files that earlier runs have written."""
+        for name in self._earlier_parts:
+            if name.startswith("files-"):
+                yield from read_rows(self.folder / name)
+
+
+def part_name(kind: str, path: str) -> str:
+    """The name of a shard's part, or of the part that begins with a file. It depends on the absolute path alone."""
+    stem = re.sub(r"[^\w.-]", "_", Path(path).stem, flags=re.ASCII)[:100]
+    return f"{kind}-{stem}-{path_number(path):016x}.parquet"
 
 
 def csv_line(values: Sequence[Any]) -> str:
@@ -143,18 +232,6 @@ def drop_unfinished_row(file: IO[bytes], is_csv: bool) -> None:
         end = shard_start if shard else end
         log.warning("warning: %s: its last row is not finished; dropped from byte %d on", file.name, end)
         file.truncate(end)
-
-
-def write_parquet(path: Path, columns: Sequence[str], rows: Iterable[Row]) -> None:
-    """Write a complete Parquet file, or none. Columns in TEXTS are strings, all others float64."""
-    import pyarrow  # slow to import, and seldom needed
-    from pyarrow import parquet
-
-    types = ((name, pyarrow.string() if name in TEXTS else pyarrow.float64()) for name in columns)
-    schema, rows = pyarrow.schema(types), iter(rows)
-    with atomic_write(path, "wb") as file, parquet.ParquetWriter(file, schema) as writer:
-        while chunk := [{name: utf8(row[name]) for name in columns} for row in islice(rows, 10_000)]:
-            writer.write_table(pyarrow.Table.from_pylist(chunk, schema))
 
 
 def refuse_other_settings(path: Path, settings_file: Path, settings: Mapping[str, Any]) -> None:
@@ -201,12 +278,8 @@ def _json_rows(path: Path) -> Iterator[Any]:
 
 
 def _parquet_rows(path: Path) -> Iterator[Row]:
-    from pyarrow import parquet
+    """path: a file, or a folder of parts."""
+    from pyarrow import dataset
 
-    for batch in parquet.ParquetFile(path).iter_batches(10_000):
+    for batch in dataset.dataset(path).to_batches(batch_size=10_000, use_threads=False):
         yield from batch.to_pylist()
-
-
-def utf8(value: Any) -> Any:
-    """A text for Parquet, which is UTF-8: other bytes of a file name become \\xNN."""
-    return value.encode(**TEXT).decode("utf-8", "backslashreplace") if isinstance(value, str) else value

@@ -1,17 +1,12 @@
 """Scores in a folder of Parquet parts: whole ones only, read as one table, shared among processes, gone on with after kills."""
 
 import functools
-import json
 import os
 import signal
 import socket
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pandas as pd
-import psutil
 import pytest
 from helpers.data import make_pictures
 from helpers.networks import make_weights
@@ -20,19 +15,16 @@ from helpers.shard_files import five, make_shard
 from pyarrow import dataset, parquet
 
 import predict
-from iaa.scoring import parquet_parts
-from iaa.scoring.parquet_parts import ParquetParts
-from iaa.scoring.table import read_rows
+from iaa.scoring import table
+from iaa.scoring.table import ParquetParts
 
 COMMAND = predict
 CPU = ("--gpu_id", "cpu", "--num_workers", 0)
-ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
 def web(tmp_path):
     """A folder with three shards of five pictures, one of them damaged, and two pictures beside them."""
-    pytest.importorskip("webdataset", reason="requirements/scale.txt")
     for number in range(3):
         make_shard(tmp_path / "web" / f"s-{number}.tar", five(5 * number))
     bad = tmp_path / "web" / "s-1.tar"
@@ -41,7 +33,7 @@ def web(tmp_path):
     return tmp_path / "web"
 
 
-NAMES = sorted(["a.png", "b.png", "s-1.tar", *(f"s-{n // 5}.tar/{n:05d}.png" for n in range(15))])
+NAMES = sorted(["a.png", "b.png", *(f"s-{n // 5}.tar/{n:05d}.png" for n in range(15))])
 
 
 def images(out, web):
@@ -58,8 +50,8 @@ def test_the_parts_are_one_table(web, tmp_path, weights, command):
     assert images(out, web) == NAMES
     table = pd.read_parquet(out)
     assert table["url"].notna().sum() == 15
-    assert table["error"].ne("").sum() == 1
-    assert dataset.dataset(out).to_table().num_rows == 18
+    assert table["error"].eq("").all()
+    assert dataset.dataset(out).to_table().num_rows == 17
     names = sorted(path.name for path in out.glob("*.parquet"))
     assert [name.rpartition("-")[0] for name in names] == ["files-a", "shard-s-0", "shard-s-1", "shard-s-2"]
     assert len({parquet.read_schema(out / name).to_string() for name in names}) == 1
@@ -72,7 +64,7 @@ def test_the_parts_are_one_table(web, tmp_path, weights, command):
 def test_appending_goes_on_by_whole_shards_and_single_files(web, tmp_path, weights, command):
     out = tmp_path / "scores.parquet"
     words = ("--weights", weights, "--out", f"{out}/", *CPU)
-    assert command(web / "b.png", web / "s-{0,2}.tar", *words)[0] == 0
+    assert command(web / "b.png", web / "s-0.tar", web / "s-2.tar", *words)[0] == 0
     before = {path: path.read_bytes() for path in out.glob("*.parquet")}
     status, text, _ = command(web, web / "s-{0..2}.tar", *words, "--append")
     assert status == 1
@@ -88,7 +80,7 @@ def test_appending_goes_on_by_whole_shards_and_single_files(web, tmp_path, weigh
 
 
 def test_rows_of_files_go_to_parts_of_their_own_size(album, tmp_path, weights, command, monkeypatch):
-    monkeypatch.setattr(parquet_parts, "ROWS", 3)
+    monkeypatch.setattr(table, "PART_ROWS", 3)
     out = tmp_path / "scores.parquet"
     (album / "odd\udcff.png").write_bytes((album / "b.png").read_bytes())
     assert command(album, "--weights", weights, "--out", f"{out}/", "--batch_size", 2, *CPU)[0] == 0
@@ -125,17 +117,17 @@ def test_what_is_there_is_not_lost(web, tmp_path, weights, command):
     assert command(*words)[0] == 0
     before = {path.name: path.read_bytes() for path in out.iterdir()}
     other = make_weights(tmp_path / "other.pth", seed=1)
-    file = tmp_path / "file"
+    file, others = tmp_path / "file.parquet", tmp_path / "others.parquet"
     file.write_text("")
+    make_pictures(others, ["a.png"])
     for more, problem in (
         ((), "holds scores; --append continues them, --overwrite replaces them"),
         (("--append", "--weights", other), "was made with another network"),
         (("--append", "--decode", "fast"), "was made with another decode"),
-        (("--append", "--out", f"{web}/"), "holds other files than scores; give an empty or a new folder"),
-        (("--overwrite", "--out", web), "holds other files than scores"),
-        (("--out", f"{file}/"), "is a file; leave the / out, or give a folder"),
-        (("--out", f"{tmp_path}/no/such/"), "lies in a folder that does not exist"),
-        (("--report", tmp_path / "r.html"), "--report needs a file as --out, not a folder of parts"),
+        (("--append", "--out", others), "holds other files than scores; give an empty or a new folder"),
+        (("--overwrite", "--out", others), "holds other files than scores"),
+        (("--out", file), "is a file; Parquet is written as a folder"),
+        (("--out", tmp_path / "no" / "such.parquet"), "lies in a folder that does not exist"),
     ):
         status, _, err = command(*words, *more)
         assert (status, err.count("\n")) == (2, 1)
@@ -159,8 +151,8 @@ def test_two_runs_do_not_write_one_folder(web, tmp_path, weights, command):
     assert list(pd.read_parquet(out)["image"]) == ["late"]
 
 
-def processes(count, words, folder, last=()):
-    """The exit statuses and what was said, of processes that are started as torchrun does. last: more words for the last."""
+def start(count, words, folder, last=()):
+    """The processes and their logs, started as torchrun does. last: more words for the last."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
@@ -170,7 +162,12 @@ def processes(count, words, folder, last=()):
         return predict.main([str(word) for word in (*words, *(last if rank == count - 1 else ()))])
 
     logs = [folder / f"{rank}.log" for rank in range(count)]
-    children = [fork(functools.partial(work, rank), log) for rank, log in enumerate(logs)]
+    return [fork(functools.partial(work, rank), log) for rank, log in enumerate(logs)], logs
+
+
+def processes(*arguments):
+    """The exit statuses and what was said."""
+    children, logs = start(*arguments)
     return [ended(child) for child in children], [log.read_text() for log in logs]
 
 
@@ -181,7 +178,6 @@ def test_processes_share_the_sources(web, tmp_path, weights):
     assert statuses == [0, 0], said  # though a shard is damaged: torchrun would end the other process
     assert "process 0 of 2: 11 photographs scored" in said[0]
     assert "process 1 of 2: 6 photographs scored" in said[1]
-    assert "; 1 could not be read" in said[1]
     assert images(out, web) == NAMES
     for path in sorted(out.glob("*.parquet"))[1:3]:
         path.unlink()
@@ -196,8 +192,9 @@ def test_what_several_processes_cannot_do_is_refused(web, tmp_path, weights, com
     words = (web, "--weights", weights, *CPU)
     out = ("--out", f"{tmp_path}/scores.parquet/")
     for more, problem in (
-        ((), "several processes need a folder that ends in /, as --out scores.parquet/"),
-        (("--out", tmp_path / "s.csv"), "need a folder that ends in /"),
+        ((), "several processes need Parquet, as --out scores.parquet"),
+        (("--out", tmp_path / "s.csv"), "need Parquet"),
+        ((*out, "--report", tmp_path / "r.html"), "--report and --explain need one process"),
         ((*out, "--calibrate_on", web), "--calibrate_on needs one process"),
         ((*out, "--list", "-"), "--list -: several processes cannot read one standard input"),
     ):
@@ -216,8 +213,8 @@ def test_all_processes_refuse_together(web, tmp_path, weights):
     for last, problem in (
         (("--decode", "fast"), "was made with another decode, says _run.json"),
         (
-            ("--out", f"{tmp_path}/other/"),
-            "other: was made with another model, ",
+            ("--out", f"{tmp_path}/other.parquet"),
+            "other.parquet: was made with another model, ",
         ),
     ):
         statuses, said = processes(2, (*words, "--append"), tmp_path, last)
@@ -225,42 +222,36 @@ def test_all_processes_refuse_together(web, tmp_path, weights):
         assert problem in said[1]
 
 
-@pytest.mark.slow
-def test_after_a_kill_of_all_processes_another_number_goes_on_to_exactly_one_row_each(tmp_path):
-    pytest.importorskip("webdataset", reason="requirements/scale.txt")
-    weights = make_weights(tmp_path / "w.pth", model="eat_nano")
+def test_after_a_kill_of_all_processes_another_number_goes_on_to_exactly_one_row_each(
+    tmp_path, weights, command
+):
     for number in range(24):
         make_shard(tmp_path / "web" / f"{number:03d}.tar", five(5 * number))
     out = tmp_path / "scores.parquet"
-    words = [tmp_path / "web" / "{000..023}.tar", "--weights", weights, "--out", f"{out}/", *CPU[:2]]
-
-    def torchrun(count, *more):
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", count]
-        return subprocess.Popen(
-            list(map(str, [*command, "predict.py", *words, *more])),
-            cwd=ROOT,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-
-    process = torchrun(2, "--num_workers", 0, "--batch_size", 2)
+    words = (tmp_path / "web" / "{000..023}.tar", "--weights", weights, "--out", out, *CPU)
+    children, _ = start(2, (*words, "--batch_size", 1), tmp_path)
     end = time.monotonic() + 60
-    while len(list(out.glob("*.parquet"))) < 3 and time.monotonic() < end:
-        time.sleep(0.01)
-    parent = psutil.Process(process.pid)
-    for started in [parent, *parent.children(recursive=True)]:
-        started.kill()
-    process.communicate()
+    while len(list(out.glob("*.parquet"))) < 3:
+        assert time.monotonic() < end
+        time.sleep(0.001)
+    for child in children:
+        os.kill(child, signal.SIGKILL)
+    assert [ended(child) for child in children] == [-signal.SIGKILL] * 2
     done = len(list(out.glob("*.parquet")))
     assert 3 <= done < 24
-    process = torchrun(1, "--num_workers", 1, "--append")
-    said, _ = process.communicate(timeout=120)
-    assert process.returncode == 0, said
-    assert f"{done} shards were done already" in said
+    status, text, _ = command(*words, "--append")
+    assert status == 0
+    assert f"{done} shards were done already" in text
     names = list(pd.read_parquet(out)["image"])
     assert len(names) == len(set(names)) == 120
-    assert json.loads((out / "_run.json").read_text())["model"] == "eat_nano"
     assert not list(out.glob(".*"))
-    assert all(row["score"] for path in out.glob("*.parquet") for row in read_rows(path))
+
+
+def test_a_page_is_made_beside_parts_and_with_their_rows(album, tmp_path, weights, command):
+    page = tmp_path / "r.html"
+    words = (album, "--weights", weights, "--out", tmp_path / "scores.parquet", "--report", page, *CPU)
+    assert command(album / "z", *words[1:])[0] == 0
+    status, text, err = command(*words, "--append")
+    assert status == 0, err
+    assert "5 photographs scored" in text
+    assert "Scores of 7 photographs" in page.read_text()

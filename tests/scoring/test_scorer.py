@@ -1,4 +1,4 @@
-"""`Scorer`: one score for one photograph, however it is handed over; a gradient where it is a loss; shared by threads."""
+"""`Scorer`: one score for one photograph, however it is handed over; shared by threads."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -48,7 +48,7 @@ def test_tensors_are_scored_as_pictures_but_for_rounding(scorer, pictures):
     assert scores.shape == (2,)
     assert scores.tolist() == pytest.approx(expected, abs=0.02)
     assert scorer(images).tolist() == scores.tolist()
-    assert scorer(images[1].double() / 255) == pytest.approx(scores[1].item(), abs=1e-4)
+    assert scorer(images[1:].double() / 255).item() == pytest.approx(scores[1].item(), abs=1e-4)
     square = [np.array(scorer.trained.resize.pil(Image.fromarray(p))) for p in pictures]
     exact = torch.stack([torch.from_numpy(p).permute(2, 0, 1) for p in square]) / 255
     assert scorer(exact).tolist() == pytest.approx(expected, abs=1e-4)
@@ -56,50 +56,17 @@ def test_tensors_are_scored_as_pictures_but_for_rounding(scorer, pictures):
 
 def test_grey_pictures(scorer, pictures):
     grey = np.asarray(Image.fromarray(pictures[0]).convert("L"))
-    assert scorer(grey) == scorer(grey[..., None]) == scorer(np.dstack([grey] * 3))
-
-
-def test_what_it_says_of_itself(scorer):
-    assert scorer.lower_better is False
-    assert scorer.score_range == (1, 10)
-    assert repr(scorer) == "Scorer(eat_test, ava, scores 1 to 10, on cpu)"
-    assert len(scorer([])) == 0
-    assert scorer(torch.rand(0, 3, 8, 8)).shape == (0,)
+    assert scorer(grey) == scorer(np.dstack([grey] * 3))
 
 
 def test_many_photographs_go_in_batches(scorer, pictures):
+    assert scorer.score_range == (1, 10)
     many = [pictures[0], pictures[1]] * 10
     scores = scorer(many)
     assert scores.shape == (20,)
     assert scores[:2] == pytest.approx(scores[18:], abs=1e-4)
     assert scorer(torch.rand(20, 3, 32, 40)).shape == (20,)
-
-
-@pytest.mark.parametrize("size", [(100, 80), (224, 224), (400, 300)])
-def test_as_a_loss_its_gradient_leads_to_a_better_score(tmp_path, size):
-    loss = Scorer(make_weights(tmp_path / "w.pth"), device="cpu", as_loss=True)
-    torch.manual_seed(0)
-    images = (0.3 + 0.4 * torch.rand(2, 3, *size)).requires_grad_()
-    score = loss(images)
-    assert score.shape == (2,)
-    score.sum().backward()
-    assert images.grad.shape == images.shape
-    assert images.grad.abs().sum() > 0
-    with torch.no_grad():
-        better = loss(images + 1e-3 * images.grad / images.grad.norm() * images.numel() ** 0.5)
-    assert (better.detach() > score.detach()).all()
-    assert not any(parameter.requires_grad for parameter in loss.trained.model.parameters())
-    plain = Scorer(tmp_path / "w.pth", device="cpu")
-    assert plain(images.detach()).tolist() == pytest.approx(score.tolist(), abs=1e-4)
-
-
-def test_as_a_loss_everything_is_a_tensor(tmp_path, pictures):
-    loss = Scorer(make_weights(tmp_path / "w.pth"), device="cpu", as_loss=True)
-    assert loss(pictures[0]).shape == (1,)
-    assert loss(list(pictures)).shape == (2,)
-    weight = torch.ones(1, requires_grad=True)
-    (weight * loss(pictures[0])).sum().backward()
-    assert weight.grad.item() == pytest.approx(loss(pictures[0]).item())
+    assert len(scorer([])) == 0
 
 
 def test_threads_share_it(scorer, pictures):
@@ -115,7 +82,7 @@ def test_threads_share_it(scorer, pictures):
     ("photograph", "problem"),
     [
         (torch.rand(1, 4, 8, 8), r"photographs are N x 3 x H x W"),
-        (torch.rand(3, 8), r"photographs are N x 3 x H x W"),
+        (torch.rand(3, 8, 8), r"photographs are N x 3 x H x W"),
         (torch.rand(1, 3, 8, 8) * 255, r"floating point in \[0, 1\]"),
         (torch.full((1, 3, 8, 8), float("nan")), r"floating point in \[0, 1\]"),
         (torch.zeros(1, 3, 8, 8, dtype=torch.int64), "floating point in"),
@@ -154,11 +121,18 @@ def test_outputs_that_are_not_finite_are_an_error(tmp_path, pictures):
     scores, errors = broken.each(list(pictures))
     assert np.isnan(scores).all()
     assert errors == ["the network's outputs for it are not finite"] * 2
+    with pytest.raises(InputError, match="not finite"):
+        broken(pictures[0])
 
 
-def test_batch_points_are_refused(tmp_path):
-    with pytest.raises(InputError, match="scores would depend on it"):
-        Scorer(make_weights(tmp_path / "w.pth"), interest_points="batch")
+def test_batch_points_and_unknown_ones_are_refused(tmp_path):
+    weights = make_weights(tmp_path / "w.pth")
+    for points, problem in (
+        ("batch", "scores would depend"),
+        ("median", "choose from batch, image, running"),
+    ):
+        with pytest.raises(InputError, match=problem):
+            Scorer(weights, interest_points=points)
     assert Scorer(make_weights(tmp_path / "b.pth", points="batch"), device="cpu").trained.points == "image"
 
 

@@ -7,12 +7,12 @@ import sys
 import pytest
 
 from iaa.scoring import photos
-from iaa.scoring.photos import Photos, photo_batches
-from iaa.scoring.sources import Source, Sources
+from iaa.scoring.photos import Photos
+from iaa.scoring.sources import Sources
 
 
 def names(found, folder):
-    return [os.path.relpath(one.path, folder) for one in found]
+    return [os.path.relpath(path, folder) for path in found]
 
 
 @pytest.fixture
@@ -43,15 +43,16 @@ def test_folders_are_searched_in_order_for_pictures(tree):
 
 def test_globs_and_files_and_repeats(tree, monkeypatch):
     monkeypatch.chdir(tree)
-    assert [f.path for f in Sources(["*.png", "z/*"])] == ["a.png", "z/c.webp", "z/y/d.tiff"]
-    assert [f.path for f in Sources(["**/*.tiff"])] == ["z/y/d.tiff"]
-    assert [f.path for f in Sources(["z/[a-c]*"])] == ["z/c.webp"]
-    assert [f.path for f in Sources([str(tree / "**" / "*.webp")])] == [str(tree / "z" / "c.webp")]
-    assert [f.path for f in Sources(["notes.txt", "./notes.txt"])] == ["notes.txt"]  # asked for by name
-    assert [f.path for f in Sources(["z", "z/y/d.tiff", "z/y"])] == ["z/c.webp", "z/y/d.tiff"]
-    assert list(Sources(["*.gif"])) == [Source("*.gif", "nothing matches")]
+    assert list(Sources(["*.png", "z/*"])) == ["a.png", "z/c.webp", "z/y/d.tiff"]
+    assert list(Sources(["**/*.tiff"])) == ["z/y/d.tiff"]
+    assert list(Sources(["z/[a-c]*"])) == ["z/c.webp"]
+    assert list(Sources([str(tree / "**" / "*.webp")])) == [str(tree / "z" / "c.webp")]
+    assert list(Sources(["notes.txt", "./notes.txt"])) == ["notes.txt"]  # asked for by name
+    assert list(Sources(["z", "z/y/d.tiff", "z/y"])) == ["z/c.webp", "z/y/d.tiff"]
+    assert list(Sources(["*.gif"])) == ["*.gif"]  # a row with an error
     (tree / "odd[1].png").write_bytes(b"x")
-    assert [f.path for f in Sources(["odd[1].png"])] == ["odd[1].png"]
+    (tree / "odd1.png").write_bytes(b"x")
+    assert list(Sources(["odd[1].png"])) == ["odd[1].png"]
 
 
 def test_lists_from_a_file_and_from_standard_input(tree, monkeypatch):
@@ -60,10 +61,17 @@ def test_lists_from_a_file_and_from_standard_input(tree, monkeypatch):
     )
     monkeypatch.chdir(tree)
     wanted = ["a.png", "z/c.webp", "z/y/d.tiff", "odd \udcff 'x' ü.png"]
-    assert [f.path for f in Sources([], ["list.txt"])] == wanted
+    assert list(Sources([], ["list.txt"])) == wanted
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a.png\nz/c.webp")))
     found = Sources(["b.JPG"], ["-"])
-    assert [f.path for f in found] == ["b.JPG", "a.png", "z/c.webp"]
+    reading, writing = os.pipe()
+    os.write(writing, b"a.png\nz\n")
+    os.close(writing)
+    piped = Sources([], [f"/dev/fd/{reading}"])
+    os.close(reading)
+    for _ in range(2):  # as often as one likes
+        assert list(found) == ["b.JPG", "a.png", "z/c.webp"]
+        assert list(piped) == ["a.png", "z/c.webp", "z/y/d.tiff"]
 
 
 def test_a_folder_without_permission_becomes_a_row(tree, monkeypatch):
@@ -77,7 +85,8 @@ def test_a_folder_without_permission_becomes_a_row(tree, monkeypatch):
     monkeypatch.setattr(os, "scandir", refuse)
     found = list(Sources([str(tree)]))
     assert names(found, tree) == ["a.png", "b.JPG", "z"]
-    assert found[-1].error == "the folder cannot be read (permission denied)"
+    photo, _ = Photos(photos.Resize(32, "bicubic"))[found[-1]]
+    assert photo.error == "the folder cannot be read"
 
 
 def test_photographs_are_named_no_further_ahead_than_they_are_read(tree):
@@ -88,10 +97,11 @@ def test_photographs_are_named_no_further_ahead_than_they_are_read(tree):
         nonlocal asked
         while True:
             asked += 1
-            yield Source(str(tree / "no.png"))
+            yield str(tree / "no.png")
 
-    for number, batch in enumerate(photo_batches(Photos(photos.Resize(32, "bicubic")), endless(), 4, 0), 1):
-        assert len(batch.paths) == 4
+    reading = Photos(photos.Resize(32, "bicubic"), batch_size=4)
+    for number, batch in enumerate(reading.batches(endless()), 1):
+        assert len(batch.photos) == 4
         assert asked == 4 * number
         if number == 50:
             break
@@ -100,19 +110,8 @@ def test_photographs_are_named_no_further_ahead_than_they_are_read(tree):
 @pytest.mark.slow
 def test_workers_are_given_no_more_than_keeps_them_busy(tree):
     asked = iter(range(1000))
-    endless = (Source(str(tree / f"{number}.png")) for number in asked)
-    reading = photo_batches(Photos(photos.Resize(32, "bicubic")), endless, 4, 2)
+    endless = (str(tree / f"{number}.png") for number in asked)
+    reading = Photos(photos.Resize(32, "bicubic"), batch_size=4, num_workers=2).batches(endless)
     for _ in range(10):
         next(reading)
     assert next(asked) <= 4 * (10 + 2 * 2 + 1)
-
-
-def test_a_list_from_a_pipe(tree, monkeypatch):
-    monkeypatch.chdir(tree)
-    reading, writing = os.pipe()
-    os.write(writing, b"a.png\nz\n")
-    os.close(writing)
-    found = Sources([], [f"/dev/fd/{reading}"])
-    os.close(reading)
-    for _ in range(2):  # as often as one likes
-        assert [f.path for f in found] == ["a.png", "z/c.webp", "z/y/d.tiff"]

@@ -218,7 +218,7 @@ def test_predict_and_scorer_give_the_evaluations_scores(tmp_path, trained, comma
     assert scorer(paths) == pytest.approx(found["predicted_score"], abs=1e-5)
     # A tensor is not rounded to 8 bits after its resize.
     picture = torch.tensor(np.asarray(Image.open(paths[0]))).permute(2, 0, 1) / 255
-    assert scorer(picture) == pytest.approx(scorer(paths[0]), abs=0.02)
+    assert scorer(picture[None]).item() == pytest.approx(scorer(paths[0]), abs=0.02)
 
 
 @pytest.mark.parametrize(
