@@ -32,6 +32,8 @@ def _problems(options: argparse.Namespace) -> Iterator[str]:
         yield "--split official and --test_list belong together; give both or neither"
     if options.command == "csv":
         separator, votes = options.separator, options.vote_columns
+        if options.split_column and (options.val_labels or options.test_labels):
+            yield "--split_column is for one table; leave --val_labels and --test_labels out"
         if options.score_column and votes:
             yield "--score_column and --vote_columns exclude each other; leave one out"
         if options.score_min >= options.score_max:
@@ -94,7 +96,9 @@ COMMANDS: dict[str, tuple[str, Table]] = {
     )),
     "aadb": ("AADB", dataset("folder of the official imgList...Regression_score.txt", 0.1, None)),
     "para": ("PARA", dataset("folder of the official PARA-GiaaTrain.csv and PARA-GiaaTest.csv", 0.1, None)),
-    "csv": ("any other table; options name its columns", dataset("the table", 0.1, 0.1,
+    "csv": ("any other table; options name its columns", dataset("the table; with --test_labels that of train.csv", 0.1, 0.1,
+        Option("val_labels", str, None, "the table of val.csv, if it is another file", metavar="FILE"),
+        Option("test_labels", str, None, "the table of test.csv, if it is another file", metavar="FILE"),
         Option("separator", str, ",", "character between its columns, or tab (default: a comma)", metavar="C"),
         Option("image_column", str, "image", "column of the picture's file name"),
         Option("suffix", str, "", "appended to the names, as .jpg (default: nothing)"),

@@ -219,11 +219,20 @@ def read_table(path: str | os.PathLike, separator: str = ",", columns: Sequence[
     if not columns:
         columns = [column.strip() for column in rows.pop(next(iter(rows)))]
         hint = f"; a value with a {separator!r} in it needs quotes"
+        unnamed = [n for n, column in enumerate(columns) if not column]
+        # Spreadsheets end lines with separators that separate nothing.
+        for n in reversed(unnamed):
+            if not any(row[n].strip() for row in rows.values() if n < len(row)):
+                del columns[n]
+                for row in rows.values():
+                    del row[n : n + 1]
     if not rows:
         raise InputError(f"{path}: no rows under the header {', '.join(columns)}")
     if repeated := sorted({column for column in columns if columns.count(column) > 1}):
         raise InputError(f"{path}: column {', '.join(repeated)} stands there more than once")
     for line, row in rows.items():
+        while len(row) > len(columns) and not row[-1].strip():
+            del row[-1]
         if not fewest <= len(row) <= len(columns):
             raise InputError(f"{path}, line {line}: {len(row)} columns, not {len(columns)}{hint}")
         row += [""] * (len(columns) - len(row))

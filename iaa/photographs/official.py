@@ -272,10 +272,25 @@ def _prepared(
     return prepared
 
 
-def read_any_table(
-    path: str | os.PathLike, source: LabelFormat, separator: str, score_column: str, split_column: str | None
+def read_any_tables(
+    paths: Mapping[str, str], source: LabelFormat, separator: str, score_column: str, split_column: str | None
 ) -> PreparedLabels:
-    """Any table. source: its format. With vote columns, the lowest level first, `score_column` is not read."""
+    """One table (`paths` by split: ""), or one for each split. source, separator, columns: see `_any_rows`."""
+    tables = {}
+    for split, path in paths.items():
+        tables[path], label_format = _any_rows(path, source, separator, score_column, split_column)
+        if split:
+            tables[path]["split"] = split
+    origin = "files" if "test" in paths else "column" if split_column else "random"
+    return _prepared(tables, label_format, origin)
+
+
+def _any_rows(
+    path: str, source: LabelFormat, separator: str, score_column: str, split_column: str | None
+) -> tuple[pd.DataFrame, LabelFormat]:
+    """The rows of any table, and their format. source: the table's format. With vote columns, the lowest level first,
+    `score_column` is not read.
+    """
     table = labels.read_table(path, separator)
     votes = list(source.vote_columns)
     columns = [source.image_column, *(votes or [score_column]), *filter(None, [split_column])]
@@ -295,4 +310,4 @@ def read_any_table(
         result["split"] = words.replace({"training": "train", "valid": "val", "validation": "val"})
         unknown = ~result["split"].isin(["train", "val", "test"])
         labels.refuse_where(path, table, unknown, split_column, "neither train, val nor test")
-    return _prepared({path: result}, label_format, "column" if split_column else "random")
+    return result, label_format

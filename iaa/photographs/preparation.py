@@ -25,6 +25,7 @@ SPLITS = {
     "official": "the official one",
     "workers": "by held-out workers",
     "column": "as the table says",
+    "files": "as the files say",
     "random": "random, by the seed: a network from elsewhere may have been trained on its test photographs",
 }
 
@@ -33,8 +34,9 @@ def prepare(options: argparse.Namespace) -> None:
     """A dataset's subcommand: read, split, check the photographs, write the CSVs and the summary, and print it."""
     out, images = options.out, options.images
     paths = {split: out / f"{split}.csv" for split in ("train", "val", "test")}
-    source = options.scores if options.command == "flickr_aes" else options.labels
-    refuse_existing(paths.values(), Path(source), options.overwrite)
+    inputs = ("labels", "scores", "val_labels", "test_labels")
+    sources = [Path(path) for name in inputs if (path := getattr(options, name, None))]
+    refuse_existing(paths.values(), sources, options.overwrite)
     prepared = read_official(options)
     split_at_random(prepared, options.val_share, getattr(options, "test_share", None), options.seed)
     out.mkdir(parents=True, exist_ok=True)
@@ -72,15 +74,18 @@ def read_official(options: argparse.Namespace) -> PreparedLabels:
     votes, scale = tuple(options.vote_columns or ()), (options.score_min, options.score_max)
     source = labels.LabelFormat(options.image_column, options.suffix, votes, scale)
     score_column = options.score_column or "score"
-    return official.read_any_table(
-        options.labels, source, options.separator, score_column, options.split_column
-    )
+    paths = {"train": options.labels, "val": options.val_labels, "test": options.test_labels}
+    paths = {split: path for split, path in paths.items() if path is not None}
+    if len(paths) == 1:
+        paths = {"": options.labels}
+    return official.read_any_tables(paths, source, options.separator, score_column, options.split_column)
 
 
-def refuse_existing(paths: Collection[Path], source: Path, overwrite: bool) -> None:
-    """Raises InputError if CSVs would replace the official labels of `source`, a file or a folder, or others without `overwrite`."""
+def refuse_existing(paths: Collection[Path], sources: Sequence[Path], overwrite: bool) -> None:
+    """Raises InputError if CSVs would replace the official labels of `sources`, files or folders, or others without `overwrite`."""
     existing = [path for path in paths if path.exists()]
-    official_files = [source, *(source / folder / path.name for folder in (".", "merge") for path in paths)]
+    folders = [source / folder for source in sources for folder in (".", "merge")]
+    official_files = [*sources, *(folder / path.name for folder in folders for path in paths)]
     if endangered := {path.resolve() for path in official_files} & {path.resolve() for path in existing}:
         raise InputError(f"{min(endangered)}: is one of the official labels; give another --out")
     if existing and not overwrite:

@@ -239,6 +239,29 @@ def test_any_table_with_a_score(tmp_path, command):
     }
 
 
+def test_any_tables_one_for_each_split(tmp_path, command):
+    """Also as spreadsheets save them, with separators that separate nothing."""
+    train = write(tmp_path / "l.csv", "File,MOS,,\n" + "".join(f"a{i}.jpg,0.5,,\n" for i in range(20)))
+    test = write(tmp_path / "t.csv", "File,MOS\nt1.jpg,0.25,\na3.jpg,0.5\nt0.jpg,1\n")
+    val = write(tmp_path / "v.csv", ",File,,MOS\n,v.jpg,,0\n")
+    words = ["--image_column", "File", "--score_column", "MOS", "--labels", train, "--test_labels", test]
+    status, out, err = command("csv", *words, "--out", tmp_path / "a")
+    assert (status, err) == (0, "")
+    assert "split: as the files say" in out
+    assert "1 dropped: train rows of images that are in another split" in out
+    assert (tmp_path / "a" / "test.csv").read_text() == "image,score\nt1.jpg,0.25\na3.jpg,0.5\nt0.jpg,1.0\n"
+    drawn = pd.read_csv(tmp_path / "a" / "val.csv")["image"]
+    rest = pd.read_csv(tmp_path / "a" / "train.csv")["image"]
+    assert len(drawn) == 2
+    assert {*drawn, *rest} == {f"a{i}.jpg" for i in range(20) if i != 3}
+    assert command("csv", *words, "--val_labels", val, "--out", tmp_path / "b")[0] == 0
+    assert pd.read_csv(tmp_path / "b" / "val.csv").to_dict("list") == {"image": ["v.jpg"], "score": [0]}
+    assert len(pd.read_csv(tmp_path / "b" / "train.csv")) == 19
+    status, _, err = command("csv", *words, "--out", tmp_path / "c", "--split_column", "File")
+    assert (status, len(err.splitlines())) == (2, 1)
+    assert "--split_column is for one table" in err
+
+
 def test_any_table_with_votes(tmp_path, command):
     labels = write(
         tmp_path / "t.csv", "image,bad,fair,good\n" + "".join(f"x{i}.png,{i},1,2\n" for i in range(20))
@@ -317,6 +340,15 @@ def test_official_labels_are_not_written_over(tad66k, command):
     assert status == 2
     assert "is one of the official labels" in err
     assert (tad66k / "merge" / "train.csv").read_bytes() == before
+
+
+def test_the_tables_of_the_splits_are_not_written_over(tmp_path, command):
+    train = write(tmp_path / "a.csv", "image,score\na.jpg,1\nb.jpg,1\n")
+    test = write(tmp_path / "test.csv", "image,score\nt.jpg,1\n")
+    words = ("--labels", train, "--test_labels", test, "--out", tmp_path, "--overwrite")
+    status, _, err = command("csv", *words)
+    assert status == 2
+    assert "test.csv: is one of the official labels" in err
 
 
 def test_csvs_are_not_written_over(tmp_path, command):
