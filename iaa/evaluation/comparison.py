@@ -16,7 +16,8 @@ import scipy
 from iaa.errors import InputError
 from iaa.evaluation import bootstrap
 from iaa.evaluation.test_metrics import LABELS, format_metric, markdown_table
-from iaa.photographs.labels import FORMATS, read_numbers, read_table
+from iaa.photographs.labels import FORMATS
+from iaa.photographs.tables import read_numbers, read_table
 from iaa.runtime.files import read_json_object
 from util import METRICS, ScorePairs, compute_metrics, image_emds
 

@@ -98,10 +98,6 @@ def tad66k(tmp_path):
     for place, rows in {
         "merge/train.csv": [f"a{i}.jpg,{i % 10}" for i in range(20)],
         "merge/test.csv": ["t0.jpg,9.9", "t1.jpg,0.1", "a0.jpg,0"],
-        "unmerge/train/animal.csv": [f"a{i}.jpg,{i % 10}" for i in range(10)],
-        "unmerge/test/animal.csv": ["t0.jpg,9.9"],
-        "unmerge/train/night sky.csv": [f"s{i}.jpg,{i % 10}" for i in range(10)],
-        "unmerge/test/night_sky.csv": ["t1.jpg,0.1"],
     }.items():
         write(tmp_path / place, "\n".join(["image,score", *rows]))
     return tmp_path
@@ -117,20 +113,6 @@ def test_tad66k_keeps_the_official_test_set(tad66k, command):
     assert counts == [17, 2, 3]
     assert "1 dropped: train rows of images that are in another split" in out
     assert (tad66k / "a" / "test.csv").read_text().splitlines()[1] == "t0.jpg,9.9"
-
-
-@pytest.mark.parametrize(
-    ("theme", "test"), [("animal", "t0.jpg"), ("night sky", "t1.jpg"), ("Night_Sky", "t1.jpg")]
-)
-def test_one_theme_of_tad66k(tad66k, command, theme, test):
-    assert command("tad66k", "--labels", tad66k, "--out", tad66k / "a", "--theme", theme)[0] == 0
-    assert pd.read_csv(tad66k / "a" / "test.csv")["image"].tolist() == [test]
-
-
-def test_an_unknown_theme_is_told_which_there_are(tad66k, command):
-    status, _, err = command("tad66k", "--labels", tad66k, "--out", tad66k / "a", "--theme", "cars")
-    assert status == 2
-    assert "0 files of train rows for --theme cars; themes found: animal, night sky" in err
 
 
 @pytest.fixture
@@ -159,15 +141,6 @@ def test_flickr_aes_holds_workers_out(flickr, command):
     assert tables["test"]["score"].tolist() == [i / 400 for i in range(110)]
     assert "10 dropped: rated by no worker" in out
     assert "1 dropped: repeated, with the same score" in out
-    for figure in (
-        "workers held out 1 (37)",
-        "test images 110 (4737)",
-        "training images 210 (35263)",
-        "names 331 (40988)",
-    ):
-        assert figure in out
-    assert "ratings 331 (some 193,000); by 3 workers" in out
-    assert "1 rated images have no score" in out
 
 
 def test_flickr_aes_at_random(flickr, command):
@@ -191,7 +164,6 @@ def test_flickr_aes_at_random(flickr, command):
         ("scores.txt", " \n", "empty; it needs rows"),
         ("workers.csv", "worker,score\na,1\n", "no column imagepair; found worker, score"),
         ("workers.csv", "worker,imagePair,score\na,b.jpg,6\n", "line 2: score = '6': scores are 1 to 5"),
-        ("workers.csv", "worker,imagePair,score\na, ,5\n", "line 2: imagepair = '': empty"),
         ("workers.csv", "worker,imagePair,score\na,b.jpg,5\n", "0 of 1 workers have 105 to 171 ratings"),
     ],
 )
@@ -377,8 +349,7 @@ def test_rows_without_a_picture_are_left_out_and_counted(tmp_path, command):
     assert "100 rows read, 96 kept" in out
     for reason in (
         "2 dropped: picture missing",
-        "1 dropped: picture empty",
-        "1 dropped: picture not an image",
+        "2 dropped: picture damaged",
     ):
         assert reason in out
     tables = [pd.read_csv(tmp_path / "a" / f"{split}.csv")["image_id"] for split in ("train", "val", "test")]
