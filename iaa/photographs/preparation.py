@@ -6,6 +6,7 @@ import argparse
 import math
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -36,9 +37,7 @@ SPLITS = {
 def prepare(options: argparse.Namespace) -> None:
     """A dataset's subcommand: read, split, check the photographs, write the CSVs and the summary, and print it."""
     out, images = options.out, options.images
-    inputs = ("labels", "scores", "val_labels", "test_labels")
-    sources = [Path(path) for name in inputs if (path := getattr(options, name, None))]
-    refuse_existing(out, sources, options.overwrite)
+    refuse_existing(out, options.overwrite)
     prepared = read_official(options)
     split_at_random(prepared, options.val_share, getattr(options, "test_share", None), options.seed)
     out.mkdir(parents=True, exist_ok=True)
@@ -53,9 +52,9 @@ def prepare(options: argparse.Namespace) -> None:
             drop_unusable(prepared, findings)
             paragraphs.append(inspection.report(findings))
     write_splits(prepared.table, out)
-    summary = describe(prepared)
     test = prepared.files[(prepared.table["split"] == "test").to_numpy()]
     about = {"dataset": options.command, "seed": options.seed, "test_digest": splits.digest(test)}
+    summary = summarise(prepared)
     write_json(out / "summary.json", about | summary)
     text = "\n\n".join([*paragraphs, summary_text(summary)])
     with atomic_write(out / "summary.txt") as file:
@@ -81,15 +80,13 @@ def read_official(options: argparse.Namespace) -> PreparedLabels:
     return official.read_any_tables(paths, source, options.separator, score_column, options.split_column)
 
 
-def refuse_existing(out: Path, sources: Sequence[Path], overwrite: bool) -> None:
-    """Raises InputError if CSVs in `out` would replace labels of `sources`, files or folders, or others without `overwrite`."""
-    existing = [path for split in NAMES if (path := out / f"{split}.csv").exists()]
-    for path in existing:
-        places = [*sources, *(source / folder / path.name for source in sources for folder in (".", "merge"))]
-        if any(place.exists() and path.samefile(place) for place in places):
-            raise InputError(f"{path}: is one of the official labels; give another --out")
-    if existing and not overwrite:
-        raise InputError(f"{existing[0]}: is there already; give --overwrite or another --out")
+def refuse_existing(out: Path, overwrite: bool) -> None:
+    """Raises InputError if CSVs in `out` would be replaced: others without `overwrite`, and never any but prepared ones."""
+    for path in (out / f"{split}.csv" for split in NAMES):
+        if path.exists() and not overwrite:
+            raise InputError(f"{path}: is there already; give --overwrite or another --out")
+        if path.exists() and not (out / "summary.json").exists():
+            raise InputError(f"{path}: prepare_data.py did not write it; give another --out")
 
 
 def split_at_random(prepared: PreparedLabels, val_share: float, test_share: float | None, seed: int) -> None:
@@ -148,30 +145,26 @@ def write_splits(table: pd.DataFrame, out: Path) -> None:
         write_csv(out / f"{split}.csv", rows)
 
 
-def describe(prepared: PreparedLabels) -> dict:
+def summarise(prepared: PreparedLabels) -> dict:
     """Rows read and dropped, and per split: count, mean, spread (standard deviation), range, share above the threshold."""
-    scores = pd.Series(prepared.scores).groupby(prepared.table["split"])
-    statistics = {
-        "images": scores.size(),
-        "mean": scores.mean(),
-        "spread": scores.std(ddof=0),
-        "lowest": scores.min(),
-        "highest": scores.max(),
-        "above_threshold": scores.agg(lambda values: (values > prepared.threshold).mean()),
-    }
+    scores = pd.Series(prepared.scores)
+    above = (scores > prepared.threshold).groupby(prepared.table["split"]).mean()
+    statistics = scores.groupby(prepared.table["split"]).agg(
+        images="size", mean="mean", spread=partial(pd.Series.std, ddof=0), lowest="min", highest="max"
+    )
     return {
         "split": prepared.split,
         "rows_read": prepared.rows_read,
         "dropped": dict(prepared.dropped),
         "rows_kept": len(prepared.table),
         "threshold": prepared.threshold,
-        "splits": pd.DataFrame(statistics).loc[list(NAMES)].to_dict("index"),
+        "splits": statistics.assign(above_threshold=above).loc[list(NAMES)].to_dict("index"),
         "notes": prepared.notes,
     }
 
 
 def summary_text(summary: dict) -> str:
-    """The summary that `describe` made, for a terminal."""
+    """The summary that `summarise` made, for a terminal."""
     above = f"above {summary['threshold']:g}"
     table = pd.DataFrame.from_dict(summary["splits"], "index").rename(columns={"above_threshold": above})
     lines = [

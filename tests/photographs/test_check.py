@@ -208,17 +208,6 @@ def test_a_folder_without_pictures_is_told(tmp_path, command):
     assert "no pictures in it" in err
 
 
-def test_names_that_leave_the_folder_are_refused(tmp_path, command):
-    make_pictures(tmp_path / "images", ["a.jpg"], (8, 8))
-    for name, problem in (("../a.jpg", "leaves the image folder"), ("a\0.jpg", "holds a NUL character")):
-        (tmp_path / "t.csv").write_text(f"image,score\n{name},1\n")
-        words = ("--images", tmp_path / "images", "--csv", tmp_path / "t.csv", "--out", tmp_path / "c")
-        status, _, err = command("check", *words)
-        assert status == 2
-        assert len(err.splitlines()) == 1
-        assert problem in err
-
-
 @pytest.mark.parametrize("processes", [0, 2])
 def test_check_reports_each_kind_and_exits_1(gallery, tmp_path, command, processes, monkeypatch):
     monkeypatch.setattr("iaa.photographs.workers.PARALLEL_FROM", 1)
@@ -313,32 +302,6 @@ def test_cache_makes_what_a_run_needs(scored, command, run, monkeypatch):
     monkeypatch.setattr(cache, "read_fast", None)  # nothing is missing
     status, _, err = run(arguments(scored, "tad66k", cache=scored / "k"))
     assert status == 0, err
-
-
-def test_a_cache_of_no_size_is_refused(scored, command):
-    words = cache_words(scored, "k")
-    status, _, err = command(*words, "--size", 0)
-    assert status == 2
-    assert "--size 0 must be between 8 and 4096" in err
-    assert not (scored / "k").exists()
-
-
-def test_cache_replaces_what_has_changed_and_tells_what_does_not_decode(scored, command, caplog):
-    words = cache_words(scored, "k")
-    assert command(*words)[0] == 0
-    (scored / "images" / "train1.jpg").write_text("not a picture")
-    status, _, err = command(*words)
-    assert status == 2
-    assert "train1.jpg: does not decode" in err
-    make_pictures(scored / "images", ["train1.jpg", "test1.jpg"], seed=4)
-    caplog.clear()
-    with caplog.at_level("INFO"):
-        assert command(*words)[0] == 0
-    for store, count in (("256-fast", "1 of 11"), ("224-pil", "1 of 6")):
-        assert f"{store}: {count} photographs are to be decoded" in caplog.text
-    caplog.clear()
-    assert command(*words)[0] == 0
-    assert "to be decoded" not in caplog.text
 
 
 def test_a_folder_that_cannot_be_read_is_not_passed_over(gallery, monkeypatch):

@@ -3,6 +3,7 @@
 import argparse
 import random
 import struct
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -146,22 +147,14 @@ def postscript(tmp_path, monkeypatch):
     assert not executed
 
 
-@pytest.mark.parametrize("read", [read_pil, read_fast])
-def test_postscript_is_not_executed_in_training_or_evaluation(postscript, read):
+def test_postscript_is_not_executed(postscript):
+    """Neither in training or evaluation, nor when scored or checked."""
+    readers = (partial(read_pil, resize=RESIZES[0]), partial(read_fast, resize=RESIZES[0]), photos.open_rgb)
+    for read in readers:
+        with pytest.raises(UnidentifiedImageError):
+            read(postscript)
     with pytest.raises(UnidentifiedImageError):
-        read(postscript, RESIZES[0])
-
-
-@pytest.mark.parametrize("content", [False, True], ids=["file", "bytes"])
-def test_postscript_is_not_executed_when_scored(postscript, content):
-    with (
-        pytest.raises(UnidentifiedImageError),
-        photos._opened(postscript.read_bytes() if content else postscript),
-    ):
-        pass
-
-
-def test_postscript_is_not_executed_by_checks(postscript):
+        photos.open_rgb(postscript.read_bytes())
     assert inspection.inspect_file(postscript.parent, postscript.name).detail == "no decoder knows it"
     assert copies.signature(postscript.parent, postscript.name) is None
 
