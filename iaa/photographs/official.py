@@ -157,7 +157,7 @@ def read_folder(dataset: str, folder: str | os.PathLike) -> PreparedLabels:
             score_column = "aestheticScore_mean"
             require_columns(path, table, ["sessionId", "imageName"])
             table["image"] = table["sessionId"].str.strip() + "/" + table["imageName"].str.strip()
-        tables[path] = _scored_rows(path, table, FORMATS[dataset], score_column).assign(split=split)
+        tables[path] = _labelled_rows(path, table, FORMATS[dataset], score_column).assign(split=split)
     return _prepared(tables, FORMATS[dataset], "official")
 
 
@@ -168,7 +168,7 @@ def read_flickr_aes(scores: str | os.PathLike, workers: str | os.PathLike | None
     worker rated are dropped.
     """
     label_format = FORMATS["flickr_aes"]
-    rows = _scored_rows(scores, read_lines(scores, ["image", "score"]), label_format)
+    rows = _labelled_rows(scores, read_lines(scores, ["image", "score"]), label_format)
     prepared = _prepared(
         {scores: rows.assign(split="")}, label_format, "random" if workers is None else "workers"
     )
@@ -197,43 +197,42 @@ def read_any_tables(
 
     source: the format of the tables. With vote columns, the lowest level first, `score_column` is not read.
     """
-    votes, tables = list(source.vote_columns), {}
-    label_format = LabelFormat(scale=source.scale)
-    if votes:
-        label_format = vote_format([f"vote{level}" for level in range(1, len(votes) + 1)])
+    tables = {}
     for split, path in paths.items():
         table = read_table(path, separator)
-        if votes:
-            rows = _voted_rows(path, table, source, label_format)
-        else:
-            rows = _scored_rows(path, table, source, score_column)
-        rows["split"] = split
+        tables[path] = _labelled_rows(path, table, source, score_column).assign(split=split)
         if split_column:
             require_columns(path, table, [split_column])
             words = table[split_column].str.strip().str.lower()
-            rows["split"] = words.replace({"training": "train", "valid": "val", "validation": "val"})
-            unknown = ~rows["split"].isin(["train", "val", "test"])
+            words = words.replace({"training": "train", "valid": "val", "validation": "val"})
+            unknown = ~words.isin(["train", "val", "test"])
             refuse_where(path, table, unknown, split_column, "neither train, val nor test")
-        tables[path] = rows
+            tables[path]["split"] = words
     origin = "files" if "test" in paths else "column" if split_column else "random"
-    return _prepared(tables, label_format, origin)
+    return _prepared(tables, _written_format(source), origin)
 
 
-def _scored_rows(path, table: pd.DataFrame, source: LabelFormat, score_column: str = "score") -> pd.DataFrame:
-    """The columns `image` and `score`."""
-    require_columns(path, table, [source.image_column, score_column])
-    images = read_names(path, table, source.image_column, source.suffix)
-    scores = labels.read_scores(path, table, source.scale, score_column)
-    return pd.DataFrame({"image": images, "score": scores}, table.index)
+def _written_format(source: LabelFormat) -> LabelFormat:
+    """The format of the CSVs that are made from tables of any format."""
+    levels = len(source.vote_columns)
+    if levels == 0:
+        return LabelFormat(scale=source.scale)
+    return vote_format([f"vote{level}" for level in range(1, levels + 1)])
 
 
-def _voted_rows(path, table: pd.DataFrame, source: LabelFormat, label_format: LabelFormat) -> pd.DataFrame:
-    """The column `image` and the vote columns of `label_format`."""
-    require_columns(path, table, [source.image_column, *source.vote_columns])
+def _labelled_rows(
+    path, table: pd.DataFrame, source: LabelFormat, score_column: str = "score"
+) -> pd.DataFrame:
+    """The columns `image`, and `score` or those of the votes, as CSVs have them."""
+    votes = source.vote_columns
+    require_columns(path, table, [source.image_column, *(votes or [score_column])])
     rows = pd.DataFrame({"image": read_names(path, table, source.image_column, source.suffix)}, table.index)
-    votes = labels.read_votes(path, table, source.vote_columns, source.image_column)
-    are_whole = (votes == votes.round()).all()
-    rows[list(label_format.vote_columns)] = votes.astype(np.int64) if are_whole else votes
+    if votes:
+        counts = labels.read_votes(path, table, votes, source.image_column)
+        are_whole = (counts == counts.round()).all()
+        rows[list(_written_format(source).vote_columns)] = counts.astype(np.int64) if are_whole else counts
+    else:
+        rows["score"] = labels.read_scores(path, table, source.scale, score_column)
     return rows
 
 
