@@ -158,7 +158,9 @@ def read_labels(
     Raises InputError naming the file, the line and the value for anything that is not a label.
     """
     table = read_table(path).head(limit)
-    names_only, label_format = label_format is None, label_format or name_format(table)
+    names_only = label_format is None
+    if names_only:
+        label_format = AVA if "image_id" in table.columns and "image" not in table.columns else LabelFormat()
     image_column, votes = label_format.image_column, label_format.vote_columns
     require_columns(path, table, [image_column, *(() if names_only else votes or ("score",))])
     images = pd.Series(read_names(path, table, image_column, label_format.suffix))
@@ -174,11 +176,6 @@ def read_labels(
         targets = mos = (read_scores(path, table, label_format.scale) - low) / (high - low)
     targets = targets.reshape(len(table), -1).astype(np.float32)
     return Labels(str(path), np.array(images, str), targets, mos)
-
-
-def name_format(table: pd.DataFrame) -> LabelFormat:
-    """The format by which the names of the pictures are read from a prepared CSV: AVA's, or any other's."""
-    return AVA if "image_id" in table.columns and "image" not in table.columns else LabelFormat()
 
 
 def read_votes(path, table: pd.DataFrame, columns: Sequence[str], image_column: str) -> np.ndarray:

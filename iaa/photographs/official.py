@@ -57,21 +57,6 @@ class PreparedLabels:
         """The name of the picture file of each row."""
         return self.table[self.label_format.image_column].astype(str) + self.label_format.suffix
 
-    @property
-    def scores(self) -> np.ndarray:
-        """(N,) scores on the dataset's own scale."""
-        if not self.label_format.vote_columns:
-            return self.table["score"].to_numpy(float)
-        return labels.mean_votes(self.table[list(self.label_format.vote_columns)].to_numpy(float))
-
-    @property
-    def threshold(self) -> float:
-        """The score above which a picture counts as high, on the dataset's own scale."""
-        if self.label_format.vote_columns:
-            return self.label_format.threshold
-        low, high = self.label_format.scale
-        return low + self.label_format.threshold * (high - low)
-
     def keep(self, rows: np.ndarray | pd.Series, reason: str) -> None:
         """Drop all other rows, and count them under `reason`."""
         if count := int((~rows).sum()):

@@ -15,10 +15,10 @@ import pandas as pd
 from iaa.errors import InputError
 from iaa.photographs import copies, inspection, official, splits
 from iaa.photographs.inspection import Finding
-from iaa.photographs.labels import LabelFormat, name_format
+from iaa.photographs.labels import LabelFormat, mean_votes, read_labels
 from iaa.photographs.official import PreparedLabels
-from iaa.photographs.picture_files import file_finder, find_pictures, read_names
-from iaa.photographs.tables import read_table, require_columns, write_csv
+from iaa.photographs.picture_files import file_finder, find_pictures
+from iaa.photographs.tables import read_table, write_csv
 from iaa.runtime.files import atomic_write, write_json
 from iaa.runtime.signals import StopSignal
 
@@ -147,17 +147,24 @@ def write_splits(table: pd.DataFrame, out: Path) -> None:
 
 def summarise(prepared: PreparedLabels) -> dict:
     """Rows read and dropped, and per split: count, mean, spread (standard deviation), range, share above the threshold."""
-    scores = pd.Series(prepared.scores)
-    above = (scores > prepared.threshold).groupby(prepared.table["split"]).mean()
-    statistics = scores.groupby(prepared.table["split"]).agg(
-        images="size", mean="mean", spread=partial(pd.Series.std, ddof=0), lowest="min", highest="max"
+    table, votes = prepared.table, list(prepared.label_format.vote_columns)
+    low, high = prepared.label_format.scale
+    if votes:
+        scores, threshold = mean_votes(table[votes].to_numpy(float)), prepared.label_format.threshold
+    else:
+        scores, threshold = table["score"], low + prepared.label_format.threshold * (high - low)
+    above = pd.Series(scores > threshold).groupby(table["split"]).mean()
+    statistics = (
+        pd.Series(scores)
+        .groupby(table["split"])
+        .agg(images="size", mean="mean", spread=partial(pd.Series.std, ddof=0), lowest="min", highest="max")
     )
     return {
         "split": prepared.split,
         "rows_read": prepared.rows_read,
         "dropped": dict(prepared.dropped),
-        "rows_kept": len(prepared.table),
-        "threshold": prepared.threshold,
+        "rows_kept": len(table),
+        "threshold": threshold,
         "splits": statistics.assign(above_threshold=above).loc[list(NAMES)].to_dict("index"),
         "notes": prepared.notes,
     }
@@ -183,11 +190,8 @@ def check(options: argparse.Namespace) -> int:
     find = file_finder(images)
     tables, files = {}, {}  # by CSV: its rows, and the names of their pictures on the disk
     for path in options.csv:
-        table = tables[path] = read_table(path)
-        label_format = name_format(table)
-        require_columns(path, table, [label_format.image_column])
-        csv_names = read_names(path, table, label_format.image_column, label_format.suffix)
-        files[path] = [find(name) or name for name in csv_names]
+        tables[path] = read_table(path)
+        files[path] = [find(name) or name for name in read_labels(path, None).images.tolist()]
     names = list(dict.fromkeys(name for csv_names in files.values() for name in csv_names))
     if not tables:
         names, others = find_pictures(images)
