@@ -15,10 +15,10 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     about = "From the official downloads to what training reads: CSVs, checked photographs, a cache."
     parser = subcommand_parser("prepare_data.py", about, COMMANDS)
     options = parser.parse_args(argv)
-    if options.command == "ava":
-        options.split = options.split or ("official" if options.test_list else "authors")
-    if options.command == "csv":
-        options.separator = {"tab": "\t", "\\t": "\t"}.get(options.separator, options.separator)
+    if options.command == "ava" and options.split is None:
+        options.split = "official" if options.test_list else "authors"
+    if options.command == "csv" and options.separator in ("tab", "\\t"):
+        options.separator = "\t"
     for problem in _problems(options):
         parser.error(problem)
     return options

@@ -6,7 +6,6 @@ import argparse
 import math
 import os
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -153,19 +152,22 @@ def summarise(prepared: PreparedLabels) -> dict:
         scores, threshold = mean_votes(table[votes].to_numpy(float)), prepared.label_format.threshold
     else:
         scores, threshold = table["score"], low + prepared.label_format.threshold * (high - low)
-    above = pd.Series(scores > threshold).groupby(table["split"]).mean()
-    statistics = (
-        pd.Series(scores)
-        .groupby(table["split"])
-        .agg(images="size", mean="mean", spread=partial(pd.Series.std, ddof=0), lowest="min", highest="max")
-    )
+    by_split = pd.Series(scores).groupby(table["split"])
+    statistics = {
+        "images": by_split.size(),
+        "mean": by_split.mean(),
+        "spread": by_split.std(ddof=0),
+        "lowest": by_split.min(),
+        "highest": by_split.max(),
+        "above_threshold": pd.Series(scores > threshold).groupby(table["split"]).mean(),
+    }
     return {
         "split": prepared.split,
         "rows_read": prepared.rows_read,
         "dropped": dict(prepared.dropped),
         "rows_kept": len(table),
         "threshold": threshold,
-        "splits": statistics.assign(above_threshold=above).loc[list(NAMES)].to_dict("index"),
+        "splits": pd.DataFrame(statistics).loc[list(NAMES)].to_dict("index"),
         "notes": prepared.notes,
     }
 

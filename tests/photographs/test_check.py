@@ -159,25 +159,6 @@ def test_what_does_not_decode_says_why(gallery, monkeypatch):
     assert "Permission denied" in inspect_file(gallery, "plain.jpg").detail
 
 
-@pytest.mark.parametrize("ending", ["gif", "tif"])
-def test_a_file_of_several_frames_may_be_cut_behind_the_first(tmp_path, ending):
-    frames = [photograph("P").rotate(90 * turn) for turn in range(4)]
-    frames[0].save(tmp_path / f"a.{ending}", save_all=True, append_images=frames[1:])
-    content = (tmp_path / f"a.{ending}").read_bytes()
-    verdicts = set()
-    for end in range(len(content) // 4, len(content), 41):
-        (tmp_path / f"b.{ending}").write_bytes(content[:end])
-        try:
-            read_pil(tmp_path / f"b.{ending}", RESIZE)
-        except Exception:
-            expected = "stops"
-        else:
-            expected = "used"
-        assert inspect_file(tmp_path, f"b.{ending}").verdict == expected
-        verdicts.add(expected)
-    assert "used" in verdicts
-
-
 def test_any_file_name_can_be_examined_and_found_again(tmp_path, command):
     names = ["a\rb.jpg", "c\nd.jpg", 'e"f,g.jpg', "h\udcff.jpg", "\u65e5\u672c.jpg"]
     make_pictures(tmp_path / "images", names, (8, 8))
