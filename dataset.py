@@ -104,17 +104,17 @@ class PhotoDataset(torch.utils.data.Dataset):
         self.folder, self.transform, self.decoder, self.cache = Path(folder), transform, decoder, cache
 
     def __getitem__(self, sample: Sample):
-        name, target, seed = sample
-        path, rng = self.folder / name, random.Random(seed)
+        path = self.folder / sample.name
         try:
             if self.cache is not None:
-                image, flip = self.transform(self.cache.read(name), rng)
+                resized = self.cache.read(sample.name)
             else:
                 read = read_fast if self.decoder == "fast" else read_pil
-                image, flip = self.transform(read(path, self.transform.resize), rng)
+                resized = read(path, self.transform.resize)
         except Exception as error:  # decoders raise anything at all on a damaged file
             return decoding_error(path, error)
-        return image, flip, target, name
+        image, flip = self.transform(resized, random.Random(sample.seed))
+        return image, flip, sample.target, sample.name
 
     def collate(self, samples: list) -> Batch | InputError:
         """One batch; or the first error among the samples."""
@@ -138,7 +138,7 @@ class ResumableBatchSampler(Sampler):
         self, labels: Labels, batch_size: int, seed: int, shuffle: bool, rank: int = 0, world_size: int = 1
     ):
         self.labels, self.batch_size, self.seed, self.shuffle = labels, batch_size, seed, shuffle
-        self.rank, self.world_size = rank, world_size
+        self.world_size = world_size
         self.epoch = self.start = 0
         count = len(labels)  # `positions`: places in the epoch's order, for each batch of this process
         if shuffle:
@@ -187,10 +187,9 @@ def read_splits(
     test.csv for validation, as in the release. Without a val.csv, `val_share` of train.csv is held out, by `seed`.
     Raises InputError for missing folders, and what `read_labels` and `find_images` raise.
     """
-    if not Path(folder).is_dir():
-        raise InputError(f"{folder}: no such folder; --path_to_save_csv names the folder of the CSVs")
-    if not Path(images).is_dir():
-        raise InputError(f"{images}: no such folder; --path_to_images names the folder of the pictures")
+    for path, option in ((folder, "path_to_save_csv"), (images, "path_to_images")):
+        if not Path(path).is_dir():
+            raise InputError(f"{path}: no such folder; --{option} names it")
     notes, skipped = [], {}
 
     def read(name: str) -> Labels:
@@ -211,11 +210,12 @@ def read_splits(
         training, validation = hold_out(training, val_share, seed)
         notes.append(f"no val.csv: {len(validation)} rows of train.csv held out for validation")
     if train:
-        notes += _warn_of_shared_images({"train": training, "val": validation, "test": test})
+        notes += _shared_images({"train": training, "val": validation, "test": test})
     return Splits(training, validation, test, tuple(notes), skipped["test.csv"])
 
 
-def _warn_of_shared_images(splits: dict[str, Labels]) -> Iterator[str]:
+def _shared_images(splits: dict[str, Labels]) -> Iterator[str]:
+    """A warning for every two splits that share images."""
     for (first, first_labels), (second, second_labels) in combinations(splits.items(), 2):
         shared = set(first_labels.images) & set(second_labels.images)
         if shared and first_labels is not second_labels:

@@ -35,6 +35,7 @@ def fill_cache(options: argparse.Namespace) -> None:
     from iaa.photographs.cache import Cache
     from iaa.photographs.labels import FORMATS, LabelFormat
     from iaa.runtime.signals import StopSignal
+    from iaa.training.build import pick_decoders
 
     settings = {"skip_missing": True, "val_share": options.val_share, "seed": options.seed}
     splits = read_splits(
@@ -42,8 +43,7 @@ def fill_cache(options: argparse.Namespace) -> None:
     )
     for note in splits.notes:
         log.info("%s", note)
-    eval_decoder = "pil" if options.decode == "auto" else options.decode
-    decoder = "fast" if options.decode == "auto" and not options.released_protocol else eval_decoder
+    decoder, eval_decoder = pick_decoders(options)
     with StopSignal() as stop:
         for split in ("train", "val", "test"):
             train, images = split == "train", getattr(splits, split).images

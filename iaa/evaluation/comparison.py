@@ -15,7 +15,7 @@ import scipy
 from iaa.errors import InputError
 from iaa.evaluation import bootstrap
 from iaa.evaluation.test_metrics import LABELS, format_metric, markdown_table
-from iaa.photographs.labels import read_numbers, read_table, require_columns
+from iaa.photographs.tables import read_numbers, read_table, require_columns
 from iaa.runtime.files import read_json_object
 from util import METRICS, ScorePairs, compute_metrics, image_emds
 

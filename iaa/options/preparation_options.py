@@ -15,10 +15,10 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     about = "From the official downloads to what training reads: CSVs, checked photographs, a cache."
     parser = subcommand_parser("prepare_data.py", about, COMMANDS)
     options = parser.parse_args(argv)
-    if options.command == "ava":
-        options.split = options.split or ("official" if options.test_list else "authors")
-    if options.command == "csv":
-        options.separator = {"tab": "\t", "\\t": "\t"}.get(options.separator, options.separator)
+    if options.command == "ava" and options.split is None:
+        options.split = "official" if options.test_list else "authors"
+    if options.command == "csv" and options.separator in ("tab", "\\t"):
+        options.separator = "\t"
     for problem in _problems(options):
         parser.error(problem)
     return options
@@ -31,15 +31,12 @@ def _problems(options: argparse.Namespace) -> Iterator[str]:
     if options.command == "ava" and (options.split == "official") != bool(options.test_list):
         yield "--split official and --test_list belong together; give both or neither"
     if options.command == "csv":
-        separator, votes = options.separator, options.vote_columns
-        if options.score_column and votes:
+        if options.split_column and (options.val_labels or options.test_labels):
+            yield "--split_column is for one table; leave --val_labels and --test_labels out"
+        if options.score_column and options.vote_columns:
             yield "--score_column and --vote_columns exclude each other; leave one out"
-        if options.score_min >= options.score_max:
-            yield f"--score_min {options.score_min:g} is not below --score_max {options.score_max:g}"
-        if len(separator) != 1 or not separator.isascii():
-            yield f"--separator {separator!r} is not one plain character, or tab"
-        if votes and len(set(votes)) < max(2, len(votes)):
-            yield "--vote_columns needs two columns or more, each once"
+        if len(options.separator) != 1 or not options.separator.isascii():
+            yield f"--separator {options.separator!r} is not one plain character, or tab"
     if options.command == "check":
         if options.clean and not options.csv:
             yield "--clean needs --csv, the CSVs to clean"
@@ -85,16 +82,16 @@ COMMANDS: dict[str, tuple[str, Table]] = {
         Option("test_list", str, [], "--split official: AVA's lists of image ids, as generic_test.jpgl; if one has `train` in its name, as generic_ss_train.jpgl, train.csv has its rows only", metavar="FILE", nargs="+"),
         Option("skip_missing", bool, False, "leave out ids of the lists that AVA.txt lacks"),
     )),
-    "tad66k": ("TAD66K, or one of its themes", dataset("folder of the official labels, with merge/ and unmerge/", 0.1, None,
-        Option("theme", str, None, "one of the themes of unmerge/ (default: merge/, all of them)"),
-    )),
+    "tad66k": ("TAD66K", dataset("folder of the official labels, with merge/", 0.1, None)),
     "flickr_aes": ("FLICKR-AES", dataset("the official FLICKR-AES_image_score.txt", 0.1, 0.1,
         Option("workers", str, None, "the official FLICKR-AES_image_labeled_by_each_worker.csv: the usual split, by held-out workers (default: a random split by --seed)", metavar="FILE"),
         name="scores",
     )),
     "aadb": ("AADB", dataset("folder of the official imgList...Regression_score.txt", 0.1, None)),
     "para": ("PARA", dataset("folder of the official PARA-GiaaTrain.csv and PARA-GiaaTest.csv", 0.1, None)),
-    "csv": ("any other table; options name its columns", dataset("the table", 0.1, 0.1,
+    "csv": ("any other table; options name its columns", dataset("the table; with --test_labels that of train.csv", 0.1, 0.1,
+        Option("val_labels", str, None, "the table of val.csv, if it is another file", metavar="FILE"),
+        Option("test_labels", str, None, "the table of test.csv, if it is another file", metavar="FILE"),
         Option("separator", str, ",", "character between its columns, or tab (default: a comma)", metavar="C"),
         Option("image_column", str, "image", "column of the picture's file name"),
         Option("suffix", str, "", "appended to the names, as .jpg (default: nothing)"),

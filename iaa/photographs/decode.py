@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import os
 from dataclasses import dataclass
 from functools import cache
@@ -14,13 +13,9 @@ import torch
 import torch.nn.functional as F
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
+from torchvision.io import ImageReadMode, decode_jpeg
 
 from iaa.errors import InputError
-
-try:
-    from torchvision.io import ImageReadMode, decode_jpeg
-except ImportError:  # torchvision 0.29 announces that it will go
-    decode_jpeg = None
 
 MAX_PIXELS = 2 * Image.MAX_IMAGE_PIXELS  # PIL refuses to decode larger images
 # The formats of photographs. PIL recognises more, whatever the file's ending, and has Ghostscript execute PostScript.
@@ -74,7 +69,8 @@ def read_plain_jpeg(source: str | os.PathLike | bytes, resize: Resize) -> np.nda
     data = bytearray(source if isinstance(source, bytes) else Path(source).read_bytes())
     if _is_plain_jpeg(data):
         try:
-            return resize.tensor(_decode(torch.frombuffer(data, dtype=torch.uint8))).permute(1, 2, 0).numpy()
+            picture = decode_jpeg(torch.frombuffer(data, dtype=torch.uint8), ImageReadMode.RGB)
+            return resize.tensor(picture).permute(1, 2, 0).numpy()
         except RuntimeError:
             pass
     return None
@@ -95,21 +91,15 @@ def _is_plain_jpeg(data: bytearray) -> bool:
     return False
 
 
+def error_text(error: Exception) -> str:
+    """A decoder's error in one line."""
+    if isinstance(error, UnidentifiedImageError):
+        return "no decoder knows it"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
 def decoding_error(path: Path, error: Exception) -> InputError:
     """The InputError for a picture that could not be read. error: a decoder's; an InputError is returned as it is."""
     if isinstance(error, InputError):
         return error
-    unknown = isinstance(error, UnidentifiedImageError)
-    reason = "no decoder knows it" if unknown else " ".join(str(error).split()) or type(error).__name__
-    return InputError(f"{path}: does not decode ({reason}); replace it or remove its row")
-
-
-def _decode(data: Tensor) -> Tensor:
-    """data: a file's bytes, (N,) uint8. Returns (3, H, W) uint8. Raises RuntimeError if the file is damaged."""
-    if decode_jpeg is not None:
-        return decode_jpeg(data, ImageReadMode.RGB)
-    try:
-        with open_image(io.BytesIO(data.numpy())) as picture:
-            return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
-    except Exception as error:
-        raise RuntimeError(str(error)) from error
+    return InputError(f"{path}: does not decode ({error_text(error)}); replace it or remove its row")

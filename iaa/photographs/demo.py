@@ -11,7 +11,8 @@ from PIL import Image, ImageFilter
 from tqdm import tqdm
 
 from iaa.errors import InputError
-from iaa.photographs.labels import AVA, write_csv
+from iaa.photographs.labels import AVA
+from iaa.photographs.tables import write_csv
 from iaa.runtime.files import atomic_write
 
 VERSION = "1"  # raise it when the recipe below changes, so that old copies are built anew

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import os
 import warnings
 from collections.abc import Sequence
@@ -12,24 +11,19 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image
 
 from iaa.photographs import workers
-from iaa.photographs.decode import open_image
-from iaa.photographs.labels import write_csv
+from iaa.photographs.decode import error_text, open_image
+from iaa.photographs.tables import write_csv
 from iaa.runtime.signals import StopSignal
 
 # What each kind does to training (it `stops` it, `spoils` it unnoticed, or is `used`), and what training does with it.
 KINDS = {
     "missing": ("stops", "ends, or leaves it out with --skip_missing: there is no such file"),
-    "empty": ("stops", "ends: the file has 0 bytes"),
-    "not an image": ("stops", "ends: no decoder knows the file"),
-    "unreadable": ("stops", "ends: there is no permission to read the file"),
-    "truncated": ("stops", "ends: the file is cut short"),
-    "damaged": ("stops", "ends: the file does not decode"),
+    "damaged": ("stops", "ends: the file does not decode; pictures.csv says why"),
     "too large": ("stops", "ends: more than 178 million pixels are refused, not decoded"),
     "16-bit grey": ("spoils", "(or floating point) cuts its values off at 255, so it is almost white; convert it to 8 bits"),
-    "animated": ("used", "sees the first frame, or page"),
     "CMYK": ("used", "converts it to RGB, without its colour profile"),
     "transparent": ("used", "drops the transparency; the colours beneath it show"),
     "rotated": ("used", "sees it as it is stored: EXIF's orientation is ignored, as in the release"),
@@ -38,7 +32,7 @@ KINDS = {
 
 
 class Finding(NamedTuple):
-    """What was found in one picture. kinds: names of KINDS, joined by ` + `. frames: 0 if they cannot be counted."""
+    """What was found in one picture. kinds: names of KINDS, joined by ` + `. detail: why it does not decode."""
 
     image: str
     bytes: int
@@ -47,7 +41,6 @@ class Finding(NamedTuple):
     mode: str = ""
     width: int = 0
     height: int = 0
-    frames: int = 0
     detail: str = ""
 
     @property
@@ -61,43 +54,20 @@ def inspect_file(folder: str | os.PathLike, name: str) -> Finding:
     """Decode one picture, as training would."""
     path = Path(folder) / name
     try:
-        return inspect_image(path, name, path.stat().st_size)
+        size = path.stat().st_size
     except OSError:
         return Finding(name, -1, "missing")
-
-
-def inspect_image(source: Path | io.BytesIO, name: str, size: int) -> Finding:
-    """Decode a file, or its content of `size` bytes, as the picture `name`."""
-    if size == 0:
-        return Finding(name, size, "empty")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PIL's, of pictures that are large or written oddly
         try:
-            with open_image(source) as picture:
+            with open_image(path) as picture:
                 properties = (picture.format or "", picture.mode, *picture.size)
-                kinds = _kinds(picture)
+                kinds = " + ".join(_kinds(picture)) or "plain"
                 picture.convert("RGB")
-                frames = _count_frames(picture)
-        except PermissionError:
-            return Finding(name, size, "unreadable")
-        except UnidentifiedImageError:
-            return Finding(name, size, "not an image")
+                return Finding(name, size, kinds, *properties)
         except Exception as error:  # decoders raise anything at all on a damaged file
-            detail = " ".join(str(error).split())[:200] or type(error).__name__
-            kind = "truncated" if "truncated" in detail.lower() else "damaged"
-            if isinstance(error, Image.DecompressionBombError):
-                kind = "too large"
-            return Finding(name, size, kind, detail=detail)
-    if frames != 1 and properties[0] != "MPO":
-        kinds.insert(0, "animated")
-    return Finding(name, size, " + ".join(kinds) or "plain", *properties, frames)
-
-
-def _count_frames(picture: Image.Image) -> int:
-    try:
-        return getattr(picture, "n_frames", 1)
-    except Exception:  # the first frame decodes all the same
-        return 0
+            kind = "too large" if isinstance(error, Image.DecompressionBombError) else "damaged"
+            return Finding(name, size, kind, detail=error_text(error)[:200])
 
 
 def _kinds(picture: Image.Image) -> list[str]:
@@ -120,25 +90,6 @@ def inspect_files(
     table = pd.DataFrame(findings, columns=Finding._fields, dtype=object)
     write_csv(out / "pictures.csv", table, quoting=csv.QUOTE_NONNUMERIC)
     return findings
-
-
-def find_pictures(folder: str | os.PathLike) -> tuple[list[str], int]:
-    """The names of all files in and below a folder that end as a picture's, in order; and how many other files there are.
-
-    Hidden files and folders are ignored. Raises OSError for a folder that cannot be read.
-    """
-    names = []
-
-    def refuse(error: OSError) -> None:
-        raise error
-
-    for path, folders, files in os.walk(folder, onerror=refuse):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        within = Path(path).relative_to(folder)
-        names += [(within / name).as_posix() for name in files if not name.startswith(".")]
-    endings = Image.registered_extensions()
-    pictures = sorted(name for name in names if os.path.splitext(name)[1].lower() in endings)
-    return pictures, len(names) - len(pictures)
 
 
 def report(findings: Sequence[Finding]) -> str:

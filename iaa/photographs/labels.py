@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache
-from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -16,15 +13,10 @@ import pandas as pd
 
 from iaa.errors import InputError
 from iaa.photographs.decode import Resize
-from iaa.runtime.files import atomic_write
+from iaa.photographs.picture_files import file_finder, read_names
+from iaa.photographs.tables import read_numbers, read_table, refuse_where, require_columns
 from util import ScorePairs, image_emds, match_scores, scores
 
-# What a file name may not contain.
-NAME_PROBLEMS = {
-    "the image's name is empty": r"^$",
-    "the image's name holds a NUL character": "\0",
-    "leaves the image folder; names are relative to it": r"^[/\\]|^[A-Za-z]:|(?:^|[/\\])\.\.(?:[/\\]|$)",
-}
 VOTE_COLUMN = re.compile(r"(?:votes?|score|level)?_?(\d+)", re.IGNORECASE)
 
 
@@ -133,15 +125,14 @@ def csv_format(path: str | os.PathLike, scale: tuple[float, float], threshold: f
     Raises InputError if the columns are neither, or `scale` or `threshold` do not fit them.
     """
     columns = list(read_table(path).columns)
-    label_format = LabelFormat(scale=scale)
-    if "score" not in columns:
-        label_format = vote_format(_vote_columns(path, columns))
-        if scale != (0.0, 1.0):
-            remedy = "--score_min and --score_max belong to a column 'score'"
-            raise InputError(f"{path}: has vote columns; {remedy}")
-    low, high = label_format.scale
+    label_format = (
+        LabelFormat(scale=scale) if "score" in columns else vote_format(_vote_columns(path, columns))
+    )
+    if label_format.vote_columns and scale != (0.0, 1.0):
+        raise InputError(f"{path}: has vote columns; --score_min and --score_max belong to a column 'score'")
     if threshold is None:
         return label_format
+    low, high = label_format.scale
     if not low <= threshold <= high:
         raise InputError(f"--threshold {threshold:g} lies outside the scale of {path}, {low:g} to {high:g}")
     on_protocol = threshold if label_format.vote_columns else (threshold - low) / (high - low)
@@ -166,89 +157,25 @@ def read_labels(
 
     Raises InputError naming the file, the line and the value for anything that is not a label.
     """
-    table = read_table(path)
-    names_only, label_format = label_format is None, label_format or name_format(table)
-    image_column = label_format.image_column
-    score_columns = () if names_only else label_format.vote_columns or ("score",)
-    require_columns(path, table, [image_column, *score_columns])
-    table = table.head(limit) if limit is not None else table
-    images = pd.Series(read_names(path, table, label_format))
+    table = read_table(path).head(limit)
+    names_only = label_format is None
+    if names_only:
+        label_format = AVA if "image_id" in table.columns and "image" not in table.columns else LabelFormat()
+    image_column, votes = label_format.image_column, label_format.vote_columns
+    require_columns(path, table, [image_column, *(() if names_only else votes or ("score",))])
+    images = pd.Series(read_names(path, table, image_column, label_format.suffix))
     problem = "stands there a second time; keep one row for each image"
     refuse_where(path, table, images.duplicated(), image_column, problem)
     if names_only:
         targets = mos = np.zeros(len(table))
-    elif label_format.vote_columns:
-        votes = read_votes(path, table, label_format.vote_columns, image_column)
-        targets, mos = votes / votes.sum(1, keepdims=True), mean_votes(votes)
+    elif votes:
+        counts = read_votes(path, table, votes, image_column)
+        targets, mos = counts / counts.sum(1, keepdims=True), mean_votes(counts)
     else:
         low, high = label_format.scale
         targets = mos = (read_scores(path, table, label_format.scale) - low) / (high - low)
     targets = targets.reshape(len(table), -1).astype(np.float32)
     return Labels(str(path), np.array(images, str), targets, mos)
-
-
-def name_format(table: pd.DataFrame) -> LabelFormat:
-    """The format by which the names of the pictures are read from a prepared CSV: AVA's, or any other's."""
-    return AVA if "image_id" in table.columns and "image" not in table.columns else LabelFormat()
-
-
-def read_table(path: str | os.PathLike, separator: str = ",", columns: Sequence[str] = ()) -> pd.DataFrame:
-    """A CSV as text, indexed by line numbers, without blank lines. Raises InputError.
-
-    columns: the columns of a file that has no header and separates them by blanks; the first may hold blanks itself.
-    """
-    if not Path(path).is_file():
-        raise InputError(f"{path}: no such file; check its name and folder")
-    fewest, hint = len(columns), ""
-    try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            if columns:
-                rows = {n: line.strip().rsplit(None, fewest - 1) for n, line in enumerate(file, 1)}
-            else:
-                reader = csv.reader(file, delimiter=separator, strict=True)
-                rows = {}
-                for row in reader:
-                    rows[reader.line_num] = row
-    except UnicodeDecodeError:
-        raise InputError(f"{path}: not UTF-8 text; save it as such") from None
-    except csv.Error as error:
-        raise InputError(f"{path}, line {reader.line_num}: not a readable CSV ({error})") from None
-    rows = {line: row for line, row in rows.items() if any(map(str.strip, row))}
-    if not rows:
-        raise InputError(f"{path}: empty; it needs rows")
-    if not columns:
-        columns = [column.strip() for column in rows.pop(next(iter(rows)))]
-        hint = f"; a value with a {separator!r} in it needs quotes"
-    if not rows:
-        raise InputError(f"{path}: no rows under the header {', '.join(columns)}")
-    if repeated := sorted({column for column in columns if columns.count(column) > 1}):
-        raise InputError(f"{path}: column {', '.join(repeated)} stands there more than once")
-    for line, row in rows.items():
-        if not fewest <= len(row) <= len(columns):
-            raise InputError(f"{path}, line {line}: {len(row)} columns, not {len(columns)}{hint}")
-        row += [""] * (len(columns) - len(row))
-    return pd.DataFrame(list(rows.values()), list(rows), columns, dtype=str)
-
-
-def write_csv(path: str | os.PathLike, table: pd.DataFrame, **style: Any) -> None:
-    """Write a table, without its index. File names are bytes, whatever they say. style: arguments of `to_csv`."""
-    with atomic_write(path, "wb") as file:
-        table.to_csv(file, index=False, errors="surrogateescape", **style)
-
-
-def require_columns(path, table: pd.DataFrame, columns: Sequence[str]) -> None:
-    """Raises InputError naming the columns that the table lacks."""
-    if missing := [column for column in columns if column not in table.columns]:
-        raise InputError(f"{path}: no column {', '.join(missing)}; found {', '.join(table.columns)}")
-
-
-def read_names(path, table: pd.DataFrame, label_format: LabelFormat) -> list[str]:
-    """The picture file of each row."""
-    column = label_format.image_column
-    names = table[column].map(plain_name)
-    for problem, pattern in NAME_PROBLEMS.items():
-        refuse_where(path, table, names.str.contains(pattern), column, problem)
-    return list(names + label_format.suffix)
 
 
 def read_votes(path, table: pd.DataFrame, columns: Sequence[str], image_column: str) -> np.ndarray:
@@ -270,30 +197,6 @@ def read_scores(path, table: pd.DataFrame, scale: tuple[float, float], column: s
     (low, high), values = scale, read_numbers(path, table, [column])[:, 0]
     refuse_where(path, table, (values < low) | (values > high), column, f"scores are {low:g} to {high:g}")
     return values
-
-
-def read_numbers(path, table: pd.DataFrame, columns: Sequence[str]) -> np.ndarray:
-    """(N, columns) finite float64. Raises InputError."""
-    values = table[list(columns)].apply(pd.to_numeric, errors="coerce").to_numpy(np.float64)
-    refuse_where(path, table, ~np.isfinite(values), columns, "not a number")
-    return values
-
-
-def refuse_where(path, table: pd.DataFrame, bad: Any, columns: str | Sequence[str], problem: str) -> None:
-    """Raises InputError for the first bad value. columns: one name, or several; bad: bool, with the columns' shape."""
-    bad = np.asarray(bad, bool).reshape(len(table), -1)
-    if bad.any():
-        row, column = np.argwhere(bad)[0]
-        name = columns if isinstance(columns, str) else columns[column]
-        more = f" ({bad.any(1).sum()} such rows)" if bad.any(1).sum() > 1 else ""
-        value = str(table[name].iloc[row])
-        raise InputError(f"{path}, line {table.index[row]}: {name} = {value!r}: {problem}{more}")
-
-
-def plain_name(name: str) -> str:
-    """A file name without stray spaces, `./` and doubled slashes, so that each image has one name."""
-    name = name.strip()
-    return name if ".." in name or not name else PurePosixPath(name).as_posix()
 
 
 def hold_out(labels: Labels, share: float, seed: int) -> tuple[Labels, Labels]:
@@ -321,25 +224,3 @@ def find_images(labels: Labels, folder: str | os.PathLike, skip_missing: bool) -
         count = f"{len(missing)} of {len(labels)} images"
         raise InputError(f"{labels.source}: {count} are not in {folder}: {examples}; {hint}")
     return replace(labels.subset(present), images=names[present]), len(missing)
-
-
-def file_finder(folder: str | os.PathLike) -> Callable[[str], str | None]:
-    """A function that gives a file's name as it is on the disk, or None; the case of the ending may differ (`.JPG`)."""
-
-    @cache
-    def names_in(parent: str) -> dict[str, str]:
-        path = Path(folder, parent)
-        names = os.listdir(path) if path.is_dir() else []
-        return {_lower_ending(name): name for name in names} | {name: name for name in names}
-
-    def find(name: str) -> str | None:
-        parent, base = os.path.split(name)
-        on_disk = names_in(parent).get(base) or names_in(parent).get(_lower_ending(base))
-        return on_disk and os.path.join(parent, on_disk)
-
-    return find
-
-
-def _lower_ending(name: str) -> str:
-    stem, ending = os.path.splitext(name)
-    return stem + ending.lower()

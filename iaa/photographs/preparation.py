@@ -5,26 +5,30 @@ from __future__ import annotations
 import argparse
 import math
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from iaa.errors import InputError
-from iaa.photographs import copies, inspection, labels, official, splits
+from iaa.photographs import copies, inspection, official, splits
 from iaa.photographs.inspection import Finding
-from iaa.photographs.labels import file_finder, write_csv
+from iaa.photographs.labels import LabelFormat, mean_votes, read_labels
 from iaa.photographs.official import PreparedLabels
+from iaa.photographs.picture_files import file_finder, find_pictures
+from iaa.photographs.tables import read_table, write_csv
 from iaa.runtime.files import atomic_write, write_json
 from iaa.runtime.signals import StopSignal
 
+NAMES = ("train", "val", "test")
 SPLITS = {
     "authors": "the authors' (val.csv and test.csv of their TANet; EAT's checkpoints were probably trained beside them, "
     "which nobody documented)",
     "official": "the official one",
     "workers": "by held-out workers",
     "column": "as the table says",
+    "files": "as the files say",
     "random": "random, by the seed: a network from elsewhere may have been trained on its test photographs",
 }
 
@@ -32,27 +36,24 @@ SPLITS = {
 def prepare(options: argparse.Namespace) -> None:
     """A dataset's subcommand: read, split, check the photographs, write the CSVs and the summary, and print it."""
     out, images = options.out, options.images
-    paths = {split: out / f"{split}.csv" for split in ("train", "val", "test")}
-    source = options.scores if options.command == "flickr_aes" else options.labels
-    refuse_existing(paths.values(), Path(source), options.overwrite)
+    refuse_existing(out, options.overwrite)
     prepared = read_official(options)
     split_at_random(prepared, options.val_share, getattr(options, "test_share", None), options.seed)
     out.mkdir(parents=True, exist_ok=True)
     paragraphs = []
     if images is None:
         prepared.notes.append("the pictures were not looked for: --images names their folder")
-    elif options.no_check:
-        drop_missing(prepared, images)
     else:
-        names = use_names_on_disk(prepared, images)
-        with StopSignal() as stop:
-            findings = inspection.inspect_files(images, names, options.num_workers, stop, out)
-        drop_unusable(prepared, findings)
-        paragraphs.append(inspection.report(findings))
-    write_splits(prepared.table, paths)
-    summary = describe(prepared)
+        names = drop_missing(prepared, images)
+        if not options.no_check:
+            with StopSignal() as stop:
+                findings = inspection.inspect_files(images, names, options.num_workers, stop, out)
+            drop_unusable(prepared, findings)
+            paragraphs.append(inspection.report(findings))
+    write_splits(prepared.table, out)
     test = prepared.files[(prepared.table["split"] == "test").to_numpy()]
     about = {"dataset": options.command, "seed": options.seed, "test_digest": splits.digest(test)}
+    summary = summarise(prepared)
     write_json(out / "summary.json", about | summary)
     text = "\n\n".join([*paragraphs, summary_text(summary)])
     with atomic_write(out / "summary.txt") as file:
@@ -68,23 +69,23 @@ def read_official(options: argparse.Namespace) -> PreparedLabels:
     if options.command == "flickr_aes":
         return official.read_flickr_aes(options.scores, options.workers)
     if options.command != "csv":
-        return official.read_folder(options.command, options.labels, getattr(options, "theme", None))
+        return official.read_folder(options.command, options.labels)
     votes, scale = tuple(options.vote_columns or ()), (options.score_min, options.score_max)
-    source = labels.LabelFormat(options.image_column, options.suffix, votes, scale)
+    source = LabelFormat(options.image_column, options.suffix, votes, scale)
+    others = {"val": options.val_labels, "test": options.test_labels}
+    paths = {split: path for split, path in others.items() if path is not None}
+    paths = {"train" if paths else "": options.labels} | paths
     score_column = options.score_column or "score"
-    return official.read_any_table(
-        options.labels, source, options.separator, score_column, options.split_column
-    )
+    return official.read_any_tables(paths, source, options.separator, score_column, options.split_column)
 
 
-def refuse_existing(paths: Collection[Path], source: Path, overwrite: bool) -> None:
-    """Raises InputError if CSVs would replace the official labels of `source`, a file or a folder, or others without `overwrite`."""
-    existing = [path for path in paths if path.exists()]
-    official_files = [source, *(source / folder / path.name for folder in (".", "merge") for path in paths)]
-    if endangered := {path.resolve() for path in official_files} & {path.resolve() for path in existing}:
-        raise InputError(f"{min(endangered)}: is one of the official labels; give another --out")
-    if existing and not overwrite:
-        raise InputError(f"{existing[0]}: is there already; give --overwrite or another --out")
+def refuse_existing(out: Path, overwrite: bool) -> None:
+    """Raises InputError if CSVs in `out` would be replaced: others without `overwrite`, and never any but prepared ones."""
+    for path in (out / f"{split}.csv" for split in NAMES):
+        if path.exists() and not overwrite:
+            raise InputError(f"{path}: is there already; give --overwrite or another --out")
+        if path.exists() and not (out / "summary.json").exists():
+            raise InputError(f"{path}: prepare_data.py did not write it; give another --out")
 
 
 def split_at_random(prepared: PreparedLabels, val_share: float, test_share: float | None, seed: int) -> None:
@@ -104,31 +105,26 @@ def split_at_random(prepared: PreparedLabels, val_share: float, test_share: floa
     prepared.table["split"] = column
 
 
-def use_names_on_disk(prepared: PreparedLabels, folder: str | os.PathLike) -> list[str]:
-    """The name of each row's file as the folder has it: the case of its ending may differ from the labels'.
+def drop_missing(prepared: PreparedLabels, folder: str | os.PathLike) -> pd.Series:
+    """Drop the rows whose photographs are not in the folder, or are another row's. Raises InputError if no photograph is there.
 
-    Rows that name the same file as another row are dropped. Raises InputError if no file is there.
+    Returns the name of each row's file as the folder has it: the case of its ending may differ from the labels'.
     """
-    find = file_finder(folder)
-    names = pd.Series([find(name) for name in prepared.files])
-    if names.isna().all():
-        raise InputError(f"{folder}: none of the {len(names)} pictures is there, as {prepared.files[0]}")
-    names = names.fillna(prepared.files)
-    if not prepared.label_format.suffix:
-        prepared.table["image"] = names
-        prepared.drop_shared(names)  # a.jpg and a.JPG may be one file
-        prepared.keep(~prepared.files.duplicated(), "another row has the same picture")
-        names = prepared.files
-    return list(names)
-
-
-def drop_missing(prepared: PreparedLabels, folder: str | os.PathLike) -> None:
-    """Drop the rows whose photographs are not in the folder. Raises InputError if no photograph is there."""
-    find = file_finder(folder)
-    names = use_names_on_disk(prepared, folder)
-    if missing := [name for name in names if find(name) is None]:
-        prepared.notes.append(f"the first picture that is missing: {missing[0]}")
-        prepared.keep(~np.isin(names, missing), "picture missing")
+    files = prepared.files
+    names = files.map(file_finder(folder))
+    is_there = names.notna()
+    if not is_there.any():
+        raise InputError(f"{folder}: none of the {len(names)} pictures is there, as {files[0]}")
+    if not is_there.all():
+        prepared.notes.append(f"the first picture that is missing: {files[~is_there].iloc[0]}")
+        prepared.keep(is_there, "picture missing")
+        names = names[is_there].reset_index(drop=True)
+    if prepared.label_format.suffix:
+        return names
+    prepared.table["image"] = names
+    prepared.drop_shared()  # a.jpg and a.JPG may be one file
+    prepared.keep(~prepared.files.duplicated(), "another row has the same picture")
+    return prepared.files
 
 
 def drop_unusable(prepared: PreparedLabels, findings: Sequence[Finding]) -> None:
@@ -139,39 +135,45 @@ def drop_unusable(prepared: PreparedLabels, findings: Sequence[Finding]) -> None
         kinds = kinds[kinds != kind]
 
 
-def write_splits(table: pd.DataFrame, paths: dict[str, Path]) -> None:
+def write_splits(table: pd.DataFrame, out: Path) -> None:
     """Write the CSV of each split. Raises InputError if one would be empty."""
-    tables = {split: table[table["split"] == split].drop(columns="split") for split in paths}
+    tables = {split: table[table["split"] == split].drop(columns="split") for split in NAMES}
     if empty := [split for split, rows in tables.items() if rows.empty]:
         raise InputError(f"no rows are left for {empty[0]}.csv; look at --images, the shares and the labels")
     for split, rows in tables.items():
-        write_csv(paths[split], rows)
+        write_csv(out / f"{split}.csv", rows)
 
 
-def describe(prepared: PreparedLabels) -> dict:
+def summarise(prepared: PreparedLabels) -> dict:
     """Rows read and dropped, and per split: count, mean, spread (standard deviation), range, share above the threshold."""
-    scores = pd.Series(prepared.scores).groupby(prepared.table["split"])
+    table, votes = prepared.table, list(prepared.label_format.vote_columns)
+    low, high = prepared.label_format.scale
+    if votes:
+        scores, threshold = mean_votes(table[votes].to_numpy(float)), prepared.label_format.threshold
+    else:
+        scores, threshold = table["score"], low + prepared.label_format.threshold * (high - low)
+    by_split = pd.Series(scores).groupby(table["split"])
     statistics = {
-        "images": scores.size(),
-        "mean": scores.mean(),
-        "spread": scores.std(ddof=0),
-        "lowest": scores.min(),
-        "highest": scores.max(),
-        "above_threshold": scores.agg(lambda values: (values > prepared.threshold).mean()),
+        "images": by_split.size(),
+        "mean": by_split.mean(),
+        "spread": by_split.std(ddof=0),
+        "lowest": by_split.min(),
+        "highest": by_split.max(),
+        "above_threshold": pd.Series(scores > threshold).groupby(table["split"]).mean(),
     }
     return {
         "split": prepared.split,
         "rows_read": prepared.rows_read,
         "dropped": dict(prepared.dropped),
-        "rows_kept": len(prepared.table),
-        "threshold": prepared.threshold,
-        "splits": pd.DataFrame(statistics).loc[["train", "val", "test"]].to_dict("index"),
+        "rows_kept": len(table),
+        "threshold": threshold,
+        "splits": pd.DataFrame(statistics).loc[list(NAMES)].to_dict("index"),
         "notes": prepared.notes,
     }
 
 
 def summary_text(summary: dict) -> str:
-    """The summary that `describe` made, for a terminal."""
+    """The summary that `summarise` made, for a terminal."""
     above = f"above {summary['threshold']:g}"
     table = pd.DataFrame.from_dict(summary["splits"], "index").rename(columns={"above_threshold": above})
     lines = [
@@ -186,46 +188,44 @@ def summary_text(summary: dict) -> str:
 
 def check(options: argparse.Namespace) -> int:
     """The subcommand `check`; returns 1 if it found bad photographs or copies and removed none."""
-    find = file_finder(options.images)
+    images, out, clean = options.images, options.out, options.clean
+    find = file_finder(images)
     tables, files = {}, {}  # by CSV: its rows, and the names of their pictures on the disk
     for path in options.csv:
-        table = tables[path] = labels.read_table(path)
-        label_format = labels.name_format(table)
-        labels.require_columns(path, table, [label_format.image_column])
-        files[path] = [find(name) or name for name in labels.read_names(path, table, label_format)]
+        tables[path] = read_table(path)
+        files[path] = [find(name) or name for name in read_labels(path, None).images.tolist()]
     names = list(dict.fromkeys(name for csv_names in files.values() for name in csv_names))
     if not tables:
-        names, others = inspection.find_pictures(options.images)
+        names, others = find_pictures(images)
         if others:
             print(f"{others} files whose names do not end as a picture's are not looked at")
         if not names:
-            raise InputError(f"{options.images}: no pictures in it")
-    options.out.mkdir(parents=True, exist_ok=True)
-    in_two_splits = pd.DataFrame()
+            raise InputError(f"{images}: no pictures in it")
+    out.mkdir(parents=True, exist_ok=True)
     with StopSignal() as stop:
-        findings = inspection.inspect_files(options.images, names, options.num_workers, stop, options.out)
+        findings = inspection.inspect_files(images, names, options.num_workers, stop, out)
+        print(inspection.report(findings))
+        print(f"each of them: {out / 'pictures.csv'}")
         if options.copies:
-            signatures = copies.signatures(options.images, names, options.num_workers, stop)
+            signatures = copies.signatures(images, names, options.num_workers, stop)
             by_csv = {path.name: csv_names for path, csv_names in files.items()}
-            in_two_splits = copies.find_copies(by_csv, signatures, options.near)
-            write_csv(options.out / "copies.csv", in_two_splits)
-    print(inspection.report(findings))
-    print(f"each of them: {options.out / 'pictures.csv'}")
-    if options.copies:
-        print(copies.report(in_two_splits))
-        print(f"each of them: {options.out / 'copies.csv'}")
+            pairs = copies.find_copies(by_csv, signatures, options.near)
+            write_csv(out / "copies.csv", pairs)
+            print(copies.report(pairs))
+            print(f"each of them: {out / 'copies.csv'}")
     bad = {finding.image for finding in findings if finding.verdict != "used"}
-    if not options.clean:
-        return int(bool(bad) or not in_two_splits.empty)
-    options.clean.mkdir(parents=True, exist_ok=True)
-    copied = set()
-    if options.copies:
-        copied.update(in_two_splits["image"][in_two_splits["csv"] == "train.csv"])
-        copied.update(in_two_splits["copy"][in_two_splits["copy_csv"] == "train.csv"])
+    if not clean:
+        return int(bool(bad) or (options.copies and not pairs.empty))
+    clean.mkdir(parents=True, exist_ok=True)
     for path, table in tables.items():
-        removed = bad | copied if path.name == "train.csv" else bad
+        removed = set(bad)
+        if options.copies and path.name == "train.csv":
+            removed |= {
+                *pairs["image"][pairs["csv"] == path.name],
+                *pairs["copy"][pairs["copy_csv"] == path.name],
+            }
         rows = table[[name not in removed for name in files[path]]]
-        write_csv(options.clean / path.name, rows)
+        write_csv(clean / path.name, rows)
         warning = "" if len(rows) else "; none is left, and training refuses an empty CSV"
-        print(f"{options.clean / path.name}: {len(rows)} of {len(table)} rows{warning}")
+        print(f"{clean / path.name}: {len(rows)} of {len(table)} rows{warning}")
     return 0

@@ -18,10 +18,8 @@ from iaa.runtime.progress import progress_bar
 from iaa.runtime.signals import StopSignal, stop_errors
 
 # `fork` copies a process that has threads; `spawn` imports everything once per process: for four processes that takes 11 s
-# of processor time and 1.4 GB more than a server that has imported PRELOAD.
+# of processor time and 1.4 GB more than a server that has imported `dataset`.
 START = "forkserver"
-# Imported once, by the server. Eight workers that import it themselves take 3.7 GiB instead of 0.6, and four times as long to start.
-PRELOAD = ["dataset"]
 # The server of `forkserver` must have one thread. OpenBLAS and Arrow start others when they are imported.
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "JE_ARROW_MALLOC_CONF": "background_thread:false"}
 PARALLEL_FROM = 100  # photographs; other processes start more slowly than fewer are read
@@ -38,10 +36,10 @@ def make_worker_loader(dataset: Dataset, num_workers: int, **options: Any) -> Da
 
 def start_server() -> None:
     """Start the server of processes, once. It imports our modules from any folder; Ctrl-C and SIGTERM do not reach it."""
-    forkserver.set_forkserver_preload(PRELOAD)
-    environment = dict(os.environ)
+    forkserver.set_forkserver_preload(["dataset"])
     resource_tracker.ensure_running()  # first: its start unblocks signals
     blocked = signal.pthread_sigmask(signal.SIG_BLOCK, StopSignal.SIGNALS)
+    environment = dict(os.environ)
     os.environ.update(ONE_THREAD, PYTHONPATH=os.pathsep.join(sys.path))
     try:
         forkserver.ensure_running()
@@ -49,6 +47,36 @@ def start_server() -> None:
         os.environ.clear()
         os.environ.update(environment)
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+
+def start_worker(_: int) -> None:
+    """For `worker_init_fn`: the main process alone reacts to Ctrl-C, which reaches all processes of a terminal.
+
+    It ends its workers by SIGTERM, so they must not inherit its handler, which would take that as a request to the run.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, StopSignal.SIGNALS)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """A worker that waits to hand over a picture would not notice that the main process has died."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
+def checked_items(loader: DataLoader) -> Iterator[Any]:
+    """The items of a loader. Raises InputError if a process dies."""
+    try:
+        yield from loader
+    except (RuntimeError, EOFError, ConnectionError) as error:
+        # A picture in the queue of a dead process cannot be fetched; torch may notice that first.
+        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
+            raise
+        died = f"a process that reads images died ({' '.join(str(error).split())[:160]})"
+        remedy = f"if it was killed for want of memory, lower --num_workers (now {loader.num_workers})"
+        raise InputError(f"{died}; {remedy}") from error
 
 
 class FunctionDataset(Dataset):
@@ -68,9 +96,11 @@ def map_parallel(
 
     Raises InputError if a process dies, Interrupted when a signal comes.
     """
-    num_workers = num_workers if len(samples) >= PARALLEL_FROM else 0
-    ahead = 16 if num_workers else None  # samples per process, read while the caller writes to the disk
-    options = {"batch_size": None, "sampler": samples, "collate_fn": identity, "prefetch_factor": ahead}
+    options = {"batch_size": None, "sampler": samples, "collate_fn": identity}
+    if len(samples) < PARALLEL_FROM:
+        num_workers = 0
+    if num_workers:
+        options["prefetch_factor"] = 16  # samples per process, read while the caller writes to the disk
     loader = make_worker_loader(FunctionDataset(function), num_workers, **options)
     with progress_bar(title, len(samples)) as progress, stop_errors(stop):
         for result in checked_items(loader):
@@ -78,36 +108,6 @@ def map_parallel(
                 raise Interrupted(stop.received)
             yield result
             progress.update(1)
-
-
-def start_worker(_: int) -> None:
-    """For `worker_init_fn`: the main process alone reacts to Ctrl-C, which reaches all processes of a terminal.
-
-    It ends its workers by SIGTERM, so they must not inherit its handler, which would take that as a request to the run.
-    """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, StopSignal.SIGNALS)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """End this process when the main process has died: a worker that waits to hand over a picture would not notice."""
-    multiprocessing.parent_process().join()
-    os._exit(1)
-
-
-def checked_items(loader: DataLoader) -> Iterator[Any]:
-    """The items of a loader. Raises InputError if a process dies."""
-    try:
-        yield from loader
-    except (RuntimeError, EOFError, ConnectionError) as error:
-        # A picture in the queue of a dead process cannot be fetched; torch may notice that first.
-        if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
-            raise
-        died = f"a process that reads images died ({' '.join(str(error).split())[:160]})"
-        remedy = f"if it was killed for want of memory, lower --num_workers (now {loader.num_workers})"
-        raise InputError(f"{died}; {remedy}") from error
 
 
 def identity(sample: Any) -> Any:

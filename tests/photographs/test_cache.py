@@ -13,7 +13,6 @@ import pytest
 import torch
 from helpers.data import arguments, make_pictures
 from helpers.processes import ended, fork
-from helpers.runs import table, weights
 
 import prepare_data
 from dataset import Transform, batches, make_loader
@@ -76,19 +75,6 @@ def test_batches_are_the_same_from_the_cache(scored, names, train, workers):
         assert plain.names == kept.names
         assert torch.equal(plain.images, kept.images)
         assert torch.equal(plain.flips, kept.flips)
-
-
-@pytest.mark.slow
-def test_a_run_from_the_cache_is_the_run_without_it(scored, run):
-    for name, given in (("plain", {}), ("kept", {"cache": scored / "c"})):
-        words = arguments(scored, "tad66k", experiment_dir_name=scored / name, **given)
-        status, _, err = run(words)
-        assert status == 0, err
-        assert table(scored / name).equals(table(scored / "plain"))
-        state, expected = weights(scored / name), weights(scored / "plain")
-        assert all(torch.equal(state[key], expected[key]) for key in expected)
-    stores = sorted(path.name for path in (scored / "c").iterdir())
-    assert stores == ["bilinear-224-pil", "bilinear-256-fast"]
 
 
 def test_odd_and_long_names_are_kept(tmp_path):

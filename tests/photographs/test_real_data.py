@@ -1,4 +1,4 @@
-"""The real label files, where they are at hand: set EAT_REAL_DATA to a folder with ava/ and tad66k/."""
+"""The real label files, where they are at hand: set EAT_REAL_DATA to a folder with ava/, tad66k/ and biq2021/."""
 
 import os
 from pathlib import Path
@@ -81,3 +81,22 @@ def test_real_ava_converts_and_trains(tmp_path, command, run):
     status, result, err = run(arguments(tmp_path, "ava", limit=12))
     assert status == 0, err
     assert result["images"] == 12
+
+
+@pytest.mark.skipif(not (REAL / "biq2021").is_dir(), reason="BIQ2021 is not here")
+def test_real_biq2021_converts_with_its_own_test_set(tmp_path, command):
+    """As published: rows that end with commas, and a picture whose ending is of another case."""
+    tables = {
+        split: REAL / "biq2021" / f"{split.title()} (Images and MOS).csv" for split in ("train", "test")
+    }
+    words = ("--labels", tables["train"], "--test_labels", tables["test"], "--out", tmp_path)
+    words += ("--image_column", "Image Name", "--score_column", "MOS")
+    images = ("--images", REAL / "biq2021" / "images", "--no_check")
+    status, _, err = command("csv", *words, *images)
+    assert (status, err) == (0, "")
+    splits = {split: pd.read_csv(tmp_path / f"{split}.csv") for split in ("train", "val", "test")}
+    assert [len(table) for table in splits.values()] == [9000, 1000, 2000]
+    published = pd.read_csv(tables["test"])
+    assert splits["test"]["image"].tolist() == published["Image Name"].tolist()
+    assert splits["test"]["score"].tolist() == published["MOS"].tolist()
+    assert "ss02 (1014).JPG" in {*splits["train"]["image"], *splits["val"]["image"]}

@@ -89,7 +89,7 @@ def test_the_official_lists_say_what_is_tested_and_trained(tmp_path, command):
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("101\n105\n101\n", "list.txt, line 3: id = '101': is in the lists a second time"),
+        ("101\n105\n101\n", "list.txt: id 101 is in the lists a second time"),
         ("101\n7\n8\n", "2 of the 3 ids of {list} are not in {labels}, first 7"),
         ("7\n", "1 of the 1 ids of {list} are not in"),
         ("101\nx\n", "list.txt, line 2: id = 'x': not an image id"),

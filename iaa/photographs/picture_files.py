@@ -1,0 +1,75 @@
+"""Pictures by their names: what a name may be, which file it means, and which pictures a folder has."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path, PurePosixPath
+
+import pandas as pd
+from PIL import Image
+
+from iaa.photographs.tables import refuse_where
+
+# What a name may not contain.
+NAME_PROBLEMS = {
+    "the image's name is empty": r"^$",
+    "the image's name holds a NUL character": "\0",
+    "leaves the image folder; names are relative to it": r"^[/\\]|^[A-Za-z]:|(?:^|[/\\])\.\.(?:[/\\]|$)",
+}
+
+
+def read_names(path, table: pd.DataFrame, column: str, suffix: str = "") -> list[str]:
+    """The picture file of each row, relative to the image folder. Raises InputError."""
+    names = table[column].map(plain_name)
+    for problem, pattern in NAME_PROBLEMS.items():
+        refuse_where(path, table, names.str.contains(pattern), column, problem)
+    return list(names + suffix)
+
+
+def plain_name(name: str) -> str:
+    """A file name without stray spaces, `./` and doubled slashes, so that each image has one name."""
+    name = name.strip()
+    return name if ".." in name or not name else PurePosixPath(name).as_posix()
+
+
+def file_finder(folder: str | os.PathLike) -> Callable[[str], str | None]:
+    """A function that gives a file's name as it is on the disk, or None; the case of the ending may differ (`.JPG`)."""
+
+    @cache
+    def names_in(parent: str) -> dict[str, str]:
+        path = Path(folder, parent)
+        names = os.listdir(path) if path.is_dir() else []
+        return {_lower_ending(name): name for name in names} | {name: name for name in names}
+
+    def find(name: str) -> str | None:
+        parent, base = os.path.split(name)
+        on_disk = names_in(parent).get(base) or names_in(parent).get(_lower_ending(base))
+        return on_disk and os.path.join(parent, on_disk)
+
+    return find
+
+
+def _lower_ending(name: str) -> str:
+    stem, ending = os.path.splitext(name)
+    return stem + ending.lower()
+
+
+def find_pictures(folder: str | os.PathLike) -> tuple[list[str], int]:
+    """The names of all files in and below a folder that end as a picture's, in order; and how many other files there are.
+
+    Hidden files and folders are ignored. Raises OSError for a folder that cannot be read.
+    """
+    names = []
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    for path, folders, files in os.walk(folder, onerror=refuse):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        within = Path(path).relative_to(folder)
+        names += [(within / name).as_posix() for name in files if not name.startswith(".")]
+    endings = Image.registered_extensions()
+    pictures = sorted(name for name in names if os.path.splitext(name)[1].lower() in endings)
+    return pictures, len(names) - len(pictures)

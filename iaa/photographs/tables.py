@@ -1,0 +1,100 @@
+"""Tables of labels: read as text, each row with its line number, so that an error can name line and value; and written."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from iaa.errors import InputError
+from iaa.runtime.files import atomic_write
+
+
+def read_table(path: str | os.PathLike, separator: str = ",") -> pd.DataFrame:
+    """A CSV as text, indexed by line numbers, without blank lines and without empty columns that have no name.
+
+    Raises InputError.
+    """
+    rows = {}
+    reader = csv.reader(io.StringIO(_read_text(path), newline=""), delimiter=separator, strict=True)
+    try:
+        for row in reader:
+            if any(map(str.strip, row)):
+                rows[reader.line_num] = row
+    except csv.Error as error:
+        raise InputError(f"{path}, line {reader.line_num}: not a readable CSV ({error})") from None
+    if not rows:
+        raise InputError(f"{path}: empty; it needs rows")
+    columns = [column.strip() for column in rows.pop(min(rows))]
+    for line, row in rows.items():
+        if any(map(str.strip, row[len(columns) :])):
+            hint = f"a value with a {separator!r} in it needs quotes"
+            raise InputError(f"{path}, line {line}: {len(row)} columns, not {len(columns)}; {hint}")
+        row += [""] * (len(columns) - len(row))
+    table = pd.DataFrame([row[: len(columns)] for row in rows.values()], list(rows), columns, dtype=str)
+    is_empty = table.map(str.strip).eq("").all().to_numpy()
+    table = table.loc[:, (table.columns != "") | ~is_empty]
+    if table.empty:
+        raise InputError(f"{path}: no rows under the header {', '.join(columns)}")
+    if table.columns.has_duplicates:
+        repeated = table.columns[table.columns.duplicated()]
+        raise InputError(f"{path}: column {', '.join(repeated)} stands there more than once")
+    return table
+
+
+def read_lines(path: str | os.PathLike, columns: Sequence[str]) -> pd.DataFrame:
+    """As `read_table`, for a file without a header whose columns are separated by blanks; the first may hold blanks."""
+    lines = enumerate(io.StringIO(_read_text(path), newline=""), 1)
+    rows = {line: text.strip().rsplit(None, len(columns) - 1) for line, text in lines if text.strip()}
+    if not rows:
+        raise InputError(f"{path}: empty; it needs rows")
+    for line, row in rows.items():
+        if len(row) != len(columns):
+            raise InputError(f"{path}, line {line}: {len(row)} columns, not {len(columns)}")
+    return pd.DataFrame(list(rows.values()), list(rows), columns, dtype=str)
+
+
+def _read_text(path: str | os.PathLike) -> str:
+    if not Path(path).is_file():
+        raise InputError(f"{path}: no such file; check its name and folder")
+    try:
+        return Path(path).read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError:
+        raise InputError(f"{path}: not UTF-8 text; save it as such") from None
+
+
+def write_csv(path: str | os.PathLike, table: pd.DataFrame, **style: Any) -> None:
+    """Write a table, without its index. File names are bytes, whatever they say. style: arguments of `to_csv`."""
+    with atomic_write(path, "wb") as file:
+        table.to_csv(file, index=False, errors="surrogateescape", **style)
+
+
+def require_columns(path, table: pd.DataFrame, columns: Sequence[str]) -> None:
+    """Raises InputError naming the columns that the table lacks."""
+    if missing := [column for column in columns if column not in table.columns]:
+        raise InputError(f"{path}: no column {', '.join(missing)}; found {', '.join(table.columns)}")
+
+
+def read_numbers(path, table: pd.DataFrame, columns: Sequence[str]) -> np.ndarray:
+    """(N, columns) finite float64. Raises InputError."""
+    values = table[list(columns)].apply(pd.to_numeric, errors="coerce").to_numpy(np.float64)
+    refuse_where(path, table, ~np.isfinite(values), columns, "not a number")
+    return values
+
+
+def refuse_where(path, table: pd.DataFrame, bad: Any, columns: str | Sequence[str], problem: str) -> None:
+    """Raises InputError for the first bad value. columns: one name, or several; bad: bool, with the columns' shape."""
+    bad = np.asarray(bad, bool).reshape(len(table), -1)
+    if bad.any():
+        row, column = np.argwhere(bad)[0]
+        name = columns if isinstance(columns, str) else columns[column]
+        count = bad.any(1).sum()
+        more = f" ({count} such rows)" if count > 1 else ""
+        value = str(table[name].iloc[row])
+        raise InputError(f"{path}, line {table.index[row]}: {name} = {value!r}: {problem}{more}")
