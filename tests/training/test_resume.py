@@ -103,7 +103,7 @@ def test_killed_at_a_random_step(ava, run, whole, attempt):
 def test_a_signal_saves_first_and_says_how_to_go_on(ava, run, whole, number, status, name):
     found, err = cut(ava, run, action=lambda: signal_myself(number))
     assert found == status
-    hint = f"--resume --experiment_dir_name {ava / 'cut'} goes on"
+    hint = f"--resume --experiment_dir_name {ava / 'cut'} goes on from the last checkpoint"
     assert err.splitlines() == [f"main_nni.py: stopped by {name}; {hint}"]
     saved = torch.load(ava / "cut" / "checkpoints" / "last.pt", weights_only=True)["progress"]
     assert (saved["epoch"], saved["step"]) == (1, 2)
@@ -173,10 +173,10 @@ def test_a_full_disk_is_told_and_the_old_checkpoint_survives(ava, run, whole):
 
     assert ended(fork(work, ava / "log")) == 2
     log = (ava / "log").read_text()
-    assert "last.pt.new: File too large; check the path and the disk" in log
+    assert "last.pt: File too large; check the path and the disk" in log
     assert "Traceback" not in log
     assert last.read_bytes() == before
-    assert not [path for path in last.parent.iterdir() if ".tmp" in path.name or path.name.endswith(".new")]
+    assert not [path for path in last.parent.iterdir() if path.name.endswith(".tmp")]
     assert_same(whole, ava / "cut", resume(run, ava / "cut"))
 
 
@@ -304,7 +304,7 @@ def test_a_signal_while_calibrating_or_evaluating_says_that_nothing_was_saved(av
 @pytest.mark.slow
 def test_what_a_killed_save_left_is_removed(ava, run):
     cut(ava, run)
-    names = (".last.pt.new.123.tmp", ".best.pth.7.tmp", "last.pt.new")
+    names = (".last.pt.123.tmp", ".best.pth.7.tmp")
     strays = [ava / "cut" / "checkpoints" / name for name in names]
     for stray in strays:
         stray.write_bytes(b"half")
@@ -354,8 +354,8 @@ def test_a_bad_step_is_left_out(ava, run, monkeypatch, caplog):
     spoilt_losses(monkeypatch, {2, 3})
     status, result, _ = run(arguments(ava, batch_size=3, max_bad_steps=2, init_lr=1e-3))
     assert status == 0
-    left_out = "in epoch 1, step 2: the step is left out (1 of --max_bad_steps 2)"
-    assert f"the loss or its gradient is nan {left_out}" in caplog.text
+    left_out = "is nan in epoch 1, step 2 (1 of --max_bad_steps 2): the step is left out"
+    assert f"the loss or its gradient {left_out}" in caplog.text
     evidence = json.loads((ava / "run" / "checkpoints" / "bad_steps.json").read_text())["bad_steps"]
     rows = [(row["step"], row["loss"], len(row["images"])) for row in evidence]
     assert rows == [(2, "nan", 3), (3, "nan", 3)]
@@ -369,9 +369,8 @@ def test_too_many_bad_steps_end_the_run_with_the_evidence(ava, run, monkeypatch)
     spoilt_losses(monkeypatch, {1, 2, 4})
     status, _, err = run(arguments(ava, batch_size=3, max_bad_steps=1))
     assert status == 1
-    assert "the loss or its gradient is nan in epoch 1, step 2" in err
-    assert "bad_steps.json lists all such batches (2; --max_bad_steps 1)" in err
-    assert err.count(".jpg") == 3
+    assert "the loss or its gradient is nan in epoch 1, step 2 " in err
+    assert "(2 of --max_bad_steps 1); lower --init_lr" in err
     assert len(json.loads((ava / "run" / "checkpoints" / "bad_steps.json").read_text())["bad_steps"]) == 2
 
 
