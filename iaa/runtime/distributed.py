@@ -105,17 +105,13 @@ def broadcast(tensors: Iterable[Tensor]) -> None:
 
 def on_rank_zero(work: Callable[[], T]) -> T:
     """Call `work` in rank 0 alone; returns its result in every process. After a user's error the others exit silently."""
-    if world_size() == 1:
-        return work()
-    import torch.distributed as dist
-
-    answer, error = [None, True], None  # the result, and whether there was an error
+    result, error = None, None
     if rank() == 0:
         try:
-            answer = [work(), False]
+            result = work()
         except (InputError, OSError) as problem:
             error = problem
-    dist.broadcast_object_list(answer, 0)
-    if answer[1]:
+    result, failed = gather((result, error is not None))[0]
+    if failed:
         raise error or SystemExit(2)
-    return answer[0]
+    return result

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from iaa.errors import InputError
-from iaa.runtime.files import process_start_time, read_json_object
+from iaa.runtime.files import read_json_object
 from iaa.searching.nni_trial import read_metric
 from option import OPTIONS, RECIPES
 
@@ -129,7 +129,7 @@ def _read_status(run: Mapping[str, Any]) -> str:
     """The status in run.json; `lost` if the run was killed before it could write one."""
     status = run.get("status", "unknown")
     here = run.get("host") == socket.gethostname()
-    if status == "running" and here and process_start_time(run.get("pid", 0)) != run.get("pid_started"):
+    if status == "running" and here and not Path(f"/proc/{run.get('pid')}").exists():
         return "lost"
     return status
 

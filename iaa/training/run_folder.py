@@ -20,7 +20,7 @@ from tensorboardX import SummaryWriter
 
 from iaa.errors import InputError, Interrupted
 from iaa.runtime import distributed
-from iaa.runtime.files import atomic_write, process_start_time, read_json_object, write_json
+from iaa.runtime.files import atomic_write, read_json_object, write_json
 from iaa.training.checkpoint import LAST, Progress
 from option import resumed
 
@@ -73,10 +73,9 @@ def recorded(folder: Path, options: argparse.Namespace, parameters: dict) -> Ite
     parameters: the options that a search has chosen. Rank 0 alone writes.
     """
     if distributed.rank() == 0:
-        process = {"pid": os.getpid(), "pid_started": process_start_time(os.getpid())}
-        process |= {"processes": distributed.world_size(), "host": socket.gethostname()}
-        start = {"status": "running", "reason": None, "started": _now(), "ended": None}
-        write_json(folder / "run.json", start | process | {"parameters": parameters})
+        content = {"status": "running", "reason": None, "started": _now(), "ended": None}
+        content |= {"pid": os.getpid(), "host": socket.gethostname(), "processes": distributed.world_size()}
+        write_json(folder / "run.json", content | {"parameters": parameters})
         if not options.resume:
             write_json(folder / "options.json", vars(options))
     checkpoints = folder / "checkpoints"
@@ -168,7 +167,9 @@ def write_epoch(folder: Path, writer: SummaryWriter, progress: Progress, epochs:
         if name not in ("epoch", "seconds") and math.isfinite(value):
             writer.add_scalar(name.replace("val_", "val/", 1), value, row["epoch"])
     writer.flush()
-    losses = f"train loss {row['train_loss']:.4f}, val loss {row['val_loss']:.4f}"
-    metrics = f"SRCC {row['val_srcc']:.4f}, PLCC {row['val_plcc']:.4f}, accuracy {row['val_accuracy']:.4f}"
+    figures = (
+        "train loss {train_loss:.4f}, val loss {val_loss:.4f}, SRCC {val_srcc:.4f}, PLCC {val_plcc:.4f}, "
+    )
+    figures += "accuracy {val_accuracy:.4f} ({seconds:.1f} s)"
     best = ", best so far" if progress.best_epoch == row["epoch"] else ""
-    log.info("epoch %d/%d: %s, %s (%.1f s)%s", row["epoch"], epochs, losses, metrics, row["seconds"], best)
+    log.info("epoch %d/%d: %s%s", row["epoch"], epochs, figures.format(**row), best)

@@ -135,26 +135,20 @@ def test_accumulated_steps_are_never_cut_in_two(ava, run, trained):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("damage", ["cut in half", "empty", "gone"])
+@pytest.mark.parametrize("damage", ["cut in half", "gone"])
 def test_a_damaged_last_checkpoint_falls_back_on_the_one_before(ava, run, whole, caplog, damage):
     cut(ava, run, save_minutes=0)
     last = ava / "cut" / "checkpoints" / "last.pt"
     if damage == "gone":
         last.unlink()
     else:
-        last.write_bytes(last.read_bytes()[: len(last.read_bytes()) // 2] if damage == "cut in half" else b"")
+        last.write_bytes(last.read_bytes()[: len(last.read_bytes()) // 2])
     assert_same(whole, ava / "cut", resume(run, ava / "cut"))
     assert damage == "gone" or "going on from previous.pt instead" in caplog.text
-
-
-@pytest.mark.slow
-def test_two_damaged_checkpoints_are_one_line(ava, run):
-    cut(ava, run, save_minutes=0)
-    for name in ("last.pt", "previous.pt"):
-        (ava / "cut" / "checkpoints" / name).write_bytes(b"")
+    for path in last.parent.glob("*.pt"):
+        path.write_bytes(b"")
     status, _, err = run(["--resume", "--experiment_dir_name", ava / "cut"])
-    assert status == 2
-    assert len(err.splitlines()) == 1
+    assert (status, len(err.splitlines())) == (2, 1)
     assert "last.pt: cannot be resumed from" in err
     assert "previous.pt: cannot be resumed from" in err
 
@@ -371,16 +365,3 @@ def test_a_gradient_that_is_not_finite_is_told_though_the_loss_is(ava, run, monk
     status, _, err = run(arguments(ava, max_bad_steps=0))
     assert status == 1
     assert "the loss or its gradient is nan in epoch 1, step 1" in err
-
-
-@pytest.mark.slow
-def test_bad_steps_before_a_break_stay_in_the_evidence(ava, run, monkeypatch):
-    given = {"batch_size": 2, "init_lr": 1e-3}
-    with monkeypatch.context() as patch:
-        spoilt_losses(patch, {1})
-        at_step(patch, 3, signal_myself)
-        assert run(arguments(ava, **given))[0] == 143
-    spoilt_losses(monkeypatch, {2})
-    resume(run, ava / "run")
-    evidence = json.loads((ava / "run" / "checkpoints" / "bad_steps.json").read_text())["bad_steps"]
-    assert [row["step"] for row in evidence] == [1, 5]

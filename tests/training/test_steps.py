@@ -109,16 +109,6 @@ def test_checkpointed_gradients_are_the_same_and_count_each_image_once(golden_im
 
 
 @pytest.mark.slow
-def test_checkpointed_gradients_in_a_run(ava, run):
-    results = []
-    for name, flag in (("plain", None), ("saving", True)):
-        given = {"interest_points": "running", "init_lr": 1e-3, "grad_checkpoint": flag}
-        _, result, _ = run(arguments(ava, experiment_dir_name=ava / name, **given))
-        results.append(metrics(result))
-    assert results[1] == pytest.approx(results[0], rel=1e-3)
-
-
-@pytest.mark.slow
 def test_a_compiled_run_is_the_plain_one(ava, run, monkeypatch, trained):
     """By a backend that needs no C++ compiler and no minutes; batches of 6 and 4, the last one of 2."""
     given = {"init_lr": 1e-4, "interest_points": "running", "batch_size": 6, "eval_batch_size": 4}

@@ -111,7 +111,9 @@ def test_the_cable_is_lost_and_the_run_goes_on_to_the_same_result(ava, run, mach
     connect(*pair)
     both = start(arguments(ava, **RECIPE, experiment_dir_name=folder))
     saved_again(last, both)
-    for one in pair:  # Linux sends again what nobody acknowledges: 15 times take a quarter of an hour, 3 times seconds
+    for one in (
+        pair
+    ):  # Linux sends again what nobody acknowledges: 15 times take a quarter of an hour, 3 times seconds
         one.do("sysctl", "-q", "-w", "net.ipv4.tcp_retries2=3")
     pair[1].do("ip", "link", "set", "eth0", "down")
     lost = time.monotonic()
