@@ -41,7 +41,7 @@ def run(user_options: dict) -> dict:
     """
     start = time.perf_counter()
     try:
-        with distributed.process_group("--resume on all machines goes on"):
+        with distributed.process_group("; --resume on all machines goes on"):
             options, weights = gather_options(user_options)
             result = work(options, weights, build.pick_device(options.gpu_id))
     except BaseException as error:
@@ -59,9 +59,7 @@ def work(options: argparse.Namespace, weights: Weights | None, device: torch.dev
     model = build.make_model(options, weights, purpose, network_format.outputs, device)
     if not options.eval:
         build.note_photographs(model, splits)
-    name = f"{options.dataset}-{'eval' if options.eval else options.model.replace('/', '-')}"
-    start = options.experiment_dir_name, name, options.resume, options.overwrite
-    folder = run_folder.open_folder(*start, keep=weights and weights.path)
+    folder = run_folder.open_folder(options, keep=weights and weights.path)
     options.experiment_dir_name = str(folder)
     log.info("%s on %s, %s, in %s", options.model, options.dataset, device, folder)
     for note in build.network_notes(options, weights):
@@ -76,15 +74,16 @@ def work(options: argparse.Namespace, weights: Weights | None, device: torch.dev
             checkpoint.save(folder / "checkpoints" / "calibrated.pth", model.state_dict())
         if options.compile:
             model.compile()
-        precision, test_precision = build.pick_precisions(options, device)
+        exact = options.eval or options.released_protocol
+        precision, test_precision = build.pick_precisions(options.amp, exact, device)
         loaders = build.make_loaders(options, splits, model, network_format, stop)
         history, selection = [], {}
         if not options.eval:
             trainer = build.make_trainer(options, model, precision, folder / "checkpoints")
-            progress = train(options, trainer, loaders, label_format, folder, stop)
+            train(options, trainer, loaders, label_format, folder, stop)
+            history = trainer.progress.history
             selected_on = "test.csv" if options.released_protocol else "validation"
-            history = progress.history
-            selection = {"best_epoch": progress.best_epoch, "selected_on": selected_on}
+            selection = {"best_epoch": trainer.progress.best_epoch, "selected_on": selected_on}
         criterion, scoring = make_loss(options.loss), (test_precision, "test", stop, trained_format)
         evaluation = engine.evaluate(model, loaders["test"], criterion, label_format, *scoring)
         setup = EvaluationSetup(
@@ -94,7 +93,7 @@ def work(options: argparse.Namespace, weights: Weights | None, device: torch.dev
             options.interest_points,
             options.refinement,
             options.eval_batch_size,
-            build.pick_decoders(options)[1],
+            build.pick_decoders(options.decode, options.released_protocol)[1],
             test_precision,
             splits.skipped_test_rows,
         )
@@ -172,16 +171,16 @@ def train(
     label_format: LabelFormat,
     folder: Path,
     stop: StopSignal,
-) -> checkpoint.Progress:
+) -> None:
     """Train, select on the validation set, and put the selected checkpoint into the network."""
     model, precision, progress = trainer.stepper.model, trainer.stepper.precision, trainer.progress
-    writes, criterion = distributed.rank() == 0, trainer.criterion
+    writes, evaluated = distributed.rank() == 0, (loaders["val"], trainer.criterion, label_format, precision)
     with run_folder.open_tensorboard(folder, progress) as writer:
         while progress.epoch < options.num_epoch:
             trainer.train_epoch(loaders["train"], stop)
             trainer.save()  # a signal ends the validation; several processes only notice it afterwards
-            start, val = time.perf_counter(), loaders["val"]
-            validation = engine.evaluate(model, val, criterion, label_format, precision, "validate", stop)
+            start = time.perf_counter()
+            validation = engine.evaluate(model, *evaluated, "validate", stop)
             progress.seconds += time.perf_counter() - start
             trainer.end_epoch(validation, options.select_by)
             if writes:
@@ -198,7 +197,6 @@ def train(
         nni_trial.report_end(reported, options.search_metric)
     distributed.on_rank_zero(partial(load_weights, model, trainer.checkpoints / checkpoint.BEST))
     distributed.broadcast(model.state_dict().values())
-    return progress
 
 
 def write_report(

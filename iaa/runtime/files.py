@@ -1,4 +1,4 @@
-"""Atomic writes, strict JSON, and facts about a process from /proc."""
+"""Atomic writes and strict JSON."""
 
 from __future__ import annotations
 

@@ -25,15 +25,13 @@ from iaa.runtime.progress import progress_bar
 from iaa.runtime.signals import StopSignal, stop_errors
 from iaa.training import checkpoint
 from iaa.training.checkpoint import Progress
-from iaa.training.meters import DataWait, PendingLosses
 from iaa.training.steps import Precision, Stepper
 from util import ScorePairs, compute_metrics
 
 log = logging.getLogger("eat")
 
 READ_EVERY = 10  # steps after which the losses are read
-WAITING = "training waits for images %.0f %% of the time: raise --num_workers (now %d), or keep the decoded pictures "
-WAITING += "with --cache FOLDER"
+WAITING = "; more --num_workers, or --cache FOLDER, which keeps the decoded pictures, may help"
 
 
 @dataclass(frozen=True)
@@ -47,6 +45,32 @@ class Evaluation:
     metrics: dict[str, float]
     pairs: ScorePairs
     points: dict[str, float]  # `EAT.interest_point_stats` for the first batch; empty for a network of timm
+
+
+class PendingLosses:
+    """Losses of batches, which are copied from the device while it goes on computing."""
+
+    def __init__(self):
+        self._batches, self._copies = [], []
+
+    def add(self, number: int, names: list[str], loss: Tensor) -> None:
+        """Add the batch of this number, with the names of its images."""
+        self._batches.append((number, names, loss))
+
+    def read(self, wait: bool) -> Iterator[tuple[int, list[str], float]]:
+        """Number, names and loss of all batches added; without `wait`, of those added before the last call."""
+        if self._batches:
+            losses = torch.stack([loss for _, _, loss in self._batches])
+            host = losses.to("cpu", non_blocking=True)
+            end = torch.cuda.current_stream().record_event() if losses.is_cuda else None
+            self._copies.append((self._batches, host, end))
+            self._batches = []
+        while len(self._copies) > (0 if wait else 1):
+            batches, host, end = self._copies.pop(0)
+            if end is not None:
+                end.synchronize()
+            for (number, names, _), loss in zip(batches, host.tolist(), strict=True):
+                yield number, names, loss
 
 
 @dataclass
@@ -67,7 +91,7 @@ class Trainer:
     def __post_init__(self):
         self.device = self.stepper.precision.device
         self.losses, self.last_loss = PendingLosses(), math.nan
-        self.saved_at, self.warned_of_waiting = time.monotonic(), False
+        self.saved_at = time.monotonic()
 
     def train_epoch(self, loader: DataLoader, stop: StopSignal) -> None:
         """Train the rest of the current epoch, from batch `progress.step` on.
@@ -76,35 +100,36 @@ class Trainer:
         finite, or memory ran out; InputError if a batch cannot be read, with last.pt saved if the last step is complete.
         """
         progress, sampler, count = self.progress, loader.batch_sampler, len(loader)
-        number, began = progress.step, time.perf_counter() - progress.seconds
-        title, wait = f"epoch {progress.epoch + 1}", DataWait(self.device)
-        half, accumulate = max(1, sampler.batch_size // 2), self.stepper.accumulate
+        number, accumulate = progress.step, self.stepper.accumulate
         remedy = "go on with --grad_checkpoint, which takes about 1.3 times as long, or start anew with "
-        remedy += f"--batch_size {half} --accumulate {accumulate * 2}"
-        shown = progress_bar(title, sampler.num_images, number * sampler.batch_size)
+        remedy += f"--batch_size {max(1, sampler.batch_size // 2)} --accumulate {accumulate * 2}"
+        shown = progress_bar(f"epoch {progress.epoch + 1}", sampler.num_images, number * sampler.batch_size)
+        start = asked = time.perf_counter()
+        earlier, waited = progress.seconds, 0.0
         self.stepper.model.train()
         with shown, oom_hint(sampler.batch_size, self.device, remedy):
             try:
-                for batch in wait.timed(batches(loader, progress.epoch, number)):
+                for batch in batches(loader, progress.epoch, number):
+                    waited += time.perf_counter() - asked
                     stepped = self._train_batch(batch, number, count)
                     number += 1
                     shown.update(len(batch.names))
-                    if not stepped:
-                        continue
-                    progress.step = number
-                    if number // accumulate % READ_EVERY == 0 or number == count:
-                        self._read_losses(wait=number == count)
-                        shown.set_postfix_str(f"loss {self.last_loss:.4f}, waiting for data {wait.share:.0%}")
-                        if not self.warned_of_waiting and wait.is_bottleneck:
-                            self.warned_of_waiting = True
-                            log.info(WAITING, 100 * wait.share, loader.num_workers)
-                    progress.seconds = time.perf_counter() - began
-                    self._save_if_due(stop)
+                    if stepped:
+                        progress.step, progress.seconds = number, earlier + time.perf_counter() - start
+                        if number // accumulate % READ_EVERY == 0 or number == count:
+                            self._read_losses(wait=number == count)
+                            shown.set_postfix_str(f"loss {self.last_loss:.4f}")
+                        self._save_if_due(stop)
+                    asked = time.perf_counter()
             except InputError:  # raised while it waits for a batch: the step before is complete
                 if distributed.world_size() == 1 and progress.step == number:
                     self.save()
                 with stop_errors(stop):
                     raise
+        if waited > (asked - start) / 3:
+            log.info(
+                "training waited for images %.0f %% of the time%s", 100 * waited / (asked - start), WAITING
+            )
 
     def _train_batch(self, batch: Batch, number: int, count: int) -> bool:
         """Forward, backward and, after the last batch of a step, the step. Returns whether there was a step."""
@@ -148,19 +173,17 @@ class Trainer:
             else:
                 step = {"epoch": progress.epoch + 1, "step": number + 1, "loss": str(loss)}
                 bad.append(step | {"images": names})
-        path, limit = self.checkpoints / "bad_steps.json", f"--max_bad_steps {self.max_bad_steps}"
         for step in itertools.chain(*distributed.gather(bad)):
             progress.bad_steps.append(step)
-            count = len(progress.bad_steps)
+            path, count = self.checkpoints / "bad_steps.json", len(progress.bad_steps)
             if distributed.rank() == 0:
                 write_json(path, {"bad_steps": progress.bad_steps})
             problem = "the loss or its gradient is {loss} in epoch {epoch}, step {step}".format(**step)
+            problem += f" ({count} of --max_bad_steps {self.max_bad_steps})"
             if count > self.max_bad_steps:
-                remedy = "lower --init_lr, clip with --clip_grad, or look at these images"
-                problem += f"; images of that batch: {', '.join(step['images'])}; {remedy}; "
-                problem += f"{path} lists all such batches ({count}; {limit})"
-                raise TrainingError(problem)
-            log.warning("warning: %s: the step is left out (%d of %s)", problem, count, limit)
+                remedy = f"lower --init_lr, clip with --clip_grad, or look at the images in {path}"
+                raise TrainingError(f"{problem}; {remedy}")
+            log.warning("warning: %s: the step is left out", problem)
 
     def end_epoch(self, validation: Evaluation, select_by: str) -> None:
         """Add the epoch's row to the history; write best.pth if it is the best by `select_by`, and last.pt."""
@@ -210,8 +233,7 @@ def eval_batches(
     Raises Interrupted after a signal to a single process, TrainingError if memory runs out.
     """
     sampler = loader.batch_sampler
-    half = max(1, sampler.batch_size // 2)
-    remedy = f"try --eval_batch_size {half}, or --batch_size where points are calibrated"
+    remedy = f"try --eval_batch_size {max(1, sampler.batch_size // 2)}, or --batch_size where points are calibrated"
 
     def checked_batches() -> Iterator[Batch]:
         for batch in batches(loader):

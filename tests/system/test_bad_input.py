@@ -88,7 +88,7 @@ def test_splits_with_different_votes(run, ava):
     for name, count in (("train", 5), ("val", 5), ("test", 6)):
         columns = ",".join(str(level) for level in range(1, count + 1))
         (ava / f"{name}.csv").write_text(f"image,{columns}\n100.jpg{',1' * count}\n")
-    refused(run, ava, "test.csv: its label columns differ from those of train.csv", dataset="csv")
+    refused(run, ava, "train.csv: its label columns differ from those of test.csv", dataset="csv")
 
 
 def test_missing_images_are_counted_and_the_first_ten_named(run, ava):
