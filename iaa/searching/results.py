@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from iaa.errors import InputError
-from iaa.runtime.files import read_json_object
+from iaa.runtime.files import process_start_time, read_json_object
 from iaa.searching.nni_trial import read_metric
 from option import OPTIONS, RECIPES
 
