@@ -36,7 +36,8 @@ SPLITS = {
 def prepare(options: argparse.Namespace) -> None:
     """A dataset's subcommand: read, split, check the photographs, write the CSVs and the summary, and print it."""
     out, images = options.out, options.images
-    refuse_existing(out, options.overwrite)
+    inputs = (getattr(options, name, None) for name in ("labels", "val_labels", "test_labels", "scores"))
+    refuse_existing(out, options.overwrite, [Path(path) for path in inputs if path])
     prepared = read_official(options)
     split_at_random(prepared, options.val_share, getattr(options, "test_share", None), options.seed)
     out.mkdir(parents=True, exist_ok=True)
@@ -79,9 +80,11 @@ def read_official(options: argparse.Namespace) -> PreparedLabels:
     return official.read_any_tables(paths, source, options.separator, score_column, options.split_column)
 
 
-def refuse_existing(out: Path, overwrite: bool) -> None:
-    """Raises InputError if CSVs in `out` would be replaced: others without `overwrite`, and never any but prepared ones."""
+def refuse_existing(out: Path, overwrite: bool, inputs: Sequence[Path]) -> None:
+    """Raises InputError if CSVs in `out` would be replaced without `overwrite`; with it, if they are inputs or not prepared ones."""
     for path in (out / f"{split}.csv" for split in NAMES):
+        if path.exists() and path.resolve() in [source.resolve() for source in inputs]:
+            raise InputError(f"{path}: is one of the labels to be read; give another --out")
         if path.exists() and not overwrite:
             raise InputError(f"{path}: is there already; give --overwrite or another --out")
         if path.exists() and not (out / "summary.json").exists():

@@ -295,6 +295,20 @@ def test_official_labels_are_not_written_over(tad66k, command):
     assert (tad66k / "merge" / "train.csv").read_bytes() == before
 
 
+def test_a_prepared_csv_that_is_read_again_is_not_written_over(tmp_path, command):
+    labels = write(
+        tmp_path / "mine.csv", "image,score\n" + "".join(f"{i}.jpg,0.{i}\n" for i in range(10, 30))
+    )
+    assert command("csv", "--labels", labels, "--out", tmp_path / "a")[0] == 0
+    before = (tmp_path / "a" / "train.csv").read_bytes()
+    status, _, err = command(
+        "csv", "--labels", tmp_path / "a" / "train.csv", "--out", tmp_path / "a", "--overwrite"
+    )
+    assert status == 2
+    assert "train.csv: is one of the labels to be read; give another --out" in err
+    assert (tmp_path / "a" / "train.csv").read_bytes() == before
+
+
 def test_a_seed_is_a_split_and_csvs_are_not_written_over(tmp_path, command):
     labels = write(tmp_path / "AVA.txt", "\n".join(many_ava_lines(100)))
     words = ("ava", "--labels", labels, "--split", "random", "--out")
