@@ -131,7 +131,7 @@ def test_batch_points_and_unknown_ones_are_refused(tmp_path):
         ("batch", "scores would depend"),
         ("median", "choose from batch, image, running"),
     ):
-        with pytest.raises(InputError, match=problem):
+        with pytest.raises(ValueError, match=problem):
             Scorer(weights, interest_points=points)
     assert Scorer(make_weights(tmp_path / "b.pth", points="batch"), device="cpu").trained.points == "image"
 
@@ -155,9 +155,3 @@ def test_a_resizes_overshoot_is_cut_off(scorer, pictures):
     plain = scorer(image)
     assert scorer(image * 1.0000002) == pytest.approx(plain.item(), abs=1e-3)
     assert scorer((pictures[0] / 255.0) * 1.0000002) == scorer(pictures[0])
-
-
-def test_what_cannot_be_loaded_is_an_input_error(tmp_path):
-    weights = make_weights(tmp_path / "w.pth")
-    with pytest.raises(ValueError, match="choose from batch, image, running"):
-        Scorer(weights, interest_points="median")
