@@ -15,7 +15,7 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from .eat import GridPoints, InterestPoints, OffsetRefinement, in_float32
-from .sampling import METHODS, sample_bias, sample_features
+from .sampling import sample_bias, sample_features
 
 
 class AttentionPoints(NamedTuple):
@@ -120,7 +120,7 @@ class DeformableAttention(nn.Module):
     ):
         super().__init__()
         self.heads, self.groups, self.attn_drop = heads, groups, attn_drop
-        self.sampling = "grid_sample"  # `set_sampling` changes it
+        self.gather = False  # `set_gather` changes it
         self.offset_range_factor = offset_range_factor
         if use_pe:
             self.rpe_table = nn.Parameter(torch.empty(heads, 2 * fmap_size - 1, 2 * fmap_size - 1))
@@ -179,7 +179,7 @@ class DeformableAttention(nn.Module):
         q = pointwise(self.proj_q, x)
         positions, references = self.positions(x, q)
         features = x.unflatten(-1, (self.groups, -1))
-        sampled = sample_features(features, positions, self.sampling).flatten(-2)
+        sampled = sample_features(features, positions, self.gather).flatten(-2)
         k, v = pointwise(self.proj_k, sampled), pointwise(self.proj_v, sampled)
         q, k, v = (rearrange(t, "b h w (heads c) -> b heads (h w) c", heads=self.heads) for t in (q, k, v))
         by_group, references = positions.permute(0, 3, 1, 2, 4), references.permute(0, 3, 1, 2, 4)
@@ -189,7 +189,7 @@ class DeformableAttention(nn.Module):
         """The position bias (B, heads, HW, HW) of keys at `positions`; None for a layer without a table."""
         if self.rpe_table is None:
             return None
-        return sample_bias(self.rpe_table, positions, self.sampling)
+        return sample_bias(self.rpe_table, positions, self.gather)
 
     def attention_weights(self, x: Tensor) -> tuple[Tensor, AttentionPoints]:
         """x: (B, H, W, C). Returns the attention weights (B, heads, queries, keys), HW each, and the layer's points."""
@@ -198,18 +198,18 @@ class DeformableAttention(nn.Module):
         return (logits if bias is None else logits + bias).softmax(-1), AttentionPoints(*points)
 
 
-def set_sampling(model: nn.Module, method: str) -> None:
-    """Set how deformable layers sample. method: one of `models.sampling.METHODS`, else raises ValueError."""
-    if method not in METHODS:
-        raise ValueError(f"sampling {method!r}: choose from {', '.join(METHODS)}")
+def set_gather(model: nn.Module, gather: bool) -> None:
+    """Have deformable layers sample by lookups and sums alone, which every runtime of an exported file has, or not."""
     for layer in model.modules():
         if isinstance(layer, DeformableAttention):
-            layer.sampling = method
+            layer.gather = gather
 
 
 def make_deterministic(model: nn.Module) -> None:
-    """Compute attention only by operations whose gradients a GPU sums in the same order each time."""
-    set_sampling(model, "dense")
+    """Compute windows only by operations whose gradients a GPU sums in the same order each time.
+
+    Deformable layers do so under `torch.use_deterministic_algorithms`.
+    """
     for layer in model.modules():
         if isinstance(layer, WindowAttention):
             layer.explicit_on_gpu = True

@@ -1,9 +1,8 @@
-"""Bilinear sampling of features and of the position bias, by one of three methods that are equal to rounding.
+"""Bilinear sampling of features and of the position bias: one way for each device, all equal to rounding.
 
-`grid_sample` is PyTorch's operator, and the released one. `gather` needs only additions, products and row lookups,
-which every runtime of an exported file has. `dense` multiplies with hat weights: the weight of each cell in a linear
-interpolation, 1 at the cell's centre, 0 a cell away. Its gradient has no scattered additions, which a GPU makes in
-another order each time.
+A CPU samples by `grid_sample`, PyTorch's operator and the released one. On a GPU its gradient takes long, and adds in
+another order each time; there small Triton kernels sample (`kernels.py`), or products with hat weights
+(`products.py`). `gather` is for exported files: it needs only additions, products and row lookups.
 """
 
 from __future__ import annotations
@@ -14,124 +13,88 @@ from einops import rearrange, repeat
 from torch import Tensor
 
 from .eat import in_float32
+from .products import features_by_products, position_bias_by_products
+
+try:
+    from . import kernel_ops
+except ImportError:  # no Triton
+    kernel_ops = None
 
 # So torch.compile does not trace them: tracing einops' pattern parser at each call took most of its time.
 torch.compiler.allow_in_graph([rearrange, repeat])
 
-METHODS = ("grid_sample", "gather", "dense")
+
+def choose_way(positions: Tensor, dim: int = 1) -> str:
+    """`grid_sample`, or on a CUDA device `kernels`, or `products` where the kernels do not run or are too small.
+
+    positions: (B, H, W, groups, 2), on a map of H x W cells; dim: the channels of a group. PyTorch's deterministic
+    algorithms (`--deterministic`) are products, too.
+    """
+    height, width = positions.shape[1:3]
+    if not positions.is_cuda:
+        return "grid_sample"
+    if kernel_ops is None or torch.are_deterministic_algorithms_enabled() or height != width:
+        return "products"
+    fits = height <= kernel_ops.LARGEST_SIDE and dim <= kernel_ops.LARGEST_DIM
+    return "kernels" if fits and kernel_ops.triton_works() else "products"
 
 
-def sample_features(features: Tensor, positions: Tensor, method: str = "grid_sample") -> Tensor:
+def sample_features(features: Tensor, positions: Tensor, gather: bool = False) -> Tensor:
     """Sample each group's map at its positions; outside the map everything is zero.
 
-    features: (B, H, W, groups, C); positions: (B, Hk, Wk, groups, 2), (y, x), -1 and 1 the centres of the border
-    cells (`align_corners=True`). Returns (B, Hk, Wk, groups, C).
+    features: (B, H, W, groups, C); positions: (B, H, W, groups, 2), (y, x), float32, -1 and 1 the centres of the border
+    cells (`align_corners=True`). Returns the features' shape, on a GPU in the precision of autocast.
     """
+    way = "gather" if gather else choose_way(positions, features.shape[-1])
+    dtype = autocast_dtype(features)
     with in_float32(features.device):
-        if method == "dense":
-            return _dense_features(features.float(), positions).to(features.dtype)
+        if way == "kernels":
+            return kernel_ops.sample_features(features, positions, dtype)
+        if way == "products":
+            return features_by_products(features.to(dtype), positions)
         maps = rearrange(features, "b h w groups c -> (b groups) c h w")
         grid = rearrange(positions, "b h w groups yx -> (b groups) h w yx").flip(-1)
-        out = sample(maps.float(), grid, method).to(features.dtype)
+        out = sample(maps.float(), grid, gather).to(features.dtype)
     return rearrange(out, "(b groups) c h w -> b h w groups c", groups=features.shape[3])
 
 
-def sample_bias(table: Tensor, positions: Tensor, method: str = "grid_sample") -> Tensor:
+def sample_bias(table: Tensor, positions: Tensor, gather: bool = False) -> Tensor:
     """The relative position bias between every query's pixel centre and every sampling position.
 
-    table: (heads, 2H-1, 2W-1); positions: (B, H, W, groups, 2). Returns (B, heads, HW, HW), queries then keys:
-    the table sampled bilinearly at (query - position) / 2, zeros outside.
+    table: (heads, 2H-1, 2W-1); positions: (B, H, W, groups, 2), float32. Returns (B, heads, HW, HW), queries then keys:
+    the table sampled bilinearly at (query - position) / 2, zeros outside; on a GPU in the precision of autocast.
     """
     batch, height, width, groups, _ = positions.shape
+    way = "gather" if gather else choose_way(positions)
+    if way in ("kernels", "products"):
+        compute = kernel_ops.position_bias if way == "kernels" else position_bias_by_products
+        dtype = autocast_dtype(table)
+        with in_float32(positions.device):
+            return compute(table.float(), positions, dtype)
+    # In (x, y), as grid_sample wants it: the grid is large, and flipping it later would copy it.
     y = (torch.arange(height, device=positions.device) + 0.5) * (2 / height) - 1
     x = (torch.arange(width, device=positions.device) + 0.5) * (2 / width) - 1
-    tables = rearrange(table, "(groups heads) y x -> groups heads y x", groups=groups)
-    if method == "dense":
-        keys = rearrange(positions, "b h w groups yx -> yx b groups (h w) 1") * 0.5
-        with in_float32(positions.device):
-            bias = DenseBias.apply(tables.float(), y * 0.5 - keys[0], x * 0.5 - keys[1])
-        return rearrange(bias, "b groups heads y x k -> b (groups heads) (y x) k")
-    # In (x, y) from here on, as grid_sample wants it: the grid is large, and flipping it later would copy it.
     queries = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).reshape(-1, 1, 2) * 0.5
     keys = rearrange(positions, "b h w groups yx -> (b groups) 1 (h w) yx").flip(-1) * 0.5
     grid = queries - keys
-    tables = repeat(tables, "groups heads y x -> (b groups) heads y x", b=batch)
+    tables = repeat(table, "(groups heads) y x -> (b groups) heads y x", b=batch, groups=groups)
     with in_float32(positions.device):
-        bias = sample(tables.float(), grid, method)
+        bias = sample(tables.float(), grid, gather)
     return rearrange(bias, "(b groups) heads q k -> b (groups heads) q k", groups=groups)
 
 
-class DenseBias(torch.autograd.Function):
-    """The bias as two products with hat weights: along a table's rows, then along its columns.
-
-    tables: (groups, heads, Y, X). y: (B, groups, keys, H), x: (B, groups, keys, W): the coordinates of each row and
-    column of queries relative to each key; -1 and 1 are the table's borders. Returns (B, groups, heads, H, W, keys).
-    Backward computes the products again: the first has B x heads x keys x H x X numbers, more than the bias.
-    """
-
-    @staticmethod
-    def forward(tables: Tensor, y: Tensor, x: Tensor) -> Tensor:
-        rows, columns = (hat_weights(at, cells) for at, cells in zip((y, x), tables.shape[-2:], strict=True))
-        return torch.einsum("bgkqhx,bgkpx->bghqpk", _along_rows(rows, tables), columns)
-
-    @staticmethod
-    def setup_context(ctx, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        tables, y, x = ctx.saved_tensors
-        rows, columns = (hat_weights(at, cells) for at, cells in zip((y, x), tables.shape[-2:], strict=True))
-        grad_columns = torch.einsum("bgkqhx,bghqpk->bgkpx", _along_rows(rows, tables), grad)
-        grad_first = torch.einsum("bghqpk,bgkpx->bgkqhx", grad, columns)
-        grad_tables = torch.einsum("bgkqy,bgkqhx->ghyx", rows, grad_first)
-        grad_rows = torch.einsum("bgkqhx,ghyx->bgkqy", grad_first, tables)
-        return grad_tables, _coordinate_gradient(grad_rows, y), _coordinate_gradient(grad_columns, x)
+def autocast_dtype(tensor: Tensor) -> torch.dtype:
+    """What autocast makes of `tensor` in a product."""
+    device = tensor.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else tensor.dtype
 
 
-def _along_rows(rows: Tensor, tables: Tensor) -> Tensor:
-    return torch.einsum("bgkqy,ghyx->bgkqhx", rows, tables)
-
-
-def _dense_features(features: Tensor, positions: Tensor) -> Tensor:
-    height, width = features.shape[1:3]
-    y, x = rearrange(positions, "b h w groups yx -> yx b groups (h w)")
-    weights = hat_weights(y, height)[..., None] * hat_weights(x, width)[..., None, :]
-    out = torch.einsum("bgkc,bcgd->bkgd", weights.flatten(-2), features.flatten(1, 2))
-    return out.unflatten(1, positions.shape[1:3])
-
-
-def hat_weights(coordinates: Tensor, cells: int) -> Tensor:
-    """The weight of each of `cells` in the linear interpolation at `coordinates` (...): (..., cells), zeros outside.
-
-    coordinates: -1 and 1 the centres of the border cells. At a cell's centre the gradient is that of the right side, as
-    in `grid_sample`.
-    """
-    cell, left, share = _neighbours(coordinates, cells)
-    return torch.where(cell == left, 1 - share, torch.where(cell == left + 1, share, 0.0))
-
-
-def _coordinate_gradient(grad: Tensor, coordinates: Tensor) -> Tensor:
-    """The gradient of `coordinates` (...) from that of their hat weights, (..., cells)."""
-    cell, left, _ = _neighbours(coordinates, cells := grad.shape[-1])
-    slopes = torch.where(cell == left, -grad, torch.where(cell == left + 1, grad, 0.0))
-    return slopes.sum(-1) * ((cells - 1) / 2)
-
-
-def _neighbours(coordinates: Tensor, cells: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The indices of all cells, (cells,); for each coordinate its left cell and its right cell's weight, (..., 1)."""
-    index = ((coordinates + 1) * ((cells - 1) / 2))[..., None]
-    left = index.floor()
-    return torch.arange(cells, device=coordinates.device), left, index - left
-
-
-def sample(maps: Tensor, grid: Tensor, method: str = "grid_sample") -> Tensor:
+def sample(maps: Tensor, grid: Tensor, gather: bool = False) -> Tensor:
     """maps (N, C, H, W) at grid (N, Hk, Wk, 2), positions (x, y). Returns (N, C, Hk, Wk).
 
     Bilinear; -1 and 1 are the centres of the border cells (`align_corners=True`); outside everything is zero.
-    method: `grid_sample` or `gather`.
     """
-    if method == "gather":
+    if gather:
         return sample_by_gather(maps, grid)
     return F.grid_sample(maps, grid, mode="bilinear", align_corners=True)
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from iaa.exporting.description import KEY, Runner
 from iaa.networks.trained_network import TrainedNetwork
 from iaa.runtime.files import to_json
-from models.attention import set_sampling
+from models.attention import set_gather
 
 # The first that has GELU as one operator; eat_tiny ran 1.07 times as fast as with 18 in ONNX Runtime.
 OPSET = 20
@@ -44,7 +44,7 @@ def write_onnx(trained: TrainedNetwork, path: Path, about: dict, gather: bool) -
     gather: bilinear sampling as lookups, products and sums, without the operator `GridSample`.
     """
     size = trained.model.img_size
-    with _exporting(trained.model, "gather" if gather else "grid_sample"):
+    with _exporting(trained.model, gather):
         program = torch.onnx.export(
             ScoringModule(trained).eval(),
             (torch.zeros(2, 3, size, size),),
@@ -77,13 +77,13 @@ def open_onnx(path: Path) -> tuple[dict, Runner]:
 
 
 @contextmanager
-def _exporting(model: nn.Module, sampling: str) -> Iterator[None]:
-    """The deformable layers sample by this method; the exporter's warnings and log, which say nothing about them, are off."""
-    set_sampling(model, sampling)
+def _exporting(model: nn.Module, gather: bool) -> Iterator[None]:
+    """Deformable layers sample as the file shall; the exporter's warnings and log, which say nothing about them, are off."""
+    set_gather(model, gather)
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings(action="ignore"):
             yield
     finally:
         logging.disable(logging.NOTSET)
-        set_sampling(model, "grid_sample")
+        set_gather(model, False)
