@@ -81,9 +81,13 @@ def bias_backward_settings(side: int, dtype: torch.dtype) -> dict:
     return settings | {"PRECISION": precision, "num_warps": warps}
 
 
+def features_backward_settings(dtype: torch.dtype) -> dict:
+    return {"PRECISION": product_precision(dtype), "num_warps": 8}
+
+
 def product_precision(dtype: torch.dtype) -> str:
-    """Of a product with gradients in `dtype`. TF32 has three bits more than bfloat16, and no fewer than float16."""
-    return "ieee" if dtype == torch.float32 else "tf32"
+    """Of the products of a gradient in dtype. TF32 has three bits more than bfloat16, but as few as float16."""
+    return "tf32" if dtype == torch.bfloat16 else "ieee"
 
 
 @torch.library.custom_op("eat::sample_features", mutates_args=())
@@ -106,7 +110,7 @@ def _empty_features(features: Tensor, positions: Tensor, dtype: torch.dtype) -> 
 def sample_features_backward(features: Tensor, positions: Tensor, grad: Tensor) -> tuple[Tensor, Tensor]:
     """The gradients of features and positions, in their shapes."""
     gradients = _empty_feature_gradients(features, positions, grad)
-    settings = {"PRECISION": product_precision(grad.dtype), "num_warps": 8}
+    settings = features_backward_settings(grad.dtype)
     _run_features_kernel(kernels.features_backward, features, positions, grad, *gradients, **settings)
     return gradients
 
@@ -139,15 +143,19 @@ sample_features.register_autograd(_feature_gradients, setup_context=_save)
 
 
 @torch.compiler.assume_constant_result
-@functools.cache
 def triton_works() -> bool:
-    """Whether Triton can compile here, tried once: it needs a C compiler, Python's headers, and a GPU it knows."""
+    """Whether Triton can compile here: it needs a C compiler, Python's headers, and a GPU that it knows."""
+    return _try_triton()
+
+
+@functools.cache
+def _try_triton() -> bool:
     if not torch.cuda.is_available():
         return True  # tensors of a GPU that is not there are traced, not computed
     try:
         zeros = torch.zeros(1, 2, 2, 1, 16, device="cuda")
         sample_features_backward(zeros, zeros[..., :2], zeros)
     except Exception as error:
-        log.warning("Triton does not work here, sampling is slower without it: %s", str(error).split("\n")[0])
+        log.warning("Triton does not work here, so sampling on the GPU is slower: %s", error)
         return False
     return True

@@ -1,8 +1,8 @@
 """Bilinear sampling of features and of the position bias: one way for each device, all equal to rounding.
 
-A CPU samples by `grid_sample`, PyTorch's operator and the released one. On a GPU its gradient takes long, and adds in
-another order each time; there small Triton kernels sample (`kernels.py`), or products with hat weights
-(`products.py`). `gather` is for exported files: it needs only additions, products and row lookups.
+A CPU samples by `grid_sample`, PyTorch's operator and the released one. On a GPU its gradient takes long, and sums in
+another order each time. There small Triton kernels sample (`kernels.py`); where they cannot run, `grid_sample` gets
+another gradient (`SampleByProducts`). An exported file may sample by lookups and sums alone (`gather`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from einops import rearrange, repeat
 from torch import Tensor
 
 from .eat import in_float32
-from .products import features_by_products, position_bias_by_products
 
 try:
     from . import kernel_ops
@@ -25,10 +24,9 @@ torch.compiler.allow_in_graph([rearrange, repeat])
 
 
 def choose_way(positions: Tensor, dim: int = 1) -> str:
-    """`grid_sample`, or on a CUDA device `kernels`, or `products` where the kernels do not run or are too small.
+    """`grid_sample`; on a CUDA device `kernels`, or `products` where the kernels cannot run, and for `--deterministic`.
 
-    positions: (B, H, W, groups, 2), on a map of H x W cells; dim: the channels of a group. PyTorch's deterministic
-    algorithms (`--deterministic`) are products, too.
+    positions: (B, H, W, groups, 2), on maps of H x W cells; dim: the channels of a group.
     """
     height, width = positions.shape[1:3]
     if not positions.is_cuda:
@@ -39,22 +37,26 @@ def choose_way(positions: Tensor, dim: int = 1) -> str:
     return "kernels" if fits and kernel_ops.triton_works() else "products"
 
 
+def run_precision(tensor: Tensor) -> torch.dtype:
+    """The type that a product would have with `tensor`: autocast's, where it is on."""
+    device = tensor.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else tensor.dtype
+
+
 def sample_features(features: Tensor, positions: Tensor, gather: bool = False) -> Tensor:
     """Sample each group's map at its positions; outside the map everything is zero.
 
     features: (B, H, W, groups, C); positions: (B, H, W, groups, 2), (y, x), float32, -1 and 1 the centres of the border
-    cells (`align_corners=True`). Returns the features' shape, on a GPU in the precision of autocast.
+    cells (`align_corners=True`). Returns the features' shape and type; from the kernels, the run's type.
     """
-    way = "gather" if gather else choose_way(positions, features.shape[-1])
-    dtype = autocast_dtype(features)
+    way, dtype = "gather" if gather else choose_way(positions, features.shape[-1]), run_precision(features)
     with in_float32(features.device):
         if way == "kernels":
             return kernel_ops.sample_features(features, positions, dtype)
-        if way == "products":
-            return features_by_products(features.to(dtype), positions)
-        maps = rearrange(features, "b h w groups c -> (b groups) c h w")
+        maps = rearrange(features, "b h w groups c -> (b groups) c h w").float()
         grid = rearrange(positions, "b h w groups yx -> (b groups) h w yx").flip(-1)
-        out = sample(maps.float(), grid, gather).to(features.dtype)
+        out = SampleByProducts.apply(maps, grid, dtype) if way == "products" else sample(maps, grid, gather)
+        out = out.to(features.dtype)
     return rearrange(out, "(b groups) c h w -> b h w groups c", groups=features.shape[3])
 
 
@@ -62,31 +64,27 @@ def sample_bias(table: Tensor, positions: Tensor, gather: bool = False) -> Tenso
     """The relative position bias between every query's pixel centre and every sampling position.
 
     table: (heads, 2H-1, 2W-1); positions: (B, H, W, groups, 2), float32. Returns (B, heads, HW, HW), queries then keys:
-    the table sampled bilinearly at (query - position) / 2, zeros outside; on a GPU in the precision of autocast.
+    the table sampled bilinearly at (query - position) / 2, zeros outside. float32; from the kernels, the run's type.
     """
     batch, height, width, groups, _ = positions.shape
-    way = "gather" if gather else choose_way(positions)
-    if way in ("kernels", "products"):
-        compute = kernel_ops.position_bias if way == "kernels" else position_bias_by_products
-        dtype = autocast_dtype(table)
+    way, dtype = "gather" if gather else choose_way(positions), run_precision(table)
+    if way == "kernels":
         with in_float32(positions.device):
-            return compute(table.float(), positions, dtype)
-    # In (x, y), as grid_sample wants it: the grid is large, and flipping it later would copy it.
+            return kernel_ops.position_bias(table.float(), positions, dtype)
     y = (torch.arange(height, device=positions.device) + 0.5) * (2 / height) - 1
     x = (torch.arange(width, device=positions.device) + 0.5) * (2 / width) - 1
+    # In (x, y) from here on, as grid_sample wants it: the grid is large, and flipping it later would copy it.
     queries = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).reshape(-1, 1, 2) * 0.5
     keys = rearrange(positions, "b h w groups yx -> (b groups) 1 (h w) yx").flip(-1) * 0.5
     grid = queries - keys
     tables = repeat(table, "(groups heads) y x -> (b groups) heads y x", b=batch, groups=groups)
     with in_float32(positions.device):
-        bias = sample(tables.float(), grid, gather)
+        tables = tables.float()
+        products = way == "products"
+        bias = (
+            SampleByProducts.apply(tables, grid, dtype, height) if products else sample(tables, grid, gather)
+        )
     return rearrange(bias, "(b groups) heads q k -> b (groups heads) q k", groups=groups)
-
-
-def autocast_dtype(tensor: Tensor) -> torch.dtype:
-    """What autocast makes of `tensor` in a product."""
-    device = tensor.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else tensor.dtype
 
 
 def sample(maps: Tensor, grid: Tensor, gather: bool = False) -> Tensor:
@@ -99,8 +97,73 @@ def sample(maps: Tensor, grid: Tensor, gather: bool = False) -> Tensor:
     return F.grid_sample(maps, grid, mode="bilinear", align_corners=True)
 
 
+class SampleByProducts(torch.autograd.Function):
+    """`sample`, with a gradient without scattered additions: the grid's by lookups, the maps' by products in dtype.
+
+    query_rows: of a position bias, whose grid is (N, queries, keys, 2): the rows of the queries' map, see `_maps_gradient`.
+    """
+
+    @staticmethod
+    def forward(maps: Tensor, grid: Tensor, dtype: torch.dtype, query_rows: int | None = None) -> Tensor:
+        return sample(maps, grid)
+
+    @staticmethod
+    def setup_context(ctx, inputs: tuple, output: Tensor) -> None:
+        maps, grid, ctx.dtype, ctx.query_rows = *inputs, *(None,) * (4 - len(inputs))
+        ctx.save_for_backward(maps, grid)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        maps, grid = ctx.saved_tensors
+        (a, b, c, d), x, y = _corners(maps, grid)
+        grads = rearrange(grad, "n c h w -> (n h w) c")
+        slopes = (b - a) * (1 - y) + (d - c) * y, (c - a) * (1 - x) + (d - b) * x
+        by_axis = []
+        for slope, place, cells in zip(slopes, grid.unbind(-1), (maps.shape[3], maps.shape[2]), strict=True):
+            cell, scale = (place + 1) * ((cells - 1) / 2), (cells - 1) / 2
+            by_cell = (slope * grads).sum(-1).view(place.shape)
+            by_axis.append(torch.where((cell >= -1) & (cell < cells), by_cell * scale, 0.0))
+        grad_maps = _maps_gradient(grid, grad.to(ctx.dtype), maps.shape[2:], ctx.query_rows)
+        return grad_maps.to(maps.dtype), torch.stack(by_axis, -1), None, None
+
+
+def _maps_gradient(grid: Tensor, grad: Tensor, size: tuple[int, int], query_rows: int | None) -> Tensor:
+    """By products of grad (N, C, Hk, Wk) with hat weights. Returns (N, C, *size).
+
+    In a position bias a query's row and a key give the row in the table, its column and a key the column, so that two
+    small products do instead of a large one.
+    """
+    x, y = grid.unbind(-1)
+    if query_rows is not None:
+        x, y = (at.unflatten(1, (query_rows, -1)) for at in (x, y))
+        rows, columns = hat_weights(y[:, :, 0], size[0]), hat_weights(x[:, 0], size[1])
+        first = torch.einsum("nchwk,nwkx->nhkcx", grad.unflatten(2, (query_rows, -1)), columns.to(grad.dtype))
+        return torch.einsum("nhky,nhkcx->ncyx", rows.to(grad.dtype), first)
+    weights = hat_weights(y, size[0])[..., None] * hat_weights(x, size[1])[..., None, :]
+    return torch.einsum("nhkyx,nchk->ncyx", weights.to(grad.dtype), grad)
+
+
+def hat_weights(coordinates: Tensor, cells: int) -> Tensor:
+    """The weight of each of `cells` in the linear interpolation at `coordinates` (...): (..., cells), zeros outside.
+
+    It is 1 at a cell's centre and 0 a cell away. coordinates: -1 and 1 the centres of the border cells.
+    """
+    place = (coordinates + 1) * ((cells - 1) / 2)
+    distance = torch.arange(cells, device=coordinates.device) - place[..., None]
+    return (1 - distance.abs()).clamp_min(0)
+
+
 def sample_by_gather(maps: Tensor, grid: Tensor) -> Tensor:
-    """As `sample`, by additions, products and row lookups alone, which every runtime has.
+    """As `sample`, by additions, products and row lookups alone, which every runtime has."""
+    (a, b, c, d), x, y = _corners(maps, grid)
+    out = a * ((1 - x) * (1 - y)) + b * (x * (1 - y))
+    out = out + c * ((1 - x) * y) + d * (x * y)
+    return out.view(*grid.shape[:-1], maps.shape[1]).permute(0, 3, 1, 2)
+
+
+def _corners(maps: Tensor, grid: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
+    """The four cells around each position, each (N x Hk x Wk, C), rows first; the shares (.., 1) of the right and lower ones.
 
     Each cell is a row of a matrix. The map has a frame of zero cells; positions further out are moved onto the frame,
     so that no lookup needs a mask.
@@ -112,13 +175,8 @@ def sample_by_gather(maps: Tensor, grid: Tensor) -> Tensor:
     row_length = width + 2
     first = torch.arange(count, device=maps.device).view(-1, 1, 1) * ((height + 2) * row_length)
     cell = (first + top * row_length + left).flatten()
-
-    def corner(step: int, weight: Tensor) -> Tensor:
-        return F.embedding(cell + step, rows) * weight.reshape(-1, 1)
-
-    out = corner(0, (1 - x) * (1 - y)) + corner(1, x * (1 - y))
-    out = out + corner(row_length, (1 - x) * y) + corner(row_length + 1, x * y)
-    return out.view(*grid.shape[:-1], dim).permute(0, 3, 1, 2)
+    corners = [F.embedding(cell + step, rows) for step in (0, 1, row_length, row_length + 1)]
+    return corners, x.reshape(-1, 1), y.reshape(-1, 1)
 
 
 def _in_frame(coordinate: Tensor, cells: int) -> tuple[Tensor, Tensor]:
