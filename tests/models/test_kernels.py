@@ -196,17 +196,16 @@ def test_a_gpu_on_which_triton_fails_is_told_once(monkeypatch, caplog):
 @pytest.mark.parametrize("capability", [80, 90])
 def test_kernels_compile_for_gpus_and_keep_their_numbers_in_registers(capability):
     """No stack in the compiled code, and shared memory for two programs at once on any GPU from the A100 on."""
-    cases = []
+    cases, shape = [], {"SIDE": 14, "DIM": 128, "WIDTH": 128, "KEYS": 32}
     for kind, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
         cases += [
-            ("bias_backward", kind, kernel_ops.bias_backward_settings(side, dtype)) for side in (7, 14, 24)
+            ("bias_backward", kind, kernel_ops.bias_backward_settings(side, dtype)) for side in (14, 24)
         ]
-        shape = {"SIDE": 14, "DIM": 128, "WIDTH": 128, "KEYS": 32}
-        cases += [
-            ("bias_forward", kind, {"SIDE": 14, "KEYS": 32, "QUERIES": 64}),
-            ("features_forward", kind, shape),
-            ("features_backward", kind, shape | kernel_ops.features_backward_settings(dtype)),
-        ]
+        cases += [("features_backward", kind, shape | kernel_ops.features_backward_settings(dtype))]
+    cases += [
+        ("bias_forward", "bf16", {"SIDE": 14, "KEYS": 32, "QUERIES": 64}),
+        ("features_forward", "bf16", shape),
+    ]
     words = [sys.executable, compile_kernels.__file__, kernel_ops.kernels.__file__, str(capability)]
     environment = os.environ | {"TRITON_INTERPRET": "0"}
     run = subprocess.run([*words, json.dumps(cases)], env=environment, capture_output=True, text=True)
