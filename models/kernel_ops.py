@@ -156,6 +156,7 @@ def _try_triton() -> bool:
         zeros = torch.zeros(1, 2, 2, 1, 16, device="cuda")
         sample_features_backward(zeros, zeros[..., :2], zeros)
     except Exception as error:
-        log.warning("Triton does not work here, so sampling on the GPU is slower: %s", error)
+        reason = " ".join(str(error).split())
+        log.warning("Triton does not work here, so sampling on the GPU is slower: %s", reason)
         return False
     return True

@@ -186,7 +186,8 @@ def features_backward(
         there = (key < tokens)[:, None] & (channel < DIM)[None, :]
         grads = tl.load(grad + base + key[:, None] * stride, there, 0.0).to(tl.float32)
         key_y, key_x = _load_positions(positions, image, key, group, groups, tokens)
-        rows = _hats(row, *_map_cells(key_y[None, :], SIDE))
-        columns = _hats(column, *_map_cells(key_x[None, :], SIDE))
-        total += tl.dot(rows * columns, grads, input_precision=PRECISION)
+        key_top, key_down = _map_cells(key_y[None, :], SIDE)
+        key_left, key_right = _map_cells(key_x[None, :], SIDE)
+        weights = _hats(row, key_top, key_down) * _hats(column, key_left, key_right)
+        total += tl.dot(weights, grads, input_precision=PRECISION)
     tl.store(grad_features + base + own[:, None] * stride, total.to(grad_features.dtype.element_ty), wanted)

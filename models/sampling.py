@@ -40,7 +40,8 @@ def choose_way(positions: Tensor, dim: int = 1) -> str:
 def run_precision(tensor: Tensor) -> torch.dtype:
     """The type that a product would have with `tensor`: autocast's, where it is on."""
     device = tensor.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else tensor.dtype
+    autocast = device != "meta" and torch.is_autocast_enabled(device)
+    return torch.get_autocast_dtype(device) if autocast else tensor.dtype
 
 
 def sample_features(features: Tensor, positions: Tensor, gather: bool = False) -> Tensor:
@@ -55,8 +56,7 @@ def sample_features(features: Tensor, positions: Tensor, gather: bool = False) -
             return kernel_ops.sample_features(features, positions, dtype)
         maps = rearrange(features, "b h w groups c -> (b groups) c h w").float()
         grid = rearrange(positions, "b h w groups yx -> (b groups) h w yx").flip(-1)
-        out = SampleByProducts.apply(maps, grid, dtype) if way == "products" else sample(maps, grid, gather)
-        out = out.to(features.dtype)
+        out = sample(maps, grid, way, dtype).to(features.dtype)
     return rearrange(out, "(b groups) c h w -> b h w groups c", groups=features.shape[3])
 
 
@@ -79,21 +79,26 @@ def sample_bias(table: Tensor, positions: Tensor, gather: bool = False) -> Tenso
     grid = queries - keys
     tables = repeat(table, "(groups heads) y x -> (b groups) heads y x", b=batch, groups=groups)
     with in_float32(positions.device):
-        tables = tables.float()
-        products = way == "products"
-        bias = (
-            SampleByProducts.apply(tables, grid, dtype, height) if products else sample(tables, grid, gather)
-        )
+        bias = sample(tables.float(), grid, way, dtype, height)
     return rearrange(bias, "(b groups) heads q k -> b (groups heads) q k", groups=groups)
 
 
-def sample(maps: Tensor, grid: Tensor, gather: bool = False) -> Tensor:
+def sample(
+    maps: Tensor,
+    grid: Tensor,
+    way: str = "grid_sample",
+    dtype: torch.dtype = torch.float32,
+    query_rows: int | None = None,
+) -> Tensor:
     """maps (N, C, H, W) at grid (N, Hk, Wk, 2), positions (x, y). Returns (N, C, Hk, Wk).
 
     Bilinear; -1 and 1 are the centres of the border cells (`align_corners=True`); outside everything is zero.
+    way: `grid_sample`, `gather` or `products`, which alone takes dtype and query_rows.
     """
-    if gather:
+    if way == "gather":
         return sample_by_gather(maps, grid)
+    if way == "products":
+        return SampleByProducts.apply(maps, grid, dtype, query_rows)
     return F.grid_sample(maps, grid, mode="bilinear", align_corners=True)
 
 
@@ -104,12 +109,12 @@ class SampleByProducts(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(maps: Tensor, grid: Tensor, dtype: torch.dtype, query_rows: int | None = None) -> Tensor:
+    def forward(maps: Tensor, grid: Tensor, dtype: torch.dtype, query_rows: int | None) -> Tensor:
         return sample(maps, grid)
 
     @staticmethod
     def setup_context(ctx, inputs: tuple, output: Tensor) -> None:
-        maps, grid, ctx.dtype, ctx.query_rows = *inputs, *(None,) * (4 - len(inputs))
+        maps, grid, ctx.dtype, ctx.query_rows = inputs
         ctx.save_for_backward(maps, grid)
 
     @staticmethod

@@ -123,7 +123,7 @@ def test_gradients_of_products_are_those_of_finite_differences():
         return torch.rand(shape, generator=generator, dtype=torch.float64).mul(2.2).sub(1.1).requires_grad_()
 
     maps = leaf(2, 3, 4, 5)
-    torch.autograd.gradcheck(SampleByProducts.apply, (maps, leaf(2, 3, 2, 2), torch.float64))
+    torch.autograd.gradcheck(SampleByProducts.apply, (maps, leaf(2, 3, 2, 2), torch.float64, None))
     # A bias: every query's row and column, moved by each key.
     keys, line = leaf(2, 1, 3, 2), torch.linspace(-0.5, 0.5, 2, dtype=torch.float64)
     queries = torch.stack(torch.meshgrid(line, line, indexing="xy"), -1).view(1, 4, 1, 2)
