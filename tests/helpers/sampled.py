@@ -45,7 +45,7 @@ def with_gradients(function, source, positions, dtype=None):
     out = function(*leaves)
     out = out if dtype is None else out.to(dtype)
     weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))
-    return out.detach(), *torch.autograd.grad(out, leaves, weights.to(out.dtype))
+    return out.detach(), *torch.autograd.grad(out, leaves, weights.to(out))
 
 
 def relative_errors(found, expected):
