@@ -23,17 +23,17 @@ except ImportError:  # no Triton
 torch.compiler.allow_in_graph([rearrange, repeat])
 
 
-def choose_way(positions: Tensor, dim: int = 1) -> str:
+def choose_way(positions: Tensor, size: tuple[int, int], dim: int = 1) -> str:
     """`grid_sample`; on a CUDA device `kernels`, or `products` where the kernels cannot run, and for `--deterministic`.
 
-    positions: (B, H, W, groups, 2), on maps of H x W cells; dim: the channels of a group.
+    positions: (B, Hk, Wk, groups, 2); size: the maps' rows and columns; dim: the channels of a group.
     """
-    height, width = positions.shape[1:3]
     if not positions.is_cuda:
         return "grid_sample"
-    if kernel_ops is None or torch.are_deterministic_algorithms_enabled() or height != width:
+    if kernel_ops is None or torch.are_deterministic_algorithms_enabled():
         return "products"
-    fits = height <= kernel_ops.LARGEST_SIDE and dim <= kernel_ops.LARGEST_DIM
+    square = positions.shape[1:3] == size and size[0] == size[1]
+    fits = square and size[0] <= kernel_ops.LARGEST_SIDE and dim <= kernel_ops.LARGEST_DIM
     return "kernels" if fits and kernel_ops.triton_works() else "products"
 
 
@@ -50,7 +50,8 @@ def sample_features(features: Tensor, positions: Tensor, gather: bool = False) -
     features: (B, H, W, groups, C); positions: (B, H, W, groups, 2), (y, x), float32, -1 and 1 the centres of the border
     cells (`align_corners=True`). Returns the features' shape and type; from the kernels, the run's type.
     """
-    way, dtype = "gather" if gather else choose_way(positions, features.shape[-1]), run_precision(features)
+    dtype = run_precision(features)
+    way = "gather" if gather else choose_way(positions, features.shape[1:3], features.shape[-1])
     with in_float32(features.device):
         if way == "kernels":
             return kernel_ops.sample_features(features, positions, dtype)
@@ -67,7 +68,8 @@ def sample_bias(table: Tensor, positions: Tensor, gather: bool = False) -> Tenso
     the table sampled bilinearly at (query - position) / 2, zeros outside. float32; from the kernels, the run's type.
     """
     batch, height, width, groups, _ = positions.shape
-    way, dtype = "gather" if gather else choose_way(positions), run_precision(table)
+    dtype = run_precision(table)
+    way = "gather" if gather else choose_way(positions, tuple((n + 1) // 2 for n in table.shape[1:]))
     if way == "kernels":
         with in_float32(positions.device):
             return kernel_ops.position_bias(table.float(), positions, dtype)

@@ -102,7 +102,7 @@ def test_sampling_is_that_of_a_cpu_and_the_same_each_time(side, deterministic, m
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(deterministic)
     try:
-        assert choose_way(positions.cuda()) == ("products" if deterministic else "kernels")
+        assert choose_way(positions.cuda(), (side, side)) == ("products" if deterministic else "kernels")
         for sampled, exact, source in (
             (sample_bias, sample_bias64, table),
             (sample_features, sample_features64, features),

@@ -143,14 +143,15 @@ def test_hats_interpolate_as_grid_sample_does(coordinates, cells):
 
 
 def test_the_device_chooses_the_way(monkeypatch):
-    def on_gpu(height, width, dim=128):
-        return choose_way(torch.empty(2, height, width, 4, 2, device=DEVICE), dim)
+    def on_gpu(height, width, dim=128, size=None):
+        return choose_way(torch.empty(2, height, width, 4, 2, device=DEVICE), size or (height, width), dim)
 
     kernels = "kernels" if sampling.kernel_ops else "products"
-    assert choose_way(torch.empty(2, 14, 14, 4, 2)) == "grid_sample"
+    assert choose_way(torch.empty(2, 14, 14, 4, 2), (14, 14)) == "grid_sample"
     with fake_cuda():
         assert [on_gpu(side, side) for side in (7, 14, 24, 32, 33)] == [*[kernels] * 4, "products"]
-        assert [on_gpu(7, 14), on_gpu(14, 14, 129)] == ["products"] * 2
+        odd = [on_gpu(7, 14), on_gpu(14, 14, 129), on_gpu(14, 14, size=(7, 7))]
+        assert odd == ["products"] * 3
         torch.use_deterministic_algorithms(True)
         try:
             assert on_gpu(14, 14) == "products"
