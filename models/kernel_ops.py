@@ -76,9 +76,9 @@ def bias_backward_settings(side: int, dtype: torch.dtype) -> dict:
     """How the kernel is compiled: for as many keys at a time as the registers hold. dtype: the gradient's."""
     tile, cells = (max(16, triton.next_power_of_2(count)) for count in (side, 2 * side - 1))
     precision = product_precision(dtype)
-    keys, warps = (4, 4) if tile == 16 else (2 if precision == "tf32" else 1, 8)
+    keys = (64 if precision == "tf32" else 32) // tile
     settings = {"SIDE": side, "TILE": tile, "CELLS": cells, "KEYS": keys}
-    return settings | {"PRECISION": precision, "num_warps": warps}
+    return settings | {"PRECISION": precision, "num_warps": tile // 4}
 
 
 def features_backward_settings(dtype: torch.dtype) -> dict:

@@ -203,6 +203,7 @@ def test_kernels_compile_for_gpus_and_keep_their_numbers_in_registers(capability
         ]
         cases += [("features_backward", kind, shape | kernel_ops.features_backward_settings(dtype))]
     cases += [
+        ("bias_backward", "fp16", kernel_ops.bias_backward_settings(14, torch.float16)),
         ("bias_forward", "bf16", {"SIDE": 14, "KEYS": 32, "QUERIES": 64}),
         ("features_forward", "bf16", shape),
     ]
