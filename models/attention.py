@@ -15,7 +15,7 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from .eat import GridPoints, InterestPoints, OffsetRefinement, in_float32
-from .sampling import METHODS, sample_bias, sample_features
+from .sampling import sample_bias, sample_features
 
 OFFSET_RANGE = 2.0  # the reach of offsets, over the number of cells: coordinates span 2, so it is one cell
 
@@ -118,7 +118,7 @@ class DeformableAttention(nn.Module):
     ):
         super().__init__()
         self.heads, self.groups, self.attn_drop = heads, groups, attn_drop
-        self.sampling = "grid_sample"  # `set_sampling` changes it
+        self.gather = False  # `set_gather` changes it
         self.rpe_table = nn.Parameter(torch.empty(heads, 2 * fmap_size - 1, 2 * fmap_size - 1))
         nn.init.trunc_normal_(self.rpe_table, std=0.01)
         group_dim = dim // groups
@@ -170,7 +170,7 @@ class DeformableAttention(nn.Module):
         q = pointwise(self.proj_q, x)
         positions, references = self.positions(x, q)
         features = x.unflatten(-1, (self.groups, -1))
-        sampled = sample_features(features, positions, self.sampling).flatten(-2)
+        sampled = sample_features(features, positions, self.gather).flatten(-2)
         k, v = pointwise(self.proj_k, sampled), pointwise(self.proj_v, sampled)
         q, k, v = (rearrange(t, "b h w (heads c) -> b heads (h w) c", heads=self.heads) for t in (q, k, v))
         by_group, references = positions.permute(0, 3, 1, 2, 4), references.permute(0, 3, 1, 2, 4)
@@ -178,7 +178,7 @@ class DeformableAttention(nn.Module):
 
     def bias(self, positions: Tensor) -> Tensor:
         """The position bias (B, heads, HW, HW) of keys at `positions`."""
-        return sample_bias(self.rpe_table, positions, self.sampling)
+        return sample_bias(self.rpe_table, positions, self.gather)
 
     def attention_weights(self, x: Tensor) -> tuple[Tensor, AttentionPoints]:
         """x: (B, H, W, C). Returns the attention weights (B, heads, queries, keys), HW each, and the layer's points."""
@@ -187,18 +187,18 @@ class DeformableAttention(nn.Module):
         return logits.softmax(-1), AttentionPoints(*points)
 
 
-def set_sampling(model: nn.Module, method: str) -> None:
-    """Set how deformable layers sample. method: one of `models.sampling.METHODS`, else raises ValueError."""
-    if method not in METHODS:
-        raise ValueError(f"sampling {method!r}: choose from {', '.join(METHODS)}")
+def set_gather(model: nn.Module, gather: bool) -> None:
+    """Have deformable layers sample by lookups and sums alone, which every runtime of an exported file has, or not."""
     for layer in model.modules():
         if isinstance(layer, DeformableAttention):
-            layer.sampling = method
+            layer.gather = gather
 
 
 def make_deterministic(model: nn.Module) -> None:
-    """Compute attention only by operations whose gradients a GPU sums in the same order each time."""
-    set_sampling(model, "dense")
+    """Compute windows only by operations whose gradients a GPU sums in the same order each time.
+
+    Deformable layers do so under `torch.use_deterministic_algorithms`.
+    """
     for layer in model.modules():
         if isinstance(layer, WindowAttention):
             layer.explicit_on_gpu = True

@@ -1,9 +1,8 @@
-"""Bilinear sampling of features and of the position bias, by one of three methods that are equal to rounding.
+"""Bilinear sampling of features and of the position bias: one way for each device, all equal to rounding.
 
-`grid_sample` is PyTorch's operator, and the released one. `gather` needs only additions, products and row lookups,
-which every runtime of an exported file has. `dense` multiplies with hat weights: the weight of each cell in a linear
-interpolation, 1 at the cell's centre, 0 a cell away. Its gradient has no scattered additions, which a GPU makes in
-another order each time.
+A CPU samples by `grid_sample`, PyTorch's operator and the released one. On a GPU its gradient takes long, and sums in
+another order each time. There small Triton kernels sample (`kernels.py`); where they cannot run, `grid_sample` gets
+another gradient (`SampleByProducts`). An exported file may sample by lookups and sums alone (`gather`).
 """
 
 from __future__ import annotations
@@ -15,129 +14,163 @@ from torch import Tensor
 
 from .eat import in_float32
 
+try:
+    from . import kernel_ops
+except ImportError:  # no Triton
+    kernel_ops = None
+
 # So torch.compile does not trace them: tracing einops' pattern parser at each call took most of its time.
 torch.compiler.allow_in_graph([rearrange, repeat])
 
-METHODS = ("grid_sample", "gather", "dense")
+
+def choose_way(positions: Tensor, size: tuple[int, int], dim: int = 1) -> str:
+    """`grid_sample`; on a CUDA device `kernels`, or `products` where the kernels cannot run, and for `--deterministic`.
+
+    positions: (B, Hk, Wk, groups, 2); size: the maps' rows and columns; dim: the channels of a group.
+    """
+    if not positions.is_cuda:
+        return "grid_sample"
+    if kernel_ops is None or torch.are_deterministic_algorithms_enabled():
+        return "products"
+    square = positions.shape[1:3] == size and size[0] == size[1]
+    fits = square and size[0] <= kernel_ops.LARGEST_SIDE and dim <= kernel_ops.LARGEST_DIM
+    return "kernels" if fits and kernel_ops.triton_works() else "products"
 
 
-def sample_features(features: Tensor, positions: Tensor, method: str = "grid_sample") -> Tensor:
+def run_precision(tensor: Tensor) -> torch.dtype:
+    """The type that a product would have with `tensor`: autocast's, where it is on."""
+    device = tensor.device.type
+    autocast = device != "meta" and torch.is_autocast_enabled(device)
+    return torch.get_autocast_dtype(device) if autocast else tensor.dtype
+
+
+def sample_features(features: Tensor, positions: Tensor, gather: bool = False) -> Tensor:
     """Sample each group's map at its positions; outside the map everything is zero.
 
-    features: (B, H, W, groups, C); positions: (B, Hk, Wk, groups, 2), (y, x), -1 and 1 the centres of the border
-    cells (`align_corners=True`). Returns (B, Hk, Wk, groups, C).
+    features: (B, H, W, groups, C); positions: (B, H, W, groups, 2), (y, x), float32, -1 and 1 the centres of the border
+    cells (`align_corners=True`). Returns the features' shape and type; from the kernels, the run's type.
     """
+    dtype = run_precision(features)
+    way = "gather" if gather else choose_way(positions, features.shape[1:3], features.shape[-1])
     with in_float32(features.device):
-        if method == "dense":
-            return _dense_features(features.float(), positions).to(features.dtype)
-        maps = rearrange(features, "b h w groups c -> (b groups) c h w")
+        if way == "kernels":
+            return kernel_ops.sample_features(features, positions, dtype)
+        maps = rearrange(features, "b h w groups c -> (b groups) c h w").float()
         grid = rearrange(positions, "b h w groups yx -> (b groups) h w yx").flip(-1)
-        out = sample(maps.float(), grid, method).to(features.dtype)
+        out = sample(maps, grid, way, dtype).to(features.dtype)
     return rearrange(out, "(b groups) c h w -> b h w groups c", groups=features.shape[3])
 
 
-def sample_bias(table: Tensor, positions: Tensor, method: str = "grid_sample") -> Tensor:
+def sample_bias(table: Tensor, positions: Tensor, gather: bool = False) -> Tensor:
     """The relative position bias between every query's pixel centre and every sampling position.
 
-    table: (heads, 2H-1, 2W-1); positions: (B, H, W, groups, 2). Returns (B, heads, HW, HW), queries then keys:
-    the table sampled bilinearly at (query - position) / 2, zeros outside.
+    table: (heads, 2H-1, 2W-1); positions: (B, H, W, groups, 2), float32. Returns (B, heads, HW, HW), queries then keys:
+    the table sampled bilinearly at (query - position) / 2, zeros outside. float32; from the kernels, the run's type.
     """
     batch, height, width, groups, _ = positions.shape
+    dtype = run_precision(table)
+    way = "gather" if gather else choose_way(positions, tuple((n + 1) // 2 for n in table.shape[1:]))
+    if way == "kernels":
+        with in_float32(positions.device):
+            return kernel_ops.position_bias(table.float(), positions, dtype)
     y = (torch.arange(height, device=positions.device) + 0.5) * (2 / height) - 1
     x = (torch.arange(width, device=positions.device) + 0.5) * (2 / width) - 1
-    tables = rearrange(table, "(groups heads) y x -> groups heads y x", groups=groups)
-    if method == "dense":
-        keys = rearrange(positions, "b h w groups yx -> yx b groups (h w) 1") * 0.5
-        with in_float32(positions.device):
-            bias = DenseBias.apply(tables.float(), y * 0.5 - keys[0], x * 0.5 - keys[1])
-        return rearrange(bias, "b groups heads y x k -> b (groups heads) (y x) k")
     # In (x, y) from here on, as grid_sample wants it: the grid is large, and flipping it later would copy it.
     queries = torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).reshape(-1, 1, 2) * 0.5
     keys = rearrange(positions, "b h w groups yx -> (b groups) 1 (h w) yx").flip(-1) * 0.5
     grid = queries - keys
-    tables = repeat(tables, "groups heads y x -> (b groups) heads y x", b=batch)
+    tables = repeat(table, "(groups heads) y x -> (b groups) heads y x", b=batch, groups=groups)
     with in_float32(positions.device):
-        bias = sample(tables.float(), grid, method)
+        bias = sample(tables.float(), grid, way, dtype, height)
     return rearrange(bias, "(b groups) heads q k -> b (groups heads) q k", groups=groups)
 
 
-class DenseBias(torch.autograd.Function):
-    """The bias as two products with hat weights: along a table's rows, then along its columns.
+def sample(
+    maps: Tensor,
+    grid: Tensor,
+    way: str = "grid_sample",
+    dtype: torch.dtype = torch.float32,
+    query_rows: int | None = None,
+) -> Tensor:
+    """maps (N, C, H, W) at grid (N, Hk, Wk, 2), positions (x, y). Returns (N, C, Hk, Wk).
 
-    tables: (groups, heads, Y, X). y: (B, groups, keys, H), x: (B, groups, keys, W): the coordinates of each row and
-    column of queries relative to each key; -1 and 1 are the table's borders. Returns (B, groups, heads, H, W, keys).
-    Backward computes the products again: the first has B x heads x keys x H x X numbers, more than the bias.
+    Bilinear; -1 and 1 are the centres of the border cells (`align_corners=True`); outside everything is zero.
+    way: `grid_sample`, `gather` or `products`, which alone takes dtype and query_rows.
+    """
+    if way == "gather":
+        return sample_by_gather(maps, grid)
+    if way == "products":
+        return SampleByProducts.apply(maps, grid, dtype, query_rows)
+    return F.grid_sample(maps, grid, mode="bilinear", align_corners=True)
+
+
+class SampleByProducts(torch.autograd.Function):
+    """`sample`, with a gradient without scattered additions: the grid's by lookups, the maps' by products in dtype.
+
+    query_rows: of a position bias, whose grid is (N, queries, keys, 2): the rows of the queries' map, see `_maps_gradient`.
     """
 
     @staticmethod
-    def forward(tables: Tensor, y: Tensor, x: Tensor) -> Tensor:
-        rows, columns = (hat_weights(at, cells) for at, cells in zip((y, x), tables.shape[-2:], strict=True))
-        return torch.einsum("bgkqhx,bgkpx->bghqpk", _along_rows(rows, tables), columns)
+    def forward(maps: Tensor, grid: Tensor, dtype: torch.dtype, query_rows: int | None) -> Tensor:
+        return sample(maps, grid)
 
     @staticmethod
-    def setup_context(ctx, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        ctx.save_for_backward(*inputs)
+    def setup_context(ctx, inputs: tuple, output: Tensor) -> None:
+        maps, grid, ctx.dtype, ctx.query_rows = inputs
+        ctx.save_for_backward(maps, grid)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        tables, y, x = ctx.saved_tensors
-        rows, columns = (hat_weights(at, cells) for at, cells in zip((y, x), tables.shape[-2:], strict=True))
-        grad_columns = torch.einsum("bgkqhx,bghqpk->bgkpx", _along_rows(rows, tables), grad)
-        grad_first = torch.einsum("bghqpk,bgkpx->bgkqhx", grad, columns)
-        grad_tables = torch.einsum("bgkqy,bgkqhx->ghyx", rows, grad_first)
-        grad_rows = torch.einsum("bgkqhx,ghyx->bgkqy", grad_first, tables)
-        return grad_tables, _coordinate_gradient(grad_rows, y), _coordinate_gradient(grad_columns, x)
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor, Tensor, None, None]:
+        maps, grid = ctx.saved_tensors
+        (a, b, c, d), x, y = _corners(maps, grid)
+        grads = rearrange(grad, "n c h w -> (n h w) c")
+        slopes = (b - a) * (1 - y) + (d - c) * y, (c - a) * (1 - x) + (d - b) * x
+        by_axis = []
+        for slope, place, cells in zip(slopes, grid.unbind(-1), (maps.shape[3], maps.shape[2]), strict=True):
+            cell, scale = (place + 1) * ((cells - 1) / 2), (cells - 1) / 2
+            by_cell = (slope * grads).sum(-1).view(place.shape)
+            by_axis.append(torch.where((cell >= -1) & (cell < cells), by_cell * scale, 0.0))
+        grad_maps = _maps_gradient(grid, grad.to(ctx.dtype), maps.shape[2:], ctx.query_rows)
+        return grad_maps.to(maps.dtype), torch.stack(by_axis, -1), None, None
 
 
-def _along_rows(rows: Tensor, tables: Tensor) -> Tensor:
-    return torch.einsum("bgkqy,ghyx->bgkqhx", rows, tables)
+def _maps_gradient(grid: Tensor, grad: Tensor, size: tuple[int, int], query_rows: int | None) -> Tensor:
+    """By products of grad (N, C, Hk, Wk) with hat weights. Returns (N, C, *size).
 
-
-def _dense_features(features: Tensor, positions: Tensor) -> Tensor:
-    height, width = features.shape[1:3]
-    y, x = rearrange(positions, "b h w groups yx -> yx b groups (h w)")
-    weights = hat_weights(y, height)[..., None] * hat_weights(x, width)[..., None, :]
-    out = torch.einsum("bgkc,bcgd->bkgd", weights.flatten(-2), features.flatten(1, 2))
-    return out.unflatten(1, positions.shape[1:3])
+    In a position bias a query's row and a key give the row in the table, its column and a key the column, so that two
+    small products do instead of a large one.
+    """
+    x, y = grid.unbind(-1)
+    if query_rows is not None:
+        x, y = (at.unflatten(1, (query_rows, -1)) for at in (x, y))
+        rows, columns = hat_weights(y[:, :, 0], size[0]), hat_weights(x[:, 0], size[1])
+        first = torch.einsum("nchwk,nwkx->nhkcx", grad.unflatten(2, (query_rows, -1)), columns.to(grad.dtype))
+        return torch.einsum("nhky,nhkcx->ncyx", rows.to(grad.dtype), first)
+    weights = hat_weights(y, size[0])[..., None] * hat_weights(x, size[1])[..., None, :]
+    return torch.einsum("nhkyx,nchk->ncyx", weights.to(grad.dtype), grad)
 
 
 def hat_weights(coordinates: Tensor, cells: int) -> Tensor:
     """The weight of each of `cells` in the linear interpolation at `coordinates` (...): (..., cells), zeros outside.
 
-    coordinates: -1 and 1 the centres of the border cells. At a cell's centre the gradient is that of the right side, as
-    in `grid_sample`.
+    It is 1 at a cell's centre and 0 a cell away. coordinates: -1 and 1 the centres of the border cells.
     """
-    cell, left, share = _neighbours(coordinates, cells)
-    return torch.where(cell == left, 1 - share, torch.where(cell == left + 1, share, 0.0))
-
-
-def _coordinate_gradient(grad: Tensor, coordinates: Tensor) -> Tensor:
-    """The gradient of `coordinates` (...) from that of their hat weights, (..., cells)."""
-    cell, left, _ = _neighbours(coordinates, cells := grad.shape[-1])
-    slopes = torch.where(cell == left, -grad, torch.where(cell == left + 1, grad, 0.0))
-    return slopes.sum(-1) * ((cells - 1) / 2)
-
-
-def _neighbours(coordinates: Tensor, cells: int) -> tuple[Tensor, Tensor, Tensor]:
-    """The indices of all cells, (cells,); for each coordinate its left cell and its right cell's weight, (..., 1)."""
-    index = ((coordinates + 1) * ((cells - 1) / 2))[..., None]
-    left = index.floor()
-    return torch.arange(cells, device=coordinates.device), left, index - left
-
-
-def sample(maps: Tensor, grid: Tensor, method: str = "grid_sample") -> Tensor:
-    """maps (N, C, H, W) at grid (N, Hk, Wk, 2), positions (x, y). Returns (N, C, Hk, Wk).
-
-    Bilinear; -1 and 1 are the centres of the border cells (`align_corners=True`); outside everything is zero.
-    method: `grid_sample` or `gather`.
-    """
-    if method == "gather":
-        return sample_by_gather(maps, grid)
-    return F.grid_sample(maps, grid, mode="bilinear", align_corners=True)
+    place = (coordinates + 1) * ((cells - 1) / 2)
+    distance = torch.arange(cells, device=coordinates.device) - place[..., None]
+    return (1 - distance.abs()).clamp_min(0)
 
 
 def sample_by_gather(maps: Tensor, grid: Tensor) -> Tensor:
-    """As `sample`, by additions, products and row lookups alone, which every runtime has.
+    """As `sample`, by additions, products and row lookups alone, which every runtime has."""
+    (a, b, c, d), x, y = _corners(maps, grid)
+    out = a * ((1 - x) * (1 - y)) + b * (x * (1 - y))
+    out = out + c * ((1 - x) * y) + d * (x * y)
+    return out.view(*grid.shape[:-1], maps.shape[1]).permute(0, 3, 1, 2)
+
+
+def _corners(maps: Tensor, grid: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:
+    """The four cells around each position, each (N x Hk x Wk, C), rows first; the shares (.., 1) of the right and lower ones.
 
     Each cell is a row of a matrix. The map has a frame of zero cells; positions further out are moved onto the frame,
     so that no lookup needs a mask.
@@ -149,13 +182,8 @@ def sample_by_gather(maps: Tensor, grid: Tensor) -> Tensor:
     row_length = width + 2
     first = torch.arange(count, device=maps.device).view(-1, 1, 1) * ((height + 2) * row_length)
     cell = (first + top * row_length + left).flatten()
-
-    def corner(step: int, weight: Tensor) -> Tensor:
-        return F.embedding(cell + step, rows) * weight.reshape(-1, 1)
-
-    out = corner(0, (1 - x) * (1 - y)) + corner(1, x * (1 - y))
-    out = out + corner(row_length, (1 - x) * y) + corner(row_length + 1, x * y)
-    return out.view(*grid.shape[:-1], dim).permute(0, 3, 1, 2)
+    corners = [F.embedding(cell + step, rows) for step in (0, 1, row_length, row_length + 1)]
+    return corners, x.reshape(-1, 1), y.reshape(-1, 1)
 
 
 def _in_frame(coordinate: Tensor, cells: int) -> tuple[Tensor, Tensor]:

@@ -20,6 +20,7 @@ def pytest_configure(config):
     """All but the process that only hands out tests have the fixtures."""
     if not any("test_gpu.py" in word for word in config.args):  # where torch has seen one, no fork can train
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
+        os.environ["TRITON_INTERPRET"] = "1"  # Triton reads it when a kernel's module is imported
     if hasattr(config, "workerinput") or not config.option.numprocesses:
         config.pluginmanager.import_plugin("helpers.fixtures")
 

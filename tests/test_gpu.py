@@ -4,6 +4,7 @@ import pytest
 import sklearn.datasets
 import torch
 from helpers.networks import make_toy
+from helpers.sampled import make_inputs, relative_errors, sample_bias64, sample_features64, with_gradients
 from PIL import Image
 
 import predict
@@ -11,6 +12,7 @@ from iaa.scoring import Scorer
 from iaa.scoring.table import read_rows
 from iaa.training.steps import Precision, Schedule, Stepper, make_optimizer
 from models import create_model
+from models.sampling import choose_way, sample_bias, sample_features
 from util import emd_loss
 
 COMMAND = predict
@@ -92,3 +94,32 @@ def test_predict_scores_in_bf16_and_says_where_it_looks(album, weights, tmp_path
         assert status == 0, err
         tables.append([row["score"] for row in read_rows(out)])
     assert tables[1] == pytest.approx(tables[0], abs=0.2)
+
+
+@pytest.mark.parametrize("side", [7, 12, 14, 24])
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_sampling_is_that_of_a_cpu_and_the_same_each_time(side, deterministic, monkeypatch):
+    """float32 within 3e-6 of float64; bf16 within 1.5 times (products: 2.5) the error of rounding to it."""
+    table, positions, features = make_inputs(side, images=2, groups=2, heads=4, dim=48)
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(deterministic)
+    try:
+        assert choose_way(positions.cuda(), (side, side)) == ("products" if deterministic else "kernels")
+        for sampled, exact, source in (
+            (sample_bias, sample_bias64, table),
+            (sample_features, sample_features64, features),
+        ):
+            on_gpu = lambda *tensors, f=sampled: f(*(tensor.cuda() for tensor in tensors)).cpu()  # noqa: E731
+            expected = with_gradients(exact, source, positions, torch.float64)
+            found = with_gradients(on_gpu, source, positions)
+            assert max(relative_errors(found, expected)) <= 3e-6
+            again = with_gradients(on_gpu, source, positions)
+            assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
+            rounded = with_gradients(sampled, source, positions, torch.bfloat16)
+            with torch.autocast("cuda", torch.bfloat16):
+                found = with_gradients(on_gpu, source, positions, torch.bfloat16)
+            limits = relative_errors(rounded, expected)
+            for error, limit in zip(relative_errors(found, expected), limits, strict=True):
+                assert error <= (2.5 if deterministic else 1.5) * limit
+    finally:
+        torch.use_deterministic_algorithms(False)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from iaa.exporting.description import KEY, Runner
 from iaa.networks.trained_network import TrainedNetwork
 from iaa.runtime.files import to_json
-from models.attention import set_sampling
+from models.attention import set_gather
 
 # The first that has GELU as one operator; eat_tiny ran 1.07 times as fast as with 18 in ONNX Runtime.
 OPSET = 20
@@ -42,7 +42,7 @@ def write_onnx(trained: TrainedNetwork, path: Path, about: dict, gather: bool) -
     gather: bilinear sampling as lookups, products and sums, without the operator `GridSample`.
     """
     size = trained.model.img_size
-    set_sampling(trained.model, "gather" if gather else "grid_sample")
+    set_gather(trained.model, gather)
     logging.disable(logging.WARNING)  # the exporter's log and warnings say nothing about the network
     try:
         with warnings.catch_warnings(action="ignore"):
@@ -58,7 +58,7 @@ def write_onnx(trained: TrainedNetwork, path: Path, about: dict, gather: bool) -
             )
     finally:
         logging.disable(logging.NOTSET)
-        set_sampling(trained.model, "grid_sample")
+        set_gather(trained.model, False)
     model = program.model_proto
     for part in (model.graph, *model.functions):
         for node in part.node:  # the exporter notes where its code lies on this disk

@@ -48,7 +48,7 @@ class Operations(TorchDispatchMode):
             source, target = args[name == "copy_"].device, result.device
             non_blocking = args[2] if len(args) > 2 else (kwargs or {}).get("non_blocking", False)
             assert source == target or non_blocking, f"a copy from {source} to {target} waits"
-        self.count += function.namespace == "aten" and not function.is_view and name not in NO_KERNEL
+        self.count += function.namespace in ("aten", "eat") and not function.is_view and name not in NO_KERNEL
         return result
 
 
@@ -63,7 +63,8 @@ def _backward(loss: Tensor) -> None:
     gradients[loss.grad_fn][0] = torch.ones_like(loss)
     leaves = {node for node in nodes if hasattr(node, "variable")}
     for node in sorted(nodes - leaves, key=lambda node: node._sequence_nr(), reverse=True):
-        results = node(*gradients.pop(node))
+        apply = node if callable(node) else node.apply  # one written in Python
+        results = apply(*gradients.pop(node))
         results = results if isinstance(results, tuple) else (results,)
         for (following, index), gradient in zip(node.next_functions, results, strict=False):
             if following is not None and gradient is not None:

@@ -6,9 +6,8 @@ from helpers.networks import make_toy
 from torch._subclasses import FakeTensorMode
 
 from iaa.training.steps import set_deterministic
-from models import attention
+from models import attention, sampling
 from models.attention import (
-    DeformableAttention,
     ShiftedWindowAttention,
     WindowAttention,
     explicit_attention,
@@ -18,10 +17,11 @@ from util import emd_loss
 
 
 def test_network_of_a_gpu_has_the_golden_predictions_and_gradients(toy, golden, golden_images, monkeypatch):
-    """Windows explicit and samples dense, as `--deterministic` has them."""
+    """Windows explicit and samples by products, as `--deterministic` has them."""
     plain = make_toy().train()
     emd_loss(plain(golden_images), golden["input/target"]).backward()
     make_deterministic(toy)
+    monkeypatch.setattr(sampling, "choose_way", lambda *_: "products")
     monkeypatch.setattr(attention, "attention", explicit_attention)
     with torch.no_grad():
         torch.testing.assert_close(toy(golden_images), golden["eval/prediction"], rtol=0, atol=1e-5)
@@ -57,26 +57,24 @@ def test_windows_are_explicit_in_training_on_a_gpu_alone(kind, settings, in_trai
         used.clear()
 
 
-def test_deterministic_is_dense_and_explicit_throughout_on_a_gpu(toy, caplog):
+def test_deterministic_windows_are_explicit_throughout_on_a_gpu(toy, caplog):
     caplog.set_level("INFO")
     try:
         set_deterministic(True, toy, torch.device("cpu"))
         assert "--deterministic changes nothing on cpu" in caplog.text
         assert torch.are_deterministic_algorithms_enabled()
-        assert kinds(toy) == {"S": {False}, "L": {True}, "D": {"grid_sample"}}
+        assert kinds(toy) == {"S": {False}, "L": {True}}
         set_deterministic(True, toy, torch.device("cuda"))
-        assert kinds(toy) == {"S": {True}, "L": {True}, "D": {"dense"}}
+        assert kinds(toy) == {"S": {True}, "L": {True}}
     finally:
         set_deterministic(False, toy, torch.device("cpu"))
     assert not torch.are_deterministic_algorithms_enabled()
 
 
 def kinds(model):
-    """By kind of layer: whether windows are explicit on a GPU, or how it samples."""
-    found = {"S": set(), "L": set(), "D": set()}
+    """By kind of layer: whether windows are explicit on a GPU."""
+    found = {"S": set(), "L": set()}
     for layer in model.modules():
         if isinstance(layer, WindowAttention):
             found["S" if isinstance(layer, ShiftedWindowAttention) else "L"].add(layer.explicit_on_gpu)
-        elif isinstance(layer, DeformableAttention):
-            found["D"].add(layer.sampling)
     return found
