@@ -1,4 +1,9 @@
-"""What only a GPU can show: python -m pytest tests/test_gpu.py. The rest of the suite sees none, wherever it runs."""
+"""What only a GPU can show: python -m pytest -o addopts= tests/test_gpu.py. The rest of the suite sees none.
+
+It needs neither nni, lmdb, tensorboardX, xdist nor hypothesis.
+"""
+
+import os
 
 import pytest
 import sklearn.datasets
@@ -6,87 +11,173 @@ import torch
 from helpers.networks import make_toy
 from PIL import Image
 
-import predict
+from benchmarks.throughput import compile_network
 from iaa.scoring import Scorer
-from iaa.scoring.table import read_rows
-from iaa.training.steps import Precision, Schedule, Stepper, make_optimizer
+from iaa.training.steps import Precision, Schedule, Stepper, allow_tf32, make_optimizer, set_deterministic
 from models import create_model
+from models.sampling import sample_bias, sample_features
 from util import emd_loss
 
-COMMAND = predict
+pytestmark = pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="needs a GPU, and to be asked for by name"
+)
+DEVICE = torch.device("cuda:0")
+os.environ.setdefault(
+    "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
+)  # --deterministic; cuBLAS reads it at its first product
 
-pytestmark = [
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU, and to be asked for by name"),
-]
+
+@pytest.fixture(autouse=True)
+def quick_ends():
+    """Instead of the other tests' fixture, which imports the reports: float32 is float32."""
+    allow_tf32(False)
+
+
+def train(model, steps, dtype=None, graph=False, watched_from=None):
+    """The losses of `steps` training steps on random images, (steps,). watched_from: steps from this one on must not wait."""
+    optimizer, precision = make_optimizer(model, "adamw", 0.1), Precision(DEVICE, dtype)
+    stepper = Stepper(model, optimizer, Schedule(1e-4, 1), precision, clip_grad=1.0)
+    generator, losses = torch.Generator(DEVICE).manual_seed(1), []
+
+    def add_gradients(images, targets):
+        with stepper.precision():
+            output = model(images)
+        loss = emd_loss(output.float(), targets)
+        stepper.backward(loss)
+        return loss.detach()
+
+    if graph:
+        from iaa.training.cuda_graph import CudaGraph
+
+        add_gradients = CudaGraph(add_gradients, stepper.parameters)
+    torch.manual_seed(0)  # of drop path
+    for step in range(steps):
+        if step == watched_from:
+            torch.cuda.synchronize()
+            torch.cuda.set_sync_debug_mode("error")
+        images = torch.randn(4, 3, model.img_size, model.img_size, device=DEVICE, generator=generator)
+        targets = torch.rand(4, 10, device=DEVICE, generator=generator).softmax(-1)
+        stepper.begin(0.0)
+        losses.append(add_gradients(images, targets))
+        stepper.update(0.0)
+    return torch.stack(losses)
+
+
+def make_network(name="eat_nano", **settings):
+    torch.manual_seed(0)
+    return create_model(name, **settings).to(DEVICE).train()
+
+
+# The released numbers
 
 
 @torch.no_grad()
 def test_golden_predictions(golden, golden_images):
-    model = make_toy().cuda()
-    torch.backends.cudnn.allow_tf32 = False
-    prediction = model(golden_images.cuda()).cpu()
+    prediction = make_toy().to(DEVICE)(golden_images.to(DEVICE)).cpu()
     torch.testing.assert_close(prediction, golden["eval/prediction"], atol=1e-4, rtol=0)
+
+
+def test_golden_losses_and_gradients(golden, golden_images):
+    toy = make_toy().to(DEVICE).train()
+    optimizer = torch.optim.Adam(toy.parameters(), lr=1e-4)
+    for step in range(3):
+        optimizer.zero_grad()
+        loss = emd_loss(toy(golden_images.to(DEVICE)), golden["input/target"].to(DEVICE))
+        loss.backward()
+        assert loss.item() == pytest.approx(golden[f"train/step{step}/loss"].item(), rel=1e-4)
+        for name, parameter in toy.named_parameters() if step == 0 else ():
+            norm = golden[f"train/step0/grad_norm/{name}"].item()
+            assert parameter.grad.norm().item() == pytest.approx(norm, rel=1e-3, abs=1e-5), name
+        optimizer.step()
+
+
+# Kernels
+
+
+@pytest.mark.parametrize("side", [7, 12, 14, 24])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("what", ["bias", "features"])
+def test_sampling_and_its_gradients_are_those_of_float64(what, dtype, side):
+    """float32 to 2e-6; bf16 to 1.5 times the error of `grid_sample` in float32 that is then rounded."""
+    sampled = pytest.importorskip("helpers.sampled")
+    table, positions, features = sampled.make_inputs(side, images=2, groups=2, heads=4)
+    source, sample, exact = {
+        "bias": (table, sample_bias, sampled.sample_bias64),
+        "features": (features, sample_features, sampled.sample_features64),
+    }[what]
+
+    def on_gpu(source, positions):
+        with torch.autocast("cuda", torch.bfloat16, enabled=dtype == torch.bfloat16):
+            return sample(source.to(DEVICE), positions.to(DEVICE)).cpu()
+
+    expected = sampled.with_gradients(exact, source, positions, torch.float64)
+    errors = sampled.relative_errors(sampled.with_gradients(on_gpu, source, positions, dtype), expected)
+    limits = [2e-6] * 3
+    if dtype == torch.bfloat16:
+        rounded = sampled.with_gradients(exact, source, positions, dtype)
+        limits = [1.5 * error for error in sampled.relative_errors(rounded, expected)]
+    assert all(error <= limit for error, limit in zip(errors, limits, strict=True)), (errors, limits)
+
+
+# Training steps
 
 
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
 @pytest.mark.parametrize("points", ["batch", "running"])
 def test_training_steps_wait_for_nothing(dtype, points):
-    device = torch.device("cuda:0")
-    model = create_model("eat_nano", interest_points=points).to(device).train()
-    stepper = Stepper(
-        model, make_optimizer(model, "adamw", 0.1), Schedule(1e-4, 1), Precision(device, dtype), clip_grad=1.0
-    )
-    losses = []
-    images = torch.randn(4, 3, 224, 224, device=device)
-    target = torch.rand(4, 10, device=device).softmax(-1)
-
-    def step():
-        with stepper.precision():
-            output = model(images)
-        loss = emd_loss(output.float(), target)
-        stepper.backward(loss)
-        stepper.update(0.0)
-        losses.append(loss.detach())
-
-    for _ in range(3):
-        step()
-    torch.cuda.synchronize()
-    torch.cuda.set_sync_debug_mode("error")
     try:
-        for _ in range(7):
-            step()
+        losses = train(make_network(interest_points=points), 10, dtype, watched_from=3)
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert torch.stack(losses).isfinite().all()
+    assert losses.isfinite().all()
 
 
-def test_a_scorer_gives_the_cpus_scores_and_a_gradient(weights):
+def test_weights_after_50_steps_are_those_without_a_graph():
+    pytest.importorskip("iaa.training.cuda_graph")
+    states = []
+    try:
+        for graph in (False, True):
+            model = make_network(drop_path_rate=0.3, interest_points="running")
+            set_deterministic(True, model, DEVICE)
+            losses = train(model, 50, graph=graph)
+            assert losses.unique().numel() == 50  # each replay has its own images and drop path
+            states.append(model.state_dict())
+    finally:
+        torch.use_deterministic_algorithms(False)
+    for name, expected in states[0].items():
+        assert torch.equal(states[1][name], expected), name
+
+
+def test_a_compiled_network_has_the_same_gradients_and_compiles_each_kind_of_block_once():
+    images, outputs, gradients = torch.randn(4, 3, 224, 224, device=DEVICE), [], []
+    for compiled in (False, True):
+        torch._dynamo.reset()
+        torch._dynamo.utils.counters.clear()
+        model = make_network()
+        if compiled:
+            compile_network(model)
+        for _ in range(2):  # the second one compiles nothing
+            counted = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+            torch.manual_seed(0)
+            model.zero_grad()
+            output = model(images)
+            output.square().mean().backward()
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == counted
+        outputs.append(output.detach())
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    assert not torch._dynamo.utils.counters["graph_break"]
+    torch.testing.assert_close(outputs[1], outputs[0], atol=1e-4, rtol=1e-4)
+    assert (gradients[1] - gradients[0]).norm() <= 1e-3 * gradients[0].norm()
+
+
+# Scores
+
+
+def test_a_scorer_gives_the_cpus_scores(weights):
     images = [Image.fromarray(pixels) for pixels in sklearn.datasets.load_sample_images().images]
     expected = Scorer(weights, device="cpu")(images)
-    assert Scorer(weights, device="cuda")(images) == pytest.approx(expected, abs=1e-3)
-    pixels = torch.rand(2, 3, 100, 120, device="cuda", requires_grad=True)
-    Scorer(weights, device="cuda", as_loss=True)(pixels).sum().backward()
-    assert pixels.grad.abs().sum() > 0
-
-
-def test_predict_scores_in_bf16_and_says_where_it_looks(album, weights, tmp_path, command):
-    tables = []
-    for amp in ("off", "auto"):
-        out = tmp_path / f"{amp}.csv"
-        words = (
-            album,
-            "--weights",
-            weights,
-            "--amp",
-            amp,
-            "--out",
-            out,
-            "--explain",
-            tmp_path / amp,
-            "--num_workers",
-            0,
-        )
-        status, _, err = command(*words)
-        assert status == 0, err
-        tables.append([row["score"] for row in read_rows(out)])
-    assert tables[1] == pytest.approx(tables[0], abs=0.2)
+    assert Scorer(weights, device=DEVICE)(images) == pytest.approx(expected, abs=1e-3)
+    pixels = torch.rand(2, 3, 100, 120)
+    expected = Scorer(weights, device="cpu")(pixels)
+    found = Scorer(weights, device=DEVICE)(pixels.to(DEVICE)).cpu()
+    torch.testing.assert_close(found, expected, atol=1e-3, rtol=0)
