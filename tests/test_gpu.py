@@ -33,11 +33,13 @@ def quick_ends():
     allow_tf32(False)
 
 
-def train(model, steps, dtype=None, graph=False, watched_from=None):
-    """The losses of `steps` training steps on random images, (steps,). watched_from: steps from this one on must not wait."""
+def train(model, steps, dtype=None, graph=None, watched_from=None):
+    """The losses of `steps` training steps on random images, (steps,), and the number of replays.
+
+    graph: the class CudaGraph, to train by one. Every tenth batch is smaller. watched_from: later steps must not wait.
+    """
     optimizer, precision = make_optimizer(model, "adamw", 0.1), Precision(DEVICE, dtype)
     stepper = Stepper(model, optimizer, Schedule(1e-4, 1), precision, clip_grad=1.0)
-    generator, losses = torch.Generator(DEVICE).manual_seed(1), []
 
     def add_gradients(images, targets):
         with stepper.precision():
@@ -46,21 +48,21 @@ def train(model, steps, dtype=None, graph=False, watched_from=None):
         stepper.backward(loss)
         return loss.detach()
 
-    if graph:
-        from iaa.training.cuda_graph import CudaGraph
-
-        add_gradients = CudaGraph(add_gradients, stepper.parameters)
+    add_gradients = graph(add_gradients, stepper.parameters) if graph else add_gradients
+    generator, losses, replays = torch.Generator(DEVICE).manual_seed(1), [], 0
     torch.manual_seed(0)  # of drop path
     for step in range(steps):
         if step == watched_from:
             torch.cuda.synchronize()
             torch.cuda.set_sync_debug_mode("error")
-        images = torch.randn(4, 3, model.img_size, model.img_size, device=DEVICE, generator=generator)
-        targets = torch.rand(4, 10, device=DEVICE, generator=generator).softmax(-1)
+        count = 2 if step % 10 == 9 else 4
+        images = torch.randn(count, 3, model.img_size, model.img_size, device=DEVICE, generator=generator)
+        targets = torch.rand(count, 10, device=DEVICE, generator=generator).softmax(-1)
         stepper.begin(0.0)
         losses.append(add_gradients(images, targets))
+        replays += graph is not None and add_gradients.graph is not None
         stepper.update(0.0)
-    return torch.stack(losses)
+    return torch.stack(losses), replays
 
 
 def make_network(name="eat_nano", **settings):
@@ -126,26 +128,45 @@ def test_sampling_and_its_gradients_are_those_of_float64(what, dtype, side):
 @pytest.mark.parametrize("points", ["batch", "running"])
 def test_training_steps_wait_for_nothing(dtype, points):
     try:
-        losses = train(make_network(interest_points=points), 10, dtype, watched_from=3)
+        losses, _ = train(make_network(interest_points=points), 10, dtype, watched_from=3)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert losses.isfinite().all()
 
 
 def test_weights_after_50_steps_are_those_without_a_graph():
-    pytest.importorskip("iaa.training.cuda_graph")
-    states = []
-    try:
-        for graph in (False, True):
-            model = make_network(drop_path_rate=0.3, interest_points="running")
+    cuda_graph, states = pytest.importorskip("iaa.training.cuda_graph"), []
+    for graph in (None, cuda_graph.CudaGraph):
+        model = make_network(drop_path_rate=0.3, interest_points="running")
+        try:
             set_deterministic(True, model, DEVICE)
-            losses = train(model, 50, graph=graph)
-            assert losses.unique().numel() == 50  # each replay has its own images and drop path
-            states.append(model.state_dict())
-    finally:
-        torch.use_deterministic_algorithms(False)
+            losses, replays = train(model, 50, graph=graph)
+        finally:
+            set_deterministic(False, model, DEVICE)
+        assert losses.unique().numel() == 50  # each replay has its own images and drop path
+        states.append(model.state_dict())
+    assert replays == 5 * (9 - cuda_graph.WARM_UP)
     for name, expected in states[0].items():
         assert torch.equal(states[1][name], expected), name
+
+
+def test_a_function_that_cannot_be_captured_is_called_as_ever(caplog):
+    cuda_graph = pytest.importorskip("iaa.training.cuda_graph")
+
+    def refuse(x):
+        if torch.cuda.is_current_stream_capturing():
+            raise RuntimeError("no")
+        return torch.nn.functional.dropout(x, 0.5)
+
+    x = torch.ones(8, device=DEVICE)
+    for function, reason in ((lambda x: x * x.mean().item(), "synchronizing"), (refuse, "no")):
+        graph = cuda_graph.CudaGraph(function)
+        for _ in range(6):
+            output = graph(x)
+        assert not graph.enabled
+        assert reason in caplog.text
+        assert output.isfinite().all()
+    assert torch.nn.functional.dropout(x, 0.5).isfinite().all()
 
 
 def test_a_compiled_network_has_the_same_gradients_and_compiles_each_kind_of_block_once():
