@@ -18,13 +18,11 @@ from models import create_model
 from models.sampling import sample_bias, sample_features
 from util import emd_loss
 
-pytestmark = pytest.mark.skipif(
-    not torch.cuda.is_available(), reason="needs a GPU, and to be asked for by name"
-)
+NEEDED = "needs a GPU, and to be asked for by name"
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason=NEEDED)
 DEVICE = torch.device("cuda:0")
-os.environ.setdefault(
-    "CUBLAS_WORKSPACE_CONFIG", ":4096:8"
-)  # --deterministic; cuBLAS reads it at its first product
+# For --deterministic; cuBLAS reads it at its first product.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from iaa.errors import InputError
-from iaa.runtime.files import process_start_time, read_json_object
+from iaa.runtime.files import read_json_object
 from iaa.searching.nni_trial import read_metric
 from option import OPTIONS, RECIPES
 
@@ -66,7 +66,7 @@ def _read_run(folder: Path, options: dict[str, Any], metric_name: str) -> TrialR
     run, history = read_json_object(folder / "run.json"), read_history(folder / "metrics.csv")
     status = run.get("status", "unknown")
     here = run.get("host") == socket.gethostname()
-    if status == "running" and here and process_start_time(run.get("pid", 0)) != run.get("pid_started"):
+    if status == "running" and here and not Path(f"/proc/{run.get('pid')}").exists():
         status = "lost"  # killed before it could write another status
     value, best_epoch = select_epoch(history, options.get("select_by", "srcc"), metric_name)
     return TrialResult(
