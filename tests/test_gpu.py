@@ -9,7 +9,8 @@ from PIL import Image
 import predict
 from iaa.scoring import Scorer
 from iaa.scoring.table import read_rows
-from iaa.training.steps import Precision, Schedule, Stepper, make_optimizer
+from iaa.training.cuda_graph import CudaGraph
+from iaa.training.steps import Precision, Schedule, Stepper, make_optimizer, set_deterministic
 from models import create_model
 from util import emd_loss
 
@@ -90,3 +91,58 @@ def test_predict_scores_in_bf16_and_says_where_it_looks(album, weights, tmp_path
         assert status == 0, err
         tables.append([row["score"] for row in read_rows(out)])
     assert tables[1] == pytest.approx(tables[0], abs=0.2)
+
+
+def train(graph, steps=50):
+    """The weights after some steps in float32, the fifth of which and every tenth are of a smaller batch; and the replays."""
+    torch.manual_seed(0)
+    device = torch.device("cuda:0")
+    model = create_model("eat_nano", interest_points="running", drop_path_rate=0.3).to(device).train()
+    set_deterministic(True, model, device)
+    stepper = Stepper(
+        model, make_optimizer(model, "adamw", 0.1), Schedule(1e-3, 1), Precision(device), clip_grad=1.0
+    )
+
+    def add_gradients(images, targets):
+        with stepper.precision():
+            output = model(images)
+        loss = emd_loss(output.float(), targets)
+        stepper.backward(loss)
+        return loss.detach()
+
+    gradients = CudaGraph(add_gradients, stepper.parameters, graph)
+    replays, generator = 0, torch.Generator().manual_seed(1)
+    for step in range(steps):
+        size = 2 if step % 10 == 4 else 4
+        images = torch.randn(size, 3, 224, 224, generator=generator).to(device)
+        targets = torch.rand(size, 10, generator=generator).softmax(-1).to(device)
+        stepper.begin(0.0)
+        gradients(images, targets)
+        replays += gradients.graph is not None
+        stepper.update(0.0)
+    set_deterministic(False, model, device)
+    return model.state_dict(), replays
+
+
+def test_weights_after_50_steps_of_a_cuda_graph_are_those_without_one():
+    """cuBLAS is deterministic only where it was told before its first product: CUBLAS_WORKSPACE_CONFIG=:4096:8."""
+    (expected, none), (weights, replays) = train(False), train(True)
+    assert (none, replays) == (0, 27)
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
+
+
+def test_what_cannot_be_captured_goes_on_without_a_graph(caplog):
+    def refuse(x):
+        if torch.cuda.is_current_stream_capturing():
+            raise RuntimeError("no")
+        return torch.nn.functional.dropout(x, 0.5)
+
+    x = torch.ones(8, device="cuda")
+    for function, reason in ((lambda x: x * x.mean().item(), "synchronizing"), (refuse, "no")):
+        graph = CudaGraph(function)
+        for _ in range(6):
+            output = graph(x)
+        assert not graph.enabled
+        assert reason in caplog.text
+        assert output.isfinite().all()
+    assert torch.nn.functional.dropout(x, 0.5).isfinite().all()
