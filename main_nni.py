@@ -22,12 +22,9 @@ def main(argv: list[str] | None = None) -> int:
         options = parse_options(argv)
         if options.get("options"):
             options = option.from_file(options["options"], options)
-        task = f"{'evaluating' if options.get('eval') else 'training'} on {options.get('dataset', 'demo')}"
-        if options.get("resume"):
-            task = f"resuming {options.get('experiment_dir_name')}"
-        elif not nni_trial.in_search():  # a search adds options
+        if not options.get("resume") and not nni_trial.in_search():  # these add options
             option.complete(options)  # refuses contradictions, before seconds of imports
-        log.info("%s; loading PyTorch", task)
+        log.info("loading PyTorch")
         from iaa import experiment
 
         result = experiment.run(options)

@@ -8,6 +8,7 @@ import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from iaa.errors import InputError
@@ -94,8 +95,7 @@ class Option:
 _TYPE_NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
 
 
-def _tunable(name: str, type_: type, default: Any, help_: str, **limits: Any) -> Option:
-    return Option(name, type_, default, help_, tunable=True, **limits)
+_tunable = partial(Option, tunable=True)
 
 
 # fmt: off
@@ -148,6 +148,7 @@ GROUPS: dict[str, tuple[Option, ...]] = {
         Option("amp", str, "auto", "number format of matrix products; auto: bf16 in training on a GPU that has it, off for --eval, test.csv and --released_protocol", choices=("auto", "bf16", "fp16", "off")),
         Option("tf32", bool, False, "float32 matrix products on a GPU may use TF32"),
         Option("deterministic", bool, False, "training on a GPU gives the same weights each time; attention takes up to twice as long"),
+        Option("cuda_graph", str, "auto", "on a GPU: forward, loss and backward of a step as one CUDA graph, and forward in evaluation; auto: but not steps of several processes, with --accumulate or --grad_checkpoint; on: refuse to train so; off: no graph", choices=("auto", "on", "off"), resumable=True),
         Option("compile", bool, False, "compile the network with torch.compile"),
         Option("grad_checkpoint", bool, False, "recompute activations in the backward pass: less memory, about 1.3 times as long", resumable=True),
     ),
@@ -242,13 +243,12 @@ def complete(chosen: Mapping[str, Any]) -> argparse.Namespace:
     defaults = {name: option.default for name, option in OPTIONS.items()}
     options = argparse.Namespace(**(defaults | RECIPES[dataset] | dict(chosen)))
     options.eval_batch_size = options.eval_batch_size or options.batch_size
-    weights = options.path_to_model_weight
+    weights, protocols = options.path_to_model_weight, " and ".join(RELEASED_PROTOCOLS)
     if dataset == "demo":
         options.path_to_save_csv = options.path_to_save_csv or os.path.join("data", "demo")
         options.path_to_images = options.path_to_images or os.path.join(options.path_to_save_csv, "images")
     warmup, scale = f"--warmup_epochs {options.warmup_epochs:g}", f"--score_max {options.score_max:g}"
     no_protocol = options.released_protocol and dataset not in RELEASED_PROTOCOLS
-    protocols = f"{dataset} has none; {' and '.join(RELEASED_PROTOCOLS)} have"
     for contradicts, problem in (
         (not options.path_to_images, f"--dataset {dataset} needs --path_to_images"),
         (not options.path_to_save_csv, f"--dataset {dataset} needs --path_to_save_csv"),
@@ -259,7 +259,7 @@ def complete(chosen: Mapping[str, Any]) -> argparse.Namespace:
         (options.resume and options.eval, "--resume and --eval exclude each other"),
         (options.eval and options.released_protocol, "--eval and --released_protocol exclude each other"),
         (options.pretrained and weights, "--pretrained and --path_to_model_weight exclude each other"),
-        (no_protocol, f"--released_protocol: {protocols}"),
+        (no_protocol, f"--released_protocol: {dataset} has none; {protocols} have"),
         (options.warmup_epochs > options.num_epoch, f"{warmup} exceeds --num_epoch {options.num_epoch}"),
         (options.score_min >= options.score_max, f"--score_min {options.score_min:g} is not below {scale}"),
     ):

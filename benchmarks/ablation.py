@@ -155,7 +155,8 @@ def measure_costs(folder: Path) -> dict[str, float]:
     costs = {"parameters": sum(p.numel() for p in network.parameters()) / 1e6}
     costs["gflop"] = throughput.count_forward_gflop(network)
     for training, column in ((True, "training_speed"), (False, "evaluation_speed")):
-        dtype = pick_precisions(options, device)[not training].dtype
+        exact = options.eval or options.released_protocol
+        dtype = pick_precisions(options.amp, exact, device)[not training].dtype
         batch = options.batch_size if training else options.eval_batch_size
         step = throughput.Step(build(), batch, dtype, training, device, options.compile)
         (rates,) = throughput.measure_in_turn([step], 5, 1)

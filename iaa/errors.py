@@ -1,9 +1,11 @@
-"""The errors that end a command with one line, and its exit status."""
+"""The errors that end a command with one line, and its exit status.
+
+An attribute `folder` of an error that ends a training is the folder of the run, from which `--resume` goes on.
+"""
 
 from __future__ import annotations
 
 import signal
-from pathlib import Path
 
 
 class InputError(ValueError):
@@ -22,9 +24,7 @@ class TrainingError(RuntimeError):
 
 
 class Interrupted(Exception):
-    """A signal asks the run to stop. `number` is the signal's; `folder` holds what is saved, None if nothing is."""
-
-    folder: Path | None = None
+    """A signal, whose `number` it has, asks the command to stop."""
 
     def __init__(self, number: int):
         super().__init__(signal.Signals(number).name)

@@ -40,7 +40,7 @@ def run(user_options: dict) -> dict:
     """
     start = time.perf_counter()
     try:
-        with distributed.process_group("--resume on all machines goes on"):
+        with distributed.process_group("; --resume on all machines goes on"):
             options, weights = gather_options(user_options)
             result = work(options, weights, build.pick_device(options.gpu_id))
     except BaseException as error:
@@ -55,12 +55,11 @@ def work(options: argparse.Namespace, weights: Weights | None, device: torch.dev
     label_format, splits = read_data(options)
     purpose, trained_format, is_stated = pick_purpose(options, weights, label_format)
     network_format = trained_format or label_format
+    graph, test_graph = build.pick_cuda_graphs(options, device)
     model = build.make_model(options, weights, purpose, network_format.outputs, device)
     if not options.eval:
         build.note_photographs(model, splits)
-    name = f"{options.dataset}-{'eval' if options.eval else options.model.replace('/', '-')}"
-    start = options.experiment_dir_name, name, options.resume, options.overwrite
-    folder = run_folder.open_folder(*start, keep=weights and weights.path)
+    folder = run_folder.open_folder(options, keep=weights and weights.path)
     options.experiment_dir_name = str(folder)
     log.info("%s on %s, %s, in %s", options.model, options.dataset, device, folder)
     for note in build.network_notes(options, weights):
@@ -69,22 +68,25 @@ def work(options: argparse.Namespace, weights: Weights | None, device: torch.dev
         StopSignal() as stop,
         run_folder.recorded(folder, options, nni_trial.get_parameters()),
         distributed.connection_errors(),
+        engine.compile_errors(),
     ):
         if options.calibrate_points and not options.resume:
             build.calibrate(options, model, splits.train, network_format, stop)
             checkpoint.save(folder / "checkpoints" / "calibrated.pth", model.state_dict())
         if options.compile:
             model.compile()
-        precision, test_precision = build.pick_precisions(options, device)
+        exact = options.eval or options.released_protocol
+        precision, test_precision = build.pick_precisions(options.amp, exact, device)
         loaders = build.make_loaders(options, splits, model, network_format, stop)
         history, selection = [], {}
         if not options.eval:
-            trainer = build.make_trainer(options, model, precision, folder / "checkpoints")
-            progress = train(options, trainer, loaders, label_format, folder, stop)
+            trainer = build.make_trainer(options, model, precision, graph, folder / "checkpoints")
+            train(options, trainer, loaders, label_format, test_graph, folder, stop)
+            history = trainer.progress.history
             selected_on = "test.csv" if options.released_protocol else "validation"
-            history = progress.history
-            selection = {"best_epoch": progress.best_epoch, "selected_on": selected_on}
-        criterion, scoring = make_loss(options.loss), (test_precision, "test", stop, trained_format)
+            selection = {"best_epoch": trainer.progress.best_epoch, "selected_on": selected_on}
+        criterion = make_loss(options.loss)
+        scoring = test_precision, "test", stop, trained_format, test_graph
         evaluation = engine.evaluate(model, loaders["test"], criterion, label_format, *scoring)
         report = make_test_report(
             options, splits, label_format, model, evaluation, test_precision, trained_format, is_stated
@@ -159,18 +161,22 @@ def train(
     trainer: engine.Trainer,
     loaders: dict[str, DataLoader],
     label_format: LabelFormat,
+    cuda_graph: bool,
     folder: Path,
     stop: StopSignal,
-) -> checkpoint.Progress:
-    """Train, select on the validation set, and put the selected checkpoint into the network."""
+) -> None:
+    """Train, select on the validation set, and put the selected checkpoint into the network.
+
+    cuda_graph: validate by one.
+    """
     model, precision, progress = trainer.stepper.model, trainer.stepper.precision, trainer.progress
-    writes, criterion = distributed.rank() == 0, trainer.criterion
+    writes, evaluated = distributed.rank() == 0, (loaders["val"], trainer.criterion, label_format, precision)
     with run_folder.open_tensorboard(folder, progress) as writer:
         while progress.epoch < options.num_epoch:
             trainer.train_epoch(loaders["train"], stop)
             trainer.save()  # a signal ends the validation; several processes only notice it afterwards
-            start, val = time.perf_counter(), loaders["val"]
-            validation = engine.evaluate(model, val, criterion, label_format, precision, "validate", stop)
+            start = time.perf_counter()
+            validation = engine.evaluate(model, *evaluated, "validate", stop, cuda_graph=cuda_graph)
             progress.seconds += time.perf_counter() - start
             trainer.end_epoch(validation, options.select_by)
             if writes:
@@ -187,7 +193,6 @@ def train(
         nni_trial.report_end(reported, options.search_metric)
     distributed.on_rank_zero(partial(load_weights, model, trainer.checkpoints / checkpoint.BEST))
     distributed.broadcast(model.state_dict().values())
-    return progress
 
 
 def write_report(

@@ -13,6 +13,7 @@ from PIL import Image
 
 from benchmarks.throughput import compile_network
 from iaa.scoring import Scorer
+from iaa.training.cuda_graph import WARM_UP, CudaGraph
 from iaa.training.steps import Precision, Schedule, Stepper, allow_tf32, make_optimizer, set_deterministic
 from models import create_model
 from models.sampling import sample_bias, sample_features
@@ -133,8 +134,8 @@ def test_training_steps_wait_for_nothing(dtype, points):
 
 
 def test_weights_after_50_steps_are_those_without_a_graph():
-    cuda_graph, states = pytest.importorskip("iaa.training.cuda_graph"), []
-    for graph in (None, cuda_graph.CudaGraph):
+    states = []
+    for graph in (None, CudaGraph):
         model = make_network(drop_path_rate=0.3, interest_points="running")
         try:
             set_deterministic(True, model, DEVICE)
@@ -143,14 +144,12 @@ def test_weights_after_50_steps_are_those_without_a_graph():
             set_deterministic(False, model, DEVICE)
         assert losses.unique().numel() == 50  # each replay has its own images and drop path
         states.append(model.state_dict())
-    assert replays == 5 * (9 - cuda_graph.WARM_UP)
+    assert replays == 5 * (9 - WARM_UP)
     for name, expected in states[0].items():
         assert torch.equal(states[1][name], expected), name
 
 
 def test_a_function_that_cannot_be_captured_is_called_as_ever(caplog):
-    cuda_graph = pytest.importorskip("iaa.training.cuda_graph")
-
     def refuse(x):
         if torch.cuda.is_current_stream_capturing():
             raise RuntimeError("no")
@@ -158,7 +157,7 @@ def test_a_function_that_cannot_be_captured_is_called_as_ever(caplog):
 
     x = torch.ones(8, device=DEVICE)
     for function, reason in ((lambda x: x * x.mean().item(), "synchronizing"), (refuse, "no")):
-        graph = cuda_graph.CudaGraph(function)
+        graph = CudaGraph(function)
         for _ in range(6):
             output = graph(x)
         assert not graph.enabled

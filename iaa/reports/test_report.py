@@ -232,7 +232,7 @@ def list_departures(options: argparse.Namespace, precision: Precision, skipped: 
     if options.dataset not in RELEASED_PROTOCOLS:
         return []
     points, refinement = options.interest_points, options.refinement
-    batch, decoder = options.eval_batch_size, pick_decoders(options)[1]
+    batch, decoder = options.eval_batch_size, pick_decoders(options.decode, options.released_protocol)[1]
     other_batch = points == "batch" and batch != RELEASED_BATCH
     departures = {
         f"batches of {batch}, not of {RELEASED_BATCH}: a score depends on its batch": other_batch,

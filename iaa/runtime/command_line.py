@@ -67,12 +67,12 @@ def _keywords(option: Option) -> dict[str, Any]:
     """The arguments of argparse's `add_argument`, without `default` and `type`."""
     if option.type is bool:
         return {"help": option.help, "action": "store_true"}
-    metavar = option.metavar or METAVARS.get(option.type, "X")
-    keywords = {"metavar": "{" + ",".join(option.choices) + "}" if option.choices else metavar}
+    choices = option.choices and "{" + ",".join(option.choices) + "}"
+    keywords = {"metavar": choices or option.metavar or METAVARS.get(option.type, "X")}
     keywords["help"] = option.help + _shown_default(option)
     if option.nargs:
         keywords |= {"action": "append"} if option.nargs == "append" else {"nargs": option.nargs}
-    return keywords | ({} if option.positional else {"required": option.required})
+    return keywords if option.positional else keywords | {"required": option.required}
 
 
 def _shown_default(option: Option) -> str:

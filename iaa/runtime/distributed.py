@@ -31,7 +31,7 @@ def world_size() -> int:
 def process_group(remedy: str) -> Iterator[None]:
     """Join the process group, if there are several processes, and leave it at the end, together.
 
-    remedy: what to do after a loss, for the message. Raises InputError where the processes do not reach each other,
+    remedy: end of the message after a loss. Raises InputError where the processes do not reach each other,
     TrainingError where the connection to one of them is lost.
     """
     if world_size() == 1:
@@ -69,7 +69,7 @@ def connection_errors(remedy: str = "") -> Iterator[None]:
             raise
         problem = f"rank {rank()}: the connection to another process is lost or timed out"
         cause = str(error).splitlines()[0][:120]
-        raise TrainingError(f"{problem} ({cause}){remedy and '; '}{remedy}") from error
+        raise TrainingError(f"{problem} ({cause}){remedy}") from error
 
 
 def gather(value: Any) -> list[Any]:
@@ -105,18 +105,13 @@ def broadcast(tensors: Iterable[Tensor]) -> None:
 
 def on_rank_zero(work: Callable[[], T]) -> T:
     """Call `work` in rank 0 alone; returns its result in every process. After a user's error the others exit silently."""
-    if world_size() == 1:
-        return work()
-    import torch.distributed as dist
-
     result, error = None, None
     if rank() == 0:
         try:
             result = work()
         except (InputError, OSError) as problem:
             error = problem
-    answer = [result, error is not None]
-    dist.broadcast_object_list(answer, 0)
-    if answer[1]:
+    result, failed = gather((result, error is not None))[0]
+    if failed:
         raise error or SystemExit(2)
-    return answer[0]
+    return result

@@ -28,24 +28,32 @@ def run_command(program: str, work: Callable[[], int | None], rest: str = "nothi
         return work() or 0
     except SystemExit as stop:  # another process of the run prints why
         return stop.code or 0
-    except InputError as error:
-        reason, status = error, 2
-    except TrainingError as error:
-        reason, status = error, 1
-    except OSError as error:
-        file = error.filename or "a file"
-        reason, status = f"{file}: {error.strerror or error}; check the path and the disk", 2
-    except Interrupted as stop:
-        if stop.folder:
-            rest = f"--resume --experiment_dir_name {stop.folder} goes on"
-        reason, status = f"stopped by {stop}; {rest}", 128 + stop.number
-        if distributed.rank():
-            return status
-    except KeyboardInterrupt:
-        reason, status = "interrupted", 130
-    except Exception as error:
-        if type(error).__name__ != "OutOfMemoryError":  # torch's, which not every command imports
+    except BaseException as error:
+        reason, status = _describe(error)
+        if status is None:
             raise
-        reason, status = "memory ran out; try a smaller --model or another --gpu_id", 1
-    print(f"{program}: {' '.join(str(reason).split())}", file=sys.stderr, flush=True)
+        if status > 128 and distributed.rank():
+            return status
+        if folder := getattr(error, "folder", None):
+            rest = f"--resume --experiment_dir_name {folder} goes on from the last checkpoint"
+        if folder or isinstance(error, Interrupted):
+            reason = f"{reason}; {rest}"
+    print(f"{program}: {' '.join(reason.split())}", file=sys.stderr, flush=True)
     return status
+
+
+def _describe(error: BaseException) -> tuple[str, int | None]:
+    """What to say of an error, and the exit status; None for an error of the program itself."""
+    if isinstance(error, InputError):
+        return str(error), 2
+    if isinstance(error, TrainingError):
+        return str(error), 1
+    if isinstance(error, OSError):
+        return f"{error.filename or 'a file'}: {error.strerror or error}; check the path and the disk", 2
+    if isinstance(error, Interrupted):
+        return f"stopped by {error}", 128 + error.number
+    if isinstance(error, KeyboardInterrupt):
+        return "interrupted", 130
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, which not every command imports
+        return "memory ran out; try a smaller --model or another --gpu_id", 1
+    return "", None

@@ -39,7 +39,7 @@ class ParquetParts:
 
         A part for a shard is written at once; one for files when it has ROWS rows, and at the end.
         """
-        with distributed.process_group("--append on all machines continues"):
+        with distributed.process_group("; --append on all machines continues"):
             self._earlier_parts = distributed.on_rank_zero(lambda: self._begin(settings, append, overwrite))
         refuse_other_settings(self.folder, self.settings_file, settings)
         waiting: list[Row] = []

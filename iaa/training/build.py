@@ -51,17 +51,33 @@ def pick_device(gpu_id: str | None) -> torch.device:
     return device
 
 
-def pick_precisions(options: argparse.Namespace, device: torch.device) -> tuple[Precision, Precision]:
-    """The precision of training and validation, and the precision of test.csv, by `--amp`; sets TF32 by `--tf32`."""
-    allow_tf32(options.tf32)
-    if options.amp != "auto":
-        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}[options.amp]
-        return Precision(device, dtype), Precision(device, dtype)
-    exact = device.type != "cuda" or options.eval or options.released_protocol
-    if exact or not torch.cuda.is_bf16_supported(including_emulation=False):
+def pick_precisions(amp: str, exact: bool, device: torch.device) -> tuple[Precision, Precision]:
+    """The precision of training and validation, and that of test.csv, by `--amp`. exact: auto means float32."""
+    if amp != "auto":
+        precision = Precision(device, {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}[amp])
+        return precision, precision
+    if exact or device.type != "cuda" or not torch.cuda.is_bf16_supported(including_emulation=False):
         return Precision(device), Precision(device)
     log.info("training in bf16 where it is safe (--amp off: float32); test.csv is scored in float32")
     return Precision(device, torch.bfloat16), Precision(device)
+
+
+def pick_cuda_graphs(options: argparse.Namespace, device: torch.device) -> tuple[bool, bool]:
+    """Whether training steps, and whether evaluation, run as CUDA graphs, by `--cuda_graph`. Raises InputError."""
+    if options.cuda_graph == "off" or (options.cuda_graph == "auto" and device.type != "cuda"):
+        return False, False
+    obstacles = {
+        f"the device is {device}": device.type != "cuda",
+        "there are several processes": distributed.world_size() > 1,
+        f"--accumulate is {options.accumulate}": options.accumulate > 1,
+        "--grad_checkpoint is given": bool(options.grad_checkpoint),
+    }
+    reasons = [reason for reason, applies in obstacles.items() if applies]
+    if reasons and options.cuda_graph == "on":
+        raise InputError(f"--cuda_graph on: {reasons[0]}; leave it out")
+    if reasons and not options.eval:
+        log.info("training steps are no CUDA graphs: %s", reasons[0])
+    return not reasons, True
 
 
 def pick_format(options: argparse.Namespace) -> LabelFormat:
@@ -69,21 +85,23 @@ def pick_format(options: argparse.Namespace) -> LabelFormat:
     if options.dataset != "csv":
         return FORMATS[options.dataset]
     folder, scale = Path(options.path_to_save_csv), (options.score_min, options.score_max)
-    names = ["test.csv"] if options.eval and not options.calibrate_points else ["train.csv", "test.csv"]
+    names = ["test.csv"]
+    if not options.eval or options.calibrate_points:
+        names.append("train.csv")
     if not options.eval and (folder / "val.csv").is_file():
         names.append("val.csv")
-    formats = {name: csv_format(folder / name, scale, options.threshold) for name in names}
-    for name, label_format in formats.items():
-        if label_format != formats[names[0]]:
-            raise InputError(f"{folder / name}: its label columns differ from those of {names[0]}")
-    return label_format
+    formats = [csv_format(folder / name, scale, options.threshold) for name in names]
+    for name, label_format in zip(names, formats, strict=True):
+        if label_format != formats[0]:
+            raise InputError(f"{folder / name}: its label columns differ from those of test.csv")
+    return formats[0]
 
 
-def pick_decoders(options: argparse.Namespace) -> tuple[str, str]:
+def pick_decoders(decode: str, released_protocol: bool) -> tuple[str, str]:
     """The decoder of training, and that of evaluation, by `--decode`."""
-    if options.decode != "auto":
-        return options.decode, options.decode
-    return "pil" if options.released_protocol else "fast", "pil"
+    if decode != "auto":
+        return decode, decode
+    return "pil" if released_protocol else "fast", "pil"
 
 
 def make_loaders(
@@ -100,7 +118,7 @@ def make_loaders(
         if labels is None:
             continue
         transform = Transform(label_format, model.img_size, train)
-        decoder = pick_decoders(options)[not train]
+        decoder = pick_decoders(options.decode, options.released_protocol)[not train]
         if options.cache is not None:
             cache = Cache(options.cache, transform.resize, decoder)
             cache.fill(labels.images, images, workers, stop)
@@ -133,7 +151,10 @@ def make_model(
         settings["pretrained"] = True
     model = create_model(options.model, outputs, **settings)
     if options.grad_checkpoint:
-        _checkpoint_gradients(model, options.model)
+        try:
+            model.set_grad_checkpointing(True)
+        except (AttributeError, AssertionError):  # raised by networks of timm
+            raise InputError(f"--grad_checkpoint: {options.model} has no such way; leave it out") from None
     model.purpose = replace(purpose, settings=model.purpose.settings)
     if weights is not None:
         _fill(model, weights, options)
@@ -142,15 +163,9 @@ def make_model(
         log.warning("warning: %s starts from random weights; %s", options.model, remedy)
     if distributed.rank():  # rank 0 draws the random numbers of a single process
         torch.manual_seed(options.seed + distributed.rank())
+    allow_tf32(options.tf32)
     set_deterministic(options.deterministic, model, device)
     return model.to(device)
-
-
-def _checkpoint_gradients(model: nn.Module, name: str) -> None:
-    try:
-        model.set_grad_checkpointing(True)
-    except (AttributeError, AssertionError):  # raised by networks of timm
-        raise InputError(f"--grad_checkpoint: {name} has no such way; leave it out") from None
 
 
 def _fill(model: nn.Module, weights: Weights, options: argparse.Namespace) -> None:
@@ -158,23 +173,22 @@ def _fill(model: nn.Module, weights: Weights, options: argparse.Namespace) -> No
     missing = [name for name in fresh if not name.endswith((*ADDED_BUFFERS, "ref_point14.bias"))]
     # A complete network of which nothing is known was trained for scores, as the released EAT.
     model.photographs = dict(weights.photographs if missing or weights.photographs else UNKNOWN)
-    if not options.eval:
-        if missing:
-            log.info("%s has none that fit: %s start fresh", weights.path, ", ".join(missing))
-        return
-    if missing and model.purpose.settings:
+    problem, has_factors = None, not any(name.endswith("refinement.factors") for name in fresh)
+    if missing and not options.eval:
+        log.info("%s has none that fit: %s start fresh", weights.path, ", ".join(missing))
+    elif missing and model.purpose.settings:
         problem = "plain DAT, without interest points: leave --interest_points out, or train it before --eval"
     elif missing:
         problem = f"has no {missing[0]} that fits: train it before --eval"
-    elif models.uncalibrated(model) and not options.calibrate_points:
+    elif options.eval and models.uncalibrated(model) and not options.calibrate_points:
         problem = "has no running interest points; --calibrate_points N estimates them from training images, "
         problem += "--interest_points batch evaluates as released"
-    elif options.eval_refinement == "checkpoint" and any(n.endswith("refinement.factors") for n in fresh):
-        problem = "remembers no factors of a refinement schedule; --eval_refinement exploitation evaluates "
-        problem += "without any, --refinement released by the released rule"
-    else:
-        return
-    raise InputError(f"{weights.path}: {problem}")
+    elif options.eval and options.eval_refinement == "checkpoint" and not has_factors:
+        problem = (
+            "has no factors of a refinement schedule; --eval_refinement exploitation evaluates without any"
+        )
+    if problem:
+        raise InputError(f"{weights.path}: {problem}")
 
 
 def network_notes(options: argparse.Namespace, weights: Weights | None) -> list[str]:
@@ -186,16 +200,13 @@ def network_notes(options: argparse.Namespace, weights: Weights | None) -> list[
     for name, value in (weights.purpose.settings if weights else {}).items():
         if (used := getattr(options, name)) != value:
             notes.append(f"warning: {weights.path} was trained with --{name} {value}, not {used}")
-    images, mean_of = options.batch_size, "batch"
-    if options.sync_interest_points:
-        images, mean_of = images * processes, "batch of all processes"
-    step = options.batch_size * options.accumulate * processes
+    alone = processes == 1 or options.sync_interest_points
     if options.eval and points == "batch":
-        batch = f"its batch of {options.eval_batch_size}"
-        notes.append(f"a score depends on the other images of {batch}, as in the release")
-    elif not options.eval and points in ("batch", "running") and images != step:
-        means = f"means over the {images} images of a {mean_of}"
-        notes.append(f"interest points are {means}, not over the {step} images of a step")
+        others = f"the other images of its batch of {options.eval_batch_size}"
+        notes.append(f"a score depends on {others}, as in the release")
+    elif points in ("batch", "running") and not (options.eval or (alone and options.accumulate == 1)):
+        means = "batch of all processes" if options.sync_interest_points else "batch of a process"
+        notes.append(f"interest points are means over the images of a {means}, not of a step")
     return notes
 
 
@@ -209,20 +220,17 @@ def calibrate(
     options: argparse.Namespace, model: nn.Module, train: Labels, label_format: LabelFormat, stop: StopSignal
 ) -> None:
     """Estimate the running interest points from `--calibrate_points` images of train.csv."""
-    count = min(options.calibrate_points, len(train))
-    if count < options.calibrate_points:
-        log.warning("warning: train.csv has %d images, fewer than --calibrate_points", count)
-    labels = train.subset(np.random.default_rng(options.seed).permutation(len(train))[:count])
+    rows = np.random.default_rng(options.seed).permutation(len(train))[: options.calibrate_points]
     device, transform = next(model.parameters()).device, Transform(label_format, model.img_size, train=False)
     images, settings = options.path_to_images, (options.batch_size, options.num_workers)
-    loader = make_loader(labels, images, transform, *settings, pin_memory=device.type == "cuda")
+    loader = make_loader(train.subset(rows), images, transform, *settings, pin_memory=device.type == "cuda")
     with engine.eval_batches("calibrate", loader, device, stop) as items:
         models.calibrate_points(model, (to_input(batch, device, model.statistics) for batch in items))
-    log.info("running interest points estimated from %d training images", count)
+    log.info("running interest points estimated from %d training images", len(rows))
 
 
 def make_trainer(
-    options: argparse.Namespace, model: nn.Module, precision: Precision, checkpoints: Path
+    options: argparse.Namespace, model: nn.Module, precision: Precision, cuda_graph: bool, checkpoints: Path
 ) -> engine.Trainer:
     """The trainer of a run, at its start or where --resume goes on. checkpoints: the folder of last.pt, which is made."""
     network, unsynced = model, nullcontext
@@ -230,14 +238,16 @@ def make_trainer(
         network = torch.nn.parallel.DistributedDataParallel(model)
         unsynced = network.no_sync
     optimizer = make_optimizer(model, options.optimizer, options.weight_decay)
-    schedule = Schedule(*SCHEDULE(options))
     exploring = options.refinement == "scheduled"
     refinement = models.RefinementSchedule(*EXPLORATION(options)) if exploring else None
     settings = options.accumulate, options.clip_grad, refinement, unsynced
-    stepper = Stepper(model, optimizer, schedule, precision, *settings)
+    stepper = Stepper(model, optimizer, Schedule(*SCHEDULE(options)), precision, *settings)
     checkpoint.make_ready(checkpoints)
-    progress = checkpoint.restore(checkpoints, stepper) if options.resume else checkpoint.Progress()
+    progress = checkpoint.Progress()
     if options.resume:
+        progress = checkpoint.restore(checkpoints, stepper)
         log.info("resumed after %d epochs and %d batches", progress.epoch, progress.step)
     limits = options.save_minutes, options.max_bad_steps
-    return engine.Trainer(network, stepper, make_loss(options.loss), checkpoints, *limits, progress)
+    return engine.Trainer(
+        network, stepper, make_loss(options.loss), checkpoints, *limits, progress, cuda_graph
+    )

@@ -38,8 +38,8 @@ class Progress:
     history: list[dict[str, float]] = field(default_factory=list)
 
 
-def save(path: Path, content: dict) -> None:
-    """torch.save by rank 0, atomic and flushed to the disk. Raises OSError."""
+def save(path: Path, content: dict, previous: str | None = None) -> None:
+    """torch.save by rank 0, atomic and flushed to the disk; the file before it becomes `previous`. Raises OSError."""
     if distributed.rank():
         return
     path.parent.mkdir(exist_ok=True)
@@ -50,14 +50,16 @@ def save(path: Path, content: dict) -> None:
             raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
         file.flush()
         os.fsync(file.fileno())
+        if previous and path.exists():
+            os.replace(path, path.with_name(previous))
 
 
 def make_ready(folder: Path) -> None:
     """Make the folder; remove unfinished files of a run that was killed while it saved."""
     if distributed.rank() == 0:
         folder.mkdir(exist_ok=True)
-        for path in [*folder.glob(".*.tmp"), folder / f"{LAST}.new"]:
-            path.unlink(missing_ok=True)
+        for path in folder.glob(".*.tmp"):
+            path.unlink()
 
 
 def snapshot(stepper: Stepper, progress: Progress) -> dict:
@@ -71,12 +73,7 @@ def snapshot(stepper: Stepper, progress: Progress) -> dict:
 
 def save_last(folder: Path, content: dict) -> None:
     """Write last.pt; the one before it becomes previous.pt."""
-    last, new = folder / LAST, folder / f"{LAST}.new"
-    save(new, content)
-    if distributed.rank() == 0:
-        if last.exists():
-            os.replace(last, folder / PREVIOUS)
-        os.replace(new, last)
+    save(folder / LAST, content, PREVIOUS)
 
 
 def save_best(folder: Path, model: nn.Module, epoch: int) -> None:
@@ -98,19 +95,15 @@ def restore(folder: Path, stepper: Stepper) -> Progress:
 def _read(folder: Path, stepper: Stepper) -> dict:
     """The content of the newest checkpoint that can be restored."""
     problems = []
-    for path in (folder / LAST, folder / PREVIOUS):
-        if not path.is_file():
-            continue
+    for path in filter(Path.is_file, (folder / LAST, folder / PREVIOUS)):
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)
-            saved_by, processes = len(content["processes"]), distributed.world_size()
-            if saved_by == processes:
-                _restore_parts(content, stepper)
+            if (processes := len(content["processes"])) != distributed.world_size():
+                raise ValueError(f"of a run with {processes} processes; start as many")
+            _restore_parts(content, stepper)
         except Exception as error:  # a damaged file fails in many ways
             problems.append(f"{path}: cannot be resumed from ({' '.join(str(error).split())[:200]})")
             continue
-        if saved_by != processes:
-            raise InputError(f"{path}: of a run with {saved_by} processes, not {processes}; start as many")
         if problems:
             log.warning("warning: %s; going on from %s instead", problems[0], path.name)
             os.replace(path, folder / LAST)  # else the damaged one becomes previous.pt

@@ -25,15 +25,14 @@ from iaa.runtime.progress import progress_bar
 from iaa.runtime.signals import StopSignal, stop_errors
 from iaa.training import checkpoint
 from iaa.training.checkpoint import Progress
-from iaa.training.meters import DataWait, PendingLosses
+from iaa.training.cuda_graph import CudaGraph, graph_forward
 from iaa.training.steps import Precision, Stepper
 from util import ScorePairs, compute_metrics
 
 log = logging.getLogger("eat")
 
 READ_EVERY = 10  # steps after which the losses are read
-WAITING = "training waits for images %.0f %% of the time: raise --num_workers (now %d), or keep the decoded pictures "
-WAITING += "with --cache FOLDER"
+WAITING = "; more --num_workers, or --cache FOLDER, which keeps the decoded pictures, may help"
 
 
 @dataclass(frozen=True)
@@ -49,11 +48,38 @@ class Evaluation:
     points: dict[str, float]  # `EAT.interest_point_stats` for the first batch; empty for a network of timm
 
 
+class PendingLosses:
+    """Losses of batches, which are copied from the device while it goes on computing."""
+
+    def __init__(self):
+        self._batches, self._copies = [], []
+
+    def add(self, number: int, names: list[str], loss: Tensor) -> None:
+        """Add the batch of this number, with the names of its images."""
+        self._batches.append((number, names, loss))
+
+    def read(self, wait: bool) -> Iterator[tuple[int, list[str], float]]:
+        """Number, names and loss of all batches added; without `wait`, of those added before the last call."""
+        if self._batches:
+            losses = torch.stack([loss for _, _, loss in self._batches])
+            host = losses.to("cpu", non_blocking=True)
+            end = torch.cuda.current_stream().record_event() if losses.is_cuda else None
+            self._copies.append((self._batches, host, end))
+            self._batches = []
+        while len(self._copies) > (0 if wait else 1):
+            batches, host, end = self._copies.pop(0)
+            if end is not None:
+                end.synchronize()
+            for (number, names, _), loss in zip(batches, host.tolist(), strict=True):
+                yield number, names, loss
+
+
 @dataclass
 class Trainer:
     """Trains a network epoch by epoch, saves last.pt and best.pth, and leaves out bad steps.
 
-    network: the model, or DistributedDataParallel around it. checkpoints: the folder of last.pt.
+    network: the model, or DistributedDataParallel around it. checkpoints: the folder of last.pt. cuda_graph: forward, loss and
+    backward are one CUDA graph; for a single process and steps of one batch.
     """
 
     network: Callable[[Tensor], Tensor]
@@ -63,11 +89,13 @@ class Trainer:
     save_minutes: float = math.inf
     max_bad_steps: int = 0
     progress: Progress = field(default_factory=Progress)
+    cuda_graph: bool = False
 
     def __post_init__(self):
+        self.gradients = CudaGraph(self._add_gradients, self.stepper.parameters, self.cuda_graph)
         self.device = self.stepper.precision.device
         self.losses, self.last_loss = PendingLosses(), math.nan
-        self.saved_at, self.warned_of_waiting = time.monotonic(), False
+        self.saved_at = time.monotonic()
 
     def train_epoch(self, loader: DataLoader, stop: StopSignal) -> None:
         """Train the rest of the current epoch, from batch `progress.step` on.
@@ -76,54 +104,60 @@ class Trainer:
         finite, or memory ran out; InputError if a batch cannot be read, with last.pt saved if the last step is complete.
         """
         progress, sampler, count = self.progress, loader.batch_sampler, len(loader)
-        number, began = progress.step, time.perf_counter() - progress.seconds
-        title, wait = f"epoch {progress.epoch + 1}", DataWait(self.device)
-        half, accumulate = max(1, sampler.batch_size // 2), self.stepper.accumulate
+        number, accumulate = progress.step, self.stepper.accumulate
         remedy = "go on with --grad_checkpoint, which takes about 1.3 times as long, or start anew with "
-        remedy += f"--batch_size {half} --accumulate {accumulate * 2}"
-        shown = progress_bar(title, sampler.num_images, number * sampler.batch_size)
+        remedy += f"--batch_size {max(1, sampler.batch_size // 2)} --accumulate {accumulate * 2}"
+        shown = progress_bar(f"epoch {progress.epoch + 1}", sampler.num_images, number * sampler.batch_size)
+        start = asked = time.perf_counter()
+        earlier, waited = progress.seconds, 0.0
         self.stepper.model.train()
         with shown, oom_hint(sampler.batch_size, self.device, remedy):
             try:
-                for batch in wait.timed(batches(loader, progress.epoch, number)):
+                for batch in batches(loader, progress.epoch, number):
+                    waited += time.perf_counter() - asked
                     stepped = self._train_batch(batch, number, count)
                     number += 1
                     shown.update(len(batch.names))
-                    if not stepped:
-                        continue
-                    progress.step = number
-                    if number // accumulate % READ_EVERY == 0 or number == count:
-                        self._read_losses(wait=number == count)
-                        shown.set_postfix_str(f"loss {self.last_loss:.4f}, waiting for data {wait.share:.0%}")
-                        if not self.warned_of_waiting and wait.is_bottleneck:
-                            self.warned_of_waiting = True
-                            log.info(WAITING, 100 * wait.share, loader.num_workers)
-                    progress.seconds = time.perf_counter() - began
-                    self._save_if_due(stop)
+                    if stepped:
+                        progress.step, progress.seconds = number, earlier + time.perf_counter() - start
+                        if number // accumulate % READ_EVERY == 0 or number == count:
+                            self._read_losses(wait=number == count)
+                            shown.set_postfix_str(f"loss {self.last_loss:.4f}")
+                        self._save_if_due(stop)
+                    asked = time.perf_counter()
             except InputError:  # raised while it waits for a batch: the step before is complete
                 if distributed.world_size() == 1 and progress.step == number:
                     self.save()
                 with stop_errors(stop):
                     raise
+        self.gradients.end()  # validation needs the memory
+        if waited > (asked - start) / 3:
+            log.info(
+                "training waited for images %.0f %% of the time%s", 100 * waited / (asked - start), WAITING
+            )
 
     def _train_batch(self, batch: Batch, number: int, count: int) -> bool:
         """Forward, backward and, after the last batch of a step, the step. Returns whether there was a step."""
         stepper, now = self.stepper, self.progress.epoch + (number + 0.5) / count
         batches_of_step, is_last = stepper.shares(number, count)
-        stepper.begin(now)
+        stepper.begin(now, batches_of_step)
         images = to_input(batch, self.device, stepper.model.statistics)
         with nullcontext() if is_last else stepper.unsynced():
-            with stepper.precision():
-                output = self.network(images)
-            loss = self.criterion(output.float(), batch.targets.to(self.device, non_blocking=True))
-            stepper.backward(loss, batches_of_step)
-        loss = loss.detach()
+            loss = self.gradients(images, batch.targets.to(self.device, non_blocking=True))
         if is_last:
             stepper.update(now)
             if stepper.left_out is not None:
                 loss = torch.where(stepper.left_out & loss.isfinite(), torch.nan, loss)
         self.losses.add(number, batch.names, loss)
         return is_last
+
+    def _add_gradients(self, images: Tensor, targets: Tensor) -> Tensor:
+        """Forward, loss and backward. Returns the loss of the batch."""
+        with self.stepper.precision():
+            output = self.network(images)
+        loss = self.criterion(output.float(), targets)
+        self.stepper.backward(loss)
+        return loss.detach()
 
     def _save_if_due(self, stop: StopSignal) -> None:
         """Save if it is time, or if this or another process got a signal; then raises Interrupted."""
@@ -148,19 +182,17 @@ class Trainer:
             else:
                 step = {"epoch": progress.epoch + 1, "step": number + 1, "loss": str(loss)}
                 bad.append(step | {"images": names})
-        path, limit = self.checkpoints / "bad_steps.json", f"--max_bad_steps {self.max_bad_steps}"
         for step in itertools.chain(*distributed.gather(bad)):
             progress.bad_steps.append(step)
-            count = len(progress.bad_steps)
+            path, count = self.checkpoints / "bad_steps.json", len(progress.bad_steps)
             if distributed.rank() == 0:
                 write_json(path, {"bad_steps": progress.bad_steps})
             problem = "the loss or its gradient is {loss} in epoch {epoch}, step {step}".format(**step)
+            problem += f" ({count} of --max_bad_steps {self.max_bad_steps})"
             if count > self.max_bad_steps:
-                remedy = "lower --init_lr, clip with --clip_grad, or look at these images"
-                problem += f"; images of that batch: {', '.join(step['images'])}; {remedy}; "
-                problem += f"{path} lists all such batches ({count}; {limit})"
-                raise TrainingError(problem)
-            log.warning("warning: %s: the step is left out (%d of %s)", problem, count, limit)
+                remedy = f"lower --init_lr, clip with --clip_grad, or look at the images in {path}"
+                raise TrainingError(f"{problem}; {remedy}")
+            log.warning("warning: %s: the step is left out", problem)
 
     def end_epoch(self, validation: Evaluation, select_by: str) -> None:
         """Add the epoch's row to the history; write best.pth if it is the best by `select_by`, and last.pt."""
@@ -202,6 +234,18 @@ def oom_hint(batch_size: int, device: torch.device, remedy: str):
 
 
 @contextmanager
+def compile_errors():
+    """Turn an error of torch.compile, as where no C++ compiler is, into an InputError of one line."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"--compile: the network does not compile here ({reason}); leave it out") from error
+
+
+@contextmanager
 def eval_batches(
     title: str, loader: DataLoader, device: torch.device, stop: StopSignal | None
 ) -> Iterator[Iterator[Batch]]:
@@ -210,8 +254,7 @@ def eval_batches(
     Raises Interrupted after a signal to a single process, TrainingError if memory runs out.
     """
     sampler = loader.batch_sampler
-    half = max(1, sampler.batch_size // 2)
-    remedy = f"try --eval_batch_size {half}, or --batch_size where points are calibrated"
+    remedy = f"try --eval_batch_size {max(1, sampler.batch_size // 2)}, or --batch_size where points are calibrated"
 
     def checked_batches() -> Iterator[Batch]:
         for batch in batches(loader):
@@ -235,23 +278,26 @@ def evaluate(
     title: str = "evaluate",
     stop: StopSignal | None = None,
     trained: LabelFormat | None = None,
+    cuda_graph: bool = False,
 ) -> Evaluation:
     """Run the network over a split, and compute all metrics, in the order of the CSV.
 
     label_format: format of the labels. trained: format of the dataset that the network was trained on, if it is another one.
+    cuda_graph: run the network as a CUDA graph.
     Several processes share the batches if the loader does; else rank 0 evaluates alone. All return the same result.
     Raises TrainingError if an output is not finite, Interrupted after a signal to a single process.
     """
     sampler, device, results, points = loader.batch_sampler, precision.device, [], {}
+    forward = graph_forward(model, precision, cuda_graph)
     if sampler.world_size == distributed.world_size() or distributed.rank() == 0:
         model.eval()
         with eval_batches(title, loader, device, stop) as items:
             for batch in items:
                 images = to_input(batch, device, model.statistics)
-                with precision():
-                    if not results and hasattr(model, "interest_point_stats"):
+                if not results and hasattr(model, "interest_point_stats"):
+                    with precision():
                         points = model.interest_point_stats(images)
-                    output = model(images).float()
+                output = forward(images)
                 targets = batch.targets.to(device, non_blocking=True)
                 loss = criterion(output, targets) if output.shape == targets.shape else torch.tensor(math.nan)
                 results.append((output, loss * len(output)))

@@ -18,19 +18,18 @@ from typing import Any
 import pandas as pd
 from tensorboardX import SummaryWriter
 
-from iaa.errors import InputError, Interrupted, TrainingError
+from iaa.errors import InputError, Interrupted
 from iaa.runtime import distributed
-from iaa.runtime.files import atomic_write, process_start_time, read_json_object, write_json
+from iaa.runtime.files import atomic_write, read_json_object, write_json
 from iaa.training.checkpoint import LAST, Progress
 from option import resumed
 
 log = logging.getLogger("eat")
 
-# Every file that a run writes, also one of an older version, by subfolder.
+# Every file that a run writes, by subfolder.
 _WEIGHTS = ("best.pth", "calibrated.pth", "released_style.pth", "*_AOT_vacc_*.pth")
-_STATES = ("last.pt", "previous.pt", "last.pt.new", ".*.tmp", "bad_steps.json")
 _FILES = {
-    "checkpoints": (*_WEIGHTS, *_STATES, "previous_best.pth", "best.pth.new"),
+    "checkpoints": (*_WEIGHTS, "last.pt", "previous.pt", ".*.tmp", "bad_steps.json"),
     "tensorboard": ("events.out.tfevents*",),
     "": ("options.json", "run.json", "metrics.csv", "predictions.csv", "report.png", "report.html"),
 }
@@ -43,64 +42,52 @@ def resume_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """
     folder = options.get("experiment_dir_name")
     if os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0" and not folder:
-        needed = "--experiment_dir_name, to find the run again"
-        raise InputError(f"torchrun --max_restarts needs {needed}; give one")
+        raise InputError(
+            "torchrun --max_restarts needs --experiment_dir_name, to find the run again; give one"
+        )
     [restarts] = distributed.all_reduce_max(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")))
-    if restarts and not options.get("resume"):
-        options = distributed.on_rank_zero(partial(_restart_options, options, Path(folder)))
-    if options.get("resume") and folder:
-        return distributed.on_rank_zero(partial(_saved_options, options, Path(folder)))
-    return dict(options)
+    if not folder or not (restarts or options.get("resume")):
+        return dict(options)
+    return distributed.on_rank_zero(partial(_read_options, dict(options), Path(folder)))
 
 
-def _saved_options(options: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+def _read_options(options: dict[str, Any], folder: Path) -> dict[str, Any]:
+    """The options of a run that is resumed; of a restart, which begins anew if nothing was saved."""
+    run, processes = read_json_object(folder / "run.json"), distributed.world_size()
+    if not options.get("resume"):
+        if not any((folder / "checkpoints").glob("*.pt")):
+            # A run that is done was here before: because of it the first start was refused.
+            return options if run.get("status") == "done" else options | {"overwrite": True}
+        same = {name: value for name, value in options.items() if name != "overwrite" and value != "auto"}
+        options = same | {"resume": True}
     saved = resumed(options, folder / "options.json")
-    processes = distributed.world_size()
-    saved_by = read_json_object(folder / "run.json").get("processes", processes)  # older runs do not say
-    if saved_by != processes:
+    if (saved_by := run.get("processes", processes)) != processes:  # older runs do not say
         raise InputError(f"{folder}: of a run with {saved_by} processes, not {processes}; start as many")
     return saved
 
 
-def _restart_options(options: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """The options of a restart: the run resumes, or begins anew if nothing was saved."""
-    if any((folder / "checkpoints").glob("*.pt")):
-        same = {name: value for name, value in options.items() if name != "overwrite" and value != "auto"}
-        return same | {"resume": True}
-    # A finished run: the first start was refused because of it.
-    done = read_json_object(folder / "run.json").get("status") == "done"
-    return dict(options) if done else {**options, "overwrite": True}
-
-
 @contextmanager
 def recorded(folder: Path, options: argparse.Namespace, parameters: dict) -> Iterator[None]:
-    """Write options.json and run.json, and the outcome of an error; add to the error how to resume.
+    """Write options.json and run.json, and the outcome of an error; note in the error the folder of what is saved.
 
     parameters: the options that a search has chosen. Rank 0 alone writes.
     """
     if distributed.rank() == 0:
         content = {"status": "running", "reason": None, "started": _now(), "ended": None}
-        content |= {"pid": os.getpid(), "pid_started": process_start_time(os.getpid())}
-        content |= {"processes": distributed.world_size()}
-        write_json(folder / "run.json", content | {"host": socket.gethostname(), "parameters": parameters})
+        content |= {"pid": os.getpid(), "host": socket.gethostname(), "processes": distributed.world_size()}
+        write_json(folder / "run.json", content | {"parameters": parameters})
         if not options.resume:
             write_json(folder / "options.json", vars(options))
     checkpoints = folder / "checkpoints"
     try:
         yield
     except BaseException as error:
-        if isinstance(error, InputError) and not any(checkpoints.glob("*")):
-            if distributed.rank() == 0:
-                remove_run(folder)  # so that the corrected command finds no run in its folder
-            raise
-        write_outcome(folder, error)
-        if options.eval or not (checkpoints / LAST).is_file():
-            raise
-        if isinstance(error, Interrupted):
+        if not isinstance(error, InputError) or any(checkpoints.glob("*")):
+            write_outcome(folder, error)
+        elif distributed.rank() == 0:
+            remove_run(folder)  # so that the corrected command finds no run in its folder
+        if not options.eval and (checkpoints / LAST).is_file():
             error.folder = folder
-        elif isinstance(error, (InputError, TrainingError)):
-            remedy = f"--resume --experiment_dir_name {folder} goes on from the last checkpoint"
-            raise type(error)(f"{error}; {remedy}") from error
         raise
 
 
@@ -125,22 +112,25 @@ def _now() -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%S%z")
 
 
-def open_folder(folder: str | None, name: str, resume: bool, overwrite: bool, keep: Path | None) -> Path:
-    """The folder of a run, for all processes: `folder`, made ready unless it is resumed, or a new runs/NAME-TIME.
+def open_folder(options: argparse.Namespace, keep: Path | None) -> Path:
+    """The folder of a run, for all processes: --experiment_dir_name, made ready unless it is resumed, or a new one in runs/.
 
-    overwrite: remove the files of a run that is there, and no others. keep: a file that must not be removed with it.
+    --overwrite removes the files of a run that is there, and no others. keep: a file that must not be removed with it.
     Raises InputError if a run is there and may not be removed.
     """
 
     def make_ready() -> Path:
-        path = Path(folder or f"runs/{name}-{datetime.now():%Y%m%d-%H%M%S-%f}")
-        if not resume and _run_files(path):
-            if not overwrite:
-                remedy = "give --resume, --overwrite or another --experiment_dir_name"
-                raise InputError(f"{path}: holds a run; {remedy}")
+        name = f"{options.dataset}-{'eval' if options.eval else options.model.replace('/', '-')}"
+        path = Path(options.experiment_dir_name or f"runs/{name}-{datetime.now():%Y%m%d-%H%M%S-%f}")
+        if not options.resume and _run_files(path):
+            if not options.overwrite:
+                raise InputError(
+                    f"{path}: holds a run; give --resume, --overwrite or another --experiment_dir_name"
+                )
             if keep is not None and path.resolve() in keep.resolve().parents:
-                replaced = "the run that --overwrite would replace"
-                raise InputError(f"{keep}: lies in {replaced}; use another folder")
+                raise InputError(
+                    f"{keep}: lies in the run that --overwrite would replace; use another folder"
+                )
             remove_run(path)
         path.mkdir(parents=True, exist_ok=True)
         return path
@@ -177,7 +167,9 @@ def write_epoch(folder: Path, writer: SummaryWriter, progress: Progress, epochs:
         if name not in ("epoch", "seconds") and math.isfinite(value):
             writer.add_scalar(name.replace("val_", "val/", 1), value, row["epoch"])
     writer.flush()
-    losses = f"train loss {row['train_loss']:.4f}, val loss {row['val_loss']:.4f}"
-    metrics = f"SRCC {row['val_srcc']:.4f}, PLCC {row['val_plcc']:.4f}, accuracy {row['val_accuracy']:.4f}"
+    figures = (
+        "train loss {train_loss:.4f}, val loss {val_loss:.4f}, SRCC {val_srcc:.4f}, PLCC {val_plcc:.4f}, "
+    )
+    figures += "accuracy {val_accuracy:.4f} ({seconds:.1f} s)"
     best = ", best so far" if progress.best_epoch == row["epoch"] else ""
-    log.info("epoch %d/%d: %s, %s (%.1f s)%s", row["epoch"], epochs, losses, metrics, row["seconds"], best)
+    log.info("epoch %d/%d: %s%s", row["epoch"], epochs, figures.format(**row), best)

@@ -1,6 +1,5 @@
 """Decoders: torchvision's pixels are PIL's to one grey level, and what it cannot do goes to PIL."""
 
-import argparse
 import random
 import struct
 from pathlib import Path
@@ -137,8 +136,8 @@ def test_who_decodes(ava, run, monkeypatch):
 
     assert seen() == ["fast", "pil", "pil"]
     for given, both in (({"released_protocol": True}, "pil"), ({"decode": "fast"}, "fast")):
-        options = argparse.Namespace(**{"decode": "auto", "released_protocol": False} | given)
-        assert build.pick_decoders(options) == (both, both)
+        options = {"decode": "auto", "released_protocol": False} | given
+        assert build.pick_decoders(**options) == (both, both)
     weights = ava / "weights.pth"
     (ava / "run" / "checkpoints" / "best.pth").rename(weights)
     assert seen(eval=True, path_to_model_weight=weights) == ["pil"]

@@ -31,8 +31,7 @@ FAKE = """
     parent = os.getppid()
     (folder / "options.json").write_text(json.dumps(
         {"select_by": "accuracy", "num_epoch": epochs, "dataset": "ava", "search_metric": "accuracy", **parameters}))
-    run = {"parameters": parameters, "status": "running", "pid": os.getpid(), "host": os.uname().nodename,
-        "pid_started": open("/proc/self/stat").read().rpartition(")")[2].split()[19]}
+    run = {"parameters": parameters, "status": "running", "pid": os.getpid(), "host": os.uname().nodename}
     def end(status):
         (folder / "run.json").write_text(json.dumps(run | {"status": status}))
     def stop(*_):

@@ -88,7 +88,7 @@ def test_splits_with_different_votes(run, ava):
     for name, count in (("train", 5), ("val", 5), ("test", 6)):
         columns = ",".join(str(level) for level in range(1, count + 1))
         (ava / f"{name}.csv").write_text(f"image,{columns}\n100.jpg{',1' * count}\n")
-    refused(run, ava, "test.csv: its label columns differ from those of train.csv", dataset="csv")
+    refused(run, ava, "train.csv: its label columns differ from those of test.csv", dataset="csv")
 
 
 def test_missing_images_are_counted_and_the_first_ten_named(run, ava):
@@ -154,6 +154,7 @@ def test_wrong_weights(run, ava):
         ({"calibrate_points": 8}, "--calibrate_points needs --path_to_model_weight"),
         ({"calibrate_points": 0}, "--calibrate_points 0 must be at least 1"),
         ({**COMPILED, "interest_points": "running"}, "--compile does not go with"),
+        ({"cuda_graph": "on"}, "--cuda_graph on: the device is cpu; leave it out"),
         ({"amp": "fp8"}, "--amp fp8: choose from auto, bf16"),
         ({"save_minutes": -1}, "--save_minutes -1 must be at least 0"),
         ({"max_bad_steps": -1}, "--max_bad_steps -1 must be at least 0"),

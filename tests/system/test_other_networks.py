@@ -94,9 +94,12 @@ def test_a_network_without_checkpointing_says_so(monkeypatch):
         def set_grad_checkpointing(self, enable=True):
             assert not enable, "gradient checkpointing not supported"
 
+    given = {"path_to_images": "a", "path_to_save_csv": "b", "model": "timm/x", "grad_checkpoint": True}
+    options = option.complete(given)
     for network in (torch.nn.Linear(1, 1), Refusing()):
+        monkeypatch.setattr(build, "create_model", lambda *_, network=network, **__: network)
         with pytest.raises(InputError, match="--grad_checkpoint: timm/x has no such way"):
-            build._checkpoint_gradients(network, "timm/x")
+            build.make_model(options, None, models.Purpose(), 1, torch.device("cpu"))
 
 
 def test_the_optimiser_spares_what_timm_says_of_a_network():

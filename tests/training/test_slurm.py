@@ -3,11 +3,9 @@
 import os
 import signal
 import subprocess
-import sys
 
 import pytest
-from helpers.data import arguments
-from helpers.runs import ENOUGH, ROOT, SMALL_RUN, metrics, two_processes, until
+from helpers.runs import ENOUGH, ROOT, until
 
 SRUN = """#!/bin/bash
 while [[ $1 == --* ]]; do shift; done
@@ -37,11 +35,11 @@ JOB = {"SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "first", "SLURM_CPUS_PER_TASK"
 
 @pytest.fixture
 def sbatch(tmp_path):
-    """sbatch(*words, python=None): the script as Slurm starts it, with a program in place of Python."""
+    """sbatch(*words): the script as Slurm starts it, with a program in place of Python."""
     started = []
 
-    def start(*words, python=PYTHON):
-        for name, text in (("srun", SRUN), ("scontrol", SCONTROL), ("python", python)):
+    def start(*words):
+        for name, text in (("srun", SRUN), ("scontrol", SCONTROL), ("python", PYTHON)):
             (tmp_path / "bin").mkdir(exist_ok=True)
             (tmp_path / "bin" / name).write_text(text)
             (tmp_path / "bin" / name).chmod(0o755)
@@ -84,28 +82,3 @@ def test_two_minutes_before_its_end_a_job_saves_queues_itself_again_and_then_goe
 def test_a_job_that_fails_by_itself_is_not_queued_again(sbatch, tmp_path):
     assert sbatch("--fail").wait(ENOUGH) == 1
     assert log(tmp_path, "scontrol.log") == []
-
-
-@pytest.mark.slow
-def test_a_job_of_two_processes_goes_on_to_the_uninterrupted_result(ava, sbatch):
-    given = {"init_lr": 1e-3, "num_epoch": 8, "batch_size": 2, "interest_points": "running"}
-    status, whole, err = two_processes(ava, arguments(ava, **given))
-    assert status == 0, err
-    (ava / "main_nni.py").symlink_to(SMALL_RUN)
-    python = f'#!/bin/sh\nexec {sys.executable} "$@"\n'
-    words = arguments(ava, **given, save_minutes=0, experiment_dir_name=None)
-    job = sbatch(*words, python=python)
-    until((ava / "runs" / "slurm-7" / "checkpoints" / "last.pt").exists, job)
-    job.send_signal(signal.SIGUSR1)
-    _, err = job.communicate(timeout=ENOUGH)
-    assert job.returncode == 143, err
-    assert err.count("stopped by SIGTERM; --resume") == 1
-    assert log(ava, "scontrol.log") == ["requeue 7"]
-    assert sbatch(*words).wait(ENOUGH) == 0
-    (_, command), (_, same) = (line.split(" main_nni.py ") for line in log(ava, "started.log"))
-    assert command == same
-    status, resumed, err = two_processes(
-        ava, [ava / word if "/" in word else word for word in command.split()]
-    )
-    assert (status, "resumed after" in err) == (0, True), err
-    assert metrics(resumed) == metrics(whole)

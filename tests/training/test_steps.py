@@ -5,6 +5,7 @@ import logging
 import math
 import os
 import pty
+import re
 import struct
 import sys
 import termios
@@ -21,10 +22,9 @@ from helpers.runs import metrics
 import main_nni
 import option
 from iaa.training import build, engine
-from iaa.training.engine import Trainer
-from iaa.training.meters import DataWait, PendingLosses
-from iaa.training.steps import Precision, Schedule, Stepper, make_optimizer
-from models import EAT, create_model
+from iaa.training.engine import PendingLosses, Trainer
+from iaa.training.steps import Precision, Schedule, Stepper, allow_tf32, make_optimizer
+from models import EAT, Purpose, create_model
 from util import emd_loss
 
 CPU = torch.device("cpu")
@@ -64,16 +64,18 @@ def test_training_in_half_precision_keeps_weights_and_evaluation_in_float32(ava,
 )
 def test_training_on_a_gpu_alone_is_bf16_unless_asked(monkeypatch, device, has_bf16, given, expected):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: has_bf16)
-    found = build.pick_precisions(options(**given), torch.device(device))
+    chosen = options(**given)
+    exact = chosen.eval or chosen.released_protocol
+    found = build.pick_precisions(chosen.amp, exact, torch.device(device))
     assert [precision.dtype for precision in found] == expected
 
 
 @pytest.mark.parametrize("tf32", [False, True])
 def test_tf32_is_off_unless_asked(tf32):
-    build.pick_precisions(options(tf32=tf32), CPU)
+    build.make_model(options(model="eat_test", tf32=tf32), None, Purpose(), 1, CPU)
     assert torch.get_float32_matmul_precision() == ("high" if tf32 else "highest")
     assert torch.backends.cudnn.allow_tf32 == tf32
-    build.pick_precisions(options(), CPU)
+    allow_tf32(False)
 
 
 @pytest.mark.slow
@@ -107,16 +109,6 @@ def test_checkpointed_gradients_are_the_same_and_count_each_image_once(golden_im
 
 
 @pytest.mark.slow
-def test_checkpointed_gradients_in_a_run(ava, run):
-    results = []
-    for name, flag in (("plain", None), ("saving", True)):
-        given = {"interest_points": "running", "init_lr": 1e-3, "grad_checkpoint": flag}
-        _, result, _ = run(arguments(ava, experiment_dir_name=ava / name, **given))
-        results.append(metrics(result))
-    assert results[1] == pytest.approx(results[0], rel=1e-3)
-
-
-@pytest.mark.slow
 def test_a_compiled_run_is_the_plain_one(ava, run, monkeypatch, trained):
     """By a backend that needs no C++ compiler and no minutes; batches of 6 and 4, the last one of 2."""
     given = {"init_lr": 1e-4, "interest_points": "running", "batch_size": 6, "eval_batch_size": 4}
@@ -132,6 +124,20 @@ def test_a_compiled_run_is_the_plain_one(ava, run, monkeypatch, trained):
     status, compiled, err = run(arguments(ava, experiment_dir_name=ava / "compiled", compile=True, **given))
     assert (status, asked) == (0, [True]), err
     assert metrics(compiled) == pytest.approx(metrics(plain), rel=1e-3)
+
+
+@pytest.mark.slow
+def test_a_network_that_does_not_compile_is_one_line(ava, run, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("no compiler is here")
+
+    monkeypatch.setattr(EAT, "compile", lambda self: torch.nn.Module.compile(self, backend=fail))
+    status, _, err = run(arguments(ava, compile=True))
+    torch._dynamo.reset()
+    assert status == 2
+    assert "--compile: the network does not compile here (" in err
+    assert "no compiler is here" in err
+    assert len(err.splitlines()) == 1
 
 
 def test_adamw_decays_matrices_but_no_biases_norms_and_position_tables():
@@ -173,7 +179,7 @@ def test_losses_are_summed_over_images_and_bad_ones_told_once(tmp_path, caplog):
         trainer.save()
         assert (trainer.progress.loss, trainer.progress.images) == (10.0, 4)
     assert [(row["step"], row["images"]) for row in trainer.progress.bad_steps] == [(2, ["c"])]
-    assert caplog.text.count("the step is left out (1 of --max_bad_steps 1)") == 1
+    assert caplog.text.count("(1 of --max_bad_steps 1): the step is left out") == 1
 
 
 def test_losses_are_read_one_call_later_or_awaited():
@@ -188,35 +194,20 @@ def test_losses_are_read_one_call_later_or_awaited():
     assert list(pending.read(wait=True)) == []
 
 
-def test_waiting_for_data_is_measured_from_the_first_batch_on():
-    wait = DataWait(CPU)
-
-    def slow():
-        time.sleep(0.3)
-        for item in range(21):
-            time.sleep(0.01)
-            yield item
-
-    for _ in wait.timed(slow()):
-        time.sleep(0.005)
-    assert 0.45 < wait.share < 0.75
-    assert wait.is_bottleneck
-
-
-def test_a_busy_device_does_not_wait_for_data():
-    wait = DataWait(CPU)
-    wait.idle = lambda: False
-    for _ in wait.timed(range(30)):
-        time.sleep(0.001)
-    assert wait.share == 0
-
-
-@pytest.mark.slow
-def test_a_run_that_waits_for_data_says_so_once(ava, run, monkeypatch, caplog):
+def test_an_epoch_that_waits_for_images_says_so(ava, run, monkeypatch, caplog):
     caplog.set_level(logging.INFO)
-    monkeypatch.setattr(engine.DataWait, "is_bottleneck", property(lambda self: True))
-    run(arguments(ava, num_epoch=2, batch_size=1))
-    assert caplog.text.count("raise --num_workers (now 0)") == 1
+    batches = engine.batches
+
+    def slow(*given):
+        for batch in batches(*given):
+            time.sleep(0.5)
+            yield batch
+
+    run(arguments(ava))
+    assert "training waited" not in caplog.text
+    monkeypatch.setattr(engine, "batches", slow)
+    run(arguments(ava, overwrite=True))
+    assert re.search(r"training waited for images [4-9]\d % of the time; more --num_workers", caplog.text)
 
 
 @pytest.mark.slow
@@ -242,5 +233,5 @@ def test_bars_stand_on_a_terminal_and_nowhere_else(ava, terminal):
     os.close(ours)
     assert ended(child) == 0, shown
     assert b"epoch 1/1" in shown
-    for text in (b"images/s", b"waiting for data", b"validate:"):
+    for text in (b"images/s", b"validate:"):
         assert (text in shown) == terminal

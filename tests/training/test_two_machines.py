@@ -87,7 +87,7 @@ def lines(log):
 
 
 @pytest.mark.slow
-def test_processes_and_then_the_cable_are_lost_and_the_run_goes_on_to_the_same_result(ava, run, machine):
+def test_the_cable_is_lost_and_the_run_goes_on_to_the_same_result(ava, run, machine):
     """The run's folder is on a disk that the first machine alone sees; there every start finds it."""
     status, whole, err = two_processes(ava, arguments(ava, **RECIPE, experiment_dir_name=ava / "whole"))
     assert status == 0, err
@@ -111,17 +111,10 @@ def test_processes_and_then_the_cable_are_lost_and_the_run_goes_on_to_the_same_r
     connect(*pair)
     both = start(arguments(ava, **RECIPE, experiment_dir_name=folder))
     saved_again(last, both)
-    pair[1].do("sh", "-c", "kill -9 -1")
-    lost = time.monotonic()
-    assert both[0].wait(60) != 0, logs[0].read_text()
-    print(f"without the other machine's processes: {time.monotonic() - lost:.1f} s")
-    assert_lost(0)
-    assert json.loads((folder / "run.json").read_text())["status"] == "failed"
-
-    both = start(resume)
-    saved_again(last, both, 3)
-    for one in pair:  # Linux sends again what nobody acknowledges: 15 times take a quarter of an hour
-        one.do("sysctl", "-q", "-w", "net.ipv4.tcp_retries2=5")
+    for one in (
+        pair
+    ):  # Linux sends again what nobody acknowledges: 15 times take a quarter of an hour, 3 times seconds
+        one.do("sysctl", "-q", "-w", "net.ipv4.tcp_retries2=3")
     pair[1].do("ip", "link", "set", "eth0", "down")
     lost = time.monotonic()
     for torchrun in both:
@@ -129,6 +122,7 @@ def test_processes_and_then_the_cable_are_lost_and_the_run_goes_on_to_the_same_r
         print(f"without the cable: {time.monotonic() - lost:.1f} s")
     assert_lost(0)
     assert_lost(1)
+    assert json.loads((folder / "run.json").read_text())["status"] == "failed"
 
     pair[1].do("ip", "link", "set", "eth0", "up")
     both = start(resume)
