@@ -26,11 +26,11 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -39,6 +39,7 @@ from iaa.errors import InputError
 from iaa.runtime.command_line import Parser
 from iaa.runtime.files import write_json
 from iaa.runtime.program import run_command
+from iaa.training.cuda_graph import CudaGraph, graph_forward
 from iaa.training.steps import Precision, Schedule, Stepper, allow_tf32, make_optimizer
 from models import create_model, list_models
 from option import Option
@@ -80,7 +81,7 @@ class BudgetOver(BaseException):
 
 
 class Step:
-    """A step of training, or of evaluation, of a network on a batch in memory.
+    """A step of training, or of evaluation, of a network on a batch in memory; on a GPU by a CUDA graph.
 
     model: takes (B, 3, img_size, img_size) and returns (B, 10); it is moved to the device. dtype: of autocast; None: float32.
     plain: an EAT network run by `straightforward_forward` and trained by plain Adam.
@@ -96,34 +97,37 @@ class Step:
         compiled: bool = False,
         plain: bool = False,
     ):
-        self.model, self.batch, self.training = model.to(device).train(training), batch, training
-        self.device, self.precision, self.plain = device, Precision(device, dtype), plain
+        model.to(device).train(training)
+        self.batch, self.training, self.device, self.plain = batch, training, device, plain
+        self.network = partial(straightforward_forward, model) if plain else model
         optimizer = torch.optim.Adam(model.parameters()) if plain else make_optimizer(model, "adam", 0.0)
-        self.stepper = Stepper(model, optimizer, Schedule(1e-6, 1), self.precision, clip_grad=1.0)
+        precision, graph = Precision(device, dtype), device.type == "cuda" and not plain
+        self.stepper = Stepper(model, optimizer, Schedule(1e-6, 1), precision, clip_grad=1.0)
         if compiled:
             compile_network(model)
+        self.gradients = CudaGraph(self._add_gradients, self.stepper.parameters, graph)
+        self.forward = graph_forward(self.network, precision, graph)
         self.images = torch.randn(batch, 3, model.img_size, model.img_size, device=device)
-        self.target = torch.rand(batch, 10, device=device).softmax(-1)
+        self.targets = torch.rand(batch, 10, device=device).softmax(-1)
 
     def __call__(self) -> None:
         if not self.training:
             with torch.inference_mode():
-                self._forward()
+                self.forward(self.images)
             return
-        loss = emd_loss(self._forward(), self.target)
+        self.gradients(self.images, self.targets)
         if self.plain:
-            self.stepper.optimizer.zero_grad()
-            loss.backward()
             self.stepper.optimizer.step()
+            self.stepper.optimizer.zero_grad()
         else:
-            self.stepper.backward(loss)
             self.stepper.update(0.0)
 
-    def _forward(self) -> torch.Tensor:
-        with self.precision():
-            if self.plain:
-                return straightforward_forward(self.model, self.images)
-            return self.model(self.images).float()
+    def _add_gradients(self, images: Tensor, targets: Tensor) -> Tensor:
+        with self.stepper.precision():
+            outputs = self.network(images)
+        loss = emd_loss(outputs.float(), targets)
+        self.stepper.backward(loss)
+        return loss.detach()
 
     def seconds(self, count: int) -> float:
         """The mean duration of `count` steps; the device is waited for before the first and after the last."""
