@@ -145,8 +145,8 @@ def synchronize(device: torch.device) -> None:
 
 
 def compile_network(model: nn.Module) -> None:
-    """As --compile of main_nni.py."""
-    model.compile()
+    """As --compile of main_nni.py; for one batch size: a second one would make the graph a general, slower one."""
+    model.compile(dynamic=False)
 
 
 def make_step(name: str, precision: str, compiled: str, batch: int, training: bool, device: str) -> Step:
