@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from functools import cache
 from itertools import combinations
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -17,9 +17,11 @@ from torch.utils.data import DataLoader, Sampler
 
 from iaa.errors import InputError
 from iaa.photographs import workers
-from iaa.photographs.cache import Cache
 from iaa.photographs.decode import decoding_error, read_fast, read_pil
 from iaa.photographs.labels import LabelFormat, Labels, find_images, hold_out, read_labels
+
+if TYPE_CHECKING:
+    from iaa.photographs.cache import Cache  # needs lmdb, which scoring does without
 
 # Mean and standard deviation of red, green and blue, in [0, 1], by which a network's input is normalised.
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]

@@ -148,6 +148,7 @@ GROUPS: dict[str, tuple[Option, ...]] = {
         Option("amp", str, "auto", "number format of matrix products; auto: bf16 in training on a GPU that has it, off for --eval, test.csv and --released_protocol", choices=("auto", "bf16", "fp16", "off")),
         Option("tf32", bool, False, "float32 matrix products on a GPU may use TF32"),
         Option("deterministic", bool, False, "training on a GPU gives the same weights each time; attention takes longer"),
+        Option("cuda_graph", str, "auto", "on a GPU: forward, loss and backward of a step as one CUDA graph, and forward in evaluation; auto: but not steps of several processes, with --accumulate or --grad_checkpoint; on: refuse to train so; off: no graph", choices=("auto", "on", "off"), resumable=True),
         Option("compile", bool, False, "compile the network with torch.compile"),
         Option("grad_checkpoint", bool, False, "recompute activations in the backward pass: less memory, about 1.3 times as long", resumable=True),
     ),

@@ -1,19 +1,15 @@
 """How many photographs one core reads in a second: as the release reads them, by PIL, by torchvision, from a cache.
 
     python -m benchmarks.loading --images FOLDER --repeats 7
-    python -m benchmarks.loading --memory
 
 All ways run in turn in one process, on one core; ratios to the released way are of the same round. A second table compares
-the pixels of `--decode fast` with PIL's. `--memory` shows instead how much memory 255,000 rows of labels take, and
-whether the processes that read photographs grow.
+the pixels of `--decode fast` with PIL's.
 """
 
 from __future__ import annotations
 
 import argparse
-import gc
 import itertools
-import multiprocessing
 import statistics
 import sys
 import tempfile
@@ -22,7 +18,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import sklearn.datasets
 import torch
 from PIL import Image
@@ -30,26 +25,23 @@ from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from dataset import Transform, batches, make_loader, read_splits
+from dataset import Transform, batches, make_loader
 from iaa.errors import InputError
 from iaa.photographs.cache import Cache
 from iaa.photographs.decode import Resize, read_fast, read_pil
-from iaa.photographs.labels import AVA, FORMATS, Labels
+from iaa.photographs.labels import FORMATS, Labels
 from iaa.runtime.command_line import Parser
 from iaa.runtime.files import write_json
 from iaa.runtime.program import run_command
 from option import Option
 
 BATCH = 16
-ROWS = 255_000
 
 # fmt: off
 TABLE = (
     Option("images", Path, None, "folder of JPEGs (default: scikit-learn's two)", metavar="FOLDER"),
     Option("count", int, 160, "photographs that each way reads in a round", low=1),
     Option("repeats", int, 7, "rounds", low=1),
-    Option("memory", bool, False, "show the memory of labels and of reading processes instead"),
-    Option("workers", int, 2, "with --memory: processes that read", low=1),
     Option("json", Path, None, "also write the rows to this file"),
 )
 # fmt: on
@@ -133,42 +125,6 @@ def compare_pixels(folder: Path) -> list[dict]:
     return rows
 
 
-def measure_memory(workers: int) -> list[str]:
-    """Lines with the MiB of ROWS rows of AVA's labels, and with each worker's own MiB over an epoch. Linux only."""
-    lines, rng = [], np.random.default_rng(0)
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        Image.new("RGB", (16, 16), (90, 120, 60)).save(folder / "picture.jpg")
-        table = pd.DataFrame(rng.integers(0, 90, (ROWS, 10)), columns=AVA.vote_columns)
-        table.insert(0, AVA.image_column, np.arange(700_000, 700_000 + ROWS))
-        for number in table[AVA.image_column]:
-            (folder / f"{number}.jpg").symlink_to("picture.jpg")
-        table.to_csv(folder / "test.csv", index=False)
-        table.head(2).to_csv(folder / "train.csv", index=False)
-        del table
-        gc.collect()
-        before = read_resident("self")
-        labels = read_splits(folder, folder, FORMATS["ava"], train=False).test
-        gc.collect()
-        size = sum(a.nbytes for a in (labels.images, labels.targets, labels.mos)) / 2**20
-        resident = f"resident {before:.0f} MiB before reading, {read_resident('self'):.0f} after"
-        lines.append(f"{len(labels):,} rows: {size:.0f} MiB in arrays; {resident}")
-        loader = make_loader(labels, folder, Transform(FORMATS["ava"], 32, True), 64, workers, decoder="fast")
-        for number, _ in enumerate(batches(loader), 1):
-            if number in (50, len(loader) // 2, len(loader) - 50):
-                private = [read_resident(child.pid, True) for child in multiprocessing.active_children()]
-                numbers = ", ".join(f"{mebibytes:.1f}" for mebibytes in private)
-                lines.append(f"after {number * 64:,} pictures: {numbers} MiB of each worker's own")
-    return lines
-
-
-def read_resident(pid: int | str, private: bool = False) -> float:
-    """MiB that a process holds in memory; private: without pages that it shares with other processes."""
-    names = ("Private_Clean:", "Private_Dirty:") if private else ("Rss:",)
-    lines = (line.split() for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()[1:])
-    return sum(int(words[1]) for words in lines if words[0] in names) / 1024
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, and print the tables. Returns the exit status."""
     parser = Parser(
@@ -183,9 +139,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         folder = options.images or Path(sklearn.datasets.__file__).parent / "images"
         if not folder.is_dir() or not list_jpegs(folder):
             raise InputError(f"--images {folder}: no folder with JPEGs")
-        if options.memory:
-            print("\n".join(measure_memory(options.workers)))
-            return
         torch.set_num_threads(1)
         speeds = []
         for dataset in ("ava", "tad66k"):

@@ -56,6 +56,7 @@ def work(options: argparse.Namespace, weights: Weights | None, device: torch.dev
     label_format, splits = read_data(options)
     purpose, trained_format, is_stated = pick_purpose(options, weights, label_format)
     network_format = trained_format or label_format
+    graph, test_graph = build.pick_cuda_graphs(options, device)
     model = build.make_model(options, weights, purpose, network_format.outputs, device)
     if not options.eval:
         build.note_photographs(model, splits)
@@ -68,6 +69,7 @@ def work(options: argparse.Namespace, weights: Weights | None, device: torch.dev
         StopSignal() as stop,
         run_folder.recorded(folder, options, nni_trial.get_parameters()),
         distributed.connection_errors(),
+        engine.compile_errors(),
     ):
         if options.calibrate_points and not options.resume:
             build.calibrate(options, model, splits.train, network_format, stop)
@@ -79,12 +81,13 @@ def work(options: argparse.Namespace, weights: Weights | None, device: torch.dev
         loaders = build.make_loaders(options, splits, model, network_format, stop)
         history, selection = [], {}
         if not options.eval:
-            trainer = build.make_trainer(options, model, precision, folder / "checkpoints")
-            train(options, trainer, loaders, label_format, folder, stop)
+            trainer = build.make_trainer(options, model, precision, graph, folder / "checkpoints")
+            train(options, trainer, loaders, label_format, test_graph, folder, stop)
             history = trainer.progress.history
             selected_on = "test.csv" if options.released_protocol else "validation"
             selection = {"best_epoch": trainer.progress.best_epoch, "selected_on": selected_on}
-        criterion, scoring = make_loss(options.loss), (test_precision, "test", stop, trained_format)
+        criterion = make_loss(options.loss)
+        scoring = test_precision, "test", stop, trained_format, test_graph
         evaluation = engine.evaluate(model, loaders["test"], criterion, label_format, *scoring)
         setup = EvaluationSetup(
             options.dataset,
@@ -169,10 +172,14 @@ def train(
     trainer: engine.Trainer,
     loaders: dict[str, DataLoader],
     label_format: LabelFormat,
+    cuda_graph: bool,
     folder: Path,
     stop: StopSignal,
 ) -> None:
-    """Train, select on the validation set, and put the selected checkpoint into the network."""
+    """Train, select on the validation set, and put the selected checkpoint into the network.
+
+    cuda_graph: validate by one.
+    """
     model, precision, progress = trainer.stepper.model, trainer.stepper.precision, trainer.progress
     writes, evaluated = distributed.rank() == 0, (loaders["val"], trainer.criterion, label_format, precision)
     with run_folder.open_tensorboard(folder, progress) as writer:
@@ -180,7 +187,7 @@ def train(
             trainer.train_epoch(loaders["train"], stop)
             trainer.save()  # a signal ends the validation; several processes only notice it afterwards
             start = time.perf_counter()
-            validation = engine.evaluate(model, *evaluated, "validate", stop)
+            validation = engine.evaluate(model, *evaluated, "validate", stop, cuda_graph=cuda_graph)
             progress.seconds += time.perf_counter() - start
             trainer.end_epoch(validation, options.select_by)
             if writes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,6 +20,7 @@ from iaa.networks.trained_network import TrainedNetwork
 from iaa.runtime.signals import StopSignal
 from iaa.scoring.photos import PhotoBatch, ScoredPhoto
 from iaa.scoring.table import Row, read_rows
+from iaa.training.cuda_graph import graph_forward
 from iaa.training.engine import oom_hint
 from iaa.training.steps import Precision
 
@@ -38,10 +39,12 @@ def score_batches(
 
     Raises Interrupted between two batches when a signal came, TrainingError where memory runs out.
     """
+    is_graph = precision.device.type == "cuda" and recorder is None
+    forward = graph_forward(trained.model, precision, is_graph)
     for batch in until_stopped(batches, stop):
         readable = [photo for photo in batch.photos if not photo.error]
         if readable:
-            outputs, attention_maps = run_network(trained, batch.images, precision, recorder)
+            outputs, attention_maps = run_network(trained, batch.images, forward, precision.device, recorder)
             for row, photo in enumerate(readable):
                 if np.isfinite(outputs[row]).all():
                     photo.outputs = outputs[row]
@@ -62,16 +65,15 @@ def until_stopped(batches: Iterable[T], stop: StopSignal | None) -> Iterator[T]:
 def run_network(
     trained: TrainedNetwork,
     images: torch.Tensor,
-    precision: Precision,
+    forward: Callable[[torch.Tensor], torch.Tensor],
+    device: torch.device,
     recorder: AttentionRecorder | None = None,
 ) -> tuple[np.ndarray, dict[str, list[AttentionMap]]]:
     """Raw outputs (B, levels) float32 of pixels (B, 3, H, W) uint8; and by layer the recorded map of each image."""
     remedy = f"try --batch_size {max(1, len(images) // 2)}"
-    with torch.inference_mode(), oom_hint(len(images), precision.device, remedy):
-        inputs = unmirrored_input(images, trained.model, precision.device)
-        with precision():
-            outputs = trained.model(inputs)
-        return outputs.float().cpu().numpy(), recorder.take() if recorder else {}
+    with torch.inference_mode(), oom_hint(len(images), device, remedy):
+        outputs = forward(unmirrored_input(images, trained.model, device))
+        return outputs.cpu().numpy(), recorder.take() if recorder else {}
 
 
 def unmirrored_input(images: torch.Tensor, model: torch.nn.Module, device: torch.device) -> torch.Tensor:

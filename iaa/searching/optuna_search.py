@@ -127,9 +127,15 @@ class Search:
     def _train(self, trial: Trial, command: Sequence[str]) -> float:
         """Train one attempt of a trial in a process of its own; returns the metric.
 
-        Raises TrialPruned if the pruner has ended it, TrainingError if it has failed, Interrupted after a signal.
+        Raises TrialPruned if the pruner has ended it, TrainingError if it has failed, Interrupted after a signal, InputError if
+        the study has another space.
         """
-        parameters = suggest(trial, self.space)  # a trial that is retried has them already
+        try:
+            parameters = suggest(trial, self.space)  # a trial that is retried has them already
+        except ValueError as error:  # Optuna's: a parameter has other choices than in the study
+            raise InputError(
+                f"{self.folder}: its search has another space ({error}); give another --out"
+            ) from None
         attempt = self.study.trials[trial.number]
         folder = self.folder / f"trial_{first_number(attempt):04d}"
         folder.mkdir(exist_ok=True)

@@ -62,6 +62,24 @@ def pick_precisions(amp: str, exact: bool, device: torch.device) -> tuple[Precis
     return Precision(device, torch.bfloat16), Precision(device)
 
 
+def pick_cuda_graphs(options: argparse.Namespace, device: torch.device) -> tuple[bool, bool]:
+    """Whether training steps, and whether evaluation, run as CUDA graphs, by `--cuda_graph`. Raises InputError."""
+    if options.cuda_graph == "off" or (options.cuda_graph == "auto" and device.type != "cuda"):
+        return False, False
+    obstacles = {
+        f"the device is {device}": device.type != "cuda",
+        "there are several processes": distributed.world_size() > 1,
+        f"--accumulate is {options.accumulate}": options.accumulate > 1,
+        "--grad_checkpoint is given": bool(options.grad_checkpoint),
+    }
+    reasons = [reason for reason, applies in obstacles.items() if applies]
+    if reasons and options.cuda_graph == "on":
+        raise InputError(f"--cuda_graph on: {reasons[0]}; leave it out")
+    if reasons and not options.eval:
+        log.info("training steps are no CUDA graphs: %s", reasons[0])
+    return not reasons, True
+
+
 def pick_format(options: argparse.Namespace) -> LabelFormat:
     """The label format of the dataset. Raises InputError if the files of `--dataset csv` have different columns."""
     if options.dataset != "csv":
@@ -212,7 +230,7 @@ def calibrate(
 
 
 def make_trainer(
-    options: argparse.Namespace, model: nn.Module, precision: Precision, checkpoints: Path
+    options: argparse.Namespace, model: nn.Module, precision: Precision, cuda_graph: bool, checkpoints: Path
 ) -> engine.Trainer:
     """The trainer of a run, at its start or where --resume goes on. checkpoints: the folder of last.pt, which is made."""
     network, unsynced = model, nullcontext
@@ -230,4 +248,6 @@ def make_trainer(
         progress = checkpoint.restore(checkpoints, stepper)
         log.info("resumed after %d epochs and %d batches", progress.epoch, progress.step)
     limits = options.save_minutes, options.max_bad_steps
-    return engine.Trainer(network, stepper, make_loss(options.loss), checkpoints, *limits, progress)
+    return engine.Trainer(
+        network, stepper, make_loss(options.loss), checkpoints, *limits, progress, cuda_graph
+    )

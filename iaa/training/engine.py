@@ -25,6 +25,7 @@ from iaa.runtime.progress import progress_bar
 from iaa.runtime.signals import StopSignal, stop_errors
 from iaa.training import checkpoint
 from iaa.training.checkpoint import Progress
+from iaa.training.cuda_graph import CudaGraph, graph_forward
 from iaa.training.steps import Precision, Stepper
 from util import ScorePairs, compute_metrics
 
@@ -77,7 +78,8 @@ class PendingLosses:
 class Trainer:
     """Trains a network epoch by epoch, saves last.pt and best.pth, and leaves out bad steps.
 
-    network: the model, or DistributedDataParallel around it. checkpoints: the folder of last.pt.
+    network: the model, or DistributedDataParallel around it. checkpoints: the folder of last.pt. cuda_graph: forward, loss and
+    backward are one CUDA graph; for a single process and steps of one batch.
     """
 
     network: Callable[[Tensor], Tensor]
@@ -87,8 +89,10 @@ class Trainer:
     save_minutes: float = math.inf
     max_bad_steps: int = 0
     progress: Progress = field(default_factory=Progress)
+    cuda_graph: bool = False
 
     def __post_init__(self):
+        self.gradients = CudaGraph(self._add_gradients, self.stepper.parameters, self.cuda_graph)
         self.device = self.stepper.precision.device
         self.losses, self.last_loss = PendingLosses(), math.nan
         self.saved_at = time.monotonic()
@@ -126,6 +130,7 @@ class Trainer:
                     self.save()
                 with stop_errors(stop):
                     raise
+        self.gradients.end()  # validation needs the memory
         if waited > (asked - start) / 3:
             log.info(
                 "training waited for images %.0f %% of the time%s", 100 * waited / (asked - start), WAITING
@@ -135,20 +140,24 @@ class Trainer:
         """Forward, backward and, after the last batch of a step, the step. Returns whether there was a step."""
         stepper, now = self.stepper, self.progress.epoch + (number + 0.5) / count
         batches_of_step, is_last = stepper.shares(number, count)
-        stepper.begin(now)
+        stepper.begin(now, batches_of_step)
         images = to_input(batch, self.device, stepper.model.statistics)
         with nullcontext() if is_last else stepper.unsynced():
-            with stepper.precision():
-                output = self.network(images)
-            loss = self.criterion(output.float(), batch.targets.to(self.device, non_blocking=True))
-            stepper.backward(loss, batches_of_step)
-        loss = loss.detach()
+            loss = self.gradients(images, batch.targets.to(self.device, non_blocking=True))
         if is_last:
             stepper.update(now)
             if stepper.left_out is not None:
                 loss = torch.where(stepper.left_out & loss.isfinite(), torch.nan, loss)
         self.losses.add(number, batch.names, loss)
         return is_last
+
+    def _add_gradients(self, images: Tensor, targets: Tensor) -> Tensor:
+        """Forward, loss and backward. Returns the loss of the batch."""
+        with self.stepper.precision():
+            output = self.network(images)
+        loss = self.criterion(output.float(), targets)
+        self.stepper.backward(loss)
+        return loss.detach()
 
     def _save_if_due(self, stop: StopSignal) -> None:
         """Save if it is time, or if this or another process got a signal; then raises Interrupted."""
@@ -225,6 +234,18 @@ def oom_hint(batch_size: int, device: torch.device, remedy: str):
 
 
 @contextmanager
+def compile_errors():
+    """Turn an error of torch.compile, as where no C++ compiler is, into an InputError of one line."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
+            raise
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"--compile: the network does not compile here ({reason}); leave it out") from error
+
+
+@contextmanager
 def eval_batches(
     title: str, loader: DataLoader, device: torch.device, stop: StopSignal | None
 ) -> Iterator[Iterator[Batch]]:
@@ -257,23 +278,26 @@ def evaluate(
     title: str = "evaluate",
     stop: StopSignal | None = None,
     trained: LabelFormat | None = None,
+    cuda_graph: bool = False,
 ) -> Evaluation:
     """Run the network over a split, and compute all metrics, in the order of the CSV.
 
     label_format: format of the labels. trained: format of the dataset that the network was trained on, if it is another one.
+    cuda_graph: run the network as a CUDA graph.
     Several processes share the batches if the loader does; else rank 0 evaluates alone. All return the same result.
     Raises TrainingError if an output is not finite, Interrupted after a signal to a single process.
     """
     sampler, device, results, points = loader.batch_sampler, precision.device, [], {}
+    forward = graph_forward(model, precision, cuda_graph)
     if sampler.world_size == distributed.world_size() or distributed.rank() == 0:
         model.eval()
         with eval_batches(title, loader, device, stop) as items:
             for batch in items:
                 images = to_input(batch, device, model.statistics)
-                with precision():
-                    if not results and hasattr(model, "interest_point_stats"):
+                if not results and hasattr(model, "interest_point_stats"):
+                    with precision():
                         points = model.interest_point_stats(images)
-                    output = model(images).float()
+                output = forward(images)
                 targets = batch.targets.to(device, non_blocking=True)
                 loss = criterion(output, targets) if output.shape == targets.shape else torch.tensor(math.nan)
                 results.append((output, loss * len(output)))

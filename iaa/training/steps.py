@@ -85,10 +85,12 @@ class Stepper:
         half = self.precision.dtype == torch.float16
         self.scaler = torch.amp.GradScaler(self.precision.device.type, enabled=half)
         self.left_out: Tensor | None = None  # whether the last step was skipped; a bool on the device
+        self.batches_of_step = 1
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
 
-    def begin(self, now: float) -> None:
-        """Before a batch's forward pass. now: epochs done, fractions count."""
+    def begin(self, now: float, batches_of_step: int = 1) -> None:
+        """Before a batch's forward pass. now: epochs done, fractions count. batches_of_step: see `shares`."""
+        self.batches_of_step = batches_of_step
         if self.refinement is not None:
             models.set_refinement(self.model, self.refinement(now / self.schedule.num_epoch))
 
@@ -98,9 +100,9 @@ class Stepper:
         batches_of_step = min(self.accumulate, batches - batch + index)
         return batches_of_step, index == batches_of_step - 1
 
-    def backward(self, loss: Tensor, batches_of_step: int = 1) -> None:
+    def backward(self, loss: Tensor) -> None:
         """Add a batch's share to the gradients."""
-        self.scaler.scale(loss / batches_of_step).backward()
+        self.scaler.scale(loss / self.batches_of_step).backward()
 
     def update(self, now: float) -> None:
         """Make a step of the accumulated gradients, and clear them. now: epochs done, fractions count."""

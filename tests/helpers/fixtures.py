@@ -1,4 +1,7 @@
-"""What the tests share: the golden vectors, small made-up datasets, and a way to run main_nni.py in-process."""
+"""What the tests share: the golden vectors, small made-up datasets, and a way to run main_nni.py in-process.
+
+tests/test_gpu.py runs where several packages are missing: fixtures import their rooms themselves.
+"""
 
 import contextlib
 import functools
@@ -14,34 +17,33 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from filelock import FileLock
 from safetensors.torch import load_file
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-import export
 import main_nni
 import models
 import prepare_data
 from helpers import eat_test  # noqa: F401  registers the network
 from helpers.data import arguments, make_ava, make_pictures
 from helpers.networks import GOLDEN, make_toy, make_weights
-from iaa.evaluation import bootstrap
-from iaa.exporting import description
-from iaa.reports import test_report
 
 # Autograd's first backward decides whether it has threads, as beside a fake GPU; a forked process cannot go on with them.
 torch.ones(1, requires_grad=True).sum().backward()
 
-DRAW = test_report.TestReport.write_plots
-
 
 @pytest.fixture(autouse=True)
 def quick_ends(monkeypatch):
-    """Runs of this process need no exact intervals and no report.png, which took a tenth of a short run, where neither is the point."""
+    """Runs of this process need no exact intervals and no report.png, which took a tenth of a short run, where neither is the point.
+
+    Returns the function that draws report.png.
+    """
+    from iaa.evaluation import bootstrap
+    from iaa.reports.test_report import TestReport
+
+    draw = TestReport.write_plots
     monkeypatch.setattr(bootstrap, "RESAMPLES", 100)
-    monkeypatch.setattr(
-        test_report.TestReport, "write_plots", lambda self, path, history=(): path.write_bytes(b"")
-    )
+    monkeypatch.setattr(TestReport, "write_plots", lambda self, path, history=(): path.write_bytes(b""))
+    return draw
 
 
 @pytest.fixture(scope="session")
@@ -159,6 +161,8 @@ def album(tmp_path):
 
 @pytest.fixture(scope="session")
 def photographs():
+    from iaa.exporting import description
+
     return description.sample_photographs()
 
 
@@ -186,6 +190,10 @@ def made(tmp_path_factory):
 @pytest.fixture(scope="session")
 def exported(made, tmp_path_factory):
     """One export of each form, made once for all workers: exported(weights, form) gives its path and what the command printed."""
+    from filelock import FileLock
+
+    import export
+
     folder = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         folder = folder.parent  # all workers'

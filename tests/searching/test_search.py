@@ -225,6 +225,15 @@ def test_a_database_that_cannot_be_used_is_one_line_without_its_password(fake, c
     assert "s3cret" not in out + err
 
 
+def test_other_choices_than_those_of_the_study_are_refused(fake, command):
+    assert command(*words(fake, 1))[0] == 0
+    other = SPACE | {"batch_size": {"_type": "choice", "_value": [4, 8]}}
+    (fake / "space.json").write_text(json.dumps(other))
+    status, _, err = command(*words(fake, 2))
+    assert (status, len(err.splitlines())) == (2, 1)
+    assert "its search has another space" in err
+
+
 def test_a_search_whose_first_trials_all_fail_ends(fake, command, monkeypatch):
     (fake / "fake.py").write_text("import sys; sys.exit('no such GPU')")
     status, _, err = command(*words(fake, 40))

@@ -154,6 +154,7 @@ def test_wrong_weights(run, ava):
         ({"calibrate_points": 8}, "--calibrate_points needs --path_to_model_weight"),
         ({"calibrate_points": 0}, "--calibrate_points 0 must be at least 1"),
         ({**COMPILED, "interest_points": "running"}, "--compile does not go with"),
+        ({"cuda_graph": "on"}, "--cuda_graph on: the device is cpu; leave it out"),
         ({"amp": "fp8"}, "--amp fp8: choose from auto, bf16"),
         ({"save_minutes": -1}, "--save_minutes -1 must be at least 0"),
         ({"max_bad_steps": -1}, "--max_bad_steps -1 must be at least 0"),

@@ -1,6 +1,7 @@
 """The benchmark of steps: images per second, ratios, FLOPs and profiles of EAT's networks and timm's."""
 
 import json
+import signal
 
 import pytest
 import torch
@@ -9,25 +10,73 @@ from benchmarks import throughput
 from models import create_model
 
 
+@pytest.fixture
+def rehearse(tmp_path, monkeypatch, capsys):
+    """rehearse(*words): what the benchmark writes and prints on the CPU, with tiny networks at batch 2."""
+    monkeypatch.setattr(
+        throughput, "measure_peak_memory", lambda *_: 1.0
+    )  # starts a process for each network
+
+    monkeypatch.setitem(throughput.MATRIX_SIDE, "cpu", 64)
+    throughput.measure_matrix_rate.cache_clear()
+
+    def go(*words):
+        file = tmp_path / "rows.json"
+        words = ["--batches", "2", "--repeats", "1", "--device", "cpu", "--json", str(file), *words]
+        assert throughput.main(words) == 0
+        return json.loads(file.read_text()), capsys.readouterr()
+
+    return go
+
+
 @pytest.mark.slow
-def test_networks_are_measured_in_turn_and_printed(tmp_path, capsys, monkeypatch):
-    # It starts a process for each network.
-    monkeypatch.setattr(throughput, "measure_peak_memory", lambda *_: 1.0)
-    names, file = ["plain/eat_test", "eat_test", "timm/test_vit"], tmp_path / "rows.json"
-    words = ["--models", *names, "--batches", "2", "--precisions", "float32", "bf16", "--repeats", "2"]
-    assert throughput.main([*words, "--device", "cpu", "--profile", "--json", str(file)]) == 0
-    rows = json.loads(file.read_text())["rows"]
-    modes = [row["mode"] for row in rows]
-    assert modes == ["forward"] * 5 + ["training"] * 5
-    # The plain path knows one precision.
-    assert [row["precision"] for row in rows[:5]] == ["float32", "float32", "bf16", "float32", "bf16"]
-    assert rows[0]["ratio"] == rows[0]["ratio_lowest"] == rows[0]["ratio_highest"] == 1.0
-    for row in rows:
+def test_networks_are_measured_in_turn_and_printed(rehearse, monkeypatch):
+    monkeypatch.setattr(throughput, "compile_network", lambda model: None)  # takes minutes
+    names = ["eat_test", "timm/test_vit", "plain/eat_test"]
+    report, (out, _) = rehearse("--models", *names, "--precisions", "bf16", "--compiled", "off", "on")
+    rows = [(row["model"], row["precision"], row["compiled"], row["mode"]) for row in report["rows"]]
+    ours, theirs, plain = names
+    assert rows == [
+        (ours, "bf16", "off", "training"),
+        (theirs, "bf16", "off", "training"),
+        (ours, "bf16", "off", "inference"),
+        (theirs, "bf16", "off", "inference"),
+        (ours, "bf16", "on", "training"),
+        (theirs, "bf16", "on", "training"),
+        (ours, "bf16", "on", "inference"),
+        (theirs, "bf16", "on", "inference"),
+        (plain, "float32", "off", "training"),  # the plain way knows one precision
+        (plain, "float32", "off", "inference"),
+    ]
+    assert report["rows"][0]["ratio"] == report["rows"][0]["ratio_lowest"] == 1.0
+    for row in report["rows"]:
         assert 0 < row["lowest"] <= row["images_per_second"] <= row["highest"]
-    printed = capsys.readouterr().out
-    assert printed.count("| eat_test | 2 | bf16 | off |") == 2
-    profiles = printed.split("| kernel | ms | calls |\n")[1:]
-    assert [profile.count("\n| ") for profile in profiles] == [10, 10, 10]
+        assert row["share_of_matrix_rate"] > 0
+    table, profile = out.split("| kernel | ms | calls |\n")
+    assert table.count("\n| ") - 1 == len(rows)
+    assert table.count("| eat_test | 2 | bf16 | off |") == 2
+    assert profile.count("\n| ") == len(report["profile"]) == 10
+
+
+@pytest.mark.slow
+def test_a_failure_or_the_end_of_the_budget_leaves_the_rows_that_are_there(rehearse, monkeypatch):
+    measure, groups = throughput.measure, []
+
+    def over_in_the_third_one(group, *rest):
+        groups.append(group)
+        if len(groups) == 2:
+            raise torch.OutOfMemoryError("no memory\n")
+        if len(groups) == 3:
+            signal.raise_signal(signal.SIGALRM)
+        return measure(group, *rest)
+
+    monkeypatch.setattr(throughput, "measure", over_in_the_third_one)
+    report, (out, err) = rehearse(
+        "--models", "eat_test", "timm/test_vit", "--budget", "1000", "--batches", "2", "3"
+    )
+    assert [row["mode"] for row in report["rows"]] == ["training"] * 2
+    assert out.count("| eat_test |") == 1
+    assert "no memory\nThe seconds of --budget are over." in err
 
 
 def test_flops_are_counted_by_hand():

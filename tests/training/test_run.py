@@ -12,7 +12,6 @@ import pandas as pd
 import pytest
 import torch
 from helpers.data import arguments
-from helpers.fixtures import DRAW
 from helpers.networks import make_weights
 from helpers.processes import ended, fork
 from helpers.runs import metrics
@@ -33,8 +32,8 @@ def evaluate(run, ava, weights, name, **options):
 
 
 @pytest.mark.slow
-def test_a_run_writes_its_files_and_ends_with_json(ava, run, monkeypatch):
-    monkeypatch.setattr(test_report.TestReport, "write_plots", DRAW)
+def test_a_run_writes_its_files_and_ends_with_json(ava, run, monkeypatch, quick_ends):
+    monkeypatch.setattr(test_report.TestReport, "write_plots", quick_ends)
     status, result, _ = run(arguments(ava, num_epoch=2))
     folder = ava / "run"
     assert status == 0

@@ -126,6 +126,20 @@ def test_a_compiled_run_is_the_plain_one(ava, run, monkeypatch, trained):
     assert metrics(compiled) == pytest.approx(metrics(plain), rel=1e-3)
 
 
+@pytest.mark.slow
+def test_a_network_that_does_not_compile_is_one_line(ava, run, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("no compiler is here")
+
+    monkeypatch.setattr(EAT, "compile", lambda self: torch.nn.Module.compile(self, backend=fail))
+    status, _, err = run(arguments(ava, compile=True))
+    torch._dynamo.reset()
+    assert status == 2
+    assert "--compile: the network does not compile here (" in err
+    assert "no compiler is here" in err
+    assert len(err.splitlines()) == 1
+
+
 def test_adamw_decays_matrices_but_no_biases_norms_and_position_tables():
     model = create_model("eat_test")
     groups = make_optimizer(model, "adamw", 0.1).param_groups
