@@ -55,6 +55,32 @@ def test_an_interrupted_run_goes_on_where_it_stopped(album, weights, tmp_path, c
         assert [os.path.relpath(row["image"], album) for row in rows] == names
 
 
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_a_table_goes_on_from_another_working_folder(tmp_path, weights, command, monkeypatch, ending, caplog):
+    for number, name in enumerate("ab"):
+        make_pictures(tmp_path / name / "p", ["x.png", "y.png"], seed=number)
+    out = tmp_path / f"s.{ending}"
+    words = ("--weights", weights, "--out", out, *CPU)
+    monkeypatch.chdir(tmp_path / "a")
+    assert command("p", *words)[0] == 0
+    before = list(read_rows(out))
+    monkeypatch.chdir(tmp_path / "b")
+    status, text, _ = command("p", "../a/p", *words, "--append")
+    assert status == 0
+    assert "2 photographs scored" in text
+    assert "2 had a row already" in text
+    rows = {row["image"]: row["score"] for row in read_rows(out)}
+    assert sorted(rows) == ["../b/p/x.png", "../b/p/y.png", "p/x.png", "p/y.png"]
+    assert len(set(rows.values())) == 4
+    assert all(rows[row["image"]] == row["score"] for row in before)
+    monkeypatch.chdir(tmp_path)
+    assert "4 had a row already" in command("a", "b", *words, "--append")[1]
+    os.rename(tmp_path / "a", tmp_path / "c")
+    monkeypatch.chdir(tmp_path / "c")
+    assert "4 had a row already" in command("p", "../b", *words, "--append")[1]
+    assert "a, which is not there; its relative names are taken as from here" in caplog.text
+
+
 def table_of(path, weights):
     """A table, and how its rows are made."""
     table = Table(path, scoring_rows.RowBuilder(load_network(weights)).columns)
