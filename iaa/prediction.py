@@ -75,7 +75,7 @@ def score(options: argparse.Namespace, stop: StopSignal) -> int:
         raise InputError(f"no photographs in {names}{sources.describe_skipped()}")
     refuse_options(options, trained, has_shards)
     trained.model.to(device)
-    precision = pick_precision(options.amp, device)
+    precision = Precision(device, torch.bfloat16 if options.amp == "bf16" else None)
     photos = Photos(trained.resize, options.decode, options.upright, options.batch_size, options.num_workers)
     reference = comparison = recorder = table = page = None
     if options.reference:
@@ -283,9 +283,3 @@ def make_settings(options: argparse.Namespace, builder: RowBuilder, precision: P
     if trained.points == "batch":
         settings["batch_size"] = options.batch_size
     return settings
-
-
-def pick_precision(amp: str, device: torch.device) -> Precision:
-    """float32, or bf16 by `--amp`."""
-    has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return Precision(device, torch.bfloat16 if amp == "bf16" or (amp == "auto" and has_bf16) else None)
