@@ -9,6 +9,7 @@ from bisect import insort
 from tqdm import tqdm
 
 from iaa.runtime import distributed
+from iaa.runtime.program import printable
 from iaa.scoring.table import Row
 
 SHOWN = 10  # of the best, of the worst, and of those with an error
@@ -77,5 +78,5 @@ class TerminalSummary:
 def _line(row: Row) -> str:
     """Score, name and error. Bytes of a name that are not UTF-8 stay as they are."""
     score = "-" if row["score"] is None else f"{row['score']:.4f}"
-    name = "".join(c if c.isprintable() or "\udc80" <= c <= "\udcff" else repr(c)[1:-1] for c in row["image"])
-    return f"{score:>9}  {name}" + (f"  ({row['error']})" if row["error"] else "")
+    error = f"  ({row['error']})" if row["error"] else ""
+    return printable(f"{score:>9}  {row['image']}{error}")

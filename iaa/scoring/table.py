@@ -24,6 +24,7 @@ log = logging.getLogger("eat")
 
 TEXT = {"encoding": "utf-8", "errors": "surrogateescape"}  # file names are bytes
 TEXTS = {"image", "error", "explanation", "url", "key"}  # columns of texts; all others hold numbers
+PATHS = ("image", "explanation")  # of them
 MAX_ROW = 2**16  # bytes; a path has at most 4096
 PART_ROWS = 2000
 # A row begins with its photograph, whose name begins with the path of its shard.
@@ -80,11 +81,11 @@ class Table:
             raise
 
     def _lines(self, rows: Iterable[Row], with_header: bool) -> str:
-        """The lines of CSV or of JSON lines. Numbers of a CSV have seven digits, as float32 has."""
+        """The lines of CSV or of JSON lines."""
         values = [[row[name] for name in self.columns] for row in rows]
         if not self.is_csv:
             return "".join(json.dumps(dict(zip(self.columns, row, strict=True))) + "\n" for row in values)
-        values = [[f"{value:.7g}" if isinstance(value, float) else value for value in row] for row in values]
+        values = [list(map(as_cell, self.columns, row)) for row in values]
         return "".join(map(csv_line, [self.columns, *values] if with_header else values))
 
     def rows(self) -> Iterator[Row]:
@@ -198,6 +199,15 @@ def part_name(kind: str, path: str) -> str:
     return f"{kind}-{stem}-{path_number(path):016x}.parquet"
 
 
+def as_cell(column: str, value: Any) -> Any:
+    """A value for a CSV: numbers have seven digits, as float32 has, and a text begins so that no spreadsheet runs it."""
+    if isinstance(value, float):
+        return f"{value:.7g}"
+    if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return ("./" if column in PATHS else "'") + value
+    return value
+
+
 def csv_line(values: Sequence[Any]) -> str:
     text = io.StringIO(newline="")
     csv.writer(text).writerow(values)  # because its lines end with \r\n, it quotes names that hold either
@@ -265,7 +275,7 @@ def rebase(row: Row, folder: str, new_folder: str) -> Row:
     if folder == new_folder:
         return row
     paths = {}
-    for name in ("image", "explanation"):
+    for name in PATHS:
         if row.get(name) and not os.path.isabs(row[name]):
             paths[name] = os.path.relpath(os.path.join(folder, row[name]), new_folder)
     return row | paths
