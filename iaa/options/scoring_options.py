@@ -109,7 +109,7 @@ def check(options: argparse.Namespace) -> None:
             continue
         path, is_table = Path(value), name == "out"
         is_folder = is_table and is_parquet(path)
-        folder = path if path.is_dir() else path.absolute().parent
+        folder = next(parent for parent in (path, *path.absolute().parents) if parent.is_dir())
         may_exist = is_table or options.overwrite or (name == "report" and options.append)
         is_ending_wrong = is_table and path.suffix.lower() not in ENDINGS
         faults += [
@@ -119,7 +119,6 @@ def check(options: argparse.Namespace) -> None:
                 (is_ending_wrong, f"its ending should be one of {', '.join(ENDINGS)}"),
                 (is_folder and path.is_file(), "is a file; Parquet is written as a folder"),
                 (path.is_dir() and not is_folder, "is a folder; give a file"),
-                (not folder.is_dir(), "lies in a folder that does not exist"),
                 (path.exists() and not may_exist, "exists; give another, or --overwrite"),
                 (not os.access(folder, os.W_OK), f"the folder {folder} is write-protected"),
             )

@@ -138,10 +138,10 @@ def draw_overlay(
     return True
 
 
-def overlay_path(folder: Path, photograph: str) -> Path:
-    """The overlay's path: in `folder`, as the photograph lies below the working folder, else below `_root`."""
-    path, here = Path(os.path.abspath(photograph)), Path.cwd()
-    below = path.relative_to(here) if path.is_relative_to(here) else Path("_root", *path.parts[1:])
+def overlay_path(folder: Path, photograph: str, common: str) -> Path:
+    """The overlay's path: in `folder`, as the photograph lies below the folder `common`, else below `_root`."""
+    path = Path(os.path.abspath(photograph))
+    below = path.relative_to(common) if path.is_relative_to(common) else Path("_root", *path.parts[1:])
     return folder / below.with_name(f"{below.name}.png")
 
 

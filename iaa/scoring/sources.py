@@ -75,12 +75,19 @@ class Sources:
 
     def _all(self) -> Iterator[str]:
         folders: set[str] = set()
+        for path in self._named():
+            yield from self._below(path, folders)
+
+    def _named(self) -> Iterator[str]:
         for pattern in self.paths:
-            for path in _expand(pattern):
-                yield from self._below(path, folders)
+            yield from _expand(pattern)
         for lines in self.lists:
-            for path in _lines(lines) if isinstance(lines, str) else lines:
-                yield from self._below(path, folders)
+            yield from _lines(lines) if isinstance(lines, str) else lines
+
+    def common_folder(self) -> str:
+        """The deepest folder that holds all files and folders that are named."""
+        named = map(os.path.abspath, self._named())
+        return os.path.commonpath({path if os.path.isdir(path) else os.path.dirname(path) for path in named})
 
     def _below(self, path: str, seen: set[str]) -> Iterator[str]:
         """The file itself; or a folder's photographs, then those of the folders in it, then the folders that fail."""

@@ -23,6 +23,7 @@ from iaa.networks.attention_maps import (
 )
 from iaa.networks.trained_network import load_network
 from iaa.reports import overlays
+from iaa.scoring.sources import Sources
 from iaa.scoring.table import read_rows
 from models.sampling import sample_features
 
@@ -136,7 +137,7 @@ def test_overlays_are_drawn_and_named_in_the_table(tmp_path, weights, command, m
     status, _, err = command("p", "--weights", weights, "--explain", "why", "--out", "s.csv", *CPU)
     assert status == 1, err
     rows = list(read_rows(tmp_path / "s.csv"))
-    assert [row["explanation"] for row in rows] == ["why/p/a.png.png", "", "why/p/b/a.png.png"]
+    assert [row["explanation"] for row in rows] == ["why/a.png.png", "", "why/b/a.png.png"]
     assert [row["attention_background"] is None for row in rows] == [False, True, False]
     assert 0 <= rows[0]["attention_background"] <= 1
     for row in rows[::2]:
@@ -206,12 +207,18 @@ def test_a_name_with_dollars_is_no_formula(tmp_path):
     assert out.stat().st_size > 1000
 
 
-def test_overlays_lie_as_their_photographs_do(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    place = overlays.overlay_path
-    assert place(Path("why"), "p/a.jpg") == Path("why/p/a.jpg.png")
-    assert place(Path("why"), str(tmp_path / "p" / "a.jpg")) == Path("why/p/a.jpg.png")
-    assert place(Path("why"), "/elsewhere/a.jpg") == Path("why/_root/elsewhere/a.jpg.png")
-    outside = place(Path("why"), "../a.jpg")
-    assert outside == Path("why/_root", *tmp_path.parent.parts[1:], "a.jpg.png")
-    assert outside != place(Path("why"), "a.jpg")
+def test_overlays_lie_as_their_photographs_do_below_what_was_named(tmp_path, weights, command, monkeypatch):
+    make_pictures(tmp_path / "photos", ["a/x.png", "b/x.png"])
+    make_pictures(tmp_path / "more", ["x.png"])
+    monkeypatch.chdir(tmp_path / "photos")
+    monkeypatch.setattr(overlays, "draw", a_file)
+    words = ("--weights", weights, "--explain", "../why", "--out", "../new/folder/s.csv", *CPU)
+    status, text, _ = command("a", *words)
+    assert status == 0
+    assert text.endswith("; written to ../new/folder/s.csv, ../why (1 overlays)\n")
+    assert command("../more", "b", *words, "--append")[0] == 0  # no overlay of before is replaced
+    root = Path("../why/_root", *tmp_path.parts[1:])
+    found = [row["explanation"] for row in read_rows(tmp_path / "new" / "folder" / "s.csv")]
+    assert found == ["../why/x.png.png", str(root / "more/x.png.png"), str(root / "photos/b/x.png.png")]
+    assert Sources(["a", "../more/x.png"]).common_folder() == str(tmp_path)
+    assert Sources(["a/*"], ["/dev/null"]).common_folder() == str(tmp_path / "photos" / "a")

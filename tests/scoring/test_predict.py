@@ -110,6 +110,16 @@ def test_scores_are_on_the_datasets_own_scale(album, tmp_path, scored_rows):
         assert para["score"] == pytest.approx(1 + 4 * share["score"], rel=1e-5)
 
 
+def test_scores_outside_the_scale_are_explained(album, tmp_path, command, scored_rows):
+    weights = make_weights(tmp_path / "w.pth", 1, "csv", scale=(-1, 0))  # its outputs lie about 1
+    page = tmp_path / "page.html"
+    count = sum(row["score"] > 0 for row in scored_rows(album, "--weights", weights, "--report", page))
+    told = f"({count} lie outside it: raw outputs, often of a network that has hardly learned)"
+    assert count > 0
+    assert f"The scale is -1 to 0 {told}." in page.read_text()
+    assert f"on a scale of -1 to 0 {told}\n" in command(album, "--weights", weights, *CPU)[1]
+
+
 def test_a_bare_file_of_scores_needs_its_dataset(album, tmp_path, command, scored_rows):
     bare = make_weights(tmp_path / "bare.pth", 1, bare=True)
     bare = (bare, "--model", "eat_test")
