@@ -160,7 +160,7 @@ def score(options: argparse.Namespace, stop: StopSignal) -> int:
         rescore = make_rescore(photos, device, stop)
         gallery.write_gallery(options.report, trained, page, comparison, rescore, stop=stop, **about)
     written = [str(path) for path in (options.out, options.report, options.save_calibrated) if path]
-    written += [f"{options.explain} ({overlays} overlays)"] if options.explain else []
+    written += [f"{options.explain} (overlays: {overlays})"] if options.explain else []
     summary.close(sources.describe_skipped(), written)
     has_errors = summary.errors + summary.errors_before + damaged > 0
     return int(has_errors and distributed.world_size() == 1)

@@ -215,7 +215,7 @@ def test_overlays_lie_as_their_photographs_do_below_what_was_named(tmp_path, wei
     words = ("--weights", weights, "--explain", "../why", "--out", "../new/folder/s.csv", *CPU)
     status, text, _ = command("a", *words)
     assert status == 0
-    assert text.endswith("; written to ../new/folder/s.csv, ../why (1 overlays)\n")
+    assert text.endswith("; written to ../new/folder/s.csv, ../why (overlays: 1)\n")
     assert command("../more", "b", *words, "--append")[0] == 0  # no overlay of before is replaced
     root = Path("../why/_root", *tmp_path.parts[1:])
     found = [row["explanation"] for row in read_rows(tmp_path / "new" / "folder" / "s.csv")]
