@@ -247,6 +247,7 @@ def make_loader(
     return workers.make_worker_loader(
         dataset,
         num_workers,
+        batch_size * transform.size**2 * 3,
         batch_sampler=ResumableBatchSampler(labels, batch_size, seed, transform.train, rank, world_size),
         collate_fn=dataset.collate,
         persistent_workers=persistent and num_workers > 0,

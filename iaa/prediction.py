@@ -14,6 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ from iaa.reports import gallery
 from iaa.reports.overlays import draw_overlay, overlay_path, read_mask
 from iaa.reports.terminal_summary import TerminalSummary
 from iaa.runtime import distributed
+from iaa.runtime.files import read_json_object
 from iaa.runtime.progress import progress_bar
 from iaa.runtime.signals import StopSignal, stop_errors
 from iaa.scoring.photos import PhotoBatch, Photos, ScoredPhoto
@@ -75,8 +77,9 @@ def score(options: argparse.Namespace, stop: StopSignal) -> int:
         raise InputError(f"no photographs in {names}{sources.describe_skipped()}")
     refuse_options(options, trained, has_shards)
     trained.model.to(device)
-    precision = pick_precision(options.amp, device)
-    photos = Photos(trained.resize, options.decode, options.upright, options.batch_size, options.num_workers)
+    precision = Precision(device, torch.bfloat16 if options.amp == "bf16" else None)
+    reading = (options.decode, options.upright, options.batch_size, options.num_workers, options.max_bytes)
+    photos = Photos(trained.resize, *reading)
     reference = comparison = recorder = table = page = None
     if options.reference:
         reference, notes = read_reference(options.reference, trained)
@@ -91,8 +94,14 @@ def score(options: argparse.Namespace, stop: StopSignal) -> int:
     extra_columns += ["explanation"] if options.explain else []
     extra_columns += ORIGIN if is_parquet(options.out) or has_shards else ()
     builder = RowBuilder(trained, reference, extra_columns)
+    for path in filter(None, (options.out, options.report, options.save_calibrated)):
+        Path(path).absolute().parent.mkdir(parents=True, exist_ok=True)
     if options.out:
         table = open_table(options.out, builder.columns)
+    common = ""
+    if options.explain:
+        earlier = read_json_object(table.settings_file) if options.append else {}
+        common = earlier.get("explained") or sources.common_folder()
     if options.calibrate_on:
         paths = draw(Sources(options.calibrate_on), options.calibrate_points)
         try:
@@ -109,12 +118,13 @@ def score(options: argparse.Namespace, stop: StopSignal) -> int:
     scale = "trained on {}, scores {:g} to {:g}".format(trained.dataset, *trained.scale)
     log.info("%s %s%s, on %s", trained.name, scale, points, device)
 
-    summary, turned, damaged = TerminalSummary(trained.scale, options.out), 0, 0
+    summary, turned, damaged, overlays = TerminalSummary(trained.scale, options.out), 0, 0, 0
     waiting: dict[str, list[ScoredPhoto]] = defaultdict(list)  # by shard, until the shard is done
     with ExitStack() as stack:
         done: set[int] = set()
         if table:
             settings = make_settings(options, builder, precision)
+            settings |= {"explained": common} if common else {}
             write = stack.enter_context(table.writing(settings, options.append, options.overwrite))
             done = take_over_rows(table, summary, page)
         if recorder:
@@ -131,11 +141,12 @@ def score(options: argparse.Namespace, stop: StopSignal) -> int:
                 damaged += 1
             if batch.shard and batch.photos:
                 continue  # the last batch of a shard is empty
-            rows = [make_row(options, builder, photo) for photo in waiting.pop(batch.shard)]
+            rows = [make_row(options, builder, photo, common) for photo in waiting.pop(batch.shard)]
             if table and rows:
                 write(*(row for row, _ in rows), shard=batch.shard)
             for row, attention in rows:
                 summary.add(row)
+                overlays += bool(row.get("explanation"))
                 if page:
                     page.add(row, attention)
     if turned and not options.upright:
@@ -144,11 +155,13 @@ def score(options: argparse.Namespace, stop: StopSignal) -> int:
             "--upright turns them",
             turned,
         )
-    summary.close(sources.describe_skipped())
     if page:
         about = {"upright": options.upright, "num_workers": options.num_workers}
         rescore = make_rescore(photos, device, stop)
         gallery.write_gallery(options.report, trained, page, comparison, rescore, stop=stop, **about)
+    written = [str(path) for path in (options.out, options.report, options.save_calibrated) if path]
+    written += [f"{options.explain} (overlays: {overlays})"] if options.explain else []
+    summary.close(sources.describe_skipped(), written)
     has_errors = summary.errors + summary.errors_before + damaged > 0
     return int(has_errors and distributed.world_size() == 1)
 
@@ -240,9 +253,12 @@ def unscored_batches(photos: Photos, paths: Iterable[str]) -> Iterator[PhotoBatc
 
 
 def make_row(
-    options: argparse.Namespace, builder: RowBuilder, photo: ScoredPhoto
+    options: argparse.Namespace, builder: RowBuilder, photo: ScoredPhoto, common: str
 ) -> tuple[Row, np.ndarray | None]:
-    """A photograph's row, and its attention map (H, W) if that was recorded. Draws the overlay of --explain."""
+    """A photograph's row, and its attention map (H, W) if that was recorded. Draws the overlay of --explain.
+
+    common: the folder of all photographs; overlays lie as these lie below it.
+    """
     row = builder.build(photo)
     if not photo.attention_maps:
         return row, None
@@ -251,7 +267,7 @@ def make_row(
     if foreground is not None or not options.mask:
         row["attention_background"] = round_to_float32(background_share(attention, foreground))
     if options.explain:
-        path, (low, high) = overlay_path(options.explain, photo.path), builder.trained.scale
+        path, (low, high) = overlay_path(options.explain, photo.path, common), builder.trained.scale
         title = f"{os.path.basename(photo.path)}: score {row['score']:.3f} ({low:g} to {high:g})"
         if draw_overlay(path, photo.path, photo.attention_maps, title, foreground, options.upright):
             row["explanation"] = str(path)
@@ -283,9 +299,3 @@ def make_settings(options: argparse.Namespace, builder: RowBuilder, precision: P
     if trained.points == "batch":
         settings["batch_size"] = options.batch_size
     return settings
-
-
-def pick_precision(amp: str, device: torch.device) -> Precision:
-    """float32, or bf16 by `--amp`."""
-    has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return Precision(device, torch.bfloat16 if amp == "bf16" or (amp == "auto" and has_bf16) else None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path, PurePosixPath
 
@@ -56,20 +56,36 @@ def _lower_ending(name: str) -> str:
     return stem + ending.lower()
 
 
+def walk_folders(
+    folder: str | os.PathLike, onerror: Callable[[OSError], None], seen: set[str] | None = None
+) -> Iterator[tuple[str, list[str]]]:
+    """A folder and those below it, each with the names of its files, in order; hidden files and folders are left out.
+
+    Links to folders are followed, after the folders themselves. Each real folder is visited once: its path is added to
+    `seen`, and those there are left out. onerror: called for a folder that cannot be read.
+    """
+    seen = set() if seen is None else seen
+    for path, folders, files in os.walk(folder, onerror=onerror, followlinks=True):
+        real, within = os.path.realpath(path), []
+        if real not in seen:
+            seen.add(real)
+            within = [name for name in folders if not name.startswith(".")]
+            yield path, sorted(name for name in files if not name.startswith("."))
+        folders[:] = sorted(within, key=lambda name: (os.path.islink(os.path.join(path, name)), name))
+
+
 def find_pictures(folder: str | os.PathLike) -> tuple[list[str], int]:
     """The names of all files in and below a folder that end as a picture's, in order; and how many other files there are.
 
-    Hidden files and folders are ignored. Raises OSError for a folder that cannot be read.
+    See `walk_folders`. Raises OSError for a folder that cannot be read.
     """
-    names = []
 
     def refuse(error: OSError) -> None:
         raise error
 
-    for path, folders, files in os.walk(folder, onerror=refuse):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        within = Path(path).relative_to(folder)
-        names += [(within / name).as_posix() for name in files if not name.startswith(".")]
+    names = []
+    for path, files in walk_folders(folder, refuse):
+        names += [(Path(path).relative_to(folder) / name).as_posix() for name in files]
     endings = Image.registered_extensions()
     pictures = sorted(name for name in names if os.path.splitext(name)[1].lower() in endings)
     return pictures, len(names) - len(pictures)

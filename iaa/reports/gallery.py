@@ -21,6 +21,7 @@ from iaa.networks.trained_network import TrainedNetwork, load_network
 from iaa.options.scoring_options import ENDINGS
 from iaa.reports import charts
 from iaa.reports.html_page import DEMO, NUMBERS, Page, Photo, write_page
+from iaa.reports.terminal_summary import describe_outside
 from iaa.runtime.signals import StopSignal
 from iaa.scoring.rows import RowBuilder, ScoredPhoto
 from iaa.scoring.table import Row, read_rows
@@ -176,6 +177,9 @@ def make_page(
     page = Page(f"Scores of {gallery.count} photographs", facts, trained.scale, notes=[*trained.notes])
     if gallery.scores:
         page.charts.append(charts.distribution({"score": np.array(gallery.scores)}))
+    (low, high), scores = np.float32(trained.scale), np.array(gallery.scores)
+    if outside := describe_outside(int(((scores < low) | (scores > high)).sum())):
+        page.notes.append(f"The scale is {low:g} to {high:g}{outside}.")
     if comparison is not None:
         compare(page, comparison, photos)
     if trained.dataset == "demo":

@@ -6,11 +6,33 @@ import logging
 import sys
 import warnings
 from collections.abc import Callable
+from contextlib import redirect_stdout
+from typing import Any, TextIO
 
 from iaa.errors import InputError, Interrupted, TrainingError
 from iaa.runtime import distributed
 
 log = logging.getLogger("eat")
+
+
+class PlainText:
+    """A stream that writes control characters, such as those of a file's name, as text; line breaks and tabs stay."""
+
+    def __init__(self, stream: TextIO):
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        return self.stream.write(printable(text, "\n\t"))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+def printable(text: str, kept: str = "") -> str:
+    """The text, with characters that are not printable as `\\x1b`, but those in `kept` and bytes that are not UTF-8."""
+    return "".join(
+        c if c.isprintable() or c in kept or "\udc80" <= c <= "\udcff" else repr(c)[1:-1] for c in text
+    )
 
 
 def run_command(program: str, work: Callable[[], int | None], rest: str = "nothing was saved yet") -> int:
@@ -20,12 +42,13 @@ def run_command(program: str, work: Callable[[], int | None], rest: str = "nothi
     """
     level = logging.INFO if distributed.rank() == 0 else logging.ERROR
     lines = {"format": "[%(asctime)s] %(message)s", "datefmt": "%H:%M:%S"}
-    logging.basicConfig(stream=sys.stderr, level=level, **lines)
+    logging.basicConfig(stream=PlainText(sys.stderr), level=level, **lines)
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names are bytes
     warnings.showwarning = lambda message, *_, **__: log.warning("warning: %s", message)
     try:
-        return work() or 0
+        with redirect_stdout(PlainText(sys.stdout)):
+            return work() or 0
     except SystemExit as stop:  # another process of the run prints why
         return stop.code or 0
     except BaseException as error:
@@ -38,7 +61,7 @@ def run_command(program: str, work: Callable[[], int | None], rest: str = "nothi
             rest = f"--resume --experiment_dir_name {folder} goes on from the last checkpoint"
         if folder or isinstance(error, Interrupted):
             reason = f"{reason}; {rest}"
-    print(f"{program}: {' '.join(reason.split())}", file=sys.stderr, flush=True)
+    print(f"{program}: {printable(' '.join(reason.split()))}", file=sys.stderr, flush=True)
     return status
 
 

@@ -59,6 +59,7 @@ class Photos(Dataset):
     upright: bool = False
     batch_size: int = 16
     num_workers: int = 0  # processes that read
+    max_bytes: int = 2**28  # of a member of a shard
 
     def __getitem__(self, path: str) -> tuple[ScoredPhoto, np.ndarray | None]:
         return self.read(path, path)
@@ -81,7 +82,13 @@ class Photos(Dataset):
         iterator = iter(paths)
         sampler = iter(lambda: list(islice(iterator, self.batch_size)), [])
         options = {"batch_sampler": sampler, "collate_fn": self.collate}
-        return workers.checked_items(workers.make_worker_loader(self, self.num_workers, **options))
+        loader = workers.make_worker_loader(self, self.num_workers, self.batch_bytes, **options)
+        return workers.checked_items(loader)
+
+    @property
+    def batch_bytes(self) -> int:
+        """Of the pixels of a batch."""
+        return self.batch_size * self.resize.side**2 * 3
 
     def collate(self, samples: list) -> PhotoBatch:
         read = [pixels for _, pixels in samples if pixels is not None]
