@@ -76,7 +76,8 @@ def score(options: argparse.Namespace, stop: StopSignal) -> int:
     refuse_options(options, trained, has_shards)
     trained.model.to(device)
     precision = pick_precision(options.amp, device)
-    photos = Photos(trained.resize, options.decode, options.upright, options.batch_size, options.num_workers)
+    reading = (options.decode, options.upright, options.batch_size, options.num_workers, options.max_pixels)
+    photos = Photos(trained.resize, *reading)
     reference = comparison = recorder = table = page = None
     if options.reference:
         reference, notes = read_reference(options.reference, trained)

@@ -8,12 +8,14 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from multiprocessing import forkserver, resource_tracker
 from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
 
 from iaa.errors import InputError, Interrupted
+from iaa.photographs import decode
 from iaa.runtime.progress import progress_bar
 from iaa.runtime.signals import StopSignal, stop_errors
 
@@ -28,10 +30,11 @@ PARALLEL_FROM = 100  # photographs; other processes start more slowly than fewer
 def make_worker_loader(dataset: Dataset, num_workers: int, **options: Any) -> DataLoader:
     """A DataLoader with such processes. `dataset` is copied to each process, the sampler's items are not."""
     if num_workers:
-        options["multiprocessing_context"] = multiprocessing.get_context(START)
+        context = options["multiprocessing_context"] = multiprocessing.get_context(START)
+        options["worker_init_fn"] = partial(start_worker, context.RLock())
         if START == "forkserver":
             start_server()
-    return DataLoader(dataset, num_workers=num_workers, worker_init_fn=start_worker, **options)
+    return DataLoader(dataset, num_workers=num_workers, **options)
 
 
 def start_server() -> None:
@@ -49,11 +52,12 @@ def start_server() -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
-def start_worker(_: int) -> None:
-    """For `worker_init_fn`: the main process alone reacts to Ctrl-C, which reaches all processes of a terminal.
+def start_worker(large_picture: Any, _: int) -> None:
+    """For `worker_init_fn`, with the lock by which the workers decode one large picture at a time: the main process alone reacts to Ctrl-C, which reaches all processes of a terminal.
 
     It ends its workers by SIGTERM, so they must not inherit its handler, which would take that as a request to the run.
     """
+    decode.large_picture = large_picture
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, StopSignal.SIGNALS)

@@ -12,7 +12,8 @@ import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
 from iaa.photographs import workers
-from iaa.scoring.photos import PhotoBatch, Photos, ScoredPhoto, error_text, refuse_no_file
+from iaa.photographs.decode import refuse_no_file
+from iaa.scoring.photos import PhotoBatch, Photos, ScoredPhoto, error_text
 from iaa.scoring.sources import picture_endings
 
 ORIGIN = ("url", "key")  # read from the JSON text beside a photograph, as img2dataset writes it
