@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from functools import partial
 from multiprocessing import forkserver, resource_tracker
 from typing import Any
@@ -17,13 +18,14 @@ from torch.utils.data import DataLoader, Dataset
 from iaa.errors import InputError, Interrupted
 from iaa.photographs import decode
 from iaa.runtime.progress import progress_bar
-from iaa.runtime.signals import StopSignal, stop_errors
+from iaa.runtime.signals import StopSignal, stop_errors, waiting
 
 # `fork` copies a process that has threads; `spawn` imports everything once per process: for four processes that takes 11 s
 # of processor time and 1.4 GB more than a server that has imported `dataset`.
 START = "forkserver"
 # The server of `forkserver` must have one thread. OpenBLAS and Arrow start others when they are imported.
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "JE_ARROW_MALLOC_CONF": "background_thread:false"}
+END = object()  # of a loader's items
 PARALLEL_FROM = 100  # photographs; other processes start more slowly than fewer are read
 
 
@@ -72,8 +74,15 @@ def _end_with_parent() -> None:
 
 def checked_items(loader: DataLoader) -> Iterator[Any]:
     """The items of a loader. Raises InputError if a process dies."""
+    items = None
     try:
-        yield from loader
+        while True:
+            with waiting() if loader.num_workers else nullcontext():
+                items = iter(loader) if items is None else items
+                item = next(items, END)
+            if item is END:
+                return
+            yield item
     except (RuntimeError, EOFError, ConnectionError) as error:
         # A picture in the queue of a dead process cannot be fetched; torch may notice that first.
         if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
