@@ -223,4 +223,8 @@ def find_images(labels: Labels, folder: str | os.PathLike, skip_missing: bool) -
         examples = ", ".join(missing[:10]) + (", ..." if len(missing) > 10 else "")
         count = f"{len(missing)} of {len(labels)} images"
         raise InputError(f"{labels.source}: {count} are not in {folder}: {examples}; {hint}")
+    same = pd.Series(names[present]).duplicated(keep=False).to_numpy()
+    if same.any():
+        rows = ", ".join(labels.images[present][same][:2])
+        raise InputError(f"{labels.source}: {rows}: one file in {folder}; keep one row for each image")
     return replace(labels.subset(present), images=names[present]), len(missing)

@@ -228,7 +228,7 @@ def check(options: argparse.Namespace) -> int:
                 *pairs["copy"][pairs["copy_csv"] == path.name],
             }
         rows = table[[name not in removed for name in files[path]]]
-        write_csv(clean / path.name, rows)
+        write_csv(clean / path.name, rows, sep=table.attrs["separator"])
         warning = "" if len(rows) else "; none is left, and training refuses an empty CSV"
         print(f"{clean / path.name}: {len(rows)} of {len(table)} rows{warning}")
     return 0

@@ -13,6 +13,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from iaa.photographs import workers
 from iaa.photographs.decode import refuse_no_file
+from iaa.photographs.picture_files import is_hidden
 from iaa.scoring.photos import PhotoBatch, Photos, ScoredPhoto, error_text
 from iaa.scoring.sources import picture_endings
 
@@ -70,8 +71,8 @@ def read_members(shard: str, faults: list[str]) -> Iterator[tuple[str, bytes]]:
             with tarfile.open(fileobj=file, mode="r|*") as tar:
                 for member in tar:
                     name, ending = member.name.removeprefix("./"), os.path.splitext(member.name)[1].lower()
-                    is_hidden = os.path.basename(name).startswith(".")
-                    if member.isfile() and not is_hidden and ending in (".json", *picture_endings()):
+                    hidden = any(map(is_hidden, name.split("/")))
+                    if member.isfile() and not hidden and ending in (".json", *picture_endings()):
                         yield name, tar.extractfile(member).read()
                     tar.members.clear()  # tarfile keeps them all
             file.seek(257)

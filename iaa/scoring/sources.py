@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import codecs
 import glob
 import hashlib
 import os
 import re
-import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from functools import cache
 
 from PIL import Image
 
 from iaa.photographs.decode import FORMATS
+from iaa.photographs.picture_files import JUNK_FOLDERS, is_hidden, read_list
 
 
 def is_shard(path: str) -> bool:
@@ -51,13 +49,13 @@ class Sources:
     paths: files with any ending; folders, searched with all folders below them for files with a picture's ending, but
         hidden ones; globs with `*`, `?`, `[...]` and `**`; shards, also as `photos-{000..999}.tar`. Folders are not
         searched for shards. A folder that cannot be read, and a glob without matches, is a path like that of a file.
-    lists: text files with a path in each line; `-` is standard input. What cannot be read twice is read into memory.
+    lists: text files of paths, see `read_list`; `-` is standard input. What cannot be read twice is read into memory.
     skipped: counts, by ending, of the files in folders that the latest iteration skipped.
     """
 
     def __init__(self, paths: Sequence[str], lists: Sequence[str] = ()):
         self.paths, self.skipped = paths, Counter()
-        self.lists = [name if os.path.isfile(name) else list(_lines(name)) for name in lists]
+        self.lists = [name if os.path.isfile(name) else list(read_list(name)) for name in lists]
 
     def __iter__(self) -> Iterator[str]:
         return self.without(set())
@@ -76,7 +74,7 @@ class Sources:
             for path in _expand(pattern):
                 yield from self._below(path)
         for lines in self.lists:
-            for path in _lines(lines) if isinstance(lines, str) else lines:
+            for path in read_list(lines) if isinstance(lines, str) else lines:
                 yield from self._below(path)
 
     def _below(self, path: str) -> Iterator[str]:
@@ -86,8 +84,8 @@ class Sources:
             return
         errors: list[OSError] = []
         for folder, folders, names in os.walk(path, onerror=errors.append):
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
-            for name in sorted(name for name in names if not name.startswith(".")):
+            folders[:] = sorted(name for name in folders if not is_hidden(name))
+            for name in sorted(name for name in names if not is_hidden(name)):
                 ending = os.path.splitext(name)[1].lower()
                 if ending in picture_endings():
                     yield os.path.join(folder, name)
@@ -115,12 +113,8 @@ def _expand(pattern: str) -> Iterator[str]:
         for number in range(int(first), int(last) + 1):
             yield from _expand(pattern.replace(numbers[0], f"{number:0{len(first)}}", 1))
     else:
-        yield from sorted(glob.iglob(pattern, recursive=True)) or [pattern]
-
-
-def _lines(name: str) -> Iterator[str]:
-    """The paths in a list. File names are bytes; those that are not UTF-8 keep their bytes."""
-    with nullcontext(sys.stdin.buffer) if name == "-" else open(name, "rb") as file:
-        for line in file:
-            if path := os.fsdecode(line.removeprefix(codecs.BOM_UTF8).rstrip(b"\r\n")):
-                yield path
+        named = set(pattern.split(os.sep))
+        found = glob.iglob(pattern, recursive=True)
+        yield from sorted(path for path in found if JUNK_FOLDERS & set(path.split(os.sep)) <= named) or [
+            pattern
+        ]

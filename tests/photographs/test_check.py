@@ -181,7 +181,9 @@ def test_any_file_name_can_be_examined_and_found_again(tmp_path, command):
 
 
 def test_good_pictures_in_a_folder_and_below_it_exit_0(tmp_path, command):
-    make_pictures(tmp_path, ["a.jpg", "deeper/b.png", ".hidden/c.png"], (8, 8))
+    make_pictures(
+        tmp_path, ["a.jpg", "deeper/b.png", ".hidden/c.png", "@eaDir/d.png", "__MACOSX/e.png"], (8, 8)
+    )
     (tmp_path / ".d.jpg").write_text("x")
     (tmp_path / "Thumbs.db").write_text("x")
     for others in (1, 2):  # the second time its own pictures.csv is there
