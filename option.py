@@ -109,8 +109,8 @@ GROUPS: dict[str, tuple[Option, ...]] = {
         Option("decode", str, "auto", "image decoder; auto: fast (torchvision) in training, pil (as released) in evaluation and with --released_protocol", choices=("auto", "pil", "fast")),
         Option("cache", str, None, "keep the decoded pictures in this folder, and train from them", metavar="FOLDER", resumable=True),
         Option("limit", int, None, "use the first N rows of each CSV only, for a quick try", low=2),
-        Option("score_min", float, 0.0, "--dataset csv: lowest possible score"),
-        Option("score_max", float, 1.0, "--dataset csv: highest possible score"),
+        Option("score_min", float, 0.0, "--dataset csv: lowest possible score (default: that of `prepare_data.py csv`, else 0)"),
+        Option("score_max", float, 1.0, "--dataset csv: highest possible score (default: that of `prepare_data.py csv`, else 1)"),
         Option("threshold", float, None, "--dataset csv: scores above it count as high (default: middle of scale)"),
     ),
     "run": (

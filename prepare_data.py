@@ -43,7 +43,7 @@ def fill_cache(options: argparse.Namespace) -> None:
     )
     for note in splits.notes:
         log.info("%s", note)
-    decoder, eval_decoder = pick_decoders(options)
+    decoder, eval_decoder = pick_decoders(options.decode, options.released_protocol)
     with StopSignal() as stop:
         for split in ("train", "val", "test"):
             train, images = split == "train", getattr(splits, split).images

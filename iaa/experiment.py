@@ -20,7 +20,7 @@ from iaa.evaluation.leakage import KnownPhotos
 from iaa.networks.purpose import agree, complete_purpose, find_purpose, format_of, recognise
 from iaa.photographs import demo
 from iaa.photographs.labels import LabelFormat
-from iaa.photographs.splits import recognise_split
+from iaa.photographs.splits import recognise_split, recorded_scale
 from iaa.reports.test_report import EvaluationSetup, TestReport, make_test_report
 from iaa.runtime import distributed
 from iaa.runtime.signals import StopSignal
@@ -113,6 +113,13 @@ def gather_options(user_options: dict) -> tuple[argparse.Namespace, Weights | No
     Settings of the network that nobody chooses are those that the weights were trained with.
     """
     user_options = run_folder.resume_options(nni_trial.add_parameters(user_options))
+    if user_options.get("dataset") == "csv":
+        recorded = recorded_scale(user_options.get("path_to_save_csv", ""))
+        if recorded.keys() - user_options.keys():
+            log.info(
+                "summary.json beside the CSVs: scores are {score_min:g} to {score_max:g}".format(**recorded)
+            )
+        user_options = recorded | user_options
     options, weights, settings = option.complete(user_options), None, {}
     if options.path_to_model_weight and not options.resume:
         weights = read_weights(options.path_to_model_weight)

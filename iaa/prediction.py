@@ -78,8 +78,9 @@ def score(options: argparse.Namespace, stop: StopSignal) -> int:
     refuse_options(options, trained, has_shards)
     trained.model.to(device)
     precision = Precision(device, torch.bfloat16 if options.amp == "bf16" else None)
-    reading = (options.decode, options.upright, options.batch_size, options.num_workers, options.max_bytes)
-    photos = Photos(trained.resize, *reading)
+    limits = {"max_bytes": options.max_bytes, "max_pixels": options.max_pixels}
+    reading = (options.decode, options.upright, options.batch_size, options.num_workers)
+    photos = Photos(trained.resize, *reading, **limits)
     reference = comparison = recorder = table = page = None
     if options.reference:
         reference, notes = read_reference(options.reference, trained)

@@ -52,6 +52,7 @@ TABLE = {
     "how it is done": (
         Option("upright", bool, False, "turn photographs as EXIF says (default: as stored, as in training)"),
         Option("decode", str, "pil", "image decoder; pil: the pixels of evaluation; fast: within one grey level of them", choices=("pil", "fast")),
+        Option("max_pixels", int, None, "largest photographs that are decoded (default: 1,000,000,000 pixels for JPEGs, which are reduced above 178,956,970; 300,000,000 for others)", low=1),
         Option("batch_size", int, 16, "photographs per batch", low=1),
         Option("num_workers", int, min(CPUS, 8), "processes that read photographs (default: all cores, at most 8)"),
         Option("max_bytes", int, 2**28, "largest photograph in a shard; a larger one is a row with an error", low=1),

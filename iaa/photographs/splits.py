@@ -78,3 +78,11 @@ def _read_summary(folder: str | os.PathLike, names: Sequence[str]) -> Split:
     if summary.get("test_digest") != digest(names):
         return Split("unknown", f"summary.json belongs to another test.csv (split: {summary['split']})")
     return Split(str(summary["split"]), f"{len(names)} photographs, as prepare_data.py made it")
+
+
+def recorded_scale(folder: str | os.PathLike) -> dict[str, float]:
+    """`score_min` and `score_max` as `prepare_data.py csv` wrote them to summary.json; empty if it did not."""
+    scale = read_json_object(Path(folder) / "summary.json").get("score_range")
+    if not isinstance(scale, list) or [type(value) for value in scale] != [float, float]:
+        return {}
+    return {"score_min": scale[0], "score_max": scale[1]}

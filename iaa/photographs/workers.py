@@ -9,14 +9,17 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from functools import partial
 from multiprocessing import forkserver, queues, resource_tracker
 from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
 
 from iaa.errors import InputError, Interrupted
+from iaa.photographs import decode
 from iaa.runtime.progress import progress_bar
-from iaa.runtime.signals import StopSignal, stop_errors
+from iaa.runtime.signals import StopSignal, stop_errors, waiting
 
 log = logging.getLogger("eat")
 
@@ -27,6 +30,7 @@ START = "forkserver"
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "JE_ARROW_MALLOC_CONF": "background_thread:false"}
 SHARED_MEMORY = "/dev/shm"
 PREFETCH = 2  # batches that each process holds ahead, torch's default
+END = object()  # of a loader's items
 PARALLEL_FROM = 100  # photographs; other processes start more slowly than fewer are read
 
 
@@ -41,10 +45,11 @@ def make_worker_loader(
     if not num_workers:
         options["persistent_workers"] = False
     else:
-        options["multiprocessing_context"] = multiprocessing.get_context(START)
+        context = options["multiprocessing_context"] = multiprocessing.get_context(START)
+        options["worker_init_fn"] = partial(start_worker, context.RLock())
         if START == "forkserver":
             start_server()
-    return DataLoader(dataset, num_workers=num_workers, worker_init_fn=start_worker, **options)
+    return DataLoader(dataset, num_workers=num_workers, **options)
 
 
 def count_fitting_workers(num_workers: int, batch_bytes: int) -> int:
@@ -77,11 +82,12 @@ def start_server() -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
-def start_worker(_: int) -> None:
-    """For `worker_init_fn`: the main process alone reacts to Ctrl-C, which reaches all processes of a terminal.
+def start_worker(large_picture: Any, _: int) -> None:
+    """For `worker_init_fn`, with the lock by which the workers decode one large picture at a time: the main process alone reacts to Ctrl-C, which reaches all processes of a terminal.
 
     It ends its workers by SIGTERM, so they must not inherit its handler, which would take that as a request to the run.
     """
+    decode.large_picture = large_picture
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, StopSignal.SIGNALS)
@@ -98,8 +104,15 @@ def _end_with_parent() -> None:
 
 def checked_items(loader: DataLoader) -> Iterator[Any]:
     """The items of a loader. Raises InputError if a process dies."""
+    items = None
     try:
-        yield from loader
+        while True:
+            with waiting() if loader.num_workers else nullcontext():
+                items = iter(loader) if items is None else items
+                item = next(items, END)
+            if item is END:
+                return
+            yield item
     except (RuntimeError, EOFError, ConnectionError) as error:
         # A picture in the queue of a dead process cannot be fetched; torch may notice that first.
         if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):

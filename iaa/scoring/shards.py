@@ -12,7 +12,9 @@ import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
 from iaa.photographs import workers
-from iaa.scoring.photos import PhotoBatch, Photos, ScoredPhoto, error_text, refuse_no_file
+from iaa.photographs.decode import refuse_no_file
+from iaa.photographs.picture_files import is_hidden
+from iaa.scoring.photos import PhotoBatch, Photos, ScoredPhoto, error_text
 from iaa.scoring.sources import picture_endings
 
 ORIGIN = ("url", "key")  # read from the JSON text beside a photograph, as img2dataset writes it
@@ -91,8 +93,8 @@ def read_members(shard: str, faults: list[str], max_bytes: int) -> Iterator[tupl
             with tarfile.open(fileobj=file, mode="r|*", tarinfo=Member) as tar:
                 for member in tar:
                     name, ending = member.name.removeprefix("./"), os.path.splitext(member.name)[1].lower()
-                    is_hidden = os.path.basename(name).startswith(".")
-                    if member.isfile() and not is_hidden and ending in (".json", *picture_endings()):
+                    hidden = any(map(is_hidden, name.split("/")))
+                    if member.isfile() and not hidden and ending in (".json", *picture_endings()):
                         yield name, tar.extractfile(member).read() if member.size <= max_bytes else None
                     tar.members.clear()  # tarfile keeps them all
             file.seek(257)

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import codecs
 import fnmatch
 import hashlib
 import os
 import re
-import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from functools import cache
 
 from PIL import Image
 
 from iaa.photographs.decode import FORMATS
-from iaa.photographs.picture_files import walk_folders
+from iaa.photographs.picture_files import is_hidden, read_list, walk_folders
 
 
 def is_shard(path: str) -> bool:
@@ -53,13 +50,13 @@ class Sources:
         `walk_folders` does, each real folder once; globs with `*`, `?`, `[...]` and `**`; shards, also as
         `photos-{000..999}.tar`. Folders are not searched for shards. A folder that cannot be read, and a glob without
         matches, is a path like that of a file.
-    lists: text files with a path in each line; `-` is standard input. What cannot be read twice is read into memory.
+    lists: text files of paths, see `read_list`; `-` is standard input. What cannot be read twice is read into memory.
     skipped: counts, by ending, of the files in folders that the latest iteration skipped.
     """
 
     def __init__(self, paths: Sequence[str], lists: Sequence[str] = ()):
         self.paths, self.skipped = paths, Counter()
-        self.lists = [name if os.path.isfile(name) else list(_lines(name)) for name in lists]
+        self.lists = [name if os.path.isfile(name) else list(read_list(name)) for name in lists]
 
     def __iter__(self) -> Iterator[str]:
         return self.without(set())
@@ -82,7 +79,7 @@ class Sources:
         for pattern in self.paths:
             yield from _expand(pattern)
         for lines in self.lists:
-            yield from _lines(lines) if isinstance(lines, str) else lines
+            yield from read_list(lines) if isinstance(lines, str) else lines
 
     def common_folder(self) -> str:
         """The deepest folder that holds all files and folders that are named."""
@@ -149,14 +146,6 @@ def _matches(folder: str, parts: Sequence[str]) -> Iterator[str]:
         except OSError:
             yield folder  # a row says so
             return
-        visible = [other for other in names if name.startswith(".") or not other.startswith(".")]
+        visible = [other for other in names if name.startswith(".") or not is_hidden(other)]
         for match in fnmatch.filter(visible, name):
             yield from _matches(os.path.join(folder, match), rest)
-
-
-def _lines(name: str) -> Iterator[str]:
-    """The paths in a list. File names are bytes; those that are not UTF-8 keep their bytes."""
-    with nullcontext(sys.stdin.buffer) if name == "-" else open(name, "rb") as file:
-        for line in file:
-            if path := os.fsdecode(line.removeprefix(codecs.BOM_UTF8).rstrip(b"\r\n")):
-                yield path

@@ -50,6 +50,7 @@ def zoo(tmp_path):
     Image.fromarray(np.asarray(image.convert("L")).astype(np.uint16) * 257).save(folder / "deep.png")
     Image.fromarray(np.ones((30, 40), np.float32)).save(folder / "float.tiff")
     image.resize((40_000, 4)).save(folder / "wide.png")
+    image.save(folder / "broken_exif.webp", exif=b"Exif\0\0II")
     (folder / "huge.png").write_bytes(png_header(40_000, 40_000))
     (folder / "text.jpg").write_text("this is no picture")
     (folder / "nothing.jpg").write_bytes(b"")
@@ -63,7 +64,7 @@ def zoo(tmp_path):
 
 FAULTS = {
     "float.tiff": "its pixels are floating point; convert it to 8 bits",
-    "huge.png": "it has more than 178 million pixels",
+    "huge.png": "it has 1,600,000,000 pixels, more than 300,000,000; --max_pixels allows more",
     "text.jpg": "no decoder knows the file",
     "nothing.jpg": "the file has 0 bytes",
     "cut.jpg": "the file is cut short",

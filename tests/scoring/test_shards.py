@@ -119,6 +119,8 @@ def test_members_that_are_no_photographs_are_rows_and_their_texts_are_not_truste
         ("cut.png", picture(0)[:100]),
         ("text.png", b"no picture"),
         (".hidden.png", picture(1)),
+        ("__MACOSX/._a.png", b"notes"),
+        ("@eaDir/a.png/SYNO.png", picture(1)),
     ]
     make_shard(tmp_path / "a.tar", members)
     photos = Photos(Resize(8, "bicubic"), batch_size=5)

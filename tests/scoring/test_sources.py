@@ -27,6 +27,9 @@ def tree(tmp_path):
         "z/c.webp",
         "z/y/d.tiff",
         ".git/e.jpg",
+        "@eaDir/a.png/SYNOPHOTO_THUMB_M.jpg",
+        "z/__MACOSX/c.webp",
+        "z/._c.webp",
         "film.mpg",
         "p.pdf",
     ):
@@ -50,6 +53,7 @@ def test_globs_and_files_and_repeats(tree, monkeypatch):
     assert list(Sources([str(tree / "**" / "*.webp")])) == [str(tree / "z" / "c.webp")]
     assert list(Sources(["notes.txt", "./notes.txt"])) == ["notes.txt"]  # asked for by name
     assert list(Sources(["z", "z/y/d.tiff", "z/y"])) == ["z/c.webp", "z/y/d.tiff"]
+    assert list(Sources(["z/__MACOSX/*"])) == ["z/__MACOSX/c.webp"]
     assert list(Sources(["*.gif"])) == ["*.gif"]  # a row with an error
     (tree / "odd[1].png").write_bytes(b"x")
     (tree / "odd1.png").write_bytes(b"x")
@@ -96,6 +100,11 @@ def test_lists_from_a_file_and_from_standard_input(tree, monkeypatch):
     monkeypatch.chdir(tree)
     wanted = ["a.png", "z/c.webp", "z/y/d.tiff", "odd \udcff 'x' ü.png"]
     assert list(Sources([], ["list.txt"])) == wanted
+    for content in ("a.png\r\nz/c.webp\r\n".encode("utf-16"), b"a.png\0z/c.webp\0"):
+        (tree / "other.txt").write_bytes(content)
+        assert list(Sources([], ["other.txt"])) == ["a.png", "z/c.webp"]
+    (tree / "windows.txt").write_bytes(b"z\\y\\d.tiff\r\nz\\gone.tiff")
+    assert list(Sources([], ["windows.txt"])) == ["z/y/d.tiff", "z\\gone.tiff"]
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a.png\nz/c.webp")))
     found = Sources(["b.JPG"], ["-"])
     reading, writing = os.pipe()

@@ -35,7 +35,7 @@ def test_missing_column_says_which_were_found(run, ava):
 
 
 def test_csv_without_score_or_votes_says_what_was_found(run, ava):
-    (ava / "train.csv").write_text("image,beauty\na.jpg,1\n")
+    (ava / "test.csv").write_text("image,beauty\na.jpg,1\n")
     refused(run, ava, "needs the column 'score'", "found image, beauty", dataset="csv")
 
 
