@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from iaa.errors import InputError, Interrupted
+from iaa.runtime import distributed
 
 
 class StopSignal:
@@ -31,6 +33,10 @@ class StopSignal:
     def _note(self, number: int, _frame) -> None:
         self.received = number
         self.__exit__()
+        if distributed.rank() == 0:
+            heard = f"\n{signal.Signals(number).name}: ending after the current step; again: at once\n"
+            with suppress(OSError):  # nobody reads it
+                os.write(2, heard.encode())  # print may not be called while it is at work
 
 
 @contextmanager
