@@ -186,6 +186,8 @@ _BELONG = (
     ("interest_points", ("batch", "running"), ("sync_interest_points",)),
     ("refinement", ("scheduled",), _REFINEMENT),
 )
+# Under these values an epoch depends on the number of all epochs.
+_END_WITH_TRAINING = {"schedule": "cosine", "refinement": "scheduled"}
 
 
 def read_json(path: str | os.PathLike, problem: str) -> dict[str, Any]:
@@ -230,17 +232,28 @@ def resumed(chosen: Mapping[str, Any], path: os.PathLike) -> dict[str, Any]:
     saved = _checked(content, str(path))
     saved.pop("overwrite", None)  # it was for that run's start
     for name, value in chosen.items():
-        if not OPTIONS[name].resumable and saved.get(name) != value:
-            before = saved.get(name)
-            raise InputError(f"--resume: --{name} {value} differs from the run's {before}; start a new run")
+        before = saved.get(name)
+        if OPTIONS[name].resumable or before == value:
+            continue
+        reason = "start a new run"
+        if name == "num_epoch" and before and value > before:
+            ends = [n for n, v in _END_WITH_TRAINING.items() if saved.get(n) == v]
+            if not ends:
+                continue
+            reason = f"--{ends[0]} {saved[ends[0]]} depends on the end; {reason}"
+        raise InputError(f"--resume: --{name} {value} differs from the run's {before}; {reason}")
     return saved | dict(chosen)
+
+
+def _with_defaults(chosen: Mapping[str, Any]) -> dict[str, Any]:
+    defaults = {name: option.default for name, option in OPTIONS.items()}
+    return defaults | RECIPES[chosen.get("dataset", "demo")] | dict(chosen)
 
 
 def complete(chosen: Mapping[str, Any]) -> argparse.Namespace:
     """All options: the `chosen` ones over the dataset's recipe over the table's defaults. Raises InputError for contradictions."""
     dataset = chosen.get("dataset", "demo")
-    defaults = {name: option.default for name, option in OPTIONS.items()}
-    options = argparse.Namespace(**(defaults | RECIPES[dataset] | dict(chosen)))
+    options = argparse.Namespace(**_with_defaults(chosen))
     options.eval_batch_size = options.eval_batch_size or options.batch_size
     weights, protocols = options.path_to_model_weight, " and ".join(RELEASED_PROTOCOLS)
     if dataset == "demo":
@@ -299,13 +312,20 @@ def complete_network(options: argparse.Namespace, chosen: Mapping, settings: Map
 
 
 def _refuse_meaningless(options: argparse.Namespace, chosen: Mapping[str, Any]) -> None:
-    """Raises InputError for a chosen option that has no meaning under these values of others; None: not known yet."""
+    """Raises InputError for a chosen option that has no meaning under these values of others."""
+    for name, problem in find_meaningless(vars(options)).items():
+        if name in chosen and chosen[name] != OPTIONS[name].default:
+            raise InputError(problem)
+
+
+def find_meaningless(chosen: Mapping[str, Any]) -> dict[str, str]:
+    """The options that have no meaning under the chosen values of others, None being not known yet, and why."""
+    options, problems = _with_defaults(chosen), {}
     for owner, values, names in _BELONG:
-        value = getattr(options, owner)
-        if value is None or value in values:
+        if (value := options[owner]) is None or value in values:
             continue
         needed = {"eval": "", "model": " eat_*"}.get(owner, f" {' or '.join(map(str, values))}")
+        other = "" if owner == "eval" else f", not {value}"
         for name in names:
-            if name in chosen and chosen[name] != OPTIONS[name].default:
-                other = "" if owner == "eval" else f", not {value}"
-                raise InputError(f"--{name} belongs to --{owner}{needed}{other}")
+            problems.setdefault(name, f"--{name} belongs to --{owner}{needed}{other}")
+    return problems

@@ -63,7 +63,8 @@ def work(options: argparse.Namespace, weights: Weights | None, device: torch.dev
     model = build.make_model(options, weights, purpose, network_format.outputs, device)
     if not options.eval:
         build.note_photographs(model, splits)
-    notes = {"parameters": nni_trial.get_parameters()}
+    notes = {"parameters": nni_trial.get_parameters(vars(options))}
+    notes["labels"] = run_folder.digest_labels(splits)
     patience = TRIALS_WAIT if nni_trial.in_search() else 0
     folder = run_folder.open_folder(options, notes, keep=weights and weights.path, patience=patience)
     options.experiment_dir_name = str(folder)

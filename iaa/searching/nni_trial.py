@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from option import tuned
+from option import find_meaningless, tuned
 
 log = logging.getLogger("eat")
 
@@ -35,15 +35,22 @@ def in_search() -> bool:
     return in_experiment() or TRIAL_VARIABLE in os.environ
 
 
-def get_parameters() -> dict[str, Any]:
-    """The options that the search has chosen for this trial, checked; empty outside a search. Raises InputError."""
-    if TRIAL_VARIABLE in os.environ:
-        return tuned(json.loads(os.environ[TRIAL_VARIABLE])["parameters"])
-    if not in_experiment():
-        return {}
-    import nni
+def get_parameters(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that the search has chosen for this trial, checked; empty outside a search. Raises InputError.
 
-    return tuned(nni.get_current_parameter() or nni.get_next_parameter() or {})
+    options: the others. A parameter that has no meaning under the values of others is left out.
+    """
+    if TRIAL_VARIABLE in os.environ:
+        parameters = json.loads(os.environ[TRIAL_VARIABLE])["parameters"]
+    elif in_experiment():
+        import nni
+
+        parameters = nni.get_current_parameter() or nni.get_next_parameter() or {}
+    else:
+        return {}
+    parameters = tuned(parameters)
+    meaningless = find_meaningless({**options, **parameters})
+    return {name: value for name, value in parameters.items() if name not in meaningless}
 
 
 def pick_folder(parent: str | None) -> Path:
@@ -65,7 +72,7 @@ def add_parameters(command_line: Mapping[str, Any]) -> dict[str, Any]:
     saved = any((folder / "checkpoints").glob("*.pt"))
     # overwrite: an earlier start may have left files before its first checkpoint
     start = {"experiment_dir_name": str(folder), "resume" if saved else "overwrite": True}
-    return {**command_line, **get_parameters(), **start}
+    return {**command_line, **get_parameters(command_line), **start}
 
 
 def read_metric(row: Mapping[str, float], name: str) -> float:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import fcntl
+import hashlib
 import logging
 import math
 import os
@@ -19,6 +20,7 @@ from typing import Any
 import pandas as pd
 from tensorboardX import SummaryWriter
 
+from dataset import Splits
 from iaa.errors import InputError, Interrupted
 from iaa.runtime import distributed
 from iaa.runtime.files import atomic_write, read_json_object, write_json
@@ -170,10 +172,43 @@ def _take_over(path: Path, options: argparse.Namespace, notes: Mapping[str, Any]
         if keep is not None and path.resolve() in keep.resolve().parents:
             raise InputError(f"{keep}: lies in the run that --overwrite would replace; use another folder")
         remove_run(path)
+    if options.resume:
+        _refuse_other_labels(read_json_object(path / "run.json").get("labels") or {}, notes["labels"])
     content = {"status": "running", "reason": None, "started": _now(), "ended": None, **identify_process()}
     write_json(path / "run.json", content | {"processes": distributed.world_size(), **notes})
     if not options.resume:
         write_json(path / "options.json", vars(options) | {"experiment_dir_name": str(path)})
+    elif (saved := read_json_object(path / "options.json")).get("num_epoch") != options.num_epoch:
+        write_json(path / "options.json", saved | {"num_epoch": options.num_epoch})
+
+
+def digest_labels(splits: Splits) -> dict[str, dict[str, Any]]:
+    """By the name of each CSV: how many of its rows the run uses, and digests of their names and targets, in order."""
+    digests = {}
+    for labels in (splits.test, splits.train, splits.val):
+        if labels is None or (labels is splits.test and digests):
+            continue
+        names = "\0".join(labels.images.tolist()).encode("utf-8", "surrogateescape")
+        digest = digests.setdefault(Path(labels.source).name, {"rows": 0, "images": "", "scores": ""})
+        digest["rows"] += len(labels)  # train.csv may be two splits
+        digest["images"] += hashlib.sha256(names).hexdigest()[:16]
+        digest["scores"] += hashlib.sha256(labels.targets.tobytes()).hexdigest()[:16]
+    return digests
+
+
+def _refuse_other_labels(before: dict[str, dict], now: dict[str, dict]) -> None:
+    """Raises InputError if the labels of a resumed run are not those that it had. before: empty if an older run."""
+    names = sorted(now | before if before else (), key=lambda name: name in before and name in now)
+    for name in names:  # a file that has come or gone changes what is held out of train.csv
+        old, new = before.get(name, {"rows": 0}), now.get(name, {"rows": 0})
+        if old == new:
+            continue
+        difference = (
+            "other scores" if old.get("images") == new.get("images") else "other images or another order"
+        )
+        if more := new["rows"] - old["rows"]:
+            difference = f"{abs(more)} rows {'more' if more > 0 else 'fewer'}"
+        raise InputError(f"--resume: {name} is not the run's: {difference}; restore it, or start a new run")
 
 
 def _run_files(folder: Path) -> list[Path]:

@@ -6,9 +6,11 @@ import multiprocessing
 import os
 import socket
 
+import pandas as pd
 import pytest
 from helpers.data import arguments
 from helpers.processes import ended, fork
+from helpers.runs import metrics
 
 from iaa.errors import InputError
 from iaa.runtime import liveness
@@ -87,3 +89,53 @@ def test_run_json_says_how_far_the_run_is_and_is_its_sign_of_life(ava, run, monk
     beats = [content for name, content in written if name == "run.json"]
     assert any(content.get("epoch") == 1 for content in beats)
     assert (beats[-1]["status"], beats[-1]["epoch"], beats[-1]["step"]) == ("done", 2, 0)
+
+
+def resume(run, ava, *words):
+    folders = ("--path_to_save_csv", ava, "--path_to_images", ava / "images")
+    return run(["--resume", "--experiment_dir_name", ava / "run", *folders, *words])
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "difference"),
+    [
+        ("train.csv", lambda table: table[:-10], "10 rows fewer"),
+        (
+            "val.csv",
+            lambda table: pd.concat([table, table.assign(image_id=table["image_id"] - 6)]),
+            "6 rows more",
+        ),
+        ("test.csv", lambda table: table[::-1], "other images or another order"),
+        ("train.csv", lambda table: table.assign(score2=99), "other scores"),
+    ],
+)
+def test_resume_refuses_other_labels_by_name(ava, run, ran, name, change, difference):
+    before = files(ava / "run")
+    change(pd.read_csv(ava / name)).to_csv(ava / name, index=False)
+    status, _, err = resume(run, ava)
+    problem = f"--resume: {name} is not the run's: {difference}; restore it, or start a new run"
+    assert (status, err.splitlines()) == (2, [f"main_nni.py: {problem}"])
+    assert files(ava / "run") == before
+
+
+def test_resume_refuses_labels_that_are_split_otherwise(ava, run, ran):
+    (ava / "val.csv").unlink()
+    assert "val.csv is not the run's: 6 rows fewer" in resume(run, ava)[2]
+
+
+def test_a_run_may_be_made_longer_if_its_epochs_do_not_depend_on_the_end(ava, run, ran, trained):
+    status, longer, err = resume(run, ava, "--num_epoch", 2)
+    assert status == 0, err
+    assert metrics(longer) == metrics(trained(num_epoch=2))
+    path = ava / "run" / "options.json"
+    saved = json.loads(path.read_text())
+    assert saved["num_epoch"] == 2
+    for change, reason in (
+        ({"schedule": "cosine"}, "--schedule cosine depends on the end; start a new run"),
+        ({"refinement": "scheduled"}, "--refinement scheduled depends on the end; start a new run"),
+        ({"num_epoch": 4}, "start a new run"),
+    ):
+        path.write_text(json.dumps(saved | change))
+        status, _, err = resume(run, ava, "--num_epoch", 3)
+        epochs = change.get("num_epoch", 2)
+        assert (status, f"--num_epoch 3 differs from the run's {epochs}; {reason}" in err) == (2, True), err
