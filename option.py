@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import json
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -190,6 +191,31 @@ _BELONG = (
 _END_WITH_TRAINING = {"schedule": "cosine", "refinement": "scheduled"}
 
 
+# Words that other programs, and our other commands, use for the same option.
+_SYNONYMS = (
+    ("init_lr", "lr", "learning_rate", "base_lr"),
+    ("num_epoch", "epoch", "epochs", "max_epochs"),
+    ("batch_size", "bs", "batch"),
+    ("weight_decay", "wd"),
+    ("path_to_model_weight", "weights", "checkpoint", "ckpt", "model_path"),
+    ("path_to_images", "images", "data", "data_dir", "data_path", "image_dir"),
+    ("path_to_save_csv", "csv", "labels"),
+    ("experiment_dir_name", "out", "output", "output_dir", "save_dir"),
+    ("gpu_id", "device", "gpu", "gpus", "cuda"),
+    ("num_workers", "workers"),
+    ("model", "arch", "backbone", "network"),
+    ("accumulate", "accum_iter", "gradient_accumulation_steps"),
+)
+
+
+def suggest(word: str, names: Collection[str], mark: str = "") -> str:
+    """The end of a message on an unknown option: the one of `names` that was meant, if any is near. mark: before its name."""
+    word = word.lstrip("-").partition("=")[0].replace("-", "_").lower()
+    meant = [name for group in _SYNONYMS if word in group for name in group if name in names]
+    meant = meant or difflib.get_close_matches(word, names, 1)
+    return f"; did you mean {mark}{meant[0]}?" if meant else ""
+
+
 def read_json(path: str | os.PathLike, problem: str) -> dict[str, Any]:
     """The JSON object of a file. problem: what to say of a file that has none. Raises InputError."""
     try:
@@ -197,7 +223,7 @@ def read_json(path: str | os.PathLike, problem: str) -> dict[str, Any]:
             content = json.load(file)
         if not isinstance(content, dict):
             raise ValueError("it must be a JSON object")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: {problem} ({error})") from None
     return content
 
@@ -211,7 +237,9 @@ def from_file(path: str, chosen: Mapping[str, Any]) -> dict[str, Any]:
     content = read_json(path, "cannot be read as options")
     for name in content:
         if name not in OPTIONS or name == "options":
-            raise InputError(f"{path}: unknown option {name!r}; --help lists them")
+            raise InputError(
+                f"{path}: unknown option {name!r}{suggest(name, OPTIONS) or ';'} --help lists them"
+            )
     return _checked(content, path) | dict(chosen)
 
 
@@ -220,7 +248,8 @@ def tuned(parameters: Mapping[str, Any]) -> dict[str, Any]:
     tunable = [name for name, option in OPTIONS.items() if option.tunable]
     for name in parameters:
         if name not in tunable:
-            raise InputError(f"tuner: unknown parameter {name!r}; the search may set {', '.join(tunable)}")
+            unknown = f"tuner: unknown parameter {name!r}{suggest(name, tunable) or ';'}"
+            raise InputError(f"{unknown} the search may set {', '.join(tunable)}")
     return {name: OPTIONS[name].check(value, "tuner") for name, value in parameters.items()}
 
 
@@ -260,10 +289,11 @@ def complete(chosen: Mapping[str, Any]) -> argparse.Namespace:
         options.path_to_save_csv = options.path_to_save_csv or os.path.join("data", "demo")
         options.path_to_images = options.path_to_images or os.path.join(options.path_to_save_csv, "images")
     warmup, scale = f"--warmup_epochs {options.warmup_epochs:g}", f"--score_max {options.score_max:g}"
+    folders = [f"--{name}" for name in ("path_to_images", "path_to_save_csv") if not getattr(options, name)]
+    needs = f"--dataset {dataset} needs {' and '.join(folders)}; prepare_data.py makes the CSVs"
     no_protocol = options.released_protocol and dataset not in RELEASED_PROTOCOLS
     for contradicts, problem in (
-        (not options.path_to_images, f"--dataset {dataset} needs --path_to_images"),
-        (not options.path_to_save_csv, f"--dataset {dataset} needs --path_to_save_csv"),
+        (folders, needs),
         (options.eval and not weights, "--eval needs --path_to_model_weight"),
         (options.calibrate_points and not weights, "--calibrate_points needs --path_to_model_weight"),
         (options.resume and not options.experiment_dir_name, "--resume needs --experiment_dir_name"),
