@@ -42,6 +42,6 @@ def read_json_object(path: str | os.PathLike) -> dict:
     """The object in a JSON file; empty if the file is missing or holds none."""
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
