@@ -189,9 +189,12 @@ def read_splits(
     test.csv for validation, as in the release. Without a val.csv, `val_share` of train.csv is held out, by `seed`.
     Raises InputError for missing folders, and what `read_labels` and `find_images` raise.
     """
-    for path, option in ((folder, "path_to_save_csv"), (images, "path_to_images")):
-        if not Path(path).is_dir():
-            raise InputError(f"{path}: no such folder; --{option} names it")
+    folders = ((folder, "path_to_save_csv"), (images, "path_to_images"))
+    missing = [
+        f"{path}: no such folder; --{name} names it" for path, name in folders if not Path(path).is_dir()
+    ]
+    if missing:
+        raise InputError(f"{'; '.join(missing)}; prepare_data.py makes the CSVs")
     notes, skipped = [], {}
 
     def read(name: str) -> Labels:

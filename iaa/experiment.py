@@ -33,6 +33,10 @@ from util import make_loss
 
 log = logging.getLogger("eat")
 
+TRIALS_WAIT = (
+    600  # seconds; a search may start a trial again before its old process has ended, or counts as dead
+)
+
 
 def run(user_options: dict) -> dict:
     """Train or evaluate by the user's options. Returns the last line of output.
@@ -60,14 +64,17 @@ def work(options: argparse.Namespace, weights: Weights | None, device: torch.dev
     model = build.make_model(options, weights, purpose, network_format.outputs, device)
     if not options.eval:
         build.note_photographs(model, splits)
-    folder = run_folder.open_folder(options, keep=weights and weights.path)
+    notes = {"parameters": nni_trial.get_parameters(vars(options))}
+    notes["labels"] = run_folder.digest_labels(splits)
+    patience = TRIALS_WAIT if nni_trial.in_search() else 0
+    folder = run_folder.open_folder(options, notes, keep=weights and weights.path, patience=patience)
     options.experiment_dir_name = str(folder)
     log.info("%s on %s, %s, in %s", options.model, options.dataset, device, folder)
     for note in build.network_notes(options, weights):
         log.info("%s", note)
     with (
         StopSignal() as stop,
-        run_folder.recorded(folder, options, nni_trial.get_parameters()),
+        run_folder.recorded(folder, options) as state,
         distributed.connection_errors(),
         engine.compile_errors(),
     ):
@@ -82,6 +89,7 @@ def work(options: argparse.Namespace, weights: Weights | None, device: torch.dev
         history, selection = [], {}
         if not options.eval:
             trainer = build.make_trainer(options, model, precision, graph, folder / "checkpoints")
+            state.progress = trainer.progress
             train(options, trainer, loaders, label_format, test_graph, folder, stop)
             history = trainer.progress.history
             selected_on = "test.csv" if options.released_protocol else "validation"
@@ -102,9 +110,8 @@ def work(options: argparse.Namespace, weights: Weights | None, device: torch.dev
         )
         split = recognise_split(options.dataset, options.path_to_save_csv, evaluation.names)
         report = make_test_report(setup, split, label_format, model, evaluation, trained_format, is_stated)
-        result = write_report(options, report, folder, model, history, stop) | selection
-        run_folder.write_outcome(folder, result)
-    return result
+        state.result = write_report(options, report, folder, model, history, stop) | selection
+    return state.result
 
 
 def gather_options(user_options: dict) -> tuple[argparse.Namespace, Weights | None]:

@@ -7,8 +7,6 @@ import hashlib
 import logging
 import os
 import random
-import signal
-import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -54,12 +52,8 @@ CALIBRATION_BATCH = 16  # as in the released training
 
 def run(options: argparse.Namespace) -> int:
     """Score as the options ask. Returns the exit status. Raises InputError, Interrupted."""
-    try:
-        with StopSignal() as stop, stop_errors(stop):
-            return score(options, stop)
-    except BrokenPipeError:  # nobody reads the rows any more
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
+    with StopSignal() as stop, stop_errors(stop):
+        return score(options, stop)
 
 
 def score(options: argparse.Namespace, stop: StopSignal) -> int:

@@ -42,16 +42,6 @@ def read_json_object(path: str | os.PathLike) -> dict:
     """The object in a JSON file; empty if the file is missing or holds none."""
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
-
-
-def process_start_time(pid: int) -> str:
-    """The start time of a process of this machine, which tells it from a later one of the same number; empty if it has ended."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
-    fields = text.rpartition(")")[2].split()
-    return fields[19] if fields and fields[0] != "Z" else ""

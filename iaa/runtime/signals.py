@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from iaa.errors import InputError, Interrupted
+from iaa.runtime import distributed
 
 PATIENCE = 10.0  # seconds
 
@@ -44,6 +46,10 @@ class StopSignal:
     def _note(self, number: int, _frame) -> None:
         self.received = number
         self._restore()
+        if distributed.rank() == 0:
+            heard = f"\n{signal.Signals(number).name}: ending after the current step; again: at once\n"
+            with suppress(OSError):  # nobody reads it
+                os.write(2, heard.encode())  # print may not be called while it is at work
         threading.Thread(target=self._kill_stuck, daemon=True).start()
 
     def _kill_stuck(self) -> None:

@@ -107,11 +107,11 @@ class Trainer:
         number, accumulate = progress.step, self.stepper.accumulate
         remedy = "go on with --grad_checkpoint, which takes about 1.3 times as long, or start anew with "
         remedy += f"--batch_size {max(1, sampler.batch_size // 2)} --accumulate {accumulate * 2}"
-        shown = progress_bar(f"epoch {progress.epoch + 1}", sampler.num_images, number * sampler.batch_size)
+        bar = progress_bar(f"epoch {progress.epoch + 1}", sampler.num_images, number * sampler.batch_size)
         start = asked = time.perf_counter()
         earlier, waited = progress.seconds, 0.0
         self.stepper.model.train()
-        with shown, oom_hint(sampler.batch_size, self.device, remedy):
+        with bar as shown, oom_hint(sampler.batch_size, self.device, remedy):
             try:
                 for batch in batches(loader, progress.epoch, number):
                     waited += time.perf_counter() - asked
