@@ -16,6 +16,7 @@ from iaa.errors import InputError
 from iaa.runtime import distributed
 from iaa.runtime.files import atomic_write
 from iaa.training.steps import Stepper
+from models.weights_file import read_pickle
 
 log = logging.getLogger("eat")
 
@@ -97,7 +98,7 @@ def _read(folder: Path, stepper: Stepper) -> dict:
     problems = []
     for path in filter(Path.is_file, (folder / LAST, folder / PREVIOUS)):
         try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = read_pickle(path)
             if (processes := len(content["processes"])) != distributed.world_size():
                 raise ValueError(f"of a run with {processes} processes; start as many")
             _restore_parts(content, stepper)
