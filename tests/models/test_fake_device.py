@@ -69,9 +69,9 @@ def test_a_wait_or_a_mix_of_devices_in_a_step_fails(plant, message):
 
 @pytest.mark.slow
 def test_operations_of_a_step_of_eat_base():
-    """3,653, and 3 of the loss's division by the batches of a step, with torch 2.14.
+    """With torch 2.14, sampled by `grid_sample`.
 
     879 of them clip the gradients, one by one: torch groups real tensors only, so a GPU has a few instead.
     """
     with fake_cuda():
-        assert count_operations("eat_base", 64, torch.bfloat16) == pytest.approx(3836, rel=0.01)
+        assert count_operations("eat_base", 64, torch.bfloat16) == pytest.approx(3721, rel=0.01)
