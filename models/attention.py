@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
+from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from .eat import GridPoints, InterestPoints, OffsetRefinement, cast_for_products, in_float32
@@ -89,8 +89,9 @@ class ShiftedWindowAttention(WindowAttention):
         self.register_buffer("attn_mask", shifted_window_mask(fmap_size, window, self.shift))
 
     def bias(self, images: int) -> Tensor:
-        bias = cast_for_products(self.position_bias() + self.attn_mask[:, None])
-        return align_rows(bias).repeat(images, 1, 1, 1)[..., : bias.shape[-1]]
+        bias = cast_for_products(self.position_bias().contiguous() + self.attn_mask[:, None])
+        repeated = repeat(align_rows(bias), "windows heads q k -> (b windows) heads q k", b=images)
+        return repeated[..., : bias.shape[-1]]
 
     def forward(self, x: Tensor) -> tuple[Tensor, None]:
         x, _ = super().forward(x.roll((-self.shift, -self.shift), dims=(1, 2)))
