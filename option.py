@@ -150,7 +150,7 @@ GROUPS: dict[str, tuple[Option, ...]] = {
         Option("tf32", bool, False, "float32 matrix products on a GPU may use TF32"),
         Option("deterministic", bool, False, "training on a GPU gives the same weights each time; attention takes longer"),
         Option("cuda_graph", str, "auto", "on a GPU: forward, loss and backward of a step as one CUDA graph, and forward in evaluation; auto: but not steps of several processes, with --accumulate or --grad_checkpoint; on: refuse to train so; off: no graph", choices=("auto", "on", "off"), resumable=True),
-        Option("compile", bool, False, "compile the network with torch.compile"),
+        Option("compile", bool, False, "compile the network with torch.compile, each kind of block once"),
         Option("grad_checkpoint", bool, False, "recompute activations in the backward pass: less memory, about 1.3 times as long", resumable=True),
     ),
     "training": (
@@ -337,9 +337,6 @@ def complete_network(options: argparse.Namespace, chosen: Mapping, settings: Map
         vars(options).update(dict.fromkeys(_EATS_OWN))
     elif options.pretrained:
         raise InputError(f"--pretrained belongs to --model timm/NAME, not {options.model}")
-    elif options.interest_points == "running" and options.compile and options.grad_checkpoint:
-        both = "--grad_checkpoint and --interest_points running"
-        raise InputError(f"--compile does not go with {both}; leave one out")
 
 
 def _refuse_meaningless(options: argparse.Namespace, chosen: Mapping[str, Any]) -> None:

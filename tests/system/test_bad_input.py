@@ -10,8 +10,6 @@ from iaa.errors import InputError
 from iaa.options import scoring_options
 from iaa.training.build import pick_device
 
-COMPILED = {"compile": True, "grad_checkpoint": True}
-
 
 def edit(path, line, text):
     lines = path.read_text().splitlines()
@@ -162,7 +160,6 @@ def test_wrong_weights(run, ava):
         ({"interest_points": "grid", "sync_interest_points": True}, "running, not grid"),
         ({"calibrate_points": 8}, "--calibrate_points needs --path_to_model_weight"),
         ({"calibrate_points": 0}, "--calibrate_points 0 must be at least 1"),
-        ({**COMPILED, "interest_points": "running"}, "--compile does not go with"),
         ({"cuda_graph": "on"}, "--cuda_graph on: the device is cpu; leave it out"),
         ({"amp": "fp8"}, "--amp fp8: choose from auto, bf16"),
         ({"save_minutes": -1}, "--save_minutes -1 must be at least 0"),
