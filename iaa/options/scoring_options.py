@@ -84,7 +84,7 @@ def is_parquet(out: str | Path | None) -> bool:
 
 
 def check(options: argparse.Namespace) -> None:
-    """Raises InputError for options that contradict each other, and for output files that cannot be written."""
+    """Raises InputError for options that contradict each other, and for output files that cannot be written. Makes their folders."""
     for name, owners in OWNERS.items():
         is_given = getattr(options, name) not in (False, None, ALL)
         if is_given and not any(getattr(options, owner) for owner in owners):
@@ -104,12 +104,13 @@ def check(options: argparse.Namespace) -> None:
     inputs = (options.weights, options.reference, options.compare)
     inputs += (*options.list, *options.paths, *options.calibrate_on)
     used = {os.path.realpath(path) for path in inputs if path is not None}
+    folders = []
     for name in ("out", "report", "save_calibrated"):
         if (value := getattr(options, name)) is None:
             continue
         path, is_table = Path(value), name == "out"
         is_folder = is_table and is_parquet(path)
-        folder = next(parent for parent in (path, *path.absolute().parents) if parent.is_dir())
+        folder = path if path.is_dir() else path.absolute().parent
         may_exist = is_table or options.overwrite or (name == "report" and options.append)
         is_ending_wrong = is_table and path.suffix.lower() not in ENDINGS
         faults += [
@@ -120,10 +121,16 @@ def check(options: argparse.Namespace) -> None:
                 (is_folder and path.is_file(), "is a file; Parquet is written as a folder"),
                 (path.is_dir() and not is_folder, "is a folder; give a file"),
                 (path.exists() and not may_exist, "exists; give another, or --overwrite"),
-                (not os.access(folder, os.W_OK), f"the folder {folder} is write-protected"),
+                (
+                    folder.is_dir() and not os.access(folder, os.W_OK),
+                    f"the folder {folder} is write-protected",
+                ),
             )
         ]
         used.add(os.path.realpath(path))
+        folders.append(folder)
     for is_wrong, problem in faults:
         if is_wrong:
             raise InputError(problem)
+    for folder in folders:
+        folder.mkdir(parents=True, exist_ok=True)
