@@ -128,7 +128,6 @@ def replacing(out: Path, overwrite: bool, contents: Sequence[str] = ()) -> Itera
         others = {path.name for path in out.iterdir()} - set(contents) if out.is_dir() else set()
         if out.is_dir() != bool(contents) or others:
             raise InputError(f"{out}: holds something that no such export has written; give another --out")
-    out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as beside:
         temporary = Path(beside, out.name)
         yield temporary

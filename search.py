@@ -85,7 +85,6 @@ def show(options: argparse.Namespace) -> None:
     elif options.command == "best":
         trial, chosen = best_options(results)
         path = options.out or folder / "best.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, chosen)
         print(f"{path}: trial {trial.name}, {metric} {trial.value:.4f} in epoch {trial.best_epoch}")
         print(f"python main_nni.py --options {path}")
@@ -93,7 +92,6 @@ def show(options: argparse.Namespace) -> None:
         from iaa.searching.plot import plot_results  # imports matplotlib
 
         path = options.out or folder / "search.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
         plot_results(results, metric, f"{folder.name}: {len(results)} trials", path)
         print(path)
 

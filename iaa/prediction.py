@@ -12,7 +12,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -89,8 +88,6 @@ def score(options: argparse.Namespace, stop: StopSignal) -> int:
     extra_columns += ["explanation"] if options.explain else []
     extra_columns += ORIGIN if is_parquet(options.out) or has_shards else ()
     builder = RowBuilder(trained, reference, extra_columns)
-    for path in filter(None, (options.out, options.report, options.save_calibrated)):
-        Path(path).absolute().parent.mkdir(parents=True, exist_ok=True)
     if options.out:
         table = open_table(options.out, builder.columns)
     common = ""

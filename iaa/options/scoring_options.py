@@ -111,7 +111,7 @@ def check(options: argparse.Namespace) -> None:
             continue
         path, is_table = Path(value), name == "out"
         is_folder = is_table and is_parquet(path)
-        folder = next(parent for parent in (path, *path.absolute().parents) if parent.is_dir())
+        folder = path if path.is_dir() else path.absolute().parent
         may_exist = is_table or options.overwrite or (name == "report" and options.append)
         is_ending_wrong = is_table and path.suffix.lower() not in ENDINGS
         faults += [

@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from iaa.errors import InputError, Interrupted
 from iaa.photographs import decode
+from iaa.runtime import distributed
 from iaa.runtime.progress import progress_bar
 from iaa.runtime.signals import StopSignal, stop_errors, waiting
 
@@ -57,7 +58,7 @@ def count_fitting_workers(num_workers: int, batch_bytes: int) -> int:
     if not num_workers or not batch_bytes or not os.path.isdir(SHARED_MEMORY):
         return num_workers
     state = os.statvfs(SHARED_MEMORY)
-    free = state.f_bavail * state.f_frsize // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    free = state.f_bavail * state.f_frsize // distributed.world_size()
     # Beside those that the processes prefetch, one batch is in use and one is on its way.
     fitting = max(0, free // batch_bytes - 2) // PREFETCH
     if fitting < num_workers:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from iaa.errors import InputError
+from iaa.runtime.program import printable
 from option import GROUPS, OPTIONS, RECIPES, Option, suggest
 
 Table = Mapping[str, Sequence[Option]]  # the rows by the title of their group; "": no title
@@ -52,7 +53,7 @@ class Parser(argparse.ArgumentParser):
         return namespace, unknown
 
     def error(self, message: str):
-        self.exit(2, f"{self.prog}: {message} (see --help)\n")
+        self.exit(2, f"{self.prog}: {printable(message)} (see --help)\n")
 
 
 def subcommand_parser(prog: str, description: str, commands: Mapping[str, tuple[str, Table]]) -> Parser:

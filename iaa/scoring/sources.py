@@ -135,6 +135,8 @@ def _matches(folder: str, parts: Sequence[str]) -> Iterator[str]:
     if os.path.lexists(path):
         yield from _matches(path, rest)
     elif name == "**":
+        while rest[:1] == ["**"]:
+            rest = rest[1:]
         for below, files in walk_folders(folder or os.curdir, errors.append):
             below = below if folder else below[2:]  # without ./
             yield from _matches(below, rest) if rest else [os.path.join(below, file) for file in files]

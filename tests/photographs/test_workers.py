@@ -20,7 +20,7 @@ MIB = 2**20
 def test_no_more_processes_read_than_shared_memory_has_room_for(monkeypatch, free, processes, left, caplog):
     state = SimpleNamespace(f_bavail=free * MIB // 4096, f_frsize=4096)
     monkeypatch.setattr(os, "statvfs", lambda path: state)
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(processes))
+    monkeypatch.setenv("WORLD_SIZE", str(processes))
     monkeypatch.setattr(workers, "START", "fork")  # no process is started here
     loader = workers.make_worker_loader([], 4, MIB, batch_sampler=[], persistent_workers=True)
     assert loader.num_workers == left

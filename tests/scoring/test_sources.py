@@ -90,6 +90,7 @@ def test_each_real_folder_is_searched_once_whatever_links_there_are(tree, monkey
     ]
     through_loop = [f"z/loop/{name}" for name in ("a.png", "b.JPG", "out/more/o.png")]
     assert list(Sources(["a_link", "z"])) == ["a_link/d.tiff", "z/c.webp", *through_loop]
+    assert list(Sources(["**/**/d.*"])) == ["z/y/d.tiff"]
     assert list(Sources(["self"])) == ["self"]  # a row with an error
 
 
