@@ -43,16 +43,11 @@ def save(path: Path, content: dict, previous: str | None = None) -> None:
     """torch.save by rank 0, atomic and flushed to the disk; the file before it becomes `previous`. Raises OSError."""
     if distributed.rank():
         return
-    path.parent.mkdir(exist_ok=True)
-    with atomic_write(path, "wb") as file:
+    with atomic_write(path, "wb", previous) as file:
         try:
             torch.save(content, file)
         except RuntimeError as error:  # torch hides the OSError of a full disk
             raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
-        file.flush()
-        os.fsync(file.fileno())
-        if previous and path.exists():
-            os.replace(path, path.with_name(previous))
 
 
 def make_ready(folder: Path) -> None:
