@@ -94,7 +94,7 @@ def load_weights(model: nn.Module, source: str | os.PathLike | Weights) -> list[
             name: value for name, value in target.items() if "ref_point14" in name and name not in fresh
         }
         fresh |= _fresh_head(
-            state, target, head_prefixes(getattr(model, "pretrained_cfg", {}).get("classifier"))
+            state, target, head_prefixes((getattr(model, "pretrained_cfg", None) or {}).get("classifier"))
         )
     state = {name: value for name, value in state.items() if name in target or not _is_added(name)} | fresh
     for name in target.keys() & state.keys():

@@ -221,7 +221,10 @@ class Trainer:
 
 @contextmanager
 def oom_hint(batch_size: int, device: torch.device, remedy: str):
-    """Turn torch's OutOfMemoryError into a TrainingError that says how much memory was taken, and `remedy`."""
+    """Turn torch's OutOfMemoryError into a TrainingError that says how much memory was taken, and `remedy`.
+
+    Raises InputError if batch normalisation is given a single value per channel.
+    """
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -231,6 +234,11 @@ def oom_hint(batch_size: int, device: torch.device, remedy: str):
             taken = torch.cuda.max_memory_allocated(device) / 2**30
             problem += f" ({taken:.1f} of {total:.1f} GiB were taken)"
         raise TrainingError(f"{problem}; {remedy}") from error
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        remedy = "raise --batch_size, or train on more photographs"
+        raise InputError(f"batch normalisation needs two photographs or more in a batch; {remedy}") from error
 
 
 @contextmanager
