@@ -76,8 +76,8 @@ def score(options: argparse.Namespace, stop: StopSignal) -> int:
     refuse_options(options, trained, has_shards)
     trained.model.to(device)
     precision = pick_precision(options.amp, device)
-    reading = (options.decode, options.upright, options.batch_size, options.num_workers, options.max_pixels)
-    photos = Photos(trained.resize, *reading)
+    names = ("upright", "batch_size", "num_workers", "max_pixels", "srgb")
+    photos = Photos(trained.resize, options.decode, **{name: getattr(options, name) for name in names})
     reference = comparison = recorder = table = page = None
     if options.reference:
         reference, notes = read_reference(options.reference, trained)
@@ -110,7 +110,8 @@ def score(options: argparse.Namespace, stop: StopSignal) -> int:
     scale = "trained on {}, scores {:g} to {:g}".format(trained.dataset, *trained.scale)
     log.info("%s %s%s, on %s", trained.name, scale, points, device)
 
-    summary, turned, damaged = TerminalSummary(trained.scale, options.out), 0, 0
+    summary, damaged = TerminalSummary(trained.scale, options.out), 0
+    turned = other_colours = 0
     waiting: dict[str, list[ScoredPhoto]] = defaultdict(list)  # by shard, until the shard is done
     with ExitStack() as stack:
         done: set[int] = set()
@@ -126,6 +127,7 @@ def score(options: argparse.Namespace, stop: StopSignal) -> int:
         for batch in score_batches(trained, batches, precision, recorder, stop):
             bar.update(len(batch.photos))
             turned += sum(photo.turned for photo in batch.photos)
+            other_colours += sum(photo.other_colours for photo in batch.photos)
             waiting[batch.shard] += batch.photos
             if batch.fault:
                 log.warning("warning: %s: cannot be read to its end (%s)", batch.shard, batch.fault)
@@ -145,6 +147,9 @@ def score(options: argparse.Namespace, stop: StopSignal) -> int:
             "--upright turns them",
             turned,
         )
+    if other_colours and not options.srgb:
+        note = "%d photographs have a colour profile other than sRGB, left out as in training; --srgb converts them"
+        log.info(note, other_colours)
     summary.close(sources.describe_skipped())
     if page:
         about = {"upright": options.upright, "num_workers": options.num_workers}
@@ -275,6 +280,7 @@ def make_settings(options: argparse.Namespace, builder: RowBuilder, precision: P
         "columns": builder.columns,
         "decode": options.decode,
         "upright": options.upright,
+        "srgb": options.srgb or None,  # as in tables of before there was the option
         "precision": str(precision.dtype or torch.float32),
         "reference": None if reference is None else hashlib.sha256(reference.tobytes()).hexdigest()[:16],
         "network": network.hexdigest()[:16],
