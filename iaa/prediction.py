@@ -71,9 +71,8 @@ def score(options: argparse.Namespace, stop: StopSignal) -> int:
     refuse_options(options, trained, has_shards)
     trained.model.to(device)
     precision = Precision(device, torch.bfloat16 if options.amp == "bf16" else None)
-    limits = {"max_bytes": options.max_bytes, "max_pixels": options.max_pixels}
-    reading = (options.decode, options.upright, options.batch_size, options.num_workers)
-    photos = Photos(trained.resize, *reading, **limits)
+    names = ("upright", "batch_size", "num_workers", "max_bytes", "max_pixels", "srgb")
+    photos = Photos(trained.resize, options.decode, **{name: getattr(options, name) for name in names})
     reference = comparison = recorder = table = page = None
     if options.reference:
         reference, notes = read_reference(options.reference, trained)
@@ -110,7 +109,8 @@ def score(options: argparse.Namespace, stop: StopSignal) -> int:
     scale = "trained on {}, scores {:g} to {:g}".format(trained.dataset, *trained.scale)
     log.info("%s %s%s, on %s", trained.name, scale, points, device)
 
-    summary, turned, damaged, overlays = TerminalSummary(trained.scale, options.out), 0, 0, 0
+    summary = TerminalSummary(trained.scale, options.out)
+    turned = other_colours = damaged = overlays = 0
     waiting: dict[str, list[ScoredPhoto]] = defaultdict(list)  # by shard, until the shard is done
     with ExitStack() as stack:
         done: set[int] = set()
@@ -127,6 +127,7 @@ def score(options: argparse.Namespace, stop: StopSignal) -> int:
         for batch in score_batches(trained, batches, precision, recorder, stop):
             bar.update(len(batch.photos))
             turned += sum(photo.turned for photo in batch.photos)
+            other_colours += sum(photo.other_colours for photo in batch.photos)
             waiting[batch.shard] += batch.photos
             if batch.fault:
                 log.warning("warning: %s: cannot be read to its end (%s)", batch.shard, batch.fault)
@@ -147,6 +148,9 @@ def score(options: argparse.Namespace, stop: StopSignal) -> int:
             "--upright turns them",
             turned,
         )
+    if other_colours and not options.srgb:
+        note = "%d photographs have a colour profile other than sRGB, left out as in training; --srgb converts them"
+        log.info(note, other_colours)
     if page:
         about = {"upright": options.upright, "num_workers": options.num_workers}
         rescore = make_rescore(photos, device, stop)
@@ -282,6 +286,7 @@ def make_settings(options: argparse.Namespace, builder: RowBuilder, precision: P
         "columns": builder.columns,
         "decode": options.decode,
         "upright": options.upright,
+        "srgb": options.srgb or None,  # as in tables of before there was the option
         "precision": str(precision.dtype or torch.float32),
         "reference": None if reference is None else hashlib.sha256(reference.tobytes()).hexdigest()[:16],
         "network": network.hexdigest()[:16],

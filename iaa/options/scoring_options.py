@@ -51,6 +51,7 @@ TABLE = {
     ),
     "how it is done": (
         Option("upright", bool, False, "turn photographs as EXIF says (default: as stored, as in training)"),
+        Option("srgb", bool, False, "convert photographs to sRGB by their colour profiles (default: without, as in training)"),
         Option("decode", str, "pil", "image decoder; pil: the pixels of evaluation; fast: within one grey level of them", choices=("pil", "fast")),
         Option("max_pixels", int, None, "largest photographs that are decoded (default: 1,000,000,000 pixels for JPEGs, which are reduced above 178,956,970; 300,000,000 for others)", low=1),
         Option("batch_size", int, 16, "photographs per batch", low=1),

@@ -14,6 +14,7 @@ import pandas as pd
 from PIL import Image
 
 from iaa.photographs import workers
+from iaa.photographs.colour import find_srgb_conversion
 from iaa.photographs.decode import error_text, open_image, orientation
 from iaa.photographs.tables import write_csv
 from iaa.runtime.signals import StopSignal
@@ -25,6 +26,7 @@ KINDS = {
     "too large": ("stops", "ends: more than 300 million pixels (JPEG: 1,000 million) are refused"),
     "16-bit grey": ("spoils", "(or floating point) cuts its values off at 255, so it is almost white; convert it to 8 bits"),
     "CMYK": ("used", "converts it to RGB, without its colour profile"),
+    "other colours": ("used", "takes its values for sRGB, though it has another colour profile"),
     "transparent": ("used", "drops the transparency; the colours beneath it show"),
     "rotated": ("used", "sees it as it is stored: EXIF's orientation is ignored, as in the release"),
     "plain": ("used", "sees it as it is, in RGB"),
@@ -78,6 +80,7 @@ def _kinds(picture: Image.Image) -> list[str]:
     tests = {
         "16-bit grey": picture.mode.startswith(("I", "F")),
         "CMYK": picture.mode == "CMYK",
+        "other colours": find_srgb_conversion(picture) is not None,
         "transparent": picture.has_transparency_data,
         "rotated": orientation(picture) != 1,
     }

@@ -19,6 +19,7 @@ from torch.utils.data import Dataset
 
 from iaa.networks.attention_maps import AttentionMap
 from iaa.photographs import workers
+from iaa.photographs.colour import find_srgb_conversion
 from iaa.photographs.decode import TURNS, Resize, open_image, orientation, read_plain_jpeg
 
 
@@ -26,12 +27,13 @@ from iaa.photographs.decode import TURNS, Resize, open_image, orientation, read_
 class ScoredPhoto:
     """A photograph: its error; or, once it is scored, raw outputs (levels,), and each layer's map if these are recorded.
 
-    turned: EXIF says that it is stored turned. origin: its `url` and `key`, from the shard.
+    turned: EXIF says that it is stored turned. other_colours: its colour profile is not sRGB's. origin: its `url` and `key`, from the shard.
     """
 
     path: str
     error: str = ""  # "" where there is none
     turned: bool = False
+    other_colours: bool = False
     origin: Mapping[str, str] = field(default_factory=dict)
     outputs: np.ndarray | None = None
     attention_maps: Mapping[str, AttentionMap] = field(default_factory=dict)
@@ -53,7 +55,7 @@ class PhotoBatch(NamedTuple):
 class Photos(Dataset):
     """Photographs and their pixels by path. decoder: `pil`, as in evaluation, or `fast`. upright: turned as EXIF says.
 
-    max_pixels: see `open_image`.
+    max_pixels: see `open_image`. srgb: converted by their colour profiles.
     """
 
     resize: Resize
@@ -63,6 +65,7 @@ class Photos(Dataset):
     num_workers: int = 0  # processes that read
     max_bytes: int = 2**28  # of a member of a shard
     max_pixels: int | None = None
+    srgb: bool = False
 
     def __getitem__(self, path: str) -> tuple[ScoredPhoto, np.ndarray | None]:
         return self.read(path, path)
@@ -72,11 +75,13 @@ class Photos(Dataset):
         try:
             with _opened(source, self.max_pixels) as picture:
                 turned = orientation(picture) != 1
-                fast = self.decoder == "fast" and not (turned and self.upright)
+                other_colours = find_srgb_conversion(picture) is not None
+                is_changed = (turned and self.upright) or (other_colours and self.srgb)
+                fast = self.decoder == "fast" and not is_changed
                 pixels = read_plain_jpeg(source, self.resize) if fast else None
                 if pixels is None:
-                    pixels = np.asarray(self.resize.pil(to_rgb(picture, self.upright)))
-                return ScoredPhoto(path, turned=turned), pixels
+                    pixels = np.asarray(self.resize.pil(to_rgb(picture, self.upright, self.srgb)))
+                return ScoredPhoto(path, turned=turned, other_colours=other_colours), pixels
         except Exception as error:  # decoders raise anything at all on a damaged file
             is_large = isinstance(error, Image.DecompressionBombError)
             remedy = "; --max_pixels allows more" if is_large else ""
@@ -123,20 +128,21 @@ def _opened(source: str | os.PathLike | bytes, max_pixels: int | None = None) ->
             yield picture
 
 
-def to_rgb(picture: Image.Image, upright: bool = False) -> Image.Image:
-    """An opened picture in RGB, as evaluation has it: as stored, unless `upright`, and without a colour profile.
+def to_rgb(picture: Image.Image, upright: bool = False, srgb: bool = False) -> Image.Image:
+    """An opened picture in RGB, as evaluation has it: as stored, unless `upright`, and without its profile, unless `srgb`.
 
     16-bit grey is scaled to 8 bits; PIL's own conversion, which training and evaluation use, cuts it off at 255 and
     leaves a white picture. Raises ValueError for floating point and 32-bit pixels, which do not say what value is white.
     """
     turn = TURNS.get(orientation(picture)) if upright else None
+    convert = find_srgb_conversion(picture) if srgb else None
     if picture.mode == "F" or (picture.mode == "I" and picture.format != "PNG"):
         raise ValueError(
             f"its pixels are {'floating point' if picture.mode == 'F' else '32-bit'}; convert it to 8 bits"
         )
     if picture.mode.startswith("I"):
         picture = Image.fromarray((np.asarray(picture, np.float64) / 257).round().astype(np.uint8))
-    picture = picture.convert("RGB")
+    picture = convert(picture) if convert else picture.convert("RGB")
     return picture if turn is None else picture.transpose(turn)
 
 

@@ -10,7 +10,7 @@ from collections import Counter
 import numpy as np
 import pandas as pd
 import pytest
-from helpers.data import arguments, make_pictures
+from helpers.data import SWAPPED, arguments, make_pictures
 from helpers.runs import cache_words
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -98,6 +98,7 @@ PICTURES = {
     "broken_exif.webp": ("plain", lambda p: photograph().save(p, exif=b"Exif\0\0II")),
     "large_profile.png": ("plain", lambda p: photograph().save(p, icc_profile=bytes(3 * 2**20))),
     "large_text.png": ("plain", lambda p: photograph().save(p, pnginfo=TEXT)),
+    "swapped.jpg": ("other colours", lambda p: photograph().save(p, icc_profile=SWAPPED)),
     "lab.tif": ("plain", lambda p: photograph("LAB").save(p)),
 }  # fmt: skip
 

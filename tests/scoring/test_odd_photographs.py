@@ -7,7 +7,7 @@ import zlib
 import numpy as np
 import pytest
 import torch
-from helpers.data import make_pictures
+from helpers.data import SWAPPED, make_pictures
 from helpers.networks import GOLDEN, make_weights
 from PIL import Image
 
@@ -110,22 +110,27 @@ def test_nothing_to_score_is_a_bad_request(tmp_path, weights, command):
     assert not (tmp_path / "s.csv").exists()
 
 
-def test_pictures_stored_turned_are_told_of_and_turned_where_asked(tmp_path, weights, command, caplog):
+def test_turned_pictures_and_other_colours_are_told_of_and_converted_where_asked(
+    tmp_path, weights, command, caplog
+):
     pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
     (tmp_path / "p").mkdir()
     upright = Image.fromarray(pixels)
     upright.save(tmp_path / "p" / "upright.png")
+    upright.save(tmp_path / "p" / "z.png", icc_profile=SWAPPED)
     exif = Image.Exif()
     exif[0x0112] = 6
     upright.transpose(Image.Transpose.ROTATE_90).save(tmp_path / "p" / "turned.png", exif=exif)
     scores = []
     with caplog.at_level("INFO", "eat"):
-        for words in ((), ("--upright",)):
+        for words in ((), ("--upright", "--srgb")):
             out = tmp_path / f"{len(words)}.csv"
             assert command(tmp_path / "p", "--weights", weights, "--out", out, *words, *CPU)[0] == 0
             scores.append([row["score"] for row in read_rows(out)])
     assert caplog.text.count("1 photographs say in EXIF that they are stored turned") == 1
-    assert scores[0][1] == scores[1][1]
+    assert caplog.text.count("1 photographs have a colour profile other than sRGB") == 1
+    assert scores[0][1] == scores[1][1] == scores[0][2]
+    assert scores[1][2] != pytest.approx(scores[0][2], rel=1e-4)
     assert scores[1][0] == pytest.approx(scores[1][1], rel=1e-6)
     assert scores[0][0] != pytest.approx(scores[1][0], rel=1e-4)
 
