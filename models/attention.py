@@ -113,7 +113,6 @@ class DeformableAttention(nn.Module):
         proj_drop: float = 0.0,
         interest_points: str = "batch",
         refinement: str = "released",
-        sync_interest_points: bool = False,
         exploit: bool = False,
     ):
         super().__init__()
@@ -135,9 +134,7 @@ class DeformableAttention(nn.Module):
         self.proj_drop = nn.Dropout(proj_drop)
         # The name is the released checkpoints'.
         learned = interest_points != "grid"
-        self.ref_point14 = (
-            InterestPoints(dim, fmap_size, interest_points, sync_interest_points) if learned else GridPoints()
-        )
+        self.ref_point14 = InterestPoints(dim, fmap_size, interest_points) if learned else GridPoints()
         self.refinement = OffsetRefinement(refinement, exploit)
 
     def offsets(self, q: Tensor) -> Tensor:
