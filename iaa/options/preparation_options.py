@@ -104,7 +104,7 @@ COMMANDS: dict[str, tuple[str, Table]] = {
         Option("csv", Path, [], "check only the pictures that these CSVs name (default: all in the folder)", nargs="+"),
         Option("out", Path, None, "folder for pictures.csv", metavar="FOLDER", required=True),
         Option("clean", Path, None, "write the CSVs to this folder, without the pictures that stop or spoil training, and train.csv without the copies of --copies", metavar="FOLDER"),
-        Option("copies", bool, False, "also find pictures that are in two splits, perhaps under two names: same bytes, same pixels, or similar perceptual hashes"),
+        Option("copies", bool, False, "also find pictures that are in two splits, perhaps under two names, by their perceptual hashes"),
         Option("near", int, 4, "--copies: largest number of differing bits (of 64) between the perceptual hashes of copies"),
         WORKERS,
     )}),
