@@ -184,7 +184,7 @@ class ResumableBatchSampler(Sampler):
 def read_splits(
     folder: str | Path,
     images: str | Path,
-    label_format: LabelFormat | None,
+    label_format: LabelFormat,
     *,
     train: bool = True,
     calibrate: bool = False,
@@ -196,8 +196,8 @@ def read_splits(
 ) -> Splits:
     """Read `train.csv`, `val.csv` and `test.csv` of `folder`, and find their images in `images`.
 
-    label_format: see `read_labels`. train: False reads test.csv only, and train.csv too if `calibrate`. select_on_test: use
-    test.csv for validation, as in the release. Without a val.csv, `val_share` of train.csv is held out, by `seed`.
+    train: False reads test.csv only, and train.csv too if `calibrate`. select_on_test: use test.csv for validation, as in
+    the release. Without a val.csv, `val_share` of train.csv is held out, by `seed`.
     Raises InputError for missing folders, and what `read_labels` and `find_images` raise.
     """
     folders = ((folder, "path_to_save_csv"), (images, "path_to_images"))

@@ -9,7 +9,6 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 from iaa.errors import InputError
@@ -29,7 +28,6 @@ TABLE = {
         Option("to", str, None, "format: onnx file, safetensors file, or folder for the Hugging Face hub", choices=list(ENDINGS), required=True),
         Option("out", Path, None, "path of the export (default: beside the weights, with their name)", metavar="PATH"),
         Option("overwrite", bool, False, "replace an export that is there"),
-        Option("gather", bool, False, "--to onnx: do not use the operator GridSample, for runtimes without it"),
     ),
     "weights": WEIGHTS,
 }
@@ -51,11 +49,7 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
         "Export trained weights. Every export is read back, fed with photographs by its own description, and compared "
         "with PyTorch; an export that differs is removed. The last line of output is JSON."
     )
-    parser = Parser(TABLE, prog="export.py", usage=usage, description=about)
-    options = parser.parse_args(argv)
-    if options.gather and options.to != "onnx":
-        parser.error(f"--gather belongs to --to onnx, not {options.to}")
-    return options
+    return Parser(TABLE, prog="export.py", usage=usage, description=about).parse_args(argv)
 
 
 def export(options: argparse.Namespace) -> dict:
@@ -76,7 +70,7 @@ def export(options: argparse.Namespace) -> dict:
         except ModuleNotFoundError as error:
             needed = f"--to onnx needs {error.name}"
             raise InputError(f"{needed}: pip install -r requirements/export.txt") from None
-        write, read = partial(onnx_file.write_onnx, gather=options.gather), onnx_file.open_onnx
+        write, read = onnx_file.write_onnx, onnx_file.open_onnx
     trained = load_for_command(options)
     for note in trained.notes:
         log.warning("%s", note)
@@ -89,7 +83,6 @@ def export(options: argparse.Namespace) -> dict:
     return {
         "written": str(out),
         "to": options.to,
-        **({"gather": options.gather} if options.to == "onnx" else {}),
         **{name: about[name] for name in ("model", "dataset", "score_range", "interest_points")},
         "megabytes": round(size / 1e6, 2),
         "largest_difference": difference,
@@ -104,7 +97,7 @@ def output_path(options: argparse.Namespace, weights_file: Path) -> Path:
     """
     weights = Path(os.path.abspath(options.weights))  # a link keeps its own name and folder
     stem, ending = weights.name if weights.is_dir() else weights.stem, ENDINGS[options.to]
-    out = options.out or weights.with_name(stem + "_gather" * options.gather + ending)
+    out = options.out or weights.with_name(stem + ending)
     out = Path(os.path.abspath(out))
     if options.to != "hub" and out.suffix != ending:
         raise InputError(f"{out}: must end in {ending}; give another --out")

@@ -137,7 +137,6 @@ GROUPS: dict[str, tuple[Option, ...]] = {
         _tunable("drop_path_rate", float, None, "drop path of the last block (default: the model's)", low=0, high=0.9),
         _tunable("interest_points", str, None, "batch: mean over the batch, as released; image: each image's own; running: a running mean; grid: plain DAT's cell centres (default: as the weights were trained, else batch)", choices=("batch", "image", "running", "grid")),
         Option("calibrate_points", int, None, "--interest_points running: estimate the points from N training images before training or --eval, and save them", low=1),
-        Option("sync_interest_points", bool, False, "with several processes: take the mean over the batches of all processes"),
         _tunable("refinement", str, None, "released: the released rule; off: offsets stay as they are; scheduled: exploration, then as off (default: as the weights were trained, else released)", choices=("released", "off", "scheduled")),
         _tunable("explore_share", float, 0.5, "--refinement scheduled: share of training after which offsets stay as they are", low=0, high=1),
         _tunable("explore_same", float, 0.25, "--refinement scheduled: first factor of offsets in their interest point's quadrant", low=0),
@@ -177,15 +176,13 @@ OPTIONS: dict[str, Option] = {option.name: option for group in GROUPS.values() f
 
 # Options that have a meaning only under a value of another one: (its name, these values, the options).
 _REFINEMENT = ("explore_share", "explore_same", "explore_other", "handover", "eval_refinement")
-_POINTS = ("interest_points", "calibrate_points", "sync_interest_points")
-_EATS_OWN = (*_POINTS, "refinement", *_REFINEMENT, "save_released_style")
+_EATS_OWN = ("interest_points", "calibrate_points", "refinement", *_REFINEMENT, "save_released_style")
 _BELONG = (
     ("eval", (True,), ("report_images", "trained_on")),
     ("dataset", ("csv",), ("score_min", "score_max", "threshold")),
     ("schedule", ("step",), ("decay_every", "decay_factor")),
     ("model", MODELS, _EATS_OWN),
     ("interest_points", ("running",), ("calibrate_points",)),
-    ("interest_points", ("batch", "running"), ("sync_interest_points",)),
     ("refinement", ("scheduled",), _REFINEMENT),
 )
 # Under these values an epoch depends on the number of all epochs.

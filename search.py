@@ -42,9 +42,6 @@ COMMANDS = {
     "best": ("write the best trial's options as JSON, for `main_nni.py --options FILE`", {"": (
         *SHOWN, Option("out", Path, None, "where to write (default: best.json in the experiment's folder)"),
     )}),
-    "plot": ("draw every trial's curve, and each hyperparameter against the metric, to a PNG", {"": (
-        *SHOWN, Option("out", Path, None, "where to write (default: search.png in the experiment's folder)"),
-    )}),
 }
 # fmt: on
 
@@ -82,18 +79,12 @@ def show(options: argparse.Namespace) -> None:
     results, metric = read_results(folder, options.metric)
     if options.command == "show":
         print(format_table(results, metric))
-    elif options.command == "best":
+    else:
         trial, chosen = best_options(results)
         path = options.out or folder / "best.json"
         write_json(path, chosen)
         print(f"{path}: trial {trial.name}, {metric} {trial.value:.4f} in epoch {trial.best_epoch}")
         print(f"python main_nni.py --options {path}")
-    else:
-        from iaa.searching.plot import plot_results  # imports matplotlib
-
-        path = options.out or folder / "search.png"
-        plot_results(results, metric, f"{folder.name}: {len(results)} trials", path)
-        print(path)
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from iaa.networks.attention_maps import AttentionRecorder, background_share, mea
 from iaa.networks.trained_network import TrainedNetwork, load_for_command
 from iaa.options.scoring_options import ALL, is_parquet
 from iaa.reports import gallery
-from iaa.reports.overlays import draw_overlay, overlay_path, read_mask
+from iaa.reports.overlays import draw_overlay, overlay_path
 from iaa.reports.terminal_summary import TerminalSummary
 from iaa.runtime import distributed
 from iaa.runtime.files import read_json_object
@@ -180,7 +180,7 @@ def refuse_options(options: argparse.Namespace, trained: TrainedNetwork, has_sha
     for name in ("explain", "report"):
         if has_shards and getattr(options, name):
             raise InputError(f"--{name}: photographs in shards cannot be shown; leave it out, or give files")
-    for name in ("explain", "layer", "mask"):
+    for name in ("explain", "layer"):
         if trained.points is None and getattr(options, name) not in (None, ALL):
             raise InputError(f"--{name}: {trained.name} has no deformable layers; leave it out")
 
@@ -259,13 +259,11 @@ def make_row(
     if not photo.attention_maps:
         return row, None
     attention = mean_map(list(photo.attention_maps.values()))
-    foreground = read_mask(options.mask, photo.path) if options.mask else None
-    if foreground is not None or not options.mask:
-        row["attention_background"] = round_to_float32(background_share(attention, foreground))
+    row["attention_background"] = round_to_float32(background_share(attention))
     if options.explain:
         path, (low, high) = overlay_path(options.explain, photo.path, common), builder.trained.scale
         title = f"{os.path.basename(photo.path)}: score {row['score']:.3f} ({low:g} to {high:g})"
-        if draw_overlay(path, photo.path, photo.attention_maps, title, foreground, options.upright):
+        if draw_overlay(path, photo.path, photo.attention_maps, title, options.upright):
             row["explanation"] = str(path)
     return row, attention
 
@@ -292,7 +290,7 @@ def make_settings(options: argparse.Namespace, builder: RowBuilder, precision: P
         "network": network.hexdigest()[:16],
     }
     if (options.explain or options.report) and trained.points is not None:
-        settings |= {"layer": options.layer, "mask": options.mask and str(options.mask)}
+        settings["layer"] = options.layer
     if trained.points == "batch":
         settings["batch_size"] = options.batch_size
     return settings

@@ -112,12 +112,10 @@ class DeformableAttention(nn.Module):
         proj_drop: float = 0.0,
         interest_points: str = "batch",
         refinement: str = "released",
-        sync_interest_points: bool = False,
         exploit: bool = False,
     ):
         super().__init__()
         self.heads, self.groups, self.attn_drop = heads, groups, attn_drop
-        self.gather = False  # `set_gather` changes it
         self.rpe_table = nn.Parameter(torch.empty(heads, 2 * fmap_size - 1, 2 * fmap_size - 1))
         nn.init.trunc_normal_(self.rpe_table, std=0.01)
         group_dim = dim // groups
@@ -134,9 +132,7 @@ class DeformableAttention(nn.Module):
         self.proj_drop = nn.Dropout(proj_drop)
         # The name is the released checkpoints'.
         learned = interest_points != "grid"
-        self.ref_point14 = (
-            InterestPoints(dim, fmap_size, interest_points, sync_interest_points) if learned else GridPoints()
-        )
+        self.ref_point14 = InterestPoints(dim, fmap_size, interest_points) if learned else GridPoints()
         self.refinement = OffsetRefinement(refinement, exploit)
 
     def offsets(self, q: Tensor) -> Tensor:
@@ -170,7 +166,7 @@ class DeformableAttention(nn.Module):
         points = points[..., None, :]
         positions = points + self.refinement(self.offsets(q), points)
         features = cast.unflatten(-1, (self.groups, -1))
-        sampled = sample_features(features, positions, self.gather).flatten(-2)
+        sampled = sample_features(features, positions).flatten(-2)
         k, v = pointwise(self.proj_k, sampled), pointwise(self.proj_v, sampled)
         q, k, v = (rearrange(t, "b h w (heads c) -> b heads (h w) c", heads=self.heads) for t in (q, k, v))
         by_group, references = positions.permute(0, 3, 1, 2, 4), points.permute(0, 3, 1, 2, 4)
@@ -178,20 +174,13 @@ class DeformableAttention(nn.Module):
 
     def bias(self, positions: Tensor) -> Tensor:
         """The position bias (B, heads, HW, HW) of keys at `positions`."""
-        return sample_bias(self.rpe_table, positions, self.gather)
+        return sample_bias(self.rpe_table, positions)
 
     def attention_weights(self, x: Tensor) -> tuple[Tensor, AttentionPoints]:
         """x: (B, H, W, C). Returns the attention weights (B, heads, queries, keys), HW each, and the layer's points."""
         q, k, _, positions, points = self.project(x)
         logits = q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1) + self.bias(positions)
         return logits.softmax(-1), AttentionPoints(*points[:2])
-
-
-def set_gather(model: nn.Module, gather: bool) -> None:
-    """Have deformable layers sample by lookups and sums alone, which every runtime of an exported file has, or not."""
-    for layer in model.modules():
-        if isinstance(layer, DeformableAttention):
-            layer.gather = gather
 
 
 def make_deterministic(model: nn.Module) -> None:

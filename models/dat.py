@@ -127,7 +127,6 @@ class EAT(nn.Module):
         interest_points: `batch` (released), `image` or `running`, see `models.eat.InterestPoints`; or `grid`, fixed
             cell centres: with refinement `off` the network then is plain DAT.
         refinement: `released`, `off` or `scheduled`; see `models.eat.OffsetRefinement`.
-        sync_interest_points: in training, take the batch's mean over all processes.
         exploit: evaluate `scheduled` refinement without any constraint, whatever its factors are.
     Raises: ValueError for a configuration that the method does not have.
     Source: EAT, ACM MM 2023; the backbone from "Vision Transformer with Deformable Attention", CVPR 2022.
@@ -153,7 +152,6 @@ class EAT(nn.Module):
         drop_path_rate: float = 0.0,
         interest_points: str = "batch",
         refinement: str = "released",
-        sync_interest_points: bool = False,
         exploit: bool = False,
         **switches,
     ):
@@ -177,7 +175,7 @@ class EAT(nn.Module):
         self.patch_proj = nn.Sequential(convolution, LayerNorm(dim_stem))
         blocks = sum(depths)
         drop_paths = (drop_path_rate * i / max(blocks - 1, 1) for i in range(blocks))
-        method = settings | {"sync_interest_points": sync_interest_points, "exploit": exploit}
+        method = settings | {"exploit": exploit}
         self.stages = nn.ModuleList()
         for i, (dim, spec) in enumerate(zip(dims, stage_spec, strict=True)):
             fmap_size = img_size // patch_size // 2**i

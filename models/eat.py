@@ -11,7 +11,6 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -42,15 +41,14 @@ class InterestPoints(nn.Conv2d):
         `image`: the image alone.
         `running`: the batch in training; in evaluation a running mean, updated in training as in batch normalisation.
             It is nan until the first batch of training or `calibrate_points`, so that no score can come of it.
-    sync: in training, take the mean over the batches of all processes of torch.distributed.
     Source: `batch` is EAT's released deformable attention; the others are ours.
     """
 
     momentum = 0.1  # the least share of a batch in the running mean, as in batch normalisation
 
-    def __init__(self, dim: int, fmap_size: int, mode: str = "batch", sync: bool = False):
+    def __init__(self, dim: int, fmap_size: int, mode: str = "batch"):
         super().__init__(dim, 2, 1)
-        self.mode, self.sync = mode, sync
+        self.mode = mode
         if mode == "running":
             self.register_buffer("running_points", torch.empty(1, fmap_size, fmap_size, 2))
             self.register_buffer("num_images_tracked", torch.empty((), dtype=torch.int64))
@@ -71,8 +69,7 @@ class InterestPoints(nn.Conv2d):
         with in_float32(features.device):
             mean = F.linear(features.float(), self.weight.flatten(1).float(), self.bias.float())
             if self.mode != "image":
-                synced = self.sync and self.training
-                mean = mean_over_processes(mean) if synced else mean.mean(0, keepdim=True)
+                mean = mean.mean(0, keepdim=True)
             return mean.tanh(), mean
 
     @torch.no_grad()
@@ -93,7 +90,7 @@ class InterestPoints(nn.Conv2d):
 class GridPoints(nn.Module):
     """Plain DAT's reference points instead of learned ones: the centres of the cells. No weights."""
 
-    mode, sync = "grid", False
+    mode = "grid"
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """features: (B, H, W, C). Returns (1, H, W, 2), twice; -1 and 1 are the image's borders. Source: DAT, CVPR 2022."""
@@ -104,29 +101,6 @@ class GridPoints(nn.Module):
 
     def track(self, mean: Tensor, images: int) -> None:
         """As the grid never moves, there is nothing to track."""
-
-
-def mean_over_processes(points: Tensor) -> Tensor:
-    """The mean over dimension 0 of the `points` of all processes, dimension kept. Gradients flow to every process."""
-    if not (dist.is_available() and dist.is_initialized()):
-        return points.mean(0, keepdim=True)
-    count = points.new_full((1,), len(points))
-    total = SumOverProcesses.apply(torch.cat([points.sum(0).flatten(), count]))
-    return (total[:-1] / total[-1]).view(1, *points.shape[1:])
-
-
-class SumOverProcesses(torch.autograd.Function):
-    """The sum of a tensor over all processes; its gradient is the sum of theirs."""
-
-    @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:
-        total = x.clone()
-        dist.all_reduce(total)
-        return total
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> Tensor:
-        return SumOverProcesses.apply(grad)
 
 
 def uncalibrated(model: nn.Module) -> bool:

@@ -2,7 +2,7 @@
 
 A CPU samples by `grid_sample`, PyTorch's operator and the released one. On a GPU its gradient takes long, and sums in
 another order each time. There small Triton kernels sample (`kernels.py`); where they cannot run, `grid_sample` gets
-another gradient (`SampleByProducts`). An exported file may sample by lookups and sums alone (`gather`).
+another gradient (`SampleByProducts`).
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ def run_precision(tensor: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if autocast else tensor.dtype
 
 
-def sample_features(features: Tensor, positions: Tensor, gather: bool = False) -> Tensor:
+def sample_features(features: Tensor, positions: Tensor) -> Tensor:
     """Sample each group's map at its positions; outside the map everything is zero.
 
     features: (B, H, W, groups, C); positions: (B, H, W, groups, 2), (y, x), float32, -1 and 1 the centres of the border
     cells (`align_corners=True`). Returns the features' shape and type; from the kernels, the run's type.
     """
     dtype = run_precision(features)
-    way = "gather" if gather else choose_way(positions, features.shape[1:3], features.shape[-1])
+    way = choose_way(positions, features.shape[1:3], features.shape[-1])
     with in_float32(features.device):
         if way == "kernels":
             return kernel_ops.sample_features(features, positions, dtype)
@@ -61,7 +61,7 @@ def sample_features(features: Tensor, positions: Tensor, gather: bool = False) -
     return rearrange(out, "(b groups) c h w -> b h w groups c", groups=features.shape[3])
 
 
-def sample_bias(table: Tensor, positions: Tensor, gather: bool = False) -> Tensor:
+def sample_bias(table: Tensor, positions: Tensor) -> Tensor:
     """The relative position bias between every query's pixel centre and every sampling position.
 
     table: (heads, 2H-1, 2W-1); positions: (B, H, W, groups, 2), float32. Returns (B, heads, HW, HW), queries then keys:
@@ -69,7 +69,7 @@ def sample_bias(table: Tensor, positions: Tensor, gather: bool = False) -> Tenso
     """
     batch, height, width, groups, _ = positions.shape
     dtype = run_precision(table)
-    way = "gather" if gather else choose_way(positions, tuple((n + 1) // 2 for n in table.shape[1:]))
+    way = choose_way(positions, tuple((n + 1) // 2 for n in table.shape[1:]))
     if way == "kernels":
         with in_float32(positions.device):
             return kernel_ops.position_bias(table.float(), positions, dtype)
@@ -95,10 +95,8 @@ def sample(
     """maps (N, C, H, W) at grid (N, Hk, Wk, 2), positions (x, y). Returns (N, C, Hk, Wk).
 
     Bilinear; -1 and 1 are the centres of the border cells (`align_corners=True`); outside everything is zero.
-    way: `grid_sample`, `gather` or `products`, which alone takes dtype and query_rows.
+    way: `grid_sample` or `products`, which alone takes dtype and query_rows.
     """
-    if way == "gather":
-        return sample_by_gather(maps, grid)
     if way == "products":
         return SampleByProducts.apply(maps, grid, dtype, query_rows)
     return F.grid_sample(maps, grid, mode="bilinear", align_corners=True)
@@ -159,14 +157,6 @@ def hat_weights(coordinates: Tensor, cells: int) -> Tensor:
     place = (coordinates + 1) * ((cells - 1) / 2)
     distance = torch.arange(cells, device=coordinates.device) - place[..., None]
     return (1 - distance.abs()).clamp_min(0)
-
-
-def sample_by_gather(maps: Tensor, grid: Tensor) -> Tensor:
-    """As `sample`, by additions, products and row lookups alone, which every runtime has."""
-    (a, b, c, d), x, y = _corners(maps, grid)
-    out = a * ((1 - x) * (1 - y)) + b * (x * (1 - y))
-    out = out + c * ((1 - x) * y) + d * (x * y)
-    return out.view(*grid.shape[:-1], maps.shape[1]).permute(0, 3, 1, 2)
 
 
 def _corners(maps: Tensor, grid: Tensor) -> tuple[list[Tensor], Tensor, Tensor]:

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from iaa.exporting.description import KEY, Runner
 from iaa.networks.trained_network import TrainedNetwork
 from iaa.runtime.files import to_json
-from models.attention import set_gather
 
 # The first that has GELU as one operator; eat_tiny ran 1.07 times as fast as with 18 in ONNX Runtime.
 OPSET = 20
@@ -36,13 +35,9 @@ class ScoringModule(nn.Module):
         return prediction, self.trained.scores(prediction)
 
 
-def write_onnx(trained: TrainedNetwork, path: Path, about: dict, gather: bool) -> None:
-    """Write the network to `path`: `images` (N, 3, H, W) to `prediction` (N, outputs) and `score` (N,).
-
-    gather: bilinear sampling as lookups, products and sums, without the operator `GridSample`.
-    """
+def write_onnx(trained: TrainedNetwork, path: Path, about: dict) -> None:
+    """Write the network to `path`: `images` (N, 3, H, W) to `prediction` (N, outputs) and `score` (N,)."""
     size = trained.model.img_size
-    set_gather(trained.model, gather)
     logging.disable(logging.WARNING)  # the exporter's log and warnings say nothing about the network
     try:
         with warnings.catch_warnings(action="ignore"):
@@ -58,14 +53,12 @@ def write_onnx(trained: TrainedNetwork, path: Path, about: dict, gather: bool) -
             )
     finally:
         logging.disable(logging.NOTSET)
-        set_gather(trained.model, False)
     model = program.model_proto
     for part in (model.graph, *model.functions):
         for node in part.node:  # the exporter notes where its code lies on this disk
             del node.metadata_props[:]
             node.doc_string = ""
-    about = about | {"gather": gather, "opset": OPSET}
-    onnx.helper.set_model_props(model, {KEY: to_json(about, indent=2)})
+    onnx.helper.set_model_props(model, {KEY: to_json(about | {"opset": OPSET}, indent=2)})
     onnx.checker.check_model(model)
     onnx.save(model, path)
 

@@ -14,8 +14,6 @@ from iaa.errors import InputError
 from iaa.options.scoring_options import ALL
 from models.attention import DeformableAttention
 
-CENTRE_HALF = np.pad(np.ones((2, 2), np.float32), 1)  # of the height and of the width
-
 
 @dataclass(frozen=True)
 class AttentionMap:
@@ -105,23 +103,12 @@ def mean_map(attention_maps: Sequence[AttentionMap]) -> np.ndarray:
     return np.mean(maps, 0)
 
 
-def background_share(mass: np.ndarray, foreground: np.ndarray | None = None) -> float:
-    """The share of the attention within the photograph, 0 to 1, that falls on its background.
+def background_share(mass: np.ndarray) -> float:
+    """The share of the attention within the photograph, 0 to 1, that falls outside its centre half.
 
-    mass: (H, W). foreground: (h, w), 0 to 1, of any size; by default the centre half, that is the middle half of the
-    height and of the width, so that even attention has a share of 0.75.
+    mass: (H, W). The centre half is the middle half of the height and of the width, so that even attention has a share
+    of 0.75.
     """
-    share = cell_shares(CENTRE_HALF if foreground is None else foreground, mass.shape)
-    return float(np.clip((mass * (1 - share)).sum() / max(mass.sum(), 1e-12), 0, 1))
-
-
-def cell_shares(mask: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """The mean of a mask (h, w) in each cell of (H, W), by area."""
-    rows, columns = (_overlaps(cells, pixels) for cells, pixels in zip(shape, mask.shape, strict=True))
-    return rows @ mask @ columns.T
-
-
-def _overlaps(cells: int, pixels: int) -> np.ndarray:
-    """(cells, pixels): the share of each cell that each pixel covers; both divide the same length evenly."""
-    borders, edges = np.arange(cells + 1)[:, None] / cells, np.arange(pixels + 1) / pixels
-    return (np.minimum(borders[1:], edges[1:]) - np.maximum(borders[:-1], edges[:-1])).clip(0) * cells
+    rows, columns = (np.diff(np.clip(np.arange(n + 1) / n, 0.25, 0.75)) * n for n in mass.shape)
+    background = 1 - np.outer(rows, columns)  # the share of each cell that lies outside
+    return float(np.clip((mass * background).sum() / max(mass.sum(), 1e-12), 0, 1))

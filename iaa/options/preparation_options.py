@@ -7,12 +7,12 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from iaa.runtime.command_line import Table, subcommand_parser
-from option import CPUS, DATASETS, Option
+from option import CPUS, Option
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     """The options and the `command`; exits with status 2 if they are wrong."""
-    about = "From the official downloads to what training reads: CSVs, checked photographs, a cache."
+    about = "From the official downloads to what training reads: CSVs, checked photographs."
     parser = subcommand_parser("prepare_data.py", about, COMMANDS)
     options = parser.parse_args(argv)
     if options.command == "ava" and options.split is None:
@@ -47,8 +47,6 @@ def _problems(options: argparse.Namespace) -> Iterator[str]:
         for path in options.csv if options.clean else ():
             if (options.clean / path.name).exists():
                 yield f"{options.clean / path.name}: is there already; give another --clean"
-    if options.command == "cache" and not options.csv.is_dir():
-        yield f"{options.csv}: no such folder; --csv names the folder of the CSVs"
 
 
 WORKERS = Option("num_workers", int, CPUS, "processes that read pictures (default: all cores)")
@@ -106,20 +104,8 @@ COMMANDS: dict[str, tuple[str, Table]] = {
         Option("csv", Path, [], "check only the pictures that these CSVs name (default: all in the folder)", nargs="+"),
         Option("out", Path, None, "folder for pictures.csv", metavar="FOLDER", required=True),
         Option("clean", Path, None, "write the CSVs to this folder, without the pictures that stop or spoil training, and train.csv without the copies of --copies", metavar="FOLDER"),
-        Option("copies", bool, False, "also find pictures that are in two splits, perhaps under two names: same bytes, same pixels, or similar perceptual hashes"),
+        Option("copies", bool, False, "also find pictures that are in two splits, perhaps under two names, by their perceptual hashes"),
         Option("near", int, 4, "--copies: largest number of differing bits (of 64) between the perceptual hashes of copies"),
-        WORKERS,
-    )}),
-    "cache": ("decode and resize the pictures once, for `main_nni.py --cache`; goes on where it was interrupted", {"": (
-        Option("dataset", str, None, "dataset of the CSVs", choices=[name for name in DATASETS if name != "demo"], required=True),
-        Option("images", str, None, "folder of the pictures", metavar="FOLDER", required=True),
-        Option("csv", Path, None, "folder of train.csv, val.csv and test.csv", metavar="FOLDER", required=True),
-        Option("out", str, None, "folder of the cache", metavar="FOLDER", required=True),
-        Option("size", int, 224, "side of the network's input", low=8, high=4096),
-        Option("decode", str, "auto", "as in main_nni.py", choices=("auto", "pil", "fast")),
-        Option("released_protocol", bool, False, "as in main_nni.py: PIL's pixels in training, too"),
-        Option("val_share", float, 0.1, "as in main_nni.py, if there is no val.csv", low=0.01, high=0.5),
-        Option("seed", int, 0, "as in main_nni.py"),
         WORKERS,
     )}),
 }

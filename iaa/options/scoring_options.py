@@ -44,7 +44,6 @@ TABLE = {
         Option("reference", str, None, "a run's predictions.csv, or a table of scores: adds the column `below`, the share of its scores that are lower", metavar="FILE"),
         Option("explain", Path, None, "draw the attention on each photograph", metavar="FOLDER"),
         Option("layer", str, ALL, "one deformable layer, such as stages.2.attns.1", metavar="NAME"),
-        Option("mask", Path, None, "folder of masks with the photographs' names, white on the foreground (default: the centre half is the foreground)", metavar="FOLDER"),
         Option("report", Path, None, "write a page for the browser: gallery, votes, attention, distribution"),
         Option("report_images", int, 5000, "number of photographs on the page: the best, the worst and a sample", low=1),
         Option("compare", Path, None, "--report: also show the scores of other weights, or of a table"),
@@ -68,7 +67,6 @@ OWNERS = {
     "overwrite": ["out", "report", "save_calibrated"],
     "compare": ["report"],
     "save_calibrated": ["calibrate_on"],
-    "mask": ["explain", "report"],
     "layer": ["explain", "report"],
 }
 
@@ -97,7 +95,6 @@ def check(options: argparse.Namespace) -> None:
         (not options.paths + options.list, "no photographs: give files, folders, globs, or --list FILE"),
         (options.append and options.overwrite, "--append and --overwrite exclude each other"),
         (options.explain and options.explain.is_file(), f"--explain {options.explain}: is no folder"),
-        (options.mask and not options.mask.is_dir(), f"--mask {options.mask}: no such folder"),
         (several and not is_parquet(out), "several processes need Parquet, as --out scores.parquet"),
         (several and shows, "--report and --explain need one process"),
         (several and calibrates, "--calibrate_on needs one process; then use --save_calibrated"),

@@ -218,9 +218,9 @@ def check(options: argparse.Namespace) -> int:
         print(inspection.report(findings))
         print(f"each of them: {out / 'pictures.csv'}")
         if options.copies:
-            signatures = copies.signatures(images, names, options.num_workers, stop)
+            hashes = copies.perceptual_hashes(images, names, options.num_workers, stop)
             by_csv = {path.name: csv_names for path, csv_names in files.items()}
-            pairs = copies.find_copies(by_csv, signatures, options.near)
+            pairs = copies.find_copies(by_csv, hashes, options.near)
             write_csv(out / "copies.csv", pairs)
             print(copies.report(pairs))
             print(f"each of them: {out / 'copies.csv'}")

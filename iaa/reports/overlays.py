@@ -1,4 +1,4 @@
-"""Overlays of `predict.py --explain`: where the network looks, drawn on the photograph; masks of its foreground."""
+"""Overlays of `predict.py --explain`: where the network looks, drawn on the photograph."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from matplotlib.collections import LineCollection
 from matplotlib.colors import PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
 from PIL import Image
 
-from iaa.networks.attention_maps import CENTRE_HALF, AttentionMap, background_share, mean_map
-from iaa.photographs.decode import open_image
+from iaa.networks.attention_maps import AttentionMap, background_share, mean_map
 from iaa.runtime.files import atomic_write
 from iaa.scoring.photos import open_rgb
 
@@ -34,17 +34,10 @@ MARKERS = (
 HEAT = "cividis"
 PANEL = 3.1  # inches
 COLUMNS = 6  # panels beside each other
-CENTRE = np.kron(CENTRE_HALF, np.ones((32, 32)))  # the foreground without a mask
 SIDE = 640  # pixels of the longer side of a photograph in an overlay
 
 
-def draw(
-    path: Path,
-    photograph: Image.Image,
-    layers: Mapping[str, AttentionMap],
-    title: str,
-    foreground: np.ndarray | None = None,
-) -> None:
+def draw(path: Path, photograph: Image.Image, layers: Mapping[str, AttentionMap], title: str) -> None:
     """Draw the attention of each layer: its points and offsets above, its map below; for several layers their mean, too."""
     ratio = min(max(photograph.height / photograph.width, 0.4), 2.5)
     panels = [(name, layer, layer.mass) for name, layer in layers.items()]
@@ -67,14 +60,11 @@ def draw(
         cells = Image.fromarray((mass * mass.size).astype(np.float32))
         heat = np.asarray(scale(np.asarray(cells.resize((96, 96), Image.Resampling.BILINEAR))))
         below.imshow(heat, cmap=HEAT, vmin=0, vmax=1, alpha=0.2 + 0.65 * heat, **show)
-        dashed = {"colors": "white", "linestyles": "--", "linewidths": 1}
-        below.contour(CENTRE if foreground is None else foreground, [0.5], extent=(0, 1, 0, 1), **dashed)
-        share = background_share(mass, foreground)
-        below.set_title(f"{name}: attention\n{share:.0%} on the background", fontsize=9)
+        below.add_patch(Rectangle((0.25, 0.25), 0.5, 0.5, fill=False, color="white", linestyle="--"))
+        below.set_title(f"{name}: attention\n{background_share(mass):.0%} on the background", fontsize=9)
     bar = figure.colorbar(ScalarMappable(scale, HEAT), ax=figure.axes, shrink=0.8, pad=0.01, aspect=30)
     bar.set_label("attention per cell (1: evenly spread)")
-    inside = "centre half" if foreground is None else "mask's foreground"
-    outline = Line2D([], [], color="0.5", linestyle="--", label=f"{inside}; outside it: the background")
+    outline = Line2D([], [], color="0.5", linestyle="--", label="centre half; outside it: the background")
     handles = [*axes[len(panels) - 1, 0].get_legend_handles_labels()[0], outline]
     options = {"loc": "outside lower center", "ncols": 2, "frameon": False, "fontsize": 9, "markerscale": 2}
     figure.legend(handles=handles, **options)
@@ -112,14 +102,9 @@ def draw_points(axis: Axes, name: str, layer: AttentionMap) -> None:
 
 
 def draw_overlay(
-    path: Path,
-    photograph: str,
-    layers: Mapping[str, AttentionMap],
-    title: str,
-    foreground: np.ndarray | None = None,
-    upright: bool = False,
+    path: Path, photograph: str, layers: Mapping[str, AttentionMap], title: str, upright: bool = False
 ) -> bool:
-    """Draw the attention on a photograph; False, with a warning, where that fails. foreground: see `read_mask`.
+    """Draw the attention on a photograph; False, with a warning, where that fails.
 
     Raises OSError if the overlay cannot be written, as where the disk is full.
     """
@@ -127,7 +112,7 @@ def draw_overlay(
     try:
         picture = open_rgb(photograph, upright, side=SIDE)
         picture.thumbnail((SIDE, SIDE))
-        draw(path, picture, layers, title, foreground)
+        draw(path, picture, layers, title)
     except Exception as error:  # the score is worth more than its picture
         is_reading = getattr(error, "filename", None) in (None, photograph)
         if isinstance(error, OSError) and not is_reading and error.errno != errno.ENAMETOOLONG:
@@ -143,18 +128,3 @@ def overlay_path(folder: Path, photograph: str, common: str) -> Path:
     path = Path(os.path.abspath(photograph))
     below = path.relative_to(common) if path.is_relative_to(common) else Path("_root", *path.parts[1:])
     return folder / below.with_name(f"{below.name}.png")
-
-
-def read_mask(folder: Path, photograph: str) -> np.ndarray | None:
-    """The foreground (h, w), 0 to 1, of the mask named as the photograph is; None, with a warning, where there is none."""
-    stem = Path(photograph).stem
-    try:
-        for ending in (".png", ".PNG", ".jpg", ".bmp", ".tif", ".webp"):
-            if (path := folder / f"{stem}{ending}").is_file():
-                with open_image(path) as picture:
-                    return np.asarray(picture.convert("L"), np.float32) / 255
-        reason = f"has no mask in {folder}"
-    except Exception as error:  # decoders raise anything at all on a damaged file
-        reason = f"its mask does not decode ({error})"
-    log.warning("warning: %s: %s, so no share of the background", photograph, reason)
-    return None

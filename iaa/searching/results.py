@@ -29,7 +29,7 @@ class TrialResult:
     reason: str
     options: dict[str, Any]
     parameters: dict[str, Any]
-    curve: dict[int, float]  # the metric by epoch, from 1
+    epochs: int  # finished ones; 0 where they lack the metric
     value: float
     best_epoch: int  # the selected one; 0 before the first epoch
     seconds: float
@@ -75,7 +75,7 @@ def _read_run(folder: Path, options: dict[str, Any], metric_name: str) -> TrialR
         reason=run.get("reason") or "",
         options=options,
         parameters=run.get("parameters") or {},
-        curve={int(row["epoch"]): read_metric(row, metric_name) for row in history} if best_epoch else {},
+        epochs=len(history) if best_epoch else 0,
         value=value,
         best_epoch=best_epoch,
         seconds=sum(row.get("seconds", 0) for row in history),
@@ -117,7 +117,7 @@ def format_table(results: list[TrialResult], metric_name: str) -> str:
             result.name,
             "-" if math.isnan(result.value) else f"{result.value:.4f}",
             result.status,
-            f"{len(result.curve)}/{result.options.get('num_epoch', '-')}",
+            f"{result.epochs}/{result.options.get('num_epoch', '-')}",
             str(result.best_epoch or "-"),
             duration,
             *(f"{value:.4g}" if isinstance(value, float) else str(value) for value in values),

@@ -145,7 +145,7 @@ def make_model(
     Raises InputError if --eval is asked of weights that lack something.
     """
     torch.manual_seed(options.seed)
-    names = ("interest_points", "refinement", "sync_interest_points", "drop_path_rate")
+    names = ("interest_points", "refinement", "drop_path_rate")
     settings = {name: value for name in names if (value := getattr(options, name)) is not None}
     if options.eval_refinement == "exploitation":
         settings["exploit"] = True
@@ -202,13 +202,11 @@ def network_notes(options: argparse.Namespace, weights: Weights | None) -> list[
     for name, value in (weights.purpose.settings if weights else {}).items():
         if (used := getattr(options, name)) != value:
             notes.append(f"warning: {weights.path} was trained with --{name} {value}, not {used}")
-    alone = processes == 1 or options.sync_interest_points
     if options.eval and points == "batch":
         others = f"the other images of its batch of {options.eval_batch_size}"
         notes.append(f"a score depends on {others}, as in the release")
-    elif points in ("batch", "running") and not (options.eval or (alone and options.accumulate == 1)):
-        means = "batch of all processes" if options.sync_interest_points else "batch of a process"
-        notes.append(f"interest points are means over the images of a {means}, not of a step")
+    elif points in ("batch", "running") and not options.eval and processes * options.accumulate > 1:
+        notes.append("interest points are means over the images of a batch of a process, not of a step")
     return notes
 
 

@@ -13,7 +13,6 @@ from safetensors.torch import save_file
 
 import export
 import models
-from iaa.errors import TrainingError
 from iaa.exporting import description, torch_files
 from iaa.exporting.description import describe, preprocess
 from iaa.networks.trained_network import TrainedNetwork, load_network
@@ -35,8 +34,7 @@ def expected(path, files):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("unoptimised")
-def test_onnx_by_gathers_is_the_network_without_grid_samples(tmp_path, golden_images):
-    """With points of the batch; test_sampling.py has the golden one."""
+def test_onnx_with_points_of_the_batch_is_the_network(tmp_path, golden_images):
     torch.manual_seed(3)
     small = models.create_model("eat_test").eval().requires_grad_(False)
     small.cls_head.weight.mul_(30)  # else all images have nearly one prediction
@@ -44,8 +42,7 @@ def test_onnx_by_gathers_is_the_network_without_grid_samples(tmp_path, golden_im
     torch.save(small.state_dict(), weights)
     small.purpose = replace(small.purpose, model="eat_test", dataset="ava")
     trained = TrainedNetwork(small, FORMATS["ava"], weights)
-    onnx_file.write_onnx(trained, path, describe(trained), gather=True)
-    assert "GridSample" not in {node.op_type for node in onnx.load(path).graph.node}
+    onnx_file.write_onnx(trained, path, describe(trained))
     _, run = onnx_file.open_onnx(path)
     for images in (golden_images, golden_images[:2]):
         right = small(images).numpy()
@@ -199,7 +196,6 @@ def test_overwrite_replaces_a_file_and_a_folder(command, made, tmp_path):
         (("--out", "/proc/a.safetensors"), "check the path and the disk"),
         (("--weights", "own.safetensors", "--out", "own.safetensors"), "would replace the weights"),
         (("--out", "a.pth"), "must end in .safetensors"),
-        (("--gather",), "--gather belongs to --to onnx"),
         (("--int8",), "unrecognized arguments: --int8"),
         (("--to", "coreml"), "--to coreml: choose from onnx, safetensors, hub"),
     ],
@@ -235,16 +231,6 @@ def test_a_link_is_exported_under_its_own_name(command, made, tmp_path):
     (tmp_path / "link.pth").symlink_to(made["votes"])
     assert command("--weights", tmp_path / "link.pth", "--to", "safetensors")[0] == 0
     assert (tmp_path / "link.safetensors").is_file()
-
-
-def test_the_options_of_onnx_reach_its_writer(command, made, tmp_path, monkeypatch):
-    def write(*_, **kind):
-        raise TrainingError(str(kind))
-
-    monkeypatch.setattr(onnx_file, "write_onnx", write)
-    words = ("--weights", made["score"], "--to", "onnx", "--out", tmp_path / "a.onnx", "--gather")
-    status, _, err = command(*words)
-    assert (status, "{'gather': True}" in err) == (1, True)
 
 
 def test_packages_that_are_missing_are_named(command, made, tmp_path, monkeypatch):

@@ -107,7 +107,3 @@ def refused(run, ava, *parts, **options):
     for part in parts:
         assert part in lines[0]
     assert not (ava / "run").exists()
-
-
-def cache_words(folder, out):
-    return f"cache --dataset tad66k --images {folder}/images --csv {folder} --out {folder / out}".split()

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-import torch.distributed as dist
 
 from models.eat import InterestPoints, OffsetRefinement, RefinementSchedule, refine_offsets, set_refinement
 from models.sampling import sample_bias, sample_features
@@ -28,9 +27,9 @@ def test_the_choice_carries_no_gradient_and_the_offset_does():
     assert offsets.grad.tolist() == [[1.0, 1.0], [0.25, 0.25]]
 
 
-def make_points(mode="batch", weight=((0.5,), (-1.0,)), bias=(0.0, 1.0), **kwargs):
+def make_points(mode="batch", weight=((0.5,), (-1.0,)), bias=(0.0, 1.0)):
     """Interest points on maps of one cell."""
-    points = InterestPoints(len(weight[0]), 1, mode, **kwargs)
+    points = InterestPoints(len(weight[0]), 1, mode)
     with torch.no_grad():
         points.weight.copy_(torch.tensor(weight)[..., None, None])
         points.bias.copy_(torch.tensor(bias))
@@ -112,31 +111,6 @@ def test_schedule_explores_for_its_share_and_then_constrains_nothing():
     linear = RefinementSchedule(0.4, 0.25, 2.0, "linear")
     assert [linear(p) for p in (0, 0.2, 0.4, 1)] == [(0.25, 2.0), (0.625, 1.5), (1, 1), (1, 1)]
     assert RefinementSchedule(0.0)(0) == (1, 1)
-
-
-def share_points(rank, folder):
-    """One of two processes: its part of a batch of five, its points and gradients, to a file."""
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    points, compiled = (make_points("running", sync=True) for _ in range(2))
-    part = features(1.0, 3.0, 5.0) if rank == 0 else features(7.0, 9.0)
-    found = place(points, part)
-    in_one_graph, _ = torch.compile(compiled, fullgraph=True, backend="eager")(part)
-    torch.testing.assert_close(in_one_graph, found)
-    (found * (rank + 1)).sum().backward()
-    torch.save((found.detach(), points.running_points, points.weight.grad), f"{folder}/{rank}.pt")
-    dist.destroy_process_group()
-
-
-@pytest.mark.slow
-def test_synced_points_are_the_mean_over_all_processes_and_so_are_their_gradients(tmp_path):
-    torch.multiprocessing.start_processes(share_points, (str(tmp_path),), nprocs=2, start_method="fork")
-    (a, running_a, grad_a), (b, running_b, grad_b) = (torch.load(tmp_path / f"{r}.pt") for r in (0, 1))
-    alone = make_points()
-    expected = place(alone, features(1.0, 3.0, 5.0, 7.0, 9.0))
-    (expected * 3).sum().backward()  # the sum of both processes' losses
-    for found in (a, b, running_a.tanh(), running_b.tanh()):
-        torch.testing.assert_close(found, expected)
-    torch.testing.assert_close(grad_a + grad_b, alone.weight.grad)
 
 
 def test_sampling_reads_cells_at_their_centres_and_zeros_outside():

@@ -14,7 +14,6 @@ import torch
 from helpers.data import arguments, make_pictures
 from helpers.processes import ended, fork
 
-import prepare_data
 from dataset import Transform, batches, make_loader
 from iaa.errors import InputError, Interrupted
 from iaa.photographs import cache
@@ -212,11 +211,8 @@ def test_a_killed_build_leaves_no_processes_behind_and_goes_on(tmp_path):
     make_pictures(tmp_path, names[:1], (300, 300))
     for name in names[1:]:
         os.link(tmp_path / names[0], tmp_path / name)
-    (tmp_path / "test.csv").write_text("image,score\n" + "".join(f"{name},1\n" for name in names))
-    shutil.copy(tmp_path / "test.csv", tmp_path / "train.csv")
-    words = ("cache", "--dataset", "tad66k", "--images", tmp_path, "--csv", tmp_path, "--out", tmp_path / "k")
     store = Cache(tmp_path / "k", Resize(256, "bilinear"), "fast")
-    child = fork(lambda: prepare_data.main([str(word) for word in (*words, "--num_workers", 2)]))
+    child = fork(lambda: store.fill(np.array(names), tmp_path, num_workers=2))
     while not os.path.exists(store.path) or os.path.getsize(store.path) < 300 * 256 * 256 * 3:
         assert os.waitpid(child, os.WNOHANG) == (0, 0)
         time.sleep(0.02)

@@ -11,12 +11,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from helpers.data import SWAPPED, arguments, make_pictures
-from helpers.runs import cache_words
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from dataset import Transform, batches, make_loader
-from iaa.photographs import cache, inspection, picture_files
+from iaa.photographs import inspection, picture_files
 from iaa.photographs.decode import Resize, read_fast, read_pil
 from iaa.photographs.inspection import KINDS, inspect_file
 from iaa.photographs.labels import FORMATS, find_images, read_labels
@@ -284,17 +283,6 @@ def test_check_tells_what_it_cannot_do(gallery, tmp_path, command, words, messag
     assert status == 2
     assert len(err.splitlines()) == 1
     assert message in err
-
-
-def test_cache_makes_what_a_run_needs(scored, command, run, monkeypatch):
-    words = cache_words(scored, "k")
-    status, out, err = command(*words, "--num_workers", 0)
-    assert (status, err) == (0, "")
-    for split, count, store in (("train", 11, "256-fast"), ("val", 1, "224-pil"), ("test", 6, "224-pil")):
-        assert f"{split}: {count} pictures are in {scored}/k/bilinear-{store} (" in out
-    monkeypatch.setattr(cache, "read_fast", None)  # nothing is missing
-    status, _, err = run(arguments(scored, "tad66k", cache=scored / "k"))
-    assert status == 0, err
 
 
 def test_a_folder_that_cannot_be_read_is_not_passed_over(gallery, monkeypatch):

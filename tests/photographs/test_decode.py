@@ -159,7 +159,7 @@ def test_postscript_is_not_executed(postscript):
     with pytest.raises(UnidentifiedImageError):
         photos.open_rgb(postscript.read_bytes())
     assert inspection.inspect_file(postscript.parent, postscript.name).detail == "no decoder knows it"
-    assert copies.signature(postscript.parent, postscript.name) is None
+    assert copies.perceptual_hash(postscript.parent, postscript.name) is None
 
 
 def test_one_place_opens_images():

@@ -186,7 +186,6 @@ def test_what_contradicts_itself_is_refused(tmp_path, album, weights, command):
         ),
         (("--compare", weights), "--compare belongs to --report"),
         (("--report", here), "exists; give another"),
-        (("--mask", tmp_path), "--mask belongs to"),
         (("--out", tmp_path / "a.csv", "--report", tmp_path / "a.csv"), "is an input or another output, too"),
         (("--report", weights, "--overwrite"), "is an input or another output, too"),
         (("--report", album / "a.jpg", "--list", album / "a.jpg"), "is an input or another output, too"),

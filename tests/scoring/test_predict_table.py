@@ -211,8 +211,7 @@ def test_a_full_disk_is_told_in_a_line(album, weights, tmp_path, command):
 
 
 def test_what_is_there_is_not_lost(album, weights, tmp_path, command):
-    out, masks, reference = tmp_path / "s.csv", tmp_path / "masks", tmp_path / "reference.csv"
-    masks.mkdir()
+    out, reference = tmp_path / "s.csv", tmp_path / "reference.csv"
     reference.write_text("image,score\na,3\n")
     words = (album, "--weights", weights, "--out", out, "--report", tmp_path / "r.html", *CPU)
     assert command(*words)[0] == 0
@@ -224,7 +223,6 @@ def test_what_is_there_is_not_lost(album, weights, tmp_path, command):
         (("--append", "--reference", reference), "another columns, reference, says s.csv.run.json"),
         (("--append", "--weights", make_weights(tmp_path / "other.pth", seed=1)), "another network"),
         (("--append", "--layer", "stages.3.attns.0"), "another layer, says s.csv.run.json"),
-        (("--append", "--mask", masks), "another mask"),
         (("--append", "--decode", "fast"), "another decode"),
         (("--append", "--upright"), "another upright"),
         (

@@ -1,4 +1,4 @@
-"""Trials as main_nni.py runs them, and their results: tables, the best options, plots."""
+"""Trials as main_nni.py runs them, and their results: tables, the best options."""
 
 import json
 import os
@@ -33,8 +33,6 @@ def test_a_real_search_from_the_first_trial_to_the_best_one_again(ava, command, 
     best, other = read_all(ava)
     assert (best.status, other.status) == ("done", "done")
     assert best.value == pytest.approx(-metrics_table(best.folder)["val_emd_r1"][best.best_epoch - 1])
-    assert command("plot", ava / "s")[0] == 0
-    assert (ava / "s" / "search.png").stat().st_size > 10_000
     status, out, _ = command("best", ava / "s", "--out", ava / "best.json")
     assert status == 0
     assert f"trial {best.name}, emd {best.value:.4f}" in out
@@ -128,12 +126,10 @@ def test_a_run_that_was_killed_is_lost(ava, run):
         (["show", "nowhere"], "nowhere: neither a folder of runs nor an experiment"),
         (["show", "EMPTY"], "no runs in it"),
         (["best", "FAILED"], "no trial has ended well yet"),
-        (["plot", "FAILED"], "no trial has finished an epoch yet"),
         (["run", "--trials", "0", "--out", "x"], "--trials 0 must be at least 1"),
         (["run", "--trials", "1", "--out", "x", "--space", "nowhere.json"], "nowhere.json: cannot be read"),
         (["run", "--trials", "1", "--out", "x", "--seed", "-1"], "--seed -1 must be at least 0"),
         (["best", "ODD", "--metric", "plcc"], "no trial has ended well yet"),
-        (["plot", "FAILED", "--out", "/"], "no trial has finished an epoch yet"),
     ],
 )
 def test_requests_that_cannot_be_answered_end_in_one_line(tmp_path, command, line, message):

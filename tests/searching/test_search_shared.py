@@ -34,7 +34,7 @@ def test_a_search_that_was_killed_goes_on_with_the_same_trials(fake, command):
     assert (status, err) == (0, "")
     # A trial that was killed before it had a folder leaves its number out.
     assert {"trial_0000", "trial_0001"} <= {result.name for result in read_all(fake)}
-    assert [(result.status, len(result.curve)) for result in read_all(fake)] == [("done", 12)] * 4
+    assert [(result.status, result.epochs) for result in read_all(fake)] == [("done", 12)] * 4
     assert points.items() <= {result.name: result.parameters for result in read_all(fake)}.items()
     assert (fake / "s" / "trial_0001" / "stderr").read_text().count("started") == 2  # it went on
 
@@ -46,7 +46,7 @@ def test_a_trial_of_a_living_process_is_left_to_it(fake, command):
     assert command(*words(fake, 1, epochs=150))[0] in (0, 1)  # waits for a while, then leaves it alone
     process.join()
     assert process.exitcode == 0
-    assert [(result.status, len(result.curve)) for result in read_all(fake)] == [("done", 150)]
+    assert [(result.status, result.epochs) for result in read_all(fake)] == [("done", 150)]
     assert (fake / "s" / "trial_0000" / "stderr").read_text().count("started") == 1
 
 

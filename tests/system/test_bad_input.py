@@ -156,8 +156,6 @@ def test_wrong_weights(run, ava):
         ({"eval_refinement": "exploitation"}, "--eval_refinement belongs to --refinement scheduled"),
         ({"handover": "jump"}, "--handover jump: choose from linear, step"),
         ({"interest_points": "median"}, "--interest_points median: choose from batch, image, running, grid"),
-        ({"interest_points": "image", "sync_interest_points": True}, "--sync_interest_points belongs to"),
-        ({"interest_points": "grid", "sync_interest_points": True}, "running, not grid"),
         ({"calibrate_points": 8}, "--calibrate_points needs --path_to_model_weight"),
         ({"calibrate_points": 0}, "--calibrate_points 0 must be at least 1"),
         ({"cuda_graph": "on"}, "--cuda_graph on: the device is cpu; leave it out"),

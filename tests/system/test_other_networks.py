@@ -158,9 +158,12 @@ def test_pretrained_weights_without_a_network_are_one_line(ava, run, monkeypatch
     refused(run, ava, told, model=RESNET, pretrained=True)
 
 
-POINTS = (
-    *({"interest_points": "image"}, {"refinement": "off"}, {"explore_share": 0.3}, {"handover": "step"}),
-    *({"sync_interest_points": True}, {"save_released_style": True}),
+EATS_OWN = (
+    {"interest_points": "image"},
+    {"refinement": "off"},
+    {"explore_share": 0.3},
+    {"handover": "step"},
+    {"save_released_style": True},
 )
 
 
@@ -171,7 +174,7 @@ POINTS = (
         ({"model": "resnet50"}, ("--model resnet50: choose from eat_nano", "timm/NAME")),
         ({"model": "eat_test", "pretrained": True}, ("--pretrained belongs to --model timm/NAME",)),
         ({"pretrained": True, "path_to_model_weight": "x.pth"}, ("exclude each other",)),
-        *((o, (f"--{next(iter(o))} belongs to --model eat_*, not timm/test_resnet",)) for o in POINTS),
+        *((o, (f"--{next(iter(o))} belongs to --model eat_*, not timm/test_resnet",)) for o in EATS_OWN),
     ],
 )
 def test_what_does_not_go_together_is_one_line(ava, run, options, parts):

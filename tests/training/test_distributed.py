@@ -26,13 +26,13 @@ def files(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("points", "sync"), [("batch", None), ("running", None), ("running", True)])
-def test_two_processes_train_one_network_and_evaluate_as_one_does(ava, run, points, sync):
+@pytest.mark.parametrize("points", ["batch", "running"])
+def test_two_processes_train_one_network_and_evaluate_as_one_does(ava, run, points):
     """14 test images in batches of 4: the last batch is short, and the processes have two batches each."""
     lines = (ava / "train.csv").read_text().splitlines()
     with (ava / "test.csv").open("a") as file:
         file.write("\n".join(lines[1:9]) + "\n")
-    given = RECIPE | {"interest_points": points, "eval_batch_size": 4, "sync_interest_points": sync}
+    given = RECIPE | {"interest_points": points, "eval_batch_size": 4}
     status, result, err = two_processes(ava, arguments(ava, **given))
     assert status == 0, err
     assert err.count("epoch 2/2") == 1  # one process logs

@@ -59,7 +59,7 @@ def test_the_run_resumes_to_the_end_that_it_had_then(old, run):
 
 def test_its_options_and_state_that_are_gone_are_passed_over(old, run):
     path, last = old / "run" / "options.json", old / "run" / "checkpoints" / "last.pt"
-    gone = {"decode": "gpu", "attention": "dense", "int8": True}
+    gone = {"decode": "gpu", "attention": "dense", "sync_interest_points": True}
     path.write_text(json.dumps(json.loads(path.read_text()) | gone))
     content = torch.load(last, weights_only=True)
     content["progress"] |= {"ways": {"D1": "dense"}, "gone": 1}

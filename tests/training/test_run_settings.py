@@ -151,22 +151,20 @@ def test_accumulated_batches_are_one_step(scored):
 
 
 @pytest.mark.parametrize(
-    ("options", "processes", "batch"),
+    ("options", "processes", "noted"),
     [
-        ({"accumulate": 4}, "1", "batch of a process"),
-        ({"interest_points": "running"}, "2", "batch of a process"),
-        ({"sync_interest_points": True, "accumulate": 2}, "2", "batch of all processes"),
-        ({}, "1", None),
-        ({"sync_interest_points": True}, "2", None),
-        ({"interest_points": "image", "accumulate": 4}, "2", None),
+        ({"accumulate": 4}, "1", True),
+        ({"interest_points": "running"}, "2", True),
+        ({}, "1", False),
+        ({"interest_points": "image", "accumulate": 4}, "2", False),
     ],
 )
-def test_what_the_batch_is_stands_in_the_log(monkeypatch, options, processes, batch):
+def test_what_the_batch_is_stands_in_the_log(monkeypatch, options, processes, noted):
     monkeypatch.setenv("WORLD_SIZE", processes)
     given = option.complete({"path_to_images": "a", "path_to_save_csv": "b", "batch_size": 6} | options)
     option.complete_network(given, options, {})
-    note = [f"interest points are means over the images of a {batch}, not of a step"] if batch else []
-    assert network_notes(given, None)[1:] == note
+    note = "interest points are means over the images of a batch of a process, not of a step"
+    assert network_notes(given, None)[1:] == [note] * noted
 
 
 def test_released_runs_save_what_the_release_saves(ava, released):
