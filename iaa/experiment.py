@@ -121,12 +121,7 @@ def gather_options(user_options: dict) -> tuple[argparse.Namespace, Weights | No
     """
     user_options = run_folder.resume_options(nni_trial.add_parameters(user_options))
     if user_options.get("dataset") == "csv":
-        recorded = recorded_scale(user_options.get("path_to_save_csv", ""))
-        if recorded.keys() - user_options.keys():
-            log.info(
-                "summary.json beside the CSVs: scores are {score_min:g} to {score_max:g}".format(**recorded)
-            )
-        user_options = recorded | user_options
+        user_options = recorded_scale(user_options.get("path_to_save_csv", "")) | user_options
     options, weights, settings = option.complete(user_options), None, {}
     if options.path_to_model_weight and not options.resume:
         weights = read_weights(options.path_to_model_weight)

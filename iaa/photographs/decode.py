@@ -32,10 +32,11 @@ PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 64 * 2**20
 # The formats of photographs. PIL recognises more, whatever the file's ending, and has Ghostscript execute PostScript.
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "PPM", "HEIF")
 # By EXIF's orientation: what turns the stored picture upright.
-TURNS = dict(enumerate((
-    Image.Transpose.FLIP_LEFT_RIGHT, Image.Transpose.ROTATE_180, Image.Transpose.FLIP_TOP_BOTTOM, Image.Transpose.TRANSPOSE,
-    Image.Transpose.ROTATE_270, Image.Transpose.TRANSVERSE, Image.Transpose.ROTATE_90,
-), 2))  # fmt: skip
+_TURN = Image.Transpose
+TURNS = {
+    2: _TURN.FLIP_LEFT_RIGHT, 3: _TURN.ROTATE_180, 4: _TURN.FLIP_TOP_BOTTOM, 5: _TURN.TRANSPOSE, 6: _TURN.ROTATE_270,
+    7: _TURN.TRANSVERSE, 8: _TURN.ROTATE_90,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -70,8 +71,7 @@ def open_image(source: str | os.PathLike | BinaryIO, max_pixels: int | None = No
     if isinstance(source, (str, os.PathLike)):
         refuse_no_file(source)
     with _open_any_size(source) as picture:
-        count = picture.width * picture.height
-        is_jpeg = picture.format in ("JPEG", "MPO")
+        count, is_jpeg = picture.width * picture.height, picture.format in ("JPEG", "MPO")
         limit = max_pixels or (MAX_PIXELS_JPEG if is_jpeg else MAX_PIXELS_OTHERS)
         if count > limit:
             raise Image.DecompressionBombError(f"it has {count:,} pixels, more than {limit:,}")

@@ -7,7 +7,6 @@ import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -131,8 +130,8 @@ def csv_format(path: str | os.PathLike, scale: tuple[float, float], threshold: f
         LabelFormat(scale=scale) if "score" in columns else vote_format(_vote_columns(path, columns))
     )
     if label_format.image_column not in columns:
-        hint = _preparation_hint(path, columns, label_format.vote_columns)
-        raise InputError(f"{path}: no column image; found {', '.join(columns)}; {hint}")
+        found = ", ".join(columns)
+        raise InputError(f"{path}: no column image; found {found}; try {_preparation_hint(columns)}")
     if label_format.vote_columns and scale != (0.0, 1.0):
         raise InputError(f"{path}: has vote columns; --score_min and --score_max belong to a column 'score'")
     if threshold is None:
@@ -148,30 +147,23 @@ def _vote_columns(path: str | os.PathLike, columns: Sequence[str]) -> tuple[str,
     numbered = sorted((int(m[1]), column) for column in columns if (m := VOTE_COLUMN.fullmatch(column)))
     if len(numbered) < 2:
         needs = "needs the column 'score', or one column per vote level (as in vote1, vote2)"
-        raise InputError(f"{path}: {needs}; found {', '.join(columns)}; {_preparation_hint(path, columns)}")
+        raise InputError(f"{path}: {needs}; found {', '.join(columns)}; try {_preparation_hint(columns)}")
     numbers, votes = zip(*numbered, strict=True)
     if numbers != tuple(range(numbers[0], numbers[0] + len(numbers))):
         raise InputError(f"{path}: the vote columns {', '.join(votes)} are not numbered one after the other")
     return votes
 
 
-def _preparation_hint(path: str | os.PathLike, columns: Sequence[str], votes: Sequence[str] = ()) -> str:
-    """The command that makes CSVs of a table, and of those beside it, whose columns have other names."""
-
-    def guess(pattern: str) -> str:
-        return next((column for column in columns if re.search(pattern, column, re.IGNORECASE)), "NAME")
-
-    options = {"labels": "train.csv", "val_labels": "val.csv", "test_labels": "test.csv"}
-    tables = {name: Path(path).with_name(file) for name, file in options.items()}
-    tables = tables if tables["labels"].is_file() else {"labels": Path(path)}
-    words = ["python", "prepare_data.py", "csv"]
-    for name, table in tables.items():
-        words += [f"--{name}", str(table)] if table.is_file() else []
-    words += ["--image_column", guess("image|img|file|photo|picture|path|name")]
-    words += (
-        ["--vote_columns", *votes] if votes else ["--score_column", guess("score|mos|rating|mean|quality")]
-    )
-    return f"try {shlex.join(words)} --images FOLDER --out FOLDER"
+def _preparation_hint(columns: Sequence[str]) -> str:
+    """The command that makes CSVs of a table whose columns have other names."""
+    command = "python prepare_data.py csv --labels TABLE --images FOLDER --out FOLDER"
+    for option, pattern in (
+        ("image", "image|file|photo|picture|path|name"),
+        ("score", r"(score|mos|rating|mean)\D*$"),
+    ):
+        likely = [column for column in columns if re.search(pattern, column, re.IGNORECASE)]
+        command += f" --{option}_column {shlex.quote(likely[0])}" if likely else ""
+    return command
 
 
 def read_labels(

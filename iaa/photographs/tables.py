@@ -23,7 +23,7 @@ from iaa.runtime.files import atomic_write
 
 log = logging.getLogger("eat")
 
-MAX_BYTES = 2**30  # of an unpacked table
+MAX_BYTES = 2**28  # of an unpacked table
 SEPARATORS = {",": "commas", ";": "semicolons, so numbers may have decimal commas", "\t": "tabs"}
 
 
@@ -99,9 +99,7 @@ def _read_text(path: str | os.PathLike) -> str:
             with gzip.open(io.BytesIO(content)) as file:
                 content = file.read(MAX_BYTES + 1)
             if len(content) > MAX_BYTES:
-                raise InputError(
-                    f"{path}: unpacks to more than {MAX_BYTES >> 30} GiB, which is no table of labels"
-                )
+                raise EOFError(f"it takes more than {MAX_BYTES >> 20} MiB")
         return decode_text(content)
     except UnicodeDecodeError:
         raise InputError(f"{path}: not UTF-8 text; save it as such") from None

@@ -84,9 +84,10 @@ def start_server() -> None:
 
 
 def start_worker(large_picture: Any, _: int) -> None:
-    """For `worker_init_fn`, with the lock by which the workers decode one large picture at a time: the main process alone reacts to Ctrl-C, which reaches all processes of a terminal.
+    """For `worker_init_fn`: the main process alone reacts to Ctrl-C, which reaches all processes of a terminal.
 
     It ends its workers by SIGTERM, so they must not inherit its handler, which would take that as a request to the run.
+    large_picture: the lock by which the workers decode large pictures one at a time.
     """
     decode.large_picture = large_picture
     signal.signal(signal.SIGINT, signal.SIG_IGN)
