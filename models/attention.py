@@ -73,7 +73,7 @@ class WindowAttention(nn.Module):
         q, k, v = (rearrange(t, "b n heads c -> b heads n c") for t in qkv.unbind(2))
         explicit = self.explicit_on_gpu and self.training and q.is_cuda
         compute = explicit_attention if explicit else attention
-        out = compute(q, k, v, self.bias(len(x)), self.attn_drop if self.training else 0.0)
+        out = compute(q, k, v, self.bias(x.shape[0]), self.attn_drop if self.training else 0.0)
         out = self.proj_drop(self.proj_out(rearrange(out, "b heads n c -> b n (heads c)")))
         return rearrange(out, "(b h w) (wh ww) c -> b (h wh) (w ww) c", w=axes["h"], **axes), None
 

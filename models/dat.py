@@ -90,7 +90,7 @@ class Stage(nn.Module):
         """Each block's drop-path masks: 0, or the inverse of the share that is kept. None where nothing is dropped."""
         if not (self.training and any(self.drop_rates)):
             return [None] * len(self.attns)
-        masks = x.new_empty(len(self.attns), 2, len(x), 1, 1, 1)
+        masks = x.new_empty(len(self.attns), 2, x.shape[0], 1, 1, 1)
         for block_masks, rate in zip(masks, self.drop_rates, strict=True):
             if rate:
                 for mask in block_masks:
@@ -110,7 +110,7 @@ class Stage(nn.Module):
                 x, layer_points = self.run_block(*block)
             if layer_points is not None:
                 *where, mean = layer_points
-                attention.ref_point14.track(mean, len(x))
+                attention.ref_point14.track(mean, x.shape[0])
                 points[f"attns.{i}"] = AttentionPoints(*where)
         return x, points
 

@@ -40,46 +40,41 @@ def test_the_24_blocks_of_eat_base_are_eight_graphs():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("points", "refinement", "amp", "checkpointing"),
-    [("batch", "released", True, False), ("running", "scheduled", False, True)],
-)
-def test_trains_and_evaluates_as_the_plain_network_without_compiling_again(
-    golden_images, points, refinement, amp, checkpointing
-):
-    settings = BLOCKS | {"interest_points": points, "refinement": refinement, "drop_path_rate": 0.3}
+def test_trains_and_evaluates_as_the_plain_network_without_compiling_again(golden_images):
+    """Trained in float32 with blocks that run twice, evaluated in bf16."""
+    settings = BLOCKS | {"interest_points": "running", "refinement": "scheduled", "drop_path_rate": 0.3}
     compiled, plain = networks = [models.create_model("eat_test", **settings).train() for _ in range(2)]
     compiled.load_state_dict(plain.state_dict())
     compiled.compile(backend="aot_eager")
     for network in networks:
-        network.set_grad_checkpointing(checkpointing)
+        network.set_grad_checkpointing(True)
 
-    def both(seed):
+    def compare(seed, tolerance=1e-5):
+        outputs = []
         for network in networks:
             models.set_refinement(network, (0.25 * seed, 1.0))
             torch.manual_seed(seed)
-            with torch.autocast("cpu", torch.bfloat16, enabled=amp):
-                yield network(golden_images)
+            outputs.append(network(golden_images))
+        torch.testing.assert_close(*outputs, atol=tolerance, rtol=0)
+        return outputs
 
     def train(seed):
-        outputs = list(both(seed))
-        torch.testing.assert_close(*outputs, atol=1e-5, rtol=0)
-        for output in outputs:
-            output.float().square().sum().backward()
+        for output in compare(seed):
+            output.square().sum().backward()
 
     train(1)
     assert count_graphs() == 4
     with torch.compiler.set_stance("fail_on_recompile"):
         train(2)
     for name, parameter in plain.named_parameters():
-        difference = (compiled.get_parameter(name).grad - parameter.grad).norm()
-        assert difference <= (0.05 if amp else 1e-3) * parameter.grad.norm() + 1e-4, name
+        gradient = compiled.get_parameter(name).grad
+        torch.testing.assert_close(gradient, parameter.grad, rtol=1e-3, atol=1e-4)
     for name, value in plain.named_buffers():
         torch.testing.assert_close(compiled.get_buffer(name), value)
     for network in networks:
         network.eval()
-    with torch.no_grad():
-        torch.testing.assert_close(*both(3), atol=1e-5, rtol=0)
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        compare(3, tolerance=0.01)
         assert count_graphs() == 8
         with torch.compiler.set_stance("fail_on_recompile"):
-            list(both(4))
+            compare(4, tolerance=0.01)
