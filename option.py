@@ -14,7 +14,6 @@ from typing import Any
 
 from iaa.errors import InputError
 
-DATASETS = ("demo", "ava", "tad66k", "flickr_aes", "aadb", "para", "csv")
 MODELS = ["eat_nano", "eat_tiny", "eat_small", "eat_base", "eat_base_384"]
 ANY_MODEL = [*MODELS, "timm/NAME"]  # NAME: any that timm has
 RELEASED_PROTOCOLS = ("ava", "tad66k")
@@ -32,11 +31,12 @@ _DEMO = {
 }
 # fmt: on
 RECIPES: dict[str, dict[str, Any]] = {
+    "demo": _TAD66K | _DEMO,
     "ava": _TAD66K | {"loss": "emd", "init_lr": 1e-6, "schedule": "step", "num_epoch": 20},
     **dict.fromkeys(("tad66k", "flickr_aes", "aadb", "para"), _TAD66K),
     "csv": _TAD66K | {"loss": "auto"},
-    "demo": _TAD66K | _DEMO,
 }
+DATASETS = tuple(RECIPES)
 
 
 @dataclass(frozen=True)

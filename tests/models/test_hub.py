@@ -23,11 +23,7 @@ def by_timm(folder):
     return timm.create_model(f"local-dir:{folder}", pretrained=True)
 
 
-OLD_TIMM = tuple(int(part) for part in timm.__version__.split(".")[:3] if part.isdigit()) < (1, 0, 26)
-NEW_TIMM = pytest.mark.skipif(OLD_TIMM, reason="older timm does not read safetensors in a local folder")
-
-
-@pytest.mark.parametrize("create", [models.create_model, pytest.param(by_timm, marks=NEW_TIMM)])
+@pytest.mark.parametrize("create", [models.create_model, by_timm])
 def test_hub_folder_is_a_model_for_create_model_and_for_timm(exported, made, photographs, create):
     folder, _ = exported("score", "hub")
     trained = load_network(made["score"])

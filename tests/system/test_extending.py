@@ -17,8 +17,7 @@ PAGE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
 # File, what stands there, what takes its place; the lines themselves stand on the page.
 EDITS = (
     ("iaa/photographs/labels.py", '    "tad66k": LabelFormat(', '    "mine": vote_format(', True),
-    ("option.py", 'DATASETS = ("demo",', 'DATASETS = ("mine", "demo",', False),
-    ("option.py", '    "csv": _TAD66K', '    "mine": _TAD66K', True),
+    ("option.py", '    "csv": _TAD66K', '    "mine": _TAD66K | {"loss": "emd"', True),
     ("util.py", 'return (nima | {"emd": emd_loss,', 'return (nima | {"huber"', False),
     ("option.py", 'choices=("emd", "nima_r1",', 'choices=("huber",', False),
     ("models/variants.py", 'SIZES = {"eat_nano": 224,', 'SIZES = {"eat_mine"', False),
@@ -30,6 +29,10 @@ EDITS = (
     ("iaa/evaluation/bootstrap.py", "p, t, pp, tt, pt, agree, absolute, squared, emd_r1, emd_r2 = means", "p, t, pp", False),
     ("iaa/evaluation/bootstrap.py", 'errors = {"mae": absolute,', 'errors = {"bias"', False),
 )  # fmt: skip
+SCORES = (
+    ("iaa/photographs/labels.py", '    "tad66k": LabelFormat(', '    "mine": LabelFormat(', True),
+    ("option.py", '    "csv": _TAD66K', '    "mine": _TAD66K | {"loss": "mse"', True),
+)
 
 
 def block(start, end="\n# "):
@@ -96,11 +99,18 @@ def run_python(program, *words):
 
 
 @pytest.mark.slow
-def test_a_run_with_a_dataset_of_ones_own_and_its_default_network(data, tmp_path):
-    program = copy_program(tmp_path / "program", EDITS[:3])
+@pytest.mark.parametrize(("edits", "loss"), [(EDITS[:2], "emd"), (SCORES, "mse")])
+def test_a_run_with_a_dataset_of_ones_own_and_its_recipe(data, tmp_path, edits, loss):
+    for split in ("train", "val", "test") if loss == "mse" else ():
+        table = pd.read_csv(data / f"{split}.csv")
+        scores = np.linspace(1, 5, len(table))
+        pd.DataFrame({"photo": table["photo"] + ".jpg", "score": scores}).to_csv(
+            data / f"{split}.csv", index=False
+        )
+    program = copy_program(tmp_path / "program", edits)
     run_python(program, "main_nni.py", *arguments(data, "mine", model=None))
     options = json.loads((data / "run" / "options.json").read_text())
-    assert (options["model"], options["loss"]) == ("eat_nano", "emd")
+    assert (options["model"], options["loss"]) == ("eat_nano", loss)
 
 
 @pytest.mark.slow
