@@ -107,7 +107,8 @@ def recorded(folder: Path, options: argparse.Namespace) -> Iterator[RunState]:
 
 def _write_beat(path: Path, state: RunState) -> None:
     with suppress(OSError):  # the disk may be full
-        write_json(path, read_json_object(path) | state.position())
+        if run := read_json_object(path):
+            write_json(path, run | state.position())
 
 
 def write_outcome(folder: Path, outcome: dict | BaseException, state: RunState | None = None) -> None:
