@@ -110,7 +110,7 @@ def resume(run, ava, *words):
             lambda table: pd.concat([table, table.assign(image_id=table["image_id"] - 6)]),
             "6 rows more",
         ),
-        ("test.csv", lambda table: table[::-1], "other images or another order"),
+        ("test.csv", lambda table: table[::-1], "other images or order"),
         ("train.csv", lambda table: table.assign(score2=99), "other scores"),
     ],
 )
