@@ -192,17 +192,14 @@ _END_WITH_TRAINING = {"schedule": "cosine", "refinement": "scheduled"}
 # Words that other programs, and our other commands, use for the same option.
 _SYNONYMS = (
     ("init_lr", "lr", "learning_rate", "base_lr"),
-    ("num_epoch", "epoch", "epochs", "max_epochs"),
-    ("batch_size", "bs", "batch"),
+    ("batch_size", "bs"),
     ("weight_decay", "wd"),
     ("path_to_model_weight", "weights", "checkpoint", "ckpt", "model_path"),
     ("path_to_images", "images", "data", "data_dir", "data_path", "image_dir"),
     ("path_to_save_csv", "csv", "labels"),
     ("experiment_dir_name", "out", "output", "output_dir", "save_dir"),
     ("gpu_id", "device", "gpu", "gpus", "cuda"),
-    ("num_workers", "workers"),
     ("model", "arch", "backbone", "network"),
-    ("accumulate", "accum_iter", "gradient_accumulation_steps"),
 )
 
 

@@ -29,12 +29,8 @@ def world_size() -> int:
 
 def check_environment() -> None:
     """Raises InputError if the environment does not hold what torchrun or Slurm writes there."""
-    for name, lowest in (
-        ("WORLD_SIZE", 1),
-        ("RANK", 0),
-        ("LOCAL_RANK", 0),
-        ("TORCHELASTIC_RESTART_COUNT", 0),
-    ):
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "TORCHELASTIC_RESTART_COUNT"):
+        lowest = int(name == "WORLD_SIZE")
         text = os.environ.get(name, str(lowest))
         if not (text.isdecimal() and len(text) < 10 and int(text) >= lowest):
             raise InputError(f"{name}={text} in the environment is no number from {lowest} on; unset it")

@@ -42,9 +42,8 @@ def _read_trial() -> dict[str, Any]:
         trial = json.loads(os.environ[TRIAL_VARIABLE])
         return {"parameters": dict(trial["parameters"]), "folder": str(trial["folder"])}
     except (ValueError, LookupError, TypeError, RecursionError) as error:
-        raise InputError(
-            f"{TRIAL_VARIABLE} in the environment is not of `search.py run`; unset it"
-        ) from error
+        problem = f"{TRIAL_VARIABLE} in the environment is not of `search.py run`; unset it"
+        raise InputError(problem) from error
 
 
 def get_parameters(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -232,7 +232,7 @@ def calibrate(
 def make_trainer(
     options: argparse.Namespace, model: nn.Module, precision: Precision, cuda_graph: bool, checkpoints: Path
 ) -> engine.Trainer:
-    """The trainer of a run, at its start or where --resume goes on. checkpoints: the folder of last.pt, which is made."""
+    """The trainer of a run, at its start or where --resume goes on. checkpoints: the folder of last.pt."""
     network, unsynced = model, nullcontext
     if distributed.world_size() > 1:
         network = torch.nn.parallel.DistributedDataParallel(model)

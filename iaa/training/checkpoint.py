@@ -51,9 +51,8 @@ def save(path: Path, content: dict, previous: str | None = None) -> None:
 
 
 def make_ready(folder: Path) -> None:
-    """Make the folder; remove unfinished files of a run that was killed while it saved."""
+    """Remove unfinished files of a run that was killed while it saved."""
     if distributed.rank() == 0:
-        folder.mkdir(exist_ok=True)
         for path in folder.glob(".*.tmp"):
             path.unlink()
 

@@ -129,7 +129,6 @@ def write_outcome(folder: Path, outcome: dict | BaseException, state: RunState |
     path = folder / "run.json"
     content = read_json_object(path) or {"started": _now(), "parameters": {}}
     with suppress(OSError) if failed else nullcontext():  # the disk may be full
-        folder.mkdir(parents=True, exist_ok=True)
         write_json(path, content | note)
 
 
@@ -204,9 +203,7 @@ def _refuse_other_labels(before: dict[str, dict], now: dict[str, dict]) -> None:
         old, new = before.get(name, {"rows": 0}), now.get(name, {"rows": 0})
         if old == new:
             continue
-        difference = (
-            "other scores" if old.get("images") == new.get("images") else "other images or another order"
-        )
+        difference = "other scores" if old.get("images") == new.get("images") else "other images or order"
         if more := new["rows"] - old["rows"]:
             difference = f"{abs(more)} rows {'more' if more > 0 else 'fewer'}"
         raise InputError(f"--resume: {name} is not the run's: {difference}; restore it, or start a new run")

@@ -82,9 +82,14 @@ def test_one_of_several_starts_at_the_same_moment_gets_the_folder(tmp_path):
 
 
 def test_run_json_says_how_far_the_run_is_and_is_its_sign_of_life(ava, run, monkeypatch):
-    written = []
+    written, write_json = [], run_folder.write_json
+
+    def note(path, content):
+        written.append((path.name, content))
+        write_json(path, content)
+
     monkeypatch.setattr(run_folder, "BEAT", 0.01)
-    monkeypatch.setattr(run_folder, "write_json", lambda path, content: written.append((path.name, content)))
+    monkeypatch.setattr(run_folder, "write_json", note)
     assert run(arguments(ava, num_epoch=2))[0] == 0
     beats = [content for name, content in written if name == "run.json"]
     assert any(content.get("epoch") == 1 for content in beats)
@@ -105,7 +110,7 @@ def resume(run, ava, *words):
             lambda table: pd.concat([table, table.assign(image_id=table["image_id"] - 6)]),
             "6 rows more",
         ),
-        ("test.csv", lambda table: table[::-1], "other images or another order"),
+        ("test.csv", lambda table: table[::-1], "other images or order"),
         ("train.csv", lambda table: table.assign(score2=99), "other scores"),
     ],
 )
