@@ -73,12 +73,10 @@ def score(options: argparse.Namespace, stop: StopSignal) -> int:
     precision = Precision(device, torch.bfloat16 if options.amp == "bf16" else None)
     names = ("upright", "batch_size", "num_workers", "max_bytes", "max_pixels", "srgb")
     photos = Photos(trained.resize, options.decode, **{name: getattr(options, name) for name in names})
-    reference = comparison = recorder = table = page = None
+    reference = recorder = table = page = None
     if options.reference:
         reference, notes = read_reference(options.reference, trained)
         trained.notes += notes
-    if options.compare:
-        comparison = gallery.read_comparison(options.compare, trained, device)
     if options.report:
         page = gallery.Gallery(options.report_images)
     if (options.explain or options.report) and trained.points is not None:
@@ -103,7 +101,7 @@ def score(options: argparse.Namespace, stop: StopSignal) -> int:
         trained.notes.append(note)
         if options.save_calibrated:
             checkpoint.save(options.save_calibrated, trained.model.state_dict())
-    for note in trained.notes + (comparison.trained.notes if comparison and comparison.trained else []):
+    for note in trained.notes:
         log.info("%s", note)
     points = "" if trained.points is None else f", {trained.points} interest points"
     scale = "trained on {}, scores {:g} to {:g}".format(trained.dataset, *trained.scale)
@@ -153,26 +151,12 @@ def score(options: argparse.Namespace, stop: StopSignal) -> int:
         log.info(note, other_colours)
     if page:
         about = {"upright": options.upright, "num_workers": options.num_workers}
-        rescore = make_rescore(photos, device, stop)
-        gallery.write_gallery(options.report, trained, page, comparison, rescore, stop=stop, **about)
+        gallery.write_gallery(options.report, trained, page, stop=stop, **about)
     written = [str(path) for path in (options.out, options.report, options.save_calibrated) if path]
     written += [f"{options.explain} (overlays: {overlays})"] if options.explain else []
     summary.close(sources.describe_skipped(), written)
     has_errors = summary.errors + summary.errors_before + damaged > 0
     return int(has_errors and distributed.world_size() == 1)
-
-
-def make_rescore(photos: Photos, device: torch.device, stop: StopSignal) -> gallery.Rescore:
-    """For the page of --report, some photographs are scored once more, in float32."""
-
-    def score_again(network: TrainedNetwork, images: Sequence[str]) -> Iterator[ScoredPhoto]:
-        batches = replace(photos, resize=network.resize).batches(images)
-        with progress_bar("the page", len(images)) as bar:
-            for batch in score_batches(network, batches, Precision(device), None, stop):
-                bar.update(len(batch.photos))
-                yield from batch.photos
-
-    return score_again
 
 
 def refuse_options(options: argparse.Namespace, trained: TrainedNetwork, has_shards: bool) -> None:

@@ -46,7 +46,6 @@ TABLE = {
         Option("layer", str, ALL, "one deformable layer, such as stages.2.attns.1", metavar="NAME"),
         Option("report", Path, None, "write a page for the browser: gallery, votes, attention, distribution"),
         Option("report_images", int, 5000, "number of photographs on the page: the best, the worst and a sample", low=1),
-        Option("compare", Path, None, "--report: also show the scores of other weights, or of a table"),
     ),
     "how it is done": (
         Option("upright", bool, False, "turn photographs as EXIF says (default: as stored, as in training)"),
@@ -65,7 +64,6 @@ TABLE = {
 OWNERS = {
     "append": ["out"],
     "overwrite": ["out", "report", "save_calibrated"],
-    "compare": ["report"],
     "save_calibrated": ["calibrate_on"],
     "layer": ["explain", "report"],
 }
@@ -100,8 +98,7 @@ def check(options: argparse.Namespace) -> None:
         (several and calibrates, "--calibrate_on needs one process; then use --save_calibrated"),
         (several and "-" in options.list, "--list -: several processes cannot read one standard input"),
     ]
-    inputs = (options.weights, options.reference, options.compare)
-    inputs += (*options.list, *options.paths, *options.calibrate_on)
+    inputs = (options.weights, options.reference, *options.list, *options.paths, *options.calibrate_on)
     used = {os.path.realpath(path) for path in inputs if path is not None}
     folders = []
     for name in ("out", "report", "save_calibrated"):

@@ -49,7 +49,7 @@ class Photo:
     error: str = ""
     votes: Sequence[float] = ()  # vote distribution, level 1 first: raw outputs, which may be negative
     attention: np.ndarray | None = None  # (h, w), attention mass per cell of the picture; sums to at most 1
-    other: float | None = None  # the score that it is compared with: the true one, or another network's
+    other: float | None = None  # the true score, where it is known
     other_votes: Sequence[float] = ()
     numbers: Mapping[str, float] = field(default_factory=dict)  # keys: those of NUMBERS
 

@@ -20,7 +20,6 @@ from dataset import Batch, batches, to_input
 from iaa.errors import InputError, Interrupted, TrainingError
 from iaa.photographs.labels import LabelFormat
 from iaa.runtime import distributed
-from iaa.runtime.files import write_json
 from iaa.runtime.progress import progress_bar
 from iaa.runtime.signals import StopSignal, stop_errors
 from iaa.training import checkpoint
@@ -54,12 +53,12 @@ class PendingLosses:
     def __init__(self):
         self._batches, self._copies = [], []
 
-    def add(self, number: int, names: list[str], loss: Tensor) -> None:
-        """Add the batch of this number, with the names of its images."""
-        self._batches.append((number, names, loss))
+    def add(self, number: int, images: int, loss: Tensor) -> None:
+        """Add the batch of this number, of so many images."""
+        self._batches.append((number, images, loss))
 
-    def read(self, wait: bool) -> Iterator[tuple[int, list[str], float]]:
-        """Number, names and loss of all batches added; without `wait`, of those added before the last call."""
+    def read(self, wait: bool) -> Iterator[tuple[int, int, float]]:
+        """Number, images and loss of all batches added; without `wait`, of those added before the last call."""
         if self._batches:
             losses = torch.stack([loss for _, _, loss in self._batches])
             host = losses.to("cpu", non_blocking=True)
@@ -70,8 +69,8 @@ class PendingLosses:
             batches, host, end = self._copies.pop(0)
             if end is not None:
                 end.synchronize()
-            for (number, names, _), loss in zip(batches, host.tolist(), strict=True):
-                yield number, names, loss
+            for (number, images, _), loss in zip(batches, host.tolist(), strict=True):
+                yield number, images, loss
 
 
 @dataclass
@@ -148,7 +147,7 @@ class Trainer:
             stepper.update(now)
             if stepper.left_out is not None:
                 loss = torch.where(stepper.left_out & loss.isfinite(), torch.nan, loss)
-        self.losses.add(number, batch.names, loss)
+        self.losses.add(number, len(batch.names), loss)
         return is_last
 
     def _add_gradients(self, images: Tensor, targets: Tensor) -> Tensor:
@@ -171,27 +170,22 @@ class Trainer:
     def _read_losses(self, wait: bool) -> None:
         """Add losses that have arrived to `progress`; wait: all of them. Every process must call this.
 
-        Raises TrainingError if more than `max_bad_steps` of all processes were not finite; bad_steps.json lists them.
+        Raises TrainingError if more than `max_bad_steps` of all processes were not finite.
         """
         progress, bad = self.progress, []
-        for number, names, loss in self.losses.read(wait):
+        for number, images, loss in self.losses.read(wait):
             self.last_loss = loss
             if math.isfinite(loss):
-                progress.loss += loss * len(names)
-                progress.images += len(names)
+                progress.loss += loss * images
+                progress.images += images
             else:
-                step = {"epoch": progress.epoch + 1, "step": number + 1, "loss": str(loss)}
-                bad.append(step | {"images": names})
+                bad.append({"epoch": progress.epoch + 1, "step": number + 1, "loss": str(loss)})
         for step in itertools.chain(*distributed.gather(bad)):
             progress.bad_steps.append(step)
-            path, count = self.checkpoints / "bad_steps.json", len(progress.bad_steps)
-            if distributed.rank() == 0:
-                write_json(path, {"bad_steps": progress.bad_steps})
             problem = "the loss or its gradient is {loss} in epoch {epoch}, step {step}".format(**step)
-            problem += f" ({count} of --max_bad_steps {self.max_bad_steps})"
-            if count > self.max_bad_steps:
-                remedy = f"lower --init_lr, clip with --clip_grad, or look at the images in {path}"
-                raise TrainingError(f"{problem}; {remedy}")
+            problem += f" ({len(progress.bad_steps)} of --max_bad_steps {self.max_bad_steps})"
+            if len(progress.bad_steps) > self.max_bad_steps:
+                raise TrainingError(f"{problem}; lower --init_lr, or clip with --clip_grad")
             log.warning("warning: %s: the step is left out", problem)
 
     def end_epoch(self, validation: Evaluation, select_by: str) -> None:

@@ -33,7 +33,7 @@ log = logging.getLogger("eat")
 # Every file that a run writes, by subfolder.
 _WEIGHTS = ("best.pth", "calibrated.pth", "released_style.pth", "*_AOT_vacc_*.pth")
 _FILES = {
-    "checkpoints": (*_WEIGHTS, "last.pt", "previous.pt", ".*.tmp", "bad_steps.json"),
+    "checkpoints": (*_WEIGHTS, "last.pt", "previous.pt", ".*.tmp"),
     "tensorboard": ("events.out.tfevents*",),
     "": ("options.json", "run.json", "metrics.csv", "predictions.csv", "report.png", "report.html"),
 }

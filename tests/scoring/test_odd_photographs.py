@@ -184,7 +184,6 @@ def test_what_contradicts_itself_is_refused(tmp_path, album, weights, command):
             ("--explain", tmp_path / "e", "--layer", "stages.0.attns.0"),
             "no deformable layer; there are stages.3.attns.0",
         ),
-        (("--compare", weights), "--compare belongs to --report"),
         (("--report", here), "exists; give another"),
         (("--out", tmp_path / "a.csv", "--report", tmp_path / "a.csv"), "is an input or another output, too"),
         (("--report", weights, "--overwrite"), "is an input or another output, too"),

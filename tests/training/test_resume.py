@@ -336,22 +336,20 @@ def test_a_bad_step_is_left_out(ava, run, monkeypatch, caplog):
     assert status == 0
     left_out = "is nan in epoch 1, step 2 (1 of --max_bad_steps 2): the step is left out"
     assert f"the loss or its gradient {left_out}" in caplog.text
-    evidence = json.loads((ava / "run" / "checkpoints" / "bad_steps.json").read_text())["bad_steps"]
-    rows = [(row["step"], row["loss"], len(row["images"])) for row in evidence]
-    assert rows == [(2, "nan", 3), (3, "nan", 3)]
     state = torch.load(result["files"]["last"], weights_only=True)
+    bad_steps = [{"epoch": 1, "step": step, "loss": "nan"} for step in (2, 3)]
+    assert state["progress"]["bad_steps"] == bad_steps
     assert next(iter(state["optimizer"]["state"].values()))["step"] == 2  # of four
     assert all(value.isfinite().all() for value in state["model"].values())
     assert pd.read_csv(ava / "run" / "metrics.csv")["train_loss"].notna().all()
 
 
-def test_too_many_bad_steps_end_the_run_with_the_evidence(ava, run, monkeypatch):
+def test_too_many_bad_steps_end_the_run(ava, run, monkeypatch):
     spoilt_losses(monkeypatch, {1, 2, 4})
     status, _, err = run(arguments(ava, batch_size=3, max_bad_steps=1))
     assert status == 1
     assert "the loss or its gradient is nan in epoch 1, step 2 " in err
     assert "(2 of --max_bad_steps 1); lower --init_lr" in err
-    assert len(json.loads((ava / "run" / "checkpoints" / "bad_steps.json").read_text())["bad_steps"]) == 2
 
 
 def test_a_gradient_that_is_not_finite_is_told_though_the_loss_is(ava, run, monkeypatch):

@@ -158,24 +158,24 @@ def make_trainer(folder, **options):
 
 def test_losses_are_summed_over_images_and_bad_ones_told_once(tmp_path, caplog):
     trainer = make_trainer(tmp_path, max_bad_steps=1)
-    for step, (value, names) in enumerate([(3.0, ["a", "b"]), (math.nan, ["c"]), (2.0, ["d", "e"])]):
-        trainer.losses.add(step, names, torch.tensor(value))
+    for step, (value, images) in enumerate([(3.0, 2), (math.nan, 1), (2.0, 2)]):
+        trainer.losses.add(step, images, torch.tensor(value))
     for _ in range(2):
         trainer.save()
         assert (trainer.progress.loss, trainer.progress.images) == (10.0, 4)
-    assert [(row["step"], row["images"]) for row in trainer.progress.bad_steps] == [(2, ["c"])]
+    assert [row["step"] for row in trainer.progress.bad_steps] == [2]
     assert caplog.text.count("(1 of --max_bad_steps 1): the step is left out") == 1
 
 
 def test_losses_are_read_one_call_later_or_awaited():
     pending = PendingLosses()
     assert list(pending.read(wait=False)) == []
-    pending.add(0, ["a"], torch.tensor(4.0))
+    pending.add(0, 1, torch.tensor(4.0))
     assert list(pending.read(wait=False)) == []
-    pending.add(1, ["b", "c"], torch.tensor(1.0))
-    assert list(pending.read(wait=False)) == [(0, ["a"], 4.0)]
-    pending.add(2, ["d"], torch.tensor(2.0))
-    assert list(pending.read(wait=True)) == [(1, ["b", "c"], 1.0), (2, ["d"], 2.0)]
+    pending.add(1, 2, torch.tensor(1.0))
+    assert list(pending.read(wait=False)) == [(0, 1, 4.0)]
+    pending.add(2, 1, torch.tensor(2.0))
+    assert list(pending.read(wait=True)) == [(1, 2, 1.0), (2, 1, 2.0)]
     assert list(pending.read(wait=True)) == []
 
 
