@@ -27,7 +27,7 @@ ENTRIES = ("settings", "purpose", "photographs")  # of this metadata
 FOLDER_FILES = ("model.safetensors", "pytorch_model.bin", "checkpoints/best.pth")  # Hugging Face's, a run's
 # Keys under which training programs save a state_dict, and a running average of it.
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "params")
-AVERAGES = ("ema", "params_ema", "model_ema", "state_dict_ema", "ema_state_dict")
+AVERAGES = ("ema", "params_ema", "model_ema", "state_dict_ema", "ema_state_dict", "ema_model")
 # The content of a file may be GROWTH times as large: tensors may share memory, a file may be deflated.
 GROWTH, SMALL = 4, 2**24  # up to SMALL bytes are never too many
 _DTYPES = {type(np.dtype(code)) for code in np.typecodes["AllInteger"] + np.typecodes["AllFloat"] + "?"}
@@ -149,17 +149,20 @@ def _find_states(content: object, depth: int = 3) -> dict[str, Mapping]:
 
 
 def _take_off_prefixes(path: Path, state: dict[str, Tensor], wrapper: str) -> dict[str, Tensor]:
-    """The tensors without the prefixes of torch.compile, DataParallel and, in a `state_dict`, of Lightning."""
+    """The tensors without the prefixes of torch.compile, DataParallel and, in a `state_dict`, of Lightning's modules."""
     bare = {name: re.sub(r"^(module\.)+", "", name.replace("_orig_mod.", "")) for name in state}
-    if wrapper.endswith("state_dict") and all(name.startswith("model.") for name in bare.values()):
-        bare = {name: re.sub(r"^model\.(module\.)*", "", inner) for name, inner in bare.items()}
-    changed = [name for name in state if bare[name] != name]
-    if not changed or len({*bare.values()}) < len(state):
+    for module in (*AVERAGES, "model") if wrapper.endswith("state_dict") else ():
+        pattern = re.compile(rf"^{module}\.(module\.)*")
+        if inner := {name: pattern.sub("", rest) for name, rest in bare.items() if pattern.match(rest)}:
+            bare = inner  # beside a network Lightning saves, for instance, its losses
+            break
+    changed = [name for name in bare if bare[name] != name]
+    if not changed or len({*bare.values()}) < len(bare):
         return state
     prefix = changed[0].removesuffix(bare[changed[0]])
-    log.info('%s: read %d of %d names without a prefix, as "%s"', path, len(changed), len(state), prefix)
+    log.info('%s: read %d of %d names, without prefixes such as "%s"', path, len(bare), len(state), prefix)
     # An AveragedModel of torch counts its models in `n_averaged`.
-    return {bare[name]: value for name, value in state.items() if name != "n_averaged"}
+    return {rest: state[name] for name, rest in bare.items() if rest != "n_averaged"}
 
 
 def _find_problem(name: str, value: object) -> str | None:
@@ -167,7 +170,7 @@ def _find_problem(name: str, value: object) -> str | None:
     if not name.isprintable():
         return "is not the name of a tensor"
     if not isinstance(value, Tensor):
-        return f"is a {type(value).__name__}, not a tensor"
+        return f"is a {type(value).__name__}, not a tensor; save the state_dict alone"
     if value.layout != torch.strided or value.is_quantized or value.is_complex() or value.is_meta:
         return "is not a plain tensor of real numbers"
     # Running points are nan until a network is trained.

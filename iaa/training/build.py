@@ -125,11 +125,12 @@ def make_loaders(
             cache.fill(labels.images, images, workers, stop)
         settings = {"decoder": decoder, "cache": cache, "persistent": split != "test"}
         settings["pin_memory"] = next(model.parameters()).is_cuda
-        settings["join_single"] = any(isinstance(layer, _BatchNorm) for layer in model.modules())
         if train or not options.released_protocol:
             settings |= {"rank": distributed.rank(), "world_size": distributed.world_size()}
         size = options.batch_size if train else options.eval_batch_size
         loaders[split] = make_loader(labels, images, transform, size, workers, options.seed, **settings)
+        if train and any(isinstance(layer, _BatchNorm) for layer in model.modules()):
+            loaders[split].batch_sampler.join_single()
     return loaders
 
 

@@ -215,10 +215,7 @@ class Trainer:
 
 @contextmanager
 def oom_hint(batch_size: int, device: torch.device, remedy: str):
-    """Turn torch's OutOfMemoryError into a TrainingError that says how much memory was taken, and `remedy`.
-
-    Raises InputError if batch normalisation is given a single value per channel.
-    """
+    """Turn torch's errors into one line: memory (how much was taken, and `remedy`), batch normalisation of one image."""
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -231,8 +228,9 @@ def oom_hint(batch_size: int, device: torch.device, remedy: str):
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise
-        remedy = "raise --batch_size, or train on more photographs"
-        raise InputError(f"batch normalisation needs two photographs or more in a batch; {remedy}") from error
+        raise InputError(
+            "batch normalisation needs two photographs in a batch: raise --batch_size"
+        ) from error
 
 
 @contextmanager

@@ -51,18 +51,23 @@ def prefixed(*prefixes):
 STATE, OTHER = load_file(TOY), {"cls_head.bias": torch.ones(10)}
 ARGUMENTS = {"hyper_parameters": argparse.Namespace(lr=0.1), "epoch": np.int64(3), "best": np.float32(0.5)}
 KEPT = {  # a file's content, and what the log tells of it
-    "parallel": (prefixed("module."), 'names without a prefix, as "module."'),
-    "compiled": (prefixed("_orig_mod."), 'as "_orig_mod."'),
-    "both": (prefixed("module._orig_mod.", "_orig_mod.module.", "module.module.", ""), "names without a prefix"),
-    "averaged": (prefixed("module.") | {"n_averaged": torch.tensor(3)}, 'as "module."'),
-    "block": ({n.replace(".attns.", "._orig_mod.attns."): v for n, v in STATE.items()}, "without a prefix"),
+    "parallel": (prefixed("module."), 'without prefixes such as "module."'),
+    "compiled": (prefixed("_orig_mod."), 'such as "_orig_mod."'),
+    "both": (prefixed("module._orig_mod.", "_orig_mod.module.", "module.module.", ""), "without prefixes"),
+    "averaged": (prefixed("module.") | {"n_averaged": torch.tensor(3)}, 'such as "module."'),
+    "block": ({n.replace(".attns.", "._orig_mod.attns."): v for n, v in STATE.items()}, "without prefixes"),
     "model": ({"model": STATE, "epoch": 3}, 'read "model"'),
     "others": ({"model_state_dict": STATE, "optimizer": {"state": {}}, "model": {"depth": 2}} | ARGUMENTS, "state_dict"),
-    "net": ({"net": prefixed("module.")}, 'as "module."'),
+    "net": ({"net": prefixed("module.")}, 'such as "module."'),
     "average": ({"params": OTHER, "params_ema": STATE}, 'read "params_ema", an average of the weights, not "params"'),
     "nested": ({"model": {"state_dict": OTHER}, "ema": {"state_dict": STATE}}, 'read "ema/state_dict", an average'),
     "lightning": ({"state_dict": prefixed("model."), "callbacks": {}} | ARGUMENTS, 'read "state_dict"'),
-    "lightning, both": ({"state_dict": prefixed("model.module._orig_mod.", "_orig_mod.model.")}, "without a prefix"),
+    "lightning, loss": ({"state_dict": prefixed("model.") | {"loss.weight": torch.ones(3)}}, 'such as "model."'),
+    "lightning, average": (
+        {"state_dict": prefixed("ema.module.") | {"ema.n_averaged": torch.tensor(3), "model.cls_head.bias": torch.ones(10)}},
+        'such as "ema.module."',
+    ),
+    "lightning, both": ({"state_dict": prefixed("model.module._orig_mod.", "_orig_mod.model.")}, "without prefixes"),
 }  # fmt: skip
 
 

@@ -344,14 +344,14 @@ def test_a_scale_that_does_not_fit_the_columns_is_refused(tmp_path):
 
 
 @pytest.mark.parametrize(("length", "sizes"), [(17, [8, 9]), (18, [8, 8, 2]), (16, [8, 8]), (1, [1])])
-def test_a_last_batch_of_one_joins_the_batch_before_it_where_that_is_asked_for(length, sizes):
-    plain, joined = (sampler(length, 8, True, 0, 1, join) for join in (False, True))
+def test_a_last_batch_of_one_joins_the_batch_before_it_by_join_single(length, sizes):
+    plain, joined = sampler(length, 8, True), sampler(length, 8, True)
     plain.epoch = joined.epoch = 3
+    joined.join_single()
     assert [len(batch) for batch in joined] == sizes
     assert len(joined) == len(sizes)
     assert joined.num_images == length
     assert [row[0] for batch in joined for row in batch] == [row[0] for batch in plain for row in batch]
-    assert [len(batch) for batch in sampler(length, 8, False, 0, 1, True)] == [len(batch) for batch in plain]
 
 
 def test_only_networks_with_batch_normalisation_join_batches(ava):

@@ -21,6 +21,7 @@ from helpers.runs import metrics
 
 import main_nni
 import option
+from iaa.errors import InputError
 from iaa.training import build, engine
 from iaa.training.engine import PendingLosses, Trainer
 from iaa.training.steps import Precision, Schedule, Stepper, allow_tf32, make_optimizer
@@ -220,3 +221,9 @@ def test_bars_stand_on_a_terminal_and_nowhere_else(ava, terminal):
     assert b"epoch 1/1" in shown
     for text in (b"images/s", b"validate:"):
         assert (text in shown) == terminal
+
+
+def test_batch_normalisation_of_one_photograph_is_one_line():
+    message = "^batch normalisation needs two photographs in a batch: raise --batch_size$"
+    with pytest.raises(InputError, match=message), engine.oom_hint(1, CPU, ""):
+        torch.nn.BatchNorm1d(2)(torch.zeros(1, 2))
