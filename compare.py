@@ -48,7 +48,7 @@ def compare_runs(paths: Sequence[Path], threshold: float | None, json: Path | No
     images = len(runs[0].images)
     print("\n".join(comparison.format_tables(runs, differences)))
     print(
-        f"\n{images:,} images, high above {runs[0].thresholds[1]:g}. Percentile bootstrap over images, "
+        f"\n{images:,} images, high above {runs[0].thresholds[1]:g} on the scale of predictions.csv. Percentile bootstrap over images, "
         f"{bootstrap.RESAMPLES:,} resamples, the same for all runs. More than noise: p below 0.05 after Holm's "
         "correction. The effect of another training seed is not included."
     )

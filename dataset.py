@@ -134,10 +134,18 @@ class ResumableBatchSampler(Sampler):
     number of batches to skip, before iterating.
     rank, world_size: this process, and how many there are. Shuffled rows are dealt out one by one, a few of them twice so that
     every process has as many. In the CSV's order whole batches are dealt out, the same that a single process would have.
+    join_single: a last batch of a single shuffled row joins the batch before it, for networks with batch normalisation.
     """
 
     def __init__(
-        self, labels: Labels, batch_size: int, seed: int, shuffle: bool, rank: int = 0, world_size: int = 1
+        self,
+        labels: Labels,
+        batch_size: int,
+        seed: int,
+        shuffle: bool,
+        rank: int = 0,
+        world_size: int = 1,
+        join_single: bool = False,
     ):
         self.labels, self.batch_size, self.seed, self.shuffle = labels, batch_size, seed, shuffle
         self.world_size = world_size
@@ -146,6 +154,9 @@ class ResumableBatchSampler(Sampler):
         if shuffle:
             share = -(-count // world_size)
             self.positions = (torch.arange(rank, share * world_size, world_size) % count).split(batch_size)
+            if join_single and len(self.positions) > 1 and len(self.positions[-1]) == 1:
+                *before, last, single = self.positions
+                self.positions = (*before, torch.cat([last, single]))
         else:
             self.positions = torch.arange(count).split(batch_size)[rank::world_size]
 
@@ -189,9 +200,12 @@ def read_splits(
     the release. Without a val.csv, `val_share` of train.csv is held out, by `seed`.
     Raises InputError for missing folders, and what `read_labels` and `find_images` raise.
     """
-    for path, option in ((folder, "path_to_save_csv"), (images, "path_to_images")):
-        if not Path(path).is_dir():
-            raise InputError(f"{path}: no such folder; --{option} names it")
+    folders = ((folder, "path_to_save_csv"), (images, "path_to_images"))
+    missing = [
+        f"{path}: no such folder; --{name} names it" for path, name in folders if not Path(path).is_dir()
+    ]
+    if missing:
+        raise InputError(f"{'; '.join(missing)}; prepare_data.py makes the CSVs")
     notes, skipped = [], {}
 
     def read(name: str) -> Labels:
@@ -237,17 +251,20 @@ def make_loader(
     decoder: str = "pil",
     cache: Cache | None = None,
     persistent: bool = False,
+    join_single: bool = False,
 ) -> DataLoader:
     """A loader of Batches: shuffled and augmented if `transform` is for training, else in the CSV's order.
 
-    rank, world_size: see `ResumableBatchSampler`. decoder, cache: see `PhotoDataset`. persistent: keep the workers from epoch
-    to epoch.
+    rank, world_size, join_single: see `ResumableBatchSampler`. decoder, cache: see `PhotoDataset`. persistent: keep the
+    workers from epoch to epoch.
     """
     dataset = PhotoDataset(images, transform, decoder, cache)
+    process = rank, world_size, join_single
     return workers.make_worker_loader(
         dataset,
         num_workers,
-        batch_sampler=ResumableBatchSampler(labels, batch_size, seed, transform.train, rank, world_size),
+        batch_size * transform.size**2 * 3,
+        batch_sampler=ResumableBatchSampler(labels, batch_size, seed, transform.train, *process),
         collate_fn=dataset.collate,
         persistent_workers=persistent and num_workers > 0,
         pin_memory=pin_memory,

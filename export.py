@@ -104,8 +104,7 @@ def output_path(options: argparse.Namespace, weights_file: Path) -> Path:
     weights_file = weights_file.resolve()
     if out.resolve() in (weights.resolve(), weights_file, *weights_file.parents):
         raise InputError(f"{out}: would replace the weights that are exported; give another --out")
-    if not out.parent.is_dir():
-        raise InputError(f"{out.parent}: no such folder; make it, or give another --out")
+    out.parent.mkdir(parents=True, exist_ok=True)
     return out
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import json
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -109,8 +110,8 @@ GROUPS: dict[str, tuple[Option, ...]] = {
         Option("decode", str, "auto", "image decoder; auto: fast (torchvision) in training, pil (as released) in evaluation and with --released_protocol", choices=("auto", "pil", "fast")),
         Option("cache", str, None, "keep the decoded pictures in this folder, and train from them", metavar="FOLDER", resumable=True),
         Option("limit", int, None, "use the first N rows of each CSV only, for a quick try", low=2),
-        Option("score_min", float, 0.0, "--dataset csv: lowest possible score"),
-        Option("score_max", float, 1.0, "--dataset csv: highest possible score"),
+        Option("score_min", float, 0.0, "--dataset csv: lowest possible score (default: that of `prepare_data.py csv`, else 0)"),
+        Option("score_max", float, 1.0, "--dataset csv: highest possible score (default: that of `prepare_data.py csv`, else 1)"),
         Option("threshold", float, None, "--dataset csv: scores above it count as high (default: middle of scale)"),
     ),
     "run": (
@@ -148,7 +149,7 @@ GROUPS: dict[str, tuple[Option, ...]] = {
         Option("tf32", bool, False, "float32 matrix products on a GPU may use TF32"),
         Option("deterministic", bool, False, "training on a GPU gives the same weights each time; attention takes longer"),
         Option("cuda_graph", str, "auto", "on a GPU: forward, loss and backward of a step as one CUDA graph, and forward in evaluation; auto: but not steps of several processes, with --accumulate or --grad_checkpoint; on: refuse to train so; off: no graph", choices=("auto", "on", "off"), resumable=True),
-        Option("compile", bool, False, "compile the network with torch.compile"),
+        Option("compile", bool, False, "compile the network with torch.compile, each kind of block once"),
         Option("grad_checkpoint", bool, False, "recompute activations in the backward pass: less memory, about 1.3 times as long", resumable=True),
     ),
     "training": (
@@ -184,6 +185,33 @@ _BELONG = (
     ("interest_points", ("running",), ("calibrate_points",)),
     ("refinement", ("scheduled",), _REFINEMENT),
 )
+# Under these values an epoch depends on the number of all epochs.
+_END_WITH_TRAINING = {"schedule": "cosine", "refinement": "scheduled"}
+
+
+# Words that other programs, and our other commands, use for the same option.
+_SYNONYMS = (
+    ("init_lr", "lr", "learning_rate", "base_lr"),
+    ("num_epoch", "epoch", "epochs", "max_epochs"),
+    ("batch_size", "bs", "batch"),
+    ("weight_decay", "wd"),
+    ("path_to_model_weight", "weights", "checkpoint", "ckpt", "model_path"),
+    ("path_to_images", "images", "data", "data_dir", "data_path", "image_dir"),
+    ("path_to_save_csv", "csv", "labels"),
+    ("experiment_dir_name", "out", "output", "output_dir", "save_dir"),
+    ("gpu_id", "device", "gpu", "gpus", "cuda"),
+    ("num_workers", "workers"),
+    ("model", "arch", "backbone", "network"),
+    ("accumulate", "accum_iter", "gradient_accumulation_steps"),
+)
+
+
+def suggest(word: str, names: Collection[str], mark: str = "") -> str:
+    """The end of a message on an unknown option: the one of `names` that was meant, if any is near. mark: before its name."""
+    word = word.lstrip("-").partition("=")[0].replace("-", "_").lower()
+    meant = [name for group in _SYNONYMS if word in group for name in group if name in names]
+    meant = meant or difflib.get_close_matches(word, names, 1)
+    return f"; did you mean {mark}{meant[0]}?" if meant else ""
 
 
 def read_json(path: str | os.PathLike, problem: str) -> dict[str, Any]:
@@ -193,7 +221,7 @@ def read_json(path: str | os.PathLike, problem: str) -> dict[str, Any]:
             content = json.load(file)
         if not isinstance(content, dict):
             raise ValueError("it must be a JSON object")
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: {problem} ({error})") from None
     return content
 
@@ -207,7 +235,9 @@ def from_file(path: str, chosen: Mapping[str, Any]) -> dict[str, Any]:
     content = read_json(path, "cannot be read as options")
     for name in content:
         if name not in OPTIONS or name == "options":
-            raise InputError(f"{path}: unknown option {name!r}; --help lists them")
+            raise InputError(
+                f"{path}: unknown option {name!r}{suggest(name, OPTIONS) or ';'} --help lists them"
+            )
     return _checked(content, path) | dict(chosen)
 
 
@@ -216,7 +246,8 @@ def tuned(parameters: Mapping[str, Any]) -> dict[str, Any]:
     tunable = [name for name, option in OPTIONS.items() if option.tunable]
     for name in parameters:
         if name not in tunable:
-            raise InputError(f"tuner: unknown parameter {name!r}; the search may set {', '.join(tunable)}")
+            unknown = f"tuner: unknown parameter {name!r}{suggest(name, tunable) or ';'}"
+            raise InputError(f"{unknown} the search may set {', '.join(tunable)}")
     return {name: OPTIONS[name].check(value, "tuner") for name, value in parameters.items()}
 
 
@@ -228,27 +259,39 @@ def resumed(chosen: Mapping[str, Any], path: os.PathLike) -> dict[str, Any]:
     saved = _checked(content, str(path))
     saved.pop("overwrite", None)  # it was for that run's start
     for name, value in chosen.items():
-        if not OPTIONS[name].resumable and saved.get(name) != value:
-            before = saved.get(name)
-            raise InputError(f"--resume: --{name} {value} differs from the run's {before}; start a new run")
+        before = saved.get(name)
+        if OPTIONS[name].resumable or before == value:
+            continue
+        reason = "start a new run"
+        if name == "num_epoch" and before and value > before:
+            ends = [n for n, v in _END_WITH_TRAINING.items() if saved.get(n) == v]
+            if not ends:
+                continue
+            reason = f"--{ends[0]} {saved[ends[0]]} depends on the end; {reason}"
+        raise InputError(f"--resume: --{name} {value} differs from the run's {before}; {reason}")
     return saved | dict(chosen)
+
+
+def _with_defaults(chosen: Mapping[str, Any]) -> dict[str, Any]:
+    defaults = {name: option.default for name, option in OPTIONS.items()}
+    return defaults | RECIPES[chosen.get("dataset", "demo")] | dict(chosen)
 
 
 def complete(chosen: Mapping[str, Any]) -> argparse.Namespace:
     """All options: the `chosen` ones over the dataset's recipe over the table's defaults. Raises InputError for contradictions."""
     dataset = chosen.get("dataset", "demo")
-    defaults = {name: option.default for name, option in OPTIONS.items()}
-    options = argparse.Namespace(**(defaults | RECIPES[dataset] | dict(chosen)))
+    options = argparse.Namespace(**_with_defaults(chosen))
     options.eval_batch_size = options.eval_batch_size or options.batch_size
     weights, protocols = options.path_to_model_weight, " and ".join(RELEASED_PROTOCOLS)
     if dataset == "demo":
         options.path_to_save_csv = options.path_to_save_csv or os.path.join("data", "demo")
         options.path_to_images = options.path_to_images or os.path.join(options.path_to_save_csv, "images")
     warmup, scale = f"--warmup_epochs {options.warmup_epochs:g}", f"--score_max {options.score_max:g}"
+    folders = [f"--{name}" for name in ("path_to_images", "path_to_save_csv") if not getattr(options, name)]
+    needs = f"--dataset {dataset} needs {' and '.join(folders)}; prepare_data.py makes the CSVs"
     no_protocol = options.released_protocol and dataset not in RELEASED_PROTOCOLS
     for contradicts, problem in (
-        (not options.path_to_images, f"--dataset {dataset} needs --path_to_images"),
-        (not options.path_to_save_csv, f"--dataset {dataset} needs --path_to_save_csv"),
+        (folders, needs),
         (options.eval and not weights, "--eval needs --path_to_model_weight"),
         (options.calibrate_points and not weights, "--calibrate_points needs --path_to_model_weight"),
         (options.resume and not options.experiment_dir_name, "--resume needs --experiment_dir_name"),
@@ -291,19 +334,23 @@ def complete_network(options: argparse.Namespace, chosen: Mapping, settings: Map
         vars(options).update(dict.fromkeys(_EATS_OWN))
     elif options.pretrained:
         raise InputError(f"--pretrained belongs to --model timm/NAME, not {options.model}")
-    elif options.interest_points == "running" and options.compile and options.grad_checkpoint:
-        both = "--grad_checkpoint and --interest_points running"
-        raise InputError(f"--compile does not go with {both}; leave one out")
 
 
 def _refuse_meaningless(options: argparse.Namespace, chosen: Mapping[str, Any]) -> None:
-    """Raises InputError for a chosen option that has no meaning under these values of others; None: not known yet."""
+    """Raises InputError for a chosen option that has no meaning under these values of others."""
+    for name, problem in find_meaningless(vars(options)).items():
+        if name in chosen and chosen[name] != OPTIONS[name].default:
+            raise InputError(problem)
+
+
+def find_meaningless(chosen: Mapping[str, Any]) -> dict[str, str]:
+    """The options that have no meaning under the chosen values of others, None being not known yet, and why."""
+    options, problems = _with_defaults(chosen), {}
     for owner, values, names in _BELONG:
-        value = getattr(options, owner)
-        if value is None or value in values:
+        if (value := options[owner]) is None or value in values:
             continue
         needed = {"eval": "", "model": " eat_*"}.get(owner, f" {' or '.join(map(str, values))}")
+        other = "" if owner == "eval" else f", not {value}"
         for name in names:
-            if name in chosen and chosen[name] != OPTIONS[name].default:
-                other = "" if owner == "eval" else f", not {value}"
-                raise InputError(f"--{name} belongs to --{owner}{needed}{other}")
+            problems.setdefault(name, f"--{name} belongs to --{owner}{needed}{other}")
+    return problems

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from timm.layers import drop_path
 from torch import Tensor
 
 from models import EAT
@@ -30,10 +31,10 @@ def straightforward_forward(model: EAT, images: Tensor) -> Tensor:
             x = layer_norm(norm, convolution(x))
         for j, attention in enumerate(stage.attns):
             update = attend(attention, layer_norm(stage.layer_norms[2 * j], x))
-            x = x + stage.drop_path[j](update)
+            x = x + drop_path(update, stage.drop_rates[j], stage.training)
             tokens = layer_norm(stage.layer_norms[2 * j + 1], x).flatten(2).transpose(1, 2)
             update = stage.mlps[j](tokens).transpose(1, 2).unflatten(2, x.shape[2:])
-            x = x + stage.drop_path[j](update)
+            x = x + drop_path(update, stage.drop_rates[j], stage.training)
     x = layer_norm(model.cls_norm, x)
     return model.cls_head(F.adaptive_avg_pool2d(x, 1).flatten(1))
 

@@ -20,7 +20,7 @@ from iaa.evaluation.leakage import KnownPhotos
 from iaa.networks.purpose import agree, complete_purpose, find_purpose, format_of, recognise
 from iaa.photographs import demo
 from iaa.photographs.labels import LabelFormat
-from iaa.photographs.splits import recognise_split
+from iaa.photographs.splits import recognise_split, recorded_scale
 from iaa.reports.test_report import EvaluationSetup, TestReport, make_test_report
 from iaa.runtime import distributed
 from iaa.runtime.signals import StopSignal
@@ -32,6 +32,10 @@ from models.weights import pick_evaluation_settings
 from util import make_loss
 
 log = logging.getLogger("eat")
+
+TRIALS_WAIT = (
+    600  # seconds; a search may start a trial again before its old process has ended, or counts as dead
+)
 
 
 def run(user_options: dict) -> dict:
@@ -60,14 +64,17 @@ def work(options: argparse.Namespace, weights: Weights | None, device: torch.dev
     model = build.make_model(options, weights, purpose, network_format.outputs, device)
     if not options.eval:
         build.note_photographs(model, splits)
-    folder = run_folder.open_folder(options, keep=weights and weights.path)
+    notes = {"parameters": nni_trial.get_parameters(vars(options))}
+    notes["labels"] = run_folder.digest_labels(splits)
+    patience = TRIALS_WAIT if nni_trial.in_search() else 0
+    folder = run_folder.open_folder(options, notes, keep=weights and weights.path, patience=patience)
     options.experiment_dir_name = str(folder)
     log.info("%s on %s, %s, in %s", options.model, options.dataset, device, folder)
     for note in build.network_notes(options, weights):
         log.info("%s", note)
     with (
         StopSignal() as stop,
-        run_folder.recorded(folder, options, nni_trial.get_parameters()),
+        run_folder.recorded(folder, options) as state,
         distributed.connection_errors(),
         engine.compile_errors(),
     ):
@@ -82,6 +89,7 @@ def work(options: argparse.Namespace, weights: Weights | None, device: torch.dev
         history, selection = [], {}
         if not options.eval:
             trainer = build.make_trainer(options, model, precision, graph, folder / "checkpoints")
+            state.progress = trainer.progress
             train(options, trainer, loaders, label_format, test_graph, folder, stop)
             history = trainer.progress.history
             selected_on = "test.csv" if options.released_protocol else "validation"
@@ -102,9 +110,8 @@ def work(options: argparse.Namespace, weights: Weights | None, device: torch.dev
         )
         split = recognise_split(options.dataset, options.path_to_save_csv, evaluation.names)
         report = make_test_report(setup, split, label_format, model, evaluation, trained_format, is_stated)
-        result = write_report(options, report, folder, model, history, stop) | selection
-        run_folder.write_outcome(folder, result)
-    return result
+        state.result = write_report(options, report, folder, model, history, stop) | selection
+    return state.result
 
 
 def gather_options(user_options: dict) -> tuple[argparse.Namespace, Weights | None]:
@@ -113,6 +120,8 @@ def gather_options(user_options: dict) -> tuple[argparse.Namespace, Weights | No
     Settings of the network that nobody chooses are those that the weights were trained with.
     """
     user_options = run_folder.resume_options(nni_trial.add_parameters(user_options))
+    if user_options.get("dataset") == "csv":
+        user_options = recorded_scale(user_options.get("path_to_save_csv", "")) | user_options
     options, weights, settings = option.complete(user_options), None, {}
     if options.path_to_model_weight and not options.resume:
         weights = read_weights(options.path_to_model_weight)

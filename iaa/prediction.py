@@ -7,8 +7,6 @@ import hashlib
 import logging
 import os
 import random
-import signal
-import sys
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -27,6 +25,7 @@ from iaa.reports import gallery
 from iaa.reports.overlays import draw_overlay, overlay_path
 from iaa.reports.terminal_summary import TerminalSummary
 from iaa.runtime import distributed
+from iaa.runtime.files import read_json_object
 from iaa.runtime.progress import progress_bar
 from iaa.runtime.signals import StopSignal, stop_errors
 from iaa.scoring.photos import PhotoBatch, Photos, ScoredPhoto
@@ -52,12 +51,8 @@ CALIBRATION_BATCH = 16  # as in the released training
 
 def run(options: argparse.Namespace) -> int:
     """Score as the options ask. Returns the exit status. Raises InputError, Interrupted."""
-    try:
-        with StopSignal() as stop, stop_errors(stop):
-            return score(options, stop)
-    except BrokenPipeError:  # nobody reads the rows any more
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
+    with StopSignal() as stop, stop_errors(stop):
+        return score(options, stop)
 
 
 def score(options: argparse.Namespace, stop: StopSignal) -> int:
@@ -75,8 +70,9 @@ def score(options: argparse.Namespace, stop: StopSignal) -> int:
         raise InputError(f"no photographs in {names}{sources.describe_skipped()}")
     refuse_options(options, trained, has_shards)
     trained.model.to(device)
-    precision = pick_precision(options.amp, device)
-    photos = Photos(trained.resize, options.decode, options.upright, options.batch_size, options.num_workers)
+    precision = Precision(device, torch.bfloat16 if options.amp == "bf16" else None)
+    names = ("upright", "batch_size", "num_workers", "max_bytes", "max_pixels", "srgb")
+    photos = Photos(trained.resize, options.decode, **{name: getattr(options, name) for name in names})
     reference = recorder = table = page = None
     if options.reference:
         reference, notes = read_reference(options.reference, trained)
@@ -91,6 +87,10 @@ def score(options: argparse.Namespace, stop: StopSignal) -> int:
     builder = RowBuilder(trained, reference, extra_columns)
     if options.out:
         table = open_table(options.out, builder.columns)
+    common = ""
+    if options.explain:
+        earlier = read_json_object(table.settings_file) if options.append else {}
+        common = earlier.get("explained") or sources.common_folder()
     if options.calibrate_on:
         paths = draw(Sources(options.calibrate_on), options.calibrate_points)
         try:
@@ -107,12 +107,14 @@ def score(options: argparse.Namespace, stop: StopSignal) -> int:
     scale = "trained on {}, scores {:g} to {:g}".format(trained.dataset, *trained.scale)
     log.info("%s %s%s, on %s", trained.name, scale, points, device)
 
-    summary, turned, damaged = TerminalSummary(trained.scale, options.out), 0, 0
+    summary = TerminalSummary(trained.scale, options.out)
+    turned = other_colours = damaged = overlays = 0
     waiting: dict[str, list[ScoredPhoto]] = defaultdict(list)  # by shard, until the shard is done
     with ExitStack() as stack:
         done: set[int] = set()
         if table:
             settings = make_settings(options, builder, precision)
+            settings |= {"explained": common} if common else {}
             write = stack.enter_context(table.writing(settings, options.append, options.overwrite))
             done = take_over_rows(table, summary, page)
         if recorder:
@@ -123,17 +125,19 @@ def score(options: argparse.Namespace, stop: StopSignal) -> int:
         for batch in score_batches(trained, batches, precision, recorder, stop):
             bar.update(len(batch.photos))
             turned += sum(photo.turned for photo in batch.photos)
+            other_colours += sum(photo.other_colours for photo in batch.photos)
             waiting[batch.shard] += batch.photos
             if batch.fault:
                 log.warning("warning: %s: cannot be read to its end (%s)", batch.shard, batch.fault)
                 damaged += 1
             if batch.shard and batch.photos:
                 continue  # the last batch of a shard is empty
-            rows = [make_row(options, builder, photo) for photo in waiting.pop(batch.shard)]
+            rows = [make_row(options, builder, photo, common) for photo in waiting.pop(batch.shard)]
             if table and rows:
                 write(*(row for row, _ in rows), shard=batch.shard)
             for row, attention in rows:
                 summary.add(row)
+                overlays += bool(row.get("explanation"))
                 if page:
                     page.add(row, attention)
     if turned and not options.upright:
@@ -142,10 +146,15 @@ def score(options: argparse.Namespace, stop: StopSignal) -> int:
             "--upright turns them",
             turned,
         )
-    summary.close(sources.describe_skipped())
+    if other_colours and not options.srgb:
+        note = "%d photographs have a colour profile other than sRGB, left out as in training; --srgb converts them"
+        log.info(note, other_colours)
     if page:
         about = {"upright": options.upright, "num_workers": options.num_workers}
         gallery.write_gallery(options.report, trained, page, stop=stop, **about)
+    written = [str(path) for path in (options.out, options.report, options.save_calibrated) if path]
+    written += [f"{options.explain} (overlays: {overlays})"] if options.explain else []
+    summary.close(sources.describe_skipped(), written)
     has_errors = summary.errors + summary.errors_before + damaged > 0
     return int(has_errors and distributed.world_size() == 1)
 
@@ -224,16 +233,19 @@ def unscored_batches(photos: Photos, paths: Iterable[str]) -> Iterator[PhotoBatc
 
 
 def make_row(
-    options: argparse.Namespace, builder: RowBuilder, photo: ScoredPhoto
+    options: argparse.Namespace, builder: RowBuilder, photo: ScoredPhoto, common: str
 ) -> tuple[Row, np.ndarray | None]:
-    """A photograph's row, and its attention map (H, W) if that was recorded. Draws the overlay of --explain."""
+    """A photograph's row, and its attention map (H, W) if that was recorded. Draws the overlay of --explain.
+
+    common: the folder of all photographs; overlays lie as these lie below it.
+    """
     row = builder.build(photo)
     if not photo.attention_maps:
         return row, None
     attention = mean_map(list(photo.attention_maps.values()))
     row["attention_background"] = round_to_float32(background_share(attention))
     if options.explain:
-        path, (low, high) = overlay_path(options.explain, photo.path), builder.trained.scale
+        path, (low, high) = overlay_path(options.explain, photo.path, common), builder.trained.scale
         title = f"{os.path.basename(photo.path)}: score {row['score']:.3f} ({low:g} to {high:g})"
         if draw_overlay(path, photo.path, photo.attention_maps, title, options.upright):
             row["explanation"] = str(path)
@@ -256,6 +268,7 @@ def make_settings(options: argparse.Namespace, builder: RowBuilder, precision: P
         "columns": builder.columns,
         "decode": options.decode,
         "upright": options.upright,
+        "srgb": options.srgb or None,  # as in tables of before there was the option
         "precision": str(precision.dtype or torch.float32),
         "reference": None if reference is None else hashlib.sha256(reference.tobytes()).hexdigest()[:16],
         "network": network.hexdigest()[:16],
@@ -265,9 +278,3 @@ def make_settings(options: argparse.Namespace, builder: RowBuilder, precision: P
     if trained.points == "batch":
         settings["batch_size"] = options.batch_size
     return settings
-
-
-def pick_precision(amp: str, device: torch.device) -> Precision:
-    """float32, or bf16 by `--amp`."""
-    has_bf16 = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-    return Precision(device, torch.bfloat16 if amp == "bf16" or (amp == "auto" and has_bf16) else None)

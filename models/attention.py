@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
-from .eat import GridPoints, InterestPoints, OffsetRefinement, in_float32
+from .eat import GridPoints, InterestPoints, OffsetRefinement, cast_for_products, in_float32
 from .sampling import sample_bias, sample_features
 
 OFFSET_RANGE = 2.0  # the reach of offsets, over the number of cells: coordinates span 2, so it is one cell
@@ -59,23 +59,23 @@ class WindowAttention(nn.Module):
         """(heads, window^2, window^2), to be added to the logits of every window."""
         return self.relative_position_bias_table[self.relative_position_index].permute(2, 0, 1)
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        """q, k, v: (B x windows, heads, window^2, C / heads). Returns the same shape."""
-        return self._softmax(q, k, v, self.position_bias()[None])
-
-    def _softmax(self, q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-        explicit = self.explicit_on_gpu and self.training and q.is_cuda
-        compute = explicit_attention if explicit else attention
-        return compute(q, k, v, bias, self.attn_drop if self.training else 0.0)
+    def bias(self, images: int) -> Tensor:
+        """The bias of a batch's windows: (1 or images x windows, heads, window^2, window^2), expanded where it is 1."""
+        return cast_for_products(self.position_bias()[None])
 
     def forward(self, x: Tensor) -> tuple[Tensor, None]:
         """x: (B, H, W, C), H and W multiples of the window. Returns the same shape, and no points."""
         axes = {"h": x.shape[1] // self.window, "wh": self.window, "ww": self.window}
-        x = rearrange(x, "b (h wh) (w ww) c -> (b h w) (wh ww) c", **axes)
-        q, k, v = rearrange(self.proj_qkv(x), "b n (qkv heads c) -> qkv b heads n c", qkv=3, heads=self.heads)
-        x = rearrange(self.attend(q, k, v), "b heads n c -> b n (heads c)")
-        x = self.proj_drop(self.proj_out(x))
-        return rearrange(x, "(b h w) (wh ww) c -> b (h wh) (w ww) c", w=axes["h"], **axes), None
+        windows = rearrange(cast_for_products(x), "b (h wh) (w ww) c -> (b h w) (wh ww) c", **axes)
+        qkv = rearrange(
+            self.proj_qkv(windows), "b n (qkv heads c) -> b n qkv heads c", qkv=3, heads=self.heads
+        )
+        q, k, v = (rearrange(t, "b n heads c -> b heads n c") for t in qkv.unbind(2))
+        explicit = self.explicit_on_gpu and self.training and q.is_cuda
+        compute = explicit_attention if explicit else attention
+        out = compute(q, k, v, self.bias(len(x)), self.attn_drop if self.training else 0.0)
+        out = self.proj_drop(self.proj_out(rearrange(out, "b heads n c -> b n (heads c)")))
+        return rearrange(out, "(b h w) (wh ww) c -> b (h wh) (w ww) c", w=axes["h"], **axes), None
 
 
 class ShiftedWindowAttention(WindowAttention):
@@ -88,11 +88,10 @@ class ShiftedWindowAttention(WindowAttention):
         self.shift = math.ceil(window / 2)
         self.register_buffer("attn_mask", shifted_window_mask(fmap_size, window, self.shift))
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        windows = self.attn_mask.shape[0]
-        bias = self.position_bias() + self.attn_mask[:, None]
-        bias = repeat(bias, "windows heads q k -> (b windows) heads q k", b=q.shape[0] // windows)
-        return self._softmax(q, k, v, bias)
+    def bias(self, images: int) -> Tensor:
+        bias = cast_for_products(self.position_bias().contiguous() + self.attn_mask[:, None])
+        repeated = repeat(align_rows(bias), "windows heads q k -> (b windows) heads q k", b=images)
+        return repeated[..., : bias.shape[-1]]
 
     def forward(self, x: Tensor) -> tuple[Tensor, None]:
         x, _ = super().forward(x.roll((-self.shift, -self.shift), dims=(1, 2)))
@@ -148,29 +147,30 @@ class DeformableAttention(nn.Module):
             offsets = F.linear(x.float(), project.weight.flatten(1).float())
             return offsets.tanh() * (OFFSET_RANGE / q.shape[1])  # maps are square
 
-    def positions(self, x: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
-        """Returns the sampling positions for x, (B, H, W, groups, 2), and the interest points, (1 or B, H, W, 1, 2)."""
-        points = self.ref_point14(x)[..., None, :]
-        return points + self.refinement(self.offsets(q), points), points
+    def forward(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+        """x: (B, H, W, C). Returns the same shape, and (positions, references, mean).
 
-    def forward(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        """x: (B, H, W, C). Returns the same shape, and (positions, references), B x groups x H x W x 2 each."""
+        positions, references: see `AttentionPoints`. mean: see `InterestPoints`.
+        """
         q, k, v, positions, points = self.project(x)
         dropout = self.attn_drop if self.training else 0.0
         out = attention(q, k, v, self.bias(positions), dropout)
         out = rearrange(out, "b heads (h w) c -> b h w (heads c)", h=x.shape[1])
         return self.proj_drop(pointwise(self.proj_out, out)), points
 
-    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, tuple[Tensor, Tensor]]:
-        """x: (B, H, W, C). Returns q, k, v, each (B, heads, HW, C / heads); the keys' positions; the points."""
-        q = pointwise(self.proj_q, x)
-        positions, references = self.positions(x, q)
-        features = x.unflatten(-1, (self.groups, -1))
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:
+        """x: (B, H, W, C). Returns q, k, v, each (B, heads, HW, C / heads); the keys' positions; as `forward` the points."""
+        cast = cast_for_products(x)
+        q = pointwise(self.proj_q, cast)
+        points, mean = self.ref_point14(x)
+        points = points[..., None, :]
+        positions = points + self.refinement(self.offsets(q), points)
+        features = cast.unflatten(-1, (self.groups, -1))
         sampled = sample_features(features, positions).flatten(-2)
         k, v = pointwise(self.proj_k, sampled), pointwise(self.proj_v, sampled)
         q, k, v = (rearrange(t, "b h w (heads c) -> b heads (h w) c", heads=self.heads) for t in (q, k, v))
-        by_group, references = positions.permute(0, 3, 1, 2, 4), references.permute(0, 3, 1, 2, 4)
-        return q, k, v, positions, (by_group, references.expand_as(by_group))
+        by_group, references = positions.permute(0, 3, 1, 2, 4), points.permute(0, 3, 1, 2, 4)
+        return q, k, v, positions, (by_group, references.expand_as(by_group), mean)
 
     def bias(self, positions: Tensor) -> Tensor:
         """The position bias (B, heads, HW, HW) of keys at `positions`."""
@@ -180,7 +180,7 @@ class DeformableAttention(nn.Module):
         """x: (B, H, W, C). Returns the attention weights (B, heads, queries, keys), HW each, and the layer's points."""
         q, k, _, positions, points = self.project(x)
         logits = q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1) + self.bias(positions)
-        return logits.softmax(-1), AttentionPoints(*points)
+        return logits.softmax(-1), AttentionPoints(*points[:2])
 
 
 def make_deterministic(model: nn.Module) -> None:
@@ -209,8 +209,15 @@ def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, dropout: float) -> 
 
 def explicit_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, dropout: float) -> Tensor:
     """As `attention`, step by step."""
-    weights = (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1) + bias.to(q.dtype)).softmax(-1)
-    return F.dropout(weights, dropout).to(v.dtype) @ v
+    logits = q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1) + bias.to(q.dtype)
+    with in_float32(q.device):  # in half precision softmax sums in float32 without autocast's copies, too
+        weights = logits.softmax(-1)
+    return F.dropout(weights, dropout) @ v
+
+
+def align_rows(bias: Tensor) -> Tensor:
+    """Pad the last dimension to a multiple of eight on a GPU, whose fused kernels then take the slice without a copy."""
+    return F.pad(bias, (0, -bias.shape[-1] % 8)) if bias.is_cuda else bias
 
 
 class LeanAttention(torch.autograd.Function):

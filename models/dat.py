@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 
 import torch
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.layers import DropPath, to_2tuple
+from timm.layers import to_2tuple
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
@@ -20,7 +19,7 @@ from .attention import (
     ShiftedWindowAttention,
     WindowAttention,
 )
-from .eat import points_outside, points_spread, tracking_paused
+from .eat import cast_for_products, points_outside, points_spread
 from .purpose import SETTING_VALUES, attach
 
 OFFSET_KERNELS = (9, 7, 5, 3)  # the offset network's depthwise kernel in stages 1 to 4
@@ -57,42 +56,63 @@ class MLP(nn.Module):
         return self.chunk(x)
 
 
-class Stage(nn.Module):
-    """The blocks of one resolution: x + attention(norm(x)), then x + mlp(norm(x))."""
+def run_block(
+    norm1: nn.Module, attention: nn.Module, norm2: nn.Module, mlp: nn.Module, x: Tensor, masks: Tensor | None
+) -> tuple[Tensor, tuple[Tensor, ...] | None]:
+    """x + attention(norm1(x)), then x + mlp(norm2(x)); x: (B, H, W, C). Drop path: the updates times masks (2, B, 1, 1, 1).
 
-    def __init__(self, attentions: Sequence[nn.Module], dim: int, expansion: int, drop: float, drop_paths):
+    Returns x, and the points of a deformable layer, else None. A block's number and rate are no arguments, so that
+    blocks of one kind compile to one graph.
+    """
+    update, points = attention(norm1(x))
+    x = x + (update if masks is None else update * masks[0])
+    update = mlp(norm2(x))
+    return x + (update if masks is None else update * masks[1]), points
+
+
+class Stage(nn.Module):
+    """The blocks of one resolution. drop_rates: of drop path, for each block."""
+
+    def __init__(
+        self, attentions: Sequence[nn.Module], dim: int, expansion: int, drop: float, drop_rates: list[float]
+    ):
         super().__init__()
         self.layer_norms = nn.ModuleList(LayerNorm(dim) for _ in range(2 * len(attentions)))
         self.mlps = nn.ModuleList(MLP(dim, expansion, drop) for _ in attentions)
         self.attns = nn.ModuleList(attentions)
-        self.drop_path = nn.ModuleList(DropPath(rate) for rate in drop_paths)
+        self.drop_rates = drop_rates
+        keep = torch.tensor([1 - rate for rate in drop_rates]).view(-1, 1, 1, 1, 1, 1)
+        self.register_buffer("keep", keep, persistent=False)
         self.grad_checkpointing = False
-        deformable = [a for a in attentions if isinstance(a, DeformableAttention)]
-        self.counts_batches = any(attention.ref_point14.mode == "running" for attention in deformable)
+        self.run_block = run_block
 
-    def block(self, i: int, x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor] | None]:
-        """Run block i. x: (B, H, W, C). Returns the same shape, and the points of a deformable layer, else None."""
-        update, points = self.attns[i](self.layer_norms[2 * i](x))
-        x = x + self.drop_path[i](update)
-        return x + self.drop_path[i](self.mlps[i](self.layer_norms[2 * i + 1](x))), points
+    def draw_masks(self, x: Tensor) -> Sequence[Tensor | None]:
+        """Each block's drop-path masks: 0, or the inverse of the share that is kept. None where nothing is dropped."""
+        if not (self.training and any(self.drop_rates)):
+            return [None] * len(self.attns)
+        masks = x.new_empty(len(self.attns), 2, len(x), 1, 1, 1)
+        for block_masks, rate in zip(masks, self.drop_rates, strict=True):
+            if rate:
+                for mask in block_masks:
+                    mask.bernoulli_(1 - rate)
+            else:
+                block_masks.fill_(1)
+        return cast_for_products(masks / self.keep).unbind()
 
     def forward(self, x: Tensor) -> tuple[Tensor, dict[str, AttentionPoints]]:
         """x: (B, H, W, C). Returns the same shape, and the points of the deformable layers by name."""
         points = {}
-        # A checkpointed block runs again for its gradient, and must not count its batch twice.
-        contexts = {"context_fn": self._forward_and_rerun} if self.counts_batches else {}
-        for i in range(len(self.attns)):
+        for i, (attention, masks) in enumerate(zip(self.attns, self.draw_masks(x), strict=True)):
+            block = self.layer_norms[2 * i], attention, self.layer_norms[2 * i + 1], self.mlps[i], x, masks
             if self.grad_checkpointing and torch.is_grad_enabled():
-                x, layer_points = checkpoint(self.block, i, x, use_reentrant=False, **contexts)
+                x, layer_points = checkpoint(self.run_block, *block, use_reentrant=False)
             else:
-                x, layer_points = self.block(i, x)
+                x, layer_points = self.run_block(*block)
             if layer_points is not None:
-                points[f"attns.{i}"] = AttentionPoints(*layer_points)
+                *where, mean = layer_points
+                attention.ref_point14.track(mean, len(x))
+                points[f"attns.{i}"] = AttentionPoints(*where)
         return x, points
-
-    def _forward_and_rerun(self) -> tuple[AbstractContextManager, AbstractContextManager]:
-        """The contexts of a checkpointed block's two forward passes."""
-        return nullcontext(), tracking_paused(self)
 
 
 class EAT(nn.Module):
@@ -228,6 +248,16 @@ class EAT(nn.Module):
         """Save memory in training: keep no activations within blocks, and run blocks again in the backward pass."""
         for stage in self.stages:
             stage.grad_checkpointing = enable
+
+    def compile(self, **settings) -> None:
+        """Compile the blocks, each kind once: eight graphs for the 24 blocks of `eat_base`. settings: of `torch.compile`.
+
+        Another batch size, evaluation and another precision add as many graphs each.
+        """
+        torch._dynamo.config.recompile_limit = 64
+        compiled = torch.compile(run_block, fullgraph=True, dynamic=False, **settings)
+        for stage in self.stages:
+            stage.run_block = compiled
 
     def get_classifier(self) -> nn.Module:
         return self.cls_head

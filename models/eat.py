@@ -6,8 +6,8 @@ Coordinates are (y, x) in [-1, 1] over the image, (-1, -1) its top left corner, 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -23,6 +23,14 @@ def in_float32(device: torch.device):
     if device.type == "meta" or not torch.is_autocast_enabled(device.type):
         return nullcontext()
     return torch.autocast(device.type, enabled=False)
+
+
+def cast_for_products(x: Tensor) -> Tensor:
+    """Cast x as autocast would at each matrix product: once, so that copies and products share the smaller tensor."""
+    device = x.device.type
+    if device == "meta" or not torch.is_autocast_enabled(device):
+        return x
+    return x.to(torch.get_autocast_dtype(device))
 
 
 class InterestPoints(nn.Conv2d):
@@ -41,7 +49,6 @@ class InterestPoints(nn.Conv2d):
     def __init__(self, dim: int, fmap_size: int, mode: str = "batch"):
         super().__init__(dim, 2, 1)
         self.mode = mode
-        self.tracking = True  # False while a block is run again for its gradient
         if mode == "running":
             self.register_buffer("running_points", torch.empty(1, fmap_size, fmap_size, 2))
             self.register_buffer("num_images_tracked", torch.empty((), dtype=torch.int64))
@@ -52,22 +59,27 @@ class InterestPoints(nn.Conv2d):
         self.running_points.fill_(torch.nan)
         self.num_images_tracked.zero_()
 
-    def forward(self, features: Tensor) -> Tensor:
-        """features: (B, H, W, C). Returns points in (-1, 1): (B, H, W, 2) if `mode` is `image`, else (1, H, W, 2)."""
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """features: (B, H, W, C). Returns points in (-1, 1), and their mean before the tanh, which `track` takes.
+
+        Both are (B, H, W, 2) if `mode` is `image`, else (1, H, W, 2).
+        """
         if self.mode == "running" and not self.training:
-            return self.running_points.float().tanh()
+            return self.running_points.float().tanh(), self.running_points
         with in_float32(features.device):
-            points = F.linear(features.float(), self.weight.flatten(1).float(), self.bias.float())
-            if self.mode == "image":
-                return points.tanh()
-            mean = points.mean(0, keepdim=True)
-            if self.mode == "running" and self.tracking:
-                self._track(mean, len(points))
-            return mean.tanh()
+            mean = F.linear(features.float(), self.weight.flatten(1).float(), self.bias.float())
+            if self.mode != "image":
+                mean = mean.mean(0, keepdim=True)
+            return mean.tanh(), mean
 
     @torch.no_grad()
-    def _track(self, mean: Tensor, images: int) -> None:
-        """Move the running mean: at first the plain mean over all images, later with `momentum` as a batch's share."""
+    def track(self, mean: Tensor, images: int) -> None:
+        """In training, move the running mean: at first as the plain mean over all images, later with `momentum`.
+
+        Not within `forward`, for a block may run twice: again for its gradient.
+        """
+        if self.mode != "running" or not self.training:
+            return
         count = self.num_images_tracked + images
         share = (images / count).clamp_min(self.momentum)
         moved = self.running_points + share * (mean - self.running_points)
@@ -80,24 +92,15 @@ class GridPoints(nn.Module):
 
     mode = "grid"
 
-    def forward(self, features: Tensor) -> Tensor:
-        """features: (B, H, W, C). Returns (1, H, W, 2); -1 and 1 are the image's borders. Source: DAT, CVPR 2022."""
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """features: (B, H, W, C). Returns (1, H, W, 2), twice; -1 and 1 are the image's borders. Source: DAT, CVPR 2022."""
         sides = features.shape[1:3]
         y, x = ((torch.arange(n, device=features.device) + 0.5) * (2 / n) - 1 for n in sides)
-        return torch.stack(torch.meshgrid(y, x, indexing="ij"), -1)[None]
+        points = torch.stack(torch.meshgrid(y, x, indexing="ij"), -1)[None]
+        return points, points
 
-
-@contextmanager
-def tracking_paused(module: nn.Module) -> Iterator[None]:
-    """A context in which the running means of `module` stay, because the batch has been counted already."""
-    layers = _running_points(module)
-    for points in layers:
-        points.tracking = False
-    try:
-        yield
-    finally:
-        for points in layers:
-            points.tracking = True
+    def track(self, mean: Tensor, images: int) -> None:
+        """As the grid never moves, there is nothing to track."""
 
 
 def uncalibrated(model: nn.Module) -> bool:
@@ -157,23 +160,23 @@ def points_outside(positions: Tensor) -> Tensor:
 class OffsetRefinement(nn.Module):
     """Scale offsets, depending on whether they point into the quadrant of their interest point.
 
-    kind: `released`, by the released factors; `off`, not at all; `scheduled`, by the buffer `factors`, which follows a
-    `RefinementSchedule` in training and is saved in the checkpoint.
+    kind: `released`, by the released factors; `off`, not at all; `scheduled`, by factors that follow a
+    `RefinementSchedule` in training and are saved in the checkpoint.
     exploit: do not scale in evaluation, whatever `factors` holds.
     """
 
     def __init__(self, kind: str = "released", exploit: bool = False):
         super().__init__()
         self.kind, self.exploit = kind, exploit
-        if kind == "scheduled":
-            self.register_buffer("factors", torch.tensor(NO_CONSTRAINT))
+        scheduled = kind == "scheduled"
+        factors = torch.tensor(NO_CONSTRAINT if scheduled else RELEASED_FACTORS)
+        self.register_buffer("factors", factors, persistent=scheduled)
 
     def forward(self, offsets: Tensor, points: Tensor) -> Tensor:
         """offsets, points: (..., 2), broadcastable. Returns the shape of both."""
         if self.kind == "off" or (self.exploit and not self.training):
             return offsets
-        factors = RELEASED_FACTORS if self.kind == "released" else self.factors.float().unbind()
-        return refine_offsets(offsets, points, *factors)
+        return refine_offsets(offsets, points, *self.factors.float().unbind())
 
 
 def refine_offsets(

@@ -36,9 +36,9 @@ def load_folder(folder: str | os.PathLike, num_classes: int | None = None, **ove
     recorded, outputs = weights.purpose.settings, count_outputs(weights)
     settings = recorded | dict(config.get("model_args", {}))
     if config.get("num_classes") != outputs:
-        raise WeightsError(f"{path}: num_classes {config.get('num_classes')} is not that of {WEIGHTS}")
+        raise WeightsError(f"{path}: num_classes {config.get('num_classes')!r} is not that of {WEIGHTS}")
     if unknown := set(settings) - set(SETTING_VALUES):
-        raise WeightsError(f"{path}: unknown model_args {', '.join(sorted(unknown))}")
+        raise WeightsError(f"{path}: unknown model_args {', '.join(map(repr, sorted(unknown)))}")
     if differing := [name for name, value in recorded.items() if settings[name] != value]:
         raise WeightsError(f"{path}: {differing[0]} is not that of {WEIGHTS}")
     settings |= {"num_classes": outputs if num_classes is None else num_classes} | overrides

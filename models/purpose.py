@@ -51,7 +51,7 @@ class Purpose:
         stated, recorded = entries.get("purpose", {}), entries.get("settings", {})
         model, dataset, threshold = map(stated.get, ("model", "dataset", "threshold"))
         for name in (model, dataset):
-            if not isinstance(name, str | None):
+            if name is not None and not (isinstance(name, str) and name.isprintable()):
                 raise ValueError(f"{name!r} is not the name of a model or a dataset")
         if threshold is not None and not _is_finite(threshold):
             raise ValueError(f"threshold {threshold!r} is not a number")

@@ -1,10 +1,8 @@
-"""Weights files (released EAT, DAT and timm's of ImageNet, our checkpoints; .pth or .safetensors): reading, loading."""
+"""Weights (released EAT, DAT and timm's of ImageNet, our checkpoints; .pth or .safetensors), read and loaded."""
 
 from __future__ import annotations
 
-import json
 import os
-import pickle
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -13,15 +11,11 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from safetensors import safe_open
 from torch import Tensor, nn
 
-from iaa.errors import InputError
-
 from .purpose import Purpose
+from .weights_file import WeightsError, find_weights_file, read_tensors
 
-HEADER = "eat"  # entry of a .safetensors header: as JSON, the metadata that a .pth keeps with its state_dict
-FOLDER_FILES = ("model.safetensors", "pytorch_model.bin", "checkpoints/best.pth")  # Hugging Face's, a run's
 TABLES = ("relative_position_bias_table", "rpe_table")
 BUFFERS = ("relative_position_index", "attn_mask")
 # Buffers that the release does not have, by the end of their names; their values in a network that starts fresh.
@@ -30,10 +24,6 @@ ADDED_BUFFERS = {
     "ref_point14.num_images_tracked": 0,
     "refinement.factors": 1.0,
 }
-
-
-class WeightsError(InputError):
-    """A weights file cannot be used. The message is one line: the file, and what is wrong with it."""
 
 
 class Weights(NamedTuple):
@@ -52,23 +42,15 @@ class Weights(NamedTuple):
 def read_weights(path: str | os.PathLike) -> Weights:
     """Read a weights file: its tensors, on the CPU, and its metadata. Executes nothing from the file.
 
-    path: a released-style state_dict (`.pth`), `{"model": state_dict}` (ImageNet's DAT, our `last.pt`) or `.safetensors`,
-        where names may begin with `module.`; or a folder of Hugging Face's layout (`local-dir:FOLDER`, too) or of a run.
-    Raises WeightsError for a file that is missing or damaged, or that holds anything but finite, real, dense tensors.
+    path: a state_dict (`.pth` or `.safetensors`), by itself or under one of `weights_file.WRAPPERS` or AVERAGES, an
+        average first; names may have the prefixes of torch.compile and DataParallel and, under `state_dict`, Lightning's
+        `model.`; the log tells what was taken off. Or a folder of Hugging Face's layout (`local-dir:FOLDER`, too) or of a
+        run.
+    Raises WeightsError for a file that is missing or damaged, that claims to hold far more bytes than it has, that holds
+    several networks, or anything but finite, real, dense tensors.
     """
-    path = _find_file(path)
-    content = _read_content(path)
-    if isinstance(content, Mapping) and isinstance(content.get("model"), Mapping):
-        content = content["model"]
-    if not isinstance(content, Mapping) or not content:
-        raise WeightsError(f"{path}: expected named tensors, found {type(content).__name__}")
-    for name, value in content.items():
-        if problem := _find_problem(str(name), value):
-            raise WeightsError(f"{path}: refused, {name!r} {problem}")
-    state = {str(name): value for name, value in content.items()}
-    if all(name.startswith("module.") for name in state):
-        state = {name.removeprefix("module."): value for name, value in state.items()}
-    metadata = _read_metadata(content)
+    path = find_weights_file(path)
+    state, metadata = read_tensors(path)
     try:
         purpose = Purpose.from_metadata(metadata)
     except ValueError as error:
@@ -76,62 +58,6 @@ def read_weights(path: str | os.PathLike) -> Weights:
     return Weights(
         path, state, purpose.or_else(_imply_settings(state)), dict(metadata.get("photographs", {}))
     )
-
-
-def _find_file(path: str | os.PathLike) -> Path:
-    path = Path(str(path).removeprefix("local-dir:"))
-    if path.is_file():
-        return path
-    if not path.is_dir():
-        raise WeightsError(f"{path}: no such weights file")
-    for name in FOLDER_FILES:
-        if (path / name).is_file():
-            return path / name
-    raise WeightsError(f"{path}: a folder without {', '.join(FOLDER_FILES)}")
-
-
-def _read_content(path: Path) -> object:
-    """What the file holds, by its own account a state_dict."""
-    try:
-        if path.suffix == ".safetensors":
-            return _read_safetensors(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        problem = "it holds more than tensors, or is no weights file (nothing in it was executed)"
-        raise WeightsError(f"{path}: refused, {problem}") from None
-    except Exception as error:  # a damaged file fails in many ways
-        reason = f"{type(error).__name__}: {str(error)[:200]}"
-        raise WeightsError(f"{path}: not a readable weights file ({reason})") from error
-
-
-def _read_safetensors(path: Path) -> OrderedDict[str, Tensor]:
-    """A state_dict as `torch.load` gives it: `_metadata` holds the entry HEADER of the file's header."""
-    with safe_open(path, "pt") as file:
-        content = OrderedDict((name, file.get_tensor(name)) for name in file.keys())  # noqa: SIM118  not a dict
-        header = json.loads((file.metadata() or {}).get(HEADER, "{}"))
-    content._metadata = {"": header}
-    return content
-
-
-def _find_problem(name: str, value: object) -> str | None:
-    """What is wrong with an entry of a weights file."""
-    if not isinstance(value, Tensor):
-        return f"is a {type(value).__name__}, not a tensor"
-    if value.layout != torch.strided or value.is_quantized or value.is_complex() or value.is_meta:
-        return "is not a plain tensor of real numbers"
-    # Running points are nan until a network is trained.
-    if not name.endswith("running_points") and not torch.isfinite(value).all():
-        return "holds values that are not finite"
-    return None
-
-
-def _read_metadata(content: Mapping) -> dict[str, Mapping]:
-    """The entries `settings`, `purpose` and `photographs` of a state_dict's metadata, whichever module holds them."""
-    metadata = getattr(content, "_metadata", None)
-    modules = metadata.values() if isinstance(metadata, Mapping) else ()
-    names = ("settings", "purpose", "photographs")
-    entries = [module for module in modules if isinstance(module, Mapping)]
-    return {name: entry[name] for entry in entries for name in names if isinstance(entry.get(name), Mapping)}
 
 
 def _imply_settings(state: Iterable[str]) -> Purpose:
@@ -168,7 +94,7 @@ def load_weights(model: nn.Module, source: str | os.PathLike | Weights) -> list[
             name: value for name, value in target.items() if "ref_point14" in name and name not in fresh
         }
         fresh |= _fresh_head(
-            state, target, head_prefixes(getattr(model, "pretrained_cfg", {}).get("classifier"))
+            state, target, head_prefixes((getattr(model, "pretrained_cfg", None) or {}).get("classifier"))
         )
     state = {name: value for name, value in state.items() if name in target or not _is_added(name)} | fresh
     for name in target.keys() & state.keys():

@@ -1,6 +1,7 @@
 """The rooms of the house: every module imports downwards only, and a package's `__init__` does no work."""
 
 import ast
+import re
 from pathlib import Path
 
 import pytest
@@ -105,3 +106,15 @@ def test_a_package_does_no_work_when_it_is_imported(path):
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
         is_text = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
         assert is_text or isinstance(node, (ast.Import, ast.ImportFrom, ast.Assign, ast.FunctionDef)), path
+
+
+def test_no_pickle_is_trusted():
+    texts = [*MODULES, *ROOT.glob("tests/**/*.py"), *ROOT.glob("benchmarks/**/*.py"), *ROOT.glob("docs/*.md")]
+    trusting = re.compile(r"weights_only\s*=\s*" + "False")
+    assert [path for path in texts if trusting.search(path.read_text(encoding="utf-8"))] == []
+    loads = [
+        path
+        for path in MODULES
+        if re.search(r"torch\.load\((?!.*weights_only=True)", path.read_text("utf-8"))
+    ]
+    assert loads == []

@@ -67,6 +67,7 @@ def compute_test_metrics(
     dataset: str,
     memory: leakage.KnownPhotos,
     *,
+    scale: tuple[float, float],
     same_dataset: bool = True,
     notes: Sequence[str] = (),
     departures: Sequence[str] = (),
@@ -74,7 +75,7 @@ def compute_test_metrics(
     """The result of a test on `dataset`.
 
     pairs, metrics: predicted and true scores, and their metrics. names: file names of the photographs, in their order.
-    memory: the photographs that the weights were trained on.
+    memory: the photographs that the weights were trained on. scale: of the scores in `pairs`, which errors name.
     same_dataset: False if the weights were trained on another dataset. Published figures are then left out.
     notes: sentences about the photographs and the weights; those on known photographs are added.
     departures: differences from the published protocol.
@@ -90,6 +91,7 @@ def compute_test_metrics(
         "departures": [*departures],
         "notes": [*notes, *leaks],
         "seen": seen,
+        "metrics_scale": [*scale],
     }
     if unseen:
         result["unseen"] = unseen
@@ -97,6 +99,8 @@ def compute_test_metrics(
     table = [["", "this run", "95 % interval", *["published"] * bool(published), *columns]]
     for name, label in LABELS.items():
         if isfinite(metrics[name]) or not name.startswith("emd"):
+            if name in ("mae", "rmse"):
+                label += " on {:g} to {:g}".format(*scale)
             table.append([label, *format_metric(metrics[name], intervals[name])])
             if published:
                 value, place = published.get(name, {"value": None, "place": ""}).values()

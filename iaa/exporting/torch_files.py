@@ -19,7 +19,7 @@ from iaa.runtime.files import to_json, write_json
 from models import create_model
 from models.backbone import TIMM_PREFIX
 from models.folder import CONFIG, WEIGHTS
-from models.weights import HEADER
+from models.weights_file import HEADER
 
 CARD = "README.md"
 HUB_FILES = (CONFIG, WEIGHTS, CARD)

@@ -27,7 +27,8 @@ def find_purpose(weights: Weights) -> Purpose:
 def run_purpose(folder: Path) -> Purpose:
     """As the options.json of a run states it; nothing where there is none."""
     options = read_json_object(folder / "options.json")
-    names = {name: options[name] for name in ("model", "dataset") if isinstance(options.get(name), str)}
+    texts = {name: value for name, value in options.items() if isinstance(value, str) and value.isprintable()}
+    names = {name: texts[name] for name in ("model", "dataset") if name in texts}
     if label_format := FORMATS.get(names.get("dataset")):
         return Purpose(**names, scale=label_format.scale, threshold=label_format.threshold)
     scale = options.get("score_min"), options.get("score_max")

@@ -35,7 +35,7 @@ def _problems(options: argparse.Namespace) -> Iterator[str]:
             yield "--split_column is for one table; leave --val_labels and --test_labels out"
         if options.score_column and options.vote_columns:
             yield "--score_column and --vote_columns exclude each other; leave one out"
-        if len(options.separator) != 1 or not options.separator.isascii():
+        if options.separator and (len(options.separator) != 1 or not options.separator.isascii()):
             yield f"--separator {options.separator!r} is not one plain character, or tab"
     if options.command == "check":
         if options.clean and not options.csv:
@@ -90,7 +90,7 @@ COMMANDS: dict[str, tuple[str, Table]] = {
     "csv": ("any other table; options name its columns", dataset("the table; with --test_labels that of train.csv", 0.1, 0.1,
         Option("val_labels", str, None, "the table of val.csv, if it is another file", metavar="FILE"),
         Option("test_labels", str, None, "the table of test.csv, if it is another file", metavar="FILE"),
-        Option("separator", str, ",", "character between its columns, or tab (default: a comma)", metavar="C"),
+        Option("separator", str, None, "character between its columns, or tab (default: comma, semicolon or tab, as its header has)", metavar="C"),
         Option("image_column", str, "image", "column of the picture's file name"),
         Option("suffix", str, "", "appended to the names, as .jpg (default: nothing)"),
         Option("score_column", str, None, "column of the score (default: score)"),

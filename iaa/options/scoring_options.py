@@ -49,11 +49,14 @@ TABLE = {
     ),
     "how it is done": (
         Option("upright", bool, False, "turn photographs as EXIF says (default: as stored, as in training)"),
+        Option("srgb", bool, False, "convert photographs to sRGB by their colour profiles (default: without, as in training)"),
         Option("decode", str, "pil", "image decoder; pil: the pixels of evaluation; fast: within one grey level of them", choices=("pil", "fast")),
+        Option("max_pixels", int, None, "largest photographs that are decoded (default: 1,000,000,000 pixels for JPEGs, which are reduced above 178,956,970; 300,000,000 for others)", low=1),
         Option("batch_size", int, 16, "photographs per batch", low=1),
         Option("num_workers", int, min(CPUS, 8), "processes that read photographs (default: all cores, at most 8)"),
+        Option("max_bytes", int, 2**28, "largest photograph in a shard; a larger one is a row with an error", low=1),
         Option("gpu_id", str, None, "GPU to use, or cpu (default: the first GPU, else the CPU)", metavar="ID"),
-        Option("amp", str, "auto", "number format of matrix products; auto: bf16 on a GPU that has it", choices=("auto", "bf16", "off")),
+        Option("amp", str, "off", "number format of matrix products; off: float32, as --eval; bf16: faster on a GPU, moves scores by some hundredths", choices=("off", "bf16")),
     ),
 }
 # fmt: on
@@ -79,7 +82,7 @@ def is_parquet(out: str | Path | None) -> bool:
 
 
 def check(options: argparse.Namespace) -> None:
-    """Raises InputError for options that contradict each other, and for output files that cannot be written."""
+    """Raises InputError for options that contradict each other, and for output files that cannot be written. Makes their folders."""
     for name, owners in OWNERS.items():
         is_given = getattr(options, name) not in (False, None, ALL)
         if is_given and not any(getattr(options, owner) for owner in owners):
@@ -97,6 +100,7 @@ def check(options: argparse.Namespace) -> None:
     ]
     inputs = (options.weights, options.reference, *options.list, *options.paths, *options.calibrate_on)
     used = {os.path.realpath(path) for path in inputs if path is not None}
+    folders = []
     for name in ("out", "report", "save_calibrated"):
         if (value := getattr(options, name)) is None:
             continue
@@ -112,12 +116,17 @@ def check(options: argparse.Namespace) -> None:
                 (is_ending_wrong, f"its ending should be one of {', '.join(ENDINGS)}"),
                 (is_folder and path.is_file(), "is a file; Parquet is written as a folder"),
                 (path.is_dir() and not is_folder, "is a folder; give a file"),
-                (not folder.is_dir(), "lies in a folder that does not exist"),
                 (path.exists() and not may_exist, "exists; give another, or --overwrite"),
-                (not os.access(folder, os.W_OK), f"the folder {folder} is write-protected"),
+                (
+                    folder.is_dir() and not os.access(folder, os.W_OK),
+                    f"the folder {folder} is write-protected",
+                ),
             )
         ]
         used.add(os.path.realpath(path))
+        folders.append(folder)
     for is_wrong, problem in faults:
         if is_wrong:
             raise InputError(problem)
+    for folder in folders:
+        folder.mkdir(parents=True, exist_ok=True)

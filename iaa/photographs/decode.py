@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import os
+import stat
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -11,15 +15,28 @@ from typing import BinaryIO
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 
 from iaa.errors import InputError
 
-MAX_PIXELS = 2 * Image.MAX_IMAGE_PIXELS  # PIL refuses to decode larger images
+MAX_PIXELS = 2 * Image.MAX_IMAGE_PIXELS  # PIL's own limit; larger JPEGs are decoded at a reduced size
+MAX_PIXELS_JPEG, MAX_PIXELS_OTHERS = 1_000_000_000, 300_000_000  # larger pictures are refused
+REDUCED_SIDE = 1024  # of a reduced JPEG, at least
+ONE_AT_A_TIME = 50_000_000  # pixels: larger pictures take much memory
+# A process holds it while it decodes such a picture; reading processes share one, see `workers.py`.
+large_picture = threading.RLock()
+# PIL refuses a PNG whose colour profile or texts are larger than 1 MiB. More than this may be a bomb.
+PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 64 * 2**20
 # The formats of photographs. PIL recognises more, whatever the file's ending, and has Ghostscript execute PostScript.
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "PPM", "HEIF")
+# By EXIF's orientation: what turns the stored picture upright.
+_TURN = Image.Transpose
+TURNS = {
+    2: _TURN.FLIP_LEFT_RIGHT, 3: _TURN.ROTATE_180, 4: _TURN.FLIP_TOP_BOTTOM, 5: _TURN.TRANSPOSE, 6: _TURN.ROTATE_270,
+    7: _TURN.TRANSVERSE, 8: _TURN.ROTATE_90,
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -44,12 +61,63 @@ def readable_formats() -> list[str]:
     return [name for name in FORMATS if name in Image.OPEN]
 
 
-def open_image(source: str | os.PathLike | BinaryIO) -> Image.Image:
-    """Open a photograph; nothing else here may call `Image.open`.
+@contextmanager
+def open_image(source: str | os.PathLike | BinaryIO, max_pixels: int | None = None) -> Iterator[Image.Image]:
+    """The context of an opened photograph; nothing else here may call `Image.open`. Large ones wait for each other.
 
-    Raises UnidentifiedImageError for other formats, and whatever else PIL raises.
+    max_pixels: by default MAX_PIXELS_JPEG or MAX_PIXELS_OTHERS. A JPEG above MAX_PIXELS is reduced; `info` has its `full_size`.
+    Raises UnidentifiedImageError for other formats, DecompressionBombError above `max_pixels`, and whatever else PIL raises.
     """
-    return Image.open(source, formats=readable_formats())
+    if isinstance(source, (str, os.PathLike)):
+        refuse_no_file(source)
+    with _open_any_size(source) as picture:
+        count, is_jpeg = picture.width * picture.height, picture.format in ("JPEG", "MPO")
+        limit = max_pixels or (MAX_PIXELS_JPEG if is_jpeg else MAX_PIXELS_OTHERS)
+        if count > limit:
+            raise Image.DecompressionBombError(f"it has {count:,} pixels, more than {limit:,}")
+        with _turn_of(count):
+            if count > MAX_PIXELS:
+                picture.info["full_size"] = picture.size
+                picture.draft(None, (REDUCED_SIDE, REDUCED_SIDE))  # reduces JPEGs only
+            yield picture
+
+
+def _open_any_size(source: str | os.PathLike | BinaryIO) -> Image.Image:
+    """`Image.open`, without PIL's limit."""
+    try:
+        return Image.open(source, formats=readable_formats())
+    except Image.DecompressionBombError:
+        with large_picture:
+            before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+            try:
+                return Image.open(source, formats=readable_formats())
+            finally:
+                Image.MAX_IMAGE_PIXELS = before
+
+
+def _turn_of(pixels: int):
+    """A context in which a picture with so many pixels may be decoded."""
+    return large_picture if pixels > ONE_AT_A_TIME else nullcontext()
+
+
+def refuse_no_file(path: str | os.PathLike) -> None:
+    """Raises OSError unless `path` is a plain file: reading a pipe could wait for ever."""
+    mode = os.stat(path).st_mode
+    if stat.S_ISDIR(mode):  # folders that can be read are not read as files
+        raise OSError("the folder cannot be read")
+    if not stat.S_ISREG(mode):
+        raise OSError("it is not a plain file")
+
+
+def orientation(picture: Image.Image) -> int:
+    """EXIF's orientation, 1 to 8; 1 for none. EXIF that cannot be read is none: the pixels may be whole."""
+    if picture.format == "PNG":
+        picture.load()  # as `getexif` would, but an error is the picture's, and PIL raises it once
+    try:
+        value = picture.getexif().get(ExifTags.Base.Orientation, 1)
+        return value if value in TURNS else 1
+    except Exception:  # PIL raises anything at all on damaged EXIF
+        return 1
 
 
 def read_pil(path: str | os.PathLike, resize: Resize) -> np.ndarray:
@@ -66,29 +134,32 @@ def read_fast(path: str | os.PathLike, resize: Resize) -> np.ndarray:
 
 def read_plain_jpeg(source: str | os.PathLike | bytes, resize: Resize) -> np.ndarray | None:
     """As `read_fast`, for a file or its bytes. Returns None if it is damaged or no plain JPEG: then PIL must decide."""
+    if not isinstance(source, bytes):
+        refuse_no_file(source)
     data = bytearray(source if isinstance(source, bytes) else Path(source).read_bytes())
-    if _is_plain_jpeg(data):
+    if 0 < (pixels := _pixels_of_plain_jpeg(data)) <= MAX_PIXELS:
         try:
-            picture = decode_jpeg(torch.frombuffer(data, dtype=torch.uint8), ImageReadMode.RGB)
-            return resize.tensor(picture).permute(1, 2, 0).numpy()
+            with _turn_of(pixels):
+                picture = decode_jpeg(torch.frombuffer(data, dtype=torch.uint8), ImageReadMode.RGB)
+                return resize.tensor(picture).permute(1, 2, 0).numpy()
         except RuntimeError:
             pass
     return None
 
 
-def _is_plain_jpeg(data: bytearray) -> bool:
-    """Whether the headers up to the frame's say: 8 bits, 1 or 3 channels, baseline or progressive, not too large."""
+def _pixels_of_plain_jpeg(data: bytearray) -> int:
+    """How many, if the headers up to the frame's say: 8 bits, 1 or 3 channels, baseline or progressive. Else 0."""
     at = 2
     if data[:2] != b"\xff\xd8":
-        return False
+        return 0
     while at + 9 < len(data) and data[at] == 0xFF:
         marker = data[at + 1]
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             height, width = (int.from_bytes(data[i : i + 2], "big") for i in (at + 5, at + 7))
             plain = marker <= 0xC2 and data[at + 4] == 8 and data[at + 9] in (1, 3)
-            return plain and 0 < height * width <= MAX_PIXELS
+            return height * width if plain else 0
         at += 1 if marker == 0xFF else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-    return False
+    return 0
 
 
 def error_text(error: Exception) -> str:

@@ -56,7 +56,7 @@ def build(folder: str | os.PathLike, images: str | os.PathLike, seed: int = 2023
         for _ in tqdm(range(count), f"building the demo's {split} pictures", leave=False, disable=None):
             amounts = draw_amounts(rng)
             picture = damage(draw_crop(photographs, split, rng), amounts, rng)
-            with atomic_write(images / f"{number}.jpg", "wb") as file:  # another run may read it
+            with atomic_write(images / f"{number}.jpg", "wb", flush=False) as file:  # another run may read it
                 picture.save(file, "JPEG", quality=95)
             rows.append([number, *draw_votes(amounts, rng)])
             number += 1

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
-from PIL import ExifTags, Image
+from PIL import Image
 
 from iaa.photographs import workers
-from iaa.photographs.decode import error_text, open_image
+from iaa.photographs.colour import find_srgb_conversion
+from iaa.photographs.decode import error_text, open_image, orientation
 from iaa.photographs.tables import write_csv
 from iaa.runtime.signals import StopSignal
 
@@ -22,9 +23,10 @@ from iaa.runtime.signals import StopSignal
 KINDS = {
     "missing": ("stops", "ends, or leaves it out with --skip_missing: there is no such file"),
     "damaged": ("stops", "ends: the file does not decode; pictures.csv says why"),
-    "too large": ("stops", "ends: more than 178 million pixels are refused, not decoded"),
+    "too large": ("stops", "ends: more than 300 million pixels (JPEG: 1,000 million) are refused"),
     "16-bit grey": ("spoils", "(or floating point) cuts its values off at 255, so it is almost white; convert it to 8 bits"),
     "CMYK": ("used", "converts it to RGB, without its colour profile"),
+    "other colours": ("used", "takes its values for sRGB, though it has another colour profile"),
     "transparent": ("used", "drops the transparency; the colours beneath it show"),
     "rotated": ("used", "sees it as it is stored: EXIF's orientation is ignored, as in the release"),
     "plain": ("used", "sees it as it is, in RGB"),
@@ -61,7 +63,11 @@ def inspect_file(folder: str | os.PathLike, name: str) -> Finding:
         warnings.simplefilter("ignore")  # PIL's, of pictures that are large or written oddly
         try:
             with open_image(path) as picture:
-                properties = (picture.format or "", picture.mode, *picture.size)
+                properties = (
+                    picture.format or "",
+                    picture.mode,
+                    *picture.info.get("full_size", picture.size),
+                )
                 kinds = " + ".join(_kinds(picture)) or "plain"
                 picture.convert("RGB")
                 return Finding(name, size, kinds, *properties)
@@ -71,12 +77,12 @@ def inspect_file(folder: str | os.PathLike, name: str) -> Finding:
 
 
 def _kinds(picture: Image.Image) -> list[str]:
-    exif = picture.getexif() if picture.format in ("JPEG", "MPO", "TIFF") else {}
     tests = {
         "16-bit grey": picture.mode.startswith(("I", "F")),
         "CMYK": picture.mode == "CMYK",
+        "other colours": find_srgb_conversion(picture) is not None,
         "transparent": picture.has_transparency_data,
-        "rotated": exif.get(ExifTags.Base.Orientation, 1) not in (0, 1),
+        "rotated": orientation(picture) != 1,
     }
     return [kind for kind, is_kind in tests.items() if is_kind]
 

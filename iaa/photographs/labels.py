@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -128,6 +129,9 @@ def csv_format(path: str | os.PathLike, scale: tuple[float, float], threshold: f
     label_format = (
         LabelFormat(scale=scale) if "score" in columns else vote_format(_vote_columns(path, columns))
     )
+    if label_format.image_column not in columns:
+        found = ", ".join(columns)
+        raise InputError(f"{path}: no column image; found {found}; try {_preparation_hint(columns)}")
     if label_format.vote_columns and scale != (0.0, 1.0):
         raise InputError(f"{path}: has vote columns; --score_min and --score_max belong to a column 'score'")
     if threshold is None:
@@ -143,11 +147,23 @@ def _vote_columns(path: str | os.PathLike, columns: Sequence[str]) -> tuple[str,
     numbered = sorted((int(m[1]), column) for column in columns if (m := VOTE_COLUMN.fullmatch(column)))
     if len(numbered) < 2:
         needs = "needs the column 'score', or one column per vote level (as in vote1, vote2)"
-        raise InputError(f"{path}: {needs}; found {', '.join(columns)}")
+        raise InputError(f"{path}: {needs}; found {', '.join(columns)}; try {_preparation_hint(columns)}")
     numbers, votes = zip(*numbered, strict=True)
     if numbers != tuple(range(numbers[0], numbers[0] + len(numbers))):
         raise InputError(f"{path}: the vote columns {', '.join(votes)} are not numbered one after the other")
     return votes
+
+
+def _preparation_hint(columns: Sequence[str]) -> str:
+    """The command that makes CSVs of a table whose columns have other names."""
+    command = "python prepare_data.py csv --labels TABLE --images FOLDER --out FOLDER"
+    for option, pattern in (
+        ("image", "image|file|photo|picture|path|name"),
+        ("score", r"(score|mos|rating|mean)\D*$"),
+    ):
+        likely = [column for column in columns if re.search(pattern, column, re.IGNORECASE)]
+        command += f" --{option}_column {shlex.quote(likely[0])}" if likely else ""
+    return command
 
 
 def read_labels(
@@ -195,7 +211,10 @@ def mean_votes(votes: np.ndarray) -> np.ndarray:
 def read_scores(path, table: pd.DataFrame, scale: tuple[float, float], column: str = "score") -> np.ndarray:
     """(N,) float64 scores. Raises InputError for a score outside the scale."""
     (low, high), values = scale, read_numbers(path, table, [column])[:, 0]
-    refuse_where(path, table, (values < low) | (values > high), column, f"scores are {low:g} to {high:g}")
+    problem = f"scores are {low:g} to {high:g}"
+    if scale == (0, 1):
+        problem += f", these {values.min():g} to {values.max():g}; --score_min and --score_max of `csv` say their scale"
+    refuse_where(path, table, (values < low) | (values > high), column, problem)
     return values
 
 
@@ -223,4 +242,8 @@ def find_images(labels: Labels, folder: str | os.PathLike, skip_missing: bool) -
         examples = ", ".join(missing[:10]) + (", ..." if len(missing) > 10 else "")
         count = f"{len(missing)} of {len(labels)} images"
         raise InputError(f"{labels.source}: {count} are not in {folder}: {examples}; {hint}")
+    same = pd.Series(names[present]).duplicated(keep=False).to_numpy()
+    if same.any():
+        rows = ", ".join(labels.images[present][same][:2])
+        raise InputError(f"{labels.source}: {rows}: one file in {folder}; keep one row for each image")
     return replace(labels.subset(present), images=names[present]), len(missing)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 import os
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -54,6 +55,8 @@ def prepare(options: argparse.Namespace) -> None:
     write_splits(prepared.table, out)
     test = prepared.files[(prepared.table["split"] == "test").to_numpy()]
     about = {"dataset": options.command, "seed": options.seed, "test_digest": splits.digest(test)}
+    if options.command == "csv" and not prepared.label_format.vote_columns:
+        about["score_range"] = list(prepared.label_format.scale)
     summary = summarise(prepared)
     write_json(out / "summary.json", about | summary)
     text = "\n\n".join([*paragraphs, summary_text(summary)])
@@ -61,6 +64,11 @@ def prepare(options: argparse.Namespace) -> None:
         file.write(text + "\n")
     print(text)
     print(f"\nwritten to {out}: train.csv, val.csv, test.csv, summary.txt, summary.json")
+    command = ["python", "main_nni.py", "--dataset", options.command, "--path_to_images", images or "FOLDER"]
+    command += ["--path_to_save_csv", str(out)]
+    for name, value in zip(("--score_min", "--score_max"), about.get("score_range", ()), strict=False):
+        command += [name, f"{value:.10g}"]
+    print(f"next: {shlex.join(command)}")
 
 
 def read_official(options: argparse.Namespace) -> PreparedLabels:
@@ -228,7 +236,7 @@ def check(options: argparse.Namespace) -> int:
                 *pairs["copy"][pairs["copy_csv"] == path.name],
             }
         rows = table[[name not in removed for name in files[path]]]
-        write_csv(clean / path.name, rows)
+        write_csv(clean / path.name, rows, sep=table.attrs["separator"])
         warning = "" if len(rows) else "; none is left, and training refuses an empty CSV"
         print(f"{clean / path.name}: {len(rows)} of {len(table)} rows{warning}")
     return 0

@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+from iaa.photographs.tables import tell_once
 from iaa.runtime.files import read_json_object
 
 HERE = Path(__file__).parent / "authors_split"
@@ -78,3 +79,13 @@ def _read_summary(folder: str | os.PathLike, names: Sequence[str]) -> Split:
     if summary.get("test_digest") != digest(names):
         return Split("unknown", f"summary.json belongs to another test.csv (split: {summary['split']})")
     return Split(str(summary["split"]), f"{len(names)} photographs, as prepare_data.py made it")
+
+
+def recorded_scale(folder: str | os.PathLike) -> dict[str, float]:
+    """`score_min` and `score_max` as `prepare_data.py csv` wrote them to summary.json; empty if it did not."""
+    path = Path(folder) / "summary.json"
+    scale = read_json_object(path).get("score_range")
+    if not isinstance(scale, list) or [type(value) for value in scale] != [float, float]:
+        return {}
+    tell_once(f"{path}: scores are {scale[0]:g} to {scale[1]:g}")
+    return {"score_min": scale[0], "score_max": scale[1]}

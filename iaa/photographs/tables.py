@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
+import gzip
 import io
+import logging
 import os
+import re
+import zlib
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +21,20 @@ import pandas as pd
 from iaa.errors import InputError
 from iaa.runtime.files import atomic_write
 
+log = logging.getLogger("eat")
 
-def read_table(path: str | os.PathLike, separator: str = ",") -> pd.DataFrame:
+MAX_BYTES = 2**28  # of an unpacked table
+SEPARATORS = {",": "commas", ";": "semicolons, so numbers may have decimal commas", "\t": "tabs"}
+
+
+def read_table(path: str | os.PathLike, separator: str | None = None) -> pd.DataFrame:
     """A CSV as text, indexed by line numbers, without blank lines and without empty columns that have no name.
 
-    Raises InputError.
+    separator: by default the one of SEPARATORS that the header has most of. Raises InputError.
     """
-    rows = {}
-    reader = csv.reader(io.StringIO(_read_text(path), newline=""), delimiter=separator, strict=True)
+    rows, text = {}, _read_text(path)
+    separator = separator or _find_separator(path, text)
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     try:
         for row in reader:
             if any(map(str.strip, row)):
@@ -45,7 +57,22 @@ def read_table(path: str | os.PathLike, separator: str = ",") -> pd.DataFrame:
     if table.columns.has_duplicates:
         repeated = table.columns[table.columns.duplicated()]
         raise InputError(f"{path}: column {', '.join(repeated)} stands there more than once")
+    table.attrs["separator"] = separator
     return table
+
+
+def _find_separator(path: str | os.PathLike, text: str) -> str:
+    header = re.match(r"[\r\n]*([^\r\n]*)", text)[1]
+    separator = max(SEPARATORS, key=header.count)
+    if separator != ",":
+        tell_once(f"{path}: its columns are separated by {SEPARATORS[separator]}")
+    return separator
+
+
+@cache
+def tell_once(message: str) -> None:
+    """Log a message, but not again."""
+    log.info("%s", message)
 
 
 def read_lines(path: str | os.PathLike, columns: Sequence[str]) -> pd.DataFrame:
@@ -61,12 +88,29 @@ def read_lines(path: str | os.PathLike, columns: Sequence[str]) -> pd.DataFrame:
 
 
 def _read_text(path: str | os.PathLike) -> str:
+    """The text of a file in UTF-8, or in UTF-16 with its mark; also packed by gzip."""
+    if Path(path).is_dir():
+        raise InputError(f"{path}: is a folder, not a file of labels; name the file in it")
     if not Path(path).is_file():
         raise InputError(f"{path}: no such file; check its name and folder")
+    content = Path(path).read_bytes()
     try:
-        return Path(path).read_bytes().decode("utf-8-sig")
+        if content.startswith(b"\x1f\x8b"):
+            with gzip.open(io.BytesIO(content)) as file:
+                content = file.read(MAX_BYTES + 1)
+            if len(content) > MAX_BYTES:
+                raise EOFError(f"it takes more than {MAX_BYTES >> 20} MiB")
+        return decode_text(content)
     except UnicodeDecodeError:
         raise InputError(f"{path}: not UTF-8 text; save it as such") from None
+    except (OSError, EOFError, zlib.error) as error:
+        raise InputError(f"{path}: does not unpack ({error}); get it anew") from None
+
+
+def decode_text(content: bytes, errors: str = "strict") -> str:
+    """UTF-8, or UTF-16 where a mark says so. errors: see `bytes.decode`."""
+    is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return content.decode("utf-16" if is_utf16 else "utf-8-sig", errors)
 
 
 def write_csv(path: str | os.PathLike, table: pd.DataFrame, **style: Any) -> None:
@@ -82,8 +126,11 @@ def require_columns(path, table: pd.DataFrame, columns: Sequence[str]) -> None:
 
 
 def read_numbers(path, table: pd.DataFrame, columns: Sequence[str]) -> np.ndarray:
-    """(N, columns) finite float64. Raises InputError."""
-    values = table[list(columns)].apply(pd.to_numeric, errors="coerce").to_numpy(np.float64)
+    """(N, columns) finite float64; behind semicolons also with decimal commas. Raises InputError."""
+    texts = table[list(columns)]
+    if table.attrs.get("separator") == ";":
+        texts = texts.replace(r"^(\s*[-+]?\d*),(\d+\s*)$", r"\1.\2", regex=True)
+    values = texts.apply(pd.to_numeric, errors="coerce").to_numpy(np.float64)
     refuse_where(path, table, ~np.isfinite(values), columns, "not a number")
     return values
 

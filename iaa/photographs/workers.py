@@ -2,36 +2,70 @@
 
 from __future__ import annotations
 
+import logging
 import multiprocessing
 import os
 import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from multiprocessing import forkserver, resource_tracker
+from contextlib import nullcontext
+from functools import partial
+from multiprocessing import forkserver, queues, resource_tracker
 from typing import Any
 
 from torch.utils.data import DataLoader, Dataset
 
 from iaa.errors import InputError, Interrupted
+from iaa.photographs import decode
+from iaa.runtime import distributed
 from iaa.runtime.progress import progress_bar
-from iaa.runtime.signals import StopSignal, stop_errors
+from iaa.runtime.signals import StopSignal, stop_errors, waiting
+
+log = logging.getLogger("eat")
 
 # `fork` copies a process that has threads; `spawn` imports everything once per process: for four processes that takes 11 s
 # of processor time and 1.4 GB more than a server that has imported `dataset`.
 START = "forkserver"
 # The server of `forkserver` must have one thread. OpenBLAS and Arrow start others when they are imported.
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "JE_ARROW_MALLOC_CONF": "background_thread:false"}
+SHARED_MEMORY = "/dev/shm"
+PREFETCH = 2  # batches that each process holds ahead, torch's default
+END = object()  # of a loader's items
 PARALLEL_FROM = 100  # photographs; other processes start more slowly than fewer are read
 
 
-def make_worker_loader(dataset: Dataset, num_workers: int, **options: Any) -> DataLoader:
-    """A DataLoader with such processes. `dataset` is copied to each process, the sampler's items are not."""
-    if num_workers:
-        options["multiprocessing_context"] = multiprocessing.get_context(START)
+def make_worker_loader(
+    dataset: Dataset, num_workers: int, batch_bytes: int = 0, **options: Any
+) -> DataLoader:
+    """A DataLoader with such processes. `dataset` is copied to each process, the sampler's items are not.
+
+    batch_bytes: of the tensors in a batch. There are fewer processes where /dev/shm has no room for what they hold ahead.
+    """
+    num_workers = min(num_workers, count_fitting_workers(num_workers, batch_bytes))
+    if not num_workers:
+        options["persistent_workers"] = False
+    else:
+        context = options["multiprocessing_context"] = multiprocessing.get_context(START)
+        options["worker_init_fn"] = partial(start_worker, context.RLock())
         if START == "forkserver":
             start_server()
-    return DataLoader(dataset, num_workers=num_workers, worker_init_fn=start_worker, **options)
+    return DataLoader(dataset, num_workers=num_workers, **options)
+
+
+def count_fitting_workers(num_workers: int, batch_bytes: int) -> int:
+    """How many of the processes find room in /dev/shm, through which torch hands over batches; a warning where not all do."""
+    if not num_workers or not batch_bytes or not os.path.isdir(SHARED_MEMORY):
+        return num_workers
+    state = os.statvfs(SHARED_MEMORY)
+    free = state.f_bavail * state.f_frsize // distributed.world_size()
+    # Beside those that the processes prefetch, one batch is in use and one is on its way.
+    fitting = max(0, free // batch_bytes - 2) // PREFETCH
+    if fitting < num_workers:
+        room = f"{SHARED_MEMORY} has {free / 2**20:.0f} MiB for batches of {batch_bytes / 2**20:.1f} MiB"
+        remedy = "more with a smaller batch, or Docker's --shm-size"
+        log.warning("warning: %s: %d of %d workers read; %s", room, fitting, num_workers, remedy)
+    return fitting
 
 
 def start_server() -> None:
@@ -49,15 +83,19 @@ def start_server() -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
 
-def start_worker(_: int) -> None:
+def start_worker(large_picture: Any, _: int) -> None:
     """For `worker_init_fn`: the main process alone reacts to Ctrl-C, which reaches all processes of a terminal.
 
     It ends its workers by SIGTERM, so they must not inherit its handler, which would take that as a request to the run.
+    large_picture: the lock by which the workers decode large pictures one at a time.
     """
+    decode.large_picture = large_picture
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, StopSignal.SIGNALS)
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    # A queue only prints an error of the thread that sends, such as a full /dev/shm, and the main process waits for ever.
+    queues.Queue._on_queue_feeder_error = lambda *_: os._exit(1)
 
 
 def _end_with_parent() -> None:
@@ -68,14 +106,22 @@ def _end_with_parent() -> None:
 
 def checked_items(loader: DataLoader) -> Iterator[Any]:
     """The items of a loader. Raises InputError if a process dies."""
+    items = None
     try:
-        yield from loader
+        while True:
+            with waiting() if loader.num_workers else nullcontext():
+                items = iter(loader) if items is None else items
+                item = next(items, END)
+            if item is END:
+                return
+            yield item
     except (RuntimeError, EOFError, ConnectionError) as error:
         # A picture in the queue of a dead process cannot be fetched; torch may notice that first.
         if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
             raise
         died = f"a process that reads images died ({' '.join(str(error).split())[:160]})"
-        remedy = f"if it was killed for want of memory, lower --num_workers (now {loader.num_workers})"
+        full = f"memory, or {SHARED_MEMORY} (Docker's --shm-size), may have been full"
+        remedy = f"{full}: lower --num_workers (now {loader.num_workers}) or the batch size"
         raise InputError(f"{died}; {remedy}") from error
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from iaa.networks.trained_network import TrainedNetwork
 from iaa.reports import charts
 from iaa.reports.html_page import DEMO, NUMBERS, Page, Photo, write_page
+from iaa.reports.terminal_summary import describe_outside
 from iaa.runtime.signals import StopSignal
 from iaa.scoring.table import Row
 
@@ -97,6 +98,9 @@ def make_page(trained: TrainedNetwork, gallery: Gallery, shown: int) -> Page:
     page = Page(f"Scores of {gallery.count} photographs", facts, trained.scale, notes=[*trained.notes])
     if gallery.scores:
         page.charts.append(charts.distribution({"score": np.array(gallery.scores)}))
+    (low, high), scores = np.float32(trained.scale), np.array(gallery.scores)
+    if outside := describe_outside(int(((scores < low) | (scores > high)).sum())):
+        page.notes.append(f"The scale is {low:g} to {high:g}{outside}.")
     if trained.dataset == "demo":
         page.notes.append(DEMO)
     if gallery.count > shown:

@@ -125,8 +125,11 @@ def make_content(page: Page, photos: Sequence[Photo], folder: Path) -> dict:
         if any(key in photo.numbers for photo in photos)
     ]
     attention, limit = scale_attention(photos)
+    common = os.path.commonprefix([photo.image for photo in photos])  # noqa: RUF071  cut at a slash
+    common = common[: common.rfind("/") + 1]
     return {
-        "facts": [*page.facts.items()],
+        "facts": [*page.facts.items(), *([("Folder", common)] if common else [])],
+        "cut": len(common),
         "notes": page.notes,
         "names": page.names,
         "figures": page.figures,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from collections.abc import Mapping
@@ -43,7 +44,7 @@ def draw(path: Path, photograph: Image.Image, layers: Mapping[str, AttentionMap]
     if len(layers) > 1:
         panels.insert(0, (f"all {len(layers)} layers", None, mean_map(list(layers.values()))))
     figure, axes = make_panels(len(panels), ratio)
-    figure.suptitle(title)
+    figure.suptitle(title, parse_math=False)  # a name may hold $
     highest = max(float(layer.mass.max() * layer.mass.size) for layer in layers.values())
     # One even cell in a hundred stays visible beside a bright one.
     scale = PowerNorm(0.5, vmin=0, vmax=max(2.0, highest))
@@ -103,21 +104,27 @@ def draw_points(axis: Axes, name: str, layer: AttentionMap) -> None:
 def draw_overlay(
     path: Path, photograph: str, layers: Mapping[str, AttentionMap], title: str, upright: bool = False
 ) -> bool:
-    """Draw the attention on a photograph; False, with a warning, where that fails."""
+    """Draw the attention on a photograph; False, with a warning, where that fails.
+
+    Raises OSError if the overlay cannot be written, as where the disk is full.
+    """
     title = "".join(character if character.isprintable() else "?" for character in title)
     try:
         picture = open_rgb(photograph, upright, side=SIDE)
         picture.thumbnail((SIDE, SIDE))
         draw(path, picture, layers, title)
     except Exception as error:  # the score is worth more than its picture
+        is_reading = getattr(error, "filename", None) in (None, photograph)
+        if isinstance(error, OSError) and not is_reading and error.errno != errno.ENAMETOOLONG:
+            raise
         reason = getattr(error, "strerror", None) or error
         log.warning("warning: %s: its overlay could not be drawn (%s)", photograph, reason)
         return False
     return True
 
 
-def overlay_path(folder: Path, photograph: str) -> Path:
-    """The overlay's path: in `folder`, as the photograph lies below the working folder, else below `_root`."""
-    path, here = Path(os.path.abspath(photograph)), Path.cwd()
-    below = path.relative_to(here) if path.is_relative_to(here) else Path("_root", *path.parts[1:])
+def overlay_path(folder: Path, photograph: str, common: str) -> Path:
+    """The overlay's path: in `folder`, as the photograph lies below the folder `common`, else below `_root`."""
+    path = Path(os.path.abspath(photograph))
+    below = path.relative_to(common) if path.is_relative_to(common) else Path("_root", *path.parts[1:])
     return folder / below.with_name(f"{below.name}.png")

@@ -137,7 +137,7 @@ function overview() {
 
 const gallery = $("gallery");
 const cards = photos.image.map((name, i) => {
-  const about = make("span", { className: "about" }, make("span", { className: "name", textContent: name, title: name }));
+  const about = make("span", { className: "about" }, make("span", { className: "name", textContent: name.slice(page.cut), title: name }));
   about.append(...(failed(i) ? [say("span", "failed name", photos.error[i] || "No score")] : scoresOf(i)));
   const card = make("button", { className: "card", type: "button", tabIndex: -1 }, say("span", "frame", ""), about);
   const words = photos.error[i] ? [photos.error[i]] : numbersOf(i).map((pair) => pair.join(" "));
@@ -286,13 +286,14 @@ $("notes").hidden = !page.notes.length;
 const first = keyed.score ? "score" : "name";
 $("sort").append(...keys.map(({ key, label }) => make("option", { value: key, textContent: label, defaultSelected: key === first })));
 $("errors-label").hidden = !photos.error.some(Boolean);
-[$("low").placeholder, $("high").placeholder] = page.range;
+const scores = photos.score.filter((score) => score !== null);
+if (scores.length) [$("low").placeholder, $("high").placeholder] = [Math.min(...scores), Math.max(...scores)].map((score) => number(score));
 if (isCompared) $("hint").prepend(...colourKey(), ". ");
 if (page.attention_limit !== null) {
   $("everywhere-label").hidden = $("legend").hidden = false;
   const limit = `${number(page.attention_limit, 1)} times an even share, or more.`;
   const when = "It shows while a photograph is pointed at or has the focus.";
-  $("legend").append("Attention: none", paint([[...Array(256).keys()]]), `${limit} ${when}`);
+  $("legend").append("Attention: none", paint([[...Array(256).keys()]]), `${limit} `, say("span", "pointer", when));
 }
 $("everywhere").addEventListener("change", () => {
   gallery.classList.toggle("everywhere", $("everywhere").checked);

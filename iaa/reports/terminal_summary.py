@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import sys
 from bisect import insort
+from collections.abc import Sequence
 
 from tqdm import tqdm
 
 from iaa.runtime import distributed
+from iaa.runtime.program import printable
 from iaa.scoring.table import Row
 
 SHOWN = 10  # of the best, of the worst, and of those with an error
@@ -19,6 +21,7 @@ class TerminalSummary:
 
     def __init__(self, scale: tuple[float, float], out: str | None):
         self.out, self.scale, self.sum = out, scale, 0.0
+        self.outside = 0  # scores beyond the scale
         self.count = self.errors = self.rows_before = self.errors_before = self.shards_before = 0
         self._scored: list[Row] = []  # the SHOWN best, then the SHOWN worst, from high to low
         self._failed: list[Row] = []
@@ -36,34 +39,39 @@ class TerminalSummary:
         else:
             self.count += 1
             self.sum += row["score"]
+            self.outside += not self.scale[0] <= row["score"] <= self.scale[1]
             insort(self._scored, row, key=lambda row: -row["score"])
             del self._scored[SHOWN:-SHOWN]
         if self.out is None:
             tqdm.write(_line(row), file=sys.stdout)
             sys.stdout.flush()
 
-    def close(self, left_out: str) -> None:
-        """Print the best and the worst rows, unless all were printed, and the summary. Each of several processes prints its own."""
-        lines = []
+    def close(self, left_out: str, written: Sequence[str]) -> None:
+        """Print the best and the worst rows, unless all were printed, and the summary, with the files written.
+
+        Each of several processes prints its own.
+        """
+        lines, files = [], f"; written to {', '.join(written)}" if written else ""
         if self.out is not None and distributed.world_size() == 1:
             lines = [_line(row) for row in (*self._scored, *self._failed)]
             if more := self.count - len(self._scored):
                 lines.insert(SHOWN, f"{'...':>9}  {more} more")
         try:
-            print("\n".join([*lines, self._summary(left_out)]), flush=True)
+            print("\n".join([*lines, self._summary() + left_out + files]), flush=True)
         except BrokenPipeError:
             if self.out is None:
                 raise
             # The rows are in the table; the interpreter's last flush goes nowhere.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
-    def _summary(self, left_out: str) -> str:
+    def _summary(self) -> str:
         rank, world_size = distributed.rank(), distributed.world_size()
         text = f"process {rank} of {world_size}: " if world_size > 1 else ""
         text += f"{self.count} photographs scored"
         if self.count:
             low, high = self.scale
             text += f", mean {self.sum / self.count:.4f} on a scale of {low:g} to {high:g}"
+            text += describe_outside(self.outside)
         for words, number in (
             ("; {} could not be read", self.errors),
             ("; {} had a row already", self.rows_before),
@@ -71,11 +79,18 @@ class TerminalSummary:
             ("; {} shards were done already", self.shards_before),
         ):
             text += words.format(number) if number else ""
-        return text + left_out + (f"; written to {self.out}" if self.out else "")
+        return text
+
+
+def describe_outside(count: int) -> str:
+    """The end of a sentence about scores, `count` of which lie outside their scale; empty if none does."""
+    return (
+        f" ({count} lie outside it: raw outputs, often of a network that has hardly learned)" if count else ""
+    )
 
 
 def _line(row: Row) -> str:
     """Score, name and error. Bytes of a name that are not UTF-8 stay as they are."""
     score = "-" if row["score"] is None else f"{row['score']:.4f}"
-    name = "".join(c if c.isprintable() or "\udc80" <= c <= "\udcff" else repr(c)[1:-1] for c in row["image"])
-    return f"{score:>9}  {name}" + (f"  ({row['error']})" if row["error"] else "")
+    error = f"  ({row['error']})" if row["error"] else ""
+    return printable(f"{score:>9}  {row['image']}{error}")

@@ -230,6 +230,7 @@ def make_test_report(
         evaluation.names,
         setup.dataset,
         KnownPhotos.from_texts(model.photographs, setup.weights or "the network"),
+        scale=label_format.protocol_scale,
         # Two datasets called `csv` may have nothing in common.
         same_dataset=not is_other_dataset and setup.dataset != "csv",
         notes=notes,

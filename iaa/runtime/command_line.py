@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from iaa.errors import InputError
-from option import GROUPS, OPTIONS, RECIPES, Option
+from iaa.runtime.program import printable
+from option import GROUPS, OPTIONS, RECIPES, Option, suggest
 
 Table = Mapping[str, Sequence[Option]]  # the rows by the title of their group; "": no title
 
@@ -26,6 +27,7 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, table: Table | None = None, fill_defaults: bool = True, **settings):
         super().__init__(allow_abbrev=False, argument_default=argparse.SUPPRESS, **settings)
+        self.names = [option.name for options in (table or {}).values() for option in options]
         for title, options in (table or {}).items():
             group = self.add_argument_group(title) if title else self
             for option in options:
@@ -43,8 +45,15 @@ class Parser(argparse.ArgumentParser):
         except InputError as error:
             self.error(str(error))
 
+    def parse_known_args(self, args=None, namespace=None):
+        """Also called for a subcommand; no command takes options that it does not know."""
+        namespace, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{suggest(unknown[0], self.names, '--')}")
+        return namespace, unknown
+
     def error(self, message: str):
-        self.exit(2, f"{self.prog}: {message} (see --help)\n")
+        self.exit(2, f"{self.prog}: {printable(message)} (see --help)\n")
 
 
 def subcommand_parser(prog: str, description: str, commands: Mapping[str, tuple[str, Table]]) -> Parser:

@@ -27,6 +27,22 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def check_environment() -> None:
+    """Raises InputError if the environment does not hold what torchrun or Slurm writes there."""
+    for name, lowest in (
+        ("WORLD_SIZE", 1),
+        ("RANK", 0),
+        ("LOCAL_RANK", 0),
+        ("TORCHELASTIC_RESTART_COUNT", 0),
+    ):
+        text = os.environ.get(name, str(lowest))
+        if not (text.isdecimal() and len(text) < 10 and int(text) >= lowest):
+            raise InputError(f"{name}={text} in the environment is no number from {lowest} on; unset it")
+    if rank() >= world_size():
+        both = f"RANK={rank()} and WORLD_SIZE={world_size()} in the environment"
+        raise InputError(f"{both} contradict each other; unset both, or start with torchrun")
+
+
 @contextmanager
 def process_group(remedy: str) -> Iterator[None]:
     """Join the process group, if there are several processes, and leave it at the end, together.
@@ -46,7 +62,7 @@ def process_group(remedy: str) -> Iterator[None]:
         store = dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         dist.init_process_group(backend, timeout=TIMEOUT, store=store, rank=rank(), world_size=world_size())
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:  # ValueError: MASTER_ADDR or MASTER_PORT
         network = "GLOO_SOCKET_IFNAME names the network's interface; see two machines in docs/training.md"
         raise InputError(f"the processes do not reach each other ({str(error)[:200]}); {network}") from error
     with connection_errors(remedy):

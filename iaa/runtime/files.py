@@ -4,26 +4,50 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 from contextlib import contextmanager
 from pathlib import Path
 
 
 @contextmanager
-def atomic_write(path: str | os.PathLike, mode: str = "w"):
-    """Open a temporary file beside `path`; without an error it replaces `path` at the end."""
+def atomic_write(path: str | os.PathLike, mode: str = "w", previous: str | None = None, flush: bool = True):
+    """Open a temporary file beside `path`; without an error it replaces `path` at the end. Makes the folder.
+
+    previous: a name that the replaced file gets. flush: put the file on the disk before it replaces another one, and its
+    folder afterwards, so that a power cut leaves the one or the other.
+    """
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     text = {} if "b" in mode else {"encoding": "utf-8", "newline": ""}
     try:
-        with open(temporary, mode, **text) as file:
+        with open(temporary, mode.replace("w", "x"), **text) as file:  # x: never through somebody else's link
             yield file
+            file.flush()
+            if flush:
+                os.fsync(file.fileno())
+        if previous and path.exists():
+            _flush_folder(path.parent)  # the new file is on the disk before the oldest one is gone
+            os.replace(path, path.with_name(previous))
         os.replace(temporary, path)
+        if flush:
+            _flush_folder(path.parent)
     except OSError as error:
         if error.filename in (None, str(temporary)):  # None: for example a full disk
             error.filename = str(path)
         raise
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _flush_folder(folder: Path) -> None:
+    number = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(number)
+    except OSError:  # a file system that flushes no folders
+        pass
+    finally:
+        os.close(number)
 
 
 def write_json(path: str | os.PathLike, content: dict) -> None:
@@ -42,16 +66,6 @@ def read_json_object(path: str | os.PathLike) -> dict:
     """The object in a JSON file; empty if the file is missing or holds none."""
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return content if isinstance(content, dict) else {}
-
-
-def process_start_time(pid: int) -> str:
-    """The start time of a process of this machine, which tells it from a later one of the same number; empty if it has ended."""
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
-    fields = text.rpartition(")")[2].split()
-    return fields[19] if fields and fields[0] != "Z" else ""

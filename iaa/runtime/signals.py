@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from iaa.errors import InputError, Interrupted
+from iaa.runtime import distributed
+
+PATIENCE = 10.0  # seconds
+
+_waits: list[float] = []  # when this process began to wait for others, in which it still does
 
 
 class StopSignal:
-    """A context in which the first SIGINT or SIGTERM only sets `received`, its number; a second one acts as usual."""
+    """A context in which the first SIGINT or SIGTERM only sets `received`, its number; a second one acts as usual.
+
+    After a signal this process waits no longer than PATIENCE for the processes that it has started; then it kills them.
+    """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
     def __init__(self):
-        self.received, self._before = 0, {}
+        self.received, self._before, self._is_over = 0, {}, threading.Event()
 
     def __enter__(self) -> StopSignal:
         if threading.current_thread() is threading.main_thread():  # elsewhere Python allows no handlers
@@ -24,13 +35,38 @@ class StopSignal:
         return self
 
     def __exit__(self, *_) -> None:
+        self._restore()
+        self._is_over.set()
+
+    def _restore(self) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before.clear()
 
     def _note(self, number: int, _frame) -> None:
         self.received = number
-        self.__exit__()
+        self._restore()
+        if distributed.rank() == 0:
+            heard = f"\n{signal.Signals(number).name}: ending after the current step; again: at once\n"
+            with suppress(OSError):  # nobody reads it
+                os.write(2, heard.encode())  # print may not be called while it is at work
+        threading.Thread(target=self._kill_stuck, daemon=True).start()
+
+    def _kill_stuck(self) -> None:
+        while not self._is_over.wait(0.2):
+            if any(time.monotonic() - start > PATIENCE for start in _waits):
+                for process in multiprocessing.active_children():
+                    process.kill()
+
+
+@contextmanager
+def waiting() -> Iterator[None]:
+    """A context in which this process waits for processes that it has started, of which one may be stuck."""
+    _waits.append(start := time.monotonic())
+    try:
+        yield
+    finally:
+        _waits.remove(start)
 
 
 @contextmanager

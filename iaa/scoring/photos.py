@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import stat
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -14,25 +13,27 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from iaa.networks.attention_maps import AttentionMap
 from iaa.photographs import workers
-from iaa.photographs.decode import Resize, open_image, read_plain_jpeg
+from iaa.photographs.colour import find_srgb_conversion
+from iaa.photographs.decode import TURNS, Resize, open_image, orientation, read_plain_jpeg
 
 
 @dataclass
 class ScoredPhoto:
     """A photograph: its error; or, once it is scored, raw outputs (levels,), and each layer's map if these are recorded.
 
-    turned: EXIF says that it is stored turned. origin: its `url` and `key`, from the shard.
+    turned: EXIF says that it is stored turned. other_colours: its colour profile is not sRGB's. origin: its `url` and `key`, from the shard.
     """
 
     path: str
     error: str = ""  # "" where there is none
     turned: bool = False
+    other_colours: bool = False
     origin: Mapping[str, str] = field(default_factory=dict)
     outputs: np.ndarray | None = None
     attention_maps: Mapping[str, AttentionMap] = field(default_factory=dict)
@@ -52,13 +53,19 @@ class PhotoBatch(NamedTuple):
 
 @dataclass
 class Photos(Dataset):
-    """Photographs and their pixels by path. decoder: `pil`, as in evaluation, or `fast`. upright: turned as EXIF says."""
+    """Photographs and their pixels by path. decoder: `pil`, as in evaluation, or `fast`. upright: turned as EXIF says.
+
+    max_pixels: see `open_image`. srgb: converted by their colour profiles.
+    """
 
     resize: Resize
     decoder: str = "pil"
     upright: bool = False
     batch_size: int = 16
     num_workers: int = 0  # processes that read
+    max_bytes: int = 2**28  # of a member of a shard
+    max_pixels: int | None = None
+    srgb: bool = False
 
     def __getitem__(self, path: str) -> tuple[ScoredPhoto, np.ndarray | None]:
         return self.read(path, path)
@@ -66,22 +73,32 @@ class Photos(Dataset):
     def read(self, path: str, source: str | bytes) -> tuple[ScoredPhoto, np.ndarray | None]:
         """The photograph, and its pixels (side, side, 3) uint8 or None. source: a path, or a file's content."""
         try:
-            with _opened(source) as picture:
-                turned = picture.getexif().get(0x0112, 1) not in (0, 1)
-                fast = self.decoder == "fast" and not (turned and self.upright)
+            with _opened(source, self.max_pixels) as picture:
+                turned = orientation(picture) != 1
+                other_colours = find_srgb_conversion(picture) is not None
+                is_changed = (turned and self.upright) or (other_colours and self.srgb)
+                fast = self.decoder == "fast" and not is_changed
                 pixels = read_plain_jpeg(source, self.resize) if fast else None
                 if pixels is None:
-                    pixels = np.asarray(self.resize.pil(to_rgb(picture, self.upright)))
-                return ScoredPhoto(path, turned=turned), pixels
+                    pixels = np.asarray(self.resize.pil(to_rgb(picture, self.upright, self.srgb)))
+                return ScoredPhoto(path, turned=turned, other_colours=other_colours), pixels
         except Exception as error:  # decoders raise anything at all on a damaged file
-            return ScoredPhoto(path, explain_failure(source, error)), None
+            is_large = isinstance(error, Image.DecompressionBombError)
+            remedy = "; --max_pixels allows more" if is_large else ""
+            return ScoredPhoto(path, explain_failure(source, error) + remedy), None
 
     def batches(self, paths: Iterable[str]) -> Iterator[PhotoBatch]:
         """In the order of `paths`, which are asked for no further ahead than keeps the workers busy. Raises InputError."""
         iterator = iter(paths)
         sampler = iter(lambda: list(islice(iterator, self.batch_size)), [])
         options = {"batch_sampler": sampler, "collate_fn": self.collate}
-        return workers.checked_items(workers.make_worker_loader(self, self.num_workers, **options))
+        loader = workers.make_worker_loader(self, self.num_workers, self.batch_bytes, **options)
+        return workers.checked_items(loader)
+
+    @property
+    def batch_bytes(self) -> int:
+        """Of the pixels of a batch."""
+        return self.batch_size * self.resize.side**2 * 3
 
     def collate(self, samples: list) -> PhotoBatch:
         read = [pixels for _, pixels in samples if pixels is not None]
@@ -103,40 +120,30 @@ def open_rgb(
 
 
 @contextmanager
-def _opened(source: str | os.PathLike | bytes) -> Iterator[Image.Image]:
+def _opened(source: str | os.PathLike | bytes, max_pixels: int | None = None) -> Iterator[Image.Image]:
     """The open picture. source: the path of a plain file, or its content."""
-    if not isinstance(source, bytes):
-        refuse_no_file(source)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PIL's, of pictures that are large or written oddly
-        with open_image(io.BytesIO(source) if isinstance(source, bytes) else source) as picture:
+        with open_image(io.BytesIO(source) if isinstance(source, bytes) else source, max_pixels) as picture:
             yield picture
 
 
-def refuse_no_file(path: str | os.PathLike) -> None:
-    """Raises OSError unless `path` is a plain file: reading a pipe could wait for ever."""
-    mode = os.stat(path).st_mode
-    if stat.S_ISDIR(mode):  # folders that can be read are not read as files
-        raise OSError("the folder cannot be read")
-    if not stat.S_ISREG(mode):
-        raise OSError("it is not a plain file")
-
-
-def to_rgb(picture: Image.Image, upright: bool = False) -> Image.Image:
-    """An opened picture in RGB, as evaluation has it: as stored, unless `upright`, and without a colour profile.
+def to_rgb(picture: Image.Image, upright: bool = False, srgb: bool = False) -> Image.Image:
+    """An opened picture in RGB, as evaluation has it: as stored, unless `upright`, and without its profile, unless `srgb`.
 
     16-bit grey is scaled to 8 bits; PIL's own conversion, which training and evaluation use, cuts it off at 255 and
     leaves a white picture. Raises ValueError for floating point and 32-bit pixels, which do not say what value is white.
     """
-    if upright:
-        picture = ImageOps.exif_transpose(picture)
+    turn = TURNS.get(orientation(picture)) if upright else None
+    convert = find_srgb_conversion(picture) if srgb else None
     if picture.mode == "F" or (picture.mode == "I" and picture.format != "PNG"):
         raise ValueError(
             f"its pixels are {'floating point' if picture.mode == 'F' else '32-bit'}; convert it to 8 bits"
         )
     if picture.mode.startswith("I"):
         picture = Image.fromarray((np.asarray(picture, np.float64) / 257).round().astype(np.uint8))
-    return picture.convert("RGB")
+    picture = convert(picture) if convert else picture.convert("RGB")
+    return picture if turn is None else picture.transpose(turn)
 
 
 def explain_failure(source: str | os.PathLike | bytes, error: Exception) -> str:
@@ -146,8 +153,6 @@ def explain_failure(source: str | os.PathLike | bytes, error: Exception) -> str:
     if isinstance(error, UnidentifiedImageError):
         size = len(source) if isinstance(source, bytes) else os.path.getsize(source)
         return "no decoder knows the file" if size else "the file has 0 bytes"
-    if isinstance(error, Image.DecompressionBombError):
-        return "it has more than 178 million pixels"
     return "the file is cut short" if "truncated" in str(error).lower() else error_text(error)
 
 

@@ -152,8 +152,9 @@ def read_reference(path: str, trained: TrainedNetwork) -> tuple[np.ndarray, list
         if trained.outputs == 1 and "predicted_score" in row:  # the protocol's, 0 to 1
             score = trained.scores(np.array([[score]]))[0]
         scores[row["image"]] = score
-        if row.get("true_score") is not None:
-            true_scores[row["image"]] = row["true_score"]
+        true_score = row.get("true_score")
+        if true_score is not None and math.isfinite(true_score):
+            true_scores[row["image"]] = true_score
     if not scores:
         raise InputError(f"{path}: has no scores, in a column `predicted_score` or `score`")
     notes = _leakage_metrics(scores, true_scores, trained)

@@ -12,10 +12,13 @@ import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
 from iaa.photographs import workers
-from iaa.scoring.photos import PhotoBatch, Photos, ScoredPhoto, error_text, refuse_no_file
+from iaa.photographs.decode import refuse_no_file
+from iaa.photographs.picture_files import is_hidden
+from iaa.scoring.photos import PhotoBatch, Photos, ScoredPhoto, error_text
 from iaa.scoring.sources import picture_endings
 
 ORIGIN = ("url", "key")  # read from the JSON text beside a photograph, as img2dataset writes it
+MAX_HEADER = 2**20  # bytes of the headers before a member
 
 
 def shard_batches(photos: Photos, shards: Sequence[str]) -> Iterator[PhotoBatch]:
@@ -25,7 +28,8 @@ def shard_batches(photos: Photos, shards: Sequence[str]) -> Iterator[PhotoBatch]
     """
     num_workers = min(photos.num_workers, len(shards))
     options = {"batch_size": None, "collate_fn": workers.identity}
-    return workers.checked_items(workers.make_worker_loader(Shards(photos, shards), num_workers, **options))
+    loader = workers.make_worker_loader(Shards(photos, shards), num_workers, photos.batch_bytes, **options)
+    return workers.checked_items(loader)
 
 
 class Shards(IterableDataset):
@@ -45,14 +49,20 @@ class Shards(IterableDataset):
 
     def _read(self, shard: str, faults: list[str]) -> Iterator[tuple[ScoredPhoto, np.ndarray | None]]:
         """Each picture, as `Photos.read` has it. Adds the shard's fault to `faults`."""
-        for key, members in groupby(read_members(shard, faults), lambda member: key_of(member[0])):
-            contents = dict(members)
-            origin = read_origin(contents.get(f"{key}.json", b""))
+        max_bytes = self.photos.max_bytes
+        members = read_members(shard, faults, max_bytes)
+        for key, group in groupby(members, lambda member: key_of(member[0])):
+            contents = dict(group)
+            origin = read_origin(contents.get(f"{key}.json") or b"")
             for name, content in contents.items():
-                if os.path.splitext(name)[1].lower() in picture_endings():
-                    photo, pixels = self.photos.read(f"{shard}/{name}", content)
-                    photo.origin = origin
-                    yield photo, pixels
+                if os.path.splitext(name)[1].lower() not in picture_endings():
+                    continue
+                path = f"{shard}/{name}"
+                photo, pixels = ScoredPhoto(path, f"it has more than {max_bytes:,} bytes (--max_bytes)"), None
+                if content is not None:
+                    photo, pixels = self.photos.read(path, content)
+                photo.origin = origin
+                yield photo, pixels
 
 
 def key_of(name: str) -> str:
@@ -61,17 +71,31 @@ def key_of(name: str) -> str:
     return os.path.join(folder, file.partition(".")[0])
 
 
-def read_members(shard: str, faults: list[str]) -> Iterator[tuple[str, bytes]]:
-    """Names and contents of the pictures and JSON texts in a tar, plain or compressed, up to its end or its first fault."""
+class Member(tarfile.TarInfo):
+    """A member of a tar. tarfile reads the headers before it, such as a long name, whole, whatever size they claim."""
+
+    HEADERS = (tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK)
+
+    def _proc_member(self, tar: tarfile.TarFile) -> tarfile.TarInfo:
+        if self.type in self.HEADERS and self.size > MAX_HEADER:
+            raise tarfile.ReadError(f"a header of {self.size:,} bytes")
+        return super()._proc_member(tar)
+
+
+def read_members(shard: str, faults: list[str], max_bytes: int) -> Iterator[tuple[str, bytes | None]]:
+    """Names and contents of the pictures and JSON texts in a tar, plain or compressed, up to its end or its first fault.
+
+    The content of one that is larger than max_bytes is None: a small tar may claim any size, by holes or compression.
+    """
     try:
         refuse_no_file(shard)
         with open(shard, "rb") as file:
-            with tarfile.open(fileobj=file, mode="r|*") as tar:
+            with tarfile.open(fileobj=file, mode="r|*", tarinfo=Member) as tar:
                 for member in tar:
                     name, ending = member.name.removeprefix("./"), os.path.splitext(member.name)[1].lower()
-                    is_hidden = os.path.basename(name).startswith(".")
-                    if member.isfile() and not is_hidden and ending in (".json", *picture_endings()):
-                        yield name, tar.extractfile(member).read()
+                    hidden = any(map(is_hidden, name.split("/")))
+                    if member.isfile() and not hidden and ending in (".json", *picture_endings()):
+                        yield name, tar.extractfile(member).read() if member.size <= max_bytes else None
                     tar.members.clear()  # tarfile keeps them all
             file.seek(257)
             if file.read(5) == b"ustar":  # not compressed

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import codecs
-import glob
+import fnmatch
 import hashlib
 import os
 import re
-import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
 from functools import cache
 
 from PIL import Image
 
 from iaa.photographs.decode import FORMATS
+from iaa.photographs.picture_files import is_hidden, read_list, walk_folders
 
 
 def is_shard(path: str) -> bool:
@@ -48,16 +46,17 @@ def path_number(path: str) -> int:
 class Sources:
     """The paths of the photographs and shards of a command line, each once: iterate as often as you like.
 
-    paths: files with any ending; folders, searched with all folders below them for files with a picture's ending, but
-        hidden ones; globs with `*`, `?`, `[...]` and `**`; shards, also as `photos-{000..999}.tar`. Folders are not
-        searched for shards. A folder that cannot be read, and a glob without matches, is a path like that of a file.
-    lists: text files with a path in each line; `-` is standard input. What cannot be read twice is read into memory.
+    paths: files with any ending; folders, searched with all folders below them for files with a picture's ending, as
+        `walk_folders` does, each real folder once; globs with `*`, `?`, `[...]` and `**`; shards, also as
+        `photos-{000..999}.tar`. Folders are not searched for shards. A folder that cannot be read, and a glob without
+        matches, is a path like that of a file.
+    lists: text files of paths, see `read_list`; `-` is standard input. What cannot be read twice is read into memory.
     skipped: counts, by ending, of the files in folders that the latest iteration skipped.
     """
 
     def __init__(self, paths: Sequence[str], lists: Sequence[str] = ()):
         self.paths, self.skipped = paths, Counter()
-        self.lists = [name if os.path.isfile(name) else list(_lines(name)) for name in lists]
+        self.lists = [name if os.path.isfile(name) else list(read_list(name)) for name in lists]
 
     def __iter__(self) -> Iterator[str]:
         return self.without(set())
@@ -72,22 +71,29 @@ class Sources:
                 yield path
 
     def _all(self) -> Iterator[str]:
-        for pattern in self.paths:
-            for path in _expand(pattern):
-                yield from self._below(path)
-        for lines in self.lists:
-            for path in _lines(lines) if isinstance(lines, str) else lines:
-                yield from self._below(path)
+        folders: set[str] = set()
+        for path in self._named():
+            yield from self._below(path, folders)
 
-    def _below(self, path: str) -> Iterator[str]:
+    def _named(self) -> Iterator[str]:
+        for pattern in self.paths:
+            yield from _expand(pattern)
+        for lines in self.lists:
+            yield from read_list(lines) if isinstance(lines, str) else lines
+
+    def common_folder(self) -> str:
+        """The deepest folder that holds all files and folders that are named."""
+        named = map(os.path.abspath, self._named())
+        return os.path.commonpath({path if os.path.isdir(path) else os.path.dirname(path) for path in named})
+
+    def _below(self, path: str, seen: set[str]) -> Iterator[str]:
         """The file itself; or a folder's photographs, then those of the folders in it, then the folders that fail."""
         if not os.path.isdir(path):
             yield path
             return
         errors: list[OSError] = []
-        for folder, folders, names in os.walk(path, onerror=errors.append):
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
-            for name in sorted(name for name in names if not name.startswith(".")):
+        for folder, names in walk_folders(path, errors.append, seen):
+            for name in names:
                 ending = os.path.splitext(name)[1].lower()
                 if ending in picture_endings():
                     yield os.path.join(folder, name)
@@ -115,12 +121,33 @@ def _expand(pattern: str) -> Iterator[str]:
         for number in range(int(first), int(last) + 1):
             yield from _expand(pattern.replace(numbers[0], f"{number:0{len(first)}}", 1))
     else:
-        yield from sorted(glob.iglob(pattern, recursive=True)) or [pattern]
+        folder = os.sep * pattern.startswith(os.sep)
+        yield from sorted(_matches(folder, pattern.lstrip(os.sep).split(os.sep))) or [pattern]
 
 
-def _lines(name: str) -> Iterator[str]:
-    """The paths in a list. File names are bytes; those that are not UTF-8 keep their bytes."""
-    with nullcontext(sys.stdin.buffer) if name == "-" else open(name, "rb") as file:
-        for line in file:
-            if path := os.fsdecode(line.removeprefix(codecs.BOM_UTF8).rstrip(b"\r\n")):
-                yield path
+def _matches(folder: str, parts: Sequence[str]) -> Iterator[str]:
+    """The paths in a folder that a glob's parts stand for; what has a part's very name is meant before a pattern is."""
+    if not parts:
+        yield folder
+        return
+    name, *rest = parts
+    path, errors = os.path.join(folder, name), []
+    if os.path.lexists(path):
+        yield from _matches(path, rest)
+    elif name == "**":
+        while rest[:1] == ["**"]:
+            rest = rest[1:]
+        for below, files in walk_folders(folder or os.curdir, errors.append):
+            below = below if folder else below[2:]  # without ./
+            yield from _matches(below, rest) if rest else [os.path.join(below, file) for file in files]
+        for error in errors:
+            yield error.filename
+    elif os.path.isdir(folder or os.curdir):
+        try:
+            names = os.listdir(folder or os.curdir)
+        except OSError:
+            yield folder  # a row says so
+            return
+        visible = [other for other in names if name.startswith(".") or not is_hidden(other)]
+        for match in fnmatch.filter(visible, name):
+            yield from _matches(os.path.join(folder, match), rest)

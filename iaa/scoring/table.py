@@ -24,6 +24,7 @@ log = logging.getLogger("eat")
 
 TEXT = {"encoding": "utf-8", "errors": "surrogateescape"}  # file names are bytes
 TEXTS = {"image", "error", "explanation", "url", "key"}  # columns of texts; all others hold numbers
+PATHS = ("image", "explanation")  # of them
 MAX_ROW = 2**16  # bytes; a path has at most 4096
 PART_ROWS = 2000
 # A row begins with its photograph, whose name begins with the path of its shard.
@@ -42,7 +43,7 @@ class Table:
     shards: Sequence[int] = ()  # a finished shard is recognised by its rows
 
     def __init__(self, path: Path, columns: Sequence[str]):
-        self.path, self.columns = path, list(columns)
+        self.path, self.columns, self.names_from = path, list(columns), os.getcwd()
         self.is_csv = path.suffix.lower() == ".csv"
         self.settings_file = path.with_name(f"{path.name}.run.json")
 
@@ -58,6 +59,7 @@ class Table:
 
         def write(*rows: Row, shard: str = "") -> None:
             is_new = self.path.stat().st_size == 0
+            rows = [rebase(row, os.getcwd(), self.names_from) for row in rows]
             file.write(self._lines(rows, with_header=is_new).encode(**TEXT))
             file.flush()
 
@@ -69,25 +71,26 @@ class Table:
                 if file.tell() and append:
                     refuse_other_settings(self.path, self.settings_file, settings)
                     drop_unfinished_row(file, self.is_csv)
+                    self.names_from = find_names_from(self.settings_file)
                 else:
                     file.truncate(0)
-                    write_json(self.settings_file, dict(settings))
+                    write_json(self.settings_file, {**settings, "folder": os.getcwd()})
                 yield write
         except OSError as error:
             error.filename = error.filename or str(self.path)  # a full disk has no name
             raise
 
     def _lines(self, rows: Iterable[Row], with_header: bool) -> str:
-        """The lines of CSV or of JSON lines. Numbers of a CSV have seven digits, as float32 has."""
+        """The lines of CSV or of JSON lines."""
         values = [[row[name] for name in self.columns] for row in rows]
         if not self.is_csv:
             return "".join(json.dumps(dict(zip(self.columns, row, strict=True))) + "\n" for row in values)
-        values = [[f"{value:.7g}" if isinstance(value, float) else value for value in row] for row in values]
+        values = [list(map(as_cell, self.columns, row)) for row in values]
         return "".join(map(csv_line, [self.columns, *values] if with_header else values))
 
     def rows(self) -> Iterator[Row]:
         """The rows of an earlier run. Raises InputError."""
-        return read_rows(self.path)
+        return (rebase(row, self.names_from, os.getcwd()) for row in read_rows(self.path))
 
 
 class ParquetParts:
@@ -98,7 +101,7 @@ class ParquetParts:
     """
 
     def __init__(self, folder: Path, columns: Sequence[str]):
-        self.folder, self.columns = folder, list(columns)
+        self.folder, self.columns, self.names_from = folder, list(columns), os.getcwd()
         self.settings_file = folder / "_run.json"
         self._earlier_parts: list[str] = []  # the same list in all processes
 
@@ -113,6 +116,7 @@ class ParquetParts:
         with distributed.process_group("; --append on all machines continues"):
             self._earlier_parts = distributed.on_rank_zero(lambda: self._begin(settings, append, overwrite))
         refuse_other_settings(self.folder, self.settings_file, settings)
+        self.names_from = find_names_from(self.settings_file)
         waiting: list[Row] = []
 
         def write(*rows: Row, shard: str = "") -> None:
@@ -155,7 +159,7 @@ class ParquetParts:
                 return parts
             for name in parts:
                 (self.folder / name).unlink()
-            write_json(self.settings_file, dict(settings))
+            write_json(self.settings_file, {**settings, "folder": os.getcwd()})
         return []
 
     def _write_part(self, name: str, rows: Sequence[Row]) -> None:
@@ -164,6 +168,7 @@ class ParquetParts:
         from pyarrow import parquet
 
         columns = {}
+        rows = [rebase(row, os.getcwd(), self.names_from) for row in rows]
         for column in self.columns:
             values = [row[column] for row in rows]
             if column in TEXTS:
@@ -184,13 +189,23 @@ class ParquetParts:
         """The rows of files that earlier runs have written."""
         for name in self._earlier_parts:
             if name.startswith("files-"):
-                yield from read_rows(self.folder / name)
+                for row in read_rows(self.folder / name):
+                    yield rebase(row, self.names_from, os.getcwd())
 
 
 def part_name(kind: str, path: str) -> str:
     """The name of a shard's part, or of the part that begins with a file. It depends on the absolute path alone."""
     stem = re.sub(r"[^\w.-]", "_", Path(path).stem, flags=re.ASCII)[:100]
     return f"{kind}-{stem}-{path_number(path):016x}.parquet"
+
+
+def as_cell(column: str, value: Any) -> Any:
+    """A value for a CSV: numbers have seven digits, as float32 has, and a text begins so that no spreadsheet runs it."""
+    if isinstance(value, float):
+        return f"{value:.7g}"
+    if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")):
+        return ("./" if column in PATHS else "'") + value
+    return value
 
 
 def csv_line(values: Sequence[Any]) -> str:
@@ -241,6 +256,29 @@ def refuse_other_settings(path: Path, settings_file: Path, settings: Mapping[str
     if changed:
         reason = f"was made with another {', '.join(changed)}, says {settings_file.name}"
         raise InputError(f"{path}: {reason}; rows of both would mix: give another --out")
+
+
+def find_names_from(settings_file: Path) -> str:
+    """The folder from which a table's relative names are meant: the working folder of the call that began the table."""
+    folder, here = read_json_object(settings_file).get("folder"), os.getcwd()
+    if not isinstance(folder, str):
+        return here
+    if os.path.isdir(folder):
+        return folder
+    moved = f"begun in {folder}, which is not there; its relative names are taken as from here"
+    log.warning("warning: %s: %s", settings_file, moved)
+    return here
+
+
+def rebase(row: Row, folder: str, new_folder: str) -> Row:
+    """The row, with its relative paths, which are meant from `folder`, as they are from `new_folder`."""
+    if folder == new_folder:
+        return row
+    paths = {}
+    for name in PATHS:
+        if row.get(name) and not os.path.isabs(row[name]):
+            paths[name] = os.path.relpath(os.path.join(folder, row[name]), new_folder)
+    return row | paths
 
 
 def read_rows(path: Path) -> Iterator[Row]:

@@ -17,7 +17,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from option import tuned
+from iaa.errors import InputError
+from option import find_meaningless, tuned
 
 log = logging.getLogger("eat")
 
@@ -35,21 +36,43 @@ def in_search() -> bool:
     return in_experiment() or TRIAL_VARIABLE in os.environ
 
 
-def get_parameters() -> dict[str, Any]:
-    """The options that the search has chosen for this trial, checked; empty outside a search. Raises InputError."""
-    if TRIAL_VARIABLE in os.environ:
-        return tuned(json.loads(os.environ[TRIAL_VARIABLE])["parameters"])
-    if not in_experiment():
-        return {}
-    import nni
+def _read_trial() -> dict[str, Any]:
+    """The parameters and the folder that `search.py run` gives this trial."""
+    try:
+        trial = json.loads(os.environ[TRIAL_VARIABLE])
+        return {"parameters": dict(trial["parameters"]), "folder": str(trial["folder"])}
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        raise InputError(
+            f"{TRIAL_VARIABLE} in the environment is not of `search.py run`; unset it"
+        ) from error
 
-    return tuned(nni.get_current_parameter() or nni.get_next_parameter() or {})
+
+def get_parameters(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that the search has chosen for this trial, checked; empty outside a search. Raises InputError.
+
+    options: the others. A parameter that has no meaning under the values of others is left out.
+    """
+    if TRIAL_VARIABLE in os.environ:
+        parameters = _read_trial()["parameters"]
+    elif in_experiment():
+        try:
+            import nni
+
+            parameters = dict(nni.get_current_parameter() or nni.get_next_parameter() or {})
+        except Exception as error:  # anything at all where NNI's variables are wrong
+            problem = f"NNI_TRIAL_JOB_ID is in the environment, but NNI gives no parameters ({error!r})"
+            raise InputError(f"{problem}; unset it outside an experiment") from error
+    else:
+        return {}
+    parameters = tuned(parameters)
+    meaningless = find_meaningless({**options, **parameters})
+    return {name: value for name, value in parameters.items() if name not in meaningless}
 
 
 def pick_folder(parent: str | None) -> Path:
     """This trial's own folder. parent: where NNI's trials go (default: runs/nni)."""
     if TRIAL_VARIABLE in os.environ:
-        return Path(json.loads(os.environ[TRIAL_VARIABLE])["folder"])
+        return Path(_read_trial()["folder"])
     experiment, trial = os.environ.get("NNI_EXP_ID", "experiment"), os.environ["NNI_TRIAL_JOB_ID"]
     return Path(parent or os.path.join("runs", "nni")) / experiment / trial
 
@@ -65,7 +88,7 @@ def add_parameters(command_line: Mapping[str, Any]) -> dict[str, Any]:
     saved = any((folder / "checkpoints").glob("*.pt"))
     # overwrite: an earlier start may have left files before its first checkpoint
     start = {"experiment_dir_name": str(folder), "resume" if saved else "overwrite": True}
-    return {**command_line, **get_parameters(), **start}
+    return {**command_line, **get_parameters(command_line), **start}
 
 
 def read_metric(row: Mapping[str, float], name: str) -> float:

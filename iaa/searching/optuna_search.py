@@ -171,6 +171,9 @@ class Search:
         lines = (folder / "stderr").read_text(encoding="utf-8", errors="replace").strip().splitlines()
         reason = lines[-1] if lines and status > 0 else f"exit status {status}"  # -9: killed
         log.warning("warning: %s failed: %s", folder.name, reason)
+        path = folder / "run.json"
+        if not path.exists():  # it has failed before it could write one
+            write_json(path, {"status": "failed", "reason": reason, "parameters": parameters})
         trial.set_user_attr("reason", reason)
         raise TrainingError(reason)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import math
-import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -12,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from iaa.errors import InputError
-from iaa.runtime.files import process_start_time, read_json_object
+from iaa.runtime.files import read_json_object
+from iaa.runtime.liveness import describe_owner
 from iaa.searching.nni_trial import read_metric
 from option import OPTIONS, RECIPES
 
@@ -65,8 +65,7 @@ def read_results(folder: Path, metric_name: str | None = None) -> tuple[list[Tri
 def _read_run(folder: Path, options: dict[str, Any], metric_name: str) -> TrialResult:
     run, history = read_json_object(folder / "run.json"), read_history(folder / "metrics.csv")
     status = run.get("status", "unknown")
-    here = run.get("host") == socket.gethostname()
-    if status == "running" and here and process_start_time(run.get("pid", 0)) != run.get("pid_started"):
+    if status == "running" and not describe_owner(folder):
         status = "lost"  # killed before it could write another status
     value, best_epoch = select_epoch(history, options.get("select_by", "srcc"), metric_name)
     return TrialResult(

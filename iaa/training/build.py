@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 
 import models
@@ -124,6 +125,7 @@ def make_loaders(
             cache.fill(labels.images, images, workers, stop)
         settings = {"decoder": decoder, "cache": cache, "persistent": split != "test"}
         settings["pin_memory"] = next(model.parameters()).is_cuda
+        settings["join_single"] = any(isinstance(layer, _BatchNorm) for layer in model.modules())
         if train or not options.released_protocol:
             settings |= {"rank": distributed.rank(), "world_size": distributed.world_size()}
         size = options.batch_size if train else options.eval_batch_size

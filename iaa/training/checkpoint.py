@@ -16,6 +16,7 @@ from iaa.errors import InputError
 from iaa.runtime import distributed
 from iaa.runtime.files import atomic_write
 from iaa.training.steps import Stepper
+from models.weights_file import read_pickle
 
 log = logging.getLogger("eat")
 
@@ -42,16 +43,11 @@ def save(path: Path, content: dict, previous: str | None = None) -> None:
     """torch.save by rank 0, atomic and flushed to the disk; the file before it becomes `previous`. Raises OSError."""
     if distributed.rank():
         return
-    path.parent.mkdir(exist_ok=True)
-    with atomic_write(path, "wb") as file:
+    with atomic_write(path, "wb", previous) as file:
         try:
             torch.save(content, file)
         except RuntimeError as error:  # torch hides the OSError of a full disk
             raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
-        file.flush()
-        os.fsync(file.fileno())
-        if previous and path.exists():
-            os.replace(path, path.with_name(previous))
 
 
 def make_ready(folder: Path) -> None:
@@ -97,7 +93,7 @@ def _read(folder: Path, stepper: Stepper) -> dict:
     problems = []
     for path in filter(Path.is_file, (folder / LAST, folder / PREVIOUS)):
         try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = read_pickle(path)
             if (processes := len(content["processes"])) != distributed.world_size():
                 raise ValueError(f"of a run with {processes} processes; start as many")
             _restore_parts(content, stepper)

@@ -106,11 +106,11 @@ class Trainer:
         number, accumulate = progress.step, self.stepper.accumulate
         remedy = "go on with --grad_checkpoint, which takes about 1.3 times as long, or start anew with "
         remedy += f"--batch_size {max(1, sampler.batch_size // 2)} --accumulate {accumulate * 2}"
-        shown = progress_bar(f"epoch {progress.epoch + 1}", sampler.num_images, number * sampler.batch_size)
+        bar = progress_bar(f"epoch {progress.epoch + 1}", sampler.num_images, number * sampler.batch_size)
         start = asked = time.perf_counter()
         earlier, waited = progress.seconds, 0.0
         self.stepper.model.train()
-        with shown, oom_hint(sampler.batch_size, self.device, remedy):
+        with bar as shown, oom_hint(sampler.batch_size, self.device, remedy):
             try:
                 for batch in batches(loader, progress.epoch, number):
                     waited += time.perf_counter() - asked
@@ -215,7 +215,10 @@ class Trainer:
 
 @contextmanager
 def oom_hint(batch_size: int, device: torch.device, remedy: str):
-    """Turn torch's OutOfMemoryError into a TrainingError that says how much memory was taken, and `remedy`."""
+    """Turn torch's OutOfMemoryError into a TrainingError that says how much memory was taken, and `remedy`.
+
+    Raises InputError if batch normalisation is given a single value per channel.
+    """
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -225,6 +228,11 @@ def oom_hint(batch_size: int, device: torch.device, remedy: str):
             taken = torch.cuda.max_memory_allocated(device) / 2**30
             problem += f" ({taken:.1f} of {total:.1f} GiB were taken)"
         raise TrainingError(f"{problem}; {remedy}") from error
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        remedy = "raise --batch_size, or train on more photographs"
+        raise InputError(f"batch normalisation needs two photographs or more in a batch; {remedy}") from error
 
 
 @contextmanager

@@ -52,7 +52,9 @@ def test_a_better_figure_of_weights_that_remember_nothing_names_the_likeliest_ca
 
     def compute(pairs, *trained, **options):
         memory = KnownPhotos.of(trained, [])
-        return compute_test_metrics(pairs, compute_metrics(pairs), names, "ava", memory, **options)
+        return compute_test_metrics(
+            pairs, compute_metrics(pairs), names, "ava", memory, scale=(1, 10), **options
+        )
 
     metrics = compute(made(0.1))
     assert metrics.result["published"]["srcc"]["place"] == "below"
@@ -121,6 +123,7 @@ def test_the_last_line_has_an_interval_for_every_metric(ava, run):
     assert result["published"]["srcc"]["value"] == 0.7596
     recorded = json.loads((ava / "run" / "run.json").read_text())["result"]
     assert recorded["intervals"] == result["intervals"]
+    assert recorded["metrics_scale"] == [1, 10]
     assert recorded["labels_split"] == "unknown"
 
 

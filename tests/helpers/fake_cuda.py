@@ -76,6 +76,11 @@ def _backward(loss: Tensor) -> None:
 
 
 def _fused_attention(q: Tensor, k: Tensor, v: Tensor, attn_mask: Tensor, dropout_p: float = 0.0) -> Tensor:
-    """The GPU's kernel, which torch chooses with a driver only. The rows of its bias begin at multiples of eight."""
-    bias = F.pad(attn_mask, (0, -k.shape[2] % 8))[..., : k.shape[2]].expand(*q.shape[:2], -1, -1)
+    """The GPU's kernel, which torch chooses with a driver only. The rows of its bias begin at multiples of eight.
+
+    torch copies a bias of other strides into such rows.
+    """
+    if attn_mask.stride(-1) != 1 or any(stride % 8 for stride in attn_mask.stride()[:-1]):
+        attn_mask = F.pad(attn_mask, (0, -k.shape[2] % 8))[..., : k.shape[2]]
+    bias = attn_mask.expand(*q.shape[:2], -1, -1)
     return torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, bias, True, dropout_p)[0]

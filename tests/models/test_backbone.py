@@ -50,6 +50,16 @@ def test_imagenets_head_is_left_out_and_all_else_is_loaded(name, tmp_path):
         assert torch.equal(model.state_dict()[key], source.state_dict()[key])
 
 
+def test_weights_load_into_a_plain_network_of_timm(tmp_path):
+    source, plain = (timm.create_model("test_resnet", num_classes=outputs) for outputs in (10, 1))
+    torch.save({"state_dict_ema": source.state_dict()}, tmp_path / "resnet.pth")
+    assert load_weights(plain, tmp_path / "resnet.pth") == ["fc.bias", "fc.weight"]
+    assert torch.equal(plain.conv1[0].weight, source.conv1[0].weight)
+    plain.pretrained_cfg = None
+    with pytest.raises(models.WeightsError, match="name the network that the weights were trained with"):
+        load_weights(plain, tmp_path / "resnet.pth")
+
+
 def test_weights_of_another_architecture_are_one_line(tmp_path):
     torch.save(create_backbone(SMALL[1]).state_dict(), tmp_path / "vit.pth")
     with pytest.raises(models.WeightsError, match=r"vit\.pth does not fit this network"):
@@ -57,8 +67,8 @@ def test_weights_of_another_architecture_are_one_line(tmp_path):
 
 
 def test_unknown_names_get_the_three_nearest():
-    with pytest.raises(InputError, match=r"nearest are resnet50[^,]*, [^,]+, [^,]+$"):
-        create_backbone("timm/resnet5o")
+    with pytest.raises(InputError, match=r"^[^-]*nearest are resnet50[^,]*, [^,]+, [^,]+$"):
+        models.create_model("timm/resnet5o")
 
 
 def test_networks_without_a_pooled_head_and_odd_settings_are_refused(monkeypatch):

@@ -69,9 +69,9 @@ def test_a_wait_or_a_mix_of_devices_in_a_step_fails(plant, message):
 
 @pytest.mark.slow
 def test_operations_of_a_step_of_eat_base():
-    """Of a step with the Triton kernels, with torch 2.14. The fake attention copies each bias; a GPU does not.
+    """Of a step with the Triton kernels, with torch 2.14. The fake attention copies a bias only where a GPU does.
 
     879 of them clip the gradients, one by one: torch groups real tensors only, so a GPU has a few instead.
     """
     with fake_cuda():
-        assert count_operations("eat_base", 64, torch.bfloat16) == pytest.approx(3496, rel=0.01)
+        assert count_operations("eat_base", 64, torch.bfloat16) == pytest.approx(3353, rel=0.01)

@@ -141,10 +141,10 @@ def test_a_card_claims_nothing_of_weights_that_were_put_into_a_run(card_of, run_
     ("change", "message"),
     [
         ({"architecture": "resnet18"}, "its architecture is not one of eat_nano"),
-        ({"model_args": {"checkpoint_path": "/etc/passwd"}}, "unknown model_args checkpoint_path"),
+        ({"model_args": {"checkpoint_path": "/etc/passwd"}}, "unknown model_args 'checkpoint_path'"),
         ({"num_classes": 3}, "num_classes 3 is not that of model.safetensors"),
         ({"num_classes": 10**9}, "num_classes 1000000000 is not that of"),
-        ({"model_args": {"depths": [2, 2, 2, 1000000]}}, "unknown model_args depths"),
+        ({"model_args": {"depths": [2, 2, 2, 1000000]}}, "unknown model_args 'depths'"),
         ({"model_args": {"interest_points": "batch"}}, "interest_points is not that of model.safetensors"),
         ("[" * 100_000, "cannot be read"),
         ("not JSON", "cannot be read"),

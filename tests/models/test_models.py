@@ -32,7 +32,7 @@ def test_nano_is_small_and_has_every_kind_of_layer():
 
 def test_drop_path_grows_linearly_over_all_blocks():
     model = models.create_model("eat_tiny", drop_path_rate=0.22)
-    rates = [path.drop_prob for stage in model.stages for path in stage.drop_path]
+    rates = [rate for stage in model.stages for rate in stage.drop_rates]
     assert rates == pytest.approx([0.02 * i for i in range(12)])
 
 

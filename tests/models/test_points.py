@@ -13,7 +13,7 @@ from models.eat import GridPoints, InterestPoints, points_outside, points_spread
 
 
 def grid(height=2, width=2):
-    return GridPoints()(torch.zeros(1, height, width, 1))
+    return GridPoints()(torch.zeros(1, height, width, 1))[0]
 
 
 def turned(points, angle):

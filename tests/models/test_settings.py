@@ -1,4 +1,4 @@
-"""The network with other interest points and refinements than the released: scores, compilers, weights."""
+"""The network with other interest points and refinements than the released: scores, weights."""
 
 import json
 
@@ -17,18 +17,11 @@ EVERY = [(points, "released") for points in ("image", "running")] + [
 ]
 
 
-def make(points="batch", refinement="released", calibrate=None, fresh=False, **overrides):
-    """The golden network with its weights and these settings; calibrate: images of the running points.
-
-    fresh: a network with random weights instead, which compiles sooner.
-    """
+def make(points="batch", refinement="released", calibrate=None, **overrides):
+    """The golden network with its weights and these settings; calibrate: images of the running points."""
     torch.manual_seed(7)
-    settings = {"interest_points": points, "refinement": refinement} | overrides
-    if fresh:
-        model = models.create_model("eat_test", **settings).eval()
-    else:
-        model = make_toy(**settings)
-        load_weights(model, TOY)
+    model = make_toy(interest_points=points, refinement=refinement, **overrides)
+    load_weights(model, TOY)
     if points == "running" and calibrate is not None:
         models.calibrate_points(model, [calibrate])
     models.set_refinement(model, (0.5, 1.5))
@@ -107,44 +100,6 @@ def test_exploiting_evaluation_is_no_refinement(pictures):
     off = make("batch", "off")(pictures[:2])
     torch.testing.assert_close(make("batch", "scheduled", exploit=True)(pictures[:2]), off)
     assert (make("batch", "scheduled")(pictures[:2]) - off).abs().max() > 1e-3
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("points", "refinement", "amp"),
-    [("batch", "released", True), ("image", "off", False), ("running", "scheduled", False)],
-)
-def test_evaluates_and_trains_in_one_graph_and_compiles_each_once(
-    golden_images, monkeypatch, points, refinement, amp
-):
-    """amp: evaluation in bf16. One backend, `aot_eager`, captures the backward pass, too; none needs a C++ compiler.
-
-    einops notes every type of tensor that it meets, and a new one after compiling would compile again.
-    """
-    monkeypatch.setattr("einops._backends._type2backend", {}, raising=False)  # as in a fresh process
-    model, plain = (make(points, refinement, golden_images, fresh=True) for _ in range(2))
-    torch._dynamo.reset()
-    compiled = torch.compile(model, fullgraph=True, backend="eager")
-    with torch.autocast("cpu", torch.bfloat16, enabled=amp), torch.no_grad():
-        tolerance = 0.05 if amp else 1e-5
-        found, right = compiled(golden_images), plain(golden_images)
-        torch.testing.assert_close(found, right, atol=tolerance, rtol=tolerance * amp)
-    for network in (model, plain):
-        network.train()
-    if points == "running":
-        compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    compiled(golden_images), plain(golden_images)
-    for network in (model, plain):
-        models.set_refinement(network, (0.25, 1.0))
-    with torch.compiler.set_stance("fail_on_recompile"):
-        found, right = compiled(golden_images), plain(golden_images)
-        for prediction in (found, right):
-            prediction[:, 0].sum().backward()
-    torch.testing.assert_close(found, right, atol=1e-5, rtol=0)
-    for name, value in plain.named_buffers():
-        torch.testing.assert_close(model.get_buffer(name), value)
-    for name, parameter in plain.named_parameters():
-        torch.testing.assert_close(model.get_parameter(name).grad, parameter.grad, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.slow

@@ -1,13 +1,19 @@
 """Weights in every form that users have them in, and files that must be refused."""
 
+import argparse
+import logging
 import pickle
+import zipfile
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from helpers.networks import GOLDEN, make_toy
 from safetensors.torch import load_file, save_file
 
-from models import WeightsError, load_weights
+from models import WeightsError, load_weights, read_weights
+from models.purpose import attach
 
 TOY = GOLDEN / "toy_weights.safetensors"
 
@@ -21,16 +27,12 @@ def same(model, state):
     return all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
 
 
-@pytest.mark.parametrize("form", ["pth", "module", "model", "safetensors"])
+@pytest.mark.parametrize("form", ["pth", "safetensors"])
 def test_every_form_loads(tmp_path, form):
     state = load_file(TOY)
     path = tmp_path / ("w.safetensors" if form == "safetensors" else "w.pth")
     if form == "safetensors":
         save_file(state, path)
-    elif form == "module":
-        torch.save({f"module.{name}": value for name, value in state.items()}, path)
-    elif form == "model":
-        torch.save({"model": state, "epoch": 3}, path)
     else:
         torch.save(state, path)
     model = fresh()
@@ -39,6 +41,53 @@ def test_every_form_loads(tmp_path, form):
     assert same(model, state)
     torch.save(model.state_dict(), tmp_path / "best.pth")  # what we save is a plain released-style state_dict
     assert set(torch.load(tmp_path / "best.pth", weights_only=True)) == set(state)
+
+
+def prefixed(*prefixes):
+    """The toy's tensors, their names with these prefixes in turn."""
+    return {f"{prefixes[i % len(prefixes)]}{name}": v for i, (name, v) in enumerate(load_file(TOY).items())}
+
+
+STATE, OTHER = load_file(TOY), {"cls_head.bias": torch.ones(10)}
+ARGUMENTS = {"hyper_parameters": argparse.Namespace(lr=0.1), "epoch": np.int64(3), "best": np.float32(0.5)}
+KEPT = {  # a file's content, and what the log tells of it
+    "parallel": (prefixed("module."), 'names without a prefix, as "module."'),
+    "compiled": (prefixed("_orig_mod."), 'as "_orig_mod."'),
+    "both": (prefixed("module._orig_mod.", "_orig_mod.module.", "module.module.", ""), "names without a prefix"),
+    "averaged": (prefixed("module.") | {"n_averaged": torch.tensor(3)}, 'as "module."'),
+    "block": ({n.replace(".attns.", "._orig_mod.attns."): v for n, v in STATE.items()}, "without a prefix"),
+    "model": ({"model": STATE, "epoch": 3}, 'read "model"'),
+    "others": ({"model_state_dict": STATE, "optimizer": {"state": {}}, "model": {"depth": 2}} | ARGUMENTS, "state_dict"),
+    "net": ({"net": prefixed("module.")}, 'as "module."'),
+    "average": ({"params": OTHER, "params_ema": STATE}, 'read "params_ema", an average of the weights, not "params"'),
+    "nested": ({"model": {"state_dict": OTHER}, "ema": {"state_dict": STATE}}, 'read "ema/state_dict", an average'),
+    "lightning": ({"state_dict": prefixed("model."), "callbacks": {}} | ARGUMENTS, 'read "state_dict"'),
+    "lightning, both": ({"state_dict": prefixed("model.module._orig_mod.", "_orig_mod.model.")}, "without a prefix"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KEPT)
+def test_weights_load_as_training_programs_keep_them_and_the_log_tells(tmp_path, caplog, kind):
+    caplog.set_level(logging.INFO)
+    content, told = KEPT[kind]
+    torch.save(content, tmp_path / "w.pth")
+    model = fresh()
+    load_weights(model, tmp_path / "w.pth")
+    assert same(model, STATE)
+    assert told in caplog.text
+
+
+def test_two_networks_in_a_file_are_refused_by_name(tmp_path):
+    torch.save({"model": STATE, "net": OTHER}, tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match="holds several networks, model, net; save one"):
+        read_weights(tmp_path / "w.pth")
+
+
+def test_our_own_files_keep_names_that_look_like_prefixes(tmp_path):
+    network = torch.nn.ModuleDict({"module": torch.nn.Linear(2, 2)})
+    attach(network, {})
+    torch.save(network.state_dict(), tmp_path / "w.pth")
+    assert load_weights(network, tmp_path / "w.pth") == []
 
 
 def test_imagenet_dat_leaves_head_and_interest_points_fresh(tmp_path):
@@ -104,6 +153,46 @@ def test_malicious_pickle_executes_nothing(tmp_path, form):
         load_weights(fresh(), path)
     assert "\n" not in str(error.value)
     assert not witness.exists()
+
+
+def test_another_object_is_refused_with_the_way_to_convert(tmp_path):
+    torch.save({"state_dict": STATE, "args": argparse.Namespace(folder=Path("data"))}, tmp_path / "w.pth")
+    with pytest.raises(WeightsError, match=r"refused, .* torch\.save\(network\.state_dict\(\), FILE\)"):
+        read_weights(tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize("kind", ["expanded", "expanded, legacy", "many expanded", "deflated"])
+def test_files_that_claim_more_than_they_have_are_refused_before_anything_is_allocated(
+    tmp_path, monkeypatch, kind
+):
+    path, count = tmp_path / "w.pth", 10**8 if kind == "many expanded" else 10**11
+    if kind == "deflated":
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("w/data/0", bytes(2**25))
+        monkeypatch.setattr(torch, "load", None)
+    else:
+        names = [f"large{i}" for i in range(50)]
+        large = dict.fromkeys(names, torch.zeros(1).expand(count))
+        torch.save({"net": STATE | large}, path, _use_new_zipfile_serialization="legacy" not in kind)
+    with pytest.raises(
+        WeightsError, match=r"w\.pth: refused, it has [\d,]+ bytes and claims to hold [\d,]{10,}$"
+    ):
+        read_weights(path)
+
+
+def test_names_and_metadata_reach_the_terminal_as_text(tmp_path):
+    network = torch.nn.Linear(2, 2)
+    attach(network, {})
+    state = network.state_dict()
+    torch.save(state | {"a\x1b[2J": torch.zeros(1)}, tmp_path / "name.pth")
+    state._metadata[""]["purpose"]["model"] = "eat\x1b[2J"
+    torch.save(state, tmp_path / "model.pth")
+    header = b'{"a": {"dtype":"\\u001b[2J","shape":[],"data_offsets":[0,0]}}'
+    (tmp_path / "dtype.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    for name in ("name.pth", "model.pth", "dtype.safetensors"):
+        with pytest.raises(WeightsError, match=r"\\x1b|\\u001b") as error:
+            read_weights(tmp_path / name)
+        assert str(error.value).isprintable()
 
 
 @pytest.mark.parametrize("content", [{"a": 1.5}, {"a": "text"}, {"model": {"a": [1]}}, [torch.zeros(1)], {}])

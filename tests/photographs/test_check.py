@@ -10,8 +10,9 @@ from collections import Counter
 import numpy as np
 import pandas as pd
 import pytest
-from helpers.data import arguments, make_pictures
+from helpers.data import SWAPPED, arguments, make_pictures
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from dataset import Transform, batches, make_loader
 from iaa.photographs import inspection, picture_files
@@ -61,6 +62,8 @@ def spoil(path):
 
 EXIF = Image.Exif()
 EXIF[0x0112] = 6
+TEXT = PngInfo()
+TEXT.add_text("Comment", "x" * 3 * 2**20, zip=True)
 # name, kinds, how it is made
 PICTURES = {
     "plain.jpg": ("plain", lambda p: photograph().save(p)),
@@ -88,6 +91,13 @@ PICTURES = {
     "grey_glass.png": ("transparent", lambda p: photograph("LA").save(p)),
     "palette_glass.png": ("transparent", lambda p: photograph("P").save(p, transparency=3)),
     "turned.jpg": ("rotated", lambda p: photograph().save(p, exif=EXIF)),
+    "turned.png": ("rotated", lambda p: photograph().save(p, exif=EXIF)),
+    "turned.webp": ("rotated", lambda p: photograph().save(p, exif=EXIF)),
+    "broken_exif.png": ("plain", lambda p: photograph().save(p, exif=b"Exif\0\0II")),
+    "broken_exif.webp": ("plain", lambda p: photograph().save(p, exif=b"Exif\0\0II")),
+    "large_profile.png": ("plain", lambda p: photograph().save(p, icc_profile=bytes(3 * 2**20))),
+    "large_text.png": ("plain", lambda p: photograph().save(p, pnginfo=TEXT)),
+    "swapped.jpg": ("other colours", lambda p: photograph().save(p, icc_profile=SWAPPED)),
     "lab.tif": ("plain", lambda p: photograph("LAB").save(p)),
 }  # fmt: skip
 
@@ -171,7 +181,9 @@ def test_any_file_name_can_be_examined_and_found_again(tmp_path, command):
 
 
 def test_good_pictures_in_a_folder_and_below_it_exit_0(tmp_path, command):
-    make_pictures(tmp_path, ["a.jpg", "deeper/b.png", ".hidden/c.png"], (8, 8))
+    make_pictures(
+        tmp_path, ["a.jpg", "deeper/b.png", ".hidden/c.png", "@eaDir/d.png", "__MACOSX/e.png"], (8, 8)
+    )
     (tmp_path / ".d.jpg").write_text("x")
     (tmp_path / "Thumbs.db").write_text("x")
     for others in (1, 2):  # the second time its own pictures.csv is there

@@ -2,6 +2,7 @@
 
 import pickle
 import random
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -13,10 +14,20 @@ from sklearn.datasets import load_sample_images
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torchvision.transforms.functional import normalize, to_tensor
 
-from dataset import ResumableBatchSampler, Transform, batches, make_loader, normalize_images, read_splits
+import models
+from dataset import (
+    ResumableBatchSampler,
+    Splits,
+    Transform,
+    batches,
+    make_loader,
+    normalize_images,
+    read_splits,
+)
 from iaa.errors import InputError
 from iaa.photographs import demo
 from iaa.photographs.labels import FORMATS, Labels, csv_format, read_labels
+from iaa.training.build import make_loaders
 from util import compute_metrics
 
 
@@ -330,3 +341,30 @@ def test_a_scale_that_does_not_fit_the_columns_is_refused(tmp_path):
         csv_format(tmp_path / "votes.csv", (0.0, 5.0), None)
     with pytest.raises(InputError, match="--threshold 7 lies outside"):
         csv_format(tmp_path / "votes.csv", (0.0, 1.0), 7)
+
+
+@pytest.mark.parametrize(("length", "sizes"), [(17, [8, 9]), (18, [8, 8, 2]), (16, [8, 8]), (1, [1])])
+def test_a_last_batch_of_one_joins_the_batch_before_it_where_that_is_asked_for(length, sizes):
+    plain, joined = (sampler(length, 8, True, 0, 1, join) for join in (False, True))
+    plain.epoch = joined.epoch = 3
+    assert [len(batch) for batch in joined] == sizes
+    assert len(joined) == len(sizes)
+    assert joined.num_images == length
+    assert [row[0] for batch in joined for row in batch] == [row[0] for batch in plain for row in batch]
+    assert [len(batch) for batch in sampler(length, 8, False, 0, 1, True)] == [len(batch) for batch in plain]
+
+
+def test_only_networks_with_batch_normalisation_join_batches(ava):
+    labels = read_labels(ava / "train.csv", FORMATS["ava"])
+    options = SimpleNamespace(eval=False, path_to_images=ava / "images", num_workers=0, decode="pil", seed=0)
+    options.released_protocol, options.cache, options.batch_size, options.eval_batch_size = True, None, 11, 11
+
+    def lengths(name):
+        splits = Splits(labels, labels, labels)
+        model = models.create_model(name)
+        loaders = make_loaders(options, splits, model, FORMATS["ava"], None)
+        return {split: [len(rows) for rows in loader.batch_sampler] for split, loader in loaders.items()}
+
+    assert len(labels) == 12
+    assert lengths("eat_nano") == {"train": [11, 1], "val": [11, 1], "test": [11, 1]}
+    assert lengths("timm/test_resnet") == {"train": [12], "val": [11, 1], "test": [11, 1]}

@@ -1,7 +1,11 @@
 """Decoders: torchvision's pixels are PIL's to one grey level, and what it cannot do goes to PIL."""
 
+import itertools
+import os
 import random
 import struct
+import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +15,7 @@ import sklearn.datasets
 from helpers.data import arguments
 from PIL import EpsImagePlugin, Image, UnidentifiedImageError
 
-from iaa.photographs import copies, decode, inspection
+from iaa.photographs import copies, decode, inspection, workers
 from iaa.photographs.decode import Resize, read_fast, read_pil, read_plain_jpeg
 from iaa.scoring import photos
 from iaa.training import build
@@ -166,3 +170,67 @@ def test_one_place_opens_images():
     ]
     found = [path for path in sources if "Image.open(" in path.read_text(encoding="utf-8")]
     assert found == [root / "iaa" / "photographs" / "decode.py"]
+
+
+@pytest.mark.parametrize(("mode", "reduced"), [("L", True), ("CMYK", True), ("RGB", True), ("png", False)])
+def test_a_jpeg_that_pil_refuses_is_reduced_while_it_is_decoded(tmp_path, monkeypatch, mode, reduced):
+    """Limits are lowered for the test; 178 megapixels take seconds."""
+    with Image.open(PHOTOGRAPHS[0]) as picture:
+        small = picture.convert("RGB").resize((2100, 1500))
+    path = tmp_path / ("a.png" if mode == "png" else "a.jpg")
+    (small if mode == "png" else small.convert(mode)).save(path)
+    expected = read_pil(path, RESIZES[0]).astype(int)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1_000_000)
+    monkeypatch.setattr(decode, "MAX_PIXELS", 2_000_000)
+    monkeypatch.setattr(decode, "REDUCED_SIDE", 512)
+    for read in (read_pil, read_fast):
+        assert np.abs(read(path, RESIZES[0]) - expected).mean() < 3
+    with decode.open_image(path) as picture:
+        assert picture.size == ((1050, 750) if reduced else (2100, 1500))
+    assert Image.MAX_IMAGE_PIXELS == 1_000_000
+    finding = inspection.inspect_file(tmp_path, path.name)
+    assert (finding.verdict, finding.width, finding.height) == ("used", 2100, 1500)
+    with pytest.raises(Image.DecompressionBombError, match="it has 3,150,000 pixels, more than 3,000,000"):
+        decode.open_image(path, 3_000_000).__enter__()
+
+
+def test_large_pictures_are_decoded_one_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr(decode, "ONE_AT_A_TIME", 100)
+    at_once, most = [], []
+
+    def decode_slowly(_):
+        with decode.open_image(PHOTOGRAPHS[0]):
+            at_once.append(1)
+            most.append(len(at_once))
+            time.sleep(0.02)
+            at_once.pop()
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(decode_slowly, range(4)))
+    assert most == [1] * 4
+    monkeypatch.setattr(decode, "ONE_AT_A_TIME", 10**9)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(decode_slowly, range(4)))
+    assert max(most) > 1
+
+
+def test_reading_processes_share_the_turn_of_large_pictures(monkeypatch):
+    monkeypatch.setattr(workers, "PARALLEL_FROM", 1)
+    spans = list(workers.map_parallel(hold_the_turn, range(4), 2, "", None))
+    assert len({process for *_, process in spans}) == 2
+    assert all(end <= start for (_, end, _), (start, *_) in itertools.pairwise(sorted(spans)))
+
+
+def hold_the_turn(_):
+    with decode.large_picture:
+        start = time.monotonic()
+        time.sleep(0.1)
+        return start, time.monotonic(), os.getpid()
+
+
+def test_a_pipe_is_no_picture(tmp_path):
+    os.mkfifo(tmp_path / "a.jpg")
+    for read in (read_pil, read_fast):
+        with pytest.raises(OSError, match="not a plain file"):
+            read(tmp_path / "a.jpg", RESIZES[0])
+    assert inspection.inspect_file(tmp_path, "a.jpg").detail == "it is not a plain file"

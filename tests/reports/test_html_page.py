@@ -218,6 +218,7 @@ def test_evals_page_is_on_the_datasets_own_scale(scored, run):
     text = (scored / "e" / "report.html").read_text()
     found, table = data_of(text), pd.read_csv(scored / "test.csv").set_index("image")["score"]
     assert found["photos"]["other"] == pytest.approx(table[found["photos"]["image"]].tolist())
+    assert {"MAE on 0 to 1", "RMSE on 0 to 1"} < {row[0] for row in found["figures"]}
     assert (found["range"], len(thumbnails_of(text))) == ([0, 10], 4)
     assert found["notes"][0].startswith("4 of 6 photographs are shown")
     assert [chart["text"].split(" ")[0] for chart in found["charts"]] == ["6", "6"]

@@ -374,6 +374,29 @@ def test_narrow_and_wide_screens(reader, shown, width):
         reader.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
+def test_names_begin_below_their_folder_the_filter_has_the_real_range_and_a_phone_no_keys(reader, tmp_path):
+    photos = [
+        Photo(f"/home/me/photos/{name}.jpg", None, score) for name, score in (("a/x", 2.5), ("ab", 7.25))
+    ]
+    write_page(tmp_path / "page.html", a_page(), photos)
+    reader.open(tmp_path / "page.html")
+    assert [name.text for name in reader.all(".about > .name:first-child")] == ["ab.jpg", "a/x.jpg"]
+    assert "Folder\n/home/me/photos/" in reader.one("#overview").text
+    assert [reader.one(f"#{name}").get_attribute("placeholder") for name in ("low", "high")] == [
+        "2.50",
+        "7.25",
+    ]
+    assert "Arrow keys" in reader.one("#hint").text
+    size = {"width": 320, "height": 700, "deviceScaleFactor": 1, "mobile": True}
+    reader.driver.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": True})
+    reader.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    try:
+        assert reader.one("#hint").text == ""
+    finally:
+        reader.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+        reader.driver.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": False})
+
+
 @pytest.mark.parametrize("kind", ["empty", "errors", "single", "plain", "equal"])
 def test_odd_pages_open(reader, tmp_path, kind):
     photos = {

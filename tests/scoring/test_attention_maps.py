@@ -1,5 +1,6 @@
 """Attention maps: they show the network's own attention; the share of the background is right; overlays are drawn."""
 
+import resource
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image
 
 import predict
 from iaa.networks.attention_maps import (
+    AttentionMap,
     AttentionRecorder,
     background_share,
     mean_map,
@@ -19,6 +21,7 @@ from iaa.networks.attention_maps import (
 )
 from iaa.networks.trained_network import load_network
 from iaa.reports import overlays
+from iaa.scoring.sources import Sources
 from iaa.scoring.table import read_rows
 from models.sampling import sample_features
 
@@ -64,7 +67,7 @@ def test_the_weights_are_those_of_the_attention(trained):
     layer = trained.model.get_submodule(LAYERS[0])
     x = torch.randn(2, 14, 14, 16)
     with torch.no_grad():
-        expected, (positions, references) = layer(x)
+        expected, (positions, references, _) = layer(x)
         weights, points = layer.attention_weights(x)
         _, _, v, _, _ = layer.project(x)
         out = (weights @ v).transpose(1, 2).reshape(x.shape)
@@ -129,7 +132,7 @@ def test_overlays_are_drawn_and_named_in_the_table(tmp_path, weights, command, m
     status, _, err = command("p", "--weights", weights, "--explain", "why", "--out", "s.csv", *CPU)
     assert status == 1, err
     rows = list(read_rows(tmp_path / "s.csv"))
-    assert [row["explanation"] for row in rows] == ["why/p/a.png.png", "", "why/p/b/a.png.png"]
+    assert [row["explanation"] for row in rows] == ["why/a.png.png", "", "why/b/a.png.png"]
     assert [row["attention_background"] is None for row in rows] == [False, True, False]
     assert 0 <= rows[0]["attention_background"] <= 1
     for row in rows[::2]:
@@ -140,28 +143,59 @@ def test_overlays_are_drawn_and_named_in_the_table(tmp_path, weights, command, m
     assert (tmp_path / "one" / "p" / "a.png.png").is_file()
 
 
-def test_an_overlay_that_cannot_be_drawn_costs_no_score(tmp_path, weights, command, monkeypatch, caplog):
+def test_an_overlay_that_cannot_be_drawn_costs_no_score_but_a_full_disk_ends_the_command(
+    tmp_path, weights, command, monkeypatch, caplog
+):
     make_pictures(tmp_path / "p", ["a.png"])
 
-    def full(*_):
-        raise OSError(28, "No space left on device")
+    def fail(*_):
+        raise ValueError("odd")
 
-    monkeypatch.setattr(overlays, "draw", full)
     out = ("--explain", tmp_path / "why", "--out", tmp_path / "s.csv")
     words = (tmp_path / "p", "--weights", weights, *out, *CPU)
-    assert command(*words)[0] == 0
+    with monkeypatch.context() as patch:
+        patch.setattr(overlays, "draw", fail)
+        assert command(*words)[0] == 0
     row = next(read_rows(tmp_path / "s.csv"))
     assert row["score"] is not None
     assert row["explanation"] == ""
-    assert "its overlay could not be drawn (No space left on device)" in caplog.text
+    assert "its overlay could not be drawn (odd)" in caplog.text
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, limits[1]))
+    try:
+        status, _, err = command(*words, "--overwrite")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert (status, err.count("\n")) == (2, 1)
+    assert "a.png.png: File too large; check the path and the disk" in err
 
 
-def test_overlays_lie_as_their_photographs_do(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    place = overlays.overlay_path
-    assert place(Path("why"), "p/a.jpg") == Path("why/p/a.jpg.png")
-    assert place(Path("why"), str(tmp_path / "p" / "a.jpg")) == Path("why/p/a.jpg.png")
-    assert place(Path("why"), "/elsewhere/a.jpg") == Path("why/_root/elsewhere/a.jpg.png")
-    outside = place(Path("why"), "../a.jpg")
-    assert outside == Path("why/_root", *tmp_path.parent.parts[1:], "a.jpg.png")
-    assert outside != place(Path("why"), "a.jpg")
+def test_a_name_with_dollars_is_no_formula(tmp_path):
+    layer = AttentionMap(np.zeros((1, 2, 2, 2)), np.zeros((2, 2, 2)), np.full((2, 2), 0.25))
+    make_pictures(tmp_path, ["a$x$b$.png"])
+    name, out = str(tmp_path / "a$x$b$.png"), tmp_path / "o.png"
+    assert overlays.draw_overlay(out, name, {"a": layer}, "a$x$b$.png: score 5")
+    assert out.stat().st_size > 1000
+
+
+def a_file(path, *_):
+    """Instead of the picture, which takes a second to draw."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+
+
+def test_overlays_lie_as_their_photographs_do_below_what_was_named(tmp_path, weights, command, monkeypatch):
+    make_pictures(tmp_path / "photos", ["a/x.png", "b/x.png"])
+    make_pictures(tmp_path / "more", ["x.png"])
+    monkeypatch.chdir(tmp_path / "photos")
+    monkeypatch.setattr(overlays, "draw", a_file)
+    words = ("--weights", weights, "--explain", "../why", "--out", "../new/folder/s.csv", *CPU)
+    status, text, _ = command("a", *words)
+    assert status == 0
+    assert text.endswith("; written to ../new/folder/s.csv, ../why (overlays: 1)\n")
+    assert command("../more", "b", *words, "--append")[0] == 0  # no overlay of before is replaced
+    root = Path("../why/_root", *tmp_path.parts[1:])
+    found = [row["explanation"] for row in read_rows(tmp_path / "new" / "folder" / "s.csv")]
+    assert found == ["../why/x.png.png", str(root / "more/x.png.png"), str(root / "photos/b/x.png.png")]
+    assert Sources(["a", "../more/x.png"]).common_folder() == str(tmp_path)
+    assert Sources(["a/*"], ["/dev/null"]).common_folder() == str(tmp_path / "photos" / "a")

@@ -2,6 +2,7 @@
 
 import functools
 import logging
+import math
 import os
 import signal
 import subprocess
@@ -22,6 +23,7 @@ from iaa import prediction
 from iaa.evaluation.leakage import KnownPhotos
 from iaa.networks.purpose import recognise
 from iaa.networks.trained_network import load_network
+from iaa.options import scoring_options
 from iaa.scoring.rows import read_reference
 from iaa.scoring.table import read_rows
 
@@ -45,6 +47,9 @@ def scored_rows(command, tmp_path):
 
 def test_scores_are_those_of_the_evaluation(ava, run, scored_rows):
     weights = make_weights(ava / "w.pth")
+    assert (
+        scoring_options.parse(["--weights", str(weights)]).amp == "off"
+    )  # float32 on every device, as --eval
     status, result, err = run(
         arguments(ava, eval=True, path_to_model_weight=weights, interest_points="image")
     )
@@ -103,6 +108,16 @@ def test_scores_are_on_the_datasets_own_scale(album, tmp_path, scored_rows):
         assert not {"vote1", "spread"} & share.keys()
         assert ten["score"] == pytest.approx(10 * share["score"], rel=1e-5)
         assert para["score"] == pytest.approx(1 + 4 * share["score"], rel=1e-5)
+
+
+def test_scores_outside_the_scale_are_explained(album, tmp_path, command, scored_rows):
+    weights = make_weights(tmp_path / "w.pth", 1, "csv", scale=(-1, 0))  # its outputs lie about 1
+    page = tmp_path / "page.html"
+    count = sum(row["score"] > 0 for row in scored_rows(album, "--weights", weights, "--report", page))
+    told = f"({count} lie outside it: raw outputs, often of a network that has hardly learned)"
+    assert count > 0
+    assert f"The scale is -1 to 0 {told}." in page.read_text()
+    assert f"on a scale of -1 to 0 {told}\n" in command(album, "--weights", weights, *CPU)[1]
 
 
 def test_a_bare_file_of_scores_needs_its_dataset(album, tmp_path, command, scored_rows):
@@ -215,13 +230,13 @@ def test_a_reference_of_the_protocol_is_put_on_the_datasets_scale(album, tmp_pat
 def test_a_reference_with_photographs_of_the_training_has_metrics_without_them(tmp_path):
     network = load_network(make_weights(tmp_path / "w.pth"))
     network.model.photographs = KnownPhotos.of(["a.jpg", "b.jpg"], []).as_texts()
-    true = [5, 4, 1, 2, 3, None]
+    true = [5, 4, 1, 2, 3, None, math.inf]
     table = pd.DataFrame(
-        {"image": [f"x/{name}.jpg" for name in "abcdef"], "score": range(1, 7), "true_score": true}
+        {"image": [f"x/{name}.jpg" for name in "abcdefg"], "score": range(1, 8), "true_score": true}
     )
     table.to_csv(tmp_path / "r.csv", index=False)
     scores, notes = read_reference(str(tmp_path / "r.csv"), network)
-    assert scores.tolist() == [1, 2, 3, 4, 5, 6]
+    assert scores.tolist() == [1, 2, 3, 4, 5, 6, 7]
     assert [note.partition("csv: ")[2] for note in notes] == [
         "SRCC -0.6000, PLCC -0.6000 on all of them (5)",
         "SRCC 1.0000, PLCC 1.0000 on those not seen in training (3)",

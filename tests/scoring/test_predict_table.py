@@ -10,6 +10,7 @@ from itertools import islice
 
 import pandas as pd
 import pytest
+import torch
 from helpers.data import make_pictures
 from helpers.networks import make_weights
 from helpers.processes import ended, fork
@@ -55,6 +56,32 @@ def test_an_interrupted_run_goes_on_where_it_stopped(album, weights, tmp_path, c
         assert [os.path.relpath(row["image"], album) for row in rows] == names
 
 
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_a_table_goes_on_from_another_working_folder(tmp_path, weights, command, monkeypatch, ending, caplog):
+    for number, name in enumerate("ab"):
+        make_pictures(tmp_path / name / "p", ["x.png", "y.png"], seed=number)
+    out = tmp_path / f"s.{ending}"
+    words = ("--weights", weights, "--out", out, *CPU)
+    monkeypatch.chdir(tmp_path / "a")
+    assert command("p", *words)[0] == 0
+    before = list(read_rows(out))
+    monkeypatch.chdir(tmp_path / "b")
+    status, text, _ = command("p", "../a/p", *words, "--append")
+    assert status == 0
+    assert "2 photographs scored" in text
+    assert "2 had a row already" in text
+    rows = {row["image"]: row["score"] for row in read_rows(out)}
+    assert sorted(rows) == ["../b/p/x.png", "../b/p/y.png", "p/x.png", "p/y.png"]
+    assert len(set(rows.values())) == 4
+    assert all(rows[row["image"]] == row["score"] for row in before)
+    monkeypatch.chdir(tmp_path)
+    assert "4 had a row already" in command("a", "b", *words, "--append")[1]
+    os.rename(tmp_path / "a", tmp_path / "c")
+    monkeypatch.chdir(tmp_path / "c")
+    assert "4 had a row already" in command("p", "../b", *words, "--append")[1]
+    assert "a, which is not there; its relative names are taken as from here" in caplog.text
+
+
 def table_of(path, weights):
     """A table, and how its rows are made."""
     table = Table(path, scoring_rows.RowBuilder(load_network(weights)).columns)
@@ -89,6 +116,33 @@ def test_a_killed_run_has_all_its_rows_and_goes_on(album, weights, tmp_path, com
     assert "4 had a row already" in text
     assert out.read_bytes() == whole
     assert sorted(path.name for path in tmp_path.glob("s.*")) == [out.name, f"{out.name}.run.json"]
+
+
+def test_no_spreadsheet_runs_a_name_of_a_csv_and_no_terminal_does(weights, tmp_path, command, monkeypatch):
+    names = ["\td.png", "+a.png", "-b.png", "=1+1.png", "@c.png", "e\x1b[31m.png", "f.png"]
+    make_pictures(tmp_path / "p", names)
+    (tmp_path / "p" / "g\x1b]0;x.png").write_text("")
+    monkeypatch.chdir(tmp_path / "p")
+    words = ("*", "--weights", weights, "--out", "../s.csv", *CPU)
+    status, text, err = command(*words)
+    assert status == 1
+    assert "\x1b" not in text + err
+    assert "g\\x1b]0;x.png  (the file has 0 bytes)" in text
+    found = [row["image"] for row in read_rows(tmp_path / "s.csv")]
+    assert found == [*(f"./{name}" for name in names[:5]), *names[5:], "g\x1b]0;x.png"]
+    assert "8 had a row already" in command(*words, "--append")[1]
+    columns = ["image", "score", "url", "key"]
+    for ending, quote in (("csv", "'"), ("jsonl", "")):
+        table = Table(tmp_path / f"t.{ending}", columns)
+        with table.writing({"columns": columns}) as write:
+            write({"image": "a.png", "score": -1.5, "url": "=x", "key": "-1"})
+        row = next(read_rows(table.path))
+        assert (row["score"], row["url"], row["key"]) == (-1.5, f"{quote}=x", f"{quote}-1")
+    bad = tmp_path / "e\x1b[31m.pth"
+    torch.save({"cls\x1b[2Jhead": torch.ones(1)}, bad)
+    status, text, err = command("*", "--weights", bad, *CPU)
+    assert (status, err.count("\n")) == (2, 1)
+    assert "\x1b" not in text + err
 
 
 @pytest.mark.parametrize("ending", ["csv", "jsonl"])

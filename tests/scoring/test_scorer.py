@@ -54,6 +54,17 @@ def test_tensors_are_scored_as_pictures_but_for_rounding(scorer, pictures):
     assert scorer(exact).tolist() == pytest.approx(expected, abs=1e-4)
 
 
+def test_a_tensor_in_a_list_is_told_what_to_do(scorer):
+    for photographs in ([torch.zeros(3, 8, 8)], torch.zeros(1, 3, 8, 8)):
+        scores, errors = scorer.each(photographs)
+        assert np.isnan(scores).tolist() == [True]
+        assert errors == [
+            "a tensor in a list; call the scorer with one tensor N x 3 x H x W, or list arrays H x W x 3"
+        ]
+    with pytest.raises(InputError, match="a tensor in a list"):
+        scorer([torch.zeros(3, 8, 8)])
+
+
 def test_grey_pictures(scorer, pictures):
     grey = np.asarray(Image.fromarray(pictures[0]).convert("L"))
     assert scorer(grey) == scorer(np.dstack([grey] * 3))
@@ -92,7 +103,7 @@ def test_threads_share_it(scorer, pictures):
         (7, "7: expected str, bytes or os.PathLike object, not int"),
         (Image.new("F", (8, 8)), "mode=F.*: its pixels are floating point"),
         ("no.jpg", "no.jpg: there is no such file"),
-        ([torch.rand(2, 3, 8, 8)], "not Tensor"),
+        ([torch.rand(2, 3, 8, 8)], "a tensor in a list; call the scorer with one tensor"),
     ],
 )
 def test_what_is_no_photograph_is_refused(scorer, photograph, problem):

@@ -1,6 +1,7 @@
 """Shards of photographs: what is read of whole and of damaged ones, and by what each photograph is known."""
 
 import os
+import subprocess
 
 import numpy as np
 import pytest
@@ -118,6 +119,8 @@ def test_members_that_are_no_photographs_are_rows_and_their_texts_are_not_truste
         ("cut.png", picture(0)[:100]),
         ("text.png", b"no picture"),
         (".hidden.png", picture(1)),
+        ("__MACOSX/._a.png", b"notes"),
+        ("@eaDir/a.png/SYNO.png", picture(1)),
     ]
     make_shard(tmp_path / "a.tar", members)
     photos = Photos(Resize(8, "bicubic"), batch_size=5)
@@ -167,6 +170,36 @@ def test_a_table_goes_on_with_the_shards_that_it_lacks(tmp_path, weights, comman
     rows = list(read_rows(tmp_path / "s.jsonl"))
     assert rows[:5] == before
     assert [row["image"] for row in rows[5:]] == [f"{tmp_path}/b.tar/{n:05d}.png" for n in range(5)]
+
+
+def test_a_small_tar_with_large_members_costs_these_alone(tmp_path, weights, command):
+    """1 TB of hole, compressed 16 MB of zeros, a name of 2 MB."""
+    (tmp_path / "in").mkdir()
+    os.truncate(os.open(tmp_path / "in" / "b.png", os.O_CREAT | os.O_WRONLY), 2**40)
+    for name in ("a.png", "c.png"):
+        (tmp_path / "in" / name).write_bytes(picture(1))
+    files = ("-C", str(tmp_path / "in"), "a.png", "b.png", "c.png")
+    subprocess.run(["tar", "--sparse", "-cf", tmp_path / "hole.tar", *files], check=True)
+    make_shard(
+        tmp_path / "zeros.tgz",
+        [("a.png", picture(1)), ("b.png", bytes(2**24)), ("c.png", picture(2))],
+        "w:gz",
+    )
+    names = [("a.png", picture(1)), (f"{'n' * 2**21}.png", b""), ("c.png", picture(2))]
+    make_shard(tmp_path / "name.tgz", names, "w:gz")
+    limit = ("--max_bytes", 2**23)
+    for shard, errors in (("hole.tar", 1), ("zeros.tgz", 1), ("name.tgz", 0)):
+        out = tmp_path / f"{shard}.csv"
+        status, _, _ = command(tmp_path / shard, "--weights", weights, "--out", out, *limit, *CPU)
+        rows = list(read_rows(out))
+        assert status == 1
+        assert [row["error"] for row in rows if row["error"]] == [
+            "it has more than 8,388,608 bytes (--max_bytes)"
+        ] * errors
+        assert [os.path.basename(row["image"]) for row in rows if not row["error"]] == ["a.png", "c.png"][
+            : errors + 1
+        ]
+    assert (tmp_path / "hole.tar").stat().st_size < 2**17
 
 
 @pytest.mark.parametrize("option", ["--explain", "--report"])

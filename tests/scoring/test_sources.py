@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+from iaa.photographs.picture_files import find_pictures
 from iaa.scoring import photos
 from iaa.scoring.photos import Photos
 from iaa.scoring.sources import Sources
@@ -26,6 +27,9 @@ def tree(tmp_path):
         "z/c.webp",
         "z/y/d.tiff",
         ".git/e.jpg",
+        "@eaDir/a.png/SYNOPHOTO_THUMB_M.jpg",
+        "z/__MACOSX/c.webp",
+        "z/._c.webp",
         "film.mpg",
         "p.pdf",
     ):
@@ -49,10 +53,45 @@ def test_globs_and_files_and_repeats(tree, monkeypatch):
     assert list(Sources([str(tree / "**" / "*.webp")])) == [str(tree / "z" / "c.webp")]
     assert list(Sources(["notes.txt", "./notes.txt"])) == ["notes.txt"]  # asked for by name
     assert list(Sources(["z", "z/y/d.tiff", "z/y"])) == ["z/c.webp", "z/y/d.tiff"]
+    assert list(Sources(["z/__MACOSX/*"])) == ["z/__MACOSX/c.webp"]
     assert list(Sources(["*.gif"])) == ["*.gif"]  # a row with an error
     (tree / "odd[1].png").write_bytes(b"x")
     (tree / "odd1.png").write_bytes(b"x")
     assert list(Sources(["odd[1].png"])) == ["odd[1].png"]
+    for folder in ("shoot [raw]", "shoot r"):
+        (tree / folder).mkdir()
+        (tree / folder / "x.jpg").write_bytes(b"x")
+    assert list(Sources(["shoot [raw]/*.jpg"])) == ["shoot [raw]/x.jpg"]
+    assert list(Sources(["./sho*[r]/*"])) == ["./shoot r/x.jpg"]
+    assert list(Sources(["**", ".g*/*"])) == [
+        *("a.png", "b.JPG", "film.mpg", "notes.txt", "odd1.png", "odd[1].png", "p.pdf"),
+        *("shoot [raw]/x.jpg", "shoot r/x.jpg", "z/c.webp", "z/y/d.tiff", ".git/e.jpg"),
+    ]
+
+
+def test_each_real_folder_is_searched_once_whatever_links_there_are(tree, monkeypatch):
+    monkeypatch.chdir(tree)
+    (tree / "z" / "loop").symlink_to("..")
+    (tree / "self").symlink_to("self")
+    (tree / "a_link").symlink_to("z/y")
+    outside = tree.parent / f"{tree.name}_outside"
+    (outside / "more").mkdir(parents=True)
+    (outside / "more" / "o.png").write_bytes(b"x")
+    (tree / "out").symlink_to(outside)
+    found = ["a.png", "b.JPG", "z/c.webp", "z/y/d.tiff", "out/more/o.png"]
+    assert [os.path.normpath(path) for path in Sources(["."])] == found
+    assert sorted(find_pictures(".")[0]) == sorted([*found, "film.mpg", "p.pdf"])
+    assert list(Sources(["**/*.[wpt]*[gpf]"])) == [
+        "a.png",
+        "out/more/o.png",
+        "p.pdf",
+        "z/c.webp",
+        "z/y/d.tiff",
+    ]
+    through_loop = [f"z/loop/{name}" for name in ("a.png", "b.JPG", "out/more/o.png")]
+    assert list(Sources(["a_link", "z"])) == ["a_link/d.tiff", "z/c.webp", *through_loop]
+    assert list(Sources(["**/**/d.*"])) == ["z/y/d.tiff"]
+    assert list(Sources(["self"])) == ["self"]  # a row with an error
 
 
 def test_lists_from_a_file_and_from_standard_input(tree, monkeypatch):
@@ -62,6 +101,11 @@ def test_lists_from_a_file_and_from_standard_input(tree, monkeypatch):
     monkeypatch.chdir(tree)
     wanted = ["a.png", "z/c.webp", "z/y/d.tiff", "odd \udcff 'x' ü.png"]
     assert list(Sources([], ["list.txt"])) == wanted
+    for content in ("a.png\r\nz/c.webp\r\n".encode("utf-16"), b"a.png\0z/c.webp\0"):
+        (tree / "other.txt").write_bytes(content)
+        assert list(Sources([], ["other.txt"])) == ["a.png", "z/c.webp"]
+    (tree / "windows.txt").write_bytes(b"z\\y\\d.tiff\r\nz\\gone.tiff")
+    assert list(Sources([], ["windows.txt"])) == ["z/y/d.tiff", "z\\gone.tiff"]
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a.png\nz/c.webp")))
     found = Sources(["b.JPG"], ["-"])
     reading, writing = os.pipe()

@@ -182,7 +182,7 @@ def test_space_and_experiment_are_the_released_ones():
 def test_outside_an_experiment_nothing_is_asked_of_nni(monkeypatch):
     monkeypatch.delenv("NNI_TRIAL_JOB_ID", raising=False)
     assert not nni_trial.in_experiment()
-    assert nni_trial.get_parameters() == {}
+    assert nni_trial.get_parameters({}) == {}
 
 
 @pytest.fixture

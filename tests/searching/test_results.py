@@ -14,7 +14,9 @@ from helpers.runs import table as metrics_table
 from helpers.searches import SPACE, epochs_of, read_all, wait_for, words
 
 import main_nni
+import option
 import search
+from iaa import experiment
 from iaa.searching import nni_trial, optuna_search
 
 COMMAND = search  # of the fixture `command`
@@ -66,17 +68,47 @@ def as_a_trial(ava, monkeypatch, **point):
 
 
 @pytest.mark.slow
-def test_a_trial_goes_on_from_its_checkpoint(ava, run, monkeypatch):
+@pytest.mark.parametrize("name", ["last.pt", "previous.pt"])
+def test_a_trial_goes_on_from_its_checkpoint(ava, run, monkeypatch, name):
+    """previous.pt: the trial was killed between the two renames of a save."""
     as_a_trial(ava, monkeypatch, init_lr=1e-3)
     rest = arguments(ava, experiment_dir_name=None, num_epoch=3)
     with monkeypatch.context() as patch:
         patch.setattr(nni_trial, "report_end", lambda *_: os.kill(os.getpid(), signal.SIGTERM))
         assert run(rest)[0] == 143
     before = (ava / "t" / "metrics.csv").read_bytes()
+    (ava / "t" / "checkpoints" / "last.pt").rename(ava / "t" / "checkpoints" / name)
     status, _, err = run(rest)
     assert status == 0, err
     assert (ava / "t" / "metrics.csv").read_bytes() == before
     assert json.loads((ava / "t" / "run.json").read_text())["parameters"] == {"init_lr": 1e-3}
+
+
+def test_a_trial_leaves_out_what_has_no_meaning_beside_what_it_draws(ava, monkeypatch, command):
+    drawn = {"refinement": "off", "explore_share": 0.3, "schedule": "step", "decay_every": 2}
+    as_a_trial(ava, monkeypatch, **drawn)
+    merged = nni_trial.add_parameters({"dataset": "ava", "path_to_images": "x", "path_to_save_csv": "y"})
+    option.complete_network(option.complete(merged), merged, {})
+    used = {"refinement": "off", "schedule": "step", "decay_every": 2}
+    assert nni_trial.get_parameters({"dataset": "ava"}) == used
+    for name, parameters in (("a", used), ("b", {"explore_share": 0.3})):
+        (ava / "s" / name).mkdir(parents=True)
+        (ava / "s" / name / "run.json").write_text(json.dumps({"parameters": parameters}))
+    rows = [line.split() for line in command("show", ava / "s")[1].splitlines()]
+    column = rows[0].index("explore_share")
+    assert [row[column] for row in rows[1:]] == ["-", "0.3"]
+
+
+def test_a_trial_whose_folder_another_process_has_waits_and_leaves_it_alone(ava, run, monkeypatch):
+    as_a_trial(ava, monkeypatch, init_lr=1e-3)
+    monkeypatch.setattr(experiment, "TRIALS_WAIT", 0.1)
+    (ava / "t").mkdir()
+    text = json.dumps({"status": "running", "host": "elsewhere", "pid": 1})
+    (ava / "t" / "run.json").write_text(text)
+    status, _, err = run(arguments(ava, experiment_dir_name=None))
+    assert status == 2
+    assert "process 1 on elsewhere" in err
+    assert (ava / "t" / "run.json").read_text() == text
 
 
 def test_a_run_that_was_killed_is_lost(ava, run):

@@ -238,6 +238,8 @@ def test_a_search_whose_first_trials_all_fail_ends(fake, command, monkeypatch):
     status, _, err = command(*words(fake, 40))
     assert status == 2
     assert "the first 3 trials have all failed, the last one: no such GPU" in err
+    trials = [(result.status, result.reason, set(result.parameters)) for result in read_all(fake)]
+    assert trials == [("failed", "no such GPU", set(SPACE))] * 3
 
 
 def test_what_belongs_to_the_search_is_refused_among_a_trials_options(tmp_path, command):

@@ -7,9 +7,8 @@ from helpers.runs import refused
 
 import option
 from iaa.errors import InputError
+from iaa.options import scoring_options
 from iaa.training.build import pick_device
-
-COMPILED = {"compile": True, "grad_checkpoint": True}
 
 
 def edit(path, line, text):
@@ -21,6 +20,14 @@ def edit(path, line, text):
 @pytest.mark.parametrize("name", ["path_to_images", "path_to_save_csv"])
 def test_missing_folder(run, ava, name):
     refused(run, ava, "nowhere: no such folder", f"--{name}", **{name: ava / "nowhere"})
+
+
+def test_missing_folders_are_named_together(run, ava):
+    needs = "--dataset ava needs --path_to_images and --path_to_save_csv; prepare_data.py makes the CSVs"
+    refused(run, ava, needs, path_to_images=None, path_to_save_csv=None)
+    missing = {"path_to_images": ava / "no", "path_to_save_csv": ava / "nowhere"}
+    problem = f"{ava}/nowhere: no such folder; --path_to_save_csv names it; {ava}/no: no such folder; "
+    refused(run, ava, problem + "--path_to_images names it; prepare_data.py makes the CSVs", **missing)
 
 
 def test_missing_csv(run, ava):
@@ -35,7 +42,7 @@ def test_missing_column_says_which_were_found(run, ava):
 
 
 def test_csv_without_score_or_votes_says_what_was_found(run, ava):
-    (ava / "train.csv").write_text("image,beauty\na.jpg,1\n")
+    (ava / "test.csv").write_text("image,beauty\na.jpg,1\n")
     refused(run, ava, "needs the column 'score'", "found image, beauty", dataset="csv")
 
 
@@ -151,7 +158,6 @@ def test_wrong_weights(run, ava):
         ({"interest_points": "median"}, "--interest_points median: choose from batch, image, running, grid"),
         ({"calibrate_points": 8}, "--calibrate_points needs --path_to_model_weight"),
         ({"calibrate_points": 0}, "--calibrate_points 0 must be at least 1"),
-        ({**COMPILED, "interest_points": "running"}, "--compile does not go with"),
         ({"cuda_graph": "on"}, "--cuda_graph on: the device is cpu; leave it out"),
         ({"amp": "fp8"}, "--amp fp8: choose from auto, bf16"),
         ({"save_minutes": -1}, "--save_minutes -1 must be at least 0"),
@@ -186,6 +192,34 @@ def test_unknown_option_is_one_line(run):
     status, _, err = run(["--no_such_option"])
     assert status == 2
     assert err.splitlines() == ["main_nni.py: unrecognized arguments: --no_such_option (see --help)"]
+
+
+@pytest.mark.parametrize(
+    ("word", "meant"),
+    [
+        ("--lr", "--init_lr"),
+        ("--init-lr=1", "--init_lr"),
+        ("--epochs", "--num_epoch"),
+        ("--weights", "--path_to_model_weight"),
+        ("--optimiser", "--optimizer"),
+    ],
+)
+def test_a_misspelt_or_foreign_option_is_answered_with_the_nearest(run, word, meant):
+    problem = f"unrecognized arguments: {word} 3; did you mean {meant}? (see --help)"
+    assert run([word, "3"])[2] == f"main_nni.py: {problem}\n"
+
+
+def test_a_misspelt_option_of_a_file_or_a_tuner_is_answered_with_the_nearest(run, ava):
+    (ava / "o.json").write_text('{"lr": 0.1}')
+    assert "unknown option 'lr'; did you mean init_lr? --help" in run(["--options", ava / "o.json"])[2]
+    with pytest.raises(InputError, match=r"'epochs'; did you mean num_epoch\? the search may set"):
+        option.tuned({"epochs": 3})
+
+
+def test_an_output_folder_is_made(tmp_path):
+    out = tmp_path / "new" / "deeper" / "scores.csv"
+    scoring_options.check(scoring_options.parse(["x.jpg", "--weights", "w.pth", "--out", str(out)]))
+    assert out.parent.is_dir()
 
 
 def test_a_folder_that_cannot_be_made(run, ava):

@@ -1,0 +1,34 @@
+"""Signals: what has been heard is answered, even by a command whose reading processes are stuck."""
+
+import multiprocessing
+import os
+import signal
+import time
+
+import pytest
+
+from iaa.errors import Interrupted
+from iaa.photographs import workers
+from iaa.runtime import signals
+
+
+def hang(number):
+    if number:
+        time.sleep(1000)
+    return os.getpid()
+
+
+def test_a_reading_process_that_is_stuck_ends_with_the_command(monkeypatch):
+    monkeypatch.setattr(workers, "PARALLEL_FROM", 1)
+    monkeypatch.setattr(signals, "PATIENCE", 0.5)
+    with signals.StopSignal() as stop:
+        results = workers.map_parallel(hang, range(3), 1, "", stop)
+        reader = next(results)
+        signal.raise_signal(signal.SIGTERM)
+        start = time.monotonic()
+        with pytest.raises(Interrupted):
+            next(results)
+    assert time.monotonic() - start < 30
+    assert not multiprocessing.active_children()
+    with pytest.raises(ProcessLookupError):
+        os.kill(reader, 0)
