@@ -33,9 +33,7 @@ from util import make_loss
 
 log = logging.getLogger("eat")
 
-TRIALS_WAIT = (
-    600  # seconds; a search may start a trial again before its old process has ended, or counts as dead
-)
+TRIALS_WAIT = 600  # seconds: a search may start a trial again before its old process counts as dead
 
 
 def run(user_options: dict) -> dict:
