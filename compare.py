@@ -48,9 +48,9 @@ def compare_runs(paths: Sequence[Path], threshold: float | None, json: Path | No
     images = len(runs[0].images)
     print("\n".join(comparison.format_tables(runs, differences)))
     print(
-        f"\n{images:,} images, high above {runs[0].thresholds[1]:g} on the scale of predictions.csv. Percentile bootstrap over images, "
-        f"{bootstrap.RESAMPLES:,} resamples, the same for all runs. More than noise: p below 0.05 after Holm's "
-        "correction. The effect of another training seed is not included."
+        f"\n{images:,} images. MAE, RMSE and the threshold of accuracy, {runs[0].thresholds[1]:g}, are on the scale of "
+        f"predictions.csv. Percentile bootstrap over images, {bootstrap.RESAMPLES:,} resamples, the same for all runs. "
+        "More than noise: p below 0.05 after Holm's correction. The effect of another training seed is not included."
     )
     if json is not None:
         metrics = [{"run": run.name, "metrics": run.metrics, "intervals": run.intervals} for run in runs]
