@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import stat
 import threading
@@ -17,9 +18,13 @@ import torch
 import torch.nn.functional as F
 from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
-from torchvision.io import ImageReadMode, decode_jpeg
 
 from iaa.errors import InputError
+
+try:
+    from torchvision.io import ImageReadMode, decode_jpeg
+except ImportError:  # torchvision 0.29 announces that it will go
+    decode_jpeg = None
 
 MAX_PIXELS = 2 * Image.MAX_IMAGE_PIXELS  # PIL's own limit; larger JPEGs are decoded at a reduced size
 MAX_PIXELS_JPEG, MAX_PIXELS_OTHERS = 1_000_000_000, 300_000_000  # larger pictures are refused
@@ -140,11 +145,22 @@ def read_plain_jpeg(source: str | os.PathLike | bytes, resize: Resize) -> np.nda
     if 0 < (pixels := _pixels_of_plain_jpeg(data)) <= MAX_PIXELS:
         try:
             with _turn_of(pixels):
-                picture = decode_jpeg(torch.frombuffer(data, dtype=torch.uint8), ImageReadMode.RGB)
+                picture = _decode(torch.frombuffer(data, dtype=torch.uint8))
                 return resize.tensor(picture).permute(1, 2, 0).numpy()
         except RuntimeError:
             pass
     return None
+
+
+def _decode(data: Tensor) -> Tensor:
+    """data: a JPEG's bytes, (N,) uint8. Returns (3, H, W) uint8. Raises RuntimeError if the file is damaged."""
+    if decode_jpeg is not None:
+        return decode_jpeg(data, ImageReadMode.RGB)
+    try:
+        with open_image(io.BytesIO(data.numpy())) as picture:
+            return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
+    except Exception as error:
+        raise RuntimeError(str(error)) from error
 
 
 def _pixels_of_plain_jpeg(data: bytearray) -> int:

@@ -40,6 +40,13 @@ def test_fast_pixels_are_pils_on_real_photographs(resize):
         assert_close(read_fast(path, resize), read_pil(path, resize))
 
 
+def test_a_torchvision_without_decoders_will_do(monkeypatch):
+    expected = [read_fast(path, RESIZES[0]) for path in PHOTOGRAPHS]
+    monkeypatch.setattr(decode, "decode_jpeg", None)
+    for path, pixels in zip(PHOTOGRAPHS, expected, strict=True):
+        np.testing.assert_array_equal(read_fast(path, RESIZES[0]), pixels)
+
+
 @pytest.mark.parametrize("mode", ["RGB", "L"])
 @pytest.mark.parametrize(
     "how",
