@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import logging
 import time
 from functools import partial
@@ -50,6 +51,8 @@ def run(user_options: dict) -> dict:
         if nni_trial.in_search():
             run_folder.write_outcome(nni_trial.pick_folder(user_options.get("experiment_dir_name")), error)
         raise
+    if distributed.rank():
+        atexit.register(distributed.end_at_once)
     return result | {"seconds": round(time.perf_counter() - start, 1)}
 
 
