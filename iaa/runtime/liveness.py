@@ -19,8 +19,10 @@ DEAD_AFTER = 300  # seconds without a write after which a process of another mac
 
 
 def identify_process() -> dict[str, Any]:
-    """This process, as run.json names it."""
-    return {"host": socket.gethostname(), "pid": os.getpid(), "pid_started": process_start_time(os.getpid())}
+    """This process, as run.json names it. pid_space: two containers may have one host name and numbers of their own."""
+    space = os.readlink("/proc/self/ns/pid")
+    number = {"pid": os.getpid(), "pid_started": process_start_time(os.getpid()), "pid_space": space}
+    return {"host": socket.gethostname(), **number}
 
 
 def process_start_time(pid: int) -> str:
@@ -39,7 +41,8 @@ def describe_owner(folder: Path) -> str:
     if run.get("status") != "running" or not run.get("host") or run | me == run:
         return ""
     owner = f"process {run.get('pid')} on {run['host']}"
-    if run["host"] == me["host"] and run.get("pid_started"):
+    is_here = run["host"] == me["host"] and run.get("pid_space", me["pid_space"]) == me["pid_space"]
+    if is_here and run.get("pid_started"):
         return owner if process_start_time(run.get("pid")) == run["pid_started"] else ""
     try:
         (folder / LOCK).touch()
