@@ -73,7 +73,8 @@ def file_finder(folder: str | os.PathLike) -> Callable[[str], str | None]:
     def find(name: str) -> str | None:
         on_disk = find_entry(name) or ("\\" in name and find_entry(name.replace("\\", "/"))) or None
         if on_disk and on_disk.lower() != name.lower():
-            tell_once(f"{folder}: names are found though they are spelt otherwise there (accents, slashes)")
+            where = folder or "the list"
+            tell_once(f"{where}: names are found though they are spelt otherwise there (accents, slashes)")
         return on_disk
 
     return find
