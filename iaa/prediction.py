@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,11 +20,10 @@ import models
 from iaa.errors import InputError
 from iaa.networks.attention_maps import AttentionRecorder, background_share, mean_map
 from iaa.networks.trained_network import TrainedNetwork, load_for_command
-from iaa.options.scoring_options import ALL, is_parquet
+from iaa.options.scoring_options import ALL
 from iaa.reports import gallery
 from iaa.reports.overlays import draw_overlay, overlay_path
 from iaa.reports.terminal_summary import TerminalSummary
-from iaa.runtime import distributed
 from iaa.runtime.files import read_json_object
 from iaa.runtime.progress import progress_bar
 from iaa.runtime.signals import StopSignal, stop_errors
@@ -39,7 +38,7 @@ from iaa.scoring.rows import (
 )
 from iaa.scoring.shards import ORIGIN, shard_batches
 from iaa.scoring.sources import Sources, is_shard, path_number, shards_of
-from iaa.scoring.table import ParquetParts, Row, Table, open_table
+from iaa.scoring.table import Row, Table
 from iaa.training import checkpoint
 from iaa.training.build import pick_device
 from iaa.training.steps import Precision
@@ -58,8 +57,7 @@ def run(options: argparse.Namespace) -> int:
 def score(options: argparse.Namespace, stop: StopSignal) -> int:
     """Load the network, score the photographs that have no row yet, and write the page.
 
-    Returns 1 if a photograph has an error or a shard is damaged, else 0; each of several processes returns 0, for
-    torchrun would end the others.
+    Returns 1 if a photograph has an error or a shard is damaged, else 0.
     """
     device, sources = pick_device(options.gpu_id), Sources(options.paths, options.list)
     trained = load_for_command(options, will_calibrate=bool(options.calibrate_on))
@@ -83,10 +81,10 @@ def score(options: argparse.Namespace, stop: StopSignal) -> int:
         recorder = AttentionRecorder(trained.model, options.layer)
     extra_columns = ["attention_background"] if recorder else []
     extra_columns += ["explanation"] if options.explain else []
-    extra_columns += ORIGIN if is_parquet(options.out) or has_shards else ()
+    extra_columns += ORIGIN if has_shards else ()
     builder = RowBuilder(trained, reference, extra_columns)
     if options.out:
-        table = open_table(options.out, builder.columns)
+        table = Table(Path(options.out), builder.columns)
     common = ""
     if options.explain:
         earlier = read_json_object(table.settings_file) if options.append else {}
@@ -134,7 +132,7 @@ def score(options: argparse.Namespace, stop: StopSignal) -> int:
                 continue  # the last batch of a shard is empty
             rows = [make_row(options, builder, photo, common) for photo in waiting.pop(batch.shard)]
             if table and rows:
-                write(*(row for row, _ in rows), shard=batch.shard)
+                write(*(row for row, _ in rows))
             for row, attention in rows:
                 summary.add(row)
                 overlays += bool(row.get("explanation"))
@@ -155,8 +153,7 @@ def score(options: argparse.Namespace, stop: StopSignal) -> int:
     written = [str(path) for path in (options.out, options.report, options.save_calibrated) if path]
     written += [f"{options.explain} (overlays: {overlays})"] if options.explain else []
     summary.close(sources.describe_skipped(), written)
-    has_errors = summary.errors + summary.errors_before + damaged > 0
-    return int(has_errors and distributed.world_size() == 1)
+    return int(summary.errors + summary.errors_before + damaged > 0)
 
 
 def refuse_options(options: argparse.Namespace, trained: TrainedNetwork, has_shards: bool) -> None:
@@ -203,12 +200,9 @@ def calibrate(
     return f"running interest points calibrated on {used} photographs{unread}"
 
 
-def take_over_rows(
-    table: Table | ParquetParts, summary: TerminalSummary, page: gallery.Gallery | None
-) -> set[int]:
-    """Count the rows that the table has already. Returns the `path_number` of their photographs, and of finished shards."""
-    done = set(table.shards)
-    summary.shards_before = len(table.shards)
+def take_over_rows(table: Table, summary: TerminalSummary, page: gallery.Gallery | None) -> set[int]:
+    """Count the rows that the table has already. Returns the `path_number` of their photographs and shards."""
+    done: set[int] = set()
     for row in table.rows():
         done.update(map(path_number, [row["image"], *shards_of(row["image"])]))
         summary.count_earlier(row)
@@ -218,8 +212,8 @@ def take_over_rows(
 
 
 def unscored_batches(photos: Photos, paths: Iterable[str]) -> Iterator[PhotoBatch]:
-    """This process's share of the files, then of the shards."""
-    rank, world_size, shards = distributed.rank(), distributed.world_size(), []
+    """Batches of the files, then of the shards."""
+    shards = []
 
     def files() -> Iterator[str]:
         for path in paths:
@@ -228,8 +222,8 @@ def unscored_batches(photos: Photos, paths: Iterable[str]) -> Iterator[PhotoBatc
             else:
                 yield path
 
-    yield from photos.batches(islice(files(), rank, None, world_size))
-    yield from shard_batches(photos, shards[rank::world_size])
+    yield from photos.batches(files())
+    yield from shard_batches(photos, shards)
 
 
 def make_row(

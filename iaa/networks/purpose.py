@@ -37,8 +37,8 @@ def run_purpose(folder: Path) -> Purpose:
 
 def find_table_scale(table: Path) -> tuple[float, float] | None:
     """The scale of a table of scores, as its own `run.json` or the options of the run in its folder state it."""
-    settings = table / "_run.json" if table.is_dir() else table.with_name(f"{table.name}.run.json")
-    return as_scale(read_json_object(settings).get("score_range")) or run_purpose(table.parent).scale
+    settings = read_json_object(table.with_name(f"{table.name}.run.json"))
+    return as_scale(settings.get("score_range")) or run_purpose(table.parent).scale
 
 
 def agree(path: Path, name: str, stated: T | None, recorded: T | None) -> T | None:

@@ -13,7 +13,7 @@ from iaa.runtime.command_line import Parser
 from option import ANY_MODEL, CPUS, DATASETS, Option
 
 ALL = "all"  # the deformable layers
-ENDINGS = (".csv", ".jsonl", ".parquet")  # of a table of scores
+PARQUET = "Parquet is made of a CSV by pandas.read_csv(...).to_parquet(...), or by Ray (docs/scale.md)"
 
 # fmt: off
 # The options of every command that uses trained weights; see `load_network`.
@@ -38,7 +38,7 @@ TABLE = {
         Option("save_calibrated", Path, None, "save the calibrated weights in this file"),
     ),
     "what is written": (
-        Option("out", str, None, "table of scores: .csv or .jsonl, written after each batch; or .parquet, a folder of Parquet files (default: terminal only)", metavar="FILE"),
+        Option("out", str, None, "table of scores: .csv or .jsonl, written after each batch (default: terminal only)", metavar="FILE"),
         Option("append", bool, False, "continue --out: skip photographs that have a row already"),
         Option("overwrite", bool, False, "replace --out, --report and --save_calibrated"),
         Option("reference", str, None, "a run's predictions.csv, or a table of scores: adds the column `below`, the share of its scores that are lower", metavar="FILE"),
@@ -76,27 +76,19 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     return Parser(TABLE, prog="predict.py", usage=usage, description=about).parse_args(argv)
 
 
-def is_parquet(out: str | Path | None) -> bool:
-    """Whether --out is a folder of Parquet files."""
-    return out is not None and Path(out).suffix.lower() == ".parquet"
-
-
 def check(options: argparse.Namespace) -> None:
     """Raises InputError for options that contradict each other, and for output files that cannot be written. Makes their folders."""
     for name, owners in OWNERS.items():
         is_given = getattr(options, name) not in (False, None, ALL)
         if is_given and not any(getattr(options, owner) for owner in owners):
             raise InputError(f"--{name} belongs to --{' or --'.join(owners)}; give that, too")
-    out, several = options.out, distributed.world_size() > 1
-    shows, calibrates = options.explain or options.report, options.calibrate_on
+    if (count := distributed.world_size()) > 1:
+        remedy = "without torchrun, give each a part of the files or shards and an --out of its own"
+        raise InputError(f"{count} processes do not share a call (WORLD_SIZE); {remedy}")
     faults = [
         (not options.paths + options.list, "no photographs: give files, folders, globs, or --list FILE"),
         (options.append and options.overwrite, "--append and --overwrite exclude each other"),
         (options.explain and options.explain.is_file(), f"--explain {options.explain}: is no folder"),
-        (several and not is_parquet(out), "several processes need Parquet, as --out scores.parquet"),
-        (several and shows, "--report and --explain need one process"),
-        (several and calibrates, "--calibrate_on needs one process; then use --save_calibrated"),
-        (several and "-" in options.list, "--list -: several processes cannot read one standard input"),
     ]
     inputs = (options.weights, options.reference, *options.list, *options.paths, *options.calibrate_on)
     used = {os.path.realpath(path) for path in inputs if path is not None}
@@ -105,17 +97,15 @@ def check(options: argparse.Namespace) -> None:
         if (value := getattr(options, name)) is None:
             continue
         path, is_table = Path(value), name == "out"
-        is_folder = is_table and is_parquet(path)
-        folder = path if path.is_dir() else path.absolute().parent
+        folder = path.absolute().parent
         may_exist = is_table or options.overwrite or (name == "report" and options.append)
-        is_ending_wrong = is_table and path.suffix.lower() not in ENDINGS
+        is_ending_wrong = is_table and path.suffix.lower() not in (".csv", ".jsonl")
         faults += [
             (is_wrong, f"--{name} {value}: {problem}")
             for is_wrong, problem in (
                 (os.path.realpath(path) in used, "is an input or another output, too; give another file"),
-                (is_ending_wrong, f"its ending should be one of {', '.join(ENDINGS)}"),
-                (is_folder and path.is_file(), "is a file; Parquet is written as a folder"),
-                (path.is_dir() and not is_folder, "is a folder; give a file"),
+                (is_ending_wrong, f"its ending should be .csv or .jsonl; {PARQUET}"),
+                (path.is_dir(), "is a folder; give a file"),
                 (path.exists() and not may_exist, "exists; give another, or --overwrite"),
                 (
                     folder.is_dir() and not os.access(folder, os.W_OK),

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 
 from tqdm import tqdm
 
-from iaa.runtime import distributed
 from iaa.runtime.program import printable
 from iaa.scoring.table import Row
 
@@ -22,7 +21,7 @@ class TerminalSummary:
     def __init__(self, scale: tuple[float, float], out: str | None):
         self.out, self.scale, self.sum = out, scale, 0.0
         self.outside = 0  # scores beyond the scale
-        self.count = self.errors = self.rows_before = self.errors_before = self.shards_before = 0
+        self.count = self.errors = self.rows_before = self.errors_before = 0
         self._scored: list[Row] = []  # the SHOWN best, then the SHOWN worst, from high to low
         self._failed: list[Row] = []
 
@@ -47,12 +46,9 @@ class TerminalSummary:
             sys.stdout.flush()
 
     def close(self, left_out: str, written: Sequence[str]) -> None:
-        """Print the best and the worst rows, unless all were printed, and the summary, with the files written.
-
-        Each of several processes prints its own.
-        """
+        """Print the best and the worst rows, unless all were printed, and the summary, with the files written."""
         lines, files = [], f"; written to {', '.join(written)}" if written else ""
-        if self.out is not None and distributed.world_size() == 1:
+        if self.out is not None:
             lines = [_line(row) for row in (*self._scored, *self._failed)]
             if more := self.count - len(self._scored):
                 lines.insert(SHOWN, f"{'...':>9}  {more} more")
@@ -65,9 +61,7 @@ class TerminalSummary:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     def _summary(self) -> str:
-        rank, world_size = distributed.rank(), distributed.world_size()
-        text = f"process {rank} of {world_size}: " if world_size > 1 else ""
-        text += f"{self.count} photographs scored"
+        text = f"{self.count} photographs scored"
         if self.count:
             low, high = self.scale
             text += f", mean {self.sum / self.count:.4f} on a scale of {low:g} to {high:g}"
@@ -76,7 +70,6 @@ class TerminalSummary:
             ("; {} could not be read", self.errors),
             ("; {} had a row already", self.rows_before),
             (", {} of them with an error", self.errors_before),
-            ("; {} shards were done already", self.shards_before),
         ):
             text += words.format(number) if number else ""
         return text

@@ -32,14 +32,9 @@ def picture_endings() -> set[str]:
     return {ending for ending, name in Image.registered_extensions().items() if name in FORMATS}
 
 
-def as_utf8(path: str) -> str:
-    """A file name for Parquet: bytes that are not UTF-8 become \\xNN."""
-    return path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-
-
 def path_number(path: str) -> int:
-    """A 64-bit hash of the absolute path, the same for a name and for its `as_utf8`."""
-    name = as_utf8(os.path.abspath(path)).encode()
+    """A 64-bit hash of the absolute path."""
+    name = os.path.abspath(path).encode("utf-8", "surrogateescape")  # file names are bytes
     return int.from_bytes(hashlib.blake2b(name, digest_size=8).digest())
 
 

@@ -1,4 +1,4 @@
-"""Tables of scores: CSV and JSON lines grow batch by batch; Parquet is a folder of parts that reads as one table."""
+"""Tables of scores, as CSV or JSON lines, which grow batch by batch."""
 
 from __future__ import annotations
 
@@ -15,10 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from iaa.errors import InputError
-from iaa.options.scoring_options import is_parquet
-from iaa.runtime import distributed
-from iaa.runtime.files import atomic_write, read_json_object, to_json, write_json
-from iaa.scoring.sources import as_utf8, path_number
+from iaa.runtime.files import read_json_object, to_json, write_json
 
 log = logging.getLogger("eat")
 
@@ -26,21 +23,13 @@ TEXT = {"encoding": "utf-8", "errors": "surrogateescape"}  # file names are byte
 TEXTS = {"image", "error", "explanation", "url", "key"}  # columns of texts; all others hold numbers
 PATHS = ("image", "explanation")  # of them
 MAX_ROW = 2**16  # bytes; a path has at most 4096
-PART_ROWS = 2000
 # A row begins with its photograph, whose name begins with the path of its shard.
 _SHARD = re.compile(rb".*?\.(tar|tar\.gz|tgz)/", re.IGNORECASE)
 Row = dict[str, Any]
 
 
-def open_table(out: str, columns: Sequence[str]) -> Table | ParquetParts:
-    """The table of `--out`, with one row per photograph."""
-    return (ParquetParts if is_parquet(out) else Table)(Path(out), columns)
-
-
 class Table:
     """A CSV or JSON lines. `NAME.run.json` beside it records how the scores were made."""
-
-    shards: Sequence[int] = ()  # a finished shard is recognised by its rows
 
     def __init__(self, path: Path, columns: Sequence[str]):
         self.path, self.columns, self.names_from = path, list(columns), os.getcwd()
@@ -57,7 +46,7 @@ class Table:
         Raises InputError before anything is changed, OSError if the disk is full.
         """
 
-        def write(*rows: Row, shard: str = "") -> None:
+        def write(*rows: Row) -> None:
             is_new = self.path.stat().st_size == 0
             rows = [rebase(row, os.getcwd(), self.names_from) for row in rows]
             file.write(self._lines(rows, with_header=is_new).encode(**TEXT))
@@ -93,112 +82,6 @@ class Table:
         return (rebase(row, self.names_from, os.getcwd()) for row in read_rows(self.path))
 
 
-class ParquetParts:
-    """A folder of Parquet files, which the processes of one run write together. All parts have the same columns.
-
-    There is a part for each shard, and parts of PART_ROWS rows for files. `_run.json` records how the scores were made;
-    readers of such folders ignore names that begin with `_`.
-    """
-
-    def __init__(self, folder: Path, columns: Sequence[str]):
-        self.folder, self.columns, self.names_from = folder, list(columns), os.getcwd()
-        self.settings_file = folder / "_run.json"
-        self._earlier_parts: list[str] = []  # the same list in all processes
-
-    @contextmanager
-    def writing(
-        self, settings: Mapping[str, Any], append: bool = False, overwrite: bool = False
-    ) -> Iterator[Callable[..., None]]:
-        """A function that writes rows of files, or all rows of `shard`; see `Table.writing`.
-
-        A part for a shard is written at once; one for files when it has PART_ROWS rows, and at the end.
-        """
-        with distributed.process_group("; --append on all machines continues"):
-            self._earlier_parts = distributed.on_rank_zero(lambda: self._begin(settings, append, overwrite))
-        refuse_other_settings(self.folder, self.settings_file, settings)
-        self.names_from = find_names_from(self.settings_file)
-        waiting: list[Row] = []
-
-        def write(*rows: Row, shard: str = "") -> None:
-            if shard:
-                self._write_part(part_name("shard", shard), rows)
-                return
-            waiting.extend(rows)
-            if len(waiting) >= PART_ROWS:
-                write_waiting()
-
-        def write_waiting() -> None:
-            """The part is named after its first file, which is in no other part."""
-            if waiting:
-                self._write_part(part_name("files", waiting[0]["image"]), waiting)
-                waiting.clear()
-
-        with open(self.folder / "_lock", "a") as file:
-            lock(file, self.folder, fcntl.LOCK_SH)  # the processes of a run share it
-            try:
-                yield write
-            finally:
-                write_waiting()
-
-    def _begin(self, settings: Mapping[str, Any], append: bool, overwrite: bool) -> list[str]:
-        """Prepare the folder; returns the parts that are continued. Raises InputError before anything is changed."""
-        self.folder.mkdir(exist_ok=True)
-        names = [name for name in os.listdir(self.folder) if not name.startswith(("_", "."))]
-        if names and not self.settings_file.exists():
-            raise InputError(f"{self.folder}: holds other files than scores; give an empty or a new folder")
-        parts = sorted(name for name in names if re.fullmatch(r"(files|shard)-.*\.parquet", name))
-        if parts and not (append or overwrite):
-            raise InputError(
-                f"{self.folder}: holds scores; --append continues them, --overwrite replaces them"
-            )
-        with open(self.folder / "_lock", "a") as file:
-            lock(file, self.folder)
-            for path in self.folder.glob(".*.parquet.*.tmp"):  # left by a kill
-                path.unlink()
-            if parts and append:
-                return parts
-            for name in parts:
-                (self.folder / name).unlink()
-            write_json(self.settings_file, {**settings, "folder": os.getcwd()})
-        return []
-
-    def _write_part(self, name: str, rows: Sequence[Row]) -> None:
-        """Write a complete part, or none. Columns in TEXTS are strings, all others float64."""
-        import pyarrow  # slow to import, and seldom needed
-        from pyarrow import parquet
-
-        columns = {}
-        rows = [rebase(row, os.getcwd(), self.names_from) for row in rows]
-        for column in self.columns:
-            values = [row[column] for row in rows]
-            if column in TEXTS:
-                values = [value and as_utf8(value) for value in values]
-            columns[column] = pyarrow.array(
-                values, pyarrow.string() if column in TEXTS else pyarrow.float64()
-            )
-        with atomic_write(self.folder / name, "wb") as file:
-            parquet.write_table(pyarrow.table(columns), file)
-
-    @property
-    def shards(self) -> list[int]:
-        """The `path_number` of each shard that earlier runs have finished."""
-        names = (name for name in self._earlier_parts if name.startswith("shard-"))
-        return [int(name.removesuffix(".parquet").rpartition("-")[2], 16) for name in names]
-
-    def rows(self) -> Iterator[Row]:
-        """The rows of files that earlier runs have written."""
-        for name in self._earlier_parts:
-            if name.startswith("files-"):
-                for row in read_rows(self.folder / name):
-                    yield rebase(row, self.names_from, os.getcwd())
-
-
-def part_name(kind: str, path: str) -> str:
-    """The name of a shard's part, or of the part that begins with a file. It depends on the absolute path alone."""
-    stem = re.sub(r"[^\w.-]", "_", Path(path).stem, flags=re.ASCII)[:100]
-    return f"{kind}-{stem}-{path_number(path):016x}.parquet"
-
-
 def as_cell(column: str, value: Any) -> Any:
     """A value for a CSV: numbers have seven digits, as float32 has, and a text begins so that no spreadsheet runs it."""
     if isinstance(value, float):
@@ -214,10 +97,10 @@ def csv_line(values: Sequence[Any]) -> str:
     return text.getvalue()[:-2] + "\n"
 
 
-def lock(file: IO, path: Path, kind: int = fcntl.LOCK_EX) -> None:
+def lock(file: IO, path: Path) -> None:
     """Lock an open file until it is closed. Raises InputError if another process has locked it."""
     try:
-        fcntl.flock(file, kind | fcntl.LOCK_NB)
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise InputError(f"{path}: another process is writing it; wait for it to end") from None
     except OSError:  # a file system without locks
@@ -283,9 +166,9 @@ def rebase(row: Row, folder: str, new_folder: str) -> Row:
 
 def read_rows(path: Path) -> Iterator[Row]:
     """The rows of a table of scores, one at a time. Raises InputError if it is none."""
-    readers = {".parquet": _parquet_rows, ".jsonl": _json_rows}
+    read = _json_rows if path.suffix.lower() == ".jsonl" else _csv_rows
     try:
-        for row in readers.get(path.suffix.lower(), _csv_rows)(path):
+        for row in read(path):
             if not isinstance(row, dict) or not isinstance(row.get("image"), str):
                 raise ValueError("a row without `image`")
             for name, value in row.items():
@@ -313,11 +196,3 @@ def _csv_rows(path: Path) -> Iterator[Row]:
 def _json_rows(path: Path) -> Iterator[Any]:
     with path.open("rb") as file:
         yield from map(json.loads, file)
-
-
-def _parquet_rows(path: Path) -> Iterator[Row]:
-    """path: a file, or a folder of parts."""
-    from pyarrow import dataset
-
-    for batch in dataset.dataset(path).to_batches(batch_size=10_000, use_threads=False):
-        yield from batch.to_pylist()

@@ -178,7 +178,7 @@ def test_what_contradicts_itself_is_refused(tmp_path, album, weights, command):
     here.write_text("kept")
     for words, problem in (
         (("--append",), "--append belongs to --out"),
-        (("--out", tmp_path / "s.txt"), "its ending should be one of .csv, .jsonl, .parquet"),
+        (("--out", tmp_path / "s.txt"), "its ending should be .csv or .jsonl; Parquet is made of"),
         (("--layer", "stages.3.attns.0"), "--layer belongs to --explain"),
         (
             ("--explain", tmp_path / "e", "--layer", "stages.0.attns.0"),
@@ -200,6 +200,13 @@ def test_what_contradicts_itself_is_refused(tmp_path, album, weights, command):
         assert problem in err
         assert len(err.strip().splitlines()) == 1
     assert here.read_text() == "kept"
+
+
+def test_under_torchrun_the_remedy_is_named(album, weights, command, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    status, _, err = command(album, "--weights", weights, *CPU)
+    assert (status, err.count("\n")) == (2, 1)
+    assert "without torchrun, give each a part of the files or shards and an --out of its own" in err
 
 
 def test_weights_of_an_older_run_know_their_dataset_by_its_options(tmp_path):

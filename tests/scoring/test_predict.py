@@ -91,12 +91,10 @@ def test_rows_stand_in_order_and_say_the_spread(album, weights, scored_rows):
 
 def test_every_ending_holds_the_same_rows(album, weights, scored_rows):
     (album / "bad.png").write_text("no picture")
-    first, *others = (
-        scored_rows(album, "--weights", weights, ending=ending, status=1)
-        for ending in ("csv", "jsonl", "parquet")
+    first, second = (
+        scored_rows(album, "--weights", weights, ending=ending, status=1) for ending in ("csv", "jsonl")
     )
-    for other in others:
-        assert [{name: row[name] for name in row if name not in ("url", "key")} for row in other] == first
+    assert first == second
 
 
 def test_scores_are_on_the_datasets_own_scale(album, tmp_path, scored_rows):
