@@ -31,7 +31,6 @@ COMMANDS = {
         Option("space", str, "config_search.json", "the search space, as NNI writes it", metavar="FILE"),
         Option("trials", int, None, "number of trials in all", low=1, required=True),
         Option("out", Path, None, "folder of the trials and of the study", metavar="FOLDER", required=True),
-        Option("storage", str, None, "database of the study, as Optuna's RDBStorage takes it (default: SQLite, search.db in --out)", metavar="URL"),
         Option("concurrency", int, 1, "trials at a time", low=1),
         Option("metric", str, "accuracy", "what to maximise (default: accuracy, as released)", choices=METRICS),
         Option("pruner", str, "none", "median: stop trials that are below the median of the others", choices=("none", "median")),
@@ -65,7 +64,7 @@ def run(options: argparse.Namespace) -> int:
 
     from iaa.searching.optuna_search import Search, open_study  # imports Optuna
 
-    study = open_study(options.out, options.storage, options.pruner, options.seed)
+    study = open_study(options.out, options.pruner, options.seed)
     with StopSignal() as stop:
         search = Search(study, options.out, space, options.metric, stop)
         search.run(options.words, options.trials, options.concurrency)

@@ -41,8 +41,8 @@ GRACE_SECONDS = 30  # without a heartbeat, until another process retries the tri
 HOPELESS = 3  # failed trials, before any other has ended: something is wrong with all of them
 
 
-def open_study(folder: Path, storage_url: str | None, pruner: str, seed: int | None) -> optuna.Study:
-    """The study in the database of --storage, or in `search.db` in the folder; it is made if it is missing.
+def open_study(folder: Path, pruner: str, seed: int | None) -> optuna.Study:
+    """The study in `search.db` in the folder; both are made if they are missing.
 
     pruner: `median` or `none`. Raises InputError if the database cannot be used.
     """
@@ -51,24 +51,23 @@ def open_study(folder: Path, storage_url: str | None, pruner: str, seed: int | N
     folder.mkdir(parents=True, exist_ok=True)
     try:
         storage = RDBStorage(
-            storage_url or f"sqlite:///{folder}/search.db",
+            f"sqlite:///{folder}/search.db",
             heartbeat_interval=BEAT_SECONDS,
             grace_period=GRACE_SECONDS,
             heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(),
         )
-        if storage.engine.name == "sqlite":  # it locks no rows: two processes must not retry the same trial
-            event.listen(storage.engine, "begin", lambda link: link.exec_driver_sql("BEGIN IMMEDIATE"))
+        # SQLite locks no rows: two processes must not retry the same trial.
+        event.listen(storage.engine, "begin", lambda link: link.exec_driver_sql("BEGIN IMMEDIATE"))
         return optuna.create_study(
             storage=storage,
-            study_name=folder.resolve().name if storage_url else "search",
+            study_name="search",
             direction="maximize",
             load_if_exists=True,
             sampler=optuna.samplers.TPESampler(seed=seed, constant_liar=True),
             pruner=MedianPruner(n_startup_trials=4) if pruner == "median" else NopPruner(),
         )
-    except (ImportError, RuntimeError, ValueError, OptunaError, SQLAlchemyError) as error:
-        where = "--storage" if storage_url else f"{folder}/search.db"
-        raise InputError(f"{where}: cannot be used: {str(error).splitlines()[0]}") from None
+    except (RuntimeError, OptunaError, SQLAlchemyError) as error:
+        raise InputError(f"{folder}/search.db: cannot be used: {str(error).splitlines()[0]}") from None
 
 
 @dataclass
