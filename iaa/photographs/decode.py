@@ -179,10 +179,10 @@ def _pixels_of_plain_jpeg(data: bytearray) -> int:
 
 
 def error_text(error: Exception) -> str:
-    """A decoder's error in one line."""
+    """The reason of an exception in one line."""
     if isinstance(error, UnidentifiedImageError):
-        return "no decoder knows it"
-    return " ".join(str(error).split()) or type(error).__name__
+        return "no decoder knows the file"
+    return " ".join(str(getattr(error, "strerror", None) or error).split())[:200] or type(error).__name__
 
 
 def decoding_error(path: Path, error: Exception) -> InputError:

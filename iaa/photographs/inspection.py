@@ -73,7 +73,7 @@ def inspect_file(folder: str | os.PathLike, name: str) -> Finding:
                 return Finding(name, size, kinds, *properties)
         except Exception as error:  # decoders raise anything at all on a damaged file
             kind = "too large" if isinstance(error, Image.DecompressionBombError) else "damaged"
-            return Finding(name, size, kind, detail=error_text(error)[:200])
+            return Finding(name, size, kind, detail=error_text(error))
 
 
 def _kinds(picture: Image.Image) -> list[str]:

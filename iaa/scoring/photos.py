@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 from iaa.networks.attention_maps import AttentionMap
 from iaa.photographs import workers
 from iaa.photographs.colour import find_srgb_conversion
-from iaa.photographs.decode import TURNS, Resize, open_image, orientation, read_plain_jpeg
+from iaa.photographs.decode import TURNS, Resize, error_text, open_image, orientation, read_plain_jpeg
 
 
 @dataclass
@@ -150,12 +150,7 @@ def explain_failure(source: str | os.PathLike | bytes, error: Exception) -> str:
     """The reason why a photograph could not be read, in a few words. source: its path, or the file's content."""
     if isinstance(error, FileNotFoundError):
         return "there is no such file"
-    if isinstance(error, UnidentifiedImageError):
-        size = len(source) if isinstance(source, bytes) else os.path.getsize(source)
-        return "no decoder knows the file" if size else "the file has 0 bytes"
+    is_unknown = isinstance(error, UnidentifiedImageError)
+    if is_unknown and not (len(source) if isinstance(source, bytes) else os.path.getsize(source)):
+        return "the file has 0 bytes"
     return "the file is cut short" if "truncated" in str(error).lower() else error_text(error)
-
-
-def error_text(error: Exception) -> str:
-    """What an exception says, in one line."""
-    return " ".join(str(getattr(error, "strerror", None) or error).split())[:200] or type(error).__name__

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from iaa.errors import InputError
 from iaa.networks.trained_network import load_network
-from iaa.scoring.photos import error_text, explain_failure, open_rgb, to_rgb
+from iaa.photographs.decode import error_text
+from iaa.scoring.photos import explain_failure, open_rgb, to_rgb
 from iaa.scoring.rows import NOT_FINITE, unmirrored_input
 from models import Weights
 

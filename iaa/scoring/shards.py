@@ -12,9 +12,9 @@ import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
 from iaa.photographs import workers
-from iaa.photographs.decode import refuse_no_file
+from iaa.photographs.decode import error_text, refuse_no_file
 from iaa.photographs.picture_files import is_hidden
-from iaa.scoring.photos import PhotoBatch, Photos, ScoredPhoto, error_text
+from iaa.scoring.photos import PhotoBatch, Photos, ScoredPhoto
 from iaa.scoring.sources import picture_endings
 
 ORIGIN = ("url", "key")  # read from the JSON text beside a photograph, as img2dataset writes it

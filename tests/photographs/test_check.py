@@ -151,7 +151,7 @@ def test_what_training_does_with_odd_pictures(gallery):
 
 def test_what_does_not_decode_says_why(gallery, monkeypatch):
     for name, reason in (
-        ("text.jpg", "no decoder knows it"),
+        ("text.jpg", "no decoder knows the file"),
         ("cut.jpg", "truncated"),
         ("spoilt.png", "broken data stream"),
     ):

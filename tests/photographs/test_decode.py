@@ -165,7 +165,7 @@ def test_postscript_is_not_executed(postscript):
             read(postscript)
     with pytest.raises(UnidentifiedImageError):
         photos.open_rgb(postscript.read_bytes())
-    assert inspection.inspect_file(postscript.parent, postscript.name).detail == "no decoder knows it"
+    assert inspection.inspect_file(postscript.parent, postscript.name).detail == "no decoder knows the file"
     assert copies.perceptual_hash(postscript.parent, postscript.name) is None
 
 
