@@ -1,14 +1,12 @@
-"""Labels, transforms and the order of batches."""
+"""Transforms, splits and the order of batches."""
 
 import pickle
 import random
 from types import SimpleNamespace
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
-from helpers.data import AVA_COLUMNS, make_pictures
 from PIL import Image
 from sklearn.datasets import load_sample_images
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -24,11 +22,8 @@ from dataset import (
     normalize_images,
     read_splits,
 )
-from iaa.errors import InputError
-from iaa.photographs import demo
-from iaa.photographs.labels import FORMATS, Labels, csv_format, read_labels
+from iaa.photographs.labels import FORMATS, Labels, read_labels
 from iaa.training.build import make_loaders
-from util import compute_metrics
 
 
 @pytest.fixture(scope="module")
@@ -100,44 +95,6 @@ def test_tad66k_trains_on_crops_of_the_bilinear_256_resize(photograph):
         assert found
         corners.add(found[0])
     assert len(corners) > 15
-
-
-def test_ava_columns_are_votes_of_1_to_10(ava):
-    labels = read_labels(ava / "test.csv", FORMATS["ava"])
-    table = pd.read_csv(ava / "test.csv")
-    assert labels.images.tolist() == [f"{i}.jpg" for i in table["image_id"]]
-    votes = table[[f"score{i}" for i in range(2, 12)]].to_numpy()
-    np.testing.assert_allclose(labels.targets, votes / votes.sum(1, keepdims=True), rtol=1e-6)
-
-
-def test_tad66k_scores_are_tenths(scored):
-    labels = read_labels(scored / "test.csv", FORMATS["tad66k"])
-    np.testing.assert_allclose(
-        labels.targets[:, 0], pd.read_csv(scored / "test.csv")["score"] / 10, rtol=1e-6
-    )
-
-
-def test_any_csv_with_vote_columns(tmp_path):
-    (tmp_path / "a.csv").write_text("note,vote_3,vote_1,image,vote_2\nx,1,2,a.png,1\n")
-    form = csv_format(tmp_path / "a.csv", (0, 1), None)
-    assert form.vote_columns == ("vote_1", "vote_2", "vote_3")
-    assert form.threshold == 2.0
-    assert read_labels(tmp_path / "a.csv", form).targets.tolist() == [[0.5, 0.25, 0.25]]
-
-
-def test_any_csv_with_scores_on_a_scale(tmp_path):
-    (tmp_path / "a.csv").write_text("image,score\na.png,3\n")
-    form = csv_format(tmp_path / "a.csv", (1, 5), None)
-    assert read_labels(tmp_path / "a.csv", form).targets.tolist() == [[0.5]]
-    assert form.threshold == 0.5
-    assert csv_format(tmp_path / "a.csv", (1, 5), 4).threshold == 0.75
-
-
-def test_byte_order_mark_windows_lines_blanks_and_spaces_are_read(tmp_path):
-    (tmp_path / "a.csv").write_bytes(b"\xef\xbb\xbfimage, score\r\n a.jpg , 2.5\r\n\r\nb.jpg,5\r\n\r\n")
-    labels = read_labels(tmp_path / "a.csv", FORMATS["tad66k"])
-    assert labels.images.tolist() == ["a.jpg", "b.jpg"]
-    assert labels.targets.tolist() == [[0.25], [0.5]]
 
 
 STARTS = [
@@ -248,99 +205,6 @@ def test_an_image_in_two_splits_is_told(ava):
         file.write(lines[1] + "\n")
     splits = read_splits(ava, ava / "images", FORMATS["ava"])
     assert any("1 images are in train and in val" in note for note in splits.notes)
-
-
-def test_demo_is_ava_with_votes_that_follow_the_damage(tmp_path, monkeypatch):
-    monkeypatch.setattr(demo, "COUNTS", {"train": 30, "val": 10, "test": 10})
-    assert demo.build(tmp_path, tmp_path / "images")
-    splits = read_splits(tmp_path, tmp_path / "images", FORMATS["demo"])
-    assert [len(s) for s in (splits.train, splits.val, splits.test)] == [30, 10, 10]
-    assert not splits.notes
-    first = {p.name: p.read_bytes() for p in (tmp_path / "images").glob("*.jpg")}
-    assert not demo.build(tmp_path, tmp_path / "images")
-    (tmp_path / "demo_version.txt").write_text("older")
-    (tmp_path / "images" / "1.jpg").write_bytes(b"damaged")
-    assert demo.build(tmp_path, tmp_path / "images")
-    assert {p.name: p.read_bytes() for p in (tmp_path / "images").glob("*.jpg")} == first
-    none, full = np.zeros(5), np.ones(5)
-    assert demo.mean_opinion(none) == 9
-    assert demo.mean_opinion(full) == 1
-    for kind in range(5):
-        some = none.copy()
-        some[kind] = 0.5
-        assert demo.mean_opinion(some) < 9
-
-
-def test_demo_splits_share_no_pixel():
-    bands = [(band, split) for split, bands in demo.BANDS.items() for band in bands]
-    for (left, right), split in bands:
-        assert right - left >= demo.CROP[1]
-        for (other_left, other_right), other in bands:
-            assert split == other or right <= other_left or other_right <= left
-
-
-def test_demo_never_writes_over_other_files(tmp_path):
-    (tmp_path / "mine.csv").write_text("mine")
-    with pytest.raises(InputError, match="holds files that are not the demo's"):
-        demo.build(tmp_path, tmp_path / "images")
-    make_pictures(tmp_path / "images", ["1.jpg"])
-    (tmp_path / "demo_version.txt").write_text("being built")
-    with pytest.raises(InputError, match="images: holds files that are not the demo's"):
-        demo.build(tmp_path, tmp_path / "images")
-
-
-def test_a_mean_opinion_of_exactly_5_is_low(tmp_path):
-    """Its distribution in float32 need not sum to exactly 5; the votes do."""
-    rows = [
-        [0, 0, 1, 0, 0, 0, 1, 0, 0, 0],
-        [0, 0, 1, 1, 1, 1, 1, 0, 0, 0],
-        [0, 3, 0, 7, 5, 7, 0, 3, 0, 0],
-        [0, 0, 0, 0, 3, 4, 0, 0, 0, 0],
-    ]
-    table = pd.DataFrame(rows, columns=AVA_COLUMNS[1:])
-    table.insert(0, "image_id", range(len(rows)))
-    table.to_csv(tmp_path / "a.csv", index=False)
-    labels = read_labels(tmp_path / "a.csv", FORMATS["ava"])
-    assert labels.mos.tolist() == [5.0, 5.0, 5.0, pytest.approx(39 / 7)]
-    predicted = np.zeros((4, 10))
-    predicted[:, 4] = [0.9, 0.8, 0.7, 1.5]  # scores 4.5, 4, 3.5 and 7.5
-    assert compute_metrics(FORMATS["ava"].match_scores(predicted, labels))["accuracy"] == 1.0
-
-
-def test_a_score_at_a_given_threshold_is_low(tmp_path):
-    (tmp_path / "a.csv").write_text("image,score\na.png,0.6\nb.png,0.7\n")
-    form = csv_format(tmp_path / "a.csv", (0.0, 1.0), 0.6)
-    mos = read_labels(tmp_path / "a.csv", form).mos
-    assert (mos > form.threshold).tolist() == [False, True]
-
-
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("image,score, score\na,1,2\n", "column score stands there more than once"),
-        ("image,image ,score\na,b,1\n", "column image stands there more than once"),
-        ("image,vote_1,vote_01\na,1,2\n", "not numbered one after the other"),
-        ("image,1,2,4\na,1,2,3\n", "not numbered one after the other"),
-        (
-            "image,score\na.jpg,1,2\nb.jpg,0\n",
-            "line 2: 3 columns, not 2; a value with a ',' in it needs quotes",
-        ),
-        ("image,1,2\na,1e308,1e308\n", "too many votes"),
-        ("image,score\n./a.jpg,1\na.jpg,1\n", "'a.jpg': stands there a second time"),
-    ],
-)
-def test_ambiguous_csvs_are_refused(tmp_path, text, message):
-    (tmp_path / "a.csv").write_text(text)
-    with pytest.raises(InputError, match=message):
-        read_labels(tmp_path / "a.csv", csv_format(tmp_path / "a.csv", (0.0, 1.0), None))
-
-
-def test_a_scale_that_does_not_fit_the_columns_is_refused(tmp_path):
-    (tmp_path / "votes.csv").write_text("image,1,2\na,1,2\n")
-    with pytest.raises(InputError, match="--score_max belong"):
-        csv_format(tmp_path / "votes.csv", (0.0, 5.0), None)
-    with pytest.raises(InputError, match="--threshold 7 lies outside"):
-        csv_format(tmp_path / "votes.csv", (0.0, 1.0), 7)
 
 
 @pytest.mark.parametrize(("length", "sizes"), [(17, [8, 9]), (18, [8, 8, 2]), (16, [8, 8]), (1, [1])])

@@ -1,13 +1,12 @@
 """The report page in a real browser: orders, filters, the keyboard, what shows on hover, dark and narrow screens."""
 
 import io
-import json
 import re
-import shutil
 import time
 
 import numpy as np
 import pytest
+from helpers.browser import Reader, start_browser
 from helpers.data import make_pictures
 from helpers.pages import ODD, VOTES, a_page, evaluate
 from PIL import Image
@@ -21,10 +20,6 @@ FIGURES = [
     ["", "this run", "95 % interval", "published"],
     ["SRCC", "0.7000", "0.6900 to 0.7100", "0.7596, above"],
 ]
-FLAGS = (
-    "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync --window-size=1200,900"
-)
 
 
 @pytest.fixture(scope="module")
@@ -38,95 +33,9 @@ def pictures(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def browser():
-    webdriver = pytest.importorskip("selenium.webdriver", reason="needs selenium")
-    programs = [shutil.which(name) for name in ("chromium", "chromedriver")]
-    if None in programs:
-        pytest.skip("needs chromium and chromedriver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = programs[0]
-    for flag in FLAGS.split():
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(programs[1]))
+    driver = start_browser()
     yield driver
     driver.quit()
-
-
-class Reader:
-    """Somebody who reads a page in the browser."""
-
-    def __init__(self, driver):
-        self.driver = driver
-
-    def open(self, path, anew=True):
-        """anew: False where a test does not care what others did with the page."""
-        if not anew and self.driver.current_url == path.as_uri():
-            return self
-        for kind in ("performance", "browser"):
-            self.driver.get_log(kind)
-        self.driver.get(path.as_uri())
-        self.until("document.readyState === 'complete' && document.getElementById('count').textContent", 30)
-        return self
-
-    def do(self, script, *words):
-        return self.driver.execute_script(script, *words)
-
-    def all(self, selector):
-        return self.driver.find_elements("css selector", selector)
-
-    def one(self, selector):
-        return self.driver.find_element("css selector", selector)
-
-    def names(self):
-        return self.do(
-            "return [...document.querySelectorAll('#gallery .about > .name:first-child')].map(e => e.title)"
-        )
-
-    def count(self):
-        return self.one("#count").text
-
-    def set(self, name, value):
-        """Set a control, and wait for the gallery to follow."""
-        self.follow(
-            "const e = document.getElementById(arguments[0]); e.value = arguments[1];"
-            "e.dispatchEvent(new Event('input', {bubbles: true}))",
-            name,
-            value,
-        )
-
-    def follow(self, script, *words):
-        """Run a script that changes the gallery, until the count beneath the controls is written anew."""
-        watch = "new MutationObserver(() => arguments[arguments.length - 1]()).observe(document.getElementById('count'), {childList: true});"
-        self.driver.execute_async_script(watch + script, *words)
-
-    def press(self, *keys):
-        from selenium.webdriver import ActionChains
-        from selenium.webdriver.common.keys import Keys
-
-        for key in keys:
-            ActionChains(self.driver).send_keys(getattr(Keys, key)).perform()
-
-    def focused(self):
-        return self.do(
-            "const e = document.activeElement; return e.dataset.i ? e.querySelector('.name').title : e.id || e.className"
-        )
-
-    def until(self, script, seconds=5.0):
-        end = time.monotonic() + seconds
-        while not (found := self.do(f"return {script}")):
-            assert time.monotonic() < end, f"not within {seconds} s: {script}"
-            time.sleep(0.03)
-        return found
-
-    def complaints(self):
-        """Errors in the console, and requests for anything but the page itself and what is in it."""
-        events = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
-        requests = [
-            e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"
-        ]
-        assert any(url.startswith("file:") for url in requests)
-        others = [url for url in requests if not re.match(r"data:|file:.*[.]html$", url)]
-        return self.driver.get_log("browser") + others
 
 
 @pytest.fixture
@@ -360,9 +269,7 @@ def test_dark_and_light_are_legible(reader, shown, scheme):
 
 @pytest.mark.parametrize("width", [320, 2400])
 def test_narrow_and_wide_screens(reader, shown, width):
-    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
-    reader.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    try:
+    with reader.screen(width):
         reader.open(shown[0], anew=False)
         assert reader.do("return innerWidth") == width
         assert reader.do("return document.documentElement.scrollWidth") <= width
@@ -370,8 +277,6 @@ def test_narrow_and_wide_screens(reader, shown, width):
         assert len(columns.split()) == {320: 2, 2400: 7}[width]
         reader.do("document.querySelector('.card').click()")
         assert reader.do("return document.getElementById('viewer').scrollWidth") <= width
-    finally:
-        reader.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
 def test_names_begin_below_their_folder_the_filter_has_the_real_range_and_a_phone_no_keys(reader, tmp_path):
@@ -387,14 +292,8 @@ def test_names_begin_below_their_folder_the_filter_has_the_real_range_and_a_phon
         "7.25",
     ]
     assert "Arrow keys" in reader.one("#hint").text
-    size = {"width": 320, "height": 700, "deviceScaleFactor": 1, "mobile": True}
-    reader.driver.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": True})
-    reader.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    try:
+    with reader.screen(320):
         assert reader.one("#hint").text == ""
-    finally:
-        reader.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
-        reader.driver.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": False})
 
 
 @pytest.mark.parametrize("kind", ["empty", "errors", "single", "plain", "equal"])
@@ -424,7 +323,6 @@ def test_evals_page_opens(reader, ava, run):
     assert reader.complaints() == []
 
 
-@pytest.mark.slow
 def test_two_thousand_photographs(reader, tmp_path):
     make_pictures(tmp_path, ["wide.jpg", "tall.png"], size=(64, 96))
     photos, path = many(tmp_path, 2000), tmp_path / "large.html"
