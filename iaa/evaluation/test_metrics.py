@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import isfinite
 
 from iaa.evaluation import bootstrap, leakage
-from iaa.evaluation.published import compare_published
+from iaa.evaluation.published import compare_published, exceeds_published
 from util import ScorePairs, compute_metrics
 
 LABELS = {
@@ -67,6 +67,7 @@ def compute_test_metrics(
     dataset: str,
     memory: leakage.KnownPhotos,
     *,
+    split: str = "unknown",
     scale: tuple[float, float],
     same_dataset: bool = True,
     notes: Sequence[str] = (),
@@ -75,19 +76,24 @@ def compute_test_metrics(
     """The result of a test on `dataset`.
 
     pairs, metrics: predicted and true scores, and their metrics. names: file names of the photographs, in their order.
-    memory: the photographs that the weights were trained on. scale: of the scores in `pairs`, which errors name.
+    memory: the photographs that the weights were trained on. split: its name, which chooses the published figures.
+    scale: of the scores in `pairs`, which errors name.
     same_dataset: False if the weights were trained on another dataset. Published figures are then left out.
     notes: sentences about the photographs and the weights; those on known photographs are added.
     departures: differences from the published protocol.
     """
     intervals = bootstrap.intervals(pairs)
-    published = compare_published(dataset, intervals) if same_dataset else {}
+    source, others = compare_published(dataset, split, intervals) if same_dataset else ("", {})
+    is_better = same_dataset and exceeds_published(dataset, split, intervals)
+    published = others.pop("EAT", {})
     seen, unseen, leaks = find_leaks(pairs, names, memory)
     result = {
         "intervals": intervals,
         "interval": "95 %, percentile bootstrap over images",
         "resamples": bootstrap.RESAMPLES,
         "published": published,
+        "published_others": others,
+        "published_source": source,
         "departures": [*departures],
         "notes": [*notes, *leaks],
         "seen": seen,
@@ -108,11 +114,16 @@ def compute_test_metrics(
             if unseen:
                 table[-1] += format_metric(unseen[name], unseen["intervals"][name])
     remarks = [*result["notes"], *departures]
-    better = [name for name, figure in published.items() if figure["place"] == "below"]
-    if {"srcc", "plcc"} & set(better) and not (memory and memory.complete):
+    if is_better and not (memory and memory.complete):
         remarks.append(LIKELIEST)
+    for network, figures in others.items():
+        texts = (
+            f"{LABELS[name]} {figure['value']:.3f} {figure['place']}" for name, figure in figures.items()
+        )
+        remarks.append(f"published: {network}, {', '.join(map(str.rstrip, texts))}")
     method = f"intervals: 95 % percentile bootstrap, {bootstrap.RESAMPLES:,} resamples of the images"
-    remarks.append(method + "; published figures lie inside, below or above them" * bool(published))
+    compared = f"; published figures ({source}) lie inside, below or above them" * bool(source)
+    remarks.append(method + compared)
     return TestMetrics(result, table, remarks)
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import bz2
 import hashlib
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -21,13 +21,17 @@ from iaa.runtime.files import read_json_object
 HERE = Path(__file__).parent / "authors_split"
 # How many names the official merge/test.csv of TAD66K has, and their digest.
 TAD66K_TEST = (14_079, "6e8d401c15ff4943")
+# As TAD66K_TEST, of the official test set of BIQ2021; its names sorted.
+BIQ2021_TEST = (2_000, "e4acdd07a28d2c2a")
+# AVA's official test list, generic_test.jpgl: how many ids, and how many of them are in the authors' test and val lists.
+AVA_OFFICIAL = (19_930, 975, 984)
 
 
 class Split(NamedTuple):
     """The photographs that a network is tested on.
 
     name: `authors`, `official`, `random`, ..., or `unknown`. note: a sentence for the user. departure: how they differ from
-    the photographs of the published figures; empty if they do not, or if there are no published figures.
+    the photographs of EAT's published figures; empty if they do not, or if there are no such figures.
     """
 
     name: str
@@ -39,6 +43,12 @@ class Split(NamedTuple):
 def authors_ids(split: str) -> tuple[int, ...]:
     """AVA's ids in the authors' `val` (12,775) or `test` (12,776), in their order."""
     return tuple(map(int, bz2.decompress((HERE / f"ava_{split}.txt.bz2").read_bytes()).split()))
+
+
+def is_official_ava(ids: Collection[str]) -> bool:
+    """Whether these are AVA's official test photographs, by AVA_OFFICIAL."""
+    in_lists = (len(set(map(str, authors_ids(split))) & set(ids)) for split in ("test", "val"))
+    return len(set(ids)) == AVA_OFFICIAL[0] and (len(ids), *in_lists) == AVA_OFFICIAL
 
 
 def digest(names: Iterable[str]) -> str:
@@ -58,10 +68,14 @@ def recognise_split(dataset: str, folder: str | os.PathLike, names: Sequence[str
     elif dataset == "tad66k":
         name, source, (count, expected) = "official", "the official test.csv", TAD66K_TEST
         is_part = in_order = digest(names) == expected
+    elif dataset == "csv" and (len(names), digest(sorted(names))) == BIQ2021_TEST:
+        return Split("BIQ2021 official", f"the {len(names)} photographs of BIQ2021's official test set")
     else:
         return _read_summary(folder, names)
     if not is_part:
         split = _read_summary(folder, names)
+        if dataset == "ava" and is_official_ava([os.path.splitext(name)[0] for name in names]):
+            split = Split("official", f"the {len(names)} photographs of AVA's official test list")
         others = f"other photographs than those of {source}, not all of them, or another order"
         return split._replace(departure=f"{others} (split: {split.name})")
     if in_order and len(names) == count:

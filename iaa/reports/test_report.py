@@ -230,9 +230,9 @@ def make_test_report(
         evaluation.names,
         setup.dataset,
         KnownPhotos.from_texts(model.photographs, setup.weights or "the network"),
+        split=split.name,
         scale=label_format.protocol_scale,
-        # Two datasets called `csv` may have nothing in common.
-        same_dataset=not is_other_dataset and setup.dataset != "csv",
+        same_dataset=not is_other_dataset,
         notes=notes,
         departures=[] if is_other_dataset else list_departures(setup, split.departure),
     )

@@ -13,7 +13,7 @@ from helpers.data import arguments, make_pictures
 from helpers.networks import make_weights
 
 from dataset import normalize_images
-from iaa.evaluation import published
+from iaa.evaluation import bootstrap, published
 from iaa.evaluation.leakage import KnownPhotos
 from iaa.evaluation.published import compare_published, released_accuracy
 from iaa.evaluation.test_metrics import compute_test_metrics
@@ -38,13 +38,49 @@ def made(srcc_noise, images=400):
 
 
 def test_a_published_figure_lies_inside_below_or_above_the_interval():
-    places = compare_published("ava", {"srcc": (0.75, 0.77), "plcc": (0.78, 0.8), "accuracy": (0.7, 0.8)})
+    intervals = {"srcc": (0.75, 0.77), "plcc": (0.78, 0.8), "accuracy": (0.7, 0.8)}
+    places = compare_published("ava", "authors", intervals)[1]["EAT"]
     assert [figure["place"] for figure in places.values()] == ["inside", "below", "above"]
     assert places["plcc"]["value"] == 0.7710
-    assert list(compare_published("para", {"srcc": (0, 1), "plcc": (0, 1)})) == ["srcc", "plcc"]
-    assert compare_published("flickr_aes", {}) == {}
+    (figures,) = compare_published("para", "official", intervals)[1].values()
+    assert list(figures) == ["srcc", "plcc"]
+    assert compare_published("flickr_aes", "workers", {}) == ("", {})
     no_width = {"srcc": (-0.3, 0.2), "plcc": (math.nan, math.nan), "accuracy": (1, 1)}
-    assert [figure["place"] for figure in compare_published("tad66k", no_width).values()] == ["above", "", ""]
+    places = compare_published("tad66k", "official", no_width)[1]["EAT"]
+    assert [figure["place"] for figure in places.values()] == ["above", "", ""]
+
+
+def test_figures_of_one_split_never_stand_beside_another():
+    intervals = {"srcc": (0.78, 0.8), "plcc": (0.79, 0.81), "accuracy": (0.7, 0.8)}
+    source, networks = compare_published("ava", "official", intervals)
+    assert ("pyiqa, 2026" in source, "EAT" in networks) == (True, False)
+    places = [networks[name]["srcc"]["place"] for name in ("Q-Align", "TOPIQ swin-B", "NIMA")]
+    assert places == ["above", "inside", "below"]
+    assert list(compare_published("ava", "authors", intervals)[1]) == ["EAT"]
+    for dataset in ("ava", "csv"):
+        assert compare_published(dataset, "random", intervals) == ("", {})
+    # Where nothing says which split it is, EAT's figures stand there beside their departure, as the protocol has it.
+    assert list(compare_published("ava", "unknown", intervals)[1]) == ["EAT"]
+    assert compare_published("csv", "unknown", intervals) == ("", {})
+
+
+@pytest.mark.parametrize("networks", [networks for _, networks in published.PUBLISHED.values()])
+def test_every_published_figure_is_a_share(networks):
+    assert all(0 < value < 1 for figures in networks.values() for value in figures)
+
+
+def test_figures_of_others_are_a_short_list_with_their_source():
+    pairs, names = made(0.4), [f"{i}.jpg" for i in range(400)]
+    metrics = compute_test_metrics(
+        pairs, compute_metrics(pairs), names, "ava", KnownPhotos.of([], []), split="official", scale=(1, 10)
+    )
+    others = metrics.result["published_others"]
+    assert (metrics.result["published"], others["Q-Align"]["plcc"]["value"]) == ({}, 0.819)
+    assert "published" not in metrics.table[0]
+    place = others["NIMA"]["srcc"]["place"]
+    (line,) = [line for line in metrics.remarks if "NIMA" in line]
+    assert line.startswith(f"published: NIMA, SRCC 0.713 {place}, PLCC 0.717")
+    assert "published figures (as tabled by pyiqa, 2026) lie inside" in metrics.remarks[-1]
 
 
 def test_a_better_figure_of_weights_that_remember_nothing_names_the_likeliest_cause():
@@ -65,6 +101,10 @@ def test_a_better_figure_of_weights_that_remember_nothing_names_the_likeliest_ca
     )  # accuracy alone is no sign
     assert [f["place"] for f in accurate.result["published"].values()] == ["above", "above", "below"]
     assert cause not in "\n".join(accurate.remarks)
+    # On AVA's official split Q-Align's 0.822 is no sign; on a random one EAT's own figures are the measure.
+    between = made(0.45)
+    assert 0.7596 < bootstrap.intervals(between)["srcc"][0] < 0.822
+    assert [cause in "\n".join(compute(between, split=s).remarks) for s in ("official", "random")] == [0, 1]
     other = compute(made(0.1), same_dataset=False)
     assert other.result["published"] == {}
     assert "published" not in other.table[0]

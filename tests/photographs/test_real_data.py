@@ -9,6 +9,7 @@ import pytest
 from helpers.data import arguments, make_pictures
 
 from iaa.photographs.labels import FORMATS, hold_out, read_labels
+from iaa.photographs.splits import recognise_split
 from util import scores
 
 REAL = Path(os.environ.get("EAT_REAL_DATA", Path(__file__).parents[3] / "shared" / "data"))
@@ -99,4 +100,5 @@ def test_real_biq2021_converts_with_its_own_test_set(tmp_path, command):
     published = pd.read_csv(tables["test"])
     assert splits["test"]["image"].tolist() == published["Image Name"].tolist()
     assert splits["test"]["score"].tolist() == published["MOS"].tolist()
+    assert recognise_split("csv", tmp_path, splits["test"]["image"]).name == "BIQ2021 official"
     assert "ss02 (1014).JPG" in {*splits["train"]["image"], *splits["val"]["image"]}

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from iaa.photographs import splits
 from iaa.photographs.splits import TAD66K_TEST, authors_ids, digest, recognise_split
 
 
@@ -127,6 +128,27 @@ def test_the_test_csv_itself_says_whether_it_is_the_authors(tmp_path):
     other = recognise_split("ava", tmp_path, ["1.jpg", *names[1:]])
     assert other.name == "unknown"
     assert "other photographs than those of the authors' test.csv" in other.departure
+
+
+def test_avas_official_test_set_is_recognised_by_its_counts(tmp_path):
+    """19,930 photographs, of which 975 and 984 are in the authors' lists. The official list itself is not ours to keep."""
+    listed = [*authors_ids("test")[:975], *authors_ids("val")[:984]]
+    names = [f"{number}.jpg" for number in [*listed, *range(2_000_000, 2_000_000 + 19_930 - len(listed))]]
+    split = recognise_split("ava", tmp_path, names)
+    assert (split.name, "of the authors' test.csv" in split.departure) == ("official", True)
+    assert recognise_split("ava", tmp_path, ["7.jpg", *names[1:]]).name == "unknown"
+    assert recognise_split("ava", tmp_path, names[:-1]).name == "unknown"
+
+
+def test_biq2021s_official_test_set_is_recognised_by_its_names_in_any_order(tmp_path, monkeypatch):
+    names = ["b.jpg", "a.jpg"]
+    monkeypatch.setattr(splits, "BIQ2021_TEST", (2, digest(["a.jpg", "b.jpg"])))
+    assert recognise_split("csv", tmp_path, names) == (
+        "BIQ2021 official",
+        "the 2 photographs of BIQ2021's official test set",
+        "",
+    )
+    assert recognise_split("csv", tmp_path, ["a.jpg", "c.jpg"]).name == "unknown"
 
 
 def test_a_summary_is_believed_of_its_own_test_csv_only(tmp_path):
