@@ -117,10 +117,11 @@ def compute_test_metrics(
     if is_better and not (memory and memory.complete):
         remarks.append(LIKELIEST)
     for network, figures in others.items():
-        texts = (
-            f"{LABELS[name]} {figure['value']:.3f} {figure['place']}" for name, figure in figures.items()
-        )
-        remarks.append(f"published: {network}, {', '.join(map(str.rstrip, texts))}")
+        texts = [
+            f"{LABELS[name]} {figure['value']:.3f}, {figure['place']}".removesuffix(", ")
+            for name, figure in figures.items()
+        ]
+        remarks.append(f"published, {network}: {'; '.join(texts)}")
     method = f"intervals: 95 % percentile bootstrap, {bootstrap.RESAMPLES:,} resamples of the images"
     compared = f"; published figures ({source}) lie inside, below or above them" * bool(source)
     remarks.append(method + compared)

@@ -79,7 +79,7 @@ def test_figures_of_others_are_a_short_list_with_their_source():
     assert "published" not in metrics.table[0]
     place = others["NIMA"]["srcc"]["place"]
     (line,) = [line for line in metrics.remarks if "NIMA" in line]
-    assert line.startswith(f"published: NIMA, SRCC 0.713 {place}, PLCC 0.717")
+    assert line.startswith(f"published, NIMA: SRCC 0.713, {place}; PLCC 0.717, ")
     assert "published figures (as tabled by pyiqa, 2026) lie inside" in metrics.remarks[-1]
 
 
