@@ -182,7 +182,6 @@ def read_splits(
     label_format: LabelFormat,
     *,
     train: bool = True,
-    calibrate: bool = False,
     select_on_test: bool = False,
     skip_missing: bool = False,
     val_share: float = 0.1,
@@ -191,8 +190,8 @@ def read_splits(
 ) -> Splits:
     """Read `train.csv`, `val.csv` and `test.csv` of `folder`, and find their images in `images`.
 
-    train: False reads test.csv only, and train.csv too if `calibrate`. select_on_test: use test.csv for validation, as in
-    the release. Without a val.csv, `val_share` of train.csv is held out, by `seed`.
+    train: False reads test.csv only. select_on_test: use test.csv for validation, as in the release. Without a val.csv,
+    `val_share` of train.csv is held out, by `seed`.
     Raises InputError for missing folders, and what `read_labels` and `find_images` raise.
     """
     folders = ((folder, "path_to_save_csv"), (images, "path_to_images"))
@@ -211,7 +210,7 @@ def read_splits(
         return labels
 
     test, validation = read("test.csv"), None
-    training = read("train.csv") if train or calibrate else None
+    training = read("train.csv") if train else None
     if train and select_on_test:
         validation = test
         notes.append("released protocol: the checkpoint is selected on test.csv")

@@ -135,8 +135,7 @@ GROUPS: dict[str, tuple[Option, ...]] = {
         _tunable("model", str, None, "network of EAT or of timm; with --eval the default is what the weights say or are recognised as", choices=ANY_MODEL),
         Option("pretrained", bool, False, "--model timm/NAME: start from the weights that timm fetches"),
         _tunable("drop_path_rate", float, None, "drop path of the last block (default: the model's)", low=0, high=0.9),
-        _tunable("interest_points", str, None, "batch: mean over the batch, as released; image: each image's own; running: a running mean; grid: plain DAT's cell centres (default: as the weights were trained, else batch)", choices=("batch", "image", "running", "grid")),
-        Option("calibrate_points", int, None, "--interest_points running: estimate the points from N training images before training or --eval, and save them", low=1),
+        _tunable("interest_points", str, None, "batch: mean over the batch, as released; image: each image's own; grid: plain DAT's cell centres (default: as the weights were trained, else batch)", choices=("batch", "image", "grid")),
         _tunable("refinement", str, None, "released: the released rule; off: offsets stay as they are; scheduled: exploration, then as off (default: as the weights were trained, else released)", choices=("released", "off", "scheduled")),
         _tunable("explore_share", float, 0.5, "--refinement scheduled: share of training after which offsets stay as they are", low=0, high=1),
         _tunable("explore_same", float, 0.25, "--refinement scheduled: first factor of offsets in their interest point's quadrant", low=0),
@@ -176,13 +175,12 @@ OPTIONS: dict[str, Option] = {option.name: option for group in GROUPS.values() f
 
 # Options that have a meaning only under a value of another one: (its name, these values, the options).
 _REFINEMENT = ("explore_share", "explore_same", "explore_other", "handover", "eval_refinement")
-_EATS_OWN = ("interest_points", "calibrate_points", "refinement", *_REFINEMENT, "save_released_style")
+_EATS_OWN = ("interest_points", "refinement", *_REFINEMENT, "save_released_style")
 _BELONG = (
     ("eval", (True,), ("report_images", "trained_on")),
     ("dataset", ("csv",), ("score_min", "score_max", "threshold")),
     ("schedule", ("step",), ("decay_every", "decay_factor")),
     ("model", MODELS, _EATS_OWN),
-    ("interest_points", ("running",), ("calibrate_points",)),
     ("refinement", ("scheduled",), _REFINEMENT),
 )
 # Under these values an epoch depends on the number of all epochs.
@@ -253,6 +251,9 @@ def resumed(chosen: Mapping[str, Any], path: os.PathLike) -> dict[str, Any]:
     content = read_json(path, "no run to resume")
     if content.get("decode") == "gpu":  # of an older version
         content["decode"] = "fast"
+    if content.get("interest_points") == "running":
+        remedy = "start a new run from its best.pth, with --interest_points batch or image"
+        raise InputError(f"{path}: interest_points running is no longer known; {remedy}")
     saved = _checked(content, str(path))
     saved.pop("overwrite", None)  # it was for that run's start
     for name, value in chosen.items():
@@ -290,7 +291,6 @@ def complete(chosen: Mapping[str, Any]) -> argparse.Namespace:
     for contradicts, problem in (
         (folders, needs),
         (options.eval and not weights, "--eval needs --path_to_model_weight"),
-        (options.calibrate_points and not weights, "--calibrate_points needs --path_to_model_weight"),
         (options.resume and not options.experiment_dir_name, "--resume needs --experiment_dir_name"),
         (options.resume and options.overwrite, "--resume and --overwrite exclude each other"),
         (options.resume and options.eval, "--resume and --eval exclude each other"),
@@ -325,6 +325,11 @@ def complete_network(options: argparse.Namespace, chosen: Mapping, settings: Map
     """
     if options.model in MODELS:
         options.interest_points = options.interest_points or settings.get("interest_points", "batch")
+        if options.interest_points == "running":  # of older weights
+            remedy = "choose --interest_points image or batch"
+            raise InputError(
+                f"{options.path_to_model_weight}: interest_points running is no longer known; {remedy}"
+            )
         options.refinement = options.refinement or settings.get("refinement", "released")
     _refuse_meaningless(options, chosen)
     if options.model.startswith("timm/"):

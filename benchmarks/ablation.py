@@ -2,7 +2,7 @@
 
     python -m benchmarks.ablation --out runs/ablation
     python -m benchmarks.ablation --preset paper --models timm/resnet18 "timm/resnet50,path_to_model_weight=FILE"
-    python -m benchmarks.ablation --settings batch image "interest_points=running,refinement=off" --seeds 0 1 \
+    python -m benchmarks.ablation --settings batch image "interest_points=image,refinement=off" --seeds 0 1 \
         --out runs/tad66k -- --dataset tad66k --path_to_images IMAGES --path_to_save_csv CSVS
 
 Options after `--` go to main_nni.py, for every run. If it is interrupted, the same command goes on. `--out` gets a folder for
@@ -52,16 +52,15 @@ from util import make_loss, scores
 SETTINGS = {
     "batch": {"interest_points": "batch", "refinement": "released"},
     "image": {"interest_points": "image", "refinement": "released"},
-    "running": {"interest_points": "running", "refinement": "released"},
     "off": {"interest_points": "batch", "refinement": "off"},
     "scheduled": {"interest_points": "batch", "refinement": "scheduled"},
     "dat": {"interest_points": "grid", "refinement": "off"},
 }
 SETTINGS |= {"points": SETTINGS["off"], "eat": SETTINGS["batch"]}  # the paper's names
 PRESETS = {
-    "ours": ["batch", "image", "running", "off", "scheduled"],
+    "ours": ["batch", "image", "off", "scheduled"],
     # Plain DAT, then the paper's two ideas one after the other; then our variants of both.
-    "paper": ["dat", "points", "eat", "image", "running", "scheduled"],
+    "paper": ["dat", "points", "eat", "image", "scheduled"],
 }
 BATCH_SIZES = (1, 4, 16)
 METRICS = {"srcc": "SRCC", "plcc": "PLCC", "accuracy": "accuracy"}

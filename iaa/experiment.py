@@ -79,9 +79,6 @@ def work(options: argparse.Namespace, weights: Weights | None, device: torch.dev
         distributed.connection_errors(),
         engine.compile_errors(),
     ):
-        if options.calibrate_points and not options.resume:
-            build.calibrate(options, model, splits.train, network_format, stop)
-            checkpoint.save(folder / "checkpoints" / "calibrated.pth", model.state_dict())
         if options.compile:
             model.compile()
         exact = options.eval or options.released_protocol
@@ -170,7 +167,6 @@ def read_data(options: argparse.Namespace) -> tuple[LabelFormat, Splits]:
     option.complete_loss(options, votes=bool(label_format.vote_columns))
     settings = {name: getattr(options, name) for name in ("skip_missing", "val_share", "seed", "limit")}
     settings |= {"train": not options.eval, "select_on_test": options.released_protocol}
-    settings["calibrate"] = bool(options.calibrate_points)
     splits = read_splits(options.path_to_save_csv, options.path_to_images, label_format, **settings)
     for note in splits.notes:
         log.info("%s", note)

@@ -6,17 +6,14 @@ import argparse
 import hashlib
 import logging
 import os
-import random
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
 
-import models
 from iaa.errors import InputError
 from iaa.networks.attention_maps import AttentionRecorder, background_share, mean_map
 from iaa.networks.trained_network import TrainedNetwork, load_for_command
@@ -28,24 +25,14 @@ from iaa.runtime.files import read_json_object
 from iaa.runtime.progress import progress_bar
 from iaa.runtime.signals import StopSignal, stop_errors
 from iaa.scoring.photos import PhotoBatch, Photos, ScoredPhoto
-from iaa.scoring.rows import (
-    RowBuilder,
-    read_reference,
-    round_to_float32,
-    score_batches,
-    unmirrored_input,
-    until_stopped,
-)
+from iaa.scoring.rows import RowBuilder, read_reference, round_to_float32, score_batches
 from iaa.scoring.shards import ORIGIN, shard_batches
 from iaa.scoring.sources import Sources, is_shard, path_number, shards_of
 from iaa.scoring.table import Row, Table
-from iaa.training import checkpoint
 from iaa.training.build import pick_device
 from iaa.training.steps import Precision
 
 log = logging.getLogger("eat")
-
-CALIBRATION_BATCH = 16  # as in the released training
 
 
 def run(options: argparse.Namespace) -> int:
@@ -60,7 +47,7 @@ def score(options: argparse.Namespace, stop: StopSignal) -> int:
     Returns 1 if a photograph has an error or a shard is damaged, else 0.
     """
     device, sources = pick_device(options.gpu_id), Sources(options.paths, options.list)
-    trained = load_for_command(options, will_calibrate=bool(options.calibrate_on))
+    trained = load_for_command(options)
     counts = Counter(map(is_shard, sources))
     has_shards = counts[True] > 0
     if not counts:
@@ -89,16 +76,6 @@ def score(options: argparse.Namespace, stop: StopSignal) -> int:
     if options.explain:
         earlier = read_json_object(table.settings_file) if options.append else {}
         common = earlier.get("explained") or sources.common_folder()
-    if options.calibrate_on:
-        paths = draw(Sources(options.calibrate_on), options.calibrate_points)
-        try:
-            note = calibrate(trained.model, photos, paths, device, stop)
-        except ValueError as error:
-            reason = error if isinstance(error, InputError) else "no photograph there decodes"
-            raise InputError(f"--calibrate_on {' '.join(options.calibrate_on)}: {reason}") from error
-        trained.notes.append(note)
-        if options.save_calibrated:
-            checkpoint.save(options.save_calibrated, trained.model.state_dict())
     for note in trained.notes:
         log.info("%s", note)
     points = "" if trained.points is None else f", {trained.points} interest points"
@@ -150,7 +127,7 @@ def score(options: argparse.Namespace, stop: StopSignal) -> int:
     if page:
         about = {"upright": options.upright, "num_workers": options.num_workers}
         gallery.write_gallery(options.report, trained, page, stop=stop, **about)
-    written = [str(path) for path in (options.out, options.report, options.save_calibrated) if path]
+    written = [str(path) for path in (options.out, options.report) if path]
     written += [f"{options.explain} (overlays: {overlays})"] if options.explain else []
     summary.close(sources.describe_skipped(), written)
     return int(summary.errors + summary.errors_before + damaged > 0)
@@ -164,40 +141,6 @@ def refuse_options(options: argparse.Namespace, trained: TrainedNetwork, has_sha
     for name in ("explain", "layer"):
         if trained.points is None and getattr(options, name) not in (None, ALL):
             raise InputError(f"--{name}: {trained.name} has no deformable layers; leave it out")
-
-
-def draw(paths: Iterable[str], count: int) -> list[str]:
-    """`count` of the paths at random, in one pass, in their order; all if there are no more."""
-    rng, drawn = random.Random(0), []
-    for number, path in enumerate(paths):
-        if number < count:
-            drawn.append((number, path))
-        elif (index := rng.randrange(number + 1)) < count:
-            drawn[index] = (number, path)
-    return [path for _, path in sorted(drawn)]
-
-
-def calibrate(
-    model: torch.nn.Module, photos: Photos, paths: Sequence[str], device: torch.device, stop: StopSignal
-) -> str:
-    """Set the model's running interest points from photographs; returns a note about them.
-
-    Raises ValueError if none can be read, Interrupted.
-    """
-    batches, used = replace(photos, batch_size=CALIBRATION_BATCH).batches(paths), 0
-
-    def inputs() -> Iterator[torch.Tensor]:
-        nonlocal used
-        for batch in until_stopped(batches, stop):
-            bar.update(len(batch.photos))
-            used += len(batch.images)
-            if len(batch.images):
-                yield unmirrored_input(batch.images, model, device)
-
-    with progress_bar("calibrate", len(paths)) as bar:
-        models.calibrate_points(model, inputs())
-    unread = f"; {len(paths) - used} could not be read" if used < len(paths) else ""
-    return f"running interest points calibrated on {used} photographs{unread}"
 
 
 def take_over_rows(table: Table, summary: TerminalSummary, page: gallery.Gallery | None) -> set[int]:

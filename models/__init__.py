@@ -7,7 +7,7 @@ import timm
 from .attention import AttentionPoints
 from .backbone import TIMM_PREFIX, create_backbone
 from .dat import EAT
-from .eat import RefinementSchedule, calibrate_points, set_refinement, uncalibrated
+from .eat import RefinementSchedule, set_refinement
 from .folder import load_folder
 from .purpose import Purpose
 from .variants import VARIANTS
@@ -20,14 +20,12 @@ __all__ = [
     "RefinementSchedule",
     "Weights",
     "WeightsError",
-    "calibrate_points",
     "create_model",
     "list_models",
     "load_weights",
     "read_weights",
     "released_style",
     "set_refinement",
-    "uncalibrated",
 ]
 
 

@@ -132,7 +132,7 @@ class DeformableAttention(nn.Module):
         self.proj_drop = nn.Dropout(proj_drop)
         # The name is the released checkpoints'.
         learned = interest_points != "grid"
-        self.ref_point14 = InterestPoints(dim, fmap_size, interest_points) if learned else GridPoints()
+        self.ref_point14 = InterestPoints(dim, interest_points) if learned else GridPoints()
         self.refinement = OffsetRefinement(refinement, exploit)
 
     def offsets(self, q: Tensor) -> Tensor:
@@ -147,30 +147,26 @@ class DeformableAttention(nn.Module):
             offsets = F.linear(x.float(), project.weight.flatten(1).float())
             return offsets.tanh() * (OFFSET_RANGE / q.shape[1])  # maps are square
 
-    def forward(self, x: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
-        """x: (B, H, W, C). Returns the same shape, and (positions, references, mean).
-
-        positions, references: see `AttentionPoints`. mean: see `InterestPoints`.
-        """
+    def forward(self, x: Tensor) -> tuple[Tensor, AttentionPoints]:
+        """x: (B, H, W, C). Returns the same shape, and the layer's points."""
         q, k, v, positions, points = self.project(x)
         dropout = self.attn_drop if self.training else 0.0
         out = attention(q, k, v, self.bias(positions), dropout)
         out = rearrange(out, "b heads (h w) c -> b h w (heads c)", h=x.shape[1])
         return self.proj_drop(pointwise(self.proj_out, out)), points
 
-    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, tuple[Tensor, Tensor, Tensor]]:
-        """x: (B, H, W, C). Returns q, k, v, each (B, heads, HW, C / heads); the keys' positions; as `forward` the points."""
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, AttentionPoints]:
+        """x: (B, H, W, C). Returns q, k, v, each (B, heads, HW, C / heads); the keys' positions; the layer's points."""
         cast = cast_for_products(x)
         q = pointwise(self.proj_q, cast)
-        points, mean = self.ref_point14(x)
-        points = points[..., None, :]
+        points = self.ref_point14(x)[..., None, :]
         positions = points + self.refinement(self.offsets(q), points)
         features = cast.unflatten(-1, (self.groups, -1))
         sampled = sample_features(features, positions).flatten(-2)
         k, v = pointwise(self.proj_k, sampled), pointwise(self.proj_v, sampled)
         q, k, v = (rearrange(t, "b h w (heads c) -> b heads (h w) c", heads=self.heads) for t in (q, k, v))
         by_group, references = positions.permute(0, 3, 1, 2, 4), points.permute(0, 3, 1, 2, 4)
-        return q, k, v, positions, (by_group, references.expand_as(by_group), mean)
+        return q, k, v, positions, AttentionPoints(by_group, references.expand_as(by_group))
 
     def bias(self, positions: Tensor) -> Tensor:
         """The position bias (B, heads, HW, HW) of keys at `positions`."""
@@ -180,7 +176,7 @@ class DeformableAttention(nn.Module):
         """x: (B, H, W, C). Returns the attention weights (B, heads, queries, keys), HW each, and the layer's points."""
         q, k, _, positions, points = self.project(x)
         logits = q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1) + self.bias(positions)
-        return logits.softmax(-1), AttentionPoints(*points[:2])
+        return logits.softmax(-1), points
 
 
 def make_deterministic(model: nn.Module) -> None:

@@ -58,7 +58,7 @@ class MLP(nn.Module):
 
 def run_block(
     norm1: nn.Module, attention: nn.Module, norm2: nn.Module, mlp: nn.Module, x: Tensor, masks: Tensor | None
-) -> tuple[Tensor, tuple[Tensor, ...] | None]:
+) -> tuple[Tensor, AttentionPoints | None]:
     """x + attention(norm1(x)), then x + mlp(norm2(x)); x: (B, H, W, C). Drop path: the updates times masks (2, B, 1, 1, 1).
 
     Returns x, and the points of a deformable layer, else None. A block's number and rate are no arguments, so that
@@ -109,9 +109,7 @@ class Stage(nn.Module):
             else:
                 x, layer_points = self.run_block(*block)
             if layer_points is not None:
-                *where, mean = layer_points
-                attention.ref_point14.track(mean, x.shape[0])
-                points[f"attns.{i}"] = AttentionPoints(*where)
+                points[f"attns.{i}"] = layer_points
         return x, points
 
 
@@ -124,8 +122,8 @@ class EAT(nn.Module):
         stage_spec: for each block `L` (window), `S` (shifted window) or `D` (deformable attention).
         groups: of deformable layers only; elsewhere -1 by convention.
         drop_path_rate: rate of the last block; it grows linearly from 0 over all blocks.
-        interest_points: `batch` (released), `image` or `running`, see `models.eat.InterestPoints`; or `grid`, fixed
-            cell centres: with refinement `off` the network then is plain DAT.
+        interest_points: `batch` (released) or `image`, see `models.eat.InterestPoints`; or `grid`, fixed cell centres:
+            with refinement `off` the network then is plain DAT.
         refinement: `released`, `off` or `scheduled`; see `models.eat.OffsetRefinement`.
         exploit: evaluate `scheduled` refinement without any constraint, whatever its factors are.
     Raises: ValueError for a configuration that the method does not have.

@@ -6,7 +6,6 @@ Coordinates are (y, x) in [-1, 1] over the image, (-1, -1) its top left corner, 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -39,104 +38,28 @@ class InterestPoints(nn.Conv2d):
     mode: the images of the mean.
         `batch`: the batch, in evaluation too, as released. An image's points, and its score, depend on its neighbours.
         `image`: the image alone.
-        `running`: the batch in training; in evaluation a running mean, updated in training as in batch normalisation.
-            It is nan until the first batch of training or `calibrate_points`, so that no score can come of it.
-    Source: `batch` is EAT's released deformable attention; the others are ours.
+    Source: `batch` is EAT's released deformable attention; `image` is ours.
     """
 
-    momentum = 0.1  # the least share of a batch in the running mean, as in batch normalisation
-
-    def __init__(self, dim: int, fmap_size: int, mode: str = "batch"):
+    def __init__(self, dim: int, mode: str = "batch"):
         super().__init__(dim, 2, 1)
         self.mode = mode
-        if mode == "running":
-            self.register_buffer("running_points", torch.empty(1, fmap_size, fmap_size, 2))
-            self.register_buffer("num_images_tracked", torch.empty((), dtype=torch.int64))
-            self.reset_running_points()
 
-    def reset_running_points(self) -> None:
-        """Forget the running mean."""
-        self.running_points.fill_(torch.nan)
-        self.num_images_tracked.zero_()
-
-    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """features: (B, H, W, C). Returns points in (-1, 1), and their mean before the tanh, which `track` takes.
-
-        Both are (B, H, W, 2) if `mode` is `image`, else (1, H, W, 2).
-        """
-        if self.mode == "running" and not self.training:
-            return self.running_points.float().tanh(), self.running_points
+    def forward(self, features: Tensor) -> Tensor:
+        """features: (B, H, W, C). Returns points in (-1, 1): (1, H, W, 2); for `image` (B, H, W, 2)."""
         with in_float32(features.device):
-            mean = F.linear(features.float(), self.weight.flatten(1).float(), self.bias.float())
-            if self.mode != "image":
-                mean = mean.mean(0, keepdim=True)
-            return mean.tanh(), mean
-
-    @torch.no_grad()
-    def track(self, mean: Tensor, images: int) -> None:
-        """In training, move the running mean: at first as the plain mean over all images, later with `momentum`.
-
-        Not within `forward`, for a block may run twice: again for its gradient.
-        """
-        if self.mode != "running" or not self.training:
-            return
-        count = self.num_images_tracked + images
-        share = (images / count).clamp_min(self.momentum)
-        moved = self.running_points + share * (mean - self.running_points)
-        self.running_points.copy_(torch.where(self.num_images_tracked == 0, mean, moved))
-        self.num_images_tracked.copy_(count)
+            points = F.linear(features.float(), self.weight.flatten(1).float(), self.bias.float())
+            return (points if self.mode == "image" else points.mean(0, keepdim=True)).tanh()
 
 
 class GridPoints(nn.Module):
     """Plain DAT's reference points instead of learned ones: the centres of the cells. No weights."""
 
-    mode = "grid"
-
-    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """features: (B, H, W, C). Returns (1, H, W, 2), twice; -1 and 1 are the image's borders. Source: DAT, CVPR 2022."""
+    def forward(self, features: Tensor) -> Tensor:
+        """features: (B, H, W, C). Returns (1, H, W, 2); -1 and 1 are the image's borders. Source: DAT, CVPR 2022."""
         sides = features.shape[1:3]
         y, x = ((torch.arange(n, device=features.device) + 0.5) * (2 / n) - 1 for n in sides)
-        points = torch.stack(torch.meshgrid(y, x, indexing="ij"), -1)[None]
-        return points, points
-
-    def track(self, mean: Tensor, images: int) -> None:
-        """As the grid never moves, there is nothing to track."""
-
-
-def uncalibrated(model: nn.Module) -> bool:
-    """Whether `model` lacks the running interest points that it needs for evaluation."""
-    return any(points.num_images_tracked == 0 for points in _running_points(model))
-
-
-@torch.no_grad()
-def calibrate_points(model: nn.Module, batches: Iterable[Tensor]) -> None:
-    """Estimate the running interest points of a trained network anew, as the plain mean over all images.
-
-    batches: normalised images (B, 3, H, W) in batches of training's size, because the points of a layer depend on the
-    batch's mean in the layers before it. Drop path and dropout are off. Raises ValueError for a network without
-    running points, and for no images.
-    """
-    layers, was_training = _running_points(model), model.training
-    if not layers:
-        raise ValueError("calibrate_points: the network's interest_points are not 'running'")
-    model.eval()
-    for points in layers:
-        points.reset_running_points()
-        points.train()
-        points.momentum = 0.0
-    try:
-        for images in batches:
-            model(images)
-    finally:
-        for points in layers:
-            del points.momentum  # from here on the class's value again
-        model.train(was_training)
-    if uncalibrated(model):
-        raise ValueError("calibrate_points: no images")
-
-
-def _running_points(module: nn.Module) -> list[InterestPoints]:
-    return [m for m in module.modules() if isinstance(m, InterestPoints) and m.mode == "running"]
+        return torch.stack(torch.meshgrid(y, x, indexing="ij"), -1)[None]
 
 
 def points_spread(points: Tensor) -> Tensor:

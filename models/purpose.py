@@ -10,9 +10,10 @@ from torch import nn
 
 # The settings that a file may record, and their values, the released value first.
 SETTING_VALUES = {
-    "interest_points": ("batch", "image", "running", "grid"),
+    "interest_points": ("batch", "image", "grid"),
     "refinement": ("released", "off", "scheduled"),
 }
+FORMER = ("interest_points", "running")  # older files state it; no network has it any more
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ class Purpose:
             raise ValueError(f"score_range {scale!r} is not a lowest and a highest score")
         settings = {name: recorded[name] for name in SETTING_VALUES if name in recorded}
         for name, value in settings.items():
-            if value not in SETTING_VALUES[name]:
+            if value not in SETTING_VALUES[name] and (name, value) != FORMER:
                 raise ValueError(f"{name} {value!r} is not one of {', '.join(SETTING_VALUES[name])}")
         return cls(model, dataset, as_scale(scale), threshold, settings)
 

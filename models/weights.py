@@ -13,17 +13,12 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from .purpose import Purpose
+from .purpose import FORMER, Purpose
 from .weights_file import WeightsError, find_weights_file, read_tensors
 
 TABLES = ("relative_position_bias_table", "rpe_table")
 BUFFERS = ("relative_position_index", "attn_mask")
-# Buffers that the release does not have, by the end of their names; their values in a network that starts fresh.
-ADDED_BUFFERS = {
-    "ref_point14.running_points": torch.nan,
-    "ref_point14.num_images_tracked": 0,
-    "refinement.factors": 1.0,
-}
+FACTORS = "refinement.factors"  # the end of the names of buffers that the release does not have
 
 
 class Weights(NamedTuple):
@@ -64,8 +59,8 @@ def _imply_settings(state: Iterable[str]) -> Purpose:
     """The settings that follow from the names of a file's buffers."""
     settings = {}
     if any(name.endswith("running_points") for name in state):
-        settings["interest_points"] = "running"
-    if any(name.endswith("refinement.factors") for name in state):
+        settings.update([FORMER])
+    if any(name.endswith(FACTORS) for name in state):
         settings["refinement"] = "scheduled"
     return Purpose(settings=settings)
 
@@ -80,15 +75,19 @@ def load_weights(model: nn.Module, source: str | os.PathLike | Weights) -> list[
     """Load weights into a network of EAT or of timm, in place. source: as in `read_weights`, or its result.
 
     In a file without interest points (`ref_point14`), DAT's or timm's, those of the network and a head of another size
-    start fresh. So do running interest points and scheduled factors that a file lacks, and running points of another
-    resolution. Interest points that the network lacks are left out. Position tables of another resolution are resized;
-    their index and mask follow from the network's configuration. The network keeps its own settings.
+    start fresh. So do scheduled factors that a file lacks. Interest points and factors that the network lacks are left
+    out. Position tables of another resolution are resized; their index and mask follow from the network's configuration.
+    The network keeps its own settings.
     Returns the names of all tensors that start fresh. Raises WeightsError, with the model left as it was, if any other
     tensor is missing, unexpected or misshapen.
     """
     weights = source if isinstance(source, Weights) else read_weights(source)
     target, state = model.state_dict(), weights.state
-    fresh = _fresh_buffers(state, target)
+    fresh = {
+        name: torch.ones_like(value)
+        for name, value in target.items()
+        if name.endswith(FACTORS) and name not in state
+    }
     if not _has_points(state):
         fresh |= {
             name: value for name, value in target.items() if "ref_point14" in name and name not in fresh
@@ -96,7 +95,7 @@ def load_weights(model: nn.Module, source: str | os.PathLike | Weights) -> list[
         fresh |= _fresh_head(
             state, target, head_prefixes((getattr(model, "pretrained_cfg", None) or {}).get("classifier"))
         )
-    state = {name: value for name, value in state.items() if name in target or not _is_added(name)} | fresh
+    state = {name: value for name, value in state.items() if name in target or not is_added(name)} | fresh
     for name in target.keys() & state.keys():
         if name.endswith(BUFFERS):
             state[name] = target[name]
@@ -118,11 +117,9 @@ def head_prefixes(classifier: str | Sequence[str] | None) -> tuple[str, ...]:
 
 
 def released_style(model: nn.Module) -> OrderedDict[str, Tensor]:
-    """The network's state_dict with the released tensors only: no running points, no factors, no metadata."""
+    """The network's state_dict with the released tensors only: no factors, no metadata."""
     state = model.state_dict()
-    return OrderedDict(
-        (name, value) for name, value in state.items() if not name.endswith(tuple(ADDED_BUFFERS))
-    )
+    return OrderedDict((name, value) for name, value in state.items() if not name.endswith(FACTORS))
 
 
 def resize_table(table: Tensor, shape: torch.Size) -> Tensor:
@@ -154,20 +151,9 @@ def _has_points(names: Iterable[str]) -> bool:
     return any("ref_point14" in name for name in names)
 
 
-def _is_added(name: str) -> bool:
+def is_added(name: str) -> bool:
     """Whether a tensor belongs to interest points or a schedule, which not every network has."""
-    return "ref_point14" in name or name.endswith("refinement.factors")
-
-
-def _fresh_buffers(state: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The network's ADDED_BUFFERS that `state` lacks, at their start. A count is fresh, too, if its points are."""
-    fresh = {}
-    for ending, value in ADDED_BUFFERS.items():
-        for name in (name for name in target if name.endswith(ending)):
-            points = name.replace("num_images_tracked", "running_points")
-            if name not in state or _shape(state, points) != _shape(target, points):
-                fresh[name] = torch.full_like(target[name], value)
-    return fresh
+    return "ref_point14" in name or name.endswith(FACTORS)
 
 
 def _fresh_head(

@@ -173,7 +173,6 @@ def _find_problem(name: str, value: object) -> str | None:
         return f"is a {type(value).__name__}, not a tensor; save the state_dict alone"
     if value.layout != torch.strided or value.is_quantized or value.is_complex() or value.is_meta:
         return "is not a plain tensor of real numbers"
-    # Running points are nan until a network is trained.
-    if not name.endswith("running_points") and not torch.isfinite(value).all():
+    if not torch.isfinite(value).all():
         return "holds values that are not finite"
     return None

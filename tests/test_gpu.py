@@ -128,7 +128,7 @@ def test_sampling_is_that_of_a_cpu_and_the_same_each_time(side, deterministic):
 
 
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
-@pytest.mark.parametrize("points", ["batch", "running"])
+@pytest.mark.parametrize("points", ["batch", "image"])
 def test_training_steps_wait_for_nothing(dtype, points):
     try:
         losses, _ = train(make_network(interest_points=points), 10, dtype, watched_from=3)
@@ -140,7 +140,7 @@ def test_training_steps_wait_for_nothing(dtype, points):
 def test_weights_after_50_steps_are_those_without_a_graph():
     states = []
     for graph in (None, CudaGraph):
-        model = make_network(drop_path_rate=0.3, interest_points="running")
+        model = make_network(drop_path_rate=0.3)
         try:
             set_deterministic(True, model, DEVICE)
             losses, replays = train(model, 50, graph=graph)

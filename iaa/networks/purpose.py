@@ -13,7 +13,7 @@ from iaa.runtime.files import read_json_object
 from models import Purpose, Weights, WeightsError, create_model, list_models
 from models.backbone import count_outputs
 from models.purpose import as_scale
-from models.weights import ADDED_BUFFERS, BUFFERS, TABLES, pick_evaluation_settings
+from models.weights import BUFFERS, TABLES, is_added
 from option import DATASETS
 
 T = TypeVar("T")
@@ -99,13 +99,13 @@ def recognise(weights: Weights) -> str:
     for tables in ((), TABLES):
         for name in list_models():
             with torch.device("meta"):
-                state = create_model(name, outputs, **pick_evaluation_settings(weights)).state_dict()
+                state = create_model(name, outputs).state_dict()
             if _shapes(state, tables) == _shapes(weights.state, tables):
                 return name
     raise WeightsError(f"{weights.path}: its tensors are not those of {', '.join(list_models())}")
 
 
 def _shapes(state: dict[str, torch.Tensor], tables: tuple[str, ...]) -> dict[str, torch.Size]:
-    """Shapes by name, without buffers that follow from the configuration or are not in released files, and `tables`."""
-    left_out = (*BUFFERS, *ADDED_BUFFERS, *tables)
-    return {name: value.shape for name, value in state.items() if not name.endswith(left_out)}
+    """Shapes by name, without `tables`, buffers that follow from the configuration, and tensors that DAT's files lack."""
+    left_out = (*BUFFERS, *tables)
+    return {n: value.shape for n, value in state.items() if not (n.endswith(left_out) or is_added(n))}

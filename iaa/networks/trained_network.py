@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 from torch import Tensor, nn
 
-import models
 from iaa.errors import InputError, PurposeError
 from iaa.networks.purpose import agree, complete_purpose, find_purpose, format_of, recognise
 from iaa.photographs.decode import Resize
 from iaa.photographs.labels import LabelFormat
 from models import Purpose, Weights, create_model, load_weights, read_weights
 from models.backbone import TIMM_PREFIX, count_outputs
+from models.purpose import SETTING_VALUES
 from models.weights import pick_evaluation_settings
 from util import scores
 
@@ -60,7 +60,7 @@ class TrainedNetwork:
 
     @property
     def points(self) -> str | None:
-        """`image`, `running`, `grid` or `batch`: the mode of the interest points; None for a network of timm."""
+        """`image`, `grid` or `batch`: the mode of the interest points; None for a network of timm."""
         return self.model.purpose.settings.get("interest_points")
 
     def scores(self, outputs: np.ndarray | Tensor) -> np.ndarray | Tensor:
@@ -78,14 +78,12 @@ def load_network(
     dataset: str | None = None,
     scale: tuple[float, float] | None = None,
     interest_points: str | None = None,
-    will_calibrate: bool = False,
 ) -> TrainedNetwork:
     """Load the network of a weights file, of a run's folder (its best.pth) or of a hub folder.
 
     model, dataset, scale: what the weights are for, where neither the file nor the run that it lies in states it. The
         variant of a bare file is recognised by its tensors; ten outputs are AVA's.
-    interest_points: `image`, `running`, `grid` or `batch`; by default as trained. Instead of `batch` the default is each
-        image's own points, or with will_calibrate running points, which the caller estimates next.
+    interest_points: `image`, `grid` or `batch`; by default as trained, but `image` instead of `batch`.
     Raises PurposeError if a statement is missing or contradicts the file, InputError for interest points that the file
     does not have, WeightsError for a file that cannot be used.
     """
@@ -98,25 +96,23 @@ def load_network(
     name = name or recognise(weights)
     dataset = agree(path, "dataset", dataset, recorded.dataset)
     scale = agree(path, "scale", scale and tuple(scale), recorded.scale)
-    settings = _pick_settings(weights, name, interest_points, will_calibrate)
+    settings = _pick_settings(weights, name, interest_points)
     stated = Purpose(name, dataset, scale, settings=settings)
     purpose = complete_purpose(stated.or_else(recorded), outputs, path)
     network = create_model(name, outputs, **settings)
     load_weights(network, weights)
     network.purpose, network.photographs = purpose, dict(weights.photographs)
-    if settings.get("interest_points") == "running" and models.uncalibrated(network) and not will_calibrate:
-        raise InputError(f"{path}: has no running interest points; estimate them from other photographs")
     network.eval().requires_grad_(False)
     label_format = format_of(purpose.dataset, outputs, purpose.scale, purpose.threshold)
     trained = TrainedNetwork(network, label_format, path)
     in_training = pick_evaluation_settings(weights).get("interest_points", "batch")
-    if trained.points is not None and "batch" in (trained.points, in_training):
+    if trained.points is not None and (trained.points == "batch" or trained.points != in_training):
         points = f"interest points: {trained.points}, in training {in_training}"
         trained.notes.append(f"{points}; docs/beyond.md says what a score then depends on")
     return trained
 
 
-def load_for_command(options: argparse.Namespace, will_calibrate: bool = False) -> TrainedNetwork:
+def load_for_command(options: argparse.Namespace) -> TrainedNetwork:
     """`load_network` by a command's options, WEIGHTS of iaa/options/scoring_options.py, whose names errors give."""
     low, high = options.score_min, options.score_max
     if (low is None) != (high is None):
@@ -130,25 +126,22 @@ def load_for_command(options: argparse.Namespace, will_calibrate: bool = False) 
             dataset=options.dataset,
             scale=None if low is None else (low, high),
             interest_points=options.interest_points,
-            will_calibrate=will_calibrate,
         )
     except PurposeError as error:
-        names = "--dataset, --model, --score_min and --score_max"
+        names = "--dataset, --model, --score_min, --score_max and --interest_points"
         raise InputError(f"{error} ({names} state what the file does not)") from None
 
 
-def _pick_settings(weights: Weights, name: str, points: str | None, will_calibrate: bool) -> dict[str, str]:
+def _pick_settings(weights: Weights, name: str, points: str | None) -> dict[str, str]:
     """The settings that the network is created with; none for a network of timm."""
     trained = {"interest_points": "batch", "refinement": "released"} | pick_evaluation_settings(weights)
     is_timm, trained_points = name.startswith(TIMM_PREFIX), trained["interest_points"]
-    if (is_timm or trained_points == "grid") and (will_calibrate or points not in (None, "grid")):
-        raise InputError(f"{weights.path}: {name} has no interest points to choose or to calibrate")
-    if will_calibrate and points not in (None, "running"):
-        raise InputError(f"only running interest points can be calibrated, not {points}")
+    if (is_timm or trained_points == "grid") and points not in (None, "grid"):
+        raise InputError(f"{weights.path}: {name} has no interest points to choose")
     if is_timm:
         return {}
-    if will_calibrate:
-        points = "running"
-    elif points is None:
+    if points is None:
         points = "image" if trained_points == "batch" else trained_points
+    if points not in SETTING_VALUES["interest_points"]:
+        raise PurposeError(f"{weights.path}: interest_points {points} is no longer known; choose image")
     return trained | {"interest_points": points}

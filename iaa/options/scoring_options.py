@@ -23,7 +23,7 @@ WEIGHTS = (
     Option("model", str, None, "network (default: as the weights say, or as their tensors are recognised)", choices=ANY_MODEL),
     Option("score_min", float, None, "--dataset csv: lowest possible score, where the file does not say"),
     Option("score_max", float, None, "--dataset csv: highest possible score, where the file does not say"),
-    Option("interest_points", str, None, "image: each image's own; running: a running mean; grid: plain DAT's cell centres; batch: the batch's mean, as released, so that scores depend on the batch (default: as trained, but image instead of batch)", choices=("image", "running", "grid", "batch")),
+    Option("interest_points", str, None, "image: each image's own; grid: plain DAT's cell centres; batch: the batch's mean, as released, so that scores depend on the batch (default: as trained, but image instead of batch)", choices=("image", "grid", "batch")),
 )
 
 TABLE = {
@@ -32,15 +32,10 @@ TABLE = {
         Option("list", str, [], "a text file with a path in each line; -: standard input", metavar="FILE", nargs="append"),
     ),
     "weights": WEIGHTS,
-    "calibration": (
-        Option("calibrate_on", str, [], "first estimate running interest points from these photographs; training photographs are best", metavar="PATH", nargs="+"),
-        Option("calibrate_points", int, 2000, "number of these photographs, drawn at random", low=1),
-        Option("save_calibrated", Path, None, "save the calibrated weights in this file"),
-    ),
     "what is written": (
         Option("out", str, None, "table of scores: .csv or .jsonl, written after each batch (default: terminal only)", metavar="FILE"),
         Option("append", bool, False, "continue --out: skip photographs that have a row already"),
-        Option("overwrite", bool, False, "replace --out, --report and --save_calibrated"),
+        Option("overwrite", bool, False, "replace --out and --report"),
         Option("reference", str, None, "a run's predictions.csv, or a table of scores: adds the column `below`, the share of its scores that are lower", metavar="FILE"),
         Option("explain", Path, None, "draw the attention on each photograph", metavar="FOLDER"),
         Option("layer", str, ALL, "one deformable layer, such as stages.2.attns.1", metavar="NAME"),
@@ -63,8 +58,7 @@ TABLE = {
 # An option needs one of these others.
 OWNERS = {
     "append": ["out"],
-    "overwrite": ["out", "report", "save_calibrated"],
-    "save_calibrated": ["calibrate_on"],
+    "overwrite": ["out", "report"],
     "layer": ["explain", "report"],
 }
 
@@ -90,10 +84,10 @@ def check(options: argparse.Namespace) -> None:
         (options.append and options.overwrite, "--append and --overwrite exclude each other"),
         (options.explain and options.explain.is_file(), f"--explain {options.explain}: is no folder"),
     ]
-    inputs = (options.weights, options.reference, *options.list, *options.paths, *options.calibrate_on)
+    inputs = (options.weights, options.reference, *options.list, *options.paths)
     used = {os.path.realpath(path) for path in inputs if path is not None}
     folders = []
-    for name in ("out", "report", "save_calibrated"):
+    for name in ("out", "report"):
         if (value := getattr(options, name)) is None:
             continue
         path, is_table = Path(value), name == "out"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import scipy
@@ -24,7 +23,6 @@ from iaa.training.cuda_graph import graph_forward
 from iaa.training.engine import oom_hint
 from iaa.training.steps import Precision
 
-T = TypeVar("T")
 NOT_FINITE = "the network's outputs for it are not finite"
 
 
@@ -41,7 +39,9 @@ def score_batches(
     """
     is_graph = precision.device.type == "cuda" and recorder is None
     forward = graph_forward(trained.model, precision, is_graph)
-    for batch in until_stopped(batches, stop):
+    for batch in batches:
+        if stop is not None and stop.received:
+            raise Interrupted(stop.received)
         readable = [photo for photo in batch.photos if not photo.error]
         if readable:
             outputs, attention_maps = run_network(trained, batch.images, forward, precision.device, recorder)
@@ -51,14 +51,6 @@ def score_batches(
                     photo.attention_maps = {name: maps[row] for name, maps in attention_maps.items()}
                 else:
                     photo.error = NOT_FINITE
-        yield batch
-
-
-def until_stopped(batches: Iterable[T], stop: StopSignal | None) -> Iterator[T]:
-    """The same batches. Raises Interrupted between two of them when a signal came."""
-    for batch in batches:
-        if stop is not None and stop.received:
-            raise Interrupted(stop.received)
         yield batch
 
 

@@ -10,24 +10,23 @@ from dataclasses import replace
 from operator import attrgetter
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.data import DataLoader
 
 import models
-from dataset import Splits, Transform, make_loader, to_input
+from dataset import Splits, Transform, make_loader
 from iaa.errors import InputError
 from iaa.evaluation.leakage import UNKNOWN, KnownPhotos
 from iaa.photographs.cache import Cache
-from iaa.photographs.labels import FORMATS, LabelFormat, Labels, csv_format
+from iaa.photographs.labels import FORMATS, LabelFormat, csv_format
 from iaa.runtime import distributed
 from iaa.runtime.signals import StopSignal
 from iaa.training import checkpoint, engine
 from iaa.training.steps import Precision, Schedule, Stepper, allow_tf32, make_optimizer, set_deterministic
 from models import Purpose, Weights, create_model, load_weights
-from models.weights import ADDED_BUFFERS
+from models.weights import FACTORS
 from util import make_loss
 
 log = logging.getLogger("eat")
@@ -86,9 +85,7 @@ def pick_format(options: argparse.Namespace) -> LabelFormat:
     if options.dataset != "csv":
         return FORMATS[options.dataset]
     folder, scale = Path(options.path_to_save_csv), (options.score_min, options.score_max)
-    names = ["test.csv"]
-    if not options.eval or options.calibrate_points:
-        names.append("train.csv")
+    names = ["test.csv"] if options.eval else ["test.csv", "train.csv"]
     if not options.eval and (folder / "val.csv").is_file():
         names.append("val.csv")
     formats = [csv_format(folder / name, scale, options.threshold) for name in names]
@@ -173,19 +170,16 @@ def make_model(
 
 def _fill(model: nn.Module, weights: Weights, options: argparse.Namespace) -> None:
     fresh = load_weights(model, weights)
-    missing = [name for name in fresh if not name.endswith((*ADDED_BUFFERS, "ref_point14.bias"))]
+    missing = [name for name in fresh if not name.endswith((FACTORS, "ref_point14.bias"))]
     # A complete network of which nothing is known was trained for scores, as the released EAT.
     model.photographs = dict(weights.photographs if missing or weights.photographs else UNKNOWN)
-    problem, has_factors = None, not any(name.endswith("refinement.factors") for name in fresh)
+    problem, has_factors = None, not any(name.endswith(FACTORS) for name in fresh)
     if missing and not options.eval:
         log.info("%s has none that fit: %s start fresh", weights.path, ", ".join(missing))
     elif missing and model.purpose.settings:
         problem = "plain DAT, without interest points: leave --interest_points out, or train it before --eval"
     elif missing:
         problem = f"has no {missing[0]} that fits: train it before --eval"
-    elif options.eval and models.uncalibrated(model) and not options.calibrate_points:
-        problem = "has no running interest points; --calibrate_points N estimates them from training images, "
-        problem += "--interest_points batch evaluates as released"
     elif options.eval and options.eval_refinement == "checkpoint" and not has_factors:
         problem = (
             "has no factors of a refinement schedule; --eval_refinement exploitation evaluates without any"
@@ -206,7 +200,7 @@ def network_notes(options: argparse.Namespace, weights: Weights | None) -> list[
     if options.eval and points == "batch":
         others = f"the other images of its batch of {options.eval_batch_size}"
         notes.append(f"a score depends on {others}, as in the release")
-    elif points in ("batch", "running") and not options.eval and processes * options.accumulate > 1:
+    elif points == "batch" and not options.eval and processes * options.accumulate > 1:
         notes.append("interest points are means over the images of a batch of a process, not of a step")
     return notes
 
@@ -215,19 +209,6 @@ def note_photographs(model: nn.Module, splits: Splits) -> None:
     """Note in the network, and so in its files, the photographs that it is trained on and selected by."""
     before = KnownPhotos.from_texts(model.photographs, "the weights")
     model.photographs = (before | KnownPhotos.of(splits.train.images, splits.val.images)).as_texts()
-
-
-def calibrate(
-    options: argparse.Namespace, model: nn.Module, train: Labels, label_format: LabelFormat, stop: StopSignal
-) -> None:
-    """Estimate the running interest points from `--calibrate_points` images of train.csv."""
-    rows = np.random.default_rng(options.seed).permutation(len(train))[: options.calibrate_points]
-    device, transform = next(model.parameters()).device, Transform(label_format, model.img_size, train=False)
-    images, settings = options.path_to_images, (options.batch_size, options.num_workers)
-    loader = make_loader(train.subset(rows), images, transform, *settings, pin_memory=device.type == "cuda")
-    with engine.eval_batches("calibrate", loader, device, stop) as items:
-        models.calibrate_points(model, (to_input(batch, device, model.statistics) for batch in items))
-    log.info("running interest points estimated from %d training images", len(rows))
 
 
 def make_trainer(

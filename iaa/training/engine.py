@@ -207,7 +207,7 @@ class Trainer:
     def save(self) -> None:
         """Write last.pt. Every process must call this."""
         self._read_losses(wait=True)
-        distributed.broadcast(self.stepper.model.buffers())  # each process has running points of its own
+        distributed.broadcast(self.stepper.model.buffers())  # each process has batch statistics of its own
         checkpoint.save_last(self.checkpoints, checkpoint.snapshot(self.stepper, self.progress))
         distributed.all_reduce_max(0)  # wait: a process that ends may end rank 0, which is still writing
         self.saved_at = time.monotonic()
@@ -245,29 +245,6 @@ def compile_errors():
         raise InputError(f"--compile: the network does not compile here ({reason}); leave it out") from error
 
 
-@contextmanager
-def eval_batches(
-    title: str, loader: DataLoader, device: torch.device, stop: StopSignal | None
-) -> Iterator[Iterator[Batch]]:
-    """The batches of a loader for a network that is not trained, with a progress bar.
-
-    Raises Interrupted after a signal to a single process, TrainingError if memory runs out.
-    """
-    sampler = loader.batch_sampler
-    remedy = f"try --eval_batch_size {max(1, sampler.batch_size // 2)}, or --batch_size where points are calibrated"
-
-    def checked_batches() -> Iterator[Batch]:
-        for batch in batches(loader):
-            if stop is not None and stop.received and distributed.world_size() == 1:
-                raise Interrupted(stop.received)
-            yield batch
-            shown.update(len(batch.names))
-
-    hint = oom_hint(sampler.batch_size, device, remedy)
-    with progress_bar(title, sampler.num_images) as shown, hint, stop_errors(stop):
-        yield checked_batches()
-
-
 @torch.inference_mode()
 def evaluate(
     model: nn.Module,
@@ -291,8 +268,12 @@ def evaluate(
     forward = graph_forward(model, precision, cuda_graph)
     if sampler.world_size == distributed.world_size() or distributed.rank() == 0:
         model.eval()
-        with eval_batches(title, loader, device, stop) as items:
-            for batch in items:
+        bar, remedy = progress_bar(title, sampler.num_images), max(1, sampler.batch_size // 2)
+        hint = oom_hint(sampler.batch_size, device, f"try --eval_batch_size {remedy}")
+        with bar as shown, hint, stop_errors(stop):
+            for batch in batches(loader):
+                if stop is not None and stop.received and distributed.world_size() == 1:
+                    raise Interrupted(stop.received)
                 images = to_input(batch, device, model.statistics)
                 if not results and hasattr(model, "interest_point_stats"):
                     with precision():
@@ -301,6 +282,7 @@ def evaluate(
                 targets = batch.targets.to(device, non_blocking=True)
                 loss = criterion(output, targets) if output.shape == targets.shape else torch.tensor(math.nan)
                 results.append((output, loss * len(output)))
+                shown.update(len(batch.names))
     parts = distributed.gather([(output.cpu().numpy(), loss.item()) for output, loss in results])
     points = distributed.gather({name: value.item() for name, value in points.items()})[0]
     ordered = [part for row in itertools.zip_longest(*parts) for part in row if part is not None]

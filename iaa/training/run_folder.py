@@ -31,7 +31,7 @@ from option import resumed
 log = logging.getLogger("eat")
 
 # Every file that a run writes, by subfolder.
-_WEIGHTS = ("best.pth", "calibrated.pth", "released_style.pth", "*_AOT_vacc_*.pth")
+_WEIGHTS = ("best.pth", "released_style.pth", "*_AOT_vacc_*.pth")
 _FILES = {
     "checkpoints": (*_WEIGHTS, "last.pt", "previous.pt", ".*.tmp"),
     "tensorboard": ("events.out.tfevents*",),

@@ -108,7 +108,7 @@ def test_settings_and_purpose_travel(exported, made, form):
     before, after = load_network(made["score"]), load_network(exported("score", form)[0])
     for name in ("name", "dataset", "scale", "points"):
         assert getattr(after, name) == getattr(before, name)
-    settings = {"interest_points": "running", "refinement": "scheduled"}
+    settings = {"interest_points": "grid", "refinement": "scheduled"}
     assert after.model.purpose.settings == before.model.purpose.settings == settings
     state = before.model.state_dict()
     assert all(torch.equal(value, state[name]) for name, value in after.model.state_dict().items())
@@ -191,7 +191,6 @@ def test_overwrite_replaces_a_file_and_a_folder(command, made, tmp_path):
         (("--weights", "bare.pth", "--dataset", "ava"), "has 1 outputs, and networks for ava have 10"),
         (("--weights", "bare.pth", "--dataset", "csv"), "nothing states its scale"),
         (("--weights", "bare.pth", "--dataset", "csv", "--score_min", "3"), "belong together"),
-        (("--weights", "bare.pth", "--dataset", "para", "--interest_points", "running"), "interest points"),
         (("--model", "eat_tiny"), "its model is eat_test"),
         (("--out", "/proc/a.safetensors"), "check the path and the disk"),
         (("--weights", "own.safetensors", "--out", "own.safetensors"), "would replace the weights"),

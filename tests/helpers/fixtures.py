@@ -168,17 +168,15 @@ def photographs():
 
 @pytest.fixture(scope="session")
 def made(tmp_path_factory):
-    """Weights files: `votes`, of AVA, points of each image; `score`, of a CSV's scores from -3 to 7, running points."""
+    """Weights files: `votes`, of AVA, points of each image; `score`, of a CSV's scores from -3 to 7, the grid's points."""
     folder, paths = tmp_path_factory.mktemp("weights"), {}
-    for name, outputs, points in (("votes", 10, "image"), ("score", 1, "running")):
+    for name, outputs, points in (("votes", 10, "image"), ("score", 1, "grid")):
         torch.manual_seed(3)
         network = models.create_model("eat_test", outputs, interest_points=points, refinement="scheduled")
         # Fresh weights give all photographs nearly the same score; with these they differ, as trained ones do.
         for parameter in network.stages.parameters():
             parameter.data.mul_(2)
         network.cls_head.weight.data.mul_(0.04)
-        if points == "running":
-            models.calibrate_points(network, [torch.randn(2, 3, 224, 224)])
         models.set_refinement(network, (0.5, 0.8))
         dataset, scale = ("ava", (1.0, 10.0)) if outputs == 10 else ("csv", (-3.0, 7.0))
         network.purpose = replace(network.purpose, model="eat_test", dataset=dataset, scale=scale)

@@ -39,8 +39,18 @@ def make_weights(
                 value.mul_(10)
         network.cls_head.weight.mul_(0.2)
         network.cls_head.bias.fill_(1 / outputs)
-    if points == "running":
-        models.calibrate_points(network, [torch.randn(8, 3, 224, 224)])
     network.purpose = replace(network.purpose, model=model, dataset=dataset, scale=tuple(scale))
     torch.save(models.released_style(network) if bare else network.state_dict(), path)
+    return path
+
+
+def add_running_points(path):
+    """Make a weights file into one of an older version, whose interest points in evaluation were a running mean."""
+    state = torch.load(path, weights_only=True)
+    for name in [name for name in state if name.endswith("ref_point14.bias")]:
+        layer = name.removesuffix("bias")
+        state[f"{layer}running_points"] = torch.zeros(1, 7, 7, 2)
+        state[f"{layer}num_images_tracked"] = torch.tensor(16)
+    state._metadata[""]["settings"]["interest_points"] = "running"
+    torch.save(state, path)
     return path

@@ -42,7 +42,7 @@ def test_the_24_blocks_of_eat_base_are_eight_graphs():
 @pytest.mark.slow
 def test_trains_and_evaluates_as_the_plain_network_without_compiling_again(golden_images):
     """Trained in float32 with blocks that run twice, evaluated in bf16."""
-    settings = BLOCKS | {"interest_points": "running", "refinement": "scheduled", "drop_path_rate": 0.3}
+    settings = BLOCKS | {"refinement": "scheduled", "drop_path_rate": 0.3}
     compiled, plain = networks = [models.create_model("eat_test", **settings).train() for _ in range(2)]
     compiled.load_state_dict(plain.state_dict())
     compiled.compile(backend="aot_eager")

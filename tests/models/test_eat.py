@@ -29,7 +29,7 @@ def test_the_choice_carries_no_gradient_and_the_offset_does():
 
 def make_points(mode="batch", weight=((0.5,), (-1.0,)), bias=(0.0, 1.0)):
     """Interest points on maps of one cell."""
-    points = InterestPoints(len(weight[0]), 1, mode)
+    points = InterestPoints(len(weight[0]), mode)
     with torch.no_grad():
         points.weight.copy_(torch.tensor(weight)[..., None, None])
         points.bias.copy_(torch.tensor(bias))
@@ -41,52 +41,24 @@ def features(*values):
     return torch.tensor(values).view(-1, 1, 1, 1)
 
 
-def place(points, maps):
-    """The points for a batch, which are tracked as in the network."""
-    found, mean = points(maps)
-    points.track(mean, len(maps))
-    return found
-
-
 def test_interest_points_are_the_tanh_of_the_mean_over_the_batch():
     for points in (make_points(), make_points().eval()):
         expected = torch.tensor([1.0, -1.0]).tanh().view(1, 1, 1, 2)
-        torch.testing.assert_close(place(points, features(1.0, 3.0)), expected)
+        torch.testing.assert_close(points(features(1.0, 3.0)), expected)
 
 
 def test_each_image_has_its_own_points():
-    points = place(make_points("image"), features(1.0, 3.0))
+    points = make_points("image")(features(1.0, 3.0))
     torch.testing.assert_close(points.view(2, 2), torch.tensor([[0.5, 0.0], [1.5, -2.0]]).tanh())
 
 
-def test_running_points_are_the_batch_means_in_training_and_their_own_mean_in_evaluation():
-    points = make_points("running")
-    torch.testing.assert_close(place(points, features(1.0, 3.0)), place(make_points(), features(1.0, 3.0)))
-    place(points, features(8.0, 0.0, 4.0))  # the mean of all five images is 16 / 5
-    points.eval()
-    torch.testing.assert_close(place(points, features(99.0)).flatten(), torch.tensor([1.6, -2.2]).tanh())
-
-
-def test_a_batchs_share_in_the_running_mean_is_never_below_the_momentum():
-    points = make_points("running")
-    for _ in range(20):
-        place(points, features(2.0))
-    place(points, features(4.0))
-    torch.testing.assert_close(points.running_points.flatten(), torch.tensor([1.1, -1.2]))
-
-
-def test_without_any_batch_running_points_are_no_number():
-    points = make_points("running").eval()
-    assert place(points, features(1.0)).isnan().all()
-
-
-@pytest.mark.parametrize("mode", ["batch", "image", "running"])
+@pytest.mark.parametrize("mode", ["batch", "image"])
 def test_interest_points_stay_float32_under_autocast(mode):
     points = make_points(mode, weight=torch.randn(2, 8).tolist())
     maps = torch.randn(2, 1, 1, 8)
-    expected = place(points, maps)
+    expected = points(maps)
     with torch.autocast("cpu", torch.bfloat16):
-        found = place(points, maps)
+        found = points(maps)
     assert found.dtype == torch.float32
     assert torch.equal(found, expected)
 

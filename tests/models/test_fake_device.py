@@ -39,7 +39,7 @@ def count_operations(name, batch, dtype, plant=lambda images: images, **settings
 
 CASES = [
     ("batch", "released", torch.bfloat16),
-    ("running", "scheduled", torch.bfloat16),
+    ("batch", "scheduled", torch.bfloat16),
     ("image", "scheduled", torch.float16),
     ("grid", "off", None),
 ]

@@ -127,7 +127,7 @@ def test_model_card_claims_no_figures_of_other_weights_of_the_run(card_of, run_f
 
 def test_a_card_claims_nothing_of_weights_that_were_put_into_a_run(card_of, run_folder):
     options = json.loads((run_folder / "options.json").read_text())
-    (run_folder / "options.json").write_text(json.dumps(options | {"interest_points": "running"}))
+    (run_folder / "options.json").write_text(json.dumps(options | {"interest_points": "grid"}))
     card = card_of()
     assert card.data.eval_results is None
     assert "Unknown: the weights were exported without their run." in card.text

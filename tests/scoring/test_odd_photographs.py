@@ -193,7 +193,6 @@ def test_what_contradicts_itself_is_refused(tmp_path, album, weights, command):
         (("--gpu_id", "9"), "no such GPU"),
         (("--dataset", "tad66k"), "its dataset is ava, not tad66k"),
         (("--reference", tmp_path / "no.csv"), "No such file"),
-        (("--save_calibrated", tmp_path / "c.pth"), "belongs to --calibrate_on"),
     ):
         status, _, err = command(album, "--weights", weights, *CPU, *words)
         assert status == 2, words

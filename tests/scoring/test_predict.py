@@ -14,12 +14,11 @@ import pandas as pd
 import pytest
 import torch
 from helpers.data import arguments, make_pictures
-from helpers.networks import make_weights
+from helpers.networks import add_running_points, make_weights
 from helpers.processes import ended, fork
 
 import models
 import predict
-from iaa import prediction
 from iaa.evaluation.leakage import KnownPhotos
 from iaa.networks.purpose import recognise
 from iaa.networks.trained_network import load_network
@@ -65,7 +64,7 @@ def test_scores_are_those_of_the_evaluation(ava, run, scored_rows):
     assert evaluated["predicted_score"].std() > 0.01
 
 
-@pytest.mark.parametrize("points", ["image", "running"])
+@pytest.mark.parametrize("points", ["image", "grid"])
 def test_scores_do_not_depend_on_the_batch(album, tmp_path, scored_rows, points):
     weights = make_weights(tmp_path / "p.pth", points=points)
     one = scored_rows(album, "--weights", weights, "--batch_size", 1)
@@ -145,9 +144,22 @@ def test_a_bare_released_file_is_recognised_and_told_of(album, tmp_path, command
     text = caplog.text
     assert "eat_test trained on ava, scores 1 to 10, image interest points" in text
     assert "interest points: image, in training batch" in text
-    status, _, err = command(album, "--weights", bare, "--interest_points", "running", *CPU)
-    assert status == 2
-    assert "has no running interest points" in err
+
+
+def test_running_points_of_older_weights_are_one_line_and_others_may_be_chosen(
+    album, tmp_path, command, scored_rows, caplog
+):
+    weights = add_running_points(make_weights(tmp_path / "w.pth", points="batch"))
+    status, _, err = command(album, "--weights", weights, *CPU)
+    assert (status, err.count("\n")) == (2, 1)
+    assert f"{weights}: interest_points running is no longer known; choose image (" in err
+    assert "--interest_points" in err
+    with caplog.at_level(logging.INFO, "eat"):
+        rows = scored_rows(album, "--weights", weights, "--interest_points", "image")
+    assert "interest points: image, in training running" in caplog.text
+    others = make_weights(tmp_path / "o.pth", points="image")
+    expected = scored_rows(album, "--weights", others, "--overwrite")
+    assert [row["score"] for row in rows] == [row["score"] for row in expected]
 
 
 @pytest.mark.slow
@@ -169,27 +181,6 @@ def test_points_of_the_batch_only_where_asked_for(album, tmp_path, scored_rows, 
     assert max(abs(a["score"] - b["score"]) for a, b in zip(one, seven, strict=True)) > 1e-3
     image = scored_rows(album, "--weights", *bare, "--overwrite")
     assert [row["score"] for row in one] == pytest.approx([row["score"] for row in image], abs=1e-4)
-
-
-def test_calibration_draws_from_other_photographs_and_is_kept(album, tmp_path, scored_rows, command, caplog):
-    bare = make_weights(tmp_path / "EAT.pth", points="batch", bare=True)
-    make_pictures(tmp_path / "training", [f"{i}.png" for i in range(20)], seed=5)
-    (tmp_path / "training" / "bad.png").write_text("no picture")
-    kept = tmp_path / "calibrated.pth"
-    with caplog.at_level(logging.INFO, "eat"):
-        rows = scored_rows(
-            album, "--weights", bare, "--calibrate_on", tmp_path / "training", "--save_calibrated", kept
-        )
-    assert "calibrated on 20 photographs; 1 could not be read" in caplog.text
-    again = scored_rows(album, "--weights", kept, "--overwrite")
-    assert [row["score"] for row in again] == pytest.approx([row["score"] for row in rows], abs=1e-5)
-    (tmp_path / "nothing").mkdir()
-    status, _, err = command(album, "--weights", bare, "--calibrate_on", tmp_path / "nothing", *CPU)
-    assert status == 2
-    assert "no photograph there decodes" in err
-    drawn = prediction.draw(map(str, range(1000)), 50)
-    assert len(set(drawn)) == 50
-    assert max(map(int, drawn)) > 500
 
 
 def test_the_share_of_the_reference_below(album, weights, tmp_path, scored_rows, command):

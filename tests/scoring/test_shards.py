@@ -208,8 +208,3 @@ def test_what_would_open_photographs_again_is_refused(tmp_path, weights, command
     status, _, err = command(tmp_path / "a.tar", "--weights", weights, option, tmp_path / "r.html", *CPU)
     assert status == 2
     assert f"{option}: photographs in shards cannot be shown; leave it out, or give files" in err
-    status, _, err = command(
-        tmp_path / "a.tar", "--weights", weights, "--calibrate_on", tmp_path / "a.tar", *CPU
-    )
-    assert status == 2
-    assert "a.tar: no photograph there decodes" in err

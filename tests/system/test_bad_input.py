@@ -122,9 +122,6 @@ def test_an_image_that_does_not_decode_is_named_when_it_is_met(run, ava, content
 
 @pytest.mark.slow
 def test_wrong_weights(run, ava):
-    torch.save({"layer.weight": torch.zeros(3)}, ava / "any.pth")
-    given = {"path_to_model_weight": ava / "any.pth", "interest_points": "grid", "calibrate_points": 8}
-    refused(run, ava, "--calibrate_points belongs to --interest_points running, not grid", **given)
     refused(run, ava, "nowhere.pth: no such weights file", path_to_model_weight=ava / "nowhere.pth")
     torch.save({"layer.weight": torch.zeros(3), "ref_point14": torch.zeros(1)}, ava / "other.pth")
     other = {"path_to_model_weight": ava / "other.pth"}
@@ -155,9 +152,7 @@ def test_wrong_weights(run, ava):
         ({"explore_same": 0.5}, "--explore_same belongs to --refinement scheduled, not released"),
         ({"eval_refinement": "exploitation"}, "--eval_refinement belongs to --refinement scheduled"),
         ({"handover": "jump"}, "--handover jump: choose from linear, step"),
-        ({"interest_points": "median"}, "--interest_points median: choose from batch, image, running, grid"),
-        ({"calibrate_points": 8}, "--calibrate_points needs --path_to_model_weight"),
-        ({"calibrate_points": 0}, "--calibrate_points 0 must be at least 1"),
+        ({"interest_points": "median"}, "--interest_points median: choose from batch, image, grid"),
         ({"cuda_graph": "on"}, "--cuda_graph on: the device is cpu; leave it out"),
         ({"amp": "fp8"}, "--amp fp8: choose from auto, bf16"),
         ({"save_minutes": -1}, "--save_minutes -1 must be at least 0"),

@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 # 54 steps: in each of 9 epochs five batches of 2 images, and one of a single image.
 RECIPE = {
     "num_epoch": 9, "batch_size": 2, "limit": 11, "eval_batch_size": 1, "init_lr": 1e-3, "optimizer": "adamw",
-    "clip_grad": 1.0, "drop_path_rate": 0.3, "schedule": "cosine", "interest_points": "running", "refinement": "scheduled",
+    "clip_grad": 1.0, "drop_path_rate": 0.3, "schedule": "cosine", "refinement": "scheduled",
 }  # fmt: skip
 
 
@@ -57,7 +57,7 @@ def assert_same_run(result, expected):
 @pytest.mark.slow
 @pytest.mark.parametrize("amp", ["off", "fp16"])
 def test_weights_after_50_steps_are_those_without_a_graph(ava, run, trained, amp):
-    """With drop path, running points, a scaler in fp16, and a smaller batch at each epoch's end."""
+    """With drop path, a scaler in fp16, and a smaller batch at each epoch's end."""
     expected = trained(**RECIPE, amp=amp)
     with stand_in_graphs() as graphs:
         status, result, err = run(arguments(ava, **RECIPE, amp=amp))

@@ -18,7 +18,6 @@ from helpers.runs import ENOUGH, LOST, SMALL_RUN, TORCHRUN, metrics, start_two, 
 from iaa.training import steps
 
 RECIPE = {"init_lr": 1e-3, "num_epoch": 2, "batch_size": 2, "drop_path_rate": 0.3}
-RECIPE["interest_points"] = "running"
 
 
 def files(folder):
@@ -26,13 +25,12 @@ def files(folder):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("points", ["batch", "running"])
-def test_two_processes_train_one_network_and_evaluate_as_one_does(ava, run, points):
+def test_two_processes_train_one_network_and_evaluate_as_one_does(ava, run):
     """14 test images in batches of 4: the last batch is short, and the processes have two batches each."""
     lines = (ava / "train.csv").read_text().splitlines()
     with (ava / "test.csv").open("a") as file:
         file.write("\n".join(lines[1:9]) + "\n")
-    given = RECIPE | {"interest_points": points, "eval_batch_size": 4}
+    given = RECIPE | {"eval_batch_size": 4}
     status, result, err = two_processes(ava, arguments(ava, **given))
     assert status == 0, err
     assert err.count("epoch 2/2") == 1  # one process logs

@@ -22,7 +22,7 @@ from iaa.training import checkpoint, engine, steps
 
 RECIPE = {
     "init_lr": 1e-3, "num_epoch": 3, "batch_size": 2, "drop_path_rate": 0.3, "optimizer": "adamw", "schedule": "cosine",
-    "interest_points": "running", "refinement": "scheduled",
+    "refinement": "scheduled",
 }  # fmt: skip
 
 
@@ -266,18 +266,12 @@ def test_best_weights_that_are_newer_than_the_checkpoint_are_made_again(ava, run
     assert_ends_as(Path(expected["folder"]), folder)
 
 
-def test_a_signal_while_calibrating_or_evaluating_says_that_nothing_was_saved(ava, run, monkeypatch, whole):
-    best = whole[0]["files"]["best"]
-    for title, given in (
-        ("calibrate", {"calibrate_points": 6, "path_to_model_weight": best, "interest_points": "running"}),
-        ("test", {"eval": True, "path_to_model_weight": best}),
-    ):
-        with monkeypatch.context() as patch:
-            interrupt_at_bar(patch, title)
-            status, _, err = run(arguments(ava, overwrite=True, **given))
-        assert status == 143
-        assert err.splitlines() == ["main_nni.py: stopped by SIGTERM; nothing was saved yet"]
-        assert json.loads((ava / "run" / "run.json").read_text())["status"] == "stopped"
+def test_a_signal_while_evaluating_says_that_nothing_was_saved(ava, run, monkeypatch, whole):
+    interrupt_at_bar(monkeypatch, "test")
+    status, _, err = run(arguments(ava, eval=True, path_to_model_weight=whole[0]["files"]["best"]))
+    assert status == 143
+    assert err.splitlines() == ["main_nni.py: stopped by SIGTERM; nothing was saved yet"]
+    assert json.loads((ava / "run" / "run.json").read_text())["status"] == "stopped"
 
 
 @pytest.mark.slow

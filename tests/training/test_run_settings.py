@@ -1,5 +1,6 @@
 """Whole runs of main_nni.py with other interest points and refinements than the released."""
 
+import json
 import logging
 import shutil
 
@@ -7,6 +8,7 @@ import pandas as pd
 import pytest
 import torch
 from helpers.data import arguments
+from helpers.networks import add_running_points
 from helpers.runs import metrics
 
 import option
@@ -34,9 +36,8 @@ def best(ava):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("points", ["image", "running"])
-def test_eval_knows_how_the_weights_were_trained_and_scores_do_not_depend_on_the_batch(ava, run, points):
-    _, trained, _ = run(arguments(ava, interest_points=points, refinement="scheduled", **LEARN))
+def test_eval_knows_how_the_weights_were_trained_and_scores_do_not_depend_on_the_batch(ava, run):
+    _, trained, _ = run(arguments(ava, interest_points="image", refinement="scheduled", **LEARN))
     whole, scores = evaluate(run, ava, best(ava))
     assert metrics(whole) == metrics(trained)
     _, alone = evaluate(run, ava, best(ava), "alone", eval_batch_size=1)
@@ -59,47 +60,34 @@ def released(ava, trained):
     return best(ava)
 
 
-def test_running_without_running_points_names_calibrate_points(ava, run, released):
-    given = {"eval": True, "path_to_model_weight": released, "interest_points": "running"}
-    status, _, err = run(arguments(ava, **given, experiment_dir_name=ava / "e"))
-    assert status == 2
-    assert len(err.splitlines()) == 1
-    assert "best.pth: has no running interest points; --calibrate_points N estimates them" in err
-    assert not (ava / "e").exists()
-
-
-@pytest.mark.slow
-def test_calibrated_points_are_saved_and_make_scores_independent_of_the_batch(ava, run, released, caplog):
-    caplog.set_level(logging.INFO)
-    (ava / "val.csv").unlink()
-    given = {"interest_points": "running", "calibrate_points": 8}
-    first, scores = evaluate(run, ava, released, **given)
-    assert "estimated from 8 training images" in caplog.text
-    calibrated = first["files"]["calibrated"]
-    state = torch.load(calibrated, weights_only=True)
-    assert state["stages.3.attns.0.ref_point14.num_images_tracked"] == 8
-    original = torch.load(released, weights_only=True)
-    assert all(torch.equal(state[name], original[name]) for name in original)
-    again, alone = evaluate(run, ava, calibrated, "again", eval_batch_size=1)
-    assert again["srcc"] == first["srcc"]
-    assert alone.to_numpy() == pytest.approx(scores.to_numpy(), abs=1e-5)
-
-
-def test_training_goes_on_from_calibrated_points(ava, run, released):
-    given = {"interest_points": "running", "calibrate_points": 12, "path_to_model_weight": released}
-    status, result, _ = run(arguments(ava, **given, experiment_dir_name=ava / "on"))
-    assert status == 0
-    state = torch.load(result["files"]["last"], weights_only=True)["model"]
-    assert state["stages.3.attns.0.ref_point14.num_images_tracked"] == 24
+def test_running_points_of_older_runs_are_one_line(ava, run, released):
+    """Weights go on by other interest points, a run does not."""
+    given = {"path_to_model_weight": add_running_points(released), "experiment_dir_name": ava / "new"}
+    for more in ({}, {"eval": True}):
+        status, _, err = run(arguments(ava, **given, **more))
+        assert status == 2
+        assert err.splitlines() == [
+            f"main_nni.py: {released}: interest_points running is no longer known; "
+            "choose --interest_points image or batch"
+        ]
+        assert not (ava / "new").exists()
+    evaluate(run, ava, released, interest_points="image")
+    options = ava / "run" / "options.json"
+    options.write_text(json.dumps(json.loads(options.read_text()) | {"interest_points": "running"}))
+    before = sorted((ava / "run").rglob("*"))
+    status, _, err = run(["--resume", "--experiment_dir_name", ava / "run"])
+    assert (status, len(err.splitlines())) == (2, 1)
+    assert f"{options}: interest_points running is no longer known; start a new run from its best.pth" in err
+    assert sorted((ava / "run").rglob("*")) == before
 
 
 @pytest.mark.slow
 def test_released_style_weights_can_be_written(ava, run):
-    given = {"interest_points": "running", "refinement": "scheduled", "save_released_style": True}
+    given = {"refinement": "scheduled", "save_released_style": True}
     _, result, _ = run(arguments(ava, **given))
     weights = read_weights(result["files"]["released_style"])
     assert weights.purpose.settings == {}
-    assert not any("running_points" in name or "factors" in name for name in weights.state)
+    assert not any("factors" in name for name in weights.state)
     both = torch.load(best(ava), weights_only=True)
     assert all(torch.equal(both[name], value) for name, value in weights.state.items())
     evaluate(run, ava, result["files"]["released_style"])
@@ -154,7 +142,7 @@ def test_accumulated_batches_are_one_step(scored):
     ("options", "processes", "noted"),
     [
         ({"accumulate": 4}, "1", True),
-        ({"interest_points": "running"}, "2", True),
+        ({}, "2", True),
         ({}, "1", False),
         ({"interest_points": "image", "accumulate": 4}, "2", False),
     ],
@@ -169,5 +157,5 @@ def test_what_the_batch_is_stands_in_the_log(monkeypatch, options, processes, no
 
 def test_released_runs_save_what_the_release_saves(ava, released):
     state = torch.load(best(ava), weights_only=True)
-    assert not any(name.endswith(("running_points", "factors", "tracked")) for name in state)
+    assert not any(name.endswith("factors") for name in state)
     assert read_weights(best(ava)).purpose.settings == {"interest_points": "batch", "refinement": "released"}

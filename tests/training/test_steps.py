@@ -80,24 +80,21 @@ def test_tf32_is_off_unless_asked(tf32):
 
 
 @pytest.mark.parametrize("refinement", ["released", "scheduled"])
-def test_checkpointed_gradients_are_the_same_and_count_each_image_once(golden_images, golden, refinement):
-    gradients, points = [], []
+def test_checkpointed_gradients_are_the_same(golden_images, golden, refinement):
+    gradients = []
     for enable in (False, True):
         torch.manual_seed(0)
-        model = make_toy(interest_points="running", refinement=refinement, drop_path_rate=0.3).train()
+        model = make_toy(refinement=refinement, drop_path_rate=0.3).train()
         model.set_grad_checkpointing(enable)
         emd_loss(model(golden_images), golden["input/target"]).backward()
         gradients.append([parameter.grad for parameter in model.parameters()])
-        points.append(model.stages[2].attns[1].ref_point14)
     torch.testing.assert_close(gradients[1], gradients[0])
-    assert points[1].num_images_tracked == points[0].num_images_tracked == 3
-    torch.testing.assert_close(points[1].running_points, points[0].running_points)
 
 
 @pytest.mark.slow
 def test_a_compiled_run_is_the_plain_one(ava, run, monkeypatch, trained):
     """By a backend that needs no C++ compiler and no minutes; batches of 6 and 4, the last one of 2."""
-    given = {"init_lr": 1e-4, "interest_points": "running", "batch_size": 6, "eval_batch_size": 4}
+    given = {"init_lr": 1e-4, "interest_points": "image", "batch_size": 6, "eval_batch_size": 4}
     plain = trained(**given)
     torch._dynamo.reset()
     asked, compile = [], EAT.compile

@@ -11,7 +11,7 @@ import pytest
 from helpers.data import arguments
 from helpers.runs import ENOUGH, LOST, ROOT, SMALL_RUN, TORCHRUN, metrics, two_processes
 
-RECIPE = {"init_lr": 1e-3, "num_epoch": 8, "batch_size": 2, "interest_points": "running", "save_minutes": 0}
+RECIPE = {"init_lr": 1e-3, "num_epoch": 8, "batch_size": 2, "save_minutes": 0}
 TOOLS = ("unshare", "nsenter", "ip", "sysctl")
 SPACES = ("--net", "--uts", "--mount", "--pid")
 LIFETIME = 900  # seconds; nothing stays for ever, even where a test is killed
