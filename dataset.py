@@ -150,7 +150,7 @@ class ResumableBatchSampler(Sampler):
             self.positions = torch.arange(count).split(batch_size)[rank::world_size]
 
     def join_single(self) -> None:
-        """Have a last batch of a single row join the batch before it: batch normalisation needs two images."""
+        """Have a last batch of a single row join the batch before it: some networks and losses need two images."""
         *rest, last = self.positions
         if rest and len(last) == 1:
             self.positions = (*rest[:-1], torch.cat([rest[-1], last]))

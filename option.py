@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import json
 import math
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from iaa.errors import InputError
+from iaa.loss_terms import OF_VOTES, compares_images, parse_loss
+from iaa.suggestions import suggest
 
 MODELS = ["eat_nano", "eat_tiny", "eat_small", "eat_base", "eat_base_384"]
 ANY_MODEL = [*MODELS, "timm/NAME"]  # NAME: any that timm has
@@ -57,6 +58,7 @@ class Option:
     nargs: str | None = None  # as argparse has it; "append": may be given again and again
     positional: bool = False
     required: bool = False
+    parse: Callable[[str], Any] | None = None  # raises InputError for a text that it cannot read
 
     def check(self, value: Any, source: str | None = None) -> Any:
         """`value` in this option's type, or InputError that names the option, the value and the remedy.
@@ -90,6 +92,11 @@ class Option:
         ):
             if wrong:
                 raise InputError(where + problem)
+        try:
+            if self.parse:
+                self.parse(value)
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from None
         return value
 
 
@@ -157,7 +164,7 @@ GROUPS: dict[str, tuple[Option, ...]] = {
         _tunable("accumulate", int, 1, "batches per step; their gradients are averaged", low=1),
         _tunable("eval_batch_size", int, None, "images per batch in evaluation (default: batch_size)", low=1),
         _tunable("init_lr", float, None, "learning rate", positive=True),
-        _tunable("loss", str, None, "emd: as released, one root per batch; nima_r1, nima_r2: NIMA's EMD per image; mse: for scores; auto: emd for votes, mse for scores", choices=("emd", "nima_r1", "nima_r2", "mse", "auto")),
+        _tunable("loss", str, None, "emd: as released, one root per batch; nima_r1, nima_r2: NIMA's EMD per image; mse: for scores; plcc: 1 - PLCC of the batch; rank: hinge on the differences within the batch; a sum of these, as mse+0.5*plcc; auto: emd for votes, mse for scores", metavar="LOSS", parse=parse_loss),
         _tunable("optimizer", str, None, "the optimiser", choices=("adam", "adamw")),
         _tunable("weight_decay", float, None, "weight decay", low=0),
         _tunable("schedule", str, None, "learning rate over epochs", choices=("constant", "step", "cosine")),
@@ -185,28 +192,6 @@ _BELONG = (
 )
 # Under these values an epoch depends on the number of all epochs.
 _END_WITH_TRAINING = {"schedule": "cosine", "refinement": "scheduled"}
-
-
-# Words that other programs, and our other commands, use for the same option.
-_SYNONYMS = (
-    ("init_lr", "lr", "learning_rate", "base_lr"),
-    ("batch_size", "bs"),
-    ("weight_decay", "wd"),
-    ("path_to_model_weight", "weights", "checkpoint", "ckpt", "model_path"),
-    ("path_to_images", "images", "data", "data_dir", "data_path", "image_dir"),
-    ("path_to_save_csv", "csv", "labels"),
-    ("experiment_dir_name", "out", "output", "output_dir", "save_dir"),
-    ("gpu_id", "device", "gpu", "gpus", "cuda"),
-    ("model", "arch", "backbone", "network"),
-)
-
-
-def suggest(word: str, names: Collection[str], mark: str = "") -> str:
-    """The end of a message on an unknown option: the one of `names` that was meant, if any is near. mark: before its name."""
-    word = word.lstrip("-").partition("=")[0].replace("-", "_").lower()
-    meant = [name for group in _SYNONYMS if word in group for name in group if name in names]
-    meant = meant or difflib.get_close_matches(word, names, 1)
-    return f"; did you mean {mark}{meant[0]}?" if meant else ""
 
 
 def read_json(path: str | os.PathLike, problem: str) -> dict[str, Any]:
@@ -288,6 +273,8 @@ def complete(chosen: Mapping[str, Any]) -> argparse.Namespace:
     folders = [f"--{name}" for name in ("path_to_images", "path_to_save_csv") if not getattr(options, name)]
     needs = f"--dataset {dataset} needs {' and '.join(folders)}; prepare_data.py makes the CSVs"
     no_protocol = options.released_protocol and dataset not in RELEASED_PROTOCOLS
+    is_alone = compares_images(options.loss) and min(options.batch_size, options.eval_batch_size) < 2
+    pairs = f"--loss {options.loss} compares the images of a batch"
     for contradicts, problem in (
         (folders, needs),
         (options.eval and not weights, "--eval needs --path_to_model_weight"),
@@ -299,6 +286,7 @@ def complete(chosen: Mapping[str, Any]) -> argparse.Namespace:
         (no_protocol, f"--released_protocol: {dataset} has none; {protocols} have"),
         (options.warmup_epochs > options.num_epoch, f"{warmup} exceeds --num_epoch {options.num_epoch}"),
         (options.score_min >= options.score_max, f"--score_min {options.score_min:g} is not below {scale}"),
+        (is_alone, f"{pairs}: --batch_size and --eval_batch_size must be at least 2"),
     ):
         if contradicts:
             raise InputError(problem)
@@ -311,11 +299,12 @@ def complete(chosen: Mapping[str, Any]) -> argparse.Namespace:
 def complete_loss(options: argparse.Namespace, votes: bool) -> None:
     """Fill in the loss, and check what needs vote distributions, once the labels are known. Raises InputError."""
     options.loss = {"auto": "emd" if votes else "mse"}.get(options.loss, options.loss)
-    for name, other in (("loss", "mse"), ("search_metric", "srcc")):
-        value = getattr(options, name)
-        if not votes and value in ("emd", "nima_r1", "nima_r2"):
-            scores = f"{options.dataset} has scores"
-            raise InputError(f"--{name} {value} needs vote distributions; {scores}: use {other}")
+    parts = {"loss": ("mse", parse_loss(options.loss)), "search_metric": ("srcc", [options.search_metric])}
+    for name, (other, used) in parts.items():
+        for wrong in OF_VOTES:
+            if not votes and wrong in used:
+                needs = f"--{name} {getattr(options, name)} needs vote distributions"
+                raise InputError(f"{needs}; {options.dataset} has scores: use {other} instead of {wrong}")
 
 
 def complete_network(options: argparse.Namespace, chosen: Mapping, settings: Mapping[str, str]) -> None:

@@ -13,6 +13,8 @@ import scipy
 import torch
 from torch import Tensor
 
+from iaa.loss_terms import parse_loss
+
 METRICS = ("srcc", "plcc", "krcc", "accuracy", "mae", "rmse", "emd_r1", "emd_r2")
 
 
@@ -42,12 +44,6 @@ def nima_loss(prediction: Tensor, target: Tensor, r: int) -> Tensor:
     return image_emd(prediction, target, r).mean()
 
 
-def make_loss(name: str) -> Callable[[Tensor, Tensor], Tensor]:
-    """The loss function of that name: (prediction, target), (B, outputs) each, to a scalar. name: as in `--loss`."""
-    nima = {f"nima_r{r}": partial(nima_loss, r=r) for r in (1, 2)}
-    return (nima | {"emd": emd_loss, "mse": torch.nn.functional.mse_loss})[name]
-
-
 def scores(outputs: np.ndarray | Tensor) -> np.ndarray | Tensor:
     """Scores (N,) of raw outputs, without a softmax, as released.
 
@@ -59,6 +55,44 @@ def scores(outputs: np.ndarray | Tensor) -> np.ndarray | Tensor:
     if isinstance(outputs, Tensor):
         return outputs @ torch.arange(1, levels + 1, device=outputs.device, dtype=outputs.dtype)
     return outputs @ np.arange(1, levels + 1, dtype=outputs.dtype)
+
+
+def plcc_loss(prediction: Tensor, target: Tensor) -> Tensor:
+    """1 - PLCC of the batch's scores, 0 to 2, a scalar. (B, outputs) each.
+
+    Deviations below 1e-3 count as 1e-3: where all scores are equal, PLCC is 0 instead of nan.
+    """
+    p, t = (values - values.mean() for values in (scores(prediction), scores(target)))
+    least = 1e-3 * len(p) ** 0.5
+    return 1 - (p * t).sum() / (p.norm().clamp_min(least) * t.norm().clamp_min(least))
+
+
+def rank_loss(prediction: Tensor, target: Tensor) -> Tensor:
+    """A hinge on the order of every two images by their scores, a scalar. (B, outputs) each.
+
+    It is 0 if the predicted scores of a pair differ in the right direction by the difference of the true scores or more.
+    Source: Wen and Wang, A Strong Baseline for Image and Video Quality Assessment, 2021. The mean is over all pairs.
+    """
+    found, wanted = (values[:, None] - values for values in (scores(prediction), scores(target)))
+    return (wanted.abs() - wanted.sign() * found).relu().sum() / max(len(found) * (len(found) - 1), 1)
+
+
+LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "emd": emd_loss,
+    "nima_r1": partial(nima_loss, r=1),
+    "nima_r2": partial(nima_loss, r=2),
+    "mse": torch.nn.functional.mse_loss,
+    "plcc": plcc_loss,
+    "rank": rank_loss,
+}
+
+
+def make_loss(text: str) -> Callable[[Tensor, Tensor], Tensor]:
+    """The loss function of `--loss`: (prediction, target), (B, outputs) each, to a scalar."""
+    terms = [(weight, LOSSES[name]) for name, weight in parse_loss(text).items()]
+    if [weight for weight, _ in terms] == [1]:
+        return terms[0][1]
+    return lambda prediction, target: sum(weight * loss(prediction, target) for weight, loss in terms)
 
 
 @dataclass(frozen=True)

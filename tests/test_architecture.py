@@ -9,7 +9,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 # From the ground up. Rooms on one floor may not import each other.
 FLOORS = [
-    ("iaa", "iaa.errors"),
+    ("iaa", "iaa.errors", "iaa.suggestions"),
+    ("iaa.loss_terms",),
     ("option", "util"),
     ("models", "iaa.runtime"),
     ("iaa.options",),

@@ -8,6 +8,7 @@ from typing import TypeVar
 import torch
 
 from iaa.errors import PurposeError
+from iaa.loss_terms import OF_VOTES
 from iaa.photographs.labels import FORMATS, LabelFormat, vote_format
 from iaa.runtime.files import read_json_object
 from models import Purpose, Weights, WeightsError, create_model, list_models
@@ -31,8 +32,10 @@ def run_purpose(folder: Path) -> Purpose:
     names = {name: texts[name] for name in ("model", "dataset") if name in texts}
     if label_format := FORMATS.get(names.get("dataset")):
         return Purpose(**names, scale=label_format.scale, threshold=label_format.threshold)
+    result, loss = read_json_object(folder / "run.json").get("result") or {}, texts.get("loss", OF_VOTES[0])
+    has_votes = result.get("metrics_scale", [0, 1]) != [0, 1] or any(name in loss for name in OF_VOTES)
     scale = options.get("score_min"), options.get("score_max")
-    return Purpose(**names, scale=as_scale(scale) if options.get("loss") == "mse" else None)
+    return Purpose(**names, scale=None if has_votes else as_scale(scale))
 
 
 def find_table_scale(table: Path) -> tuple[float, float] | None:

@@ -12,7 +12,8 @@ from typing import Any
 
 from iaa.errors import InputError
 from iaa.runtime.program import printable
-from option import GROUPS, OPTIONS, RECIPES, Option, suggest
+from iaa.suggestions import suggest
+from option import GROUPS, OPTIONS, RECIPES, Option
 
 Table = Mapping[str, Sequence[Option]]  # the rows by the title of their group; "": no title
 

@@ -19,6 +19,7 @@ import models
 from dataset import Splits, Transform, make_loader
 from iaa.errors import InputError
 from iaa.evaluation.leakage import UNKNOWN, KnownPhotos
+from iaa.loss_terms import compares_images
 from iaa.photographs.cache import Cache
 from iaa.photographs.labels import FORMATS, LabelFormat, csv_format
 from iaa.runtime import distributed
@@ -126,7 +127,8 @@ def make_loaders(
             settings |= {"rank": distributed.rank(), "world_size": distributed.world_size()}
         size = options.batch_size if train else options.eval_batch_size
         loaders[split] = make_loader(labels, images, transform, size, workers, options.seed, **settings)
-        if train and any(isinstance(layer, _BatchNorm) for layer in model.modules()):
+        is_normed = any(isinstance(layer, _BatchNorm) for layer in model.modules())
+        if train and (is_normed or compares_images(options.loss)):
             loaders[split].batch_sampler.join_single()
     return loaders
 

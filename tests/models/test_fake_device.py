@@ -10,10 +10,10 @@ import models
 from dataset import Batch, to_input
 from iaa.training.steps import Precision, Schedule, Stepper, make_optimizer
 from models.eat import RefinementSchedule
-from util import emd_loss
+from util import make_loss
 
 
-def count_operations(name, batch, dtype, plant=lambda images: images, **settings) -> int:
+def count_operations(name, batch, dtype, plant=lambda images: images, loss="emd", **settings) -> int:
     """The operations of the second training step, after its input. plant: is applied to the images, to plant a fault."""
     with DEVICE:
         model = models.create_model(name, **settings).train()
@@ -31,7 +31,7 @@ def count_operations(name, batch, dtype, plant=lambda images: images, **settings
             stepper.begin(0.0)
             with stepper.precision():
                 outputs = model(plant(images))
-            stepper.backward(emd_loss(outputs.float(), targets))
+            stepper.backward(make_loss(loss)(outputs.float(), targets))
             stepper.update(0.0)
     assert {tensor.device for tensor in (images, outputs, *model.state_dict().values())} == {DEVICE}
     return operations.count
@@ -49,6 +49,11 @@ CASES = [
 def test_training_step_never_waits_and_mixes_no_devices(points, refinement, dtype):
     with fake_cuda():
         count_operations("eat_test", 3, dtype, interest_points=points, refinement=refinement)
+
+
+def test_losses_over_the_batch_never_wait():
+    with fake_cuda():
+        count_operations("eat_test", 3, None, loss="mse+0.5*plcc+rank")
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+from iaa.errors import InputError
+from iaa.loss_terms import NAMES, OF_BATCHES, parse_loss
 from iaa.runtime.files import atomic_write, to_json
-from util import METRICS, compute_metrics, emd_loss, make_loss, match_scores, nima_loss, scores
+from util import LOSSES, METRICS, compute_metrics, emd_loss, make_loss, match_scores, nima_loss, scores
 
 PREDICTED = torch.tensor([[1.0, 0.0], [0.5, 0.5]])
 TRUE = torch.tensor([[0.0, 1.0], [0.5, 0.5]])
@@ -36,6 +38,76 @@ def test_losses_by_name():
     assert make_loss("nima_r1")(PREDICTED, TRUE).item() == pytest.approx(0.25)
     assert make_loss("nima_r2")(PREDICTED, TRUE).item() == pytest.approx(math.sqrt(0.5) / 2)
     assert make_loss("mse")(PREDICTED, TRUE).item() == pytest.approx(0.5)
+
+
+def test_every_loss_that_has_a_name_can_be_made():
+    assert tuple(LOSSES) == NAMES
+
+
+@pytest.mark.parametrize("levels", [1, 10])
+def test_plcc_loss_is_one_minus_the_correlation_of_the_scores(levels):
+    prediction, target = torch.rand(2, 7, levels)
+    plcc = np.corrcoef(scores(prediction.numpy()), scores(target.numpy()))[0, 1]
+    assert make_loss("plcc")(prediction, target).item() == pytest.approx(1 - plcc, abs=1e-5)
+    assert make_loss("plcc")(target * 3 - 1, target).item() == pytest.approx(0, abs=1e-5)
+
+
+def test_rank_loss_is_a_hinge_on_the_differences_of_pairs():
+    target = torch.tensor([[0.1], [0.3], [0.3]])
+    # Pairs: 0.2 apart, predicted 0.05 apart; 0.2 apart the wrong way round by 0.1; a tie, which has no order.
+    prediction = torch.tensor([[0.4], [0.45], [0.3]])
+    assert make_loss("rank")(prediction, target).item() == pytest.approx((0.15 + 0.3 + 0) / 3)
+    assert make_loss("rank")(target * 2 + 5, target).item() == 0
+    votes, true_votes = torch.eye(3)[[0, 1, 2]], torch.eye(3)[[0, 2, 1]]
+    assert make_loss("rank")(votes, true_votes).item() == pytest.approx((1 + 0 + 2) / 3)
+
+
+@pytest.mark.parametrize("text", [*OF_BATCHES, "mse+0.5*plcc+2*rank"])
+@pytest.mark.parametrize("levels", [1, 5])
+def test_gradients_of_losses_over_the_batch(text, levels):
+    generator = torch.Generator().manual_seed(0)
+    prediction, target = torch.rand(2, 6, levels, dtype=torch.float64, generator=generator)
+    torch.autograd.gradcheck(make_loss(text), (prediction.requires_grad_(), target))
+
+
+@pytest.mark.parametrize("text", OF_BATCHES)
+@pytest.mark.parametrize("images", [1, 8])
+@pytest.mark.parametrize("constant", ["prediction", "target"])
+def test_a_batch_of_equal_scores_has_a_small_finite_gradient(text, images, constant):
+    values = {"prediction": torch.rand(images, 10), "target": torch.rand(images, 10)}
+    values[constant] = values[constant][:1].repeat(images, 1) + torch.rand(images, 1) * 1e-7
+    values["prediction"].requires_grad_()
+    make_loss(text)(**values).backward()
+    assert values["prediction"].grad.isfinite().all()
+    assert values["prediction"].grad.abs().max() < 1e4
+
+
+def test_a_sum_weighs_its_losses():
+    prediction, target = torch.rand(2, 5, 10)
+    found = make_loss("emd+0.5*plcc+2*rank")(prediction, target)
+    terms = [make_loss(name)(prediction, target) for name in ("emd", "plcc", "rank")]
+    assert found.item() == pytest.approx(terms[0] + 0.5 * terms[1] + 2 * terms[2])
+    assert make_loss("emd") is emd_loss
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("l1", "choose from emd, nima_r1, nima_r2, mse, plcc, rank, auto, or a sum as mse+0.5*plcc"),
+        ("mse+0.5*plc", "did you mean plcc?"),
+        ("mse+auto", "choose from"),
+        ("mse+", "choose from"),
+        ("mse+0*plcc", "the weight of plcc must be a number greater than 0, not 0"),
+        ("mse+-1*plcc", "must be a number greater than 0, not -1"),
+        ("mse+inf*plcc", "must be a number greater than 0, not inf"),
+        ("half*mse", "must be a number greater than 0, not half"),
+        ("mse+mse", "mse is in it twice; give its weight, as 2*mse"),
+    ],
+)
+def test_a_loss_that_cannot_be_read_is_told(text, problem):
+    with pytest.raises(InputError) as error:
+        parse_loss(text)
+    assert problem in str(error.value)
 
 
 def test_score_is_the_raw_sum_of_level_times_output():

@@ -218,12 +218,13 @@ def test_a_last_batch_of_one_joins_the_batch_before_it_by_join_single(length, si
     assert [row[0] for batch in joined for row in batch] == [row[0] for batch in plain for row in batch]
 
 
-def test_only_networks_with_batch_normalisation_join_batches(ava):
+def test_only_networks_with_batch_normalisation_and_losses_over_the_batch_join_batches(ava):
     labels = read_labels(ava / "train.csv", FORMATS["ava"])
     options = SimpleNamespace(eval=False, path_to_images=ava / "images", num_workers=0, decode="pil", seed=0)
     options.released_protocol, options.cache, options.batch_size, options.eval_batch_size = True, None, 11, 11
 
-    def lengths(name):
+    def lengths(name, loss="emd"):
+        options.loss = loss
         splits = Splits(labels, labels, labels)
         model = models.create_model(name)
         loaders = make_loaders(options, splits, model, FORMATS["ava"], None)
@@ -231,4 +232,5 @@ def test_only_networks_with_batch_normalisation_join_batches(ava):
 
     assert len(labels) == 12
     assert lengths("eat_nano") == {"train": [11, 1], "val": [11, 1], "test": [11, 1]}
-    assert lengths("timm/test_resnet") == {"train": [12], "val": [11, 1], "test": [11, 1]}
+    joined = {"train": [12], "val": [11, 1], "test": [11, 1]}
+    assert lengths("timm/test_resnet") == lengths("eat_nano", "emd+0.5*plcc") == joined

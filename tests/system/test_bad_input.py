@@ -140,6 +140,13 @@ def test_wrong_weights(run, ava):
             {"dataset": "tad66k", "loss": "emd"},
             "--loss emd needs vote distributions; tad66k has scores: use mse",
         ),
+        (
+            {"dataset": "tad66k", "loss": "0.5*plcc+emd"},
+            "--loss 0.5*plcc+emd needs vote distributions; tad66k has scores: use mse instead of emd",
+        ),
+        ({"loss": "emd+0.5*plc"}, "--loss emd+0.5*plc: choose from emd, nima_r1"),
+        ({"loss": "plcc", "batch_size": 1}, "--loss plcc compares the images of a batch: --batch_size and"),
+        ({"loss": "emd+rank", "eval_batch_size": 1}, "--eval_batch_size must be at least 2"),
         ({"warmup_epochs": 3}, "--warmup_epochs 3 exceeds --num_epoch 1"),
         ({"score_max": 7}, "--score_max belongs to --dataset csv"),
         ({"dataset": "csv", "score_min": 2}, "--score_min 2 is not below --score_max 1"),

@@ -18,8 +18,8 @@ PAGE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
 EDITS = (
     ("iaa/photographs/labels.py", '    "tad66k": LabelFormat(', '    "mine": vote_format(', True),
     ("option.py", '    "csv": _TAD66K', '    "mine": _TAD66K | {"loss": "emd"', True),
-    ("util.py", 'return (nima | {"emd": emd_loss,', 'return (nima | {"huber"', False),
-    ("option.py", 'choices=("emd", "nima_r1",', 'choices=("huber",', False),
+    ("util.py", '    "emd": emd_loss,', '    "huber"', True),
+    ("iaa/loss_terms.py", "NAMES = (*OF_VOTES,", 'NAMES = ("huber"', False),
     ("models/variants.py", 'SIZES = {"eat_nano": 224,', 'SIZES = {"eat_mine"', False),
     ("option.py", 'MODELS = ["eat_nano",', 'MODELS = ["eat_mine",', False),
     ("util.py", 'METRICS = ("srcc",', 'METRICS = ("bias",', False),

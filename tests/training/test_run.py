@@ -19,8 +19,10 @@ from scipy import stats
 
 import main_nni
 import models
+from iaa.networks.purpose import find_table_scale
 from iaa.reports import test_report
 from iaa.training.steps import Schedule
+from util import make_loss
 
 ROOT = Path(__file__).parents[2]
 
@@ -212,13 +214,27 @@ def test_scores_in_the_unit_range(scored, run, dataset):
     assert run(arguments(scored, dataset))[0] == 0
 
 
-def test_any_csv_of_votes_trains_on_emd(ava, run):
+def test_scores_train_on_a_sum_of_losses(scored, run):
+    given = {"score_max": 10, "loss": "mse+0.5*plcc+rank", "init_lr": 1e-3}
+    status, result, err = run(arguments(scored, "csv", **given))
+    assert status == 0, err
+    table = pd.read_csv(scored / "run" / "predictions.csv")
+    losses = [make_loss(name) for name in ("mse", "plcc", "rank")]
+    pair = [torch.tensor(table[name].to_numpy())[:, None] for name in ("predicted_score", "true_score")]
+    mse, plcc, rank = (loss(*pair).item() for loss in losses)
+    assert result["loss"] == pytest.approx(mse + 0.5 * plcc + rank, rel=1e-4)
+    assert find_table_scale(scored / "run" / "predictions.csv") == (0, 10)
+
+
+@pytest.mark.parametrize(("given", "loss"), [({}, "emd"), ({"loss": "mse+0.5*plcc"}, "mse+0.5*plcc")])
+def test_any_csv_of_votes_trains_on_emd_unless_asked(ava, run, given, loss):
     for name in ("train.csv", "val.csv", "test.csv"):
         table = pd.read_csv(ava / name).iloc[:, :6]
         table["image"] = table.pop("image_id").astype(str) + ".jpg"
         table.to_csv(ava / name, index=False)
-    assert run(arguments(ava, "csv"))[0] == 0
-    assert json.loads((ava / "run" / "options.json").read_text())["loss"] == "emd"
+    assert run(arguments(ava, "csv", **given))[0] == 0
+    assert json.loads((ava / "run" / "options.json").read_text())["loss"] == loss
+    assert find_table_scale(ava / "run" / "predictions.csv") is None
     predictions = pd.read_csv(ava / "run" / "predictions.csv")
     assert predictions.columns.tolist()[3:] == [f"{s}{i}" for s in ("output", "target") for i in range(1, 6)]
 

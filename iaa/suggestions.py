@@ -1,0 +1,27 @@
+"""What was meant by an unknown word."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection
+
+# Words that other programs, and our other commands, use for an option of ours, which stands first.
+_SYNONYMS = (
+    ("init_lr", "lr", "learning_rate", "base_lr"),
+    ("batch_size", "bs"),
+    ("weight_decay", "wd"),
+    ("path_to_model_weight", "weights", "checkpoint", "ckpt", "model_path"),
+    ("path_to_images", "images", "data", "data_dir", "data_path", "image_dir"),
+    ("path_to_save_csv", "csv", "labels"),
+    ("experiment_dir_name", "out", "output", "output_dir", "save_dir"),
+    ("gpu_id", "device", "gpu", "gpus", "cuda"),
+    ("model", "arch", "backbone", "network"),
+)
+
+
+def suggest(word: str, names: Collection[str], mark: str = "") -> str:
+    """The end of a message on an unknown word: the one of `names` that was meant, if any is near. mark: before its name."""
+    word = word.lstrip("-").partition("=")[0].replace("-", "_").lower()
+    meant = [name for group in _SYNONYMS if word in group for name in group if name in names]
+    meant = meant or difflib.get_close_matches(word, names, 1)
+    return f"; did you mean {mark}{meant[0]}?" if meant else ""
