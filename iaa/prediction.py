@@ -46,7 +46,8 @@ def score(options: argparse.Namespace, stop: StopSignal) -> int:
 
     Returns 1 if a photograph has an error or a shard is damaged, else 0.
     """
-    device, sources = pick_device(options.gpu_id), Sources(options.paths, options.list)
+    device = pick_device(options.gpu_id)
+    sources = Sources(options.paths, options.list, options.pairs == "both")
     trained = load_for_command(options)
     counts = Counter(map(is_shard, sources))
     has_shards = counts[True] > 0

@@ -30,6 +30,7 @@ TABLE = {
     "": (
         Option("paths", str, [], "a photograph, a folder (with those below it), a glob in quotes, or shards: a tar, or 'photos-{000..999}.tar'", metavar="PATH", nargs="*", positional=True),
         Option("list", str, [], "a text file with a path in each line; -: standard input", metavar="FILE", nargs="append"),
+        Option("pairs", str, "jpeg", "a RAW file and its JPEG in a folder have one row, the JPEG's, or both have one", choices=("jpeg", "both")),
     ),
     "weights": WEIGHTS,
     "what is written": (

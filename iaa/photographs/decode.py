@@ -6,7 +6,7 @@ import io
 import os
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
@@ -25,6 +25,17 @@ try:
     from torchvision.io import ImageReadMode, decode_jpeg
 except ImportError:  # torchvision 0.29 announces that it will go
     decode_jpeg = None
+# requirements/photos.txt brings both.
+try:
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+except ImportError:
+    pillow_heif = None
+try:
+    import rawpy
+except ImportError:
+    rawpy = None
 
 MAX_PIXELS = 2 * Image.MAX_IMAGE_PIXELS  # PIL's own limit; larger JPEGs are decoded at a reduced size
 MAX_PIXELS_JPEG, MAX_PIXELS_OTHERS = 1_000_000_000, 300_000_000  # larger pictures are refused
@@ -36,12 +47,16 @@ large_picture = threading.RLock()
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 64 * 2**20
 # The formats of photographs. PIL recognises more, whatever the file's ending, and has Ghostscript execute PostScript.
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "PPM", "HEIF")
+HEIC_ENDINGS = {".heic", ".heif", ".hif"}
+RAW_ENDINGS = {".cr2", ".cr3", ".nef", ".arw", ".dng", ".raf", ".orf", ".rw2"}
+INSTALL = "HEIC and RAW files need `pip install -r requirements/photos.txt`"
 # By EXIF's orientation: what turns the stored picture upright.
 _TURN = Image.Transpose
 TURNS = {
     2: _TURN.FLIP_LEFT_RIGHT, 3: _TURN.ROTATE_180, 4: _TURN.FLIP_TOP_BOTTOM, 5: _TURN.TRANSPOSE, 6: _TURN.ROTATE_270,
     7: _TURN.TRANSVERSE, 8: _TURN.ROTATE_90,
 }  # fmt: skip
+LIBRAW_ORIENTATIONS = (1, 2, 4, 3, 5, 8, 6, 7)  # EXIF's, by LibRaw's number of a turn
 
 
 @dataclass(frozen=True)
@@ -66,15 +81,31 @@ def readable_formats() -> list[str]:
     return [name for name in FORMATS if name in Image.OPEN]
 
 
+@cache
+def picture_endings() -> set[str]:
+    """The endings of files that are read as photographs: `.jpg` and so on."""
+    endings = {ending for ending, name in Image.registered_extensions().items() if name in FORMATS}
+    return endings | RAW_ENDINGS if rawpy else endings
+
+
+def ending_of(path: str | os.PathLike) -> str:
+    """`.jpg` for `a.JPG`."""
+    return os.path.splitext(path)[1].lower()
+
+
 @contextmanager
 def open_image(source: str | os.PathLike | BinaryIO, max_pixels: int | None = None) -> Iterator[Image.Image]:
     """The context of an opened photograph; nothing else here may call `Image.open`. Large ones wait for each other.
 
     max_pixels: by default MAX_PIXELS_JPEG or MAX_PIXELS_OTHERS. A JPEG above MAX_PIXELS is reduced; `info` has its `full_size`.
+    Of a RAW file, which only a path can name, this is the preview in it, upright.
     Raises UnidentifiedImageError for other formats, DecompressionBombError above `max_pixels`, and whatever else PIL raises.
     """
     if isinstance(source, (str, os.PathLike)):
         refuse_no_file(source)
+    turn = None
+    if _has_ending(source, RAW_ENDINGS):
+        source, turn = read_preview(source)
     with _open_any_size(source) as picture:
         count, is_jpeg = picture.width * picture.height, picture.format in ("JPEG", "MPO")
         limit = max_pixels or (MAX_PIXELS_JPEG if is_jpeg else MAX_PIXELS_OTHERS)
@@ -84,13 +115,46 @@ def open_image(source: str | os.PathLike | BinaryIO, max_pixels: int | None = No
             if count > MAX_PIXELS:
                 picture.info["full_size"] = picture.size
                 picture.draft(None, (REDUCED_SIDE, REDUCED_SIDE))  # reduces JPEGs only
-            yield picture
+            yield picture if turn is None else _turned(picture, turn)
+
+
+def _has_ending(source: str | os.PathLike | BinaryIO, endings: Container[str]) -> bool:
+    return isinstance(source, (str, os.PathLike)) and ending_of(source) in endings
+
+
+def read_preview(path: str | os.PathLike) -> tuple[BinaryIO, Image.Transpose | None]:
+    """The largest preview in a RAW file, and what turns it upright, as the RAW file says. Raises ValueError."""
+    if rawpy is None:
+        raise ValueError(INSTALL)
+    try:
+        with rawpy.imread(os.fspath(path)) as raw:
+            preview, turn = raw.extract_thumb(), TURNS.get(LIBRAW_ORIENTATIONS[raw.sizes.flip])
+    except rawpy.LibRawError as error:
+        raise ValueError(f"no preview can be read in it ({error.args[0].decode()})") from error
+    if preview.format == rawpy.ThumbFormat.JPEG:
+        return io.BytesIO(preview.data), turn
+    file = io.BytesIO()
+    Image.fromarray(preview.data).save(file, "PPM")
+    file.seek(0)
+    return file, turn
+
+
+def _turned(picture: Image.Image, turn: Image.Transpose) -> Image.Image:
+    upright = picture.transpose(turn)
+    upright.format = picture.format
+    for name in ("exif", "xmp"):  # they say how the picture was stored
+        upright.info.pop(name, None)
+    return upright
 
 
 def _open_any_size(source: str | os.PathLike | BinaryIO) -> Image.Image:
     """`Image.open`, without PIL's limit."""
     try:
         return Image.open(source, formats=readable_formats())
+    except UnidentifiedImageError:
+        if pillow_heif is None and _has_ending(source, HEIC_ENDINGS):
+            raise ValueError(INSTALL) from None
+        raise
     except Image.DecompressionBombError:
         with large_picture:
             before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None

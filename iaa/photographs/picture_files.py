@@ -6,7 +6,8 @@ import codecs
 import os
 import sys
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from functools import cache
 from pathlib import Path, PurePosixPath
@@ -15,6 +16,7 @@ from typing import BinaryIO
 import pandas as pd
 from PIL import Image
 
+from iaa.photographs.decode import HEIC_ENDINGS, INSTALL, RAW_ENDINGS, ending_of, picture_endings
 from iaa.photographs.tables import decode_text, refuse_where, tell_once
 
 # What a name may not contain.
@@ -129,8 +131,8 @@ def _lines(file: BinaryIO) -> Iterator[bytes]:
     yield rest
 
 
-def find_pictures(folder: str | os.PathLike) -> tuple[list[str], int]:
-    """The names of all files in and below a folder that end as a picture's, in order; and how many other files there are.
+def find_pictures(folder: str | os.PathLike) -> tuple[list[str], Counter[str]]:
+    """The names of all files in and below a folder that end as a picture's, in order; and the endings of other files.
 
     See `walk_folders`. Raises OSError for a folder that cannot be read.
     """
@@ -141,6 +143,23 @@ def find_pictures(folder: str | os.PathLike) -> tuple[list[str], int]:
     names = []
     for path, files in walk_folders(folder, refuse):
         names += [(Path(path).relative_to(folder) / name).as_posix() for name in files]
-    endings = Image.registered_extensions()
-    pictures = sorted(name for name in names if os.path.splitext(name)[1].lower() in endings)
-    return pictures, len(names) - len(pictures)
+    endings = picture_endings() | Image.registered_extensions().keys()
+    pictures = sorted(name for name in names if ending_of(name) in endings)
+    return pictures, Counter(ending for ending in map(ending_of, names) if ending not in endings)
+
+
+def describe_endings(counts: Counter[str]) -> str:
+    """`3 .heic, 2 .txt`, and what to install for HEIC and RAW files among them."""
+    text = ", ".join(f"{count} {ending or 'no ending'}" for ending, count in counts.most_common(5))
+    return text + f" ({INSTALL})" * bool(counts.keys() & (HEIC_ENDINGS | RAW_ENDINGS))
+
+
+def join_pairs(names: Sequence[str]) -> list[str]:
+    """The names, without those of RAW files for which a JPEG or a HEIC is named that differs in its ending alone."""
+    partners = {".jpg", ".jpeg", *HEIC_ENDINGS} & picture_endings()
+    developed = {os.path.splitext(name)[0] for name in names if ending_of(name) in partners}
+
+    def is_joined(name: str) -> bool:
+        return ending_of(name) in RAW_ENDINGS and os.path.splitext(name)[0] in developed
+
+    return [name for name in names if not is_joined(name)]

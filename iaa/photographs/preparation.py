@@ -17,7 +17,7 @@ from iaa.photographs import copies, inspection, official, splits
 from iaa.photographs.inspection import Finding
 from iaa.photographs.labels import LabelFormat, mean_votes, read_labels
 from iaa.photographs.official import PreparedLabels
-from iaa.photographs.picture_files import file_finder, find_pictures
+from iaa.photographs.picture_files import describe_endings, file_finder, find_pictures
 from iaa.photographs.tables import read_table, write_csv
 from iaa.runtime.files import atomic_write, write_json
 from iaa.runtime.signals import StopSignal
@@ -209,7 +209,8 @@ def check(options: argparse.Namespace) -> int:
     if not tables:
         names, others = find_pictures(images)
         if others:
-            print(f"{others} files whose names do not end as a picture's are not looked at")
+            words = "files whose names do not end as a picture's are not looked at"
+            print(f"{others.total()} {words}: {describe_endings(others)}")
         if not names:
             raise InputError(f"{images}: no pictures in it")
     out.mkdir(parents=True, exist_ok=True)

@@ -12,10 +12,9 @@ import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
 from iaa.photographs import workers
-from iaa.photographs.decode import error_text, refuse_no_file
+from iaa.photographs.decode import RAW_ENDINGS, ending_of, error_text, picture_endings, refuse_no_file
 from iaa.photographs.picture_files import is_hidden
 from iaa.scoring.photos import PhotoBatch, Photos, ScoredPhoto
-from iaa.scoring.sources import picture_endings
 
 ORIGIN = ("url", "key")  # read from the JSON text beside a photograph, as img2dataset writes it
 MAX_HEADER = 2**20  # bytes of the headers before a member
@@ -55,7 +54,7 @@ class Shards(IterableDataset):
             contents = dict(group)
             origin = read_origin(contents.get(f"{key}.json") or b"")
             for name, content in contents.items():
-                if os.path.splitext(name)[1].lower() not in picture_endings():
+                if ending_of(name) == ".json":
                     continue
                 path = f"{shard}/{name}"
                 photo, pixels = ScoredPhoto(path, f"it has more than {max_bytes:,} bytes (--max_bytes)"), None
@@ -86,15 +85,17 @@ def read_members(shard: str, faults: list[str], max_bytes: int) -> Iterator[tupl
     """Names and contents of the pictures and JSON texts in a tar, plain or compressed, up to its end or its first fault.
 
     The content of one that is larger than max_bytes is None: a small tar may claim any size, by holes or compression.
+    RAW files, which are read by their paths, are left out.
     """
+    endings = {".json"} | picture_endings() - RAW_ENDINGS
     try:
         refuse_no_file(shard)
         with open(shard, "rb") as file:
             with tarfile.open(fileobj=file, mode="r|*", tarinfo=Member) as tar:
                 for member in tar:
-                    name, ending = member.name.removeprefix("./"), os.path.splitext(member.name)[1].lower()
+                    name = member.name.removeprefix("./")
                     hidden = any(map(is_hidden, name.split("/")))
-                    if member.isfile() and not hidden and ending in (".json", *picture_endings()):
+                    if member.isfile() and not hidden and ending_of(name) in endings:
                         yield name, tar.extractfile(member).read() if member.size <= max_bytes else None
                     tar.members.clear()  # tarfile keeps them all
             file.seek(257)

@@ -8,12 +8,11 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from functools import cache
 
-from PIL import Image
+from iaa.photographs.decode import ending_of, picture_endings
+from iaa.photographs.picture_files import describe_endings, is_hidden, join_pairs, read_list, walk_folders
 
-from iaa.photographs.decode import FORMATS
-from iaa.photographs.picture_files import is_hidden, read_list, walk_folders
+SIDECAR = ".xmp"
 
 
 def is_shard(path: str) -> bool:
@@ -26,12 +25,6 @@ def shards_of(path: str) -> list[str]:
     return [path[: match.end()] for match in re.finditer(r"\.(tar|tar\.gz|tgz)(?=/)", path, re.IGNORECASE)]
 
 
-@cache
-def picture_endings() -> set[str]:
-    """The endings of files that are read as photographs: `.jpg` and so on."""
-    return {ending for ending, name in Image.registered_extensions().items() if name in FORMATS}
-
-
 def path_number(path: str) -> int:
     """A 64-bit hash of the absolute path."""
     name = os.path.abspath(path).encode("utf-8", "surrogateescape")  # file names are bytes
@@ -41,16 +34,17 @@ def path_number(path: str) -> int:
 class Sources:
     """The paths of the photographs and shards of a command line, each once: iterate as often as you like.
 
-    paths: files with any ending; folders, searched with all folders below them for files with a picture's ending, as
-        `walk_folders` does, each real folder once; globs with `*`, `?`, `[...]` and `**`; shards, also as
+    paths: files with any ending but a sidecar's; folders, searched with all folders below them for files with a picture's
+        ending, as `walk_folders` does, each real folder once; globs with `*`, `?`, `[...]` and `**`; shards, also as
         `photos-{000..999}.tar`. Folders are not searched for shards. A folder that cannot be read, and a glob without
         matches, is a path like that of a file.
     lists: text files of paths, see `read_list`; `-` is standard input. What cannot be read twice is read into memory.
-    skipped: counts, by ending, of the files in folders that the latest iteration skipped.
+    both: in folders, a RAW file is found beside its JPEG, too; see `join_pairs`.
+    skipped: counts, by ending, of the files in folders that the latest iteration skipped. joined: of RAW files with a JPEG.
     """
 
-    def __init__(self, paths: Sequence[str], lists: Sequence[str] = ()):
-        self.paths, self.skipped = paths, Counter()
+    def __init__(self, paths: Sequence[str], lists: Sequence[str] = (), both: bool = False):
+        self.paths, self.both, self.skipped, self.joined = paths, both, Counter(), 0
         self.lists = [name if os.path.isfile(name) else list(read_list(name)) for name in lists]
 
     def __iter__(self) -> Iterator[str]:
@@ -59,6 +53,7 @@ class Sources:
     def without(self, done: set[int]) -> Iterator[str]:
         """The paths whose `path_number` is not in `done`, to which it is added. A million of them take some 70 MB."""
         self.skipped.clear()
+        self.joined = 0
         for path in self._all():
             number = path_number(path)
             if number not in done:
@@ -84,26 +79,30 @@ class Sources:
     def _below(self, path: str, seen: set[str]) -> Iterator[str]:
         """The file itself; or a folder's photographs, then those of the folders in it, then the folders that fail."""
         if not os.path.isdir(path):
-            yield path
+            if ending_of(path) != SIDECAR:
+                yield path
             return
         errors: list[OSError] = []
         for folder, names in walk_folders(path, errors.append, seen):
-            for name in names:
-                ending = os.path.splitext(name)[1].lower()
+            kept = names if self.both else join_pairs(names)
+            self.joined += len(names) - len(kept)
+            for name in kept:
+                ending = ending_of(name)
                 if ending in picture_endings():
                     yield os.path.join(folder, name)
-                else:
-                    self.skipped[ending or "no ending"] += 1
+                elif ending != SIDECAR:
+                    self.skipped[ending] += 1
         for error in errors:
             yield error.filename
 
     def describe_skipped(self) -> str:
         """The end of a sentence; empty if nothing was skipped."""
+        text = f"; {self.joined} RAW files have their JPEG's row (--pairs both)" if self.joined else ""
         if not self.skipped:
-            return ""
-        counts = ", ".join(f"{count} {ending}" for ending, count in self.skipped.most_common(5))
+            return text
         hint = " (shards are taken by name: 'FOLDER/*.tar')" * any(map(is_shard, self.skipped))
-        return f"; files in folders that do not end as pictures do were left out: {counts}{hint}"
+        counts = describe_endings(self.skipped) + hint
+        return f"{text}; files in folders that do not end as pictures do were left out: {counts}"
 
 
 def _expand(pattern: str) -> Iterator[str]:
