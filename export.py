@@ -9,6 +9,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from iaa.errors import InputError
@@ -28,8 +29,9 @@ TABLE = {
         Option("to", str, None, "format: onnx file, safetensors file, or folder for the Hugging Face hub", choices=list(ENDINGS), required=True),
         Option("out", Path, None, "path of the export (default: beside the weights, with their name)", metavar="PATH"),
         Option("overwrite", bool, False, "replace an export that is there"),
+        Option("note", str, None, "a line that travels with the weights; predict.py and --eval show it (default: the weights' own)", metavar="TEXT"),
     ),
-    "weights": WEIGHTS,
+    "weights": (replace(WEIGHTS[0], required=True), *WEIGHTS[1:]),
 }
 # fmt: on
 
@@ -72,6 +74,8 @@ def export(options: argparse.Namespace) -> dict:
             raise InputError(f"{needed}: pip install -r requirements/export.txt") from None
         write, read = onnx_file.write_onnx, onnx_file.open_onnx
     trained = load_for_command(options)
+    if options.note:
+        trained.model.purpose = replace(trained.model.purpose, note=options.note)
     for note in trained.notes:
         log.warning("%s", note)
     out, about = output_path(options, trained.path), describe(trained)
@@ -91,12 +95,15 @@ def export(options: argparse.Namespace) -> dict:
 
 
 def output_path(options: argparse.Namespace, weights_file: Path) -> Path:
-    """The absolute path of the export, by default beside the weights and by their name.
+    """The absolute path of the export, by default beside the weights and by their name; of the hub's, in the working folder.
 
     Raises InputError for another ending, by which readers know a file, and for a path that would replace the weights.
     """
-    weights = Path(os.path.abspath(options.weights))  # a link keeps its own name and folder
-    stem, ending = weights.name if weights.is_dir() else weights.stem, ENDINGS[options.to]
+    from models.names import HUB_PREFIX
+
+    name = options.weights.rpartition("/")[2] if options.weights.startswith(HUB_PREFIX) else options.weights
+    weights = Path(os.path.abspath(name))  # a link keeps its own name and folder
+    stem, ending = weights.stem if weights.is_file() else weights.name, ENDINGS[options.to]
     out = options.out or weights.with_name(stem + ending)
     out = Path(os.path.abspath(out))
     if options.to != "hub" and out.suffix != ending:

@@ -1,7 +1,7 @@
 """torch.hub's door: EAT's networks by name, and the scorer of photographs.
 
     network = torch.hub.load(FOLDER, "eat_base", source="local", weights="AVA.pth")
-    scorer = torch.hub.load(FOLDER, "scorer", "best.pth", source="local")
+    scorer = torch.hub.load(FOLDER, "scorer", "biq2021", source="local")
 
 torch.hub takes FOLDER from `sys.path` when an entry has returned, so each entry imports all that its result needs later.
 """
@@ -32,7 +32,8 @@ def _network(name, num_classes, weights, overrides):
 def eat_nano(num_classes=10, weights=None, **overrides):
     """The smallest network, in evaluation mode: (B, 3, 224, 224) ImageNet-normalised images to (B, num_classes).
 
-    num_classes: 10 for vote distributions, 1 for scores. weights: a `.pth` or `.safetensors` file, None for a fresh start.
+    num_classes: 10 for vote distributions, 1 for scores. weights: as `models.read_weights` takes them, such as a file or
+    `hf-hub:OWNER/NAME`; None for a fresh start.
     overrides: settings of the network, as in `interest_points="image"`. Raises ValueError for a file that does not fit.
     """
     return _network("eat_nano", num_classes, weights, overrides)
@@ -59,7 +60,7 @@ def eat_base_384(num_classes=10, weights=None, **overrides):
 
 
 def scorer(weights, **options):
-    """A `Scorer` of photographs, from weights or a hub folder. options: those of `iaa.scoring.Scorer`."""
+    """A `Scorer` of photographs. weights, options: as `iaa.scoring.Scorer` takes them, such as a file or `biq2021`."""
     from iaa.scoring import Scorer
 
     return Scorer(weights, **options)

@@ -123,7 +123,7 @@ GROUPS: dict[str, tuple[Option, ...]] = {
     ),
     "run": (
         Option("experiment_dir_name", str, None, "folder of this run (default: a new one under runs/)", metavar="FOLDER", resumable=True),
-        Option("path_to_model_weight", str, None, "weights to start from, or to evaluate with --eval", metavar="FILE"),
+        Option("path_to_model_weight", str, None, "weights to start from, or to evaluate with --eval: a file or a folder, hf-hub:OWNER/NAME (also @REVISION), or a network of the folder weights/, as biq2021", metavar="FILE"),
         Option("options", str, None, "JSON file of options, as `search.py best` writes it; options of the command line override it", metavar="FILE"),
         Option("search_metric", str, "accuracy", "what a search maximises: accuracy as released, srcc, plcc, or the negative emd per image", choices=("accuracy", "srcc", "plcc", "emd")),
         Option("eval", bool, False, "evaluate --path_to_model_weight on test.csv, without training"),

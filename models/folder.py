@@ -10,11 +10,10 @@ import timm
 
 from .backbone import count_outputs
 from .dat import EAT
+from .names import CONFIG, WEIGHTS
 from .purpose import SETTING_VALUES
 from .variants import VARIANTS
 from .weights import WeightsError, load_weights, read_weights
-
-CONFIG, WEIGHTS = "config.json", "model.safetensors"  # Hugging Face's names, and timm's
 
 
 def load_folder(folder: str | os.PathLike, num_classes: int | None = None, **overrides) -> EAT:

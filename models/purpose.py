@@ -25,6 +25,7 @@ class Purpose:
     scale: lowest and highest score of that dataset.
     threshold: a score above it is high, on the scale of metrics: 1 to the levels of votes, else 0 to 1.
     settings: the network's `interest_points` and `refinement`; a network of timm has none.
+    note: a line that a user of the scores should read.
     """
 
     model: str | None = None
@@ -32,16 +33,18 @@ class Purpose:
     scale: tuple[float, float] | None = None
     threshold: float | None = None
     settings: Mapping[str, str] = field(default_factory=dict)
+    note: str | None = None
 
     def or_else(self, other: Purpose) -> Purpose:
         """This purpose; what it does not state is as `other` states it."""
-        names = ("model", "dataset", "scale", "threshold")
+        names = ("model", "dataset", "scale", "threshold", "note")
         stated = {name: getattr(self if getattr(self, name) is not None else other, name) for name in names}
         return Purpose(**stated, settings=dict(other.settings) | dict(self.settings))
 
     def as_metadata(self) -> dict[str, dict]:
         """The entries of a weights file's metadata; `from_metadata` reads them."""
-        purpose = {"model": self.model, "dataset": self.dataset, "threshold": self.threshold}
+        names = ("model", "dataset", "threshold", "note")
+        purpose = {name: getattr(self, name) for name in names}
         purpose["score_range"] = None if self.scale is None else list(self.scale)
         stated = {name: value for name, value in purpose.items() if value is not None}
         return {"settings": dict(self.settings), "purpose": stated}
@@ -50,10 +53,10 @@ class Purpose:
     def from_metadata(cls, entries: Mapping[str, Mapping]) -> Purpose:
         """The reverse of `as_metadata`. Raises ValueError, for a stranger may have written the file."""
         stated, recorded = entries.get("purpose", {}), entries.get("settings", {})
-        model, dataset, threshold = map(stated.get, ("model", "dataset", "threshold"))
-        for name in (model, dataset):
-            if name is not None and not (isinstance(name, str) and name.isprintable()):
-                raise ValueError(f"{name!r} is not the name of a model or a dataset")
+        model, dataset, note, threshold = map(stated.get, ("model", "dataset", "note", "threshold"))
+        for text in (model, dataset, note):
+            if text is not None and not (isinstance(text, str) and text.isprintable()):
+                raise ValueError(f"{text!r} is not a line of text: a model, a dataset or a note")
         if threshold is not None and not _is_finite(threshold):
             raise ValueError(f"threshold {threshold!r} is not a number")
         scale = stated.get("score_range")
@@ -63,7 +66,7 @@ class Purpose:
         for name, value in settings.items():
             if value not in SETTING_VALUES[name] and (name, value) != FORMER:
                 raise ValueError(f"{name} {value!r} is not one of {', '.join(SETTING_VALUES[name])}")
-        return cls(model, dataset, as_scale(scale), threshold, settings)
+        return cls(model, dataset, as_scale(scale), threshold, settings, note)
 
 
 def as_scale(values: object) -> tuple[float, float] | None:

@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from .names import find_weights_file
 from .purpose import FORMER, Purpose
-from .weights_file import WeightsError, find_weights_file, read_tensors
+from .weights_file import WeightsError, read_tensors
 
 TABLES = ("relative_position_bias_table", "rpe_table")
 BUFFERS = ("relative_position_index", "attn_mask")
@@ -39,8 +40,8 @@ def read_weights(path: str | os.PathLike) -> Weights:
 
     path: a state_dict (`.pth` or `.safetensors`), by itself or under one of `weights_file.WRAPPERS` or AVERAGES, an
         average first; names may have the prefixes of torch.compile and DataParallel and, under `state_dict`, Lightning's
-        `model.`; the log tells what was taken off. Or a folder of Hugging Face's layout (`local-dir:FOLDER`, too) or of a
-        run.
+        `model.`; the log tells what was taken off. Or a folder of Hugging Face's layout or of a run. Or one of the names
+        that `names.resolve` takes, such as `hf-hub:OWNER/NAME` or `biq2021`.
     Raises WeightsError for a file that is missing or damaged, that claims to hold far more bytes than it has, that holds
     several networks, or anything but finite, real, dense tensors.
     """

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import os
 import pickle
 import re
 import zipfile
@@ -24,7 +23,6 @@ log = logging.getLogger("eat")
 
 HEADER = "eat"  # entry of a .safetensors header: as JSON, the metadata that a .pth keeps with its state_dict
 ENTRIES = ("settings", "purpose", "photographs")  # of this metadata
-FOLDER_FILES = ("model.safetensors", "pytorch_model.bin", "checkpoints/best.pth")  # Hugging Face's, a run's
 # Keys under which training programs save a state_dict, and a running average of it.
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "params")
 AVERAGES = ("ema", "params_ema", "model_ema", "state_dict_ema", "ema_state_dict", "ema_model")
@@ -42,19 +40,6 @@ SAFE_GLOBALS = [
 
 class WeightsError(InputError):
     """A weights file cannot be used. The message is one line: the file, and what is wrong with it."""
-
-
-def find_weights_file(path: str | os.PathLike) -> Path:
-    """The file itself, or that of a folder, which may be written `local-dir:FOLDER`. Raises WeightsError."""
-    path = Path(str(path).removeprefix("local-dir:"))
-    if path.is_file():
-        return path
-    if not path.is_dir():
-        raise WeightsError(f"{path}: no such weights file")
-    for name in FOLDER_FILES:
-        if (path / name).is_file():
-            return path / name
-    raise WeightsError(f"{path}: a folder without {', '.join(FOLDER_FILES)}")
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Mapping]]:

@@ -72,6 +72,7 @@ def describe(trained: TrainedNetwork) -> dict:
     return {
         "model": trained.name,
         "dataset": trained.dataset,
+        "note": trained.model.purpose.note,
         "score_range": [low, high],
         "interest_points": trained.points,
         "refinement": trained.model.purpose.settings.get("refinement"),

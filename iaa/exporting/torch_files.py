@@ -18,7 +18,7 @@ from iaa.networks.trained_network import TrainedNetwork, load_network
 from iaa.runtime.files import to_json, write_json
 from models import create_model
 from models.backbone import TIMM_PREFIX
-from models.folder import CONFIG, WEIGHTS
+from models.names import CONFIG, WEIGHTS
 from models.weights_file import HEADER
 
 CARD = "README.md"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -78,7 +79,7 @@ def complete_purpose(purpose: Purpose, outputs: int, path: Path, labels: Purpose
         needed = f"networks for {dataset} have {label_format.outputs}"
         raise PurposeError(f"{path}: has {outputs} outputs, and {needed}")
     agree(path, f"scale, that of {dataset},", scale, label_format.scale)
-    return Purpose(purpose.model, dataset, label_format.scale, label_format.threshold, purpose.settings)
+    return replace(purpose, dataset=dataset, scale=label_format.scale, threshold=label_format.threshold)
 
 
 def format_of(

@@ -79,7 +79,7 @@ def load_network(
     scale: tuple[float, float] | None = None,
     interest_points: str | None = None,
 ) -> TrainedNetwork:
-    """Load the network of a weights file, of a run's folder (its best.pth) or of a hub folder.
+    """Load the network of weights, which may be named in all ways that `models.read_weights` takes.
 
     model, dataset, scale: what the weights are for, where neither the file nor the run that it lies in states it. The
         variant of a bare file is recognised by its tensors; ten outputs are AVA's.
@@ -104,7 +104,7 @@ def load_network(
     network.purpose, network.photographs = purpose, dict(weights.photographs)
     network.eval().requires_grad_(False)
     label_format = format_of(purpose.dataset, outputs, purpose.scale, purpose.threshold)
-    trained = TrainedNetwork(network, label_format, path)
+    trained = TrainedNetwork(network, label_format, path, [purpose.note] if purpose.note else [])
     in_training = pick_evaluation_settings(weights).get("interest_points", "batch")
     if trained.points is not None and (trained.points == "batch" or trained.points != in_training):
         points = f"interest points: {trained.points}, in training {in_training}"

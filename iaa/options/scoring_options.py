@@ -18,7 +18,7 @@ PARQUET = "Parquet is made of a CSV by pandas.read_csv(...).to_parquet(...), or 
 # fmt: off
 # The options of every command that uses trained weights; see `load_network`.
 WEIGHTS = (
-    Option("weights", str, None, "a run's folder or its best.pth, a released checkpoint, a .safetensors, or a folder that `export.py --to hub` wrote", metavar="FILE", required=True),
+    Option("weights", str, None, "a run's folder or its best.pth, a released checkpoint, a .safetensors, a folder that `export.py --to hub` wrote, hf-hub:OWNER/NAME (also @REVISION), or a network of the folder weights/, as biq2021", metavar="FILE"),
     Option("dataset", str, None, "dataset that the weights were trained on, if they do not say", choices=DATASETS),
     Option("model", str, None, "network (default: as the weights say, or as their tensors are recognised)", choices=ANY_MODEL),
     Option("score_min", float, None, "--dataset csv: lowest possible score, where the file does not say"),
@@ -56,6 +56,10 @@ TABLE = {
     ),
 }
 # fmt: on
+NO_WEIGHTS = (
+    "no --weights: biq2021 comes along (perceived quality, not beauty); for beauty give the authors' checkpoints "
+    "(README.md), or your own ratings to main_nni.py --freeze_backbone (docs/training.md)"
+)
 # An option needs one of these others.
 OWNERS = {
     "append": ["out"],
@@ -81,6 +85,7 @@ def check(options: argparse.Namespace) -> None:
         remedy = "without torchrun, give each a part of the files or shards and an --out of its own"
         raise InputError(f"{count} processes do not share a call (WORLD_SIZE); {remedy}")
     faults = [
+        (options.weights is None, NO_WEIGHTS),
         (not options.paths + options.list, "no photographs: give files, folders, globs, or --list FILE"),
         (options.append and options.overwrite, "--append and --overwrite exclude each other"),
         (options.explain and options.explain.is_file(), f"--explain {options.explain}: is no folder"),

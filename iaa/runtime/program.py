@@ -51,6 +51,8 @@ def run_command(program: str, work: Callable[[], int | None], rest: str = "nothi
     logging.basicConfig(stream=PlainText(sys.stderr), level=level, **lines)
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")  # file names are bytes
+    for library in ("httpx", "httpx2"):  # the hub's, which would log every request
+        logging.getLogger(library).setLevel(logging.WARNING)
     warnings.showwarning = lambda message, *_, **__: log.warning("warning: %s", message)
     try:
         distributed.check_environment()

@@ -31,7 +31,9 @@ class Scorer:
         scorer(images)               # N x 3 x H x W in [0, 1]: tensor of N scores
         scorer.each(["a.jpg", "x"])  # array([5.31, nan]), ["", "x: there is no such file"]
 
-    weights, dataset, model, score_range, interest_points: see `load_network`. `batch`, the released mode of the
+    weights: a file, a run's folder, `hf-hub:OWNER/NAME`, or a network of the folder `weights/`: `biq2021`. Lines about its
+    scores are in `trained.notes`.
+    dataset, model, score_range, interest_points: see `load_network`. `batch`, the released mode of the
     interest points, is refused: a score would depend on the other photographs of the call.
     device: by default the first GPU, else the CPU.
     upright: turn photographs as EXIF says.

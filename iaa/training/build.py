@@ -191,11 +191,12 @@ def _fill(model: nn.Module, weights: Weights, options: argparse.Namespace) -> No
 
 
 def network_notes(options: argparse.Namespace, weights: Weights | None) -> list[str]:
-    """Lines for the log on the interest points and the refinement of this run."""
+    """Lines for the log on the weights, the interest points and the refinement of this run."""
     points, processes = options.interest_points, distributed.world_size()
+    notes = [weights.purpose.note] if weights and weights.purpose.note else []
     if points is None:  # a network of timm
-        return []
-    notes = [f"interest points: {points}; offset refinement: {options.refinement}"]
+        return notes
+    notes += [f"interest points: {points}; offset refinement: {options.refinement}"]
     for name, value in (weights.purpose.settings if weights else {}).items():
         if (used := getattr(options, name)) != value:
             notes.append(f"warning: {weights.path} was trained with --{name} {value}, not {used}")

@@ -49,6 +49,15 @@ def test_main_nni_refuses_wrong_options_before_slow_imports(words, problem):
     assert problem in err
 
 
+def test_predict_names_networks_before_slow_imports():
+    script = "import sys, predict; status = predict.main(['a.jpg']); print('torch' in sys.modules, status)"
+    out, err = python(script)
+    assert out.split() == ["False", "2"]
+    assert err.count("\n") == 1
+    for name in ("biq2021", "authors' checkpoints", "--freeze_backbone"):
+        assert name in err
+
+
 def test_main_nni_says_that_it_starts_before_slow_imports():
     script = "import sys, main_nni; sys.modules['iaa.experiment'] = None; main_nni.main([])"
     assert "loading PyTorch" in python(script)[1].splitlines()[0]
