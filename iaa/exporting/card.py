@@ -12,7 +12,8 @@ from iaa.runtime.files import read_json_object, to_json
 from iaa.training.checkpoint import epoch_of
 from models import read_weights
 from models.backbone import TIMM_PREFIX
-from option import GROUPS
+from models.names import HUB_PREFIX
+from option import GROUPS, find_meaningless
 
 TEMPLATE = Path(__file__).with_name("card.md")  # for Jinja
 # The options that a card shows. Paths are private.
@@ -20,9 +21,6 @@ RECIPE = (
     *(option.name for group in ("model", "training") for option in GROUPS[group] if option.tunable),
     *("select_by", "amp", "seed", "released_protocol", "val_share", "limit"),
 )
-SCHEDULED = ("explore_share", "explore_same", "explore_other", "handover", "eval_refinement")
-# Options that have an effect only with this value of another one.
-ONLY_WITH = {("schedule", "step"): ("decay_every", "decay_factor"), ("refinement", "scheduled"): SCHEDULED}
 # Datasets without a public name.
 NAMES = {"demo": "the demo's made-up pictures", "csv": "a dataset of the user's own"}
 HUB_METRICS = {"srcc": "spearmanr", "plcc": "pearsonr", "accuracy": "accuracy"}  # the hub's names
@@ -31,10 +29,9 @@ HUB_METRICS = {"srcc": "spearmanr", "plcc": "pearsonr", "accuracy": "accuracy"} 
 def write_card(trained: TrainedNetwork, about: dict) -> str:
     """Markdown with the hub's front matter. The card says so if the recipe or the metrics are unknown."""
     options, result = read_run(trained)
-    recipe = {name: options[name] for name in RECIPE if options.get(name) is not None}
-    for (other, value), names in ONLY_WITH.items():
-        if options.get(other) != value:
-            recipe = {name: recipe[name] for name in recipe if name not in names}
+    meaningless = find_meaningless(options)
+    recipe = {name: options[name] for name in RECIPE if name in options and name not in meaningless}
+    start = options.get("path_to_model_weight", "")
     architecture = trained.name.removeprefix(TIMM_PREFIX) if trained.points is None else ""
     dataset = NAMES.get(trained.dataset, trained.dataset.upper().replace("_", "-"))
     metrics = {name: result[name] for name in LABELS if result.get(name) is not None}
@@ -48,7 +45,7 @@ def write_card(trained: TrainedNetwork, about: dict) -> str:
         data=dataset,
         millions=sum(p.numel() for p in trained.model.parameters()) / 1e6,
         options=options,
-        start=Path(options.get("path_to_model_weight") or "").name,
+        start=start if start.startswith(HUB_PREFIX) else Path(start).name,
         recipe=recipe,
         result=result,
         metrics={LABELS[name]: value for name, value in metrics.items()},
@@ -59,11 +56,11 @@ def write_card(trained: TrainedNetwork, about: dict) -> str:
 
 def make_front_matter(trained: TrainedNetwork, family: str, dataset: str, metrics: dict) -> ModelCardData:
     """Without a licence: the hub would take it for that of the weights, which follows from the data."""
-    task = "image-aesthetics-assessment"
+    task = "image-classification"  # the hub's nearest
     results = [
         EvalResult(
             task_type=task,
-            task_name=task.replace("-", " "),
+            task_name="image aesthetics assessment",
             dataset_type=trained.dataset,
             dataset_name=dataset,
             dataset_split="test",
@@ -76,18 +73,23 @@ def make_front_matter(trained: TrainedNetwork, family: str, dataset: str, metric
     ]
     return ModelCardData(
         library_name="timm",
-        tags=[family, task, "timm", "pytorch", "safetensors"],
-        **({} if trained.dataset in NAMES else {"datasets": [trained.dataset]}),
-        **({"model_name": trained.name, "eval_results": results} if results else {}),
+        pipeline_tag=task,
+        tags=[family, "image-aesthetics-assessment", "timm", "pytorch", "safetensors"],
+        datasets=None if trained.dataset in NAMES else [trained.dataset],
+        model_name=trained.name if results else None,
+        eval_results=results or None,
     )
 
 
 def read_run(trained: TrainedNetwork) -> tuple[dict, dict]:
     """The options of the run that the weights lie in, and its metrics on test.csv; empty unless they belong to these weights."""
     path, run = trained.path, trained.path.resolve().parent.parent
-    options, outcome = read_json_object(run / "options.json"), read_json_object(run / "run.json")
+    options = {
+        name: value for name, value in read_json_object(run / "options.json").items() if value is not None
+    }
+    outcome = read_json_object(run / "run.json")
     stated = read_weights(path).purpose.settings | {"model": trained.name, "dataset": trained.dataset}
-    if any(options.get(name) not in (None, value) for name, value in stated.items()):
+    if any(options.get(name, value) != value for name, value in stated.items()):
         return {}, {}
     result = outcome.get("result") or {}
     finished = outcome.get("status") == "done" and result.get("split") == "test"

@@ -7,6 +7,7 @@ import re
 import pytest
 import timm
 import torch
+import yaml
 from helpers.networks import make_weights
 from huggingface_hub import ModelCard
 from PIL import Image
@@ -40,7 +41,7 @@ def test_hub_folder_is_a_model_for_create_model_and_for_timm(exported, made, pho
 
 def test_model_card_of_bare_weights_claims_neither_recipe_nor_metrics_nor_a_licence(exported):
     card = ModelCard.load(exported("votes", "hub")[0] / "README.md")
-    assert card.data.library_name == "timm"
+    assert (card.data.library_name, card.data.pipeline_tag) == ("timm", "image-classification")
     assert card.data.datasets == ["ava"]
     assert card.data.eval_results is None
     assert "Unknown: the weights were exported without their run." in card.text
@@ -55,7 +56,7 @@ def test_the_example_of_a_model_card_scores_a_photograph(exported, made, photogr
     (tmp_path / "photo.jpg").write_bytes(photographs[0])
     code = re.search(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)[1]
     names = {}
-    exec(compile(code.replace("FOLDER", str(folder)), "README.md", "exec"), names)
+    exec(compile(code.replace("hf-hub:OWNER/NAME", f"local-dir:{folder}"), "README.md", "exec"), names)
     trained = load_network(made["score"])
     with torch.no_grad():
         expected = trained.scores(trained.model(description.evaluation_input(trained, photographs[:1])))
@@ -114,8 +115,13 @@ def test_model_card_is_made_from_the_run(card_of, run_folder):
     run = json.loads((run_folder / "run.json").read_text())
     run["result"]["interest_points"] = "image"
     (run_folder / "run.json").write_text(json.dumps(run))
-    results = {r.metric_type: r.metric_value for r in card_of().data.eval_results}
+    options = json.loads((run_folder / "options.json").read_text())
+    (run_folder / "options.json").write_text(json.dumps(options | {"path_to_model_weight": "hf-hub:a/b@v1"}))
+    card = card_of()
+    assert "started from `hf-hub:a/b@v1`" in card.text
+    results = {r.metric_type: r.metric_value for r in card.data.eval_results}
     assert results == {"spearmanr": 0.7123, "pearsonr": 0.7}
+    assert yaml.safe_load((run_folder / "hub" / "README.md").read_text().split("---")[1])["model-index"]
 
 
 def test_model_card_claims_no_figures_of_other_weights_of_the_run(card_of, run_folder):

@@ -304,6 +304,6 @@ def test_a_hub_folder_is_read_by_timm_and_by_scorer(tmp_path, trained, command_o
     assert (config["input_size"], config["mean"], config["crop_mode"]) == ([3, 160, 160], [0.5] * 3, "squash")
     card = (folder / "README.md").read_text()
     assert "timm's network `test_resnet`, with a head that scores" in card
-    assert 'timm.create_model("local-dir:FOLDER", pretrained=True)' in card
+    assert 'timm.create_model("hf-hub:OWNER/NAME", pretrained=True)' in card
     assert "interest points:" not in card
     assert "models.create_model" not in card
