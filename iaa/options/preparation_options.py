@@ -30,7 +30,11 @@ def _problems(options: argparse.Namespace) -> Iterator[str]:
         yield f"{options.images}: no such folder; --images names the folder of the pictures"
     if options.command == "ava" and (options.split == "official") != bool(options.test_list):
         yield "--split official and --test_list belong together; give both or neither"
+    if options.command == "flickr_aes" and options.workers and options.test_list:
+        yield "--workers and --test_list exclude each other; leave one out"
     if options.command == "csv":
+        if options.test_list and (options.split_column or options.val_labels or options.test_labels):
+            yield "--test_list is for one table; leave --split_column, --val_labels and --test_labels out"
         if options.split_column and (options.val_labels or options.test_labels):
             yield "--split_column is for one table; leave --val_labels and --test_labels out"
         if options.score_column and options.vote_columns:
@@ -67,6 +71,8 @@ def dataset(labels: str, val_share: float, test_share: float | None, *options: O
             Option("seed", int, 0, "seed of random splits"),
             Option("val_share", float, val_share, "share of rows for val.csv, if the official files do not say", positive=True, high=0.5),
             *([test] if test_share else []),
+            Option("test_list", str, [], "names of the test photographs: a text file, a CSV or a JSON list of records; the others train and validate; if a list has `train` in its name, only its photographs do", metavar="FILE", nargs="+"),
+            Option("skip_missing", bool, False, "leave out names of lists that the labels lack"),
             Option("no_check", bool, False, "check only that the pictures exist; do not decode them"),
             Option("overwrite", bool, False, "replace the CSVs in --out"),
             WORKERS,
@@ -76,9 +82,7 @@ def dataset(labels: str, val_share: float, test_share: float | None, *options: O
 
 COMMANDS: dict[str, tuple[str, Table]] = {
     "ava": ("AVA, from AVA.txt", dataset("the official AVA.txt", 0.05, 0.05,
-        Option("split", str, None, "test set: the list that EAT's authors published; AVA's own, by --test_list; or a random one by --seed (default: official with --test_list, else authors)", choices=("authors", "official", "random")),
-        Option("test_list", str, [], "--split official: AVA's lists of image ids, as generic_test.jpgl; if one has `train` in its name, as generic_ss_train.jpgl, train.csv has its rows only", metavar="FILE", nargs="+"),
-        Option("skip_missing", bool, False, "leave out ids of the lists that AVA.txt lacks"),
+        Option("split", str, None, "test set: the list that EAT's authors published; AVA's own, by --test_list generic_test.jpgl; or a random one by --seed (default: official with --test_list, else authors)", choices=("authors", "official", "random")),
     )),
     "tad66k": ("TAD66K", dataset("folder of the official labels, with merge/", 0.1, None)),
     "flickr_aes": ("FLICKR-AES", dataset("the official FLICKR-AES_image_score.txt", 0.1, 0.1,

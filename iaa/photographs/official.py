@@ -18,8 +18,8 @@ import pandas as pd
 from iaa.errors import InputError
 from iaa.photographs import labels, splits
 from iaa.photographs.labels import AVA, FORMATS, LabelFormat, vote_format
-from iaa.photographs.picture_files import plain_name, read_names
-from iaa.photographs.tables import read_lines, read_table, refuse_where, require_columns
+from iaa.photographs.picture_files import plain_name, plain_spelling, read_names
+from iaa.photographs.tables import read_lines, read_name_list, read_table, refuse_where, require_columns
 
 _VOTES = [f"votes of {level}" for level in range(1, 11)]
 AVA_COLUMNS = ["row number", "image id", *_VOTES, "tag 1", "tag 2", "challenge"]
@@ -42,7 +42,8 @@ class PreparedLabels:
     """A dataset's labels, as its CSVs will have them.
 
     table: the columns of the CSVs, and `split`: train, val, test, or "" if the seed decides.
-    split: where the test set comes from: `authors`, `official`, `workers`, `column`, `files`, or `random` by the seed.
+    split: where the test set comes from: `authors`, `official`, `workers`, `column`, `files`, `list` (of the user), or
+    `random` by the seed.
     """
 
     table: pd.DataFrame
@@ -56,6 +57,11 @@ class PreparedLabels:
     def files(self) -> pd.Series:
         """The name of the picture file of each row."""
         return self.table[self.label_format.image_column].astype(str) + self.label_format.suffix
+
+    @property
+    def list_column(self) -> str:
+        """What lists of photographs have: `id` or `image`."""
+        return self.label_format.image_column.removeprefix("image_")
 
     def keep(self, rows: np.ndarray | pd.Series, reason: str) -> None:
         """Drop all other rows, and count them under `reason`."""
@@ -71,14 +77,11 @@ class PreparedLabels:
             self.keep(~shared, f"{split} rows of images that are in another split")
 
 
-def read_ava(
-    path, split: str = "random", lists: Sequence[str] = (), skip_missing: bool = False
-) -> PreparedLabels:
+def read_ava(path, split: str = "random", skip_missing: bool = False) -> PreparedLabels:
     """`AVA.txt`: AVA_COLUMNS, separated by blanks.
 
-    split: `authors`: val and test as EAT's authors published them (see `splits.py`), all other rows train; `official`: by
-    the `lists` of AVA's download; `random`: left open. Raises InputError if AVA.txt lacks ids of the lists, unless
-    `skip_missing`.
+    split: `authors`: val and test as EAT's authors published them (see `splits.py`), all other rows train; any other is left
+    open. Raises InputError if AVA.txt lacks ids of the authors' lists, unless `skip_missing`.
     """
     table = read_lines(path, AVA_COLUMNS)
     malformed = ~table.apply(lambda words: words.str.fullmatch("[0-9]{1,9}")).to_numpy(bool)
@@ -86,46 +89,71 @@ def read_ava(
     labels.read_votes(path, table, _VOTES, "image id")
     table = table.drop(columns="row number").astype(np.int64)
     table.columns = [AVA.image_column, *AVA.vote_columns, "tag1", "tag2", "tag3"]
-    prepared = _prepared({path: table.assign(split="")}, AVA, split)
-    if split == "random":
-        return prepared
+    prepared = _prepared({path: table.assign(split="")}, AVA, "random")
     if split == "authors":
-        name, unlisted = "the authors' lists", "train"
-        listed = pd.concat([pd.Series(part, splits.authors_ids(part)) for part in ("val", "test")])
-    else:  # of the official split the seed holds out val
-        name, unlisted, listed = ", ".join(lists), "", _official_lists(lists)
-    ids = prepared.table[AVA.image_column]
-    missing = listed.index[~listed.index.isin(ids)]
-    if len(missing):
-        problem = f"{len(missing)} of the {len(listed)} ids of {name} are not in {path}, first {missing[0]}"
-        if not skip_missing:
-            raise InputError(f"{problem}; is it whole? --skip_missing goes on without them")
-        prepared.notes.append(problem)
-    # The order of the lists, which evaluation keeps: the published figures belong to its batches.
-    order = ids.map(pd.Series(range(len(listed)), listed.index)).fillna(-1).argsort(kind="stable")
-    prepared.table["split"] = ids.map(listed).fillna(unlisted)
-    prepared.table = prepared.table.iloc[order].reset_index(drop=True)
-    if "train" in set(listed):
-        prepared.keep(prepared.table["split"] != "", "in none of the lists")
+        ids = {part: list(map(str, splits.authors_ids(part))) for part in ("val", "test")}
+        listed = pd.concat([pd.Series(part, names) for part, names in ids.items()])
+        _split_as_listed(prepared, listed, "train", "the authors' lists", path, skip_missing)
+        prepared.split = split
     return prepared
 
 
-def _official_lists(paths: Sequence[str]) -> pd.Series:
-    """The split of each id: train if its file's name contains `train`, else test."""
-    parts = []
+def split_by_lists(prepared: PreparedLabels, paths: Sequence[str], source, skip_missing: bool) -> None:
+    """Make the photographs of lists (see `read_name_list`) the test set, in their order, and leave the others open.
+
+    The photographs of a list with `train` in its name train; those in none of the lists are then dropped. source: of the
+    labels, for messages. Raises InputError for names that the labels lack, unless `skip_missing`.
+    """
+    parts, column, name = [], prepared.list_column, ", ".join(paths)
     for path in paths:
-        table = read_lines(path, ["id"])
-        malformed = ~table["id"].str.fullmatch(r"[0-9]{1,9}(?:\.jpg)?", case=False).astype(bool)
-        refuse_where(path, table, malformed, "id", "not an image id")
-        ids = table["id"].str.split(".").str[0].astype(np.int64)
-        parts.append(pd.Series("train" if "train" in Path(path).name.lower() else "test", ids, dtype=object))
-    split_of, name = pd.concat(parts), ", ".join(paths)
-    if split_of.index.has_duplicates:
-        repeated = split_of.index[split_of.index.duplicated()]
-        raise InputError(f"{name}: id {repeated[0]} is in the lists a second time")
-    if "test" not in set(split_of):
-        raise InputError(f"{name}: no ids of test photographs; give --test_list generic_test.jpgl")
-    return split_of
+        table = read_name_list(path, column)
+        if prepared.label_format is AVA:
+            malformed = ~table[column].str.fullmatch(r"(?:.*/)?[0-9]{1,9}(?:\.jpg)?", case=False).astype(bool)
+            refuse_where(path, table, malformed, column, "not an image id")
+        part = "train" if "train" in Path(path).name.lower() else "test"
+        parts.append(pd.Series(part, table[column].map(plain_name), dtype=object))
+    split_of = pd.concat(parts)
+    _split_as_listed(prepared, split_of, "", name, source, skip_missing)
+    if "test" not in set(prepared.table["split"]):
+        problem = f"no {column}s of test photographs of {source}"
+        raise InputError(f"{name}: {problem}; a list with `train` in its name is that of train.csv")
+    tested = [Path(name).stem for name in split_of.index[split_of == "test"]]
+    is_official = prepared.label_format is AVA and splits.is_official_ava(tested)
+    prepared.split = "official" if is_official else "list"
+    if "train" in set(split_of):
+        prepared.keep(prepared.table["split"] != "", "in none of the lists")
+
+
+def _split_as_listed(
+    prepared: PreparedLabels, split_of: pd.Series, unlisted: str, name: str, source, skip_missing: bool
+) -> None:
+    """Give each row the split of its photograph in the lists called `name`, or `unlisted`.
+
+    split_of: by file names, with or without ending, also behind folders that the labels do not have. Listed rows come last,
+    in the lists' order, which evaluation keeps: the published figures belong to its batches.
+    """
+    files, names = prepared.files.map(plain_spelling), split_of.index.to_series()
+    stems = files.map(lambda file: os.path.splitext(file)[0])
+    known = pd.concat([stems[~stems.duplicated(keep=False)], files])
+    row_of = dict(zip(known, known.index, strict=True))
+    rows = names.map(row_of)
+    for respell in (plain_spelling, lambda name: plain_spelling(name.replace("\\", "/").rpartition("/")[2])):
+        rows = rows.fillna(names.map(respell).map(row_of))
+    column, is_there = prepared.list_column, rows.notna()
+    if not is_there.all():
+        count = f"{(~is_there).sum()} of the {len(rows)} {column}s of {name}"
+        problem = f"{count} are not in {source}, first {names[~is_there].iloc[0]}"
+        if not skip_missing:
+            raise InputError(f"{problem}; is it whole? --skip_missing goes on without them")
+        prepared.notes.append(problem)
+    rows = rows[is_there].astype(int)
+    if rows.duplicated().any():
+        repeated = names[is_there][rows.duplicated()].iloc[0]
+        raise InputError(f"{name}: {column} {repeated} is in the lists a second time")
+    split = np.full(len(files), unlisted, dtype=object)
+    split[rows] = split_of[is_there]
+    order = np.concatenate([np.setdiff1d(np.arange(len(files)), rows), rows])
+    prepared.table = prepared.table.assign(split=split).iloc[order].reset_index(drop=True)
 
 
 def read_folder(dataset: str, folder: str | os.PathLike) -> PreparedLabels:

@@ -59,7 +59,7 @@ def file_finder(folder: str | os.PathLike) -> Callable[[str], str | None]:
     def names_in(parent: str) -> dict[str, str]:
         path = Path(folder, parent)
         names = os.listdir(path) if path.is_dir() else []
-        return {_plain_spelling(name): name for name in names} | {name: name for name in names}
+        return {plain_spelling(name): name for name in names} | {name: name for name in names}
 
     @cache
     def find_folder(name: str) -> str | None:
@@ -69,7 +69,7 @@ def file_finder(folder: str | os.PathLike) -> Callable[[str], str | None]:
         parent, base = os.path.split(name)
         if (parent := find_folder(parent)) is None:
             return None
-        on_disk = names_in(parent).get(base) or names_in(parent).get(_plain_spelling(base))
+        on_disk = names_in(parent).get(base) or names_in(parent).get(plain_spelling(base))
         return on_disk and os.path.join(parent, on_disk)
 
     def find(name: str) -> str | None:
@@ -82,7 +82,8 @@ def file_finder(folder: str | os.PathLike) -> Callable[[str], str | None]:
     return find
 
 
-def _plain_spelling(name: str) -> str:
+def plain_spelling(name: str) -> str:
+    """A file name with composed accents, and its ending in lower case."""
     stem, ending = os.path.splitext(unicodedata.normalize("NFC", name))
     return stem + ending.lower()
 

@@ -30,6 +30,7 @@ SPLITS = {
     "workers": "by held-out workers",
     "column": "as the table says",
     "files": "as the files say",
+    "list": "by --test_list",
     "random": "random, by the seed: a network from elsewhere may have been trained on its test photographs",
 }
 
@@ -38,8 +39,11 @@ def prepare(options: argparse.Namespace) -> None:
     """A dataset's subcommand: read, split, check the photographs, write the CSVs and the summary, and print it."""
     out, images = options.out, options.images
     inputs = (getattr(options, name, None) for name in ("labels", "val_labels", "test_labels", "scores"))
-    refuse_existing(out, options.overwrite, [Path(path) for path in inputs if path])
+    refuse_existing(out, options.overwrite, [Path(path) for path in (*inputs, *options.test_list) if path])
     prepared = read_official(options)
+    if options.test_list:
+        source = options.scores if options.command == "flickr_aes" else options.labels
+        official.split_by_lists(prepared, options.test_list, source, options.skip_missing)
     split_at_random(prepared, options.val_share, getattr(options, "test_share", None), options.seed)
     out.mkdir(parents=True, exist_ok=True)
     paragraphs = []
@@ -74,7 +78,7 @@ def prepare(options: argparse.Namespace) -> None:
 def read_official(options: argparse.Namespace) -> PreparedLabels:
     """The official files of the subcommand's dataset, or any table."""
     if options.command == "ava":
-        return official.read_ava(options.labels, options.split, options.test_list, options.skip_missing)
+        return official.read_ava(options.labels, options.split, options.skip_missing)
     if options.command == "flickr_aes":
         return official.read_flickr_aes(options.scores, options.workers)
     if options.command != "csv":

@@ -6,6 +6,7 @@ import codecs
 import csv
 import gzip
 import io
+import json
 import logging
 import os
 import re
@@ -24,6 +25,7 @@ from iaa.runtime.files import atomic_write
 log = logging.getLogger("eat")
 
 MAX_BYTES = 2**28  # of an unpacked table
+NAME_COLUMNS = ("image", "image_id", "image_name", "img_name", "img_path", "file", "filename", "name", "id")
 SEPARATORS = {",": "commas", ";": "semicolons, so numbers may have decimal commas", "\t": "tabs"}
 
 
@@ -85,6 +87,38 @@ def read_lines(path: str | os.PathLike, columns: Sequence[str]) -> pd.DataFrame:
         if len(row) != len(columns):
             raise InputError(f"{path}, line {line}: {len(row)} columns, not {len(columns)}")
     return pd.DataFrame(list(rows.values()), list(rows), columns, dtype=str)
+
+
+def read_name_list(path: str | os.PathLike, column: str) -> pd.DataFrame:
+    """Names of photographs, indexed by line or record, in a column of this name.
+
+    A CSV (.csv), or a JSON list of records (.json), has them in the first of NAME_COLUMNS, whatever its case; of any other
+    file each line is a name.
+    """
+    ending = Path(path).suffix.lower()
+    if ending not in (".csv", ".json"):
+        return read_lines(path, [column])
+    table = read_table(path) if ending == ".csv" else _read_records(path)
+    columns = {name.lower().replace(" ", "_"): name for name in reversed(table.columns)}
+    found = [columns[name] for name in NAME_COLUMNS if name in columns]
+    if not found:
+        listed = ", ".join(NAME_COLUMNS)
+        raise InputError(f"{path}: no column of names ({listed}); found {', '.join(table.columns)}")
+    names = table[found[:1]].set_axis([column], axis=1)
+    refuse_where(path, names, names[column].str.strip() == "", column, "the image's name is empty")
+    return names
+
+
+def _read_records(path: str | os.PathLike) -> pd.DataFrame:
+    """A JSON list of records as text, indexed by their numbers."""
+    try:
+        records = json.loads(_read_text(path))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not readable JSON ({error})") from None
+    if not isinstance(records, list) or not records or not all(isinstance(row, dict) for row in records):
+        raise InputError(f'{path}: not a JSON list of records, as [{{"image": "a.jpg"}}, ...]')
+    texts = [{name: str(value) for name, value in row.items()} for row in records]
+    return pd.DataFrame(texts, range(1, len(texts) + 1)).fillna("")
 
 
 def _read_text(path: str | os.PathLike) -> str:

@@ -1,6 +1,7 @@
 """The parsers of AVA, TAD66K and FLICKR-AES, by properties: odd writing changes nothing, and no bytes crash them."""
 
 import string
+from functools import partial
 
 import pytest
 from helpers.official_files import AVA_LINES, write
@@ -64,6 +65,13 @@ ANYTHING = st.one_of(
 )  # fmt: skip
 
 
+def split_by_a_list(folder, content, ending):
+    prepared = official.read_ava(write(folder / "AVA.txt", "\n".join(AVA_LINES)))
+    lists = [str(write(folder / f"list.{ending}", content))]
+    official.split_by_lists(prepared, lists, folder / "AVA.txt", False)
+    return prepared
+
+
 @pytest.mark.slow
 @settings(**ODDLY | {"max_examples": 75})
 @given(ANYTHING)
@@ -75,7 +83,7 @@ def test_no_bytes_at_all_crash_a_parser(tmp_path, content):
     good = write(tmp_path / "good.txt", "a.jpg 0.5\nb.jpg 0.25\n")
     for read in (
         lambda: official.read_ava(path),
-        lambda: official.read_ava(write(tmp_path / "AVA.txt", AVA_LINES[0]), "official", [str(path)]),
+        *(partial(split_by_a_list, tmp_path, content, ending) for ending in ("txt", "csv", "json")),
         lambda: official.read_folder("tad66k", tmp_path),
         lambda: official.read_flickr_aes(path),
         lambda: official.read_flickr_aes(good, path),
