@@ -173,6 +173,7 @@ GROUPS: dict[str, tuple[Option, ...]] = {
         _tunable("warmup_epochs", float, None, "epochs of linear warm-up", low=0),
         Option("max_bad_steps", int, 10, "skip steps whose loss or gradient is not finite; end the run after more than N", low=0, resumable=True),
         _tunable("clip_grad", float, None, "clip the gradient's norm to this", positive=True),
+        _tunable("ema_decay", float, None, "validate, select and test the moving average of the weights, of which a step keeps this share, such as 0.999 (default: the weights themselves)", positive=True, high=0.99999),
         Option("select_by", str, "srcc", "metric on the selection set that picks best.pth", choices=("srcc", "plcc", "accuracy", "loss")),
     ),
 }

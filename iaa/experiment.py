@@ -71,7 +71,7 @@ def work(options: argparse.Namespace, weights: Weights | None, device: torch.dev
     folder = run_folder.open_folder(options, notes, keep=weights and weights.path, patience=patience)
     options.experiment_dir_name = str(folder)
     log.info("%s on %s, %s, in %s", options.model, options.dataset, device, folder)
-    for note in build.network_notes(options, weights):
+    for note in build.network_notes(options, weights) + build.evaluation_notes(options):
         log.info("%s", note)
     with (
         StopSignal() as stop,
@@ -105,6 +105,7 @@ def work(options: argparse.Namespace, weights: Weights | None, device: torch.dev
             build.pick_decoders(options.decode, options.released_protocol)[1],
             test_precision,
             splits.skipped_test_rows,
+            build.evaluation_notes(options),
         )
         split = recognise_split(options.dataset, options.path_to_save_csv, evaluation.names)
         report = make_test_report(setup, split, label_format, model, evaluation, trained_format, is_stated)
@@ -186,7 +187,7 @@ def train(
 
     cuda_graph: validate by one.
     """
-    model, precision, progress = trainer.stepper.model, trainer.stepper.precision, trainer.progress
+    model, precision, progress = trainer.stepper.evaluated, trainer.stepper.precision, trainer.progress
     writes, evaluated = distributed.rank() == 0, (loaders["val"], trainer.criterion, label_format, precision)
     with run_folder.open_tensorboard(folder, progress) as writer:
         while progress.epoch < options.num_epoch:
@@ -208,6 +209,7 @@ def train(
     if writes:
         reported = progress.history[-1 if options.released_protocol else progress.best_epoch - 1]
         nni_trial.report_end(reported, options.search_metric)
+    model = trainer.stepper.model
     distributed.on_rank_zero(partial(load_weights, model, trainer.checkpoints / checkpoint.BEST))
     distributed.broadcast(model.state_dict().values())
 

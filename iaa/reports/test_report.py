@@ -47,6 +47,7 @@ class EvaluationSetup:
     decoder: str
     precision: Precision
     skipped: int  # photographs of test.csv that are missing
+    notes: Sequence[str] = ()  # sentences for the report
 
 
 @dataclass(frozen=True)
@@ -214,7 +215,7 @@ def make_test_report(
         "trained_on": trained_on if is_stated else None,
         "thresholds": label_format.thresholds(trained_format),
     }
-    notes = [f"split: {split.name} ({split.note})"]
+    notes = [f"split: {split.name} ({split.note})", *setup.notes]
     if is_other_dataset:
         datasets = f"trained on {trained_on}, tested on {setup.dataset}"
         notes.insert(0, f"{datasets}: scores mapped from scale to scale")

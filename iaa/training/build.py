@@ -208,6 +208,13 @@ def network_notes(options: argparse.Namespace, weights: Weights | None) -> list[
     return notes
 
 
+def evaluation_notes(options: argparse.Namespace) -> list[str]:
+    """Lines for the log and the report on what is evaluated, where it is not simply the network's weights."""
+    if options.eval or options.ema_decay is None:
+        return []
+    return [f"evaluated: the moving average of the weights (--ema_decay {options.ema_decay:g})"]
+
+
 def note_photographs(model: nn.Module, splits: Splits) -> None:
     """Note in the network, and so in its files, the photographs that it is trained on and selected by."""
     before = KnownPhotos.from_texts(model.photographs, "the weights")
@@ -225,7 +232,7 @@ def make_trainer(
     optimizer = make_optimizer(model, options.optimizer, options.weight_decay)
     exploring = options.refinement == "scheduled"
     refinement = models.RefinementSchedule(*EXPLORATION(options)) if exploring else None
-    settings = options.accumulate, options.clip_grad, refinement, unsynced
+    settings = options.accumulate, options.clip_grad, refinement, unsynced, options.ema_decay
     stepper = Stepper(model, optimizer, Schedule(*SCHEDULE(options)), precision, *settings)
     checkpoint.make_ready(checkpoints)
     progress = checkpoint.Progress()

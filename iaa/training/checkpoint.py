@@ -8,6 +8,7 @@ import os
 from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -21,7 +22,7 @@ from models.weights_file import read_pickle
 log = logging.getLogger("eat")
 
 LAST, PREVIOUS, BEST = "last.pt", "previous.pt", "best.pth"
-PARTS = ("model", "optimizer", "scaler")  # attributes of a Stepper
+PARTS = ("model", "ema", "optimizer", "scaler")  # attributes of a Stepper
 
 
 @dataclass
@@ -62,8 +63,13 @@ def snapshot(stepper: Stepper, progress: Progress) -> dict:
     cuda = torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
     process = {"random": {"torch": torch.get_rng_state(), "cuda": cuda}}
     process |= {"loss": progress.loss, "images": progress.images}
-    parts = {name: getattr(stepper, name).state_dict() for name in PARTS}
+    parts = {name: part.state_dict() for name, part in _parts(stepper).items()}
     return parts | {"progress": vars(progress), "processes": distributed.gather(process)}
+
+
+def _parts(stepper: Stepper) -> dict[str, Any]:
+    parts = {name: getattr(stepper, name) for name in PARTS}
+    return {name: part for name, part in parts.items() if part is not None}
 
 
 def save_last(folder: Path, content: dict) -> None:
@@ -107,8 +113,8 @@ def _read(folder: Path, stepper: Stepper) -> dict:
 
 
 def _restore_parts(content: dict, stepper: Stepper) -> Progress:
-    for name in PARTS:
-        getattr(stepper, name).load_state_dict(content[name])
+    for name, part in _parts(stepper).items():
+        part.load_state_dict(content[name])
     process = dict(content["processes"][distributed.rank()])
     random = process.pop("random")  # networks draw from these generators; loaders have their own
     torch.set_rng_state(random["torch"])

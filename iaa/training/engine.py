@@ -199,7 +199,7 @@ class Trainer:
         value = -validation.loss if select_by == "loss" else metrics[select_by]
         if progress.best_epoch == 0 or value > progress.best_value:
             progress.best_epoch, progress.best_value = epoch, value if math.isfinite(value) else -math.inf
-            checkpoint.save_best(self.checkpoints, self.stepper.model, epoch)
+            checkpoint.save_best(self.checkpoints, self.stepper.evaluated, epoch)
         progress.epoch, progress.step = epoch, 0
         progress.loss, progress.images, progress.seconds = 0.0, 0, 0.0
         self.save()
@@ -207,7 +207,8 @@ class Trainer:
     def save(self) -> None:
         """Write last.pt. Every process must call this."""
         self._read_losses(wait=True)
-        distributed.broadcast(self.stepper.model.buffers())  # each process has batch statistics of its own
+        for network in self.stepper.networks:
+            distributed.broadcast(network.buffers())  # each process has batch statistics of its own
         checkpoint.save_last(self.checkpoints, checkpoint.snapshot(self.stepper, self.progress))
         distributed.all_reduce_max(0)  # wait: a process that ends may end rank 0, which is still writing
         self.saved_at = time.monotonic()

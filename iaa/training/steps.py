@@ -7,7 +7,9 @@ import math
 import os
 from collections.abc import Callable
 from contextlib import nullcontext
+from copy import deepcopy
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor, nn
@@ -65,10 +67,12 @@ def make_optimizer(model: nn.Module, name: str, weight_decay: float) -> torch.op
 
 @dataclass(eq=False)
 class Stepper:
-    """From a loss to new weights: scaling, gradients, accumulation, clipping, the optimiser.
+    """From a loss to new weights: scaling, gradients, accumulation, clipping, the optimiser, the weights' moving average.
 
     optimizer: must be fused. accumulate: batches per step; their gradients are averaged. precision: gradients are scaled
     in fp16 only. unsynced: a context in which processes do not exchange gradients, for all but a step's last batch.
+    ema_decay: share of the moving average that a step keeps; None: no average. Statistics of batch normalisation are
+    averaged, too; the factors of the refinement follow their schedule.
     A step whose gradient is not finite changes nothing; the device decides that, without a wait.
     """
 
@@ -80,6 +84,7 @@ class Stepper:
     clip_grad: float | None = None
     refinement: models.RefinementSchedule | None = None
     unsynced: Callable = nullcontext
+    ema_decay: float | None = None
 
     def __post_init__(self):
         half = self.precision.dtype == torch.float16
@@ -87,12 +92,23 @@ class Stepper:
         self.left_out: Tensor | None = None  # whether the last step was skipped; a bool on the device
         self.batches_of_step = 1
         self.parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
+        self.ema: nn.Module | None = None
+        self.networks = [self.model]
+        if self.ema_decay is not None:
+            self.ema = deepcopy(self.model).requires_grad_(False).eval()
+            self.networks.append(self.ema)
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The network that is validated and becomes best.pth: the average, if there is one."""
+        return self.networks[-1]
 
     def begin(self, now: float, batches_of_step: int = 1) -> None:
         """Before a batch's forward pass. now: epochs done, fractions count. batches_of_step: see `shares`."""
         self.batches_of_step = batches_of_step
         if self.refinement is not None:
-            models.set_refinement(self.model, self.refinement(now / self.schedule.num_epoch))
+            for network in self.networks:
+                models.set_refinement(network, self.refinement(now / self.schedule.num_epoch))
 
     def shares(self, batch: int, batches: int) -> tuple[int, bool]:
         """How many batches share the step of batch number `batch` of an epoch, and whether it is the last of them."""
@@ -110,14 +126,27 @@ class Stepper:
             group["lr"] = self.schedule(now)
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.parameters, self.clip_grad or math.inf)
+        is_bad = ~norm.isfinite()
         if self.scaler.is_enabled():  # it skips steps to find its scale: no reason to warn
             self.scaler.step(self.optimizer)
             self.scaler.update()
         else:  # the way in which a GradScaler makes a fused optimiser skip its step
-            self.left_out = ~norm.isfinite()
+            self.left_out = is_bad
             self.optimizer.found_inf = self.left_out.float()
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+        if self.ema is not None:
+            self._average((1 - self.ema_decay) * ~is_bad)
+
+    @torch.no_grad()
+    def _average(self, share: Tensor) -> None:
+        """Move the average by this share of the way, a scalar, to the weights."""
+        tensors = (chain(network.parameters(), network.buffers()) for network in self.networks)
+        for value, averaged in zip(*tensors, strict=True):
+            if averaged.is_floating_point():
+                averaged.lerp_(value, share)
+            else:
+                averaged.copy_(value)
 
 
 def allow_tf32(allowed: bool) -> None:

@@ -4,18 +4,20 @@ import functools
 import json
 import logging
 import os
+import signal
 import socket
 import sys
 import time
 from pathlib import Path
 
 import pandas as pd
+import pytest
 import torch
 
 import main_nni
 from helpers.data import arguments
 from helpers.processes import ended, fork
-from iaa.training import checkpoint, engine
+from iaa.training import checkpoint, engine, steps
 
 ROOT = Path(__file__).parents[2]
 
@@ -52,7 +54,7 @@ def start_two(folder, words):
 
         def spy(trainer, *rest):
             end_epoch(trainer, *rest)
-            torch.save(trainer.stepper.model.state_dict(), folder / f"{rank}.pt")
+            torch.save([network.state_dict() for network in trainer.stepper.networks], folder / f"{rank}.pt")
 
         engine.Trainer.end_epoch = spy
         return main_nni.main([str(word) for word in words])
@@ -107,3 +109,48 @@ def refused(run, ava, *parts, **options):
     for part in parts:
         assert part in lines[0]
     assert not (ava / "run").exists()
+
+
+def resume(run, folder):
+    status, result, err = run(["--resume", "--experiment_dir_name", folder])
+    assert status == 0, err
+    return result
+
+
+def at_step(patch, step, action):
+    """Do something in the middle of step number `step` of the run."""
+    original, calls = steps.Stepper.backward, []
+
+    def backward(self, *args):
+        calls.append(1)
+        if len(calls) == step:
+            action()
+        return original(self, *args)
+
+    patch.setattr(steps.Stepper, "backward", backward)
+
+
+def signal_myself(number=signal.SIGTERM):
+    os.kill(os.getpid(), number)
+
+
+def cut(ava, run, step=8, action=signal_myself, **options):
+    """A run that is stopped in the middle of a step: its exit status and errors."""
+    with pytest.MonkeyPatch.context() as patch:
+        at_step(patch, step, action)
+        status, _, err = run(arguments(ava, experiment_dir_name=ava / "cut", **options))
+    return status, err
+
+
+def state_and_best(folder):
+    """All of last.pt but the time that it took, and the bytes of best.pth."""
+    content = torch.load(folder / "checkpoints" / "last.pt", weights_only=True)
+    for row in content["progress"]["history"]:
+        row.pop("seconds")
+    return content, (folder / "checkpoints" / "best.pth").read_bytes()
+
+
+def assert_ends_as(expected, folder):
+    (content, best), (expected_content, expected_best) = state_and_best(folder), state_and_best(expected)
+    torch.testing.assert_close(content, expected_content, rtol=0, atol=0)
+    assert best == expected_best

@@ -8,18 +8,25 @@ from helpers.fake_cuda import DEVICE, Operations, fake_cuda
 
 import models
 from dataset import Batch, to_input
+from iaa.training import steps
 from iaa.training.steps import Precision, Schedule, Stepper, make_optimizer
 from models.eat import RefinementSchedule
 from util import make_loss
 
 
-def count_operations(name, batch, dtype, plant=lambda images: images, loss="emd", **settings) -> int:
+def count_operations(
+    name, batch, dtype, plant=lambda images: images, loss="emd", ema=None, **settings
+) -> int:
     """The operations of the second training step, after its input. plant: is applied to the images, to plant a fault."""
     with DEVICE:
-        model = models.create_model(name, **settings).train()
+        model, average = (models.create_model(name, **settings).train() for _ in range(2))
     refinement = RefinementSchedule() if model.purpose.settings["refinement"] == "scheduled" else None
     optimizer, precision = make_optimizer(model, "adam", 0.0), Precision(DEVICE, dtype)
-    stepper = Stepper(model, optimizer, Schedule(1e-6, 1), precision, refinement=refinement)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(steps, "deepcopy", lambda _: average)  # a copy would have a fake device of its own
+        stepper = Stepper(
+            model, optimizer, Schedule(1e-6, 1), precision, refinement=refinement, ema_decay=ema
+        )
     pixels = torch.empty(batch, 3, model.img_size, model.img_size, dtype=torch.uint8)
     photos = Batch(pixels, torch.empty(batch, dtype=torch.bool), torch.empty(batch, 10), ["a"] * batch)
     # The first step sends mean and deviation, and makes Adam's moments.
@@ -51,9 +58,9 @@ def test_training_step_never_waits_and_mixes_no_devices(points, refinement, dtyp
         count_operations("eat_test", 3, dtype, interest_points=points, refinement=refinement)
 
 
-def test_losses_over_the_batch_never_wait():
+def test_losses_over_the_batch_and_the_average_of_the_weights_never_wait():
     with fake_cuda():
-        count_operations("eat_test", 3, None, loss="mse+0.5*plcc+rank")
+        count_operations("eat_test", 3, None, loss="mse+0.5*plcc+rank", ema=0.999, refinement="scheduled")
 
 
 @pytest.mark.parametrize(

@@ -279,11 +279,11 @@ def test_searches_and_ablations_may_set_the_network(tmp_path):
 
 @pytest.mark.slow
 def test_two_processes_train_one_network(ava, run):
-    given = {"init_lr": 1e-3, "batch_size": 2, "eval_batch_size": 4}
+    given = {"init_lr": 1e-3, "batch_size": 2, "eval_batch_size": 4, "ema_decay": 0.5}
     status, result, err = two_processes(ava, arguments(ava, model=RESNET, **given))
     assert status == 0, err
-    a, b = (torch.load(ava / f"{rank}.pt") for rank in (0, 1))
-    assert all(torch.equal(a[key], b[key]) for key in a)
+    for a, b in zip(*(torch.load(ava / f"{rank}.pt") for rank in (0, 1)), strict=True):
+        assert all(torch.equal(a[key], b[key]) for key in a)
     weights = result["files"]["best"]
     words = {"eval": True, "path_to_model_weight": weights, "eval_batch_size": 4, "model": None}
     _, alone, _ = run(arguments(ava, **words, experiment_dir_name=ava / "alone"))

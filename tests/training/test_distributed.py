@@ -30,12 +30,14 @@ def test_two_processes_train_one_network_and_evaluate_as_one_does(ava, run):
     lines = (ava / "train.csv").read_text().splitlines()
     with (ava / "test.csv").open("a") as file:
         file.write("\n".join(lines[1:9]) + "\n")
-    given = RECIPE | {"eval_batch_size": 4}
+    given = RECIPE | {"eval_batch_size": 4, "ema_decay": 0.5}
     status, result, err = two_processes(ava, arguments(ava, **given))
     assert status == 0, err
     assert err.count("epoch 2/2") == 1  # one process logs
     a, b = (torch.load(ava / f"{rank}.pt") for rank in (0, 1))
-    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert len(a) == 2  # the network, and the moving average of its weights
+    for first, second in zip(a, b, strict=True):
+        assert all(torch.equal(first[name], second[name]) for name in first)
     weights = ava / "run" / "checkpoints" / "best.pth"
     best = {"eval": True, "path_to_model_weight": weights, "eval_batch_size": 4}
     _, alone, _ = run(arguments(ava, **best, experiment_dir_name=ava / "alone"))

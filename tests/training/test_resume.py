@@ -1,6 +1,7 @@
 """A run that is lost at any moment goes on to the same result, bit by bit."""
 
 import contextlib
+import functools
 import json
 import multiprocessing
 import os
@@ -13,17 +14,21 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from helpers import runs
 from helpers.data import arguments
 from helpers.processes import ended, fork
-from helpers.runs import metrics, table, weights
+from helpers.runs import assert_ends_as, metrics, resume, signal_myself, table, weights
 
 import main_nni
-from iaa.training import checkpoint, engine, steps
+from iaa.training import checkpoint, engine
 
 RECIPE = {
     "init_lr": 1e-3, "num_epoch": 3, "batch_size": 2, "drop_path_rate": 0.3, "optimizer": "adamw", "schedule": "cosine",
     "refinement": "scheduled",
 }  # fmt: skip
+
+
+cut = functools.partial(runs.cut, **RECIPE)
 
 
 @pytest.fixture
@@ -43,37 +48,6 @@ def assert_same(whole, folder, result):
     found = weights(folder)
     assert all(torch.equal(found[name], state[name]) for name in state)
     pd.testing.assert_frame_equal(table(folder), rows, check_exact=True)
-
-
-def resume(run, folder):
-    status, result, err = run(["--resume", "--experiment_dir_name", folder])
-    assert status == 0, err
-    return result
-
-
-def at_step(patch, step, action):
-    """Do something in the middle of step number `step` of the run."""
-    original, calls = steps.Stepper.backward, []
-
-    def backward(self, *args):
-        calls.append(1)
-        if len(calls) == step:
-            action()
-        return original(self, *args)
-
-    patch.setattr(steps.Stepper, "backward", backward)
-
-
-def signal_myself(number=signal.SIGTERM):
-    os.kill(os.getpid(), number)
-
-
-def cut(ava, run, step=8, action=signal_myself, **options):
-    """A run that is stopped in the middle of a step: its exit status and errors."""
-    with pytest.MonkeyPatch.context() as patch:
-        at_step(patch, step, action)
-        status, _, err = run(arguments(ava, experiment_dir_name=ava / "cut", **RECIPE | options))
-    return status, err
 
 
 @pytest.mark.slow
@@ -222,20 +196,6 @@ def interrupt_at_bar(monkeypatch, wanted):
         return original(title, *args)
 
     monkeypatch.setattr(engine, "progress_bar", bar)
-
-
-def state_and_best(folder):
-    """All of last.pt but the time that it took, and the bytes of best.pth."""
-    content = torch.load(folder / "checkpoints" / "last.pt", weights_only=True)
-    for row in content["progress"]["history"]:
-        row.pop("seconds")
-    return content, (folder / "checkpoints" / "best.pth").read_bytes()
-
-
-def assert_ends_as(expected, folder):
-    (content, best), (expected_content, expected_best) = state_and_best(folder), state_and_best(expected)
-    torch.testing.assert_close(content, expected_content, rtol=0, atol=0)
-    assert best == expected_best
 
 
 @pytest.mark.slow
