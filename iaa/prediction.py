@@ -11,11 +11,11 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
-import numpy as np
 import torch
+from tqdm import tqdm
 
 from iaa.errors import InputError
-from iaa.networks.attention_maps import AttentionRecorder, background_share, mean_map
+from iaa.networks.attention_maps import AttentionRecorder
 from iaa.networks.trained_network import TrainedNetwork, load_for_command
 from iaa.options.scoring_options import ALL
 from iaa.reports import gallery
@@ -25,7 +25,7 @@ from iaa.runtime.files import read_json_object
 from iaa.runtime.progress import progress_bar
 from iaa.runtime.signals import StopSignal, stop_errors
 from iaa.scoring.photos import PhotoBatch, Photos, ScoredPhoto
-from iaa.scoring.rows import RowBuilder, read_reference, round_to_float32, score_batches
+from iaa.scoring.rows import RowBuilder, read_reference, score_batches
 from iaa.scoring.shards import ORIGIN, shard_batches
 from iaa.scoring.sources import Sources, is_shard, path_number, shards_of
 from iaa.scoring.table import Row, Table
@@ -42,7 +42,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def score(options: argparse.Namespace, stop: StopSignal) -> int:
-    """Load the network, score the photographs that have no row yet, and write the page.
+    """Load the network, score the photographs that have no row yet, and show their scores.
 
     Returns 1 if a photograph has an error or a shard is damaged, else 0.
     """
@@ -50,88 +50,48 @@ def score(options: argparse.Namespace, stop: StopSignal) -> int:
     sources = Sources(options.paths, options.list, options.pairs == "both")
     trained = load_for_command(options)
     counts = Counter(map(is_shard, sources))
-    has_shards = counts[True] > 0
     if not counts:
         names = ", ".join(options.paths + options.list)
         raise InputError(f"no photographs in {names}{sources.describe_skipped()}")
+    has_shards = counts[True] > 0
     refuse_options(options, trained, has_shards)
     trained.model.to(device)
     precision = Precision(device, torch.bfloat16 if options.amp == "bf16" else None)
-    names = ("upright", "batch_size", "num_workers", "max_bytes", "max_pixels", "srgb")
-    photos = Photos(trained.resize, options.decode, **{name: getattr(options, name) for name in names})
-    reference = recorder = table = page = None
-    if options.reference:
-        reference, notes = read_reference(options.reference, trained)
-        trained.notes += notes
-    if options.report:
-        page = gallery.Gallery(options.report_images)
-    if (options.explain or options.report) and trained.points is not None:
-        recorder = AttentionRecorder(trained.model, options.layer)
-    extra_columns = ["attention_background"] if recorder else []
-    extra_columns += ["explanation"] if options.explain else []
-    extra_columns += ORIGIN if has_shards else ()
-    builder = RowBuilder(trained, reference, extra_columns)
-    if options.out:
-        table = Table(Path(options.out), builder.columns)
-    common = ""
-    if options.explain:
-        earlier = read_json_object(table.settings_file) if options.append else {}
-        common = earlier.get("explained") or sources.common_folder()
-    for note in trained.notes:
-        log.info("%s", note)
-    points = "" if trained.points is None else f", {trained.points} interest points"
-    scale = "trained on {}, scores {:g} to {:g}".format(trained.dataset, *trained.scale)
-    log.info("%s %s%s, on %s", trained.name, scale, points, device)
-
+    is_recorded = (options.explain or options.report) and trained.points is not None
+    recorder = AttentionRecorder(trained.model, options.layer) if is_recorded else None
+    builder = make_row_builder(options, trained, has_shards)
+    table = Table(Path(options.out), builder.columns) if options.out else None
+    page = gallery.Gallery(options.report_images) if options.report else None
+    common = find_common_folder(sources, table if options.append else None) if options.explain else ""
+    log_network(trained, device)
     summary = TerminalSummary(trained.scale, options.out)
-    turned = other_colours = damaged = overlays = 0
-    waiting: dict[str, list[ScoredPhoto]] = defaultdict(list)  # by shard, until the shard is done
     with ExitStack() as stack:
-        done: set[int] = set()
+        write, done = None, set()
         if table:
-            settings = make_settings(options, builder, precision)
-            settings |= {"explained": common} if common else {}
+            settings = make_settings(options, builder, precision, common)
             write = stack.enter_context(table.writing(settings, options.append, options.overwrite))
             done = take_over_rows(table, summary, page)
         if recorder:
             stack.enter_context(recorder)
-        batches = unscored_batches(photos, sources.without(done))
         total = None if has_shards else counts[False]
         bar = stack.enter_context(progress_bar("score", total, summary.rows_before))
-        for batch in score_batches(trained, batches, precision, recorder, stop):
-            bar.update(len(batch.photos))
-            turned += sum(photo.turned for photo in batch.photos)
-            other_colours += sum(photo.other_colours for photo in batch.photos)
-            waiting[batch.shard] += batch.photos
-            if batch.fault:
-                log.warning("warning: %s: cannot be read to its end (%s)", batch.shard, batch.fault)
-                damaged += 1
-            if batch.shard and batch.photos:
-                continue  # the last batch of a shard is empty
-            rows = [make_row(options, builder, photo, common) for photo in waiting.pop(batch.shard)]
-            if table and rows:
-                write(*(row for row, _ in rows))
-            for row, attention in rows:
+        batches = unscored_batches(make_photos(options, trained), sources.without(done))
+        for batch in whole_shards(score_batches(trained, batches, precision, recorder, stop), bar):
+            rows = [builder.build(photo) for photo in batch.photos]
+            if options.explain:
+                for photo, row in zip(batch.photos, rows, strict=True):
+                    row["explanation"] = explain(
+                        photo, row, options.explain, common, trained.scale, options.upright
+                    )
+            if write and rows:
+                write(*rows)
+            summary.count(batch)
+            for photo, row in zip(batch.photos, rows, strict=True):
                 summary.add(row)
-                overlays += bool(row.get("explanation"))
                 if page:
-                    page.add(row, attention)
-    if turned and not options.upright:
-        log.info(
-            "%d photographs say in EXIF that they are stored turned, and were scored as stored, as in training; "
-            "--upright turns them",
-            turned,
-        )
-    if other_colours and not options.srgb:
-        note = "%d photographs have a colour profile other than sRGB, left out as in training; --srgb converts them"
-        log.info(note, other_colours)
-    if page:
-        about = {"upright": options.upright, "num_workers": options.num_workers}
-        gallery.write_gallery(options.report, trained, page, stop=stop, **about)
-    written = [str(path) for path in (options.out, options.report) if path]
-    written += [f"{options.explain} (overlays: {overlays})"] if options.explain else []
-    summary.close(sources.describe_skipped(), written)
-    return int(summary.errors + summary.errors_before + damaged > 0)
+                    page.add(row, photo.attention)
+    show(options, trained, summary, page, sources.describe_skipped(), stop)
+    return int(summary.has_errors)
 
 
 def refuse_options(options: argparse.Namespace, trained: TrainedNetwork, has_shards: bool) -> None:
@@ -142,6 +102,35 @@ def refuse_options(options: argparse.Namespace, trained: TrainedNetwork, has_sha
     for name in ("explain", "layer"):
         if trained.points is None and getattr(options, name) not in (None, ALL):
             raise InputError(f"--{name}: {trained.name} has no deformable layers; leave it out")
+
+
+def make_row_builder(options: argparse.Namespace, trained: TrainedNetwork, has_shards: bool) -> RowBuilder:
+    """The builder of rows with the columns that the options ask for. Raises InputError for a bad --reference."""
+    reference = read_reference(options.reference, trained) if options.reference else None
+    is_recorded = (options.explain or options.report) and trained.points is not None
+    columns = ["attention_background"] if is_recorded else []
+    columns += ["explanation"] if options.explain else []
+    columns += ORIGIN if has_shards else ()
+    return RowBuilder(trained, reference, columns)
+
+
+def make_photos(options: argparse.Namespace, trained: TrainedNetwork) -> Photos:
+    names = ("upright", "batch_size", "num_workers", "max_bytes", "max_pixels", "srgb")
+    return Photos(trained.resize, options.decode, **{name: getattr(options, name) for name in names})
+
+
+def find_common_folder(sources: Sources, earlier: Table | None) -> str:
+    """The folder of all photographs, below which overlays lie as these do. earlier: a table that is continued."""
+    settings = read_json_object(earlier.settings_file) if earlier else {}
+    return settings.get("explained") or sources.common_folder()
+
+
+def log_network(trained: TrainedNetwork, device: torch.device) -> None:
+    for note in trained.notes:
+        log.info("%s", note)
+    points = "" if trained.points is None else f", {trained.points} interest points"
+    scale = "trained on {}, scores {:g} to {:g}".format(trained.dataset, *trained.scale)
+    log.info("%s %s%s, on %s", trained.name, scale, points, device)
 
 
 def take_over_rows(table: Table, summary: TerminalSummary, page: gallery.Gallery | None) -> set[int]:
@@ -170,28 +159,60 @@ def unscored_batches(photos: Photos, paths: Iterable[str]) -> Iterator[PhotoBatc
     yield from shard_batches(photos, shards)
 
 
-def make_row(
-    options: argparse.Namespace, builder: RowBuilder, photo: ScoredPhoto, common: str
-) -> tuple[Row, np.ndarray | None]:
-    """A photograph's row, and its attention map (H, W) if that was recorded. Draws the overlay of --explain.
+def whole_shards(batches: Iterable[PhotoBatch], bar: tqdm) -> Iterator[PhotoBatch]:
+    """The same photographs, those of a shard in one batch, as their rows are written together. Counts them on the bar."""
+    waiting: dict[str, list[ScoredPhoto]] = defaultdict(list)  # by shard
+    for batch in batches:
+        bar.update(len(batch.photos))
+        waiting[batch.shard] += batch.photos
+        if not (batch.shard and batch.photos):  # the last batch of a shard is empty
+            yield batch._replace(photos=waiting.pop(batch.shard))
 
-    common: the folder of all photographs; overlays lie as these lie below it.
+
+def explain(
+    photo: ScoredPhoto, row: Row, folder: Path, common: str, scale: tuple[float, float], upright: bool
+) -> str:
+    """Draw the overlay of --explain. Returns its path; empty where there is none.
+
+    common: the folder of all photographs; overlays lie in `folder` as these lie below it.
     """
-    row = builder.build(photo)
     if not photo.attention_maps:
-        return row, None
-    attention = mean_map(list(photo.attention_maps.values()))
-    row["attention_background"] = round_to_float32(background_share(attention))
-    if options.explain:
-        path, (low, high) = overlay_path(options.explain, photo.path, common), builder.trained.scale
-        title = f"{os.path.basename(photo.path)}: score {row['score']:.3f} ({low:g} to {high:g})"
-        if draw_overlay(path, photo.path, photo.attention_maps, title, options.upright):
-            row["explanation"] = str(path)
-    return row, attention
+        return ""
+    path, (low, high) = overlay_path(folder, photo.path, common), scale
+    title = f"{os.path.basename(photo.path)}: score {row['score']:.3f} ({low:g} to {high:g})"
+    is_drawn = draw_overlay(path, photo.path, photo.attention_maps, title, upright)
+    return str(path) if is_drawn else ""
 
 
-def make_settings(options: argparse.Namespace, builder: RowBuilder, precision: Precision) -> dict:
-    """How the scores are made: the same for all rows of one table."""
+def show(
+    options: argparse.Namespace,
+    trained: TrainedNetwork,
+    summary: TerminalSummary,
+    page: gallery.Gallery | None,
+    left_out: str,
+    stop: StopSignal,
+) -> None:
+    """Write the page, and print the summary. left_out: see `Sources.describe_skipped`. Raises Interrupted."""
+    if summary.turned and not options.upright:
+        stored = (
+            "photographs say in EXIF that they are stored turned, and were scored as stored, as in training"
+        )
+        log.info("%d %s; --upright turns them", summary.turned, stored)
+    if summary.other_colours and not options.srgb:
+        profiles = "photographs have a colour profile other than sRGB, left out as in training"
+        log.info("%d %s; --srgb converts them", summary.other_colours, profiles)
+    if page:
+        about = {"upright": options.upright, "num_workers": options.num_workers}
+        gallery.write_gallery(options.report, trained, page, stop=stop, **about)
+    written = [str(path) for path in (options.out, options.report) if path]
+    written += [f"{options.explain} (overlays: {summary.overlays})"] if options.explain else []
+    summary.close(left_out, written)
+
+
+def make_settings(
+    options: argparse.Namespace, builder: RowBuilder, precision: Precision, common: str
+) -> dict:
+    """How the scores are made: the same for all rows of one table. common: see `explain`."""
     trained, reference = builder.trained, builder.reference
     network = hashlib.sha256()
     for name, value in trained.model.state_dict().items():
@@ -215,4 +236,6 @@ def make_settings(options: argparse.Namespace, builder: RowBuilder, precision: P
         settings["layer"] = options.layer
     if trained.points == "batch":
         settings["batch_size"] = options.batch_size
+    if common:
+        settings["explained"] = common
     return settings

@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-from dataset import normalize_images
 from iaa.errors import TrainingError
 from iaa.networks.trained_network import TrainedNetwork
 from iaa.photographs.decode import open_image, read_pil
+from iaa.scoring.rows import unmirrored_input
 
 KEY = "about"  # of the JSON in an artifact's metadata; in a hub folder's config.json it is "eat"
 BATCHES = (1, 2, 5)
@@ -38,8 +38,7 @@ def sample_photographs() -> list[bytes]:
 def evaluation_input(trained: TrainedNetwork, files: list[bytes]) -> torch.Tensor:
     """The input (N, 3, H, W) that evaluation makes of photographs' files."""
     pixels = np.stack([read_pil(io.BytesIO(file), trained.resize) for file in files])
-    images = torch.from_numpy(pixels).permute(0, 3, 1, 2)
-    return normalize_images(images, torch.zeros(len(images), dtype=torch.bool), trained.model.statistics)
+    return unmirrored_input(torch.from_numpy(pixels).permute(0, 3, 1, 2), trained.model, torch.device("cpu"))
 
 
 @torch.no_grad()

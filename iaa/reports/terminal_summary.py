@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from bisect import insort
@@ -10,7 +11,10 @@ from collections.abc import Sequence
 from tqdm import tqdm
 
 from iaa.runtime.program import printable
+from iaa.scoring.photos import PhotoBatch
 from iaa.scoring.table import Row
+
+log = logging.getLogger("eat")
 
 SHOWN = 10  # of the best, of the worst, and of those with an error
 
@@ -21,7 +25,8 @@ class TerminalSummary:
     def __init__(self, scale: tuple[float, float], out: str | None):
         self.out, self.scale, self.sum = out, scale, 0.0
         self.outside = 0  # scores beyond the scale
-        self.count = self.errors = self.rows_before = self.errors_before = 0
+        self.scored = self.errors = self.rows_before = self.errors_before = 0
+        self.turned = self.other_colours = self.damaged_shards = self.overlays = 0
         self._scored: list[Row] = []  # the SHOWN best, then the SHOWN worst, from high to low
         self._failed: list[Row] = []
 
@@ -30,13 +35,22 @@ class TerminalSummary:
         self.rows_before += 1
         self.errors_before += row["score"] is None
 
+    def count(self, batch: PhotoBatch) -> None:
+        """Count the photographs that are stored otherwise than they are meant, and the shard if it is damaged."""
+        self.turned += sum(photo.turned for photo in batch.photos)
+        self.other_colours += sum(photo.other_colours for photo in batch.photos)
+        if batch.fault:
+            log.warning("warning: %s: cannot be read to its end (%s)", batch.shard, batch.fault)
+            self.damaged_shards += 1
+
     def add(self, row: Row) -> None:
         """Count a new row; print it, where there is no table."""
+        self.overlays += bool(row.get("explanation"))
         if row["score"] is None:
             self.errors += 1
             self._failed = [*self._failed, row][:SHOWN]
         else:
-            self.count += 1
+            self.scored += 1
             self.sum += row["score"]
             self.outside += not self.scale[0] <= row["score"] <= self.scale[1]
             insort(self._scored, row, key=lambda row: -row["score"])
@@ -50,7 +64,7 @@ class TerminalSummary:
         lines, files = [], f"; written to {', '.join(written)}" if written else ""
         if self.out is not None:
             lines = [_line(row) for row in (*self._scored, *self._failed)]
-            if more := self.count - len(self._scored):
+            if more := self.scored - len(self._scored):
                 lines.insert(SHOWN, f"{'...':>9}  {more} more")
         try:
             print("\n".join([*lines, self._summary() + left_out + files]), flush=True)
@@ -60,11 +74,16 @@ class TerminalSummary:
             # The rows are in the table; the interpreter's last flush goes nowhere.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
+    @property
+    def has_errors(self) -> bool:
+        """Whether a photograph has an error, also in an earlier call, or a shard is damaged."""
+        return self.errors + self.errors_before + self.damaged_shards > 0
+
     def _summary(self) -> str:
-        text = f"{self.count} photographs scored"
-        if self.count:
+        text = f"{self.scored} photographs scored"
+        if self.scored:
             low, high = self.scale
-            text += f", mean {self.sum / self.count:.4f} on a scale of {low:g} to {high:g}"
+            text += f", mean {self.sum / self.scored:.4f} on a scale of {low:g} to {high:g}"
             text += describe_outside(self.outside)
         for words, number in (
             ("; {} could not be read", self.errors),

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import islice
 from typing import NamedTuple
 
@@ -17,7 +18,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from iaa.networks.attention_maps import AttentionMap
+from iaa.networks.attention_maps import AttentionMap, mean_map
 from iaa.photographs import workers
 from iaa.photographs.colour import find_srgb_conversion
 from iaa.photographs.decode import TURNS, Resize, error_text, open_image, orientation, read_plain_jpeg
@@ -37,6 +38,11 @@ class ScoredPhoto:
     origin: Mapping[str, str] = field(default_factory=dict)
     outputs: np.ndarray | None = None
     attention_maps: Mapping[str, AttentionMap] = field(default_factory=dict)
+
+    @cached_property
+    def attention(self) -> np.ndarray | None:
+        """The mean of the layers' maps (H, W), if these are recorded."""
+        return mean_map(list(self.attention_maps.values())) if self.attention_maps else None
 
 
 class PhotoBatch(NamedTuple):

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-import scipy
 import torch
 
 from dataset import normalize_images
 from iaa.errors import InputError, Interrupted
-from iaa.evaluation.leakage import KnownPhotos
-from iaa.networks.attention_maps import AttentionMap, AttentionRecorder
+from iaa.networks.attention_maps import AttentionMap, AttentionRecorder, background_share
 from iaa.networks.purpose import find_table_scale
 from iaa.networks.trained_network import TrainedNetwork
 from iaa.runtime.signals import StopSignal
@@ -94,7 +92,7 @@ class RowBuilder:
         self.columns += extra_columns
 
     def build(self, photo: ScoredPhoto) -> Row:
-        """A value or None for each column; the attention's columns are left to the caller."""
+        """A value or None for each column; `explanation` is left to the caller."""
         values: Row = {"image": photo.path, "error": photo.error, "explanation": "", **photo.origin}
         if photo.outputs is not None:
             outputs = photo.outputs.astype(np.float64)
@@ -105,6 +103,8 @@ class RowBuilder:
                 low, high = self.trained.scale
                 tolerance = 1e-5 * (high - low)  # its own score may stand in the reference, rounded otherwise
                 numbers["below"] = np.searchsorted(self.reference, score - tolerance) / len(self.reference)
+            if photo.attention is not None:
+                numbers["attention_background"] = background_share(photo.attention)
             values |= {name: round_to_float32(number) for name, number in numbers.items()}
         return {name: values.get(name) for name in self.columns}
 
@@ -123,11 +123,10 @@ def spread(votes: np.ndarray) -> float:
     return float(np.sqrt(shares @ (levels - shares @ levels) ** 2))
 
 
-def read_reference(path: str, trained: TrainedNetwork) -> tuple[np.ndarray, list[str]]:
-    """The sorted scores (N,) of a reference table, on the dataset's own scale, and notes about them for the log.
+def read_reference(path: str, trained: TrainedNetwork) -> np.ndarray:
+    """The sorted scores (N,) of a reference table, on the dataset's own scale. Raises InputError.
 
-    path: a run's `predictions.csv`, or a table of predict.py. The notes give the metrics of a table with true scores, with
-    and without the photographs that the network was trained on, where there are such. Raises InputError.
+    path: a run's `predictions.csv`, or a table of predict.py.
     """
     scale = find_table_scale(Path(path))
     if scale not in (None, trained.scale):
@@ -135,37 +134,14 @@ def read_reference(path: str, trained: TrainedNetwork) -> tuple[np.ndarray, list
         raise InputError(
             f"{path}: its scores are {low:g} to {high:g}, those of {trained.path} {network_low:g} to {network_high:g}"
         )
-    scores: dict[str, float] = {}
-    true_scores: dict[str, float] = {}
+    scores = []
     for row in read_rows(Path(path)):
         score = row.get("predicted_score", row.get("score"))
         if score is None or not math.isfinite(score):
             continue
         if trained.outputs == 1 and "predicted_score" in row:  # the protocol's, 0 to 1
             score = trained.scores(np.array([[score]]))[0]
-        scores[row["image"]] = score
-        true_score = row.get("true_score")
-        if true_score is not None and math.isfinite(true_score):
-            true_scores[row["image"]] = true_score
+        scores.append(score)
     if not scores:
         raise InputError(f"{path}: has no scores, in a column `predicted_score` or `score`")
-    notes = _leakage_metrics(scores, true_scores, trained)
-    return np.sort(list(scores.values())), [f"--reference {path}: {note}" for note in notes]
-
-
-def _leakage_metrics(
-    scores: Mapping[str, float], true_scores: Mapping[str, float], trained: TrainedNetwork
-) -> list[str]:
-    """The metrics on all photographs, and on those that the network was not trained on; none where these are the same."""
-    known_photos = KnownPhotos.from_texts(trained.model.photographs, trained.path)
-    is_new = ~np.logical_or(*known_photos.is_known(list(true_scores), in_folders=True))
-    if is_new.all():
-        return []
-    pairs = np.array([[scores[image], true_score] for image, true_score in true_scores.items()])
-    notes = []
-    for description, chosen in (("all of them", pairs), ("those not seen in training", pairs[is_new])):
-        if len(chosen) > 1:
-            srcc = scipy.stats.spearmanr(*chosen.T).statistic
-            plcc = scipy.stats.pearsonr(*chosen.T).statistic
-            notes.append(f"SRCC {srcc:.4f}, PLCC {plcc:.4f} on {description} ({len(chosen):,})")
-    return notes
+    return np.sort(scores)

@@ -67,7 +67,7 @@ def test_the_weights_are_those_of_the_attention(trained):
     layer = trained.model.get_submodule(LAYERS[0])
     x = torch.randn(2, 14, 14, 16)
     with torch.no_grad():
-        expected, (positions, references, _) = layer(x)
+        expected, (positions, references) = layer(x)
         weights, points = layer.attention_weights(x)
         _, _, v, _, _ = layer.project(x)
         out = (weights @ v).transpose(1, 2).reshape(x.shape)

@@ -2,7 +2,6 @@
 
 import functools
 import logging
-import math
 import os
 import signal
 import subprocess
@@ -19,11 +18,8 @@ from helpers.processes import ended, fork
 
 import models
 import predict
-from iaa.evaluation.leakage import KnownPhotos
 from iaa.networks.purpose import recognise
-from iaa.networks.trained_network import load_network
 from iaa.options import scoring_options
-from iaa.scoring.rows import read_reference
 from iaa.scoring.table import read_rows
 
 COMMAND = predict
@@ -214,22 +210,6 @@ def test_a_reference_of_the_protocol_is_put_on_the_datasets_scale(album, tmp_pat
     )
     rows = scored_rows(album, "--weights", weights, "--reference", tmp_path / "r.csv", "--overwrite")
     assert sorted(row["below"] for row in rows) == [0, 0, 0, 1, 1, 1, 1]
-
-
-def test_a_reference_with_photographs_of_the_training_has_metrics_without_them(tmp_path):
-    network = load_network(make_weights(tmp_path / "w.pth"))
-    network.model.photographs = KnownPhotos.of(["a.jpg", "b.jpg"], []).as_texts()
-    true = [5, 4, 1, 2, 3, None, math.inf]
-    table = pd.DataFrame(
-        {"image": [f"x/{name}.jpg" for name in "abcdefg"], "score": range(1, 8), "true_score": true}
-    )
-    table.to_csv(tmp_path / "r.csv", index=False)
-    scores, notes = read_reference(str(tmp_path / "r.csv"), network)
-    assert scores.tolist() == [1, 2, 3, 4, 5, 6, 7]
-    assert [note.partition("csv: ")[2] for note in notes] == [
-        "SRCC -0.6000, PLCC -0.6000 on all of them (5)",
-        "SRCC 1.0000, PLCC 1.0000 on those not seen in training (3)",
-    ]
 
 
 def test_the_terminal_shows_every_row_or_the_best_and_the_worst(album, weights, command):
