@@ -152,10 +152,11 @@ def _maps_gradient(grid: Tensor, grad: Tensor, size: tuple[int, int], query_rows
 def hat_weights(coordinates: Tensor, cells: int) -> Tensor:
     """The weight of each of `cells` in the linear interpolation at `coordinates` (...): (..., cells), zeros outside.
 
-    It is 1 at a cell's centre and 0 a cell away. coordinates: -1 and 1 the centres of the border cells.
+    It is 1 at a cell's centre and 0 a cell away. coordinates: -1 and 1 the centres of the border cells. In float32 cells
+    counted from the map's middle lose half as much as cells counted from its border.
     """
-    place = (coordinates + 1) * ((cells - 1) / 2)
-    distance = torch.arange(cells, device=coordinates.device) - place[..., None]
+    middle = (cells - 1) / 2
+    distance = torch.arange(cells, device=coordinates.device) - middle - coordinates[..., None] * middle
     return (1 - distance.abs()).clamp_min(0)
 
 

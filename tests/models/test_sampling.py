@@ -36,7 +36,10 @@ def some_positions(side, count, generator):
 
 @pytest.mark.parametrize("side", [1, 7, 14])
 def test_products_are_grid_sample_with_its_gradients(side, by_products, monkeypatch):
-    """To 1e-6 of the largest number, wherever the positions lie; on a cell's centre the slope is the right one's."""
+    """To 3e-6 of the largest number, wherever the positions lie; on a cell's centre the slope is the right one's.
+
+    `grid_sample` is up to 2.4e-6 from float64 here, products up to 1.6e-6.
+    """
     positions = some_positions(side, 3, torch.Generator().manual_seed(0))
     table, _, features = make_inputs(side, images=3, groups=2, heads=4, dim=5)
     cases = [(function, source) for function, source in ((sample_features, features), (sample_bias, table))]
@@ -44,21 +47,19 @@ def test_products_are_grid_sample_with_its_gradients(side, by_products, monkeypa
     monkeypatch.undo()
     for (function, source), ours in zip(cases, found, strict=True):
         for product, sampled in zip(ours, with_gradients(function, source, positions), strict=True):
-            assert (product - sampled).abs().max() <= 1e-6 * sampled.abs().max()
+            assert (product - sampled).abs().max() <= 3e-6 * sampled.abs().max()
 
 
 @pytest.mark.parametrize("side", [7, 12, 14, 24])
 def test_products_in_float32_are_near_float64(side, by_products):
-    """Within 2e-6. The gradient of the table of 47 cells is as far from it as that of `grid_sample`."""
+    """Within 2e-6. By `grid_sample` the gradient of the table of 47 cells is 2.6e-6 from it."""
     table, positions, features = make_inputs(side, groups=2, heads=2)
     for function, exact, source in (
         (sample_features, sample_features64, features),
         (sample_bias, sample_bias64, table),
     ):
         expected = with_gradients(exact, source, positions, torch.float64)
-        value, own, places = relative_errors(with_gradients(function, source, positions), expected)
-        assert max(value, places) <= 2e-6
-        assert own <= (3e-6 if side == 24 else 2e-6)
+        assert max(relative_errors(with_gradients(function, source, positions), expected)) <= 2e-6
 
 
 def test_bfloat16_of_products_moves_the_networks_gradient_as_autocast_does(
