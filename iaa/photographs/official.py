@@ -1,4 +1,4 @@
-"""The official label files of AVA, TAD66K, FLICKR-AES, AADB and PARA, and any table, read strictly.
+"""The official label files of AVA, TAD66K, FLICKR-AES, AADB, PARA and OASIS, and any table, read strictly.
 
 A file may be written in any way (line ends, byte order marks, blank lines, stray spaces). Anything in it that is not a label
 is an InputError that names file, line and value.
@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from scipy.io import loadmat
 
 from iaa.errors import InputError
 from iaa.photographs import labels, splits
@@ -201,6 +202,63 @@ def read_flickr_aes(scores: str | os.PathLike, workers: str | os.PathLike | None
     prepared.table["split"] = np.where(images.isin(rated[is_held_out]), "test", "")
     prepared.keep(images.isin(rated), "rated by no worker")
     return prepared
+
+
+def read_oasis(path, votes: str | None = None, categories: Sequence[str] = ()) -> PreparedLabels:
+    """`means_per_image.csv`: `beauty_mean` (1 to 7) of the picture `Acorns 1.jpg` by its `Theme`, `Acorns1`.
+
+    votes: `corrData.mat`; with it the labels are counts of votes. categories: which photographs are kept; none: all.
+    Source: Brielmann and Pelli, 2019; photographs of Kurdi, Lozano and Banaji, 2017.
+    """
+    table = read_table(path)
+    require_columns(path, table, ["item", "beauty_mean", "Theme", "Category"])
+    table["image"] = table["Theme"].str.strip().str.replace(r"\s*(\d+)$", r" \1", regex=True)
+    category = table["Category"].str.strip()
+    if unknown := sorted(set(categories) - set(category)):
+        raise InputError(
+            f"{path}: no Category {', '.join(unknown)}; found {', '.join(sorted(set(category)))}"
+        )
+    means, levels = labels.read_scores(path, table, (1, 7), "beauty_mean"), ()
+    if votes:
+        levels = tuple(f"vote{level}" for level in range(1, 8))
+        table[list(levels)] = _count_ratings(votes, path, table)
+    source = LabelFormat("image", ".jpg", levels, (1.0, 7.0))
+    rows = _labelled_rows(path, table, source, "beauty_mean").assign(split="", category=category)
+    prepared = _prepared({path: rows}, _written_format(source), "random")
+    if votes:
+        difference = np.abs(labels.mean_votes(rows[list(levels)].to_numpy()) - means).max()
+        prepared.notes.append(f"beauty_mean and the means of the votes differ by at most {difference:.3f}")
+    category = prepared.table.pop("category")
+    prepared.keep(category.isin(categories or set(category)), "of other categories")
+    return prepared
+
+
+def _count_ratings(path, source, table: pd.DataFrame) -> np.ndarray:
+    """(N, 7) counts of the ratings 1 to 7 in a MATLAB file's `corrData`, for the rows of `table`, read from `source`.
+
+    corrData: (people, N), nan where a person rated nothing; its columns are in the order of `item`.
+    """
+    try:
+        ratings = np.asarray(loadmat(path, appendmat=False)["corrData"], np.float64)
+    except OSError:
+        raise
+    except Exception as error:  # the reader raises anything at all on a damaged file
+        problem = (
+            "has no corrData" if isinstance(error, KeyError) else f"not a readable MATLAB file ({error})"
+        )
+        raise InputError(f"{path}: {problem}; give the corrData.mat of OASIS' beauty ratings") from None
+    items = table["item"].str.extract(r"^\s*[A-Za-z]*(\d{1,9})\s*$")[0]
+    refuse_where(source, table, items.isna() | items.duplicated(), "item", "not a number of its own")
+    if ratings.shape[1:] != (len(items),):
+        problem = f"corrData has {ratings.shape[-1]} columns, {source} has {len(items)} items"
+        raise InputError(f"{path}: {problem}")
+    wrong = np.argwhere(~np.isnan(ratings) & ~np.isin(ratings, range(1, 8)))
+    if len(wrong):
+        row, column = wrong[0]
+        where = f"corrData, row {row + 1}, column {column + 1} = {ratings[row, column]:g}"
+        raise InputError(f"{path}: {where}: ratings are 1, 2, ... 7 ({len(wrong)} such values)")
+    counts = np.stack([(ratings == level).sum(0) for level in range(1, 8)], axis=1)
+    return counts[items.astype(int).rank().to_numpy(int) - 1]
 
 
 def read_any_tables(

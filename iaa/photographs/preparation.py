@@ -58,8 +58,9 @@ def prepare(options: argparse.Namespace) -> None:
             paragraphs.append(inspection.report(findings))
     write_splits(prepared.table, out)
     test = prepared.files[(prepared.table["split"] == "test").to_numpy()]
-    about = {"dataset": options.command, "seed": options.seed, "test_digest": splits.digest(test)}
-    if options.command == "csv" and not prepared.label_format.vote_columns:
+    dataset = "csv" if options.command == "oasis" else options.command
+    about = {"dataset": dataset, "seed": options.seed, "test_digest": splits.digest(test)}
+    if dataset == "csv" and not prepared.label_format.vote_columns:
         about["score_range"] = list(prepared.label_format.scale)
     summary = summarise(prepared)
     write_json(out / "summary.json", about | summary)
@@ -68,7 +69,7 @@ def prepare(options: argparse.Namespace) -> None:
         file.write(text + "\n")
     print(text)
     print(f"\nwritten to {out}: train.csv, val.csv, test.csv, summary.txt, summary.json")
-    command = ["python", "main_nni.py", "--dataset", options.command, "--path_to_images", images or "FOLDER"]
+    command = ["python", "main_nni.py", "--dataset", dataset, "--path_to_images", images or "FOLDER"]
     command += ["--path_to_save_csv", str(out)]
     for name, value in zip(("--score_min", "--score_max"), about.get("score_range", ()), strict=False):
         command += [name, f"{value:.10g}"]
@@ -81,6 +82,8 @@ def read_official(options: argparse.Namespace) -> PreparedLabels:
         return official.read_ava(options.labels, options.split, options.skip_missing)
     if options.command == "flickr_aes":
         return official.read_flickr_aes(options.scores, options.workers)
+    if options.command == "oasis":
+        return official.read_oasis(options.labels, options.votes, options.categories)
     if options.command != "csv":
         return official.read_folder(options.command, options.labels)
     votes, scale = tuple(options.vote_columns or ()), (options.score_min, options.score_max)
