@@ -167,6 +167,7 @@ GROUPS: dict[str, tuple[Option, ...]] = {
         _tunable("loss", str, None, "emd: as released, one root per batch; nima_r1, nima_r2: NIMA's EMD per image; mse: for scores; plcc: 1 - PLCC of the batch; rank: hinge on the differences within the batch; a sum of these, as mse+0.5*plcc; auto: emd for votes, mse for scores", metavar="LOSS", parse=parse_loss),
         _tunable("optimizer", str, None, "the optimiser", choices=("adam", "adamw")),
         _tunable("weight_decay", float, None, "weight decay", low=0),
+        _tunable("layer_decay", float, None, "factor of the learning rate from each layer to the one before it, such as 0.75; the head has the full rate (default: one rate for all)", positive=True, high=1),
         _tunable("schedule", str, None, "learning rate over epochs", choices=("constant", "step", "cosine")),
         _tunable("decay_every", int, 5, "--schedule step: epochs between two drops", low=1),
         _tunable("decay_factor", float, 0.1, "--schedule step: factor of a drop", positive=True, high=1),

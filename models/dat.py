@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -272,6 +272,29 @@ class EAT(nn.Module):
     def no_weight_decay(self) -> set[str]:
         """Names of the position tables, which weight decay would shrink to nothing."""
         return {name for name, _ in self.named_parameters() if name.endswith(("bias_table", "rpe_table"))}
+
+    @torch.jit.ignore
+    def group_matcher(self, coarse: bool = False) -> Callable[[str], tuple[int, ...]]:
+        """A function from a parameter's name to its layer, for timm: (stage, block), or (stage,) if coarse.
+
+        The stem comes before them, the head after them. A projection between stages belongs to the block that it leads
+        to, the last norm to the last block.
+        """
+
+        def find_layer(name: str) -> tuple[int, ...]:
+            part, *rest = name.split(".")
+            stage, block = len(self.stages), 0
+            if part == "patch_proj":
+                stage = -1
+            elif part == "down_projs":
+                stage = int(rest[0]) + 1
+            elif part == "stages":
+                stage, block = int(rest[0]), int(rest[2]) // (2 if rest[1] == "layer_norms" else 1)
+            elif part == "cls_norm":
+                stage, block = stage - 1, len(self.stages[-1].attns) - 1
+            return (stage,) if coarse else (stage, block)
+
+        return find_layer
 
 
 def embed(projection: nn.Sequential, x: Tensor) -> Tensor:

@@ -157,6 +157,8 @@ def make_model(
             model.set_grad_checkpointing(True)
         except (AttributeError, AssertionError):  # raised by networks of timm
             raise InputError(f"--grad_checkpoint: {options.model} has no such way; leave it out") from None
+    if options.layer_decay is not None and not hasattr(model, "group_matcher"):
+        raise InputError(f"--layer_decay: {options.model} does not say which layers it has; leave it out")
     model.purpose = replace(purpose, settings=model.purpose.settings)
     if weights is not None:
         _fill(model, weights, options)
@@ -229,7 +231,7 @@ def make_trainer(
     if distributed.world_size() > 1:
         network = torch.nn.parallel.DistributedDataParallel(model)
         unsynced = network.no_sync
-    optimizer = make_optimizer(model, options.optimizer, options.weight_decay)
+    optimizer = make_optimizer(model, options.optimizer, options.weight_decay, options.layer_decay)
     exploring = options.refinement == "scheduled"
     refinement = models.RefinementSchedule(*EXPLORATION(options)) if exploring else None
     settings = options.accumulate, options.clip_grad, refinement, unsynced, options.ema_decay

@@ -191,7 +191,7 @@ class Trainer:
     def end_epoch(self, validation: Evaluation, select_by: str) -> None:
         """Add the epoch's row to the history; write best.pth if it is the best by `select_by`, and last.pt."""
         progress, metrics = self.progress, validation.metrics
-        epoch, lr = progress.epoch + 1, self.stepper.optimizer.param_groups[0]["lr"]
+        epoch, lr = progress.epoch + 1, max(group["lr"] for group in self.stepper.optimizer.param_groups)
         loss, images = map(sum, zip(*distributed.gather((progress.loss, progress.images)), strict=True))
         row = {"epoch": epoch, "lr": lr, "train_loss": loss / max(images, 1), "val_loss": validation.loss}
         row |= {f"val_{name}": value for name, value in metrics.items()}

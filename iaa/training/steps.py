@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import chain
 
 import torch
+from timm.optim import param_groups_layer_decay
 from torch import Tensor, nn
 
 import models
@@ -54,9 +55,21 @@ class Precision:
         return torch.autocast(self.device.type, self.dtype) if self.dtype else nullcontext()
 
 
-def make_optimizer(model: nn.Module, name: str, weight_decay: float) -> torch.optim.Optimizer:
-    """Adam or AdamW, fused. AdamW's decay spares biases, norms and position tables; Adam's is plain L2 on all, as ever."""
-    if name == "adam":
+def make_optimizer(
+    model: nn.Module, name: str, weight_decay: float, layer_decay: float | None = None
+) -> torch.optim.Optimizer:
+    """Adam or AdamW, fused. AdamW's decay spares biases, norms and position tables; Adam's is plain L2 on all, as ever.
+
+    layer_decay: groups of parameters have an `lr_scale`: 1 in the head, and from each layer to the one before it this
+    factor. The network must have timm's `group_matcher`.
+    """
+    spares = name == "adamw"
+    if layer_decay is not None:
+        spared = getattr(model, "no_weight_decay", set)() if spares else ()
+        settings = {"no_weight_decay_list": spared, "weight_decay_exclude_1d": spares}
+        groups = param_groups_layer_decay(model, weight_decay, **settings, layer_decay=layer_decay)
+        return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[name](groups, fused=True)
+    if not spares:
         return torch.optim.Adam(model.parameters(), weight_decay=weight_decay, fused=True)
     spared, decayed, rest = getattr(model, "no_weight_decay", set)(), [], []
     for parameter_name, parameter in model.named_parameters():
@@ -123,7 +136,7 @@ class Stepper:
     def update(self, now: float) -> None:
         """Make a step of the accumulated gradients, and clear them. now: epochs done, fractions count."""
         for group in self.optimizer.param_groups:
-            group["lr"] = self.schedule(now)
+            group["lr"] = self.schedule(now) * group.get("lr_scale", 1.0)
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.parameters, self.clip_grad or math.inf)
         is_bad = ~norm.isfinite()

@@ -165,6 +165,8 @@ def test_wrong_weights(run, ava):
         ({"save_minutes": -1}, "--save_minutes -1 must be at least 0"),
         ({"max_bad_steps": -1}, "--max_bad_steps -1 must be at least 0"),
         ({"batch_size": 0}, "--batch_size 0 must be at least 1"),
+        ({"layer_decay": 1.5}, "--layer_decay 1.5 must be between 0 and 1"),
+        ({"ema_decay": 1}, "--ema_decay 1 must be between 0 and 0.99999"),
         ({"init_lr": -1}, "--init_lr -1 must be greater than 0"),
         ({"init_lr": "nan"}, "--init_lr nan is not a finite number"),
         ({"num_epoch": 1.5}, "--num_epoch 1.5 is not a whole number"),
