@@ -26,7 +26,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     usage = "compare.py RUN [RUN ...] [OPTION ...]"
     about = (
         "Compare runs on the same test set. Prints each metric with its 95 % bootstrap interval over images, and for "
-        "every two runs the difference with its paired interval, its p-value, and Holm's correction of it over the pairs."
+        "every two runs the difference with its paired interval, its p-value, and Holm's correction of it over the pairs. "
+        "Runs that differ by their seed alone are compared by their mean, with an interval over seeds and images."
     )
     options = Parser({"": TABLE}, prog="compare.py", usage=usage, description=about).parse_args(argv)
     return run_command("compare.py", lambda: compare_runs(options.runs, options.threshold, options.json))
@@ -44,21 +45,35 @@ def compare_runs(paths: Sequence[Path], threshold: float | None, json: Path | No
     runs: list[comparison.Predictions] = []
     for path in paths:
         runs.append(comparison.read_predictions(path, threshold, runs[0] if runs else None))
-    differences = comparison.compare_groups({run.name: [run] for run in runs})
-    images = len(runs[0].images)
-    print("\n".join(comparison.format_tables(runs, differences)))
+    groups = comparison.group_by_seed(runs)
+    differences = comparison.compare_groups(groups)
+    averaged = {name: group for name, group in groups.items() if len(group) > 1}
+    for group in averaged.values():
+        print(f"{', '.join(run.name for run in group)} differ by their seed alone: their mean is compared\n")
+    print("\n".join(comparison.format_tables(groups, differences)))
+    alone, images = "The effect of another training seed is not included", len(runs[0].images)
+    if averaged:
+        seeds = "Means: Welch's t over the seeds, with the bootstrap's variance over images added."
+        alone = f"{seeds} {alone} where a run stands alone"
     print(
         f"\n{images:,} images. MAE, RMSE and the threshold of accuracy, {runs[0].thresholds[1]:g}, are on the scale of "
         f"predictions.csv. Percentile bootstrap over images, {bootstrap.RESAMPLES:,} resamples, the same for all runs. "
-        "More than noise: p below 0.05 after Holm's correction. The effect of another training seed is not included."
+        f"More than noise: p below 0.05 after Holm's correction. {alone}."
     )
-    if json is not None:
-        metrics = [{"run": run.name, "metrics": run.metrics, "intervals": run.intervals} for run in runs]
-        pairs = [
-            {"first": first, "second": second, "differences": {name: vars(d) for name, d in row.items()}}
-            for (first, second), row in differences.items()
-        ]
-        write_json(json, {"images": images, "runs": metrics, "pairs": pairs})
+    if json is None:
+        return
+    metrics = [{"run": run.name, "metrics": run.metrics, "intervals": run.intervals} for run in runs]
+    means = []
+    for name, group in averaged.items():
+        estimates = comparison.average_metrics(group)
+        values, intervals = ({metric: pair[i] for metric, pair in estimates.items()} for i in (0, 1))
+        named = {"mean": name, "runs": [run.name for run in group]}
+        means.append(named | {"metrics": values, "intervals": intervals})
+    pairs = [
+        {"first": first, "second": second, "differences": {name: vars(d) for name, d in row.items()}}
+        for (first, second), row in differences.items()
+    ]
+    write_json(json, {"images": images, "runs": metrics, "means": means, "pairs": pairs})
 
 
 if __name__ == "__main__":

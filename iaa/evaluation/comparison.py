@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -17,6 +18,7 @@ from iaa.evaluation import bootstrap
 from iaa.evaluation.test_metrics import LABELS, format_metric, markdown_table
 from iaa.photographs.tables import read_numbers, read_table, require_columns
 from iaa.runtime.files import read_json_object
+from option import OPTIONS
 from util import METRICS, ScorePairs, compute_metrics, image_emds
 
 COLUMNS = ("image", "true_score", "predicted_score")
@@ -143,14 +145,46 @@ def compare_groups(groups: dict[str, Sequence[Predictions]]) -> dict[tuple[str, 
     return differences
 
 
+def group_by_seed(runs: Sequence[Predictions]) -> dict[str, list[Predictions]]:
+    """Runs whose options differ by the seed alone, together, each group by a name; the other runs alone, by theirs.
+
+    Options that may change on --resume, such as folders, may differ. Runs of other numbers of photographs or of processes
+    and runs of one seed stay alone.
+    """
+    recipes: dict[str, list[tuple[int, Predictions]]] = {}
+    for run in runs:
+        options, record = (read_json_object(Path(run.name) / file) for file in ("options.json", "run.json"))
+        seed = options.pop("seed", None)
+        same = {name: value for name, value in options.items() if value is not None and name in OPTIONS}
+        same = {name: value for name, value in same.items() if not OPTIONS[name].resumable}
+        rows = {name: labels["rows"] for name, labels in (record.get("labels") or {}).items()}
+        recipe = (
+            run.name if seed is None else json.dumps([same, rows, record.get("processes")], sort_keys=True)
+        )
+        recipes.setdefault(recipe, []).append((seed, run))
+    groups = {}
+    for members in recipes.values():
+        seeds, grouped = zip(*members, strict=True)
+        if len(set(seeds)) == len(seeds) > 1:
+            groups[f"{grouped[0].name} (seeds {', '.join(map(str, seeds))})"] = list(grouped)
+        else:
+            groups |= {run.name: [run] for run in grouped}
+    return groups
+
+
 def format_tables(
-    runs: Sequence[Predictions], differences: dict[tuple[str, str], dict[str, Difference]]
+    groups: dict[str, Sequence[Predictions]], differences: dict[tuple[str, str], dict[str, Difference]]
 ) -> list[str]:
-    """The lines of two Markdown tables: the metrics of the runs, and the differences of every two."""
+    """The lines of two Markdown tables: the metrics of runs and the means of groups, and the differences of every two groups."""
+    runs = [run for group in groups.values() for run in group]
     shown = [name for name in METRICS if any(isfinite(run.metrics[name]) for run in runs)]
     rows = [["run", *(LABELS[name] for name in shown)]]
-    for run in runs:
-        rows.append([run.name, *(_cell(run.metrics[name], run.intervals[name]) for name in shown)])
+    for title, group in groups.items():
+        for run in group:
+            rows.append([run.name, *(_cell(run.metrics[name], run.intervals[name]) for name in shown)])
+        if len(group) > 1:
+            means = average_metrics(group)
+            rows.append([f"mean of {title}", *(_cell(*means[name]) for name in shown)])
     lines = markdown_table(rows)
     return [*lines, "", *format_differences(differences, shown)] if differences else lines
 

@@ -14,6 +14,7 @@ from iaa.evaluation.comparison import (
     average_metrics,
     compare_groups,
     compute_differences,
+    group_by_seed,
     read_predictions,
 )
 from util import ScorePairs
@@ -73,6 +74,57 @@ def test_differences_are_told_from_noise(runs, tmp_path, command, monkeypatch):
     status, out, _ = command(runs[0].parent)  # alone it has no differences
     assert (status, " − " in out) == (0, False)
     assert "| SRCC | PLCC | KRCC | accuracy | MAE | RMSE |" in out
+
+
+def set_options(path, seed, **options):
+    recipe = {
+        "model": "eat_nano",
+        "loss": "mse",
+        "clip_grad": None,
+        "path_to_images": str(path),
+        "num_workers": seed,
+    }
+    (path.parent / "options.json").write_text(json.dumps(recipe | {"seed": seed} | options))
+
+
+def test_runs_that_differ_by_their_seed_alone_are_compared_by_their_mean(runs, tmp_path, command):
+    set_options(runs[0], 0, ema_decay=None)
+    set_options(runs[1], 1)
+    set_options(runs[2], 2, loss="mse+0.5*plcc")
+    status, out, err = command(*runs, "--json", tmp_path / "c.json")
+    assert status == 0, err
+    a, b, c = (str(path.parent) for path in runs)
+    assert out.splitlines()[0] == f"{a}, {b} differ by their seed alone: their mean is compared"
+    group, tested = f"{a} (seeds 0, 1)", [read_predictions(path) for path in runs]
+    value, (low, high) = average_metrics(tested[:2])["srcc"]
+    names = [line.split(" | ")[0] for line in out.splitlines() if line.startswith("| ")]
+    assert names[:6] == ["| run", "| ---", f"| {a}", f"| {b}", f"| mean of {group}", f"| {c}"]
+    assert f"| mean of {group} | {value:.4f} ({low:.4f} to {high:.4f}) |" in out
+    assert {name for name in names if " − " in name} == {f"| {group} − {c}"}
+    assert "Welch's t over the seeds" in out
+    content = json.loads((tmp_path / "c.json").read_text())
+    assert content["means"][0]["runs"] == [a, b]
+    assert content["means"][0]["metrics"]["srcc"] == pytest.approx(value)
+    assert content["means"][0]["intervals"]["srcc"] == pytest.approx([low, high])
+    assert [(pair["first"], pair["second"]) for pair in content["pairs"]] == [(group, c)]
+
+
+@pytest.mark.parametrize(
+    ("options", "record"),
+    [
+        ({"seed": 0}, {}),
+        ({"interest_points": "image"}, {}),
+        ({}, {"labels": {"train.csv": {"rows": 9}}}),
+        ({}, {"processes": 2}),
+    ],
+    ids=["one seed", "another setting", "other photographs", "other processes"],
+)
+def test_other_runs_stay_alone(runs, options, record):
+    for seed, path in enumerate(runs[:2]):
+        set_options(path, **{"seed": seed} | options if seed else {"seed": 0})
+    runs[1].with_name("run.json").write_text(json.dumps({"result": {"thresholds": [0.5, 0.5]}} | record))
+    tested = [read_predictions(path) for path in runs]
+    assert list(group_by_seed(tested)) == [str(path.parent) for path in runs]
 
 
 def test_the_metrics_are_those_of_the_run(ava, run, command):
