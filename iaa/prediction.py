@@ -28,6 +28,7 @@ from iaa.scoring.photos import PhotoBatch, Photos, ScoredPhoto
 from iaa.scoring.rows import RowBuilder, read_reference, score_batches
 from iaa.scoring.shards import ORIGIN, shard_batches
 from iaa.scoring.sources import Sources, is_shard, path_number, shards_of
+from iaa.scoring.stars import SidecarWriter
 from iaa.scoring.table import Row, Table
 from iaa.training.build import pick_device
 from iaa.training.steps import Precision
@@ -62,6 +63,7 @@ def score(options: argparse.Namespace, stop: StopSignal) -> int:
     builder = make_row_builder(options, trained, has_shards)
     table = Table(Path(options.out), builder.columns) if options.out else None
     page = gallery.Gallery(options.report_images) if options.report else None
+    sidecars = make_sidecars(options) if options.xmp else None
     common = find_common_folder(sources, table if options.append else None) if options.explain else ""
     log_network(trained, device)
     summary = TerminalSummary(trained.scale, options.out)
@@ -70,7 +72,7 @@ def score(options: argparse.Namespace, stop: StopSignal) -> int:
         if table:
             settings = make_settings(options, builder, precision, common)
             write = stack.enter_context(table.writing(settings, options.append, options.overwrite))
-            done = take_over_rows(table, summary, page)
+            done = take_over_rows(table, summary, page, sidecars)
         if recorder:
             stack.enter_context(recorder)
         total = None if has_shards else counts[False]
@@ -83,6 +85,8 @@ def score(options: argparse.Namespace, stop: StopSignal) -> int:
                     row["explanation"] = explain(
                         photo, row, options.explain, common, trained.scale, options.upright
                     )
+            for row in rows if sidecars else ():
+                sidecars.add(row)
             if write and rows:
                 write(*rows)
             summary.count(batch)
@@ -90,15 +94,17 @@ def score(options: argparse.Namespace, stop: StopSignal) -> int:
                 summary.add(row)
                 if page:
                     page.add(row, photo.attention)
-    show(options, trained, summary, page, sources.describe_skipped(), stop)
-    return int(summary.has_errors)
+    about_sidecars = sidecars.write(stop) if sidecars else ""
+    show(options, trained, summary, page, about_sidecars + sources.describe_skipped(), stop)
+    return int(summary.has_errors or bool(sidecars and sidecars.faults))
 
 
 def refuse_options(options: argparse.Namespace, trained: TrainedNetwork, has_shards: bool) -> None:
     """Raises InputError for options that the photographs or the network exclude."""
-    for name in ("explain", "report"):
+    for name in ("explain", "report", "xmp"):
         if has_shards and getattr(options, name):
-            raise InputError(f"--{name}: photographs in shards cannot be shown; leave it out, or give files")
+            problem = "have no sidecars" if name == "xmp" else "cannot be shown"
+            raise InputError(f"--{name}: photographs in shards {problem}; leave it out, or give files")
     for name in ("explain", "layer"):
         if trained.points is None and getattr(options, name) not in (None, ALL):
             raise InputError(f"--{name}: {trained.name} has no deformable layers; leave it out")
@@ -119,6 +125,11 @@ def make_photos(options: argparse.Namespace, trained: TrainedNetwork) -> Photos:
     return Photos(trained.resize, options.decode, **{name: getattr(options, name) for name in names})
 
 
+def make_sidecars(options: argparse.Namespace) -> SidecarWriter:
+    is_stem = options.xmp_name == "stem"
+    return SidecarWriter(is_stem, options.stars, options.reject, options.xmp_overwrite)
+
+
 def find_common_folder(sources: Sources, earlier: Table | None) -> str:
     """The folder of all photographs, below which overlays lie as these do. earlier: a table that is continued."""
     settings = read_json_object(earlier.settings_file) if earlier else {}
@@ -133,7 +144,9 @@ def log_network(trained: TrainedNetwork, device: torch.device) -> None:
     log.info("%s %s%s, on %s", trained.name, scale, points, device)
 
 
-def take_over_rows(table: Table, summary: TerminalSummary, page: gallery.Gallery | None) -> set[int]:
+def take_over_rows(
+    table: Table, summary: TerminalSummary, page: gallery.Gallery | None, sidecars: SidecarWriter | None
+) -> set[int]:
     """Count the rows that the table has already. Returns the `path_number` of their photographs and shards."""
     done: set[int] = set()
     for row in table.rows():
@@ -141,6 +154,8 @@ def take_over_rows(table: Table, summary: TerminalSummary, page: gallery.Gallery
         summary.count_earlier(row)
         if page:
             page.add(row)
+        if sidecars:
+            sidecars.add(row)
     return done
 
 
@@ -189,15 +204,18 @@ def show(
     trained: TrainedNetwork,
     summary: TerminalSummary,
     page: gallery.Gallery | None,
-    left_out: str,
+    notes: str,
     stop: StopSignal,
 ) -> None:
-    """Write the page, and print the summary. left_out: see `Sources.describe_skipped`. Raises Interrupted."""
+    """Write the page, and print the summary. notes: the end of its last line. Raises Interrupted."""
     if summary.turned and not options.upright:
         stored = (
             "photographs say in EXIF that they are stored turned, and were scored as stored, as in training"
         )
-        log.info("%d %s; --upright turns them", summary.turned, stored)
+        stored = f"{summary.turned} {stored}; --upright turns them"
+        log.info("%s", stored)
+        if summary.turned > (summary.scored + summary.errors) / 20:
+            notes = f"; {stored}{notes}"
     if summary.other_colours and not options.srgb:
         profiles = "photographs have a colour profile other than sRGB, left out as in training"
         log.info("%d %s; --srgb converts them", summary.other_colours, profiles)
@@ -206,7 +224,7 @@ def show(
         gallery.write_gallery(options.report, trained, page, stop=stop, **about)
     written = [str(path) for path in (options.out, options.report) if path]
     written += [f"{options.explain} (overlays: {summary.overlays})"] if options.explain else []
-    summary.close(left_out, written)
+    summary.close(notes, written)
 
 
 def make_settings(

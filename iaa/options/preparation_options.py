@@ -59,11 +59,12 @@ WORKERS = Option("num_workers", int, CPUS, "processes that read pictures (defaul
 # fmt: off
 def dataset(labels: str, val_share: float, test_share: float | None, *options: Option, name: str = "labels") -> Table:
     """The table of a dataset's subcommand. labels: help of the option `name`, which takes its labels; options: only this dataset's."""
+    images = Option("images", str, None, "folder of the pictures; without it they are not looked for", metavar="FOLDER")
     test = Option("test_share", float, test_share, "share of rows for test.csv, if there is no official one", positive=True, high=0.5)
     return {
         "": (
             Option(name, str, None, labels, metavar="FOLDER" if labels.startswith("folder") else "FILE", required=True),
-            Option("images", str, None, "folder of the pictures; without it they are not looked for", metavar="FOLDER"),
+            *([] if name == "images" else [images]),
             Option("out", Path, None, "folder for train.csv, val.csv, test.csv and the summary", metavar="FOLDER", required=True),
         ),
         **({"this dataset's": options} if options else {}),
@@ -107,6 +108,7 @@ COMMANDS: dict[str, tuple[str, Table]] = {
         Option("score_min", float, 0.0, "lowest possible score"),
         Option("score_max", float, 1.0, "highest possible score"),
     )),
+    "xmp": ("the stars that a person gave to photographs", dataset("folder of the photographs, with stars in XMP sidecars or in JPEGs", 0.1, 0.1, name="images")),
     "check": ("decode every picture and say what training will do with it", {"": (
         Option("images", str, None, "folder of the pictures", metavar="FOLDER", required=True),
         Option("csv", Path, [], "check only the pictures that these CSVs name (default: all in the folder)", nargs="+"),

@@ -43,6 +43,13 @@ TABLE = {
         Option("report", Path, None, "write a page for the browser: gallery, votes, attention, distribution"),
         Option("report_images", int, 5000, "number of photographs on the page: the best, the worst and a sample", low=1),
     ),
+    "stars for photo programs": (
+        Option("xmp", bool, False, "write stars and scores into XMP sidecars beside the photographs, which stay as they are; a person's stars stay, too"),
+        Option("xmp_name", str, None, "sidecar of photo.jpg; file: photo.jpg.xmp, which immich, digiKam and darktable read; stem: photo.xmp, as of Lightroom (default: file)", choices=("file", "stem")),
+        Option("stars", float, None, "lowest scores of 2, 3, 4 and 5 stars (default: by rank, 10, 20, 40, 20 and 10 % of the photographs)", nargs=4),
+        Option("reject", float, None, "reject (-1) the photographs below: a share such as 0.05; with --stars a score"),
+        Option("xmp_overwrite", bool, False, "replace a person's stars, too"),
+    ),
     "how it is done": (
         Option("upright", bool, False, "turn photographs as EXIF says (default: as stored, as in training)"),
         Option("srgb", bool, False, "convert photographs to sRGB by their colour profiles (default: without, as in training)"),
@@ -65,6 +72,7 @@ OWNERS = {
     "append": ["out"],
     "overwrite": ["out", "report"],
     "layer": ["explain", "report"],
+    **dict.fromkeys(("xmp_name", "stars", "reject", "xmp_overwrite"), ("xmp",)),
 }
 
 
@@ -89,6 +97,14 @@ def check(options: argparse.Namespace) -> None:
         (not options.paths + options.list, "no photographs: give files, folders, globs, or --list FILE"),
         (options.append and options.overwrite, "--append and --overwrite exclude each other"),
         (options.explain and options.explain.is_file(), f"--explain {options.explain}: is no folder"),
+    ]
+    stars, reject = options.stars, options.reject
+    is_share = stars or reject is None or 0 < reject < 1
+    has_url = any("://" in path for path in options.paths)
+    faults += [
+        (stars and sorted(set(stars)) != stars, "--stars: give four scores, each higher than the one before"),
+        (not is_share, f"--reject {reject}: without --stars it is a share, such as 0.05"),
+        (options.xmp and has_url, "--xmp: sidecars lie beside files; give files instead of addresses"),
     ]
     inputs = (options.weights, options.reference, *options.list, *options.paths)
     used = {os.path.realpath(path) for path in inputs if path is not None}

@@ -18,6 +18,7 @@ from iaa.photographs.inspection import Finding
 from iaa.photographs.labels import LabelFormat, mean_votes, read_labels
 from iaa.photographs.official import PreparedLabels
 from iaa.photographs.picture_files import describe_endings, file_finder, find_pictures
+from iaa.photographs.rated_photographs import read_stars
 from iaa.photographs.tables import read_table, write_csv
 from iaa.runtime.files import atomic_write, write_json
 from iaa.runtime.signals import StopSignal
@@ -58,7 +59,7 @@ def prepare(options: argparse.Namespace) -> None:
             paragraphs.append(inspection.report(findings))
     write_splits(prepared.table, out)
     test = prepared.files[(prepared.table["split"] == "test").to_numpy()]
-    dataset = "csv" if options.command == "oasis" else options.command
+    dataset = "csv" if options.command in ("oasis", "xmp") else options.command
     about = {"dataset": dataset, "seed": options.seed, "test_digest": splits.digest(test)}
     if dataset == "csv" and not prepared.label_format.vote_columns:
         about["score_range"] = list(prepared.label_format.scale)
@@ -73,15 +74,19 @@ def prepare(options: argparse.Namespace) -> None:
     command += ["--path_to_save_csv", str(out)]
     for name, value in zip(("--score_min", "--score_max"), about.get("score_range", ()), strict=False):
         command += [name, f"{value:.10g}"]
+    if options.command == "xmp":  # one person's stars are few: enough for the network's last layer
+        command += ["--path_to_model_weight", "FILE", "--freeze_backbone"]
     print(f"next: {shlex.join(command)}")
 
 
 def read_official(options: argparse.Namespace) -> PreparedLabels:
-    """The official files of the subcommand's dataset, or any table."""
+    """The official files of the subcommand's dataset, any table, or stars of photographs."""
     if options.command == "ava":
         return official.read_ava(options.labels, options.split, options.skip_missing)
     if options.command == "flickr_aes":
         return official.read_flickr_aes(options.scores, options.workers)
+    if options.command == "xmp":
+        return read_stars(options.images)
     if options.command == "oasis":
         return official.read_oasis(options.labels, options.votes, options.categories)
     if options.command != "csv":

@@ -72,9 +72,9 @@ def write_gallery(
     photos = [
         Photo(
             row["image"],
-            None if row["error"] else Path(row["image"]),
+            None if row["score"] is None else Path(row["image"]),
             row["score"],
-            row["error"] or "",
+            row["error"] if row["score"] is None else "",  # a sidecar's is not the photograph's
             votes_of(row),
             attention,
             numbers={name: row[name] for name in NUMBERS if row.get(name) is not None},
