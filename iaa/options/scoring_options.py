@@ -46,7 +46,7 @@ TABLE = {
     "stars for photo programs": (
         Option("xmp", bool, False, "write stars and scores into XMP sidecars beside the photographs, which stay as they are; a person's stars stay, too"),
         Option("xmp_name", str, None, "sidecar of photo.jpg; file: photo.jpg.xmp, which immich, digiKam and darktable read; stem: photo.xmp, as of Lightroom (default: file)", choices=("file", "stem")),
-        Option("stars", float, None, "lowest scores of 2, 3, 4 and 5 stars (default: by rank, 10, 20, 40, 20 and 10 % of the photographs)", nargs=4),
+        Option("stars", float, None, "lowest scores of 2, 3, 4 and 5 stars (default: by rank, 10, 20, 40, 20 and 10 %% of the photographs)", nargs=4),
         Option("reject", float, None, "reject (-1) the photographs below: a share such as 0.05; with --stars a score"),
         Option("xmp_overwrite", bool, False, "replace a person's stars, too"),
     ),
