@@ -101,8 +101,6 @@ class Option:
 
 
 _TYPE_NAMES = {int: "a whole number", float: "a number", str: "a text", bool: "true or false"}
-
-
 _tunable = partial(Option, tunable=True)
 
 
@@ -194,6 +192,8 @@ _BELONG = (
 )
 # Under these values an epoch depends on the number of all epochs.
 _END_WITH_TRAINING = {"schedule": "cosine", "refinement": "scheduled"}
+# Of runs and weights of an older version.
+_NO_RUNNING = "interest_points running is no longer known; choose --interest_points image or batch"
 
 
 def read_json(path: str | os.PathLike, problem: str) -> dict[str, Any]:
@@ -217,9 +217,8 @@ def from_file(path: str, chosen: Mapping[str, Any]) -> dict[str, Any]:
     content = read_json(path, "cannot be read as options")
     for name in content:
         if name not in OPTIONS or name == "options":
-            raise InputError(
-                f"{path}: unknown option {name!r}{suggest(name, OPTIONS) or ';'} --help lists them"
-            )
+            hint = suggest(name, OPTIONS) or ";"
+            raise InputError(f"{path}: unknown option {name!r}{hint} --help lists them")
     return _checked(content, path) | dict(chosen)
 
 
@@ -239,8 +238,7 @@ def resumed(chosen: Mapping[str, Any], path: os.PathLike) -> dict[str, Any]:
     if content.get("decode") == "gpu":  # of an older version
         content["decode"] = "fast"
     if content.get("interest_points") == "running":
-        remedy = "start a new run from its best.pth, with --interest_points batch or image"
-        raise InputError(f"{path}: interest_points running is no longer known; {remedy}")
+        raise InputError(f"{path}: {_NO_RUNNING} in a new run that starts from its best.pth")
     saved = _checked(content, str(path))
     saved.pop("overwrite", None)  # it was for that run's start
     for name, value in chosen.items():
@@ -316,11 +314,8 @@ def complete_network(options: argparse.Namespace, chosen: Mapping, settings: Map
     """
     if options.model in MODELS:
         options.interest_points = options.interest_points or settings.get("interest_points", "batch")
-        if options.interest_points == "running":  # of older weights
-            remedy = "choose --interest_points image or batch"
-            raise InputError(
-                f"{options.path_to_model_weight}: interest_points running is no longer known; {remedy}"
-            )
+        if options.interest_points == "running":  # as the weights state
+            raise InputError(f"{options.path_to_model_weight}: {_NO_RUNNING}")
         options.refinement = options.refinement or settings.get("refinement", "released")
     _refuse_meaningless(options, chosen)
     if options.model.startswith("timm/"):

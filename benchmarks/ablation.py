@@ -209,7 +209,8 @@ def train(folder: Path, words: list[str]) -> dict:
 def measure_batch_spread(folder: Path) -> dict[str, float]:
     """The mean and the largest batch spread over the test images of the run in `folder`."""
     options = argparse.Namespace(**read_json_object(folder / "options.json"))
-    device, form = pick_device(options.gpu_id), pick_format(options)
+    device, scale = pick_device(options.gpu_id), (options.score_min, options.score_max)
+    form = pick_format(options.dataset, Path(options.path_to_save_csv), False, scale, options.threshold)
     weights = read_weights(folder / "checkpoints" / "best.pth")
     model = make_model(options, weights, weights.purpose, form.outputs, device)
     labels = read_splits(

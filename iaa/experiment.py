@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import nn
 from torch.utils.data import DataLoader
 
 import option
@@ -59,11 +58,15 @@ def run(user_options: dict) -> dict:
 def work(options: argparse.Namespace, weights: Weights | None, device: torch.device) -> dict:
     """Make data, network and folder; train, and evaluate. Returns the result."""
     label_format, splits = read_data(options)
-    purpose, trained_format, is_stated = pick_purpose(options, weights, label_format)
+    labels = Purpose(options.model, options.dataset, label_format.scale, label_format.threshold)
+    trains, tested = not options.eval, weights if options.eval else None
+    purpose, trained_format, is_stated = pick_purpose(labels, label_format, tested, options.trained_on)
     network_format = trained_format or label_format
-    graph, test_graph = build.pick_cuda_graphs(options, device)
+    graph, test_graph = build.pick_cuda_graphs(
+        options.cuda_graph, device, trains, options.accumulate, options.grad_checkpoint
+    )
     model = build.make_model(options, weights, purpose, network_format.outputs, device)
-    if not options.eval:
+    if trains:
         build.note_photographs(model, splits)
     notes = {"parameters": nni_trial.get_parameters(vars(options))}
     notes["labels"] = run_folder.digest_labels(splits)
@@ -71,7 +74,9 @@ def work(options: argparse.Namespace, weights: Weights | None, device: torch.dev
     folder = run_folder.open_folder(options, notes, keep=weights and weights.path, patience=patience)
     options.experiment_dir_name = str(folder)
     log.info("%s on %s, %s, in %s", options.model, options.dataset, device, folder)
-    for note in build.network_notes(options, weights) + build.evaluation_notes(options):
+    sizes = options.accumulate, options.eval_batch_size
+    notes = build.network_notes(model.purpose.settings, weights, trains, *sizes)
+    for note in notes + build.evaluation_notes(options):
         log.info("%s", note)
     with (
         StopSignal() as stop,
@@ -85,10 +90,12 @@ def work(options: argparse.Namespace, weights: Weights | None, device: torch.dev
         precision, test_precision = build.pick_precisions(options.amp, exact, device)
         loaders = build.make_loaders(options, splits, model, network_format, stop)
         history, selection = [], {}
-        if not options.eval:
+        if trains:
             trainer = build.make_trainer(options, model, precision, graph, folder / "checkpoints")
             state.progress = trainer.progress
-            train(options, trainer, loaders, label_format, test_graph, folder, stop)
+            protocol = options.dataset if options.released_protocol else None
+            how = options.select_by, options.search_metric, protocol
+            train(trainer, loaders, label_format, test_graph, folder, stop, *how)
             history = trainer.progress.history
             selected_on = "test.csv" if options.released_protocol else "validation"
             selection = {"best_epoch": trainer.progress.best_epoch, "selected_on": selected_on}
@@ -109,7 +116,15 @@ def work(options: argparse.Namespace, weights: Weights | None, device: torch.dev
         )
         split = recognise_split(options.dataset, options.path_to_save_csv, evaluation.names)
         report = make_test_report(setup, split, label_format, model, evaluation, trained_format, is_stated)
-        state.result = write_report(options, report, folder, model, history, stop) | selection
+        if options.save_released_style:
+            checkpoint.save(folder / "checkpoints" / "released_style.pth", released_style(model))
+        result = write_report(report, folder, history) | selection
+        if options.eval and options.report_images:
+            result["files"]["page"] = str(page := folder / "report.html")
+            if distributed.rank() == 0:
+                images, count = Path(options.path_to_images), options.report_images
+                report.write_page(page, images, count, options.num_workers, stop)
+        state.result = result
     return state.result
 
 
@@ -134,21 +149,20 @@ def gather_options(user_options: dict) -> tuple[argparse.Namespace, Weights | No
 
 
 def pick_purpose(
-    options: argparse.Namespace, weights: Weights | None, label_format: LabelFormat
+    labels: Purpose, label_format: LabelFormat, weights: Weights | None, trained_on: str | None
 ) -> tuple[Purpose, LabelFormat | None, bool]:
     """What the network of the run is for; its label format, None if it is that of the labels; whether the dataset is stated.
 
-    label_format: of the labels, which a network in training is for. Raises InputError if the weights cannot be evaluated
-    on them.
+    labels: what a network for the labels is for, as is one in training. label_format: the labels'. weights: those that are
+    evaluated. trained_on: their dataset, if the user says. Raises InputError if they cannot be evaluated on these labels.
     """
-    labels = Purpose(options.model, options.dataset, label_format.scale, label_format.threshold)
-    outputs = count_outputs(weights, options.model) if weights and options.eval else None
+    outputs = count_outputs(weights, labels.model) if weights else None
     if outputs is None:
         return labels, None, True
     recorded = find_purpose(weights)
     try:
-        dataset = agree(weights.path, "dataset", options.trained_on, recorded.dataset)
-        stated = Purpose(options.model, dataset).or_else(recorded)
+        dataset = agree(weights.path, "dataset", trained_on, recorded.dataset)
+        stated = Purpose(labels.model, dataset).or_else(recorded)
         purpose = complete_purpose(stated, outputs, weights.path, labels)
     except PurposeError as error:
         raise InputError(f"{error}; --trained_on says which dataset the weights are of") from None
@@ -164,7 +178,10 @@ def read_data(options: argparse.Namespace) -> tuple[LabelFormat, Splits]:
     build_demo = partial(demo.build, options.path_to_save_csv, options.path_to_images)
     if options.dataset == "demo" and distributed.on_rank_zero(build_demo):
         log.info("demo data built in %s; its scores are not aesthetics", options.path_to_save_csv)
-    label_format = build.pick_format(options)
+    scale = options.score_min, options.score_max
+    label_format = build.pick_format(
+        options.dataset, Path(options.path_to_save_csv), not options.eval, scale, options.threshold
+    )
     option.complete_loss(options, votes=bool(label_format.vote_columns))
     settings = {name: getattr(options, name) for name in ("skip_missing", "val_share", "seed", "limit")}
     settings |= {"train": not options.eval, "select_on_test": options.released_protocol}
@@ -175,67 +192,55 @@ def read_data(options: argparse.Namespace) -> tuple[LabelFormat, Splits]:
 
 
 def train(
-    options: argparse.Namespace,
     trainer: engine.Trainer,
     loaders: dict[str, DataLoader],
     label_format: LabelFormat,
     cuda_graph: bool,
     folder: Path,
     stop: StopSignal,
+    select_by: str,
+    search_metric: str,
+    protocol: str | None,
 ) -> None:
     """Train, select on the validation set, and put the selected checkpoint into the network.
 
-    cuda_graph: validate by one.
+    cuda_graph: validate by one. protocol: the dataset whose released protocol is followed.
     """
     model, precision, progress = trainer.stepper.evaluated, trainer.stepper.precision, trainer.progress
     writes, evaluated = distributed.rank() == 0, (loaders["val"], trainer.criterion, label_format, precision)
+    num_epoch = trainer.stepper.schedule.num_epoch
     with run_folder.open_tensorboard(folder, progress) as writer:
-        while progress.epoch < options.num_epoch:
+        while progress.epoch < num_epoch:
             trainer.train_epoch(loaders["train"], stop)
             trainer.save()  # a signal ends the validation; several processes only notice it afterwards
             start = time.perf_counter()
             validation = engine.evaluate(model, *evaluated, "validate", stop, cuda_graph=cuda_graph)
             progress.seconds += time.perf_counter() - start
-            trainer.end_epoch(validation, options.select_by)
+            trainer.end_epoch(validation, select_by)
             if writes:
                 row = progress.history[-1]
-                run_folder.write_epoch(folder, writer, progress, options.num_epoch)
-                if options.released_protocol and published.keeps(options.dataset, progress.history):
-                    path = trainer.checkpoints / published.checkpoint_name(options.dataset, row)
+                run_folder.write_epoch(folder, writer, progress, num_epoch)
+                if protocol and published.keeps(protocol, progress.history):
+                    path = trainer.checkpoints / published.checkpoint_name(protocol, row)
                     checkpoint.save(path, released_style(model))
-                nni_trial.report_epoch(row, options.search_metric)
+                nni_trial.report_epoch(row, search_metric)
             if signal := distributed.all_reduce_max(stop.received)[0]:
                 raise Interrupted(signal)
     if writes:
-        reported = progress.history[-1 if options.released_protocol else progress.best_epoch - 1]
-        nni_trial.report_end(reported, options.search_metric)
+        reported = progress.history[-1 if protocol else progress.best_epoch - 1]
+        nni_trial.report_end(reported, search_metric)
     model = trainer.stepper.model
     distributed.on_rank_zero(partial(load_weights, model, trainer.checkpoints / checkpoint.BEST))
     distributed.broadcast(model.state_dict().values())
 
 
-def write_report(
-    options: argparse.Namespace,
-    report: TestReport,
-    folder: Path,
-    model: nn.Module,
-    history: list[dict[str, float]],
-    stop: StopSignal,
-) -> dict:
-    """Write and print the report on test.csv. history: rows of metrics.csv; empty under --eval. Returns the result."""
-    writes = distributed.rank() == 0
-    if writes:
+def write_report(report: TestReport, folder: Path, history: list[dict[str, float]]) -> dict:
+    """Write and print the report on test.csv. history: rows of metrics.csv; none under --eval. Returns the result."""
+    if distributed.rank() == 0:
         report.write_predictions(folder / "predictions.csv")
         report.write_plots(folder / "report.png", history)
-        if options.save_released_style:
-            checkpoint.save(folder / "checkpoints" / "released_style.pth", released_style(model))
     log.info("%s:\n%s", report.title, "\n".join(report.test_metrics.lines()))
     result = report.result(folder) | report.evaluation.points
     files = {"metrics": "metrics.csv", "tensorboard": "tensorboard"} if history else {}
-    if options.eval and options.report_images:
-        files = {"page": "report.html"}
-        if writes:
-            images, limit = Path(options.path_to_images), options.report_images
-            report.write_page(folder / "report.html", images, limit, options.num_workers, stop)
     result["files"] |= {name: str(folder / file) for name, file in files.items()}
     return result

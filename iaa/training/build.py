@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from operator import attrgetter
@@ -63,33 +64,39 @@ def pick_precisions(amp: str, exact: bool, device: torch.device) -> tuple[Precis
     return Precision(device, torch.bfloat16), Precision(device)
 
 
-def pick_cuda_graphs(options: argparse.Namespace, device: torch.device) -> tuple[bool, bool]:
-    """Whether training steps, and whether evaluation, run as CUDA graphs, by `--cuda_graph`. Raises InputError."""
-    if options.cuda_graph == "off" or (options.cuda_graph == "auto" and device.type != "cuda"):
+def pick_cuda_graphs(
+    choice: str, device: torch.device, trains: bool, accumulate: int, grad_checkpoint: bool
+) -> tuple[bool, bool]:
+    """Whether training steps, and whether evaluation, run as CUDA graphs. choice: `--cuda_graph`. Raises InputError."""
+    if choice == "off" or (choice == "auto" and device.type != "cuda"):
         return False, False
     obstacles = {
         f"the device is {device}": device.type != "cuda",
         "there are several processes": distributed.world_size() > 1,
-        f"--accumulate is {options.accumulate}": options.accumulate > 1,
-        "--grad_checkpoint is given": bool(options.grad_checkpoint),
+        f"--accumulate is {accumulate}": accumulate > 1,
+        "--grad_checkpoint is given": grad_checkpoint,
     }
     reasons = [reason for reason, applies in obstacles.items() if applies]
-    if reasons and options.cuda_graph == "on":
+    if reasons and choice == "on":
         raise InputError(f"--cuda_graph on: {reasons[0]}; leave it out")
-    if reasons and not options.eval:
+    if reasons and trains:
         log.info("training steps are no CUDA graphs: %s", reasons[0])
     return not reasons, True
 
 
-def pick_format(options: argparse.Namespace) -> LabelFormat:
-    """The label format of the dataset. Raises InputError if the files of `--dataset csv` have different columns."""
-    if options.dataset != "csv":
-        return FORMATS[options.dataset]
-    folder, scale = Path(options.path_to_save_csv), (options.score_min, options.score_max)
-    names = ["test.csv"] if options.eval else ["test.csv", "train.csv"]
-    if not options.eval and (folder / "val.csv").is_file():
+def pick_format(
+    dataset: str, folder: Path, trains: bool, scale: tuple[float, float], threshold: float | None
+) -> LabelFormat:
+    """The label format of the dataset. scale, threshold: of `csv`, whose files are in the folder.
+
+    Raises InputError if these files have different columns.
+    """
+    if dataset != "csv":
+        return FORMATS[dataset]
+    names = ["test.csv", "train.csv"] if trains else ["test.csv"]
+    if trains and (folder / "val.csv").is_file():
         names.append("val.csv")
-    formats = [csv_format(folder / name, scale, options.threshold) for name in names]
+    formats = [csv_format(folder / name, scale, threshold) for name in names]
     for name, label_format in zip(names, formats, strict=True):
         if label_format != formats[0]:
             raise InputError(f"{folder / name}: its label columns differ from those of test.csv")
@@ -161,7 +168,7 @@ def make_model(
         raise InputError(f"--layer_decay: {options.model} does not say which layers it has; leave it out")
     model.purpose = replace(purpose, settings=model.purpose.settings)
     if weights is not None:
-        _fill(model, weights, options)
+        _fill(model, weights, not options.eval, needs_factors=options.eval_refinement == "checkpoint")
     elif options.model != "eat_nano" and not options.resume and not options.pretrained:
         remedy = "--path_to_model_weight takes ImageNet's"
         log.warning("warning: %s starts from random weights; %s", options.model, remedy)
@@ -172,19 +179,19 @@ def make_model(
     return model.to(device)
 
 
-def _fill(model: nn.Module, weights: Weights, options: argparse.Namespace) -> None:
+def _fill(model: nn.Module, weights: Weights, trains: bool, needs_factors: bool) -> None:
     fresh = load_weights(model, weights)
     missing = [name for name in fresh if not name.endswith((FACTORS, "ref_point14.bias"))]
     # A complete network of which nothing is known was trained for scores, as the released EAT.
     model.photographs = dict(weights.photographs if missing or weights.photographs else UNKNOWN)
     problem, has_factors = None, not any(name.endswith(FACTORS) for name in fresh)
-    if missing and not options.eval:
+    if missing and trains:
         log.info("%s has none that fit: %s start fresh", weights.path, ", ".join(missing))
     elif missing and model.purpose.settings:
         problem = "plain DAT, without interest points: leave --interest_points out, or train it before --eval"
     elif missing:
         problem = f"has no {missing[0]} that fits: train it before --eval"
-    elif options.eval and options.eval_refinement == "checkpoint" and not has_factors:
+    elif needs_factors and not (trains or has_factors):
         problem = (
             "has no factors of a refinement schedule; --eval_refinement exploitation evaluates without any"
         )
@@ -192,20 +199,21 @@ def _fill(model: nn.Module, weights: Weights, options: argparse.Namespace) -> No
         raise InputError(f"{weights.path}: {problem}")
 
 
-def network_notes(options: argparse.Namespace, weights: Weights | None) -> list[str]:
-    """Lines for the log on the weights, the interest points and the refinement of this run."""
-    points, processes = options.interest_points, distributed.world_size()
+def network_notes(
+    settings: Mapping[str, str], weights: Weights | None, trains: bool, accumulate: int, eval_batch_size: int
+) -> list[str]:
+    """Lines for the log on a network's weights, interest points and refinement. settings: its own; none for timm's."""
     notes = [weights.purpose.note] if weights and weights.purpose.note else []
-    if points is None:  # a network of timm
+    if not settings:
         return notes
-    notes += [f"interest points: {points}; offset refinement: {options.refinement}"]
+    notes += ["interest points: {interest_points}; offset refinement: {refinement}".format(**settings)]
     for name, value in (weights.purpose.settings if weights else {}).items():
-        if (used := getattr(options, name)) != value:
-            notes.append(f"warning: {weights.path} was trained with --{name} {value}, not {used}")
-    if options.eval and points == "batch":
-        others = f"the other images of its batch of {options.eval_batch_size}"
+        if settings[name] != value:
+            notes.append(f"warning: {weights.path} was trained with --{name} {value}, not {settings[name]}")
+    if settings["interest_points"] == "batch" and not trains:
+        others = f"the other images of its batch of {eval_batch_size}"
         notes.append(f"a score depends on {others}, as in the release")
-    elif points == "batch" and not options.eval and processes * options.accumulate > 1:
+    elif settings["interest_points"] == "batch" and distributed.world_size() * accumulate > 1:
         notes.append("interest points are means over the images of a batch of a process, not of a step")
     return notes
 

@@ -11,7 +11,6 @@ from helpers.data import arguments
 from helpers.runs import metrics, table, weights
 from helpers.stand_in_graph import StandInGraph
 
-import option
 from iaa.errors import InputError
 from iaa.training import build, cuda_graph
 from iaa.training.cuda_graph import WARM_UP, CudaGraph, graph_forward
@@ -109,8 +108,8 @@ def test_without_a_graph_the_function_is_called():
     [
         ({}, "cpu", 1, (False, False)),
         ({}, "cuda:0", 1, (True, True)),
-        ({"cuda_graph": "on"}, "cuda:0", 1, (True, True)),
-        ({"cuda_graph": "off"}, "cuda:0", 1, (False, False)),
+        ({"choice": "on"}, "cuda:0", 1, (True, True)),
+        ({"choice": "off"}, "cuda:0", 1, (False, False)),
         ({}, "cuda:0", 2, "training steps are no CUDA graphs: there are several processes"),
         ({"accumulate": 4}, "cuda:0", 1, "training steps are no CUDA graphs: --accumulate is 4"),
         (
@@ -124,13 +123,13 @@ def test_without_a_graph_the_function_is_called():
 def test_graphs_are_taken_on_a_gpu_where_they_can_be(caplog, monkeypatch, given, device, processes, expected):
     caplog.set_level(logging.INFO)
     monkeypatch.setenv("WORLD_SIZE", str(processes))
-    options = option.complete(given)
-    found = build.pick_cuda_graphs(options, torch.device(device))
+    given = {"choice": "auto", "trains": True, "accumulate": 1, "grad_checkpoint": False} | given
+    given["device"] = torch.device(device)
+    found = build.pick_cuda_graphs(**given)
     if isinstance(expected, tuple):
         assert (found, caplog.text) == (expected, "")
         return
     assert found == (False, True)
     assert expected in caplog.text
-    options.cuda_graph = "on"
     with pytest.raises(InputError, match=f"--cuda_graph on: {expected.partition(': ')[2]}; leave it out"):
-        build.pick_cuda_graphs(options, torch.device(device))
+        build.pick_cuda_graphs(**given | {"choice": "on"})

@@ -12,7 +12,6 @@ from helpers.data import arguments
 from helpers.networks import add_running_points
 from helpers.runs import metrics
 
-import option
 from dataset import Transform, make_loader
 from iaa.photographs.labels import FORMATS, find_images, read_labels
 from iaa.runtime.signals import StopSignal
@@ -78,7 +77,7 @@ def test_running_points_of_older_runs_are_one_line(ava, run, released):
     before = sorted((ava / "run").rglob("*"))
     status, _, err = run(["--resume", "--experiment_dir_name", ava / "run"])
     assert (status, len(err.splitlines())) == (2, 1)
-    assert f"{options}: interest_points running is no longer known; start a new run from its best.pth" in err
+    assert f"{options}: interest_points running is no longer known; choose --interest_points image or" in err
     assert sorted((ava / "run").rglob("*")) == before
 
 
@@ -140,20 +139,14 @@ def test_accumulated_batches_are_one_step(scored):
 
 
 @pytest.mark.parametrize(
-    ("options", "processes", "noted"),
-    [
-        ({"accumulate": 4}, "1", True),
-        ({}, "2", True),
-        ({}, "1", False),
-        ({"interest_points": "image", "accumulate": 4}, "2", False),
-    ],
+    ("points", "accumulate", "processes", "noted"),
+    [("batch", 4, "1", True), ("batch", 1, "2", True), ("batch", 1, "1", False), ("image", 4, "2", False)],
 )
-def test_what_the_batch_is_stands_in_the_log(monkeypatch, options, processes, noted):
+def test_what_the_batch_is_stands_in_the_log(monkeypatch, points, accumulate, processes, noted):
     monkeypatch.setenv("WORLD_SIZE", processes)
-    given = option.complete({"path_to_images": "a", "path_to_save_csv": "b", "batch_size": 6} | options)
-    option.complete_network(given, options, {})
+    settings = {"interest_points": points, "refinement": "released"}
     note = "interest points are means over the images of a batch of a process, not of a step"
-    assert network_notes(given, None)[1:] == [note] * noted
+    assert network_notes(settings, None, True, accumulate, 6)[1:] == [note] * noted
 
 
 def test_released_runs_save_what_the_release_saves(ava, released):
