@@ -151,7 +151,7 @@ class DeformableAttention(nn.Module):
         """x: (B, H, W, C). Returns the same shape, and the layer's points."""
         q, k, v, positions, points = self.project(x)
         dropout = self.attn_drop if self.training else 0.0
-        out = attention(q, k, v, self.bias(positions), dropout)
+        out = attention(q, k, v, sample_bias(self.rpe_table, positions), dropout)
         out = rearrange(out, "b heads (h w) c -> b h w (heads c)", h=x.shape[1])
         return self.proj_drop(pointwise(self.proj_out, out)), points
 
@@ -168,14 +168,10 @@ class DeformableAttention(nn.Module):
         by_group, references = positions.permute(0, 3, 1, 2, 4), points.permute(0, 3, 1, 2, 4)
         return q, k, v, positions, AttentionPoints(by_group, references.expand_as(by_group))
 
-    def bias(self, positions: Tensor) -> Tensor:
-        """The position bias (B, heads, HW, HW) of keys at `positions`."""
-        return sample_bias(self.rpe_table, positions)
-
     def attention_weights(self, x: Tensor) -> tuple[Tensor, AttentionPoints]:
         """x: (B, H, W, C). Returns the attention weights (B, heads, queries, keys), HW each, and the layer's points."""
         q, k, _, positions, points = self.project(x)
-        logits = q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1) + self.bias(positions)
+        logits = q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1) + sample_bias(self.rpe_table, positions)
         return logits.softmax(-1), points
 
 

@@ -178,10 +178,8 @@ class EAT(nn.Module):
         for i, (dim, spec) in enumerate(zip(dims, stage_spec, strict=True)):
             fmap_size = img_size // patch_size // 2**i
             layer = {"dim": dim, "heads": heads[i], "attn_drop": attn_drop_rate, "proj_drop": drop_rate}
-            window, deformable = (
-                {"window": window_sizes[i]},
-                {"groups": groups[i], "kernel": OFFSET_KERNELS[i]},
-            )
+            window = {"window": window_sizes[i]}
+            deformable = {"groups": groups[i], "kernel": OFFSET_KERNELS[i]}
             make = {
                 "L": partial(WindowAttention, **window),
                 "S": partial(ShiftedWindowAttention, fmap_size=fmap_size, **window),

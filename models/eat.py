@@ -19,17 +19,21 @@ NO_CONSTRAINT = (1.0, 1.0)
 
 def in_float32(device: torch.device):
     """A context without autocast: in half precision coordinates would move by whole pixels."""
-    if device.type == "meta" or not torch.is_autocast_enabled(device.type):
-        return nullcontext()
-    return torch.autocast(device.type, enabled=False)
+    return torch.autocast(device.type, enabled=False) if _is_autocast_on(device) else nullcontext()
+
+
+def run_precision(x: Tensor) -> torch.dtype:
+    """The type that a matrix product with x has: autocast's, where it is on."""
+    return torch.get_autocast_dtype(x.device.type) if _is_autocast_on(x.device) else x.dtype
 
 
 def cast_for_products(x: Tensor) -> Tensor:
     """Cast x as autocast would at each matrix product: once, so that copies and products share the smaller tensor."""
-    device = x.device.type
-    if device == "meta" or not torch.is_autocast_enabled(device):
-        return x
-    return x.to(torch.get_autocast_dtype(device))
+    return x.to(run_precision(x))
+
+
+def _is_autocast_on(device: torch.device) -> bool:
+    return device.type != "meta" and torch.is_autocast_enabled(device.type)
 
 
 class InterestPoints(nn.Conv2d):

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor
 
-from .eat import in_float32
+from .eat import in_float32, run_precision
 
 try:
     from . import kernel_ops
@@ -35,13 +35,6 @@ def choose_way(positions: Tensor, size: tuple[int, int], dim: int = 1) -> str:
     square = positions.shape[1:3] == size and size[0] == size[1]
     fits = square and size[0] <= kernel_ops.LARGEST_SIDE and dim <= kernel_ops.LARGEST_DIM
     return "kernels" if fits and kernel_ops.triton_works() else "products"
-
-
-def run_precision(tensor: Tensor) -> torch.dtype:
-    """The type that a product would have with `tensor`: autocast's, where it is on."""
-    device = tensor.device.type
-    autocast = device != "meta" and torch.is_autocast_enabled(device)
-    return torch.get_autocast_dtype(device) if autocast else tensor.dtype
 
 
 def sample_features(features: Tensor, positions: Tensor) -> Tensor:

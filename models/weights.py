@@ -58,12 +58,9 @@ def read_weights(path: str | os.PathLike) -> Weights:
 
 def _imply_settings(state: Iterable[str]) -> Purpose:
     """The settings that follow from the names of a file's buffers."""
-    settings = {}
-    if any(name.endswith("running_points") for name in state):
-        settings.update([FORMER])
-    if any(name.endswith(FACTORS) for name in state):
-        settings["refinement"] = "scheduled"
-    return Purpose(settings=settings)
+    by_ending = {"running_points": FORMER, FACTORS: ("refinement", "scheduled")}
+    settings = (by_ending[end] for end in by_ending if any(name.endswith(end) for name in state))
+    return Purpose(settings=dict(settings))
 
 
 def pick_evaluation_settings(weights: Weights) -> dict[str, str]:
@@ -84,15 +81,9 @@ def load_weights(model: nn.Module, source: str | os.PathLike | Weights) -> list[
     """
     weights = source if isinstance(source, Weights) else read_weights(source)
     target, state = model.state_dict(), weights.state
-    fresh = {
-        name: torch.ones_like(value)
-        for name, value in target.items()
-        if name.endswith(FACTORS) and name not in state
-    }
+    fresh = {n: torch.ones_like(v) for n, v in target.items() if n.endswith(FACTORS) and n not in state}
     if not _has_points(state):
-        fresh |= {
-            name: value for name, value in target.items() if "ref_point14" in name and name not in fresh
-        }
+        fresh |= {name: value for name, value in target.items() if "ref_point14" in name}
         fresh |= _fresh_head(
             state, target, head_prefixes((getattr(model, "pretrained_cfg", None) or {}).get("classifier"))
         )

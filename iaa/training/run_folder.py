@@ -31,9 +31,8 @@ from option import resumed
 log = logging.getLogger("eat")
 
 # Every file that a run writes, by subfolder.
-_WEIGHTS = ("best.pth", "released_style.pth", "*_AOT_vacc_*.pth")
 _FILES = {
-    "checkpoints": (*_WEIGHTS, "last.pt", "previous.pt", ".*.tmp"),
+    "checkpoints": ("best.pth", "released_style.pth", "*_AOT_vacc_*.pth", "last.pt", "previous.pt", ".*.tmp"),
     "tensorboard": ("events.out.tfevents*",),
     "": ("options.json", "run.json", "metrics.csv", "predictions.csv", "report.png", "report.html"),
 }
