@@ -74,9 +74,9 @@ def work(options: argparse.Namespace, weights: Weights | None, device: torch.dev
     folder = run_folder.open_folder(options, notes, keep=weights and weights.path, patience=patience)
     options.experiment_dir_name = str(folder)
     log.info("%s on %s, %s, in %s", options.model, options.dataset, device, folder)
-    sizes = options.accumulate, options.eval_batch_size
-    notes = build.network_notes(model.purpose.settings, weights, trains, *sizes)
-    for note in notes + build.evaluation_notes(options):
+    network = model.purpose.settings, weights, trains, options.accumulate, options.eval_batch_size
+    evaluation_notes = build.evaluation_notes(options.ema_decay if trains else None)
+    for note in build.network_notes(*network) + evaluation_notes:
         log.info("%s", note)
     with (
         StopSignal() as stop,
@@ -86,7 +86,7 @@ def work(options: argparse.Namespace, weights: Weights | None, device: torch.dev
     ):
         if options.compile:
             model.compile()
-        exact = options.eval or options.released_protocol
+        exact = not trains or options.released_protocol
         precision, test_precision = build.pick_precisions(options.amp, exact, device)
         loaders = build.make_loaders(options, splits, model, network_format, stop)
         history, selection = [], {}
@@ -112,7 +112,7 @@ def work(options: argparse.Namespace, weights: Weights | None, device: torch.dev
             build.pick_decoders(options.decode, options.released_protocol)[1],
             test_precision,
             splits.skipped_test_rows,
-            build.evaluation_notes(options),
+            evaluation_notes,
         )
         split = recognise_split(options.dataset, options.path_to_save_csv, evaluation.names)
         report = make_test_report(setup, split, label_format, model, evaluation, trained_format, is_stated)

@@ -218,11 +218,11 @@ def network_notes(
     return notes
 
 
-def evaluation_notes(options: argparse.Namespace) -> list[str]:
+def evaluation_notes(ema_decay: float | None) -> list[str]:
     """Lines for the log and the report on what is evaluated, where it is not simply the network's weights."""
-    if options.eval or options.ema_decay is None:
+    if ema_decay is None:
         return []
-    return [f"evaluated: the moving average of the weights (--ema_decay {options.ema_decay:g})"]
+    return [f"evaluated: the moving average of the weights (--ema_decay {ema_decay:g})"]
 
 
 def note_photographs(model: nn.Module, splits: Splits) -> None:
