@@ -12,6 +12,7 @@ from helpers.data import arguments
 from helpers.networks import add_running_points
 from helpers.runs import metrics
 
+import option
 from dataset import Transform, make_loader
 from iaa.photographs.labels import FORMATS, find_images, read_labels
 from iaa.runtime.signals import StopSignal
