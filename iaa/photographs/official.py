@@ -118,7 +118,7 @@ def split_by_lists(prepared: PreparedLabels, paths: Sequence[str], source, skip_
     if "test" not in set(prepared.table["split"]):
         problem = f"no {column}s of test photographs of {source}"
         raise InputError(f"{name}: {problem}; a list with `train` in its name is that of train.csv")
-    tested = [Path(name).stem for name in split_of.index[split_of == "test"]]
+    tested = [Path(file).stem for file in split_of.index[split_of == "test"]]
     is_official = prepared.label_format is AVA and splits.is_official_ava(tested)
     prepared.split = "official" if is_official else "list"
     if "train" in set(split_of):
@@ -214,10 +214,9 @@ def read_oasis(path, votes: str | None = None, categories: Sequence[str] = ()) -
     require_columns(path, table, ["item", "beauty_mean", "Theme", "Category"])
     table["image"] = table["Theme"].str.strip().str.replace(r"\s*(\d+)$", r" \1", regex=True)
     category = table["Category"].str.strip()
-    if unknown := sorted(set(categories) - set(category)):
-        raise InputError(
-            f"{path}: no Category {', '.join(unknown)}; found {', '.join(sorted(set(category)))}"
-        )
+    if unknown := set(categories) - set(category):
+        unknown, found = (", ".join(sorted(names)) for names in (unknown, set(category)))
+        raise InputError(f"{path}: no Category {unknown}; found {found}")
     means, levels = labels.read_scores(path, table, (1, 7), "beauty_mean"), ()
     if votes:
         levels = tuple(f"vote{level}" for level in range(1, 8))
@@ -240,18 +239,14 @@ def _count_ratings(path, source, table: pd.DataFrame) -> np.ndarray:
     """
     try:
         ratings = np.asarray(loadmat(path, appendmat=False)["corrData"], np.float64)
-    except OSError:
-        raise
+    except KeyError:
+        raise InputError(f"{path}: has no corrData; give the file of OASIS' beauty ratings") from None
     except Exception as error:  # the reader raises anything at all on a damaged file
-        problem = (
-            "has no corrData" if isinstance(error, KeyError) else f"not a readable MATLAB file ({error})"
-        )
-        raise InputError(f"{path}: {problem}; give the corrData.mat of OASIS' beauty ratings") from None
+        raise InputError(f"{path}: not a readable MATLAB file ({error})") from None
     items = table["item"].str.extract(r"^\s*[A-Za-z]*(\d{1,9})\s*$")[0]
     refuse_where(source, table, items.isna() | items.duplicated(), "item", "not a number of its own")
     if ratings.shape[1:] != (len(items),):
-        problem = f"corrData has {ratings.shape[-1]} columns, {source} has {len(items)} items"
-        raise InputError(f"{path}: {problem}")
+        raise InputError(f"{path}: corrData has {ratings.shape[-1]} columns, {source} {len(items)} items")
     wrong = np.argwhere(~np.isnan(ratings) & ~np.isin(ratings, range(1, 8)))
     if len(wrong):
         row, column = wrong[0]

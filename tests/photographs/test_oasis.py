@@ -106,8 +106,8 @@ def test_a_theme_without_a_picture_is_counted_and_the_next_command_trains(oasis,
 @pytest.mark.parametrize(
     ("content", "problem"),
     [
-        ({"ratings": ratings_of()}, "corrData.mat: has no corrData; give the corrData.mat"),
-        ({"corrData": ratings_of()[:, :-1]}, "corrData.mat: corrData has 21 columns, {csv} has 22 items"),
+        ({"ratings": ratings_of()}, "corrData.mat: has no corrData; give the file"),
+        ({"corrData": ratings_of()[:, :-1]}, "corrData.mat: corrData has 21 columns, {csv} 22 items"),
         ({"corrData": ratings_of().T}, "corrData has 6 columns"),
         ({"corrData": np.where(ratings_of() == 7, 8, ratings_of())}, "= 8: ratings are 1, 2, ... 7 ("),
         ({"corrData": np.where(ratings_of() == 3, 3.5, ratings_of())}, "= 3.5: ratings are 1, 2, ... 7 ("),
@@ -115,7 +115,7 @@ def test_a_theme_without_a_picture_is_counted_and_the_next_command_trains(oasis,
         ({"corrData": "words"}, "corrData.mat: not a readable MATLAB file"),
         (b"MATLAB 5.0 MAT-file, and no more", "corrData.mat: not a readable MATLAB file"),
         (b"", "corrData.mat: not a readable MATLAB file"),
-        (None, "corrData.mat: No such file"),
+        (None, "corrData.mat: not a readable MATLAB file ([Errno 2] No such file"),
     ],
 )
 def test_a_wrong_mat_file_is_one_line(oasis, command, content, problem):
