@@ -57,19 +57,14 @@ def write_card(trained: TrainedNetwork, about: dict) -> str:
 def make_front_matter(trained: TrainedNetwork, family: str, dataset: str, metrics: dict) -> ModelCardData:
     """Without a licence: the hub would take it for that of the weights, which follows from the data."""
     task = "image-classification"  # the hub's nearest
+    measured = {"task_type": task, "task_name": "image aesthetics assessment", "dataset_split": "test"}
+    measured |= {"dataset_type": trained.dataset, "dataset_name": dataset}
     results = [
         EvalResult(
-            task_type=task,
-            task_name="image aesthetics assessment",
-            dataset_type=trained.dataset,
-            dataset_name=dataset,
-            dataset_split="test",
-            metric_type=HUB_METRICS[name],
-            metric_name=LABELS[name],
-            metric_value=round(value, 4),
+            metric_type=type_, metric_name=LABELS[name], metric_value=round(metrics[name], 4), **measured
         )
-        for name, value in metrics.items()
-        if name in HUB_METRICS
+        for name, type_ in HUB_METRICS.items()
+        if name in metrics
     ]
     return ModelCardData(
         library_name="timm",
@@ -84,10 +79,8 @@ def make_front_matter(trained: TrainedNetwork, family: str, dataset: str, metric
 def read_run(trained: TrainedNetwork) -> tuple[dict, dict]:
     """The options of the run that the weights lie in, and its metrics on test.csv; empty unless they belong to these weights."""
     path, run = trained.path, trained.path.resolve().parent.parent
-    options = {
-        name: value for name, value in read_json_object(run / "options.json").items() if value is not None
-    }
-    outcome = read_json_object(run / "run.json")
+    options, outcome = read_json_object(run / "options.json"), read_json_object(run / "run.json")
+    options = {name: value for name, value in options.items() if value is not None}
     stated = read_weights(path).purpose.settings | {"model": trained.name, "dataset": trained.dataset}
     if any(options.get(name, value) != value for name, value in stated.items()):
         return {}, {}
