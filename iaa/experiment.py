@@ -59,7 +59,7 @@ def work(options: argparse.Namespace, weights: Weights | None, device: torch.dev
     """Make data, network and folder; train, and evaluate. Returns the result."""
     label_format, splits = read_data(options)
     labels = Purpose(options.model, options.dataset, label_format.scale, label_format.threshold)
-    trains, tested = not options.eval, weights if options.eval else None
+    trains, tested, mirrors = not options.eval, weights if options.eval else None, options.tta == "flip"
     purpose, trained_format, is_stated = pick_purpose(labels, label_format, tested, options.trained_on)
     network_format = trained_format or label_format
     graph, test_graph = build.pick_cuda_graphs(
@@ -75,7 +75,7 @@ def work(options: argparse.Namespace, weights: Weights | None, device: torch.dev
     options.experiment_dir_name = str(folder)
     log.info("%s on %s, %s, in %s", options.model, options.dataset, device, folder)
     network = model.purpose.settings, weights, trains, options.accumulate, options.eval_batch_size
-    evaluation_notes = build.evaluation_notes(options.ema_decay if trains else None)
+    evaluation_notes = build.evaluation_notes(options.ema_decay if trains else None, mirrors)
     for note in build.network_notes(*network) + evaluation_notes:
         log.info("%s", note)
     with (
@@ -95,12 +95,12 @@ def work(options: argparse.Namespace, weights: Weights | None, device: torch.dev
             state.progress = trainer.progress
             protocol = options.dataset if options.released_protocol else None
             how = options.select_by, options.search_metric, protocol
-            train(trainer, loaders, label_format, test_graph, folder, stop, *how)
+            train(trainer, loaders, label_format, test_graph, mirrors, folder, stop, *how)
             history = trainer.progress.history
             selected_on = "test.csv" if options.released_protocol else "validation"
             selection = {"best_epoch": trainer.progress.best_epoch, "selected_on": selected_on}
         criterion = make_loss(options.loss)
-        scoring = test_precision, "test", stop, trained_format, test_graph
+        scoring = test_precision, "test", stop, trained_format, test_graph, mirrors
         evaluation = engine.evaluate(model, loaders["test"], criterion, label_format, *scoring)
         setup = EvaluationSetup(
             options.dataset,
@@ -112,6 +112,7 @@ def work(options: argparse.Namespace, weights: Weights | None, device: torch.dev
             build.pick_decoders(options.decode, options.released_protocol)[1],
             test_precision,
             splits.skipped_test_rows,
+            mirrors,
             evaluation_notes,
         )
         split = recognise_split(options.dataset, options.path_to_save_csv, evaluation.names)
@@ -196,6 +197,7 @@ def train(
     loaders: dict[str, DataLoader],
     label_format: LabelFormat,
     cuda_graph: bool,
+    mirrors: bool,
     folder: Path,
     stop: StopSignal,
     select_by: str,
@@ -204,7 +206,7 @@ def train(
 ) -> None:
     """Train, select on the validation set, and put the selected checkpoint into the network.
 
-    cuda_graph: validate by one. protocol: the dataset whose released protocol is followed.
+    cuda_graph, mirrors: of validation, see `evaluate`. protocol: the dataset whose released protocol is followed.
     """
     model, precision, progress = trainer.stepper.evaluated, trainer.stepper.precision, trainer.progress
     writes, evaluated = distributed.rank() == 0, (loaders["val"], trainer.criterion, label_format, precision)
@@ -214,7 +216,8 @@ def train(
             trainer.train_epoch(loaders["train"], stop)
             trainer.save()  # a signal ends the validation; several processes only notice it afterwards
             start = time.perf_counter()
-            validation = engine.evaluate(model, *evaluated, "validate", stop, cuda_graph=cuda_graph)
+            settings = {"cuda_graph": cuda_graph, "mirrors": mirrors}
+            validation = engine.evaluate(model, *evaluated, "validate", stop, **settings)
             progress.seconds += time.perf_counter() - start
             trainer.end_epoch(validation, select_by)
             if writes:

@@ -30,7 +30,7 @@ from iaa.scoring.shards import ORIGIN, shard_batches
 from iaa.scoring.sources import Sources, is_shard, path_number, shards_of
 from iaa.scoring.stars import SidecarWriter
 from iaa.scoring.table import Row, Table
-from iaa.training.build import pick_device
+from iaa.training.build import MIRRORED, pick_device
 from iaa.training.steps import Precision
 
 log = logging.getLogger("eat")
@@ -57,6 +57,8 @@ def score(options: argparse.Namespace, stop: StopSignal) -> int:
     has_shards = counts[True] > 0
     refuse_options(options, trained, has_shards)
     trained.model.to(device)
+    if options.tta == "flip":
+        trained.notes.append(f"scores: {MIRRORED}")
     precision = Precision(device, torch.bfloat16 if options.amp == "bf16" else None)
     is_recorded = (options.explain or options.report) and trained.points is not None
     recorder = AttentionRecorder(trained.model, options.layer) if is_recorded else None
@@ -78,7 +80,8 @@ def score(options: argparse.Namespace, stop: StopSignal) -> int:
         total = None if has_shards else counts[False]
         bar = stack.enter_context(progress_bar("score", total, summary.rows_before))
         batches = unscored_batches(make_photos(options, trained), sources.without(done))
-        for batch in whole_shards(score_batches(trained, batches, precision, recorder, stop), bar):
+        scored = score_batches(trained, batches, precision, recorder, stop, options.tta == "flip")
+        for batch in whole_shards(scored, bar):
             rows = [builder.build(photo) for photo in batch.photos]
             if options.explain:
                 for photo, row in zip(batch.photos, rows, strict=True):
@@ -245,7 +248,9 @@ def make_settings(
         "columns": builder.columns,
         "decode": options.decode,
         "upright": options.upright,
-        "srgb": options.srgb or None,  # as in tables of before there was the option
+        # None as in tables of before there were these options
+        "srgb": options.srgb or None,
+        "tta": None if options.tta == "off" else options.tta,
         "precision": str(precision.dtype or torch.float32),
         "reference": None if reference is None else hashlib.sha256(reference.tobytes()).hexdigest()[:16],
         "network": network.hexdigest()[:16],

@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent
 # From the ground up. Rooms on one floor may not import each other.
 FLOORS = [
     ("iaa", "iaa.errors", "iaa.suggestions"),
-    ("iaa.loss_terms",),
+    ("iaa.loss_terms", "iaa.option_row"),
     ("option", "util"),
     ("models", "iaa.runtime"),
     ("iaa.options",),

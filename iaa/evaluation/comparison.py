@@ -155,8 +155,8 @@ def group_by_seed(runs: Sequence[Predictions]) -> dict[str, list[Predictions]]:
     for run in runs:
         options, record = (read_json_object(Path(run.name) / file) for file in ("options.json", "run.json"))
         seed = options.pop("seed", None)
-        same = {name: value for name, value in options.items() if value is not None and name in OPTIONS}
-        same = {name: value for name, value in same.items() if not OPTIONS[name].resumable}
+        known = {name: value for name, value in options.items() if name in OPTIONS}
+        same = {n: v for n, v in known.items() if v != OPTIONS[n].default and not OPTIONS[n].resumable}
         rows = {name: labels["rows"] for name, labels in (record.get("labels") or {}).items()}
         recipe = (
             run.name if seed is None else json.dumps([same, rows, record.get("processes")], sort_keys=True)

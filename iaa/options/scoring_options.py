@@ -59,6 +59,7 @@ TABLE = {
         Option("num_workers", int, min(CPUS, 8), "processes that read photographs (default: all cores, at most 8)"),
         Option("max_bytes", int, 2**28, "largest photograph in a shard; a larger one is a row with an error", low=1),
         Option("gpu_id", str, None, "GPU to use, or cpu (default: the first GPU, else the CPU)", metavar="ID"),
+        Option("tta", str, "off", "flip: the mean of the outputs for a photograph and its mirror image, in twice the time", choices=("off", "flip")),
         Option("amp", str, "off", "number format of matrix products; off: float32, as --eval; bf16: faster on a GPU, moves scores by some hundredths", choices=("off", "bf16")),
     ),
 }

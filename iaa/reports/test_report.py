@@ -47,6 +47,7 @@ class EvaluationSetup:
     decoder: str
     precision: Precision
     skipped: int  # photographs of test.csv that are missing
+    mirrors: bool = False  # see `graph_forward`
     notes: Sequence[str] = ()  # sentences for the report
 
 
@@ -256,6 +257,7 @@ def list_departures(setup: EvaluationSetup, split: str) -> list[str]:
         not in (None, "released"),
         f"{setup.model}, not eat_base": setup.model != "eat_base",
         f"photographs decoded by {setup.decoder}, not by PIL": setup.decoder != "pil",
+        "outputs are means over mirror images (--tta flip)": setup.mirrors,
         "matrix products in half precision": setup.precision.dtype is not None,
         f"{setup.skipped} photographs of test.csv are missing and were skipped": setup.skipped,
         split: split,

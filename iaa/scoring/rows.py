@@ -30,13 +30,15 @@ def score_batches(
     precision: Precision,
     recorder: AttentionRecorder | None = None,
     stop: StopSignal | None = None,
+    mirrors: bool = False,
 ) -> Iterator[PhotoBatch]:
     """The same batches, with the outputs of their photographs. The network must be on the precision's device.
 
+    mirrors: see `graph_forward`.
     Raises Interrupted between two batches when a signal came, TrainingError where memory runs out.
     """
     is_graph = precision.device.type == "cuda" and recorder is None
-    forward = graph_forward(trained.model, precision, is_graph)
+    forward = graph_forward(trained.model, precision, is_graph, mirrors)
     for batch in batches:
         if stop is not None and stop.received:
             raise Interrupted(stop.received)

@@ -34,6 +34,7 @@ from util import make_loss
 log = logging.getLogger("eat")
 
 EXPLORATION = attrgetter("explore_share", "explore_same", "explore_other", "handover")
+MIRRORED = "the mean of each photograph's outputs and its mirror image's (--tta flip)"
 SCHEDULE = attrgetter("init_lr", "num_epoch", "schedule", "decay_every", "decay_factor", "warmup_epochs")
 
 
@@ -218,11 +219,12 @@ def network_notes(
     return notes
 
 
-def evaluation_notes(ema_decay: float | None) -> list[str]:
+def evaluation_notes(ema_decay: float | None, mirrors: bool) -> list[str]:
     """Lines for the log and the report on what is evaluated, where it is not simply the network's weights."""
-    if ema_decay is None:
-        return []
-    return [f"evaluated: the moving average of the weights (--ema_decay {ema_decay:g})"]
+    notes = []
+    if ema_decay is not None:
+        notes.append(f"evaluated: the moving average of the weights (--ema_decay {ema_decay:g})")
+    return notes + [f"evaluated: {MIRRORED}"] * mirrors
 
 
 def note_photographs(model: nn.Module, splits: Splits) -> None:

@@ -86,12 +86,17 @@ class CudaGraph:
         log.warning("warning: it goes on without a CUDA graph: %s", reason.strip().partition("\n")[0][:200])
 
 
-def graph_forward(model: nn.Module, precision: Precision, enabled: bool) -> CudaGraph:
-    """A network in evaluation mode as a CUDA graph: from its input (B, 3, H, W) to raw outputs (B, levels) float32."""
+def graph_forward(model: nn.Module, precision: Precision, enabled: bool, mirrors: bool = False) -> CudaGraph:
+    """A network in evaluation mode as a CUDA graph: from its input (B, 3, H, W) to raw outputs (B, levels) float32.
+
+    mirrors: the outputs are the mean of those for the images and for their mirror images.
+    """
 
     def forward(images: Tensor) -> Tensor:
         with precision():
-            return model(images).float()
+            mirrored = model(images.flip(-1)).float() if mirrors else None
+            outputs = model(images).float()  # last, because an AttentionRecorder keeps the last pass
+        return (outputs + mirrored) / 2 if mirrors else outputs
 
     return CudaGraph(forward, enabled=enabled)
 

@@ -257,16 +257,17 @@ def evaluate(
     stop: StopSignal | None = None,
     trained: LabelFormat | None = None,
     cuda_graph: bool = False,
+    mirrors: bool = False,
 ) -> Evaluation:
     """Run the network over a split, and compute all metrics, in the order of the CSV.
 
     label_format: format of the labels. trained: format of the dataset that the network was trained on, if it is another one.
-    cuda_graph: run the network as a CUDA graph.
+    cuda_graph: run the network as a CUDA graph. mirrors: see `graph_forward`.
     Several processes share the batches if the loader does; else rank 0 evaluates alone. All return the same result.
     Raises TrainingError if an output is not finite, Interrupted after a signal to a single process.
     """
     sampler, device, results, points = loader.batch_sampler, precision.device, [], {}
-    forward = graph_forward(model, precision, cuda_graph)
+    forward = graph_forward(model, precision, cuda_graph, mirrors)
     if sampler.world_size == distributed.world_size() or distributed.rank() == 0:
         model.eval()
         bar, remedy = progress_bar(title, sampler.num_images), max(1, sampler.batch_size // 2)

@@ -122,6 +122,7 @@ def test_a_better_figure_of_weights_that_remember_nothing_names_the_likeliest_ca
         ({"model": "eat_tiny"}, "eat_tiny, not eat_base"),
         ({"decoder": "fast"}, "decoded by fast"),
         ({"precision": HALF}, "half precision"),
+        ({"mirrors": True}, "means over mirror images"),
         ({"skipped": 3}, "3 photographs of test.csv are missing and were skipped"),
     ],
 )

@@ -15,6 +15,7 @@ import torch
 from helpers.data import arguments, make_pictures
 from helpers.networks import add_running_points, make_weights
 from helpers.processes import ended, fork
+from PIL import Image
 
 import models
 import predict
@@ -70,6 +71,20 @@ def test_scores_do_not_depend_on_the_batch(album, tmp_path, scored_rows, points)
     assert [row["score"] for row in one] == pytest.approx([row["score"] for row in all_], abs=1e-4)
     alone = scored_rows(album / "z" / "b.png", "--weights", weights, "--overwrite")
     assert alone[0]["score"] == pytest.approx(one[-1]["score"], abs=1e-4)
+
+
+def test_flipped_scores_are_the_mean_of_a_photograph_and_its_mirror_image(tmp_path, weights, scored_rows):
+    make_pictures(tmp_path / "p", ["a.png"])
+    Image.open(tmp_path / "p" / "a.png").transpose(Image.Transpose.FLIP_LEFT_RIGHT).save(
+        tmp_path / "p" / "b.png"
+    )
+    words = tmp_path / "p", "--weights", weights, "--explain", tmp_path / "why", "--overwrite"
+    one, mirrored = scored_rows(*words)
+    flipped = scored_rows(*words, "--tta", "flip")
+    assert abs(one["score"] - mirrored["score"]) > 1e-3
+    for row, as_is in zip(flipped, (one, mirrored), strict=True):
+        assert row["score"] == pytest.approx((one["score"] + mirrored["score"]) / 2, abs=1e-5)
+        assert row["attention_background"] == as_is["attention_background"]  # of the photograph as it is
 
 
 def test_rows_stand_in_order_and_say_the_spread(album, weights, scored_rows):

@@ -223,6 +223,7 @@ def test_what_is_there_is_not_lost(album, weights, tmp_path, command):
         (("--append", "--weights", make_weights(tmp_path / "other.pth", seed=1)), "another network"),
         (("--append", "--layer", "stages.3.attns.0"), "another layer, says s.csv.run.json"),
         (("--append", "--decode", "fast"), "another decode"),
+        (("--append", "--tta", "flip"), "another tta"),
         (("--append", "--upright"), "another upright"),
         (
             ("--overwrite", "--layer", "stages.9"),

@@ -8,6 +8,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -21,6 +22,7 @@ import main_nni
 import models
 from iaa.networks.purpose import find_table_scale
 from iaa.reports import test_report
+from iaa.training import engine
 from iaa.training.steps import Schedule
 from util import make_loss
 
@@ -65,6 +67,35 @@ def test_eval_of_best_gives_the_runs_own_metrics(ava, run, ran):
     assert not (ava / "evaluated" / "checkpoints").exists()
     tables = [(ava / name / "predictions.csv").read_bytes() for name in ("run", "evaluated")]
     assert tables[0] == tables[1]
+
+
+def test_flipped_evaluation_is_the_mean_over_photographs_and_mirror_images(ava, run, ran, monkeypatch):
+    def outputs(name, **options):
+        given = {"interest_points": "image", "refinement": "off"} | options
+        status, result, err = evaluate(run, ava, ran["files"]["best"], name, **given)
+        assert status == 0, err
+        return pd.read_csv(ava / name / "predictions.csv").filter(like="output"), result
+
+    plain, plain_result = outputs("plain")
+    flipped, result = outputs("flipped", tta="flip")
+    to_input = engine.to_input
+    monkeypatch.setattr(engine, "to_input", lambda *given: to_input(*given).flip(-1))
+    mirrored, _ = outputs("mirrored")
+    assert (plain - mirrored).abs().to_numpy().max() > 1e-3
+    np.testing.assert_allclose(flipped, (plain + mirrored) / 2, atol=1e-6)
+    told = "the mean of each photograph's outputs and its mirror image's (--tta flip)"
+    assert f"evaluated: {told}" in result["notes"]
+    assert "tta" not in json.dumps(plain_result)
+
+
+def test_a_flipped_run_is_selected_by_what_it_is_tested_by(ava, run):
+    """The validation set is the test set."""
+    (ava / "test.csv").write_bytes((ava / "val.csv").read_bytes())
+    status, result, err = run(arguments(ava, tta="flip"))
+    assert status == 0, err
+    assert pd.read_csv(ava / "run" / "metrics.csv")["val_plcc"][0] == pytest.approx(result["plcc"], rel=1e-5)
+    _, plain, _ = evaluate(run, ava, ava / "run" / "checkpoints" / "best.pth", "plain")
+    assert plain["plcc"] != pytest.approx(result["plcc"], rel=1e-3)
 
 
 def test_eval_prints_the_published_figures(ava, run, caplog):
