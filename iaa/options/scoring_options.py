@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from iaa.errors import InputError
@@ -90,50 +90,45 @@ def check(options: argparse.Namespace) -> None:
         is_given = getattr(options, name) not in (False, None, ALL)
         if is_given and not any(getattr(options, owner) for owner in owners):
             raise InputError(f"--{name} belongs to --{' or --'.join(owners)}; give that, too")
-    if (count := distributed.world_size()) > 1:
-        remedy = "without torchrun, give each a part of the files or shards and an --out of its own"
-        raise InputError(f"{count} processes do not share a call (WORLD_SIZE); {remedy}")
-    faults = [
+    stars, reject, count = options.stars, options.reject, distributed.world_size()
+    is_share = stars or reject is None or 0 < reject < 1
+    has_url = any("://" in path for path in options.paths)
+    is_table = options.out is None or options.out.lower().endswith((".csv", ".jsonl"))
+    split = "without torchrun, give each a part of the files or shards and an --out of its own"
+    for is_wrong, problem in (
+        (count > 1, f"{count} processes do not share a call (WORLD_SIZE); {split}"),
         (options.weights is None, NO_WEIGHTS),
         (not options.paths + options.list, "no photographs: give files, folders, globs, or --list FILE"),
         (options.append and options.overwrite, "--append and --overwrite exclude each other"),
         (options.explain and options.explain.is_file(), f"--explain {options.explain}: is no folder"),
-    ]
-    stars, reject = options.stars, options.reject
-    is_share = stars or reject is None or 0 < reject < 1
-    has_url = any("://" in path for path in options.paths)
-    faults += [
+        (not is_table, f"--out {options.out}: its ending should be .csv or .jsonl; {PARQUET}"),
         (stars and sorted(set(stars)) != stars, "--stars: give four scores, each higher than the one before"),
         (not is_share, f"--reject {reject}: without --stars it is a share, such as 0.05"),
         (options.xmp and has_url, "--xmp: sidecars lie beside files; give files instead of addresses"),
-    ]
-    inputs = (options.weights, options.reference, *options.list, *options.paths)
-    used = {os.path.realpath(path) for path in inputs if path is not None}
-    folders = []
-    for name in ("out", "report"):
-        if (value := getattr(options, name)) is None:
-            continue
-        path, is_table = Path(value), name == "out"
-        folder = path.absolute().parent
-        may_exist = is_table or options.overwrite or (name == "report" and options.append)
-        is_ending_wrong = is_table and path.suffix.lower() not in (".csv", ".jsonl")
-        faults += [
-            (is_wrong, f"--{name} {value}: {problem}")
-            for is_wrong, problem in (
-                (os.path.realpath(path) in used, "is an input or another output, too; give another file"),
-                (is_ending_wrong, f"its ending should be .csv or .jsonl; {PARQUET}"),
-                (path.is_dir(), "is a folder; give a file"),
-                (path.exists() and not may_exist, "exists; give another, or --overwrite"),
-                (
-                    folder.is_dir() and not os.access(folder, os.W_OK),
-                    f"the folder {folder} is write-protected",
-                ),
-            )
-        ]
-        used.add(os.path.realpath(path))
-        folders.append(folder)
-    for is_wrong, problem in faults:
+    ):
         if is_wrong:
             raise InputError(problem)
-    for folder in folders:
-        folder.mkdir(parents=True, exist_ok=True)
+    inputs = (options.weights, options.reference, *options.list, *options.paths)
+    used = {os.path.realpath(path) for path in inputs if path is not None}
+    may_exist = {"out": True, "report": options.overwrite or options.append}
+    outputs = {name: Path(getattr(options, name)) for name in may_exist if getattr(options, name)}
+    for name, path in outputs.items():
+        if problem := find_fault(path, used, may_exist[name]):
+            raise InputError(f"--{name} {path}: {problem}")
+        used.add(os.path.realpath(path))
+    for path in outputs.values():
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+
+def find_fault(path: Path, used: Collection[str], may_exist: bool) -> str:
+    """Why an output cannot be written; empty if it can. used: the real paths of inputs and of other outputs."""
+    folder = path.absolute().parent
+    if os.path.realpath(path) in used:
+        return "is an input or another output, too; give another file"
+    if path.is_dir():
+        return "is a folder; give a file"
+    if path.exists() and not may_exist:
+        return "exists; give another, or --overwrite"
+    if folder.is_dir() and not os.access(folder, os.W_OK):
+        return f"the folder {folder} is write-protected"
+    return ""
