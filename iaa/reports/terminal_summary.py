@@ -40,7 +40,7 @@ class TerminalSummary:
         self.turned += sum(photo.turned for photo in batch.photos)
         self.other_colours += sum(photo.other_colours for photo in batch.photos)
         if batch.fault:
-            log.warning("warning: %s: cannot be read to its end (%s)", batch.shard, batch.fault)
+            log.warning("warning: %s: %s", batch.shard, batch.fault)
             self.damaged_shards += 1
 
     def add(self, row: Row) -> None:

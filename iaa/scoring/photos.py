@@ -48,7 +48,7 @@ class ScoredPhoto:
 class PhotoBatch(NamedTuple):
     """A batch of photographs, in order, with the pixels of those without an error: (readable ones, 3, side, side) uint8.
 
-    shard: its tar. A shard's last batch has no photographs; fault: why the shard could not be read to its end.
+    shard: its tar. A shard's last batch has no photographs; fault: what of the shard could not be read, and why.
     """
 
     photos: list[ScoredPhoto]

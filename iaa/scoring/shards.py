@@ -23,7 +23,7 @@ MAX_HEADER = 2**20  # bytes of the headers before a member
 def shard_batches(photos: Photos, shards: Sequence[str]) -> Iterator[PhotoBatch]:
     """Batches in the order of each shard, every batch of one shard; batches of `photos.num_workers` shards alternate.
 
-    A shard's last batch has no photograph, and the fault of the shard if it is damaged. Raises InputError if a worker dies.
+    A shard's last batch has no photograph, and the fault of the shard if not all of it was read. Raises InputError if a worker dies.
     """
     num_workers = min(photos.num_workers, len(shards))
     options = {"batch_size": None, "collate_fn": workers.identity}
@@ -44,10 +44,10 @@ class Shards(IterableDataset):
             samples = self._read(shard, faults)
             while batch := list(islice(samples, self.photos.batch_size)):
                 yield self.photos.collate(batch)._replace(shard=shard)
-            yield self.photos.collate([])._replace(shard=shard, fault="".join(faults))
+            yield self.photos.collate([])._replace(shard=shard, fault="; ".join(faults))
 
     def _read(self, shard: str, faults: list[str]) -> Iterator[tuple[ScoredPhoto, np.ndarray | None]]:
-        """Each picture, as `Photos.read` has it. Adds the shard's fault to `faults`."""
+        """Each picture, as `Photos.read` has it. Adds the shard's faults to `faults`."""
         max_bytes = self.photos.max_bytes
         members = read_members(shard, faults, max_bytes)
         for key, group in groupby(members, lambda member: key_of(member[0])):
@@ -85,18 +85,24 @@ def read_members(shard: str, faults: list[str], max_bytes: int) -> Iterator[tupl
     """Names and contents of the pictures and JSON texts in a tar, plain or compressed, up to its end or its first fault.
 
     The content of one that is larger than max_bytes is None: a small tar may claim any size, by holes or compression.
-    RAW files, which are read by their paths, are left out.
+    Pictures that are links (their content lies elsewhere), whose names lead out of the shard, and RAW files, which are read
+    by their paths, are counted as a fault.
     """
-    endings = {".json"} | picture_endings() - RAW_ENDINGS
+    endings, left_out = {".json"} | picture_endings() | RAW_ENDINGS, 0
     try:
         refuse_no_file(shard)
         with open(shard, "rb") as file:
             with tarfile.open(fileobj=file, mode="r|*", tarinfo=Member) as tar:
                 for member in tar:
-                    name = member.name.removeprefix("./")
-                    hidden = any(map(is_hidden, name.split("/")))
-                    if member.isfile() and not hidden and ending_of(name) in endings:
+                    name, ending = os.path.normpath(member.name), ending_of(member.name)
+                    parts = name.split("/")
+                    hidden = any(is_hidden(part) for part in parts if part != "..")
+                    if hidden or member.isdir() or ending not in endings:
+                        pass
+                    elif member.isfile() and parts[0] != ".." and ending not in RAW_ENDINGS:
                         yield name, tar.extractfile(member).read() if member.size <= max_bytes else None
+                    else:
+                        left_out += ending != ".json"
                     tar.members.clear()  # tarfile keeps them all
             file.seek(257)
             if file.read(5) == b"ustar":  # not compressed
@@ -104,7 +110,9 @@ def read_members(shard: str, faults: list[str], max_bytes: int) -> Iterator[tupl
                 if any(file.read()):  # tarfile does not notice a cut in a header, or before it
                     raise tarfile.ReadError("unexpected end of data")
     except Exception as error:  # a damaged tar raises anything at all
-        faults.append(error_text(error))
+        faults.append(f"cannot be read to its end ({error_text(error)})")
+    if left_out:
+        faults.append(f"{left_out} members left out: links, RAW files, or names that lead out of it; unpack it")
 
 
 def read_origin(text: bytes) -> dict[str, str]:

@@ -5,6 +5,7 @@ import os
 import random
 import struct
 import time
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 import sklearn.datasets
 from helpers.data import arguments
-from PIL import EpsImagePlugin, Image, UnidentifiedImageError
+from PIL import EpsImagePlugin, Image, PngImagePlugin, UnidentifiedImageError
 
 from iaa.photographs import copies, decode, inspection, workers
 from iaa.photographs.decode import Resize, read_fast, read_pil, read_plain_jpeg
@@ -233,6 +234,50 @@ def hold_the_turn(_):
         start = time.monotonic()
         time.sleep(0.1)
         return start, time.monotonic(), os.getpid()
+
+
+def chunk(kind, content, crc=None):
+    """A PNG's; crc: if not the right one."""
+    crc = zlib.crc32(kind + content) if crc is None else crc
+    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", crc)
+
+
+DAMAGED_METADATA = {
+    "short pHYs": ("png", chunk(b"pHYs", b"\0\0")),
+    "short gAMA": ("png", chunk(b"gAMA", b"\0")),
+    "short cHRM": ("png", chunk(b"cHRM", b"\0" * 5)),
+    "no profile": ("png", chunk(b"iCCP", b"x\0")),
+    "text with a wrong CRC": ("png", chunk(b"tEXt", b"a\0b", crc=5)),
+    "much text": ("png", b"".join(chunk(b"tEXt", b"%d\0" % i + bytes(600)) for i in range(2))),
+    "much packed text": ("png", chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(2000)))),
+    "short APP0": ("jpg", b"\xff\xe0\0\x07JFIF\0"),
+    "short profile": ("jpg", b"\xff\xe2\0\x0eICC_PROFILE\0"),
+    "short APP14": ("jpg", b"\xff\xee\0\x07Adobe"),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGED_METADATA)
+def test_whole_pixels_beside_damaged_metadata_are_read_with_exif_and_profile(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr(PngImagePlugin, "MAX_TEXT_MEMORY", 1000)
+    monkeypatch.setattr(PngImagePlugin, "MAX_TEXT_CHUNK", 1000)
+    ending, block = DAMAGED_METADATA[kind]
+    path, whole = tmp_path / f"a.{ending}", tmp_path / f"whole.{ending}"
+    with Image.open(PHOTOGRAPHS[0]) as picture:
+        picture.crop((0, 0, 90, 60)).save(whole, exif=EXIF, icc_profile=b"profile", quality=90)
+    data, expected = whole.read_bytes(), read_pil(whole, RESIZES[0])
+    places = (33, data.rindex(b"IEND") - 4) if ending == "png" else (2, 20)
+    for at in places[: 1 if kind == "no profile" else 2]:  # PIL takes the later of two profiles
+        path.write_bytes(data[:at] + block + data[at:])
+        for read in (read_pil, read_fast):
+            assert np.abs(read(path, RESIZES[0]).astype(int) - expected).max() <= (read is read_fast)
+        scored, pixels = photos.Photos(RESIZES[0]).read(str(path), path.read_bytes())
+        assert (scored.error, scored.turned) == ("", True)
+        np.testing.assert_array_equal(pixels, expected)
+        assert inspection.inspect_file(tmp_path, path.name).kinds == "rotated"
+        with decode.open_image(path) as picture:
+            assert picture.info["icc_profile"] == b"profile"
+    path.write_bytes(path.read_bytes()[: len(data) // 2])
+    assert photos.Photos(RESIZES[0]).read(str(path), str(path))[0].error == "the file is cut short"
 
 
 def test_a_pipe_is_no_picture(tmp_path):

@@ -133,6 +133,22 @@ def test_members_that_are_no_photographs_are_rows_and_their_texts_are_not_truste
     assert (last.photos, last.fault) == ([], "")
 
 
+def test_members_that_are_links_or_lead_out_of_the_shard_are_counted(tmp_path, weights, command, caplog):
+    """GNU tar itself makes hard links of two names of one file."""
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in" / "a.png").write_bytes(picture(1))
+    os.link(tmp_path / "in" / "a.png", tmp_path / "in" / "b.png")
+    os.symlink("a.png", tmp_path / "in" / "c.png")
+    for name in ("out.png", "in/d.nef"):
+        (tmp_path / name).write_bytes(picture(2))
+    files = ("./a.png", "b.png", "c.png", "../out.png", "d.nef")
+    subprocess.run(["tar", "-P", "-C", tmp_path / "in", "-cf", tmp_path / "s.tar", *files], check=True)
+    out = tmp_path / "s.csv"
+    assert command(tmp_path / "s.tar", "--weights", weights, "--out", out, *CPU)[0] == 1
+    assert [row["image"] for row in read_rows(out)] == [f"{tmp_path}/s.tar/a.png"]
+    assert f"{tmp_path}/s.tar: 4 members left out: links, RAW files, or names that lead out of it" in caplog.text
+
+
 def test_a_batch_has_photographs_of_one_shard(tmp_path):
     for name in "ab":
         make_shard(tmp_path / f"{name}.tar", five())
