@@ -66,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
 
     study = open_study(options.out, options.pruner, options.seed)
     with StopSignal() as stop:
-        search = Search(study, options.out, space, options.metric, stop)
+        search = Search(study, options.out, space, trial_options, options.metric, stop)
         search.run(options.words, options.trials, options.concurrency)
     results, metric = read_results(options.out)
     print(format_table(results, metric))

@@ -47,10 +47,7 @@ def _read_trial() -> dict[str, Any]:
 
 
 def get_parameters(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that the search has chosen for this trial, checked; empty outside a search. Raises InputError.
-
-    options: the others. A parameter that has no meaning under the values of others is left out.
-    """
+    """The options that the search has chosen for this trial, as `usable` has them; empty outside a search. Raises InputError."""
     if TRIAL_VARIABLE in os.environ:
         parameters = _read_trial()["parameters"]
     elif in_experiment():
@@ -63,9 +60,14 @@ def get_parameters(options: Mapping[str, Any]) -> dict[str, Any]:
             raise InputError(f"{problem}; unset it outside an experiment") from error
     else:
         return {}
+    return usable(parameters, options)
+
+
+def usable(parameters: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """The search's parameters, checked; None for one that has no meaning beside the others and `options`. Raises InputError."""
     parameters = tuned(parameters)
     meaningless = find_meaningless({**options, **parameters})
-    return {name: value for name, value in parameters.items() if name not in meaningless}
+    return {name: None if name in meaningless else value for name, value in parameters.items()}
 
 
 def pick_folder(parent: str | None) -> Path:
@@ -87,7 +89,8 @@ def add_parameters(command_line: Mapping[str, Any]) -> dict[str, Any]:
     saved = any((folder / "checkpoints").glob("*.pt"))
     # overwrite: an earlier start may have left files before its first checkpoint
     start = {"experiment_dir_name": str(folder), "resume" if saved else "overwrite": True}
-    return {**command_line, **get_parameters(command_line), **start}
+    parameters = {name: value for name, value in get_parameters(command_line).items() if value is not None}
+    return {**command_line, **parameters, **start}
 
 
 def read_metric(row: Mapping[str, float], name: str) -> float:

@@ -28,7 +28,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from iaa.errors import InputError, Interrupted, TrainingError
 from iaa.runtime.files import read_json_object, write_json
 from iaa.runtime.signals import StopSignal
-from iaa.searching.nni_trial import TRIAL_VARIABLE, read_metric
+from iaa.searching.nni_trial import TRIAL_VARIABLE, read_metric, usable
 from iaa.searching.results import read_history, select_epoch
 from iaa.searching.space import suggest
 
@@ -72,18 +72,22 @@ def open_study(folder: Path, pruner: str, seed: int | None) -> optuna.Study:
 
 @dataclass
 class Search:
-    """A study, and how its trials are trained: in folders of `folder`, each until it ends or a signal comes."""
+    """A study, and how its trials are trained: in folders of `folder`, each until it ends or a signal comes.
+
+    options: of main_nni.py, for all trials.
+    """
 
     study: optuna.Study
     folder: Path
     space: Mapping[str, Any]
+    options: Mapping[str, Any]
     metric_name: str
     stop: StopSignal
 
     def run(self, words: Sequence[str], trials: int, concurrency: int) -> None:
         """Train until the study has `trials` trials, `concurrency` at a time.
 
-        words: of main_nni.py's command line, for all trials. Raises Interrupted after a signal, InputError if the
+        words: the options, as main_nni.py's command line has them. Raises Interrupted after a signal, InputError if the
         first three trials fail.
         """
         command = [sys.executable, str(MAIN), "--search_metric", self.metric_name, *words]
@@ -138,7 +142,9 @@ class Search:
         attempt = self.study.trials[trial.number]
         folder = self.folder / f"trial_{first_number(attempt):04d}"
         folder.mkdir(exist_ok=True)
-        log.info("%s: %s", folder.name, ", ".join(f"{key} {value}" for key, value in parameters.items()))
+        used = usable(parameters, self.options)
+        shown = [f"{name} {value}" for name, value in used.items() if value is not None]
+        log.info("%s: %s", folder.name, ", ".join(shown))
         settings = {"parameters": parameters, "folder": str(folder)}
         with open(folder / "stdout", "a") as out, open(folder / "stderr", "a") as err:
             process = subprocess.Popen(
@@ -172,7 +178,7 @@ class Search:
         log.warning("warning: %s failed: %s", folder.name, reason)
         path = folder / "run.json"
         if not path.exists():  # it has failed before it could write one
-            write_json(path, {"status": "failed", "reason": reason, "parameters": parameters})
+            write_json(path, {"status": "failed", "reason": reason, "parameters": used})
         trial.set_user_attr("reason", reason)
         raise TrainingError(reason)
 

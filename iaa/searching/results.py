@@ -28,7 +28,7 @@ class TrialResult:
     status: str  # done, running, stopped, early stopped, failed, or lost: killed
     reason: str
     options: dict[str, Any]
-    parameters: dict[str, Any]
+    parameters: dict[str, Any]  # None: drawn, but without a meaning beside the others
     epochs: int  # finished ones; 0 where they lack the metric
     value: float
     best_epoch: int  # the selected one; 0 before the first epoch
@@ -112,7 +112,8 @@ def format_table(results: list[TrialResult], metric_name: str) -> str:
     rows = [["trial", metric_name, "status", "epochs", "best", "time", *names, "folder"]]
     for result in results:
         duration = str(timedelta(seconds=round(result.seconds))).removeprefix("0:").removeprefix("0")
-        values = [result.parameters.get(name, "-") for name in names]
+        values = (result.parameters.get(name) for name in names)
+        values = ["-" if value is None else value for value in values]
         rows.append([
             result.name,
             "-" if math.isnan(result.value) else f"{result.value:.4f}",
@@ -142,4 +143,4 @@ def best_options(results: list[TrialResult]) -> tuple[TrialResult, dict[str, Any
         for name, value in best.options.items()
         if name in defaults and value not in (None, defaults[name])
     }
-    return best, changed | best.parameters
+    return best, changed | {name: value for name, value in best.parameters.items() if value is not None}

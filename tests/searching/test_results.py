@@ -23,19 +23,27 @@ COMMAND = search  # of the fixture `command`
 
 
 @pytest.mark.slow
-def test_a_real_search_from_the_first_trial_to_the_best_one_again(ava, command, run, monkeypatch):
+def test_a_real_search_from_the_first_trial_to_the_best_one_again(ava, command, run, monkeypatch, caplog):
     assert optuna_search.MAIN.samefile(main_nni.__file__)
     monkeypatch.setattr(optuna_search, "MAIN", main_with_eat_test.__file__)
-    (ava / "space.json").write_text(json.dumps(SPACE))
+    unused = {"_type": "uniform", "_value": [0.1, 0.9]}  # without --refinement scheduled
+    space = SPACE | {"refinement": {"_type": "choice", "_value": ["off"]}, "explore_share": unused}
+    (ava / "space.json").write_text(json.dumps(space))
     rest = arguments(ava, experiment_dir_name=None, batch_size=None, num_epoch=2)
-    status, out, err = command(*words(ava, 2, concurrency=2, metric="emd")[:-2], *rest)
+    with caplog.at_level("INFO", "eat"):
+        status, out, err = command(*words(ava, 2, concurrency=2, metric="emd")[:-2], *rest)
     assert status == 0, err
+    assert caplog.text.count("refinement off") == 2
+    assert "explore_share" not in caplog.text
+    rows = [line.split() for line in out.splitlines()]
+    assert [row[rows[0].index("explore_share")] for row in rows[1:]] == ["-", "-"]
     best, other = read_all(ava)
     assert (best.status, other.status) == ("done", "done")
     assert best.value == pytest.approx(-metrics_table(best.folder)["val_emd_r1"][best.best_epoch - 1])
     status, out, _ = command("best", ava / "s", "--out", ava / "best.json")
     assert status == 0
     assert f"trial {best.name}, emd {best.value:.4f}" in out
+    assert "explore_share" not in json.loads((ava / "best.json").read_text())
     status, _, err = run(["--options", ava / "best.json", "--experiment_dir_name", ava / "again"])
     assert status == 0, err
     pd.testing.assert_frame_equal(metrics_table(ava / "again"), metrics_table(best.folder), check_exact=True)
@@ -89,14 +97,14 @@ def test_a_trial_leaves_out_what_has_no_meaning_beside_what_it_draws(ava, monkey
     as_a_trial(ava, monkeypatch, **drawn)
     merged = nni_trial.add_parameters({"dataset": "ava", "path_to_images": "x", "path_to_save_csv": "y"})
     option.complete_network(option.complete(merged), merged, {})
-    used = {"refinement": "off", "schedule": "step", "decay_every": 2}
+    used = drawn | {"explore_share": None}
     assert nni_trial.get_parameters({"dataset": "ava"}) == used
-    for name, parameters in (("a", used), ("b", {"explore_share": 0.3})):
+    for name, parameters in (("a", used), ("b", {"explore_share": None})):
         (ava / "s" / name).mkdir(parents=True)
         (ava / "s" / name / "run.json").write_text(json.dumps({"parameters": parameters}))
     rows = [line.split() for line in command("show", ava / "s")[1].splitlines()]
     column = rows[0].index("explore_share")
-    assert [row[column] for row in rows[1:]] == ["-", "0.3"]
+    assert [row[column] for row in rows[1:]] == ["-", "-"]
 
 
 def test_a_trial_whose_folder_another_process_has_waits_and_leaves_it_alone(ava, run, monkeypatch):
