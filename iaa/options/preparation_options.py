@@ -99,7 +99,7 @@ COMMANDS: dict[str, tuple[str, Table]] = {
     "csv": ("any other table; options name its columns", dataset("the table; with --test_labels that of train.csv", 0.1, 0.1,
         Option("val_labels", str, None, "the table of val.csv, if it is another file", metavar="FILE"),
         Option("test_labels", str, None, "the table of test.csv, if it is another file", metavar="FILE"),
-        Option("separator", str, None, "character between its columns, or tab (default: comma, semicolon or tab, as its header has)", metavar="C"),
+        Option("separator", str, None, "character between its columns, or tab (default: comma, semicolon, tab or |, as its header has)", metavar="C"),
         Option("image_column", str, "image", "column of the picture's file name"),
         Option("suffix", str, "", "appended to the names, as .jpg (default: nothing)"),
         Option("score_column", str, None, "column of the score (default: score)"),

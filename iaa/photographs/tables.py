@@ -26,16 +26,25 @@ log = logging.getLogger("eat")
 
 MAX_BYTES = 2**28  # of an unpacked table
 NAME_COLUMNS = ("image", "image_id", "image_name", "img_name", "img_path", "file", "filename", "name", "id")
-SEPARATORS = {",": "commas", ";": "semicolons, so numbers may have decimal commas", "\t": "tabs"}
+SEPARATORS = {
+    ",": "commas",
+    ";": "semicolons, so numbers may have decimal commas",
+    "\t": "tabs",
+    "|": "vertical bars",
+}
+UTF16 = {codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}  # by their marks
+EXCELS_SEPARATOR = re.compile(r'^("?)sep=([,;\t|])\1(?=[\r\n])')  # the first line of some CSVs, for Excel
+THOUSANDS = re.compile(r"\s*[-+]?[1-9]\d{0,2}(,\d{3})+\s*")  # a comma may separate these instead of decimals
 
 
 def read_table(path: str | os.PathLike, separator: str | None = None) -> pd.DataFrame:
     """A CSV as text, indexed by line numbers, without blank lines and without empty columns that have no name.
 
-    separator: by default the one of SEPARATORS that the header has most of. Raises InputError.
+    separator: by default that of Excel's first line, or the one of SEPARATORS that the header has most of. Raises InputError.
     """
     rows, text = {}, _read_text(path)
     separator = separator or _find_separator(path, text)
+    text = EXCELS_SEPARATOR.sub("", text, 1)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, strict=True)
     try:
         for row in reader:
@@ -64,8 +73,8 @@ def read_table(path: str | os.PathLike, separator: str | None = None) -> pd.Data
 
 
 def _find_separator(path: str | os.PathLike, text: str) -> str:
-    header = re.match(r"[\r\n]*([^\r\n]*)", text)[1]
-    separator = max(SEPARATORS, key=header.count)
+    header, named = re.match(r"[\r\n]*([^\r\n]*)", text)[1], EXCELS_SEPARATOR.match(text)
+    separator = named[2] if named else max(SEPARATORS, key=header.count)
     if separator != ",":
         tell_once(f"{path}: its columns are separated by {SEPARATORS[separator]}")
     return separator
@@ -122,11 +131,13 @@ def _read_records(path: str | os.PathLike) -> pd.DataFrame:
 
 
 def _read_text(path: str | os.PathLike) -> str:
-    """The text of a file in UTF-8, or in UTF-16 with its mark; also packed by gzip."""
+    """The text of a file in UTF-8 or UTF-16; also packed by gzip."""
     if Path(path).is_dir():
         raise InputError(f"{path}: is a folder, not a file of labels; name the file in it")
-    if not Path(path).is_file():
+    if not Path(path).exists():
         raise InputError(f"{path}: no such file; check its name and folder")
+    if not Path(path).is_file():
+        raise InputError(f"{path}: is a device or a pipe; save the labels in a file")
     content = Path(path).read_bytes()
     try:
         if content.startswith(b"\x1f\x8b"):
@@ -134,8 +145,13 @@ def _read_text(path: str | os.PathLike) -> str:
                 content = file.read(MAX_BYTES + 1)
             if len(content) > MAX_BYTES:
                 raise EOFError(f"it takes more than {MAX_BYTES >> 20} MiB")
+        if b"\0" in content and not content.startswith(tuple(UTF16)):
+            # Of the two orders of bytes only the right one has line ends.
+            [mark] = [mark for mark, order in UTF16.items() if "\n" in content.decode(order, "ignore")]
+            content = mark + content
+            tell_once(f"{path}: read as UTF-16, though it has no mark of it")
         return decode_text(content)
-    except UnicodeDecodeError:
+    except ValueError:
         raise InputError(f"{path}: not UTF-8 text; save it as such") from None
     except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path}: does not unpack ({error}); get it anew") from None
@@ -143,8 +159,7 @@ def _read_text(path: str | os.PathLike) -> str:
 
 def decode_text(content: bytes, errors: str = "strict") -> str:
     """UTF-8, or UTF-16 where a mark says so. errors: see `bytes.decode`."""
-    is_utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    return content.decode("utf-16" if is_utf16 else "utf-8-sig", errors)
+    return content.decode("utf-16" if content.startswith(tuple(UTF16)) else "utf-8-sig", errors)
 
 
 def write_csv(path: str | os.PathLike, table: pd.DataFrame, **style: Any) -> None:
@@ -160,13 +175,22 @@ def require_columns(path, table: pd.DataFrame, columns: Sequence[str]) -> None:
 
 
 def read_numbers(path, table: pd.DataFrame, columns: Sequence[str]) -> np.ndarray:
-    """(N, columns) finite float64; behind semicolons also with decimal commas. Raises InputError."""
-    texts = table[list(columns)]
-    if table.attrs.get("separator") == ";":
-        texts = texts.replace(r"^(\s*[-+]?\d*),(\d+\s*)$", r"\1.\2", regex=True)
-    values = texts.apply(pd.to_numeric, errors="coerce").to_numpy(np.float64)
-    refuse_where(path, table, ~np.isfinite(values), columns, "not a number")
+    """(N, columns) finite float64, also with decimal commas, unless these may be commas of thousands. Raises InputError."""
+    texts, separator, problem = table[list(columns)], table.attrs.get("separator"), "not a number"
+    values = _as_numbers(texts)
+    unread = texts.to_numpy()[np.isnan(values)]
+    if len(unread) and separator != ";" and all(map(THOUSANDS.fullmatch, unread)):
+        problem += ", or one of two; write decimals with a point, thousands without a comma"
+    elif len(unread):
+        values = _as_numbers(texts.replace(r"^(\s*[-+]?\d*),(\d+\s*)$", r"\1.\2", regex=True))
+    refuse_where(path, table, ~np.isfinite(values), columns, problem)
+    if len(unread) and separator != ";":
+        tell_once(f"{path}: commas in its numbers are decimal commas")
     return values
+
+
+def _as_numbers(texts: pd.DataFrame) -> np.ndarray:
+    return texts.apply(pd.to_numeric, errors="coerce").to_numpy(np.float64)
 
 
 def refuse_where(path, table: pd.DataFrame, bad: Any, columns: str | Sequence[str], problem: str) -> None:

@@ -38,6 +38,10 @@ def check_environment() -> None:
     if rank() >= world_size():
         both = f"RANK={rank()} and WORLD_SIZE={world_size()} in the environment"
         raise InputError(f"{both} contradict each other; unset both, or start with torchrun")
+    needed = ("RANK", "MASTER_ADDR", "MASTER_PORT") if world_size() > 1 else ()
+    if missing := [name for name in needed if name not in os.environ]:
+        problem = f"WORLD_SIZE={world_size()} is in the environment without {', '.join(missing)}"
+        raise InputError(f"{problem}; unset it, or start with torchrun, which sets them all")
 
 
 @contextmanager

@@ -29,8 +29,14 @@ SEMICOLONS = TEXT.replace(",", ";").replace(".25", ",25")
         (SEMICOLONS.encode(), "separated by semicolons, so numbers may have decimal commas"),
         (SEMICOLONS.replace("\n", ";;\r\n").encode("utf-16"), "separated by semicolons"),
         (TEXT.replace(",", "\t").encode(), "separated by tabs"),
+        (TEXT.replace(",", "|").encode(), "separated by vertical bars"),
+        (f"sep=;\r\n{SEMICOLONS}".encode("utf-8-sig"), "separated by semicolons"),
+        (f'"sep=|"\n{TEXT}'.replace(",", "|").encode(), "separated by vertical bars"),
+        (TEXT.encode("utf-16-le"), "read as UTF-16, though it has no mark of it"),
+        (TEXT.encode("utf-16-be"), "read as UTF-16, though it has no mark of it"),
+        (TEXT.replace("0.25", '"0,25"').encode(), "commas in its numbers are decimal commas"),
     ],
-    ids=range(9),
+    ids=range(15),
 )
 def test_the_labels_are_the_same_however_a_table_is_saved(tmp_path, content, told, caplog):
     path = tmp_path / "t.csv"
@@ -43,10 +49,12 @@ def test_the_labels_are_the_same_however_a_table_is_saved(tmp_path, content, tol
     assert [told in line for line in caplog.messages] == [True] if told else not caplog.messages
 
 
-def test_decimal_commas_are_read_behind_semicolons_only(tmp_path):
-    (tmp_path / "t.csv").write_text('image,score\na.jpg,"0,25"\n')
-    with pytest.raises(InputError, match="line 2: score = '0,25': not a number"):
-        read_labels(tmp_path / "t.csv", csv_format(tmp_path / "t.csv", (0, 1), None))
+@pytest.mark.parametrize("value", ["1,234", "1,234,567", "0,2,5", "0,25x"])
+def test_commas_that_may_separate_thousands_or_nothing_are_refused(tmp_path, value):
+    (tmp_path / "t.csv").write_text(f'image,score\na.jpg,"{value}"\n')
+    with pytest.raises(InputError, match=f"line 2: score = '{value}': not a number") as error:
+        read_labels(tmp_path / "t.csv", csv_format(tmp_path / "t.csv", (0, 10), None))
+    assert ("write decimals with a point" in str(error.value)) == value.startswith("1")
 
 
 @pytest.mark.parametrize(
@@ -54,15 +62,18 @@ def test_decimal_commas_are_read_behind_semicolons_only(tmp_path):
     [
         (gzip.compress(TEXT.encode())[:-12], "does not unpack"),
         (gzip.compress(bytes(3 * 2**20)), "does not unpack .it takes more than 1 MiB"),
+        (b"image\0score\0", "not UTF-8 text; save it as such"),
         (None, "is a folder, not a file of labels; name the file in it"),
     ],
-    ids=["cut", "bomb", "folder"],
+    ids=["cut", "bomb", "NULs", "folder"],
 )
 def test_what_is_no_table_is_told(tmp_path, monkeypatch, content, problem):
     monkeypatch.setattr("iaa.photographs.tables.MAX_BYTES", 2**20)
     (tmp_path / "t.csv").mkdir() if content is None else (tmp_path / "t.csv").write_bytes(content)
     with pytest.raises(InputError, match=problem):
         read_table(tmp_path / "t.csv")
+    with pytest.raises(InputError, match="/dev/null: is a device or a pipe; save the labels in a file"):
+        read_table("/dev/null")
 
 
 def test_columns_of_other_names_name_the_command_that_prepares_them(tmp_path, run):

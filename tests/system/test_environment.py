@@ -18,8 +18,14 @@ from iaa.runtime.files import read_json_object
         ({"WORLD_SIZE": "0"}, "WORLD_SIZE=0 in the environment is no number from 1 on"),
         ({"RANK": "3"}, "RANK=3 and WORLD_SIZE=1 in the environment contradict each other"),
         ({"TORCHELASTIC_RESTART_COUNT": "x"}, "TORCHELASTIC_RESTART_COUNT=x in the environment"),
-        ({"WORLD_SIZE": "2"}, "the processes do not reach each other"),
-        ({"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "x"}, "do not reach each other"),
+        (
+            {"WORLD_SIZE": "2"},
+            "WORLD_SIZE=2 is in the environment without RANK, MASTER_ADDR, MASTER_PORT; unset it",
+        ),
+        (
+            {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "x"},
+            "the processes do not reach each other",
+        ),
         ({"EAT_TRIAL": "{"}, "EAT_TRIAL in the environment is not of `search.py run`; unset it"),
         ({"EAT_TRIAL": "[" * 100_000}, "EAT_TRIAL in the environment is not of `search.py run`; unset it"),
         ({"EAT_TRIAL": '{"parameters": 3}'}, "EAT_TRIAL in the environment is not of `search.py run`"),
