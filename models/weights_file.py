@@ -135,17 +135,19 @@ def _find_states(content: object, depth: int = 3) -> dict[str, Mapping]:
 
 def _take_off_prefixes(path: Path, state: dict[str, Tensor], wrapper: str) -> dict[str, Tensor]:
     """The tensors without the prefixes of torch.compile, DataParallel and, in a `state_dict`, of Lightning's modules."""
-    bare = {name: re.sub(r"^(module\.)+", "", name.replace("_orig_mod.", "")) for name in state}
+    bare, note = {name: re.sub(r"^(module\.)+", "", name.replace("_orig_mod.", "")) for name in state}, ""
     for module in (*AVERAGES, "model") if wrapper.endswith("state_dict") else ():
         pattern = re.compile(rf"^{module}\.(module\.)*")
         if inner := {name: pattern.sub("", rest) for name, rest in bare.items() if pattern.match(rest)}:
+            note = ", those of an average of the weights" if module in AVERAGES else ""
             bare = inner  # beside a network Lightning saves, for instance, its losses
             break
     changed = [name for name in bare if bare[name] != name]
     if not changed or len({*bare.values()}) < len(bare):
         return state
     prefix = changed[0].removesuffix(bare[changed[0]])
-    log.info('%s: read %d of %d names, without prefixes such as "%s"', path, len(bare), len(state), prefix)
+    counts = f"{len(bare)} of {len(state)} names{note}"
+    log.info('%s: read %s, without prefixes such as "%s"', path, counts, prefix)
     # An AveragedModel of torch counts its models in `n_averaged`.
     return {rest: state[name] for name, rest in bare.items() if rest != "n_averaged"}
 

@@ -21,6 +21,7 @@ from iaa.photographs.picture_files import describe_endings, file_finder, find_pi
 from iaa.photographs.rated_photographs import read_stars
 from iaa.photographs.tables import read_table, write_csv
 from iaa.runtime.files import atomic_write, write_json
+from iaa.runtime.program import PlainText
 from iaa.runtime.signals import StopSignal
 
 NAMES = ("train", "val", "test")
@@ -67,7 +68,7 @@ def prepare(options: argparse.Namespace) -> None:
     write_json(out / "summary.json", about | summary)
     text = "\n\n".join([*paragraphs, summary_text(summary)])
     with atomic_write(out / "summary.txt") as file:
-        file.write(text + "\n")
+        PlainText(file).write(text + "\n")
     print(text)
     print(f"\nwritten to {out}: train.csv, val.csv, test.csv, summary.txt, summary.json")
     command = ["python", "main_nni.py", "--dataset", dataset, "--path_to_images", images or "FOLDER"]

@@ -9,7 +9,6 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
 from functools import partial
 from multiprocessing import forkserver, queues, resource_tracker
 from typing import Any
@@ -109,7 +108,7 @@ def checked_items(loader: DataLoader) -> Iterator[Any]:
     items = None
     try:
         while True:
-            with waiting() if loader.num_workers else nullcontext():
+            with waiting():
                 items = iter(loader) if items is None else items
                 item = next(items, END)
             if item is END:
@@ -119,7 +118,8 @@ def checked_items(loader: DataLoader) -> Iterator[Any]:
         # A picture in the queue of a dead process cannot be fetched; torch may notice that first.
         if isinstance(error, RuntimeError) and "DataLoader worker" not in str(error):
             raise
-        died = f"a process that reads images died ({' '.join(str(error).split())[:160]})"
+        cause = " ".join(str(error).split())[:160] or type(error).__name__
+        died = f"a process that reads images died ({cause})"
         full = f"memory, or {SHARED_MEMORY} (Docker's --shm-size), may have been full"
         remedy = f"{full}: lower --num_workers (now {loader.num_workers}) or the batch size"
         raise InputError(f"{died}; {remedy}") from error

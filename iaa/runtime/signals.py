@@ -15,13 +15,14 @@ from iaa.runtime import distributed
 
 PATIENCE = 10.0  # seconds
 
-_waits: list[float] = []  # when this process began to wait for others, in which it still does
+_waits: list[float] = []  # when this process began to wait for a batch, as long as it does
 
 
 class StopSignal:
     """A context in which the first SIGINT or SIGTERM only sets `received`, its number; a second one acts as usual.
 
-    After a signal this process waits no longer than PATIENCE for the processes that it has started; then it kills them.
+    After a signal this process waits no longer than PATIENCE for a batch. Then it kills the processes that read; where it
+    reads by itself, the read ends with an InputError.
     """
 
     SIGNALS = (signal.SIGINT, signal.SIGTERM)
@@ -50,18 +51,27 @@ class StopSignal:
             heard = f"\n{signal.Signals(number).name}: ending after the current step; again: at once\n"
             with suppress(OSError):  # nobody reads it
                 os.write(2, heard.encode())  # print may not be called while it is at work
-        threading.Thread(target=self._kill_stuck, daemon=True).start()
+        signal.signal(signal.SIGALRM, _end_read)  # from now on: the thread may send it late
+        threading.Thread(target=self._end_stuck, daemon=True).start()
 
-    def _kill_stuck(self) -> None:
+    def _end_stuck(self) -> None:
         while not self._is_over.wait(0.2):
             if any(time.monotonic() - start > PATIENCE for start in _waits):
-                for process in multiprocessing.active_children():
+                readers = multiprocessing.active_children()
+                for process in readers:
                     process.kill()
+                if not readers:
+                    signal.pthread_kill(threading.main_thread().ident, signal.SIGALRM)
+
+
+def _end_read(*_) -> None:
+    if _waits:
+        raise InputError("a file takes too long to read")
 
 
 @contextmanager
 def waiting() -> Iterator[None]:
-    """A context in which this process waits for processes that it has started, of which one may be stuck."""
+    """A context in which this process waits for photographs, or reads them; a file may be stuck."""
     _waits.append(start := time.monotonic())
     try:
         yield

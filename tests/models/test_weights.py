@@ -65,8 +65,9 @@ KEPT = {  # a file's content, and what the log tells of it
     "lightning, loss": ({"state_dict": prefixed("model.") | {"loss.weight": torch.ones(3)}}, 'such as "model."'),
     "lightning, average": (
         {"state_dict": prefixed("ema.module.") | {"ema.n_averaged": torch.tensor(3), "model.cls_head.bias": torch.ones(10)}},
-        'such as "ema.module."',
+        'names, those of an average of the weights, without prefixes such as "ema.module."',
     ),
+    "lightning, two": ({"state_dict": prefixed("ema_model.") | {f"model.{n}": v * 2 for n, v in STATE.items()}}, "an average"),
     "lightning, both": ({"state_dict": prefixed("model.module._orig_mod.", "_orig_mod.model.")}, "without prefixes"),
 }  # fmt: skip
 

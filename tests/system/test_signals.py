@@ -18,11 +18,13 @@ def hang(number):
     return os.getpid()
 
 
-def test_a_reading_process_that_is_stuck_ends_with_the_command(monkeypatch):
+@pytest.mark.parametrize("num_workers", [1, 0])
+def test_a_read_that_is_stuck_ends_with_the_command(monkeypatch, num_workers):
+    """In a process that reads, or in the only one."""
     monkeypatch.setattr(workers, "PARALLEL_FROM", 1)
     monkeypatch.setattr(signals, "PATIENCE", 0.5)
     with signals.StopSignal() as stop:
-        results = workers.map_parallel(hang, range(3), 1, "", stop)
+        results = workers.map_parallel(hang, range(3), num_workers, "", stop)
         reader = next(results)
         signal.raise_signal(signal.SIGTERM)
         start = time.monotonic()
@@ -30,5 +32,6 @@ def test_a_reading_process_that_is_stuck_ends_with_the_command(monkeypatch):
             next(results)
     assert time.monotonic() - start < 30
     assert not multiprocessing.active_children()
-    with pytest.raises(ProcessLookupError):
-        os.kill(reader, 0)
+    if num_workers:
+        with pytest.raises(ProcessLookupError):
+            os.kill(reader, 0)
