@@ -108,7 +108,8 @@ def _describe(error: BaseException) -> tuple[str, int | None]:
     if isinstance(error, TrainingError):
         return str(error), 1
     if isinstance(error, OSError):
-        return f"{error.filename or 'a file'}: {error.strerror or error}; check the path and the disk", 2
+        unnamed = "the working folder" if isinstance(error, FileNotFoundError) else "a file"
+        return f"{error.filename or unnamed}: {error.strerror or error}; check the path and the disk", 2
     if isinstance(error, Interrupted):
         return f"stopped by {error}", 128 + error.number
     if isinstance(error, KeyboardInterrupt):

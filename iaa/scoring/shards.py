@@ -85,10 +85,10 @@ def read_members(shard: str, faults: list[str], max_bytes: int) -> Iterator[tupl
     """Names and contents of the pictures and JSON texts in a tar, plain or compressed, up to its end or its first fault.
 
     The content of one that is larger than max_bytes is None: a small tar may claim any size, by holes or compression.
-    Pictures that are links (their content lies elsewhere), whose names lead out of the shard, and RAW files, which are read
-    by their paths, are counted as a fault.
+    RAW files, which are read by their paths, are left out. Pictures that are links (their content lies elsewhere), or whose
+    names lead out of the shard, are counted as a fault.
     """
-    endings, left_out = {".json"} | picture_endings() | RAW_ENDINGS, 0
+    endings, left_out = {".json"} | picture_endings() - RAW_ENDINGS, 0
     try:
         refuse_no_file(shard)
         with open(shard, "rb") as file:
@@ -99,7 +99,7 @@ def read_members(shard: str, faults: list[str], max_bytes: int) -> Iterator[tupl
                     hidden = any(is_hidden(part) for part in parts if part != "..")
                     if hidden or member.isdir() or ending not in endings:
                         pass
-                    elif member.isfile() and parts[0] != ".." and ending not in RAW_ENDINGS:
+                    elif member.isfile() and parts[0] != "..":
                         yield name, tar.extractfile(member).read() if member.size <= max_bytes else None
                     else:
                         left_out += ending != ".json"
@@ -112,7 +112,7 @@ def read_members(shard: str, faults: list[str], max_bytes: int) -> Iterator[tupl
     except Exception as error:  # a damaged tar raises anything at all
         faults.append(f"cannot be read to its end ({error_text(error)})")
     if left_out:
-        faults.append(f"{left_out} members left out: links, RAW files, or names that lead out of it; unpack it")
+        faults.append(f"{left_out} members left out: links, or names that lead out of it; unpack it")
 
 
 def read_origin(text: bytes) -> dict[str, str]:

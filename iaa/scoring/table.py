@@ -59,6 +59,7 @@ class Table:
                     raise InputError(f"{self.path}: exists; --append continues it, --overwrite replaces it")
                 if file.tell() and append:
                     refuse_other_settings(self.path, self.settings_file, settings)
+                    self._refuse_other_start()
                     drop_unfinished_row(file, self.is_csv)
                     self.names_from = find_names_from(self.settings_file)
                 else:
@@ -68,6 +69,15 @@ class Table:
         except OSError as error:
             error.filename = error.filename or str(self.path)  # a full disk has no name
             raise
+
+    def _refuse_other_start(self) -> None:
+        """Raises InputError if the file does not begin as such a table, perhaps cut off."""
+        with self.path.open("rb") as file:
+            start = file.readline(MAX_ROW).decode("utf-8-sig", "replace")
+        is_cut_header = ",".join(self.columns).startswith(start)
+        is_header = is_cut_header or next(csv.reader([start]), []) == self.columns
+        if not (is_header if self.is_csv else start.startswith("{")):
+            raise InputError(f"{self.path}: begins otherwise than when it was written; give another --out")
 
     def _lines(self, rows: Iterable[Row], with_header: bool) -> str:
         """The lines of CSV or of JSON lines."""
@@ -135,6 +145,8 @@ def drop_unfinished_row(file: IO[bytes], is_csv: bool) -> None:
 def refuse_other_settings(path: Path, settings_file: Path, settings: Mapping[str, Any]) -> None:
     """Raises InputError unless the settings file says that the rows of `path` were made with `settings`."""
     before, now = read_json_object(settings_file), json.loads(to_json(dict(settings)))
+    if not before:
+        raise InputError(f"{path}: cannot go on without {settings_file}, which is missing or damaged")
     changed = [name for name in now if name != "weights" and now[name] != before.get(name)]
     if changed:
         reason = f"was made with another {', '.join(changed)}, says {settings_file.name}"
@@ -178,7 +190,7 @@ def read_rows(path: Path) -> Iterator[Row]:
             yield row
     except InputError:
         raise
-    except (OSError, ValueError, ArithmeticError, csv.Error) as error:
+    except (OSError, ValueError, ArithmeticError, RecursionError, csv.Error) as error:
         reason = " ".join(str(getattr(error, "strerror", None) or error).split())
         raise InputError(f"{path}: not a table of scores ({reason[:160]})") from None
 

@@ -139,14 +139,13 @@ def test_members_that_are_links_or_lead_out_of_the_shard_are_counted(tmp_path, w
     (tmp_path / "in" / "a.png").write_bytes(picture(1))
     os.link(tmp_path / "in" / "a.png", tmp_path / "in" / "b.png")
     os.symlink("a.png", tmp_path / "in" / "c.png")
-    for name in ("out.png", "in/d.nef"):
-        (tmp_path / name).write_bytes(picture(2))
-    files = ("./a.png", "b.png", "c.png", "../out.png", "d.nef")
+    (tmp_path / "out.png").write_bytes(picture(2))
+    files = ("./a.png", "b.png", "c.png", "../out.png")
     subprocess.run(["tar", "-P", "-C", tmp_path / "in", "-cf", tmp_path / "s.tar", *files], check=True)
     out = tmp_path / "s.csv"
     assert command(tmp_path / "s.tar", "--weights", weights, "--out", out, *CPU)[0] == 1
     assert [row["image"] for row in read_rows(out)] == [f"{tmp_path}/s.tar/a.png"]
-    assert f"{tmp_path}/s.tar: 4 members left out: links, RAW files, or names that lead out of it" in caplog.text
+    assert f"{tmp_path}/s.tar: 3 members left out: links, or names that lead out of it" in caplog.text
 
 
 def test_a_batch_has_photographs_of_one_shard(tmp_path):
