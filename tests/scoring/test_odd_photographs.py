@@ -202,7 +202,8 @@ def test_what_contradicts_itself_is_refused(tmp_path, album, weights, command):
 
 
 def test_under_torchrun_the_remedy_is_named(album, weights, command, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
+    for name, value in {"WORLD_SIZE": "2", "RANK": "0", "MASTER_ADDR": "x", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
     status, _, err = command(album, "--weights", weights, *CPU)
     assert (status, err.count("\n")) == (2, 1)
     assert "without torchrun, give each a part of the files or shards and an --out of its own" in err
