@@ -18,7 +18,7 @@ from iaa.training.cuda_graph import WARM_UP, CudaGraph
 from iaa.training.steps import Precision, Schedule, Stepper, allow_tf32, make_optimizer, set_deterministic
 from models import create_model
 from models.sampling import choose_way, sample_bias, sample_features
-from util import emd_loss
+from util import emd_loss, make_loss
 
 NEEDED = "needs a GPU, and to be asked for by name"
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason=NEEDED)
@@ -39,12 +39,14 @@ def train(model, steps, dtype=None, graph=None, watched_from=None):
     graph: the class CudaGraph, to train by one. Every tenth batch is smaller. watched_from: later steps must not wait.
     """
     optimizer, precision = make_optimizer(model, "adamw", 0.1), Precision(DEVICE, dtype)
-    stepper = Stepper(model, optimizer, Schedule(1e-4, 1), precision, clip_grad=1.0)
+    stepper = Stepper(model, optimizer, Schedule(1e-4, 1), precision, clip_grad=1.0, ema_decay=0.99)
+
+    criterion = make_loss("emd+0.5*plcc+0.5*rank")
 
     def add_gradients(images, targets):
         with stepper.precision():
             output = model(images)
-        loss = emd_loss(output.float(), targets)
+        loss = criterion(output.float(), targets)
         stepper.backward(loss)
         return loss.detach()
 

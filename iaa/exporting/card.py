@@ -19,7 +19,7 @@ TEMPLATE = Path(__file__).with_name("card.md")  # for Jinja
 # The options that a card shows. Paths are private.
 RECIPE = (
     *(option.name for group in ("model", "training") for option in GROUPS[group] if option.tunable),
-    *("select_by", "amp", "seed", "released_protocol", "val_share", "limit"),
+    *("select_by", "tta", "amp", "seed", "released_protocol", "val_share", "limit"),
 )
 # Datasets without a public name.
 NAMES = {"demo": "the demo's made-up pictures", "csv": "a dataset of the user's own"}
@@ -35,7 +35,7 @@ def write_card(trained: TrainedNetwork, about: dict) -> str:
     architecture = trained.name.removeprefix(TIMM_PREFIX) if trained.points is None else ""
     dataset = NAMES.get(trained.dataset, trained.dataset.upper().replace("_", "-"))
     metrics = {name: result[name] for name in LABELS if result.get(name) is not None}
-    same_scores = result.get("interest_points") == trained.points
+    same_scores = result.get("interest_points") == trained.points and options.get("tta") != "flip"
     family = architecture.split(".")[0] or "eat"
     card = ModelCard.from_template(
         make_front_matter(trained, family, dataset, metrics if same_scores else {}),

@@ -122,6 +122,10 @@ def test_model_card_is_made_from_the_run(card_of, run_folder):
     results = {r.metric_type: r.metric_value for r in card.data.eval_results}
     assert results == {"spearmanr": 0.7123, "pearsonr": 0.7}
     assert yaml.safe_load((run_folder / "hub" / "README.md").read_text().split("---")[1])["model-index"]
+    (run_folder / "options.json").write_text(json.dumps(options | {"tta": "flip"}))
+    card = card_of()
+    assert "Measured as the mean over photographs and their mirror images" in card.text
+    assert card.data.eval_results is None
 
 
 def test_model_card_claims_no_figures_of_other_weights_of_the_run(card_of, run_folder):

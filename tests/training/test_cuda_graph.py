@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 # 54 steps: in each of 9 epochs five batches of 2 images, and one of a single image.
 RECIPE = {
     "num_epoch": 9, "batch_size": 2, "limit": 11, "eval_batch_size": 1, "init_lr": 1e-3, "optimizer": "adamw",
-    "clip_grad": 1.0, "drop_path_rate": 0.3, "schedule": "cosine", "refinement": "scheduled",
+    "clip_grad": 1.0, "drop_path_rate": 0.3, "schedule": "cosine", "refinement": "scheduled", "ema_decay": 0.9,
 }  # fmt: skip
 
 

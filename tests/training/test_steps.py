@@ -94,7 +94,13 @@ def test_checkpointed_gradients_are_the_same(golden_images, golden, refinement):
 @pytest.mark.slow
 def test_a_compiled_run_is_the_plain_one(ava, run, monkeypatch, trained):
     """By a backend that needs no C++ compiler and no minutes; batches of 6 and 4, the last one of 2."""
-    given = {"init_lr": 1e-4, "interest_points": "image", "batch_size": 6, "eval_batch_size": 4}
+    given = {
+        "ema_decay": 0.5,
+        "init_lr": 1e-4,
+        "interest_points": "image",
+        "batch_size": 6,
+        "eval_batch_size": 4,
+    }
     plain = trained(**given)
     torch._dynamo.reset()
     asked, compile = [], EAT.compile
