@@ -7,10 +7,11 @@ import hashlib
 import logging
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -43,9 +44,9 @@ def run(options: argparse.Namespace) -> int:
 
 
 def score(options: argparse.Namespace, stop: StopSignal) -> int:
-    """Load the network, score the photographs that have no row yet, and show their scores.
+    """Load the network, and score the photographs that have no row yet.
 
-    Returns 1 if a photograph has an error or a shard is damaged, else 0.
+    Returns 1 if a photograph has an error, a shard is damaged or a sidecar could not be written, else 0.
     """
     device = pick_device(options.gpu_id)
     sources = Sources(options.paths, options.list, options.pairs == "both")
@@ -62,44 +63,35 @@ def score(options: argparse.Namespace, stop: StopSignal) -> int:
     precision = Precision(device, torch.bfloat16 if options.amp == "bf16" else None)
     is_recorded = (options.explain or options.report) and trained.points is not None
     recorder = AttentionRecorder(trained.model, options.layer) if is_recorded else None
-    builder = make_row_builder(options, trained, has_shards)
+    builder = make_row_builder(options, trained, is_recorded, has_shards)
     table = Table(Path(options.out), builder.columns) if options.out else None
-    page = gallery.Gallery(options.report_images) if options.report else None
-    sidecars = make_sidecars(options) if options.xmp else None
     common = find_common_folder(sources, table if options.append else None) if options.explain else ""
     log_network(trained, device)
-    summary = TerminalSummary(trained.scale, options.out)
+    results = Results(options, trained)
     with ExitStack() as stack:
         write, done = None, set()
         if table:
             settings = make_settings(options, builder, precision, common)
             write = stack.enter_context(table.writing(settings, options.append, options.overwrite))
-            done = take_over_rows(table, summary, page, sidecars)
+            done = take_over_rows(table, results)
         if recorder:
             stack.enter_context(recorder)
         total = None if has_shards else counts[False]
-        bar = stack.enter_context(progress_bar("score", total, summary.rows_before))
+        bar = stack.enter_context(progress_bar("score", total, results.summary.rows_before))
         batches = unscored_batches(make_photos(options, trained), sources.without(done))
         scored = score_batches(trained, batches, precision, recorder, stop, options.tta == "flip")
         for batch in whole_shards(scored, bar):
             rows = [builder.build(photo) for photo in batch.photos]
             if options.explain:
-                for photo, row in zip(batch.photos, rows, strict=True):
-                    row["explanation"] = explain(
-                        photo, row, options.explain, common, trained.scale, options.upright
-                    )
-            for row in rows if sidecars else ():
-                sidecars.add(row)
+                draw_overlays(batch.photos, rows, options.explain, common, trained.scale, options.upright)
+            for row in rows if results.sidecars else ():
+                results.sidecars.add(row)
             if write and rows:
                 write(*rows)
-            summary.count(batch)
+            results.summary.count(batch)
             for photo, row in zip(batch.photos, rows, strict=True):
-                summary.add(row)
-                if page:
-                    page.add(row, photo.attention)
-    about_sidecars = sidecars.write(stop) if sidecars else ""
-    show(options, trained, summary, page, about_sidecars + sources.describe_skipped(), stop)
-    return int(summary.has_errors or bool(sidecars and sidecars.faults))
+                results.add(row, photo.attention)
+    return results.close(sources.describe_skipped(), stop)
 
 
 def refuse_options(options: argparse.Namespace, trained: TrainedNetwork, has_shards: bool) -> None:
@@ -113,10 +105,11 @@ def refuse_options(options: argparse.Namespace, trained: TrainedNetwork, has_sha
             raise InputError(f"--{name}: {trained.name} has no deformable layers; leave it out")
 
 
-def make_row_builder(options: argparse.Namespace, trained: TrainedNetwork, has_shards: bool) -> RowBuilder:
+def make_row_builder(
+    options: argparse.Namespace, trained: TrainedNetwork, is_recorded: bool, has_shards: bool
+) -> RowBuilder:
     """The builder of rows with the columns that the options ask for. Raises InputError for a bad --reference."""
     reference = read_reference(options.reference, trained) if options.reference else None
-    is_recorded = (options.explain or options.report) and trained.points is not None
     columns = ["attention_background"] if is_recorded else []
     columns += ["explanation"] if options.explain else []
     columns += ORIGIN if has_shards else ()
@@ -126,11 +119,6 @@ def make_row_builder(options: argparse.Namespace, trained: TrainedNetwork, has_s
 def make_photos(options: argparse.Namespace, trained: TrainedNetwork) -> Photos:
     names = ("upright", "batch_size", "num_workers", "max_bytes", "max_pixels", "srgb")
     return Photos(trained.resize, options.decode, **{name: getattr(options, name) for name in names})
-
-
-def make_sidecars(options: argparse.Namespace) -> SidecarWriter:
-    is_stem = options.xmp_name == "stem"
-    return SidecarWriter(is_stem, options.stars, options.reject, options.xmp_overwrite)
 
 
 def find_common_folder(sources: Sources, earlier: Table | None) -> str:
@@ -147,18 +135,60 @@ def log_network(trained: TrainedNetwork, device: torch.device) -> None:
     log.info("%s %s%s, on %s", trained.name, scale, points, device)
 
 
-def take_over_rows(
-    table: Table, summary: TerminalSummary, page: gallery.Gallery | None, sidecars: SidecarWriter | None
-) -> set[int]:
-    """Count the rows that the table has already. Returns the `path_number` of their photographs and shards."""
+class Results:
+    """Where rows go beside the table: the terminal, the page and the sidecars."""
+
+    def __init__(self, options: argparse.Namespace, trained: TrainedNetwork):
+        self.options, self.trained = options, trained
+        self.summary, self.page, self.sidecars = TerminalSummary(trained.scale, options.out), None, None
+        if options.report:
+            self.page = gallery.Gallery(options.report_images)
+        if options.xmp:
+            is_stem = options.xmp_name == "stem"
+            self.sidecars = SidecarWriter(is_stem, options.stars, options.reject, options.xmp_overwrite)
+
+    def add(self, row: Row, attention: np.ndarray | None = None, is_earlier: bool = False) -> None:
+        """Show a row on the terminal and the page. attention: its map (H, W). is_earlier: the table had it already."""
+        if is_earlier:
+            self.summary.count_earlier(row)
+        else:
+            self.summary.add(row)
+        if self.page:
+            self.page.add(row, attention)
+
+    def close(self, left_out: str, stop: StopSignal) -> int:
+        """Write the sidecars and the page, and print the summary. Returns 1 where anything has failed, else 0.
+
+        left_out: see `Sources.describe_skipped`. Raises Interrupted.
+        """
+        options, summary = self.options, self.summary
+        notes = (self.sidecars.write(stop) if self.sidecars else "") + left_out
+        if summary.turned and not options.upright:
+            problem = "say in EXIF that they are stored turned, and were scored as stored, as in training"
+            stored = f"{summary.turned} photographs {problem}; --upright turns them"
+            log.info("%s", stored)
+            if summary.turned > (summary.scored + summary.errors) / 20:
+                notes = f"; {stored}{notes}"
+        if summary.other_colours and not options.srgb:
+            profiles = "photographs have a colour profile other than sRGB, left out as in training"
+            log.info("%d %s; --srgb converts them", summary.other_colours, profiles)
+        if self.page:
+            about = {"upright": options.upright, "num_workers": options.num_workers}
+            gallery.write_gallery(options.report, self.trained, self.page, stop=stop, **about)
+        written = [str(path) for path in (options.out, options.report) if path]
+        written += [f"{options.explain} (overlays: {summary.overlays})"] if options.explain else []
+        summary.close(notes, written)
+        return int(summary.has_errors or bool(self.sidecars and self.sidecars.faults))
+
+
+def take_over_rows(table: Table, results: Results) -> set[int]:
+    """Add the rows that the table has already. Returns the `path_number` of their photographs and shards."""
     done: set[int] = set()
     for row in table.rows():
         done.update(map(path_number, [row["image"], *shards_of(row["image"])]))
-        summary.count_earlier(row)
-        if page:
-            page.add(row)
-        if sidecars:
-            sidecars.add(row)
+        if results.sidecars:
+            results.sidecars.add(row)
+        results.add(row, is_earlier=True)
     return done
 
 
@@ -187,53 +217,30 @@ def whole_shards(batches: Iterable[PhotoBatch], bar: tqdm) -> Iterator[PhotoBatc
             yield batch._replace(photos=waiting.pop(batch.shard))
 
 
-def explain(
-    photo: ScoredPhoto, row: Row, folder: Path, common: str, scale: tuple[float, float], upright: bool
-) -> str:
-    """Draw the overlay of --explain. Returns its path; empty where there is none.
+def draw_overlays(
+    photos: Sequence[ScoredPhoto],
+    rows: Sequence[Row],
+    folder: Path,
+    common: str,
+    scale: tuple[float, float],
+    upright: bool,
+) -> None:
+    """Draw the overlays of --explain, and name them in the rows.
 
     common: the folder of all photographs; overlays lie in `folder` as these lie below it.
     """
-    if not photo.attention_maps:
-        return ""
-    path, (low, high) = overlay_path(folder, photo.path, common), scale
-    title = f"{os.path.basename(photo.path)}: score {row['score']:.3f} ({low:g} to {high:g})"
-    is_drawn = draw_overlay(path, photo.path, photo.attention_maps, title, upright)
-    return str(path) if is_drawn else ""
-
-
-def show(
-    options: argparse.Namespace,
-    trained: TrainedNetwork,
-    summary: TerminalSummary,
-    page: gallery.Gallery | None,
-    notes: str,
-    stop: StopSignal,
-) -> None:
-    """Write the page, and print the summary. notes: the end of its last line. Raises Interrupted."""
-    if summary.turned and not options.upright:
-        stored = (
-            "photographs say in EXIF that they are stored turned, and were scored as stored, as in training"
-        )
-        stored = f"{summary.turned} {stored}; --upright turns them"
-        log.info("%s", stored)
-        if summary.turned > (summary.scored + summary.errors) / 20:
-            notes = f"; {stored}{notes}"
-    if summary.other_colours and not options.srgb:
-        profiles = "photographs have a colour profile other than sRGB, left out as in training"
-        log.info("%d %s; --srgb converts them", summary.other_colours, profiles)
-    if page:
-        about = {"upright": options.upright, "num_workers": options.num_workers}
-        gallery.write_gallery(options.report, trained, page, stop=stop, **about)
-    written = [str(path) for path in (options.out, options.report) if path]
-    written += [f"{options.explain} (overlays: {summary.overlays})"] if options.explain else []
-    summary.close(notes, written)
+    for photo, row in zip(photos, rows, strict=True):
+        if photo.attention_maps:
+            path, (low, high) = overlay_path(folder, photo.path, common), scale
+            title = f"{os.path.basename(photo.path)}: score {row['score']:.3f} ({low:g} to {high:g})"
+            is_drawn = draw_overlay(path, photo.path, photo.attention_maps, title, upright)
+            row["explanation"] = str(path) if is_drawn else ""
 
 
 def make_settings(
     options: argparse.Namespace, builder: RowBuilder, precision: Precision, common: str
 ) -> dict:
-    """How the scores are made: the same for all rows of one table. common: see `explain`."""
+    """How the scores are made: the same for all rows of one table. common: see `draw_overlays`."""
     trained, reference = builder.trained, builder.reference
     network = hashlib.sha256()
     for name, value in trained.model.state_dict().items():
