@@ -136,8 +136,11 @@ def make_loaders(
         size = options.batch_size if train else options.eval_batch_size
         loaders[split] = make_loader(labels, images, transform, size, workers, options.seed, **settings)
         is_normed = any(isinstance(layer, _BatchNorm) for layer in model.modules())
-        if train and (is_normed or compares_images(options.loss)):
-            loaders[split].batch_sampler.join_single()
+        compares, sampler = compares_images(options.loss), loaders[split].batch_sampler
+        if train and (is_normed or compares):
+            sampler.join_single()
+        if train and compares and sampler.num_images < 2:
+            raise InputError(f"{labels.source}: 1 photograph per process; --loss {options.loss} needs two")
     return loaders
 
 

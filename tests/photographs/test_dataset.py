@@ -22,6 +22,7 @@ from dataset import (
     normalize_images,
     read_splits,
 )
+from iaa.errors import InputError
 from iaa.photographs.labels import FORMATS, Labels, read_labels
 from iaa.training.build import make_loaders
 
@@ -234,3 +235,7 @@ def test_only_networks_with_batch_normalisation_and_losses_over_the_batch_join_b
     assert lengths("eat_nano") == {"train": [11, 1], "val": [11, 1], "test": [11, 1]}
     joined = {"train": [12], "val": [11, 1], "test": [11, 1]}
     assert lengths("timm/test_resnet") == lengths("eat_nano", "emd+0.5*plcc") == joined
+    labels = labels.subset(np.array([0]))
+    assert lengths("eat_nano")["train"] == [1]
+    with pytest.raises(InputError, match=r"train\.csv: 1 photograph per process; --loss plcc needs two"):
+        lengths("eat_nano", "plcc")
