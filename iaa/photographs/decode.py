@@ -201,8 +201,9 @@ def read_preview(path: str | os.PathLike) -> tuple[BinaryIO, Image.Transpose | N
 def _turned(picture: Image.Image, turn: Image.Transpose) -> Image.Image:
     upright = picture.transpose(turn)
     upright.format = picture.format
-    for name in ("exif", "xmp"):  # they say how the picture was stored
-        upright.info.pop(name, None)
+    upright.info = {
+        "icc_profile": picture.info.get("icc_profile")
+    }  # without EXIF, which says how it was stored
     return upright
 
 

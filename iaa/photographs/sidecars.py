@@ -52,7 +52,7 @@ class Packet:
         self._parser.CharacterDataHandler = self._text.append
         self._parser.StartNamespaceDeclHandler = self._declared.__setitem__
         self._parser.EndNamespaceDeclHandler = lambda prefix: self._declared.pop(prefix, None)
-        self._parser.StartDoctypeDeclHandler = self._refuse
+        self._parser.StartDoctypeDeclHandler = self._refuse_document_type
         try:
             data.decode()  # expat reads UTF-16, too
             self._parser.Parse(data, True)
@@ -61,7 +61,7 @@ class Packet:
         if not self._gap:
             raise ValueError("it is XML, but no XMP: there is no rdf:Description in an rdf:RDF")
 
-    def _refuse(self, *_: object) -> None:
+    def _refuse_document_type(self, *_: object) -> None:
         raise ValueError("it has a document type")
 
     def _is_in_description(self) -> bool:
@@ -131,10 +131,9 @@ def _errors_name(path: str) -> Iterator[None]:
 
 def read_sidecar(path: str) -> bytes | None:
     """Its content; None if there is none. Raises OSError."""
-    try:
-        refuse_no_file(path)
-    except FileNotFoundError:
+    if not os.path.exists(path):
         return None
+    refuse_no_file(path)
     return Path(path).read_bytes()
 
 
@@ -157,12 +156,9 @@ def _xmp_in_jpeg(photo: str | os.PathLike) -> bytes:
     """Empty if there is none, or the file is no JPEG."""
     refuse_no_file(photo)
     with open(photo, "rb") as file:
-        head = file.read(2**20)
-    at = head.find(IN_JPEG)
-    if at < 0 or not head.startswith(b"\xff\xd8"):
-        return b""
-    size = int.from_bytes(head[at - 2 : at], "big")  # of the segment, from these two bytes on
-    return head[at + len(IN_JPEG) : at - 2 + size]
+        before, _, rest = file.read(2**20).partition(IN_JPEG)
+    size = int.from_bytes(before[-2:], "big")  # of the segment, from these two bytes on
+    return rest[: size - 2 - len(IN_JPEG)] if before.startswith(b"\xff\xd8") else b""
 
 
 def write_stars(photo: str, sidecar: str, stars: int, score: float, overwrite: bool) -> bool:

@@ -102,12 +102,15 @@ def test_a_raw_file_without_a_preview_is_a_row_with_the_reason(tmp_path, scene):
         assert photo.error.startswith(reason)
 
 
+@needs_heif
 @needs_rawpy
-def test_the_limit_of_pixels_holds_for_previews(tmp_path, scene):
+@pytest.mark.parametrize("name", ["a.dng", "a.heic"])
+def test_the_limit_of_pixels_holds(tmp_path, scene, name):
     write_dng(tmp_path / "a.dng", scene)
+    scene.save(tmp_path / "a.heic")
     assert (
         "it has 9,600 pixels, more than 9,000"
-        in Photos(RESIZE, max_pixels=9000)[str(tmp_path / "a.dng")][0].error
+        in Photos(RESIZE, max_pixels=9000)[str(tmp_path / name)][0].error
     )
 
 

@@ -150,7 +150,7 @@ BOMB = '<!DOCTYPE r [<!ENTITY a "aaaaaaaa"><!ENTITY b "&a;&a;&a;&a;">]>'
         (b"", "it is not XML in UTF-8 (no element found"),
         (b"stars: 3", "it is not XML in UTF-8 (syntax error: line 1"),
         (FORMS["darktable"][:-20].encode(), "it is not XML in UTF-8"),
-        (FORMS["digikam"].encode("utf-16"), "it is not XML in UTF-8"),
+        (FORMS["darktable"].replace("UTF-8", "UTF-16").encode("utf-16"), "it is not XML in UTF-8"),
         (FORMS["digikam"].encode("latin-1", "ignore"), "it is not XML in UTF-8"),
         (BOMB.encode() + FORMS["lightroom"].encode(), "it has a document type"),
         (b"<svg/>", "it is XML, but no XMP"),
@@ -173,6 +173,9 @@ def test_what_cannot_be_merged_is_left_alone(photo, content, reason):
     assert reason in str(refusal.value)
     assert str(refusal.value).endswith("; left alone")
     assert content is None or Path(path).read_bytes() == content
+    if reason.startswith("it "):
+        with pytest.raises(ValueError, match=re.escape(reason)):
+            read_person_rating(photo)
 
 
 def test_no_sidecar_is_written_beside_a_photograph_that_is_gone(tmp_path):
