@@ -2,6 +2,7 @@
 
 import os
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -190,6 +191,16 @@ def test_other_tools_read_a_persons_stars_beside_our_score(photo):
     )
     assert not write_stars(photo, path, 3, 5.0, overwrite=False)
     assert read_by_exiftool(path).items() >= {"Rating": "5", "Stars": "4", "Score": "5.0000"}.items()
+
+
+@form
+def test_our_stars_are_known_as_ours_when_another_program_has_written_the_sidecar(photo, form):
+    path = sidecar(photo, Packet(FORMS[form].encode()).merged(OURS))
+    read_by_exiv2(path)  # skips where there is none
+    subprocess.run(["exiv2", "-M", "set Xmp.dc.subject forest", path], check=True)
+    assert b"forest" in Path(path).read_bytes()
+    assert values(path) == OURS
+    assert read_person_rating(photo) is None
 
 
 def test_a_new_sidecar_is_read_by_other_tools(photo):
