@@ -43,7 +43,7 @@ class Experiment:
             "searchSpaceFile": str(ROOT / "config_search.json"),
             "trialCodeDirectory": str(ROOT),
             "trialConcurrency": 1,
-            "maxTrialNumber": 3,
+            "maxTrialNumber": 2,
             "experimentWorkingDirectory": str(ava / "nni"),
             "tuner": {"name": "Random", "classArgs": {"seed": 2}},
             "trainingService": {"platform": "local"},
@@ -103,18 +103,18 @@ def make_experiment(ava):
 
 @pytest.mark.slow
 def test_trials_of_a_real_experiment_of_which_one_fails(ava, make_experiment):
-    """The released space with a loss that there is not: the second of the three draws has it."""
+    """The released space with a loss that there is not: the second of the two draws has it."""
     space = json.loads((ROOT / "config_search.json").read_text())
     space["loss"] = {"_type": "choice", "_value": ["emd", "no such loss"]}
     (ava / "space.json").write_text(json.dumps(space))
     experiment = make_experiment(searchSpaceFile=str(ava / "space.json"))
     experiment.start(num_epoch=2)
-    experiment.wait(lambda: sorted(experiment.statuses().values()) == ["FAILED", "SUCCEEDED", "SUCCEEDED"])
+    experiment.wait(lambda: sorted(experiment.statuses().values()) == ["FAILED", "SUCCEEDED"])
     reports = experiment.ask("metric-data")
     jobs = {job["trialJobId"]: job for job in experiment.ask("trial-jobs")}
     trials, _ = read_results(ava / "trials" / experiment.id)
     assert {result.name for result in trials} == set(jobs)
-    assert sorted(result.status for result in trials) == ["done", "done", "failed"]
+    assert sorted(result.status for result in trials) == ["done", "failed"]
     for result in trials:
         folder = experiment.folders()[result.name]
         drawn = json.loads(jobs[result.name]["hyperParameters"][0])["parameters"]

@@ -68,12 +68,13 @@ def program(tmp_path):
     return copy
 
 
-# A run of main_nni.py, and what a network of timm's gives.
+# A run of main_nni.py, the dataset's recipe, and what a network of timm's gives.
 BOTH = """
 import sys
-import main_nni, models, torch
+import main_nni, models, option, torch
 assert main_nni.main(sys.argv[1:]) == 0
 network = models.create_model("timm/mine", 5)
+print(option.RECIPES["mine"]["model"], option.RECIPES["mine"]["loss"])
 print(network.img_size, *network(torch.zeros(2, 3, 224, 224)).shape)
 """
 
@@ -98,25 +99,38 @@ def run_python(program, *words):
     return ended
 
 
+# The recipe's network and loss, and the labels of a dataset of scores.
+READ = """
+import json, sys
+import option
+from dataset import read_splits
+from iaa.photographs.labels import FORMATS
+folder, options = sys.argv[1], option.complete({"dataset": "mine", "path_to_images": "x", "path_to_save_csv": "x"})
+splits = read_splits(folder, folder + "/images", FORMATS["mine"])
+print(json.dumps([options.model, options.loss, splits.train.targets.tolist(), splits.test.images.tolist()]))
+"""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(("edits", "loss"), [(EDITS[:2], "emd"), (SCORES, "mse")])
-def test_a_run_with_a_dataset_of_ones_own_and_its_recipe(data, tmp_path, edits, loss):
-    for split in ("train", "val", "test") if loss == "mse" else ():
+def test_a_dataset_of_ones_own_scores_is_read_and_has_its_recipe(data, tmp_path):
+    for split in ("train", "val", "test"):
         table = pd.read_csv(data / f"{split}.csv")
         scores = np.linspace(1, 5, len(table))
         pd.DataFrame({"photo": table["photo"] + ".jpg", "score": scores}).to_csv(
             data / f"{split}.csv", index=False
         )
-    program = copy_program(tmp_path / "program", edits)
-    run_python(program, "main_nni.py", *arguments(data, "mine", model=None))
-    options = json.loads((data / "run" / "options.json").read_text())
-    assert (options["model"], options["loss"]) == ("eat_nano", loss)
+    program = copy_program(tmp_path / "program", SCORES)
+    *found, targets, images = json.loads(run_python(program, "-c", READ, data).stdout)
+    assert found == ["eat_nano", "mse"]
+    np.testing.assert_allclose(targets, np.linspace(0, 1, 12)[:, None], rtol=1e-6)
+    assert images == [f"test{i}.jpg" for i in range(6)]
 
 
 @pytest.mark.slow
 def test_a_run_with_a_dataset_a_loss_networks_and_a_metric_of_ones_own(program, data, tmp_path):
     ended = run_python(program, "-c", BOTH, *arguments(data, "mine", model="eat_mine", loss="huber"))
-    *_, line, shape = ended.stdout.splitlines()
+    *_, line, recipe, shape = ended.stdout.splitlines()
+    assert recipe == "eat_nano emd"
     assert shape == "224 2 5"
     result = json.loads(line)
     table = pd.read_csv(tmp_path / "run" / "predictions.csv")
