@@ -69,9 +69,7 @@ def fake(tmp_path, monkeypatch):
     return tmp_path
 
 
-@pytest.mark.parametrize(
-    "line", [["--help"], ["run", "--trials", "none"], ["show", "RUNS"], ["best", "RUNS"]]
-)
+@pytest.mark.parametrize("line", [["show", "RUNS"], ["best", "RUNS"]])
 def test_only_a_search_imports_slow_packages(tmp_path, line):
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "options.json").write_text('{"dataset": "ava"}')

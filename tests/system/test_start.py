@@ -36,14 +36,15 @@ print(json.dumps([status, list(sys.modules)]))
 
 
 @pytest.mark.parametrize(
-    ("words", "problem"),
+    ("command", "words", "problem"),
     [
-        (["--init_lr", "-1"], "--init_lr -1 must be greater than 0"),
-        (["--eval", "--dataset", "demo"], "--eval needs --path_to_model_weight"),
+        ("main_nni", ["--init_lr", "-1"], "--init_lr -1 must be greater than 0"),
+        ("main_nni", ["--eval", "--dataset", "demo"], "--eval needs --path_to_model_weight"),
+        ("predict", ["--weights", "w.pth"], "no photographs: give files, folders, globs, or --list FILE"),
     ],
 )
-def test_main_nni_refuses_wrong_options_before_slow_imports(words, problem):
-    script = f"import sys, main_nni; status = main_nni.main({words}); print('torch' in sys.modules, status)"
+def test_wrong_options_are_refused_before_slow_imports(command, words, problem):
+    script = f"import sys, {command}; status = {command}.main({words}); print('torch' in sys.modules, status)"
     out, err = python(script)
     assert out.split() == ["False", "2"]
     assert problem in err
