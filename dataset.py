@@ -31,7 +31,7 @@ IMAGENET: Statistics = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 class Batch(NamedTuple):
     """A batch of the loader. Its uint8 pixels take a quarter of the memory of the network's input; see `to_input`."""
 
-    images: Tensor  # (B, 3, H, W) uint8, channels last in memory
+    images: Tensor  # (B, 3, H, W) uint8, channels last in memory; or features, see iaa/training/features.py
     flips: Tensor  # (B,) bool: images to be mirrored
     targets: Tensor  # (B, outputs)
     names: list[str]
@@ -69,15 +69,20 @@ class Transform:
         return resized[top : top + self.size, left : left + self.size], flip
 
 
-def to_input(batch: Batch, device: torch.device, statistics: Statistics = IMAGENET) -> Tensor:
+def to_input(batch: Batch, device: torch.device, statistics: Statistics | None = IMAGENET) -> Tensor:
     """The network's normalised float32 input, (B, 3, H, W) on the device. statistics: the network's attribute."""
     images = batch.images.to(device, non_blocking=True)
     return normalize_images(images, batch.flips.to(device, non_blocking=True), statistics)
 
 
-def normalize_images(images: Tensor, flips: Tensor, statistics: Statistics = IMAGENET) -> Tensor:
-    """Mirror and normalise. images: (B, 3, H, W) uint8; flips: (B,) bool. Returns float32 on the images' device."""
-    images = torch.where(flips.view(-1, 1, 1, 1), images.flip(-1), images)
+def normalize_images(images: Tensor, flips: Tensor, statistics: Statistics | None = IMAGENET) -> Tensor:
+    """Mirror and normalise. images: (B, 3, H, W) uint8; flips: (B,) bool. Returns float32 on the images' device.
+
+    statistics: None for features (B, F, 2), which are mirrored only: their last axis is the picture and its mirror image.
+    """
+    images = torch.where(flips.view(-1, *[1] * (images.ndim - 1)), images.flip(-1), images)
+    if statistics is None:
+        return images
     mean, std = _statistics_on(images.device, statistics)
     return images.float().div_(255).sub_(mean).div_(std)
 

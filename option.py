@@ -77,6 +77,7 @@ GROUPS: dict[str, tuple[Option, ...]] = {
     "model": (
         _tunable("model", str, None, "network of EAT or of timm; with --eval the default is what the weights say or are recognised as", choices=ANY_MODEL),
         Option("pretrained", bool, False, "--model timm/NAME: start from the weights that timm fetches"),
+        Option("freeze_backbone", bool, False, "compute the features of every picture once, keep them in --cache or beside the run's folder, and train the head alone"),
         _tunable("drop_path_rate", float, None, "drop path of the last block (default: the model's)", low=0, high=0.9),
         _tunable("interest_points", str, None, "batch: mean over the batch, as released; image: each image's own; grid: plain DAT's cell centres (default: as the weights were trained, else batch)", choices=("batch", "image", "grid")),
         _tunable("refinement", str, None, "released: the released rule; off: offsets stay as they are; scheduled: exploration, then as off (default: as the weights were trained, else released)", choices=("released", "off", "scheduled")),
@@ -119,15 +120,19 @@ GROUPS: dict[str, tuple[Option, ...]] = {
 
 OPTIONS: dict[str, Option] = {option.name: option for group in GROUPS.values() for option in group}
 
+# The default recipe of a head alone, whatever the dataset.
+_HEAD = {"optimizer": "adamw", "init_lr": 1e-3, "schedule": "cosine", "num_epoch": 20, "weight_decay": 0.05}
 # Options that have a meaning only under a value of another one: (its name, these values, the options).
 _REFINEMENT = ("explore_share", "explore_same", "explore_other", "handover", "eval_refinement")
 _EATS_OWN = ("interest_points", "refinement", *_REFINEMENT, "save_released_style")
+_WHOLE = (*_REFINEMENT, "drop_path_rate", "layer_decay", "grad_checkpoint", "compile", "released_protocol")
 _BELONG = (
     ("eval", (True,), ("report_images", "trained_on")),
     ("dataset", ("csv",), ("score_min", "score_max", "threshold")),
     ("schedule", ("step",), ("decay_every", "decay_factor")),
     ("model", MODELS, _EATS_OWN),
     ("refinement", ("scheduled",), _REFINEMENT),
+    ("freeze_backbone", (False,), _WHOLE),
 )
 # Under these values an epoch depends on the number of all epochs.
 _END_WITH_TRAINING = {"schedule": "cosine", "refinement": "scheduled"}
@@ -196,7 +201,8 @@ def resumed(chosen: Mapping[str, Any], path: os.PathLike) -> dict[str, Any]:
 
 def _with_defaults(chosen: Mapping[str, Any]) -> dict[str, Any]:
     defaults = {name: option.default for name, option in OPTIONS.items()}
-    return defaults | RECIPES[chosen.get("dataset", "demo")] | dict(chosen)
+    head = _HEAD if chosen.get("freeze_backbone") else {}
+    return defaults | RECIPES[chosen.get("dataset", "demo")] | head | dict(chosen)
 
 
 def complete(chosen: Mapping[str, Any]) -> argparse.Namespace:
@@ -214,6 +220,10 @@ def complete(chosen: Mapping[str, Any]) -> argparse.Namespace:
     no_protocol = options.released_protocol and dataset not in RELEASED_PROTOCOLS
     is_alone = compares_images(options.loss) and min(options.batch_size, options.eval_batch_size) < 2
     pairs = f"--loss {options.loss} compares the images of a batch"
+    freezes, several = options.freeze_backbone, os.environ.get("WORLD_SIZE", "1") != "1"
+    lacks_start = freezes and not (weights or options.pretrained)
+    is_batch = freezes and options.interest_points == "batch"
+    is_scheduled = freezes and options.refinement == "scheduled" and not options.resume
     for contradicts, problem in (
         (folders, needs),
         (options.eval and not weights, "--eval needs --path_to_model_weight"),
@@ -223,6 +233,11 @@ def complete(chosen: Mapping[str, Any]) -> argparse.Namespace:
         (options.eval and options.released_protocol, "--eval and --released_protocol exclude each other"),
         (options.pretrained and weights, "--pretrained and --path_to_model_weight exclude each other"),
         (no_protocol, f"--released_protocol: {dataset} has none; {protocols} have"),
+        (freezes and options.eval, "--freeze_backbone and --eval exclude each other"),
+        (lacks_start, "--freeze_backbone needs --path_to_model_weight or --pretrained"),
+        (is_batch, "--freeze_backbone needs features of single pictures: use --interest_points image"),
+        (is_scheduled, "--freeze_backbone: no schedule applies to a frozen network; leave --refinement out"),
+        (freezes and several, "--freeze_backbone trains in one process; start it without torchrun"),
         (options.warmup_epochs > options.num_epoch, f"{warmup} exceeds --num_epoch {options.num_epoch}"),
         (options.score_min >= options.score_max, f"--score_min {options.score_min:g} is not below {scale}"),
         (is_alone, f"{pairs}: --batch_size and --eval_batch_size must be at least 2"),
@@ -278,6 +293,9 @@ def find_meaningless(chosen: Mapping[str, Any]) -> dict[str, str]:
             continue
         needed = {"eval": "", "model": " eat_*"}.get(owner, f" {' or '.join(map(str, values))}")
         other = "" if owner == "eval" else f", not {value}"
+        reason = f"belongs to --{owner}{needed}{other}"
+        if owner == "freeze_backbone":
+            reason = "and --freeze_backbone exclude each other: the head alone is trained"
         for name in names:
-            problems.setdefault(name, f"--{name} belongs to --{owner}{needed}{other}")
+            problems.setdefault(name, f"--{name} {reason}")
     return problems

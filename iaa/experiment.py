@@ -6,6 +6,7 @@ import argparse
 import atexit
 import logging
 import time
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from iaa.runtime import distributed
 from iaa.runtime.signals import StopSignal
 from iaa.searching import nni_trial
 from iaa.training import build, checkpoint, engine, run_folder
+from iaa.training.features import Head
 from models import Purpose, Weights, load_weights, read_weights, released_style
 from models.backbone import count_outputs
 from models.weights import pick_evaluation_settings
@@ -65,9 +67,11 @@ def work(options: argparse.Namespace, weights: Weights | None, device: torch.dev
     graph, test_graph = build.pick_cuda_graphs(
         options.cuda_graph, device, trains, options.accumulate, options.grad_checkpoint
     )
-    model = build.make_model(options, weights, purpose, network_format.outputs, device)
+    model = trained_part = build.make_model(options, weights, purpose, network_format.outputs, device)
     if trains:
         build.note_photographs(model, splits)
+    if options.freeze_backbone:
+        trained_part = Head(model)
     notes = {"parameters": nni_trial.get_parameters(vars(options))}
     notes["labels"] = run_folder.digest_labels(splits)
     patience = TRIALS_WAIT if nni_trial.in_search() else 0
@@ -86,22 +90,33 @@ def work(options: argparse.Namespace, weights: Weights | None, device: torch.dev
     ):
         if options.compile:
             model.compile()
-        exact = not trains or options.released_protocol
+        exact = not trains or options.released_protocol or options.freeze_backbone
         precision, test_precision = build.pick_precisions(options.amp, exact, device)
-        loaders = build.make_loaders(options, splits, model, network_format, stop)
+        if trains:
+            trainer = build.make_trainer(options, trained_part, precision, graph, folder / "checkpoints")
+            state.progress = trainer.progress
+        if options.freeze_backbone:
+            if not options.resume:
+                trainer.save()  # so that --resume goes on with the features, too
+            parent = Path(options.cache) if options.cache else folder.parent / "features"
+            settings = network_format, precision, parent, stop
+            loaders = build.make_feature_loaders(options, splits, trained_part, *settings)
+        else:
+            loaders = build.make_loaders(options, splits, model, network_format, stop)
         history, selection = [], {}
         if trains:
-            trainer = build.make_trainer(options, model, precision, graph, folder / "checkpoints")
-            state.progress = trainer.progress
             protocol = options.dataset if options.released_protocol else None
             how = options.select_by, options.search_metric, protocol
             train(trainer, loaders, label_format, test_graph, mirrors, folder, stop, *how)
+            best = partial(load_weights, model, folder / "checkpoints" / checkpoint.BEST)
+            distributed.on_rank_zero(best)
+            distributed.broadcast(model.state_dict().values())
             history = trainer.progress.history
             selected_on = "test.csv" if options.released_protocol else "validation"
             selection = {"best_epoch": trainer.progress.best_epoch, "selected_on": selected_on}
         criterion = make_loss(options.loss)
         scoring = test_precision, "test", stop, trained_format, test_graph, mirrors
-        evaluation = engine.evaluate(model, loaders["test"], criterion, label_format, *scoring)
+        evaluation = engine.evaluate(trained_part, loaders["test"], criterion, label_format, *scoring)
         setup = EvaluationSetup(
             options.dataset,
             options.model,
@@ -138,15 +153,30 @@ def gather_options(user_options: dict) -> tuple[argparse.Namespace, Weights | No
     if user_options.get("dataset") == "csv":
         user_options = recorded_scale(user_options.get("path_to_save_csv", "")) | user_options
     options, weights, settings = option.complete(user_options), None, {}
-    if options.path_to_model_weight and not options.resume:
+    if options.path_to_model_weight and (options.freeze_backbone or not options.resume):
         weights = read_weights(options.path_to_model_weight)
         KnownPhotos.from_texts(weights.photographs, weights.path)  # raises if damaged, before the test
-    if options.eval and "model" not in user_options:
+    if weights and (options.eval or options.freeze_backbone) and "model" not in user_options:
         options.model = find_purpose(weights).model or recognise(weights)
     if weights:
-        settings = pick_evaluation_settings(weights) if options.eval else weights.purpose.settings
+        is_fixed = options.eval or options.freeze_backbone
+        settings = pick_evaluation_settings(weights) if is_fixed else weights.purpose.settings
+    if weights and options.freeze_backbone:
+        settings = pick_frozen_settings(settings, options.interest_points, weights.path)
     option.complete_network(options, user_options, settings)
     return options, weights
+
+
+def pick_frozen_settings(settings: Mapping[str, str], chosen: str | None, path: Path) -> dict[str, str]:
+    """The settings of a frozen network: its own, with points of each image. chosen: `--interest_points`. Raises InputError."""
+    points = settings.get("interest_points", "batch")
+    if points == "grid" and chosen not in (None, "grid"):
+        problem = "has no interest points, and frozen ones would stay random: leave --interest_points out"
+        raise InputError(f"{path}: {problem}")
+    if points == "batch" and chosen is None:
+        reason = "the features of a picture may not depend on others"
+        log.info("%s was trained with --interest_points batch; now image: %s", path, reason)
+    return {**settings, "interest_points": "image" if points == "batch" else points}
 
 
 def pick_purpose(
@@ -204,7 +234,7 @@ def train(
     search_metric: str,
     protocol: str | None,
 ) -> None:
-    """Train, select on the validation set, and put the selected checkpoint into the network.
+    """Train, and select on the validation set.
 
     cuda_graph, mirrors: of validation, see `evaluate`. protocol: the dataset whose released protocol is followed.
     """
@@ -232,9 +262,6 @@ def train(
     if writes:
         reported = progress.history[-1 if protocol else progress.best_epoch - 1]
         nni_trial.report_end(reported, search_metric)
-    model = trainer.stepper.model
-    distributed.on_rank_zero(partial(load_weights, model, trainer.checkpoints / checkpoint.BEST))
-    distributed.broadcast(model.state_dict().values())
 
 
 def write_report(report: TestReport, folder: Path, history: list[dict[str, float]]) -> dict:

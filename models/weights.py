@@ -69,13 +69,15 @@ def pick_evaluation_settings(weights: Weights) -> dict[str, str]:
     return plain | dict(weights.purpose.settings)
 
 
-def load_weights(model: nn.Module, source: str | os.PathLike | Weights) -> list[str]:
+def load_weights(
+    model: nn.Module, source: str | os.PathLike | Weights, fresh_head: bool = False
+) -> list[str]:
     """Load weights into a network of EAT or of timm, in place. source: as in `read_weights`, or its result.
 
     In a file without interest points (`ref_point14`), DAT's or timm's, those of the network and a head of another size
-    start fresh. So do scheduled factors that a file lacks. Interest points and factors that the network lacks are left
-    out. Position tables of another resolution are resized; their index and mask follow from the network's configuration.
-    The network keeps its own settings.
+    start fresh; with `fresh_head` such a head does in every file. So do scheduled factors that a file lacks. Interest
+    points and factors that the network lacks are left out. Position tables of another resolution are resized; their
+    index and mask follow from the network's configuration. The network keeps its own settings.
     Returns the names of all tensors that start fresh. Raises WeightsError, with the model left as it was, if any other
     tensor is missing, unexpected or misshapen.
     """
@@ -84,6 +86,7 @@ def load_weights(model: nn.Module, source: str | os.PathLike | Weights) -> list[
     fresh = {n: torch.ones_like(v) for n, v in target.items() if n.endswith(FACTORS) and n not in state}
     if not _has_points(state):
         fresh |= {name: value for name, value in target.items() if "ref_point14" in name}
+    if fresh_head or not _has_points(state):
         fresh |= _fresh_head(
             state, target, head_prefixes((getattr(model, "pretrained_cfg", None) or {}).get("classifier"))
         )

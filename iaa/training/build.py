@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import logging
 import os
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from operator import attrgetter
 from pathlib import Path
 
@@ -26,6 +28,7 @@ from iaa.photographs.labels import FORMATS, LabelFormat, csv_format
 from iaa.runtime import distributed
 from iaa.runtime.signals import StopSignal
 from iaa.training import checkpoint, engine
+from iaa.training.features import Head, make_feature_loader, read_features
 from iaa.training.steps import Precision, Schedule, Stepper, allow_tf32, make_optimizer, set_deterministic
 from models import Purpose, Weights, create_model, load_weights
 from models.weights import FACTORS
@@ -144,6 +147,34 @@ def make_loaders(
     return loaders
 
 
+def make_feature_loaders(
+    options: argparse.Namespace,
+    splits: Splits,
+    head: Head,
+    label_format: LabelFormat,
+    precision: Precision,
+    parent: Path,
+    stop: StopSignal,
+) -> dict[str, DataLoader]:
+    """As `make_loaders`, of features. parent: where they are kept, in a folder of their own. Raises Interrupted."""
+    network, decoder, loaders = head.whole_network, pick_decoders(options.decode, False)[1], {}
+    transform = Transform(label_format, network.img_size, train=False)
+    settings = {"batch_size": options.eval_batch_size, "num_workers": options.num_workers, "decoder": decoder}
+    settings["pin_memory"] = precision.device.type == "cuda"
+    load = partial(make_loader, images=options.path_to_images, transform=transform, **settings)
+    weights = head.backbone_digest, options.model, network.purpose.settings, precision.dtype
+    pictures = transform.resize, network.statistics, decoder
+    folder = parent / hashlib.sha256(repr((weights, pictures)).encode()).hexdigest()[:16]
+    for split in ("train", "val", "test"):
+        train, labels = split == "train", getattr(splits, split)
+        features = read_features(head, labels, Path(options.path_to_images), folder, load, precision, stop)
+        size = options.batch_size if train else options.eval_batch_size
+        loaders[split] = make_feature_loader(labels, features, size, options.seed, train)
+    if compares_images(options.loss):
+        loaders["train"].batch_sampler.join_single()
+    return loaders
+
+
 def make_model(
     options: argparse.Namespace,
     weights: Weights | None,
@@ -160,7 +191,7 @@ def make_model(
     settings = {name: value for name in names if (value := getattr(options, name)) is not None}
     if options.eval_refinement == "exploitation":
         settings["exploit"] = True
-    if options.pretrained and not options.resume:
+    if options.pretrained and (options.freeze_backbone or not options.resume):
         settings["pretrained"] = True
     model = create_model(options.model, outputs, **settings)
     if options.grad_checkpoint:
@@ -184,10 +215,11 @@ def make_model(
 
 
 def _fill(model: nn.Module, weights: Weights, trains: bool, needs_factors: bool) -> None:
-    fresh = load_weights(model, weights)
+    fresh = load_weights(model, weights, fresh_head=trains)
     missing = [name for name in fresh if not name.endswith((FACTORS, "ref_point14.bias"))]
-    # A complete network of which nothing is known was trained for scores, as the released EAT.
-    model.photographs = dict(weights.photographs if missing or weights.photographs else UNKNOWN)
+    # A network of which nothing is known was trained for scores, as the released EAT, if it is complete or has points.
+    has_scored = not missing or any("ref_point14" in name for name in weights.state)
+    model.photographs = dict(weights.photographs or (UNKNOWN if has_scored else {}))
     problem, has_factors = None, not any(name.endswith(FACTORS) for name in fresh)
     if missing and trains:
         log.info("%s has none that fit: %s start fresh", weights.path, ", ".join(missing))

@@ -78,8 +78,8 @@ def save_last(folder: Path, content: dict) -> None:
 
 
 def save_best(folder: Path, model: nn.Module, epoch: int) -> None:
-    """Write best.pth, a plain state_dict whose metadata names its epoch."""
-    state = model.state_dict()
+    """Write best.pth, a plain state_dict whose metadata names its epoch. A head is written with its whole network."""
+    state = getattr(model, "whole_network", model).state_dict()
     state._metadata[""]["epoch"] = epoch
     save(folder / BEST, state)
 

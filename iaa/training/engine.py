@@ -130,7 +130,7 @@ class Trainer:
                 with stop_errors(stop):
                     raise
         self.gradients.end()  # validation needs the memory
-        if waited > (asked - start) / 3:
+        if waited > (asked - start) / 3 and self.stepper.model.statistics is not None:
             log.info(
                 "training waited for images %.0f %% of the time%s", 100 * waited / (asked - start), WAITING
             )

@@ -108,6 +108,17 @@ def test_imagenet_dat_leaves_head_and_interest_points_fresh(tmp_path):
         assert torch.equal(value, before[name] if kept else state[name]), name
 
 
+def test_a_head_of_another_size_starts_fresh_where_that_is_asked(tmp_path):
+    state = load_file(TOY) | {"cls_head.weight": torch.zeros(3, 64), "cls_head.bias": torch.zeros(3)}
+    torch.save(state, tmp_path / "w.pth")
+    model = fresh()
+    before = {name: value.clone() for name, value in model.cls_head.state_dict().items()}
+    assert load_weights(model, tmp_path / "w.pth", fresh_head=True) == ["cls_head.bias", "cls_head.weight"]
+    assert all(torch.equal(value, before[name]) for name, value in model.cls_head.state_dict().items())
+    name = "cls_norm.norm.weight"
+    assert torch.equal(model.state_dict()[name], state[name])
+
+
 @pytest.mark.parametrize(
     ("name", "value", "told"),
     [
