@@ -55,21 +55,21 @@ def read_results(folder: Path, metric_name: str | None = None) -> tuple[list[Tri
         raise InputError(f"{folder}: no runs in it; a run has options.json, run.json and metrics.csv")
     named = [options["search_metric"] for options in runs.values() if "search_metric" in options]
     metric_name = metric_name or next(iter(named), "accuracy")
-    results = [_read_run(path, options, metric_name) for path, options in runs.items()]
-    for result in results:
-        result.name = str(result.folder.relative_to(folder))
+    results = [
+        _read_run(str(path.relative_to(folder)), path, options, metric_name) for path, options in runs.items()
+    ]
     results.sort(key=lambda result: math.inf if math.isnan(result.value) else -result.value)
     return results, metric_name
 
 
-def _read_run(folder: Path, options: dict[str, Any], metric_name: str) -> TrialResult:
+def _read_run(name: str, folder: Path, options: dict[str, Any], metric_name: str) -> TrialResult:
     run, history = read_json_object(folder / "run.json"), read_history(folder / "metrics.csv")
     status = run.get("status", "unknown")
     if status == "running" and not describe_owner(folder):
         status = "lost"  # killed before it could write another status
     value, best_epoch = select_epoch(history, options.get("select_by", "srcc"), metric_name)
     return TrialResult(
-        name=folder.name,
+        name=name,
         folder=folder,
         status=status,
         reason=run.get("reason") or "",

@@ -5,7 +5,6 @@ import logging
 import os
 import signal
 import sys
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -23,7 +22,6 @@ from iaa.options import scoring_options
 from iaa.scoring.table import read_rows
 
 COMMAND = predict
-ROOT = Path(__file__).parents[2]
 CPU = ("--gpu_id", "cpu", "--num_workers", 0)
 
 
