@@ -28,6 +28,7 @@ from iaa.runtime.signals import StopSignal
 from iaa.searching import nni_trial
 from iaa.training import build, checkpoint, engine, run_folder
 from iaa.training.features import Head
+from iaa.training.steps import Precision
 from models import Purpose, Weights, load_weights, read_weights, released_style
 from models.backbone import count_outputs
 from models.weights import pick_evaluation_settings
@@ -61,8 +62,11 @@ def work(options: argparse.Namespace, weights: Weights | None, device: torch.dev
     """Make data, network and folder; train, and evaluate. Returns the result."""
     label_format, splits = read_data(options)
     labels = Purpose(options.model, options.dataset, label_format.scale, label_format.threshold)
-    trains, tested, mirrors = not options.eval, weights if options.eval else None, options.tta == "flip"
-    purpose, trained_format, is_stated = pick_purpose(labels, label_format, tested, options.trained_on)
+    trains, mirrors = not options.eval, options.tta == "flip"
+    tested_weights = None if trains else weights
+    purpose, trained_format, is_stated = pick_purpose(
+        labels, label_format, tested_weights, options.trained_on
+    )
     network_format = trained_format or label_format
     graph, test_graph = build.pick_cuda_graphs(
         options.cuda_graph, device, trains, options.accumulate, options.grad_checkpoint
@@ -72,15 +76,13 @@ def work(options: argparse.Namespace, weights: Weights | None, device: torch.dev
         build.note_photographs(model, splits)
     if options.freeze_backbone:
         trained_part = Head(model)
-    notes = {"parameters": nni_trial.get_parameters(vars(options))}
-    notes["labels"] = run_folder.digest_labels(splits)
-    patience = TRIALS_WAIT if nni_trial.in_search() else 0
-    folder = run_folder.open_folder(options, notes, keep=weights and weights.path, patience=patience)
-    options.experiment_dir_name = str(folder)
+    folder = open_folder(options, splits, weights)
     log.info("%s on %s, %s, in %s", options.model, options.dataset, device, folder)
-    network = model.purpose.settings, weights, trains, options.accumulate, options.eval_batch_size
+    notes = build.network_notes(
+        model.purpose.settings, weights, trains, options.accumulate, options.eval_batch_size
+    )
     evaluation_notes = build.evaluation_notes(options.ema_decay if trains else None, mirrors)
-    for note in build.network_notes(*network) + evaluation_notes:
+    for note in notes + evaluation_notes:
         log.info("%s", note)
     with (
         StopSignal() as stop,
@@ -99,55 +101,78 @@ def work(options: argparse.Namespace, weights: Weights | None, device: torch.dev
             if not options.resume:
                 trainer.save()  # so that --resume goes on with the features, too
             parent = Path(options.cache) if options.cache else folder.parent / "features"
-            settings = network_format, precision, parent, stop
-            loaders = build.make_feature_loaders(options, splits, trained_part, *settings)
+            loaders = build.make_feature_loaders(
+                options, splits, trained_part, network_format, precision, parent, stop
+            )
         else:
             loaders = build.make_loaders(options, splits, model, network_format, stop)
         history, selection = [], {}
         if trains:
             protocol = options.dataset if options.released_protocol else None
-            how = options.select_by, options.search_metric, protocol
-            train(trainer, loaders, label_format, test_graph, mirrors, folder, stop, *how)
-            best = partial(load_weights, model, folder / "checkpoints" / checkpoint.BEST)
-            distributed.on_rank_zero(best)
+            selecting = options.select_by, options.search_metric, protocol
+            train(trainer, loaders, label_format, test_graph, mirrors, folder, stop, *selecting)
+            load_best = partial(load_weights, model, folder / "checkpoints" / checkpoint.BEST)
+            distributed.on_rank_zero(load_best)
             distributed.broadcast(model.state_dict().values())
             history = trainer.progress.history
             selected_on = "test.csv" if options.released_protocol else "validation"
             selection = {"best_epoch": trainer.progress.best_epoch, "selected_on": selected_on}
         criterion = make_loss(options.loss)
-        scoring = test_precision, "test", stop, trained_format, test_graph, mirrors
-        evaluation = engine.evaluate(trained_part, loaders["test"], criterion, label_format, *scoring)
-        setup = EvaluationSetup(
-            options.dataset,
-            options.model,
-            options.path_to_model_weight,
-            options.interest_points,
-            options.refinement,
-            options.eval_batch_size,
-            build.pick_decoders(options.decode, options.released_protocol)[1],
-            test_precision,
-            splits.skipped_test_rows,
-            mirrors,
-            evaluation_notes,
+        how = {"trained": trained_format, "cuda_graph": test_graph, "mirrors": mirrors}
+        evaluation = engine.evaluate(
+            trained_part, loaders["test"], criterion, label_format, test_precision, "test", stop, **how
         )
+        setup = describe_setup(options, test_precision, splits.skipped_test_rows, evaluation_notes)
         split = recognise_split(options.dataset, options.path_to_save_csv, evaluation.names)
         report = make_test_report(setup, split, label_format, model, evaluation, trained_format, is_stated)
         if options.save_released_style:
             checkpoint.save(folder / "checkpoints" / "released_style.pth", released_style(model))
         result = write_report(report, folder, history) | selection
         if options.eval and options.report_images:
-            result["files"]["page"] = str(page := folder / "report.html")
+            page = folder / "report.html"
+            result["files"]["page"] = str(page)
             if distributed.rank() == 0:
-                images, count = Path(options.path_to_images), options.report_images
-                report.write_page(page, images, count, options.num_workers, stop)
+                images = Path(options.path_to_images)
+                report.write_page(page, images, options.report_images, options.num_workers, stop)
         state.result = result
-    return state.result
+    return result
+
+
+def open_folder(options: argparse.Namespace, splits: Splits, weights: Weights | None) -> Path:
+    """The run's folder, ready; from here on `options.experiment_dir_name` names it. weights: must not be overwritten."""
+    notes = {
+        "parameters": nni_trial.get_parameters(vars(options)),
+        "labels": run_folder.digest_labels(splits),
+    }
+    patience = TRIALS_WAIT if nni_trial.in_search() else 0
+    folder = run_folder.open_folder(options, notes, keep=weights and weights.path, patience=patience)
+    options.experiment_dir_name = str(folder)
+    return folder
+
+
+def describe_setup(
+    options: argparse.Namespace, precision: Precision, skipped: int, notes: list[str]
+) -> EvaluationSetup:
+    """How the options test a network. skipped: photographs of test.csv that are missing. notes: for the report."""
+    return EvaluationSetup(
+        options.dataset,
+        options.model,
+        options.path_to_model_weight,
+        options.interest_points,
+        options.refinement,
+        options.eval_batch_size,
+        build.pick_decoders(options.decode, options.released_protocol)[1],
+        precision,
+        skipped,
+        options.tta == "flip",
+        notes,
+    )
 
 
 def gather_options(user_options: dict) -> tuple[argparse.Namespace, Weights | None]:
-    """All options, and the weights to start from: the tuner's options over the user's over a resumed run's.
+    """All options, and the weights to start from. The tuner's options replace the user's, and these a resumed run's.
 
-    Settings of the network that nobody chooses are those that the weights were trained with.
+    The network's settings are those that the weights were trained with, unless the user chooses others.
     """
     user_options = run_folder.resume_options(nni_trial.add_parameters(user_options))
     if user_options.get("dataset") == "csv":
@@ -156,11 +181,11 @@ def gather_options(user_options: dict) -> tuple[argparse.Namespace, Weights | No
     if options.path_to_model_weight and (options.freeze_backbone or not options.resume):
         weights = read_weights(options.path_to_model_weight)
         KnownPhotos.from_texts(weights.photographs, weights.path)  # raises if damaged, before the test
-    if weights and (options.eval or options.freeze_backbone) and "model" not in user_options:
+    keeps_network = options.eval or options.freeze_backbone
+    if weights and keeps_network and "model" not in user_options:
         options.model = find_purpose(weights).model or recognise(weights)
     if weights:
-        is_fixed = options.eval or options.freeze_backbone
-        settings = pick_evaluation_settings(weights) if is_fixed else weights.purpose.settings
+        settings = pick_evaluation_settings(weights) if keeps_network else weights.purpose.settings
     if weights and options.freeze_backbone:
         settings = pick_frozen_settings(settings, options.interest_points, weights.path)
     option.complete_network(options, user_options, settings)
@@ -168,7 +193,7 @@ def gather_options(user_options: dict) -> tuple[argparse.Namespace, Weights | No
 
 
 def pick_frozen_settings(settings: Mapping[str, str], chosen: str | None, path: Path) -> dict[str, str]:
-    """The settings of a frozen network: its own, with points of each image. chosen: `--interest_points`. Raises InputError."""
+    """The settings of a frozen network: its own, but `image` instead of `batch`. chosen: `--interest_points`. Raises InputError."""
     points = settings.get("interest_points", "batch")
     if points == "grid" and chosen not in (None, "grid"):
         problem = "has no interest points, and frozen ones would stay random: leave --interest_points out"
@@ -182,10 +207,11 @@ def pick_frozen_settings(settings: Mapping[str, str], chosen: str | None, path: 
 def pick_purpose(
     labels: Purpose, label_format: LabelFormat, weights: Weights | None, trained_on: str | None
 ) -> tuple[Purpose, LabelFormat | None, bool]:
-    """What the network of the run is for; its label format, None if it is that of the labels; whether the dataset is stated.
+    """The purpose of the run's network, its label format (None: the labels' own), and whether its dataset is stated.
 
-    labels: what a network for the labels is for, as is one in training. label_format: the labels'. weights: those that are
-    evaluated. trained_on: their dataset, if the user says. Raises InputError if they cannot be evaluated on these labels.
+    labels, label_format: the purpose and the format of a network that is trained on these labels. weights: the evaluated
+    weights; None in training. trained_on: their dataset, if the user states it.
+    Raises InputError if the weights cannot be evaluated on these labels.
     """
     outputs = count_outputs(weights, labels.model) if weights else None
     if outputs is None:

@@ -9,7 +9,7 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.utils import tqdm
 
-from option import suggest
+from iaa.suggestions import suggest
 
 from .weights_file import WeightsError
 

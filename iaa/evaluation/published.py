@@ -46,23 +46,25 @@ def compare_published(
 ) -> tuple[str, dict[str, dict]]:
     """The source of the published figures of a split, and the figures by network and metric.
 
-    A figure is its `value` and its `place`: inside, below or above the interval; the place is empty if the interval has no
-    width: there are too few images. A split that nothing names (`unknown`) counts as that of EAT's own figures.
+    A figure is its `value` and its `place`, see `find_place`. The `unknown` split counts as that of EAT's own figures.
     """
     if split == "unknown":
         split = "authors" if dataset == "ava" else "official"
     source, networks = PUBLISHED.get((dataset, split), ("", {}))
     compared = {}
     for network, values in networks.items():
-        figures = compared[network] = {}
-        for name, value in zip(REPORTED, values, strict=False):
-            low, high = intervals[name]
-            place = "below" if value < low else "above" if value > high else "inside"
-            figures[name] = {
-                "value": value,
-                "place": place if low < high else "",
-            }  # nan is not below anything
+        figures = zip(REPORTED, values, strict=False)
+        compared[network] = {
+            name: {"value": value, "place": find_place(value, *intervals[name])} for name, value in figures
+        }
     return source, compared
+
+
+def find_place(value: float, low: float, high: float) -> str:
+    """Where a figure lies: inside, below or above an interval; empty if too few images leave it without width, or nan."""
+    if not low < high:
+        return ""
+    return "below" if value < low else "above" if value > high else "inside"
 
 
 def exceeds_published(dataset: str, split: str, intervals: Mapping[str, tuple[float, float]]) -> bool:

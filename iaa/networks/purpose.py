@@ -1,4 +1,4 @@
-"""What weights are for, by all that state it: the file, the run that it lies in, the user."""
+"""The purpose of weights, as the file, the run that it lies in, or the user states it."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ T = TypeVar("T")
 
 
 def find_purpose(weights: Weights) -> Purpose:
-    """As the file states it; what it does not state is as the options of the run state it in which the file lies."""
+    """The purpose of weights by their file, completed by the options of the run that the file lies in."""
     return weights.purpose.or_else(run_purpose(weights.path.resolve().parent.parent))
 
 
 def run_purpose(folder: Path) -> Purpose:
-    """As the options.json of a run states it; nothing where there is none."""
+    """The purpose of a run's weights by its options.json; an empty one if there is no such file."""
     options = read_json_object(folder / "options.json")
     texts = {name: value for name, value in options.items() if isinstance(value, str) and value.isprintable()}
     names = {name: texts[name] for name in ("model", "dataset") if name in texts}
@@ -40,24 +40,24 @@ def run_purpose(folder: Path) -> Purpose:
 
 
 def find_table_scale(table: Path) -> tuple[float, float] | None:
-    """The scale of a table of scores, as its own `run.json` or the options of the run in its folder state it."""
+    """The scale of a table of scores by its own `run.json`, else by the run in its folder; None if neither states it."""
     settings = read_json_object(table.with_name(f"{table.name}.run.json"))
     return as_scale(settings.get("score_range")) or run_purpose(table.parent).scale
 
 
 def agree(path: Path, name: str, stated: T | None, recorded: T | None) -> T | None:
-    """The one of two statements that there is. Raises PurposeError if they differ."""
+    """The stated value, else the recorded one; None without either. Raises PurposeError if they differ."""
     if stated and recorded and stated != recorded:
         raise PurposeError(f"{path}: its {name} is {recorded}, not {stated}")
     return stated or recorded
 
 
 def complete_purpose(purpose: Purpose, outputs: int, path: Path, labels: Purpose | None = None) -> Purpose:
-    """`purpose`, with the dataset, the scale and the threshold that nobody states.
+    """`purpose`, with the dataset, the scale and the threshold filled in where nobody states them.
 
-    outputs: the number of outputs that the weights have. labels: what a network for the labels at hand is for; weights of
-    which nobody states the dataset are taken to be such, but ten outputs are AVA's.
-    Raises PurposeError if no dataset is left, or one whose networks have other outputs or another scale.
+    outputs: the weights' number of outputs. labels: the purpose of a network that is trained on the labels at hand. If
+    nobody states the dataset, it is that of `labels`; but ten outputs are AVA's, unless the labels are the demo's.
+    Raises PurposeError if the dataset stays unknown, or if its networks have other outputs or another scale.
     """
     dataset, scale = purpose.dataset, purpose.scale
     if dataset is None:
@@ -85,9 +85,9 @@ def complete_purpose(purpose: Purpose, outputs: int, path: Path, labels: Purpose
 def format_of(
     dataset: str, outputs: int, scale: tuple[float, float] | None = None, threshold: float | None = None
 ) -> LabelFormat:
-    """The label format that a network was trained for. scale, threshold: of a csv; else the dataset's own count.
+    """The label format that a network was trained for. scale, threshold: for `csv` only; other datasets have their own.
 
-    The default threshold is the middle of the scale, on the scale of metrics.
+    The default threshold is the middle of the scale. It is on the scale of metrics, as in `Purpose`.
     """
     if dataset in FORMATS:
         return FORMATS[dataset]

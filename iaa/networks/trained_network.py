@@ -15,7 +15,7 @@ from iaa.photographs.decode import Resize
 from iaa.photographs.labels import LabelFormat
 from models import Purpose, Weights, create_model, load_weights, read_weights
 from models.backbone import TIMM_PREFIX, count_outputs
-from models.purpose import SETTING_VALUES
+from models.purpose import FORMER, SETTING_VALUES
 from models.weights import pick_evaluation_settings
 from util import scores
 
@@ -143,5 +143,6 @@ def _pick_settings(weights: Weights, name: str, points: str | None) -> dict[str,
     if points is None:
         points = "image" if trained_points == "batch" else trained_points
     if points not in SETTING_VALUES["interest_points"]:
-        raise PurposeError(f"{weights.path}: interest_points {points} is no longer known; choose image")
+        problem = "is no longer known" if points == FORMER[1] else "is unknown"
+        raise PurposeError(f"{weights.path}: interest_points {points} {problem}; choose image")
     return trained | {"interest_points": points}

@@ -31,7 +31,7 @@ JUNK_FOLDERS = {"@eaDir", "__MACOSX"}
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder of this name, without its parents, is no photograph of the user's, nor holds any."""
+    """Whether a file or folder of this name, given without its parents, is hidden, or another program's."""
     return name.startswith(".") or name in JUNK_FOLDERS
 
 
@@ -156,11 +156,11 @@ def describe_endings(counts: Counter[str]) -> str:
 
 
 def join_pairs(names: Sequence[str]) -> list[str]:
-    """The names, without those of RAW files for which a JPEG or a HEIC is named that differs in its ending alone."""
+    """The names without the RAW files that have a partner: a JPEG or HEIC whose name differs in its ending alone."""
     partners = {".jpg", ".jpeg", *HEIC_ENDINGS} & picture_endings()
     developed = {os.path.splitext(name)[0] for name in names if ending_of(name) in partners}
 
-    def is_joined(name: str) -> bool:
+    def has_partner(name: str) -> bool:
         return ending_of(name) in RAW_ENDINGS and os.path.splitext(name)[0] in developed
 
-    return [name for name in names if not is_joined(name)]
+    return [name for name in names if not has_partner(name)]

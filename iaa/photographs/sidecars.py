@@ -13,13 +13,11 @@ from iaa.photographs.decode import error_text, refuse_no_file
 from iaa.runtime.files import atomic_write
 
 RDF = "http://www.w3.org/1999/02/22-rdf-syntax-ns#"
-DESCRIPTION = [
-    f"{RDF}\nRDF",
-    f"{RDF}\nDescription",
-]  # in an element of these two stand a photograph's properties
+# The element that holds a photograph's properties, behind its parent. expat joins a namespace and a name by a line break.
+DESCRIPTION = [f"{RDF}\nRDF", f"{RDF}\nDescription"]
 NAMESPACES = {"xmp": "http://ns.adobe.com/xap/1.0/", "eat": "http://ns.eat-iaa/1.0/"}
-# The stars that programs show, -1 for rejected; the stars that we wrote; the score that they follow. Ours is not named
-# Rating, too: ExifTool, by which immich reads, gives a tag by its name alone.
+# The stars that programs show, -1 for rejected; the stars that we wrote; the score that they follow. Ours have another
+# name than Rating, because ExifTool, by which immich reads, tells tags by their names alone.
 RATING, STARS, SCORE = "xmp:Rating", "eat:stars", "eat:score"
 PROPERTIES = {f"{NAMESPACES[name[:3]]}\n{name[4:]}": name for name in (RATING, STARS, SCORE)}
 NEW = f"""<?xml version="1.0" encoding="UTF-8"?>
@@ -29,24 +27,26 @@ NEW = f"""<?xml version="1.0" encoding="UTF-8"?>
  </rdf:RDF>
 </x:xmpmeta>
 """.encode()
-IN_JPEG = b"http://ns.adobe.com/xap/1.0/\0"  # what XMP in a JPEG begins with
+JPEG_MARK = b"http://ns.adobe.com/xap/1.0/\0"  # stands before the XMP in a JPEG
 _NAME, _ATTRIBUTE = re.compile(rb"<[^\s/>]+"), re.compile(rb"""\s+([^\s=]+)\s*=\s*("[^"]*"|'[^']*')""")
 
 
 class Packet:
     """XMP in UTF-8. `values`: the texts of its PROPERTIES, by our names.
 
-    Raises ValueError if it is none, or has a document type, whose entities could unfold.
+    Raises ValueError for anything else, and for XMP with a document type, whose entities could expand without limit.
     """
 
     def __init__(self, data: bytes):
         self.data, self.values = data, {}
         self._spans: list[tuple[int, int, str]] = []  # the bytes of each property, with the blanks before it
-        self._gap = 0  # behind the name of the first rdf:Description
-        self._prefixes: dict[str, str] = {}  # that are declared there, with their namespaces
-        self._path: list[tuple[str, int]] = []  # the elements from the root on, and their first bytes
+        self._insert_at = 0  # the byte behind the name of the first rdf:Description; 0: not read yet
+        self._prefixes: dict[str, str] = {}  # the prefixes declared there, with their namespaces
+        self._path: list[
+            tuple[str, int]
+        ] = []  # from the root to the current element, each with its first byte
         self._text: list[str] = []
-        self._declared: dict[str, str] = {}  # prefixes, at the element that is read
+        self._declared: dict[str, str] = {}  # the prefixes declared for the current element
         self._parser = expat.ParserCreate("UTF-8", "\n")
         self._parser.StartElementHandler, self._parser.EndElementHandler = self._start, self._end
         self._parser.CharacterDataHandler = self._text.append
@@ -58,7 +58,7 @@ class Packet:
             self._parser.Parse(data, True)
         except (expat.ExpatError, UnicodeDecodeError) as error:
             raise ValueError(f"it is not XML in UTF-8 ({error})") from None
-        if not self._gap:
+        if not self._insert_at:
             raise ValueError("it is XML, but no XMP: there is no rdf:Description in an rdf:RDF")
 
     def _refuse_document_type(self, *_: object) -> None:
@@ -74,8 +74,8 @@ class Packet:
         if not self._is_in_description():
             return
         at = _NAME.match(self.data, at).end()
-        if not self._gap:
-            self._gap, self._prefixes = at, dict(self._declared)
+        if not self._insert_at:
+            self._insert_at, self._prefixes = at, dict(self._declared)
         while match := _ATTRIBUTE.match(self.data, at):
             prefix, _, name = match[1].decode().rpartition(":")
             self._add(f"{self._declared.get(prefix)}\n{name}", match[2].decode()[1:-1], at, match.end())
@@ -93,7 +93,7 @@ class Packet:
             self._spans.append((first, after, name))
 
     def person_rating(self) -> str | None:
-        """The rating of a person: one that we did not write. None: there is none; "": a person removed ours."""
+        """The rating of a person, which we did not write. "": a person removed ours; None: no person rated."""
         rating, ours = self.values.get(RATING, ""), self.values.get(STARS)
         is_ours = rating == ours or (ours is None and rating in ("", "0"))  # programs write 0 for no stars
         return None if is_ours else rating
@@ -105,7 +105,7 @@ class Packet:
         new = {prefix: uri for prefix, uri in NAMESPACES.items() if prefix not in self._prefixes}
         attributes = {f"xmlns:{prefix}": uri for prefix, uri in new.items()} | values
         text = "".join(f' {name}="{value}"' for name, value in attributes.items())
-        parts, at = [self.data[: self._gap], text.encode()], self._gap
+        parts, at = [self.data[: self._insert_at], text.encode()], self._insert_at
         for first, after, name in sorted(self._spans):
             if name in values:
                 parts.append(self.data[at:first])
@@ -122,7 +122,7 @@ def sidecar_paths(photo: str | os.PathLike) -> tuple[str, str]:
 
 
 @contextmanager
-def _errors_name(path: str) -> Iterator[None]:
+def _errors_with_path(path: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError) as error:
@@ -130,7 +130,7 @@ def _errors_name(path: str) -> Iterator[None]:
 
 
 def read_sidecar(path: str) -> bytes | None:
-    """Its content; None if there is none. Raises OSError."""
+    """The content of a sidecar; None if it does not exist. Raises OSError."""
     if not os.path.exists(path):
         return None
     refuse_no_file(path)
@@ -143,7 +143,7 @@ def read_person_rating(photo: str | os.PathLike) -> str | None:
     Raises ValueError, which names the sidecar, if one cannot be read.
     """
     for path in sidecar_paths(photo):
-        with _errors_name(path):
+        with _errors_with_path(path):
             data = read_sidecar(path)
             if data is not None and (rating := Packet(data).person_rating()) is not None:
                 return rating
@@ -153,22 +153,22 @@ def read_person_rating(photo: str | os.PathLike) -> str | None:
 
 
 def _xmp_in_jpeg(photo: str | os.PathLike) -> bytes:
-    """Empty if there is none, or the file is no JPEG."""
+    """The XMP in the first MiB of a JPEG; empty if there is none, or the file is no JPEG."""
     refuse_no_file(photo)
     with open(photo, "rb") as file:
-        before, _, rest = file.read(2**20).partition(IN_JPEG)
+        before, _, rest = file.read(2**20).partition(JPEG_MARK)
     size = int.from_bytes(before[-2:], "big")  # of the segment, from these two bytes on
-    return rest[: size - 2 - len(IN_JPEG)] if before.startswith(b"\xff\xd8") else b""
+    return rest[: size - 2 - len(JPEG_MARK)] if before.startswith(b"\xff\xd8") else b""
 
 
 def write_stars(photo: str, sidecar: str, stars: int, score: float, overwrite: bool) -> bool:
     """Put stars and score into a photograph's sidecar, atomically, if that changes it. Returns whether the stars are in it.
 
-    A person's rating stays unless `overwrite`: a sidecar that exists then gets the score alone, and no new one is made, for
-    programs would read it instead of the other one. Raises ValueError, which names the sidecar.
+    A person's rating stays, unless `overwrite`. Beside it an existing sidecar gets only the score, and no new sidecar is
+    made: programs would read that one instead of the rated file. Raises ValueError, which names the sidecar.
     """
     is_rated = not overwrite and read_person_rating(photo) is not None
-    with _errors_name(sidecar):
+    with _errors_with_path(sidecar):
         refuse_no_file(photo)
         before = read_sidecar(sidecar)
         if is_rated and before is None:

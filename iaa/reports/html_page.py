@@ -159,9 +159,9 @@ def _rounded(values: Iterable[float | None], digits: int = 6) -> list[float]:
 
 
 def scale_attention(photos: Sequence[Photo]) -> tuple[list[list[list[int]] | None], float | None]:
-    """Maps of 0 to 255, and the value of 255, the same for all pictures. Values are multiples of an even share.
+    """Maps of 0 to 255, and the attention that 255 means, the same for all pictures, in multiples of an even share.
 
-    That of 255 is the 90th percentile of the pictures' maxima, so that a single odd picture does not darken all others.
+    It is the 90th percentile of the pictures' maxima, so that a single odd picture does not darken all others.
     """
     maps = [None if p.attention is None else np.float32(p.attention) * p.attention.size for p in photos]
     peaks = [values.max() for values in maps if values is not None]

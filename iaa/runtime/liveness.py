@@ -38,7 +38,8 @@ def process_start_time(pid: int) -> str:
 def describe_owner(folder: Path) -> str:
     """The living process, other than this one, whose run is in the folder, in words; empty if there is none."""
     run, me = read_json_object(folder / "run.json"), identify_process()
-    if run.get("status") != "running" or not run.get("host") or run | me == run:
+    is_me = run | me == run  # run.json has all entries of this process
+    if run.get("status") != "running" or not run.get("host") or is_me:
         return ""
     owner = f"process {run.get('pid')} on {run['host']}"
     is_here = run["host"] == me["host"] and run.get("pid_space", me["pid_space"]) == me["pid_space"]

@@ -56,7 +56,7 @@ class Scorer:
         batch_size: int = 16,
     ):
         if interest_points == "batch":
-            raise InputError("Scorer: with points of the batch, scores would depend on it; image or running")
+            raise InputError("Scorer: with points of the batch, scores would depend on it; choose image")
         self.trained = load_network(
             weights, interest_points=interest_points, dataset=dataset, model=model, scale=score_range
         )

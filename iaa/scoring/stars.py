@@ -1,4 +1,4 @@
-"""Stars for the photographs of one call of predict.py, and the sidecars that tell them to other programs."""
+"""Stars for the photographs of one call of predict.py, and the sidecars in which other programs read them."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ def give_stars(
 ) -> np.ndarray:
     """Stars (N,), 1 to 5 or REJECTED, of scores (N,).
 
-    thresholds: four scores, from which photographs get 2, 3, 4 and 5 stars; by default shares of these photographs decide,
-    SHARES. Equal scores get equal stars. reject: a share, or a score if there are thresholds; photographs below are rejected.
+    thresholds: the four lowest scores of 2, 3, 4 and 5 stars; by default stars follow the SHARES of these photographs.
+    Equal scores get equal stars. reject: a share, or with thresholds a score; photographs below it are rejected.
     """
     limits, values = thresholds or SHARES, np.asarray(scores, np.float64)
     if not thresholds:
@@ -35,9 +35,10 @@ def give_stars(
 
 @dataclass
 class SidecarWriter:
-    """Collects scored photographs, and then writes the stars of all of them. overwrite: over those of a person, too.
+    """Collects scored photographs, and then writes the stars of all of them.
 
-    stem: `a.xmp` for `a.jpg` instead of `a.jpg.xmp`. thresholds, reject: see `give_stars`. faults: why sidecars were left alone.
+    stem: `a.xmp` for `a.jpg` instead of `a.jpg.xmp`. thresholds, reject: see `give_stars`. overwrite: replace the ratings
+    of persons, too. faults: why sidecars were left alone.
     """
 
     stem: bool
@@ -49,7 +50,7 @@ class SidecarWriter:
     faults: list[str] = field(default_factory=list)
 
     def add(self, row: Row) -> None:
-        """Remember a photograph that has a score; the row gets an error if its sidecar cannot be read, or is another's, too."""
+        """Collect a photograph with a score; its row gets an error if its sidecar is unreadable or another photograph's, too."""
         if row["score"] is None:
             return
         photo = row["image"]
@@ -64,7 +65,7 @@ class SidecarWriter:
             self.faults.append(str(error))
 
     def write(self, stop: StopSignal) -> str:
-        """Write the sidecars; returns the end of a sentence about them. Raises Interrupted."""
+        """Write the sidecars. Returns how many, as the end of a sentence. Raises Interrupted."""
         written = failed = 0
         stars = give_stars(self.scores, self.thresholds, self.reject)
         photos = zip(self.photos.items(), stars, self.scores, strict=True)

@@ -140,7 +140,7 @@ def test_batch_points_and_unknown_ones_are_refused(tmp_path):
     weights = make_weights(tmp_path / "w.pth")
     for points, problem in (
         ("batch", "scores would depend"),
-        ("median", "interest_points median is no longer known; choose image"),
+        ("median", "interest_points median is unknown; choose image"),
     ):
         with pytest.raises(ValueError, match=problem):
             Scorer(weights, interest_points=points)
