@@ -19,9 +19,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return prediction.run(options)
 
-    return run_command(
-        "predict.py", work, "rows written to --out are kept; with --append the same command goes on"
-    )
+    rest = "rows written to --out are kept; with --append the same command goes on"
+    return run_command("predict.py", work, rest)
 
 
 def __getattr__(name: str):

@@ -1,4 +1,4 @@
-"""The value of `--loss`: the name of a loss, or a sum of weighted ones, such as `mse+0.5*plcc`. No torch in here."""
+"""The value of `--loss`: a loss by name, or a sum of weighted losses, such as `mse+0.5*plcc`. No torch in here."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ import math
 from iaa.errors import InputError
 from iaa.suggestions import suggest
 
-OF_VOTES = ("emd", "nima_r1", "nima_r2")  # need vote distributions
-OF_BATCHES = ("plcc", "rank")  # compare the images of a batch
+OF_VOTES = ("emd", "nima_r1", "nima_r2")  # losses that need vote distributions
+OF_BATCHES = ("plcc", "rank")  # losses that compare the images of a batch
 NAMES = (*OF_VOTES, "mse", *OF_BATCHES)
 
 
 def parse_loss(text: str) -> dict[str, float]:
-    """The weight of each loss of a sum, by its name; 1 where none is given. `auto` has no losses yet.
+    """The weights of the losses in a sum, by their names; 1 by default. Empty for `auto`, which the labels decide later.
 
-    Raises InputError for an unknown name, one that comes twice, and a weight that is not positive.
+    Raises InputError for an unknown name, a repeated one, and a weight that is not positive.
     """
     weights: dict[str, float] = {}
     for term in text.split("+") if text != "auto" else ():

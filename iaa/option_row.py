@@ -12,7 +12,7 @@ from iaa.errors import InputError
 
 @dataclass(frozen=True)
 class Option:
-    """One row of a command's table. `default` None: by the dataset's recipe, or nothing. `low`, `high`: inclusive."""
+    """One row of a command's table. `default` None: the dataset's recipe decides, or nothing. `low`, `high`: inclusive."""
 
     name: str
     type: Callable[[str], Any]
@@ -31,7 +31,7 @@ class Option:
     parse: Callable[[str], Any] | None = None  # raises InputError for a text that it cannot read
 
     def check(self, value: Any, source: str | None = None) -> Any:
-        """`value` in this option's type, or InputError that names the option, the value and the remedy.
+        """`value` in this option's type. Raises InputError that names the option, the value and the remedy.
 
         source: the file or the tuner that gave the value; None: the command line, where every value is text.
         Whole numbers are 0 or more, unless `low` says otherwise.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Collection
 
-# Words that other programs, and our other commands, use for an option of ours, which stands first.
+# Each group: an option of main_nni.py, and the words that other programs and our other commands use for it.
 _SYNONYMS = (
     ("init_lr", "lr", "learning_rate", "base_lr"),
     ("batch_size", "bs"),
@@ -20,7 +20,7 @@ _SYNONYMS = (
 
 
 def suggest(word: str, names: Collection[str], mark: str = "") -> str:
-    """The end of a message on an unknown word: the one of `names` that was meant, if any is near. mark: before its name."""
+    """The end of a message on an unknown word: the nearest of `names`, if any is near. mark: stands before that name."""
     word = word.lstrip("-").partition("=")[0].replace("-", "_").lower()
     meant = [name for group in _SYNONYMS if word in group for name in group if name in names]
     meant = meant or difflib.get_close_matches(word, names, 1)

@@ -36,9 +36,8 @@ def create_backbone(name: str, num_classes: int = 10, pretrained: bool = False, 
     except Exception as error:
         if not pretrained:
             raise
-        raise InputError(
-            f"{name}: its weights cannot be fetched ({error}); load a weights file instead"
-        ) from None
+        problem = f"its weights cannot be fetched ({error}); load a weights file instead"
+        raise InputError(f"{name}: {problem}") from None
     config = resolve_data_config({}, model=model)
     channels, height, width = config["input_size"]
     if channels != 3 or height != width:

@@ -1,4 +1,4 @@
-"""Weights by name: a file, a folder, a repository of the Hugging Face hub, or a network in `weights/`."""
+"""Names of weights: of a file, a folder, a repository of the Hugging Face hub, or a network in `weights/`."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ SHIPPED = Path(__file__).parents[1] / "weights"
 def resolve(name: str | os.PathLike) -> Path:
     """The file or folder that a name of weights means.
 
-    name: a path, or `local-dir:FOLDER`; or `hf-hub:OWNER/NAME`, also `@REVISION`; or, where no file has that name, the last
-    word of a file's name in `weights/`: `biq2021`. Raises WeightsError.
+    name: a path, `local-dir:FOLDER`, or `hf-hub:OWNER/NAME`, also with `@REVISION`; if no file has that name, the last word
+    of a file's name in `weights/`, as `biq2021`. Raises WeightsError.
     """
     name = str(name)
     if name.startswith(HUB_PREFIX):
@@ -45,7 +45,7 @@ class TerminalBar(tqdm):
 
 
 def fetch(name: str) -> Path:
-    """The folder of a repository's config.json and *.safetensors, in the hub's cache, which serves without the hub, too."""
+    """The folder with a repository's config.json and *.safetensors, in the hub's cache, which also works offline."""
     repository, _, revision = name.removeprefix(HUB_PREFIX).partition("@")
     settings = {"allow_patterns": [CONFIG, "*.safetensors"], "tqdm_class": TerminalBar}
     try:

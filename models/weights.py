@@ -51,9 +51,8 @@ def read_weights(path: str | os.PathLike) -> Weights:
         purpose = Purpose.from_metadata(metadata)
     except ValueError as error:
         raise WeightsError(f"{path}: {error}") from None
-    return Weights(
-        path, state, purpose.or_else(_imply_settings(state)), dict(metadata.get("photographs", {}))
-    )
+    purpose = purpose.or_else(_imply_settings(state))
+    return Weights(path, state, purpose, dict(metadata.get("photographs", {})))
 
 
 def _imply_settings(state: Iterable[str]) -> Purpose:
@@ -87,9 +86,8 @@ def load_weights(
     if not _has_points(state):
         fresh |= {name: value for name, value in target.items() if "ref_point14" in name}
     if fresh_head or not _has_points(state):
-        fresh |= _fresh_head(
-            state, target, head_prefixes((getattr(model, "pretrained_cfg", None) or {}).get("classifier"))
-        )
+        classifier = (getattr(model, "pretrained_cfg", None) or {}).get("classifier")
+        fresh |= _fresh_head(state, target, head_prefixes(classifier))
     state = {name: value for name, value in state.items() if name in target or not is_added(name)} | fresh
     for name in target.keys() & state.keys():
         if name.endswith(BUFFERS):

@@ -138,9 +138,8 @@ def find_leaks(
     seen = {role: int(values.sum()) for role, values in zip(leakage.ROLES, known, strict=True)}
     notes, fresh = leakage.describe_known(*known), ~(known[0] | known[1])
     if fresh.all():
-        notes.append(
-            f"none of the {len(names):,} photographs was in this network's training set, by their names"
-        )
+        none = f"none of the {len(names):,} photographs was in this network's training set"
+        notes.append(f"{none}, by their names")
     elif fresh.sum() > 1:
         rest = pairs.subset(fresh)
         unseen = {"images": len(rest), **compute_metrics(rest), "intervals": bootstrap.intervals(rest)}

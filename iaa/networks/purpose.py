@@ -64,16 +64,14 @@ def complete_purpose(purpose: Purpose, outputs: int, path: Path, labels: Purpose
         is_ava = outputs == FORMATS["ava"].outputs and (labels is None or labels.dataset != "demo")
         dataset = "ava" if is_ava else labels and labels.dataset
     if dataset not in DATASETS:
-        problem = (
-            f"no dataset {dataset!r}" if dataset else f"{outputs} outputs, and nothing states its dataset"
-        )
+        unstated = f"{outputs} outputs, and nothing states its dataset"
+        problem = f"no dataset {dataset!r}" if dataset else unstated
         raise PurposeError(f"{path}: {problem}; choose from {', '.join(DATASETS)}")
     if dataset == "csv" and outputs == 1:
         scale = scale or (labels and labels.scale)
         if scale is None:
-            raise PurposeError(
-                f"{path}: nothing states its scale, the lowest and the highest score of its csv"
-            )
+            problem = "nothing states its scale, the lowest and the highest score of its csv"
+            raise PurposeError(f"{path}: {problem}")
     label_format = format_of(dataset, outputs, scale, purpose.threshold)
     if label_format.outputs != outputs:
         needed = f"networks for {dataset} have {label_format.outputs}"

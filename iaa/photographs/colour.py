@@ -34,9 +34,8 @@ def _read_profile(profile: bytes) -> tuple[str, ImageCms.ImageCmsTransform | Non
     except Exception:  # damaged profiles raise anything at all
         return "", None
     levels = np.arange(0, 256, 51, np.uint8)
-    colours = Image.fromarray(np.stack(np.meshgrid(levels, levels, levels), -1).reshape(1, -1, 3)).convert(
-        mode
-    )
+    grid = np.stack(np.meshgrid(levels, levels, levels), -1).reshape(1, -1, 3)
+    colours = Image.fromarray(grid).convert(mode)
     converted = ImageCms.applyTransform(colours, transform)
     difference = np.asarray(converted, int) - np.asarray(colours.convert("RGB"), int)
     return (mode, transform) if np.abs(difference).mean() > 1 else ("", None)  # sRGB is written in many ways

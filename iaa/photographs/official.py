@@ -81,8 +81,8 @@ class PreparedLabels:
 def read_ava(path, split: str = "random", skip_missing: bool = False) -> PreparedLabels:
     """`AVA.txt`: AVA_COLUMNS, separated by blanks.
 
-    split: `authors`: val and test as EAT's authors published them (see `splits.py`), all other rows train; any other is left
-    open. Raises InputError if AVA.txt lacks ids of the authors' lists, unless `skip_missing`.
+    split: `authors` puts the val and test photographs of EAT's authors (see `splits.py`) there, and all others into train;
+    any other value leaves the splits open. Raises InputError if ids of the authors are missing, unless `skip_missing`.
     """
     table = read_lines(path, AVA_COLUMNS)
     malformed = ~table.apply(lambda words: words.str.fullmatch("[0-9]{1,9}")).to_numpy(bool)
@@ -90,7 +90,7 @@ def read_ava(path, split: str = "random", skip_missing: bool = False) -> Prepare
     labels.read_votes(path, table, _VOTES, "image id")
     table = table.drop(columns="row number").astype(np.int64)
     table.columns = [AVA.image_column, *AVA.vote_columns, "tag1", "tag2", "tag3"]
-    prepared = _prepared({path: table.assign(split="")}, AVA, "random")
+    prepared = _prepare({path: table.assign(split="")}, AVA, "random")
     if split == "authors":
         ids = {part: list(map(str, splits.authors_ids(part))) for part in ("val", "test")}
         listed = pd.concat([pd.Series(part, names) for part, names in ids.items()])
@@ -100,10 +100,11 @@ def read_ava(path, split: str = "random", skip_missing: bool = False) -> Prepare
 
 
 def split_by_lists(prepared: PreparedLabels, paths: Sequence[str], source, skip_missing: bool) -> None:
-    """Make the photographs of lists (see `read_name_list`) the test set, in their order, and leave the others open.
+    """Make the photographs of lists (see `read_name_list`) the test set, in their order.
 
-    The photographs of a list with `train` in its name train; those in none of the lists are then dropped. source: of the
-    labels, for messages. Raises InputError for names that the labels lack, unless `skip_missing`.
+    A list with `train` in its name has those of train.csv; photographs in no list are then dropped. Without such a list
+    their split stays open. source: the labels' file, for messages. Raises InputError for names that the labels lack,
+    unless `skip_missing`.
     """
     parts, column, name = [], prepared.list_column, ", ".join(paths)
     for path in paths:
@@ -128,15 +129,15 @@ def split_by_lists(prepared: PreparedLabels, paths: Sequence[str], source, skip_
 def _split_as_listed(
     prepared: PreparedLabels, split_of: pd.Series, unlisted: str, name: str, source, skip_missing: bool
 ) -> None:
-    """Give each row the split of its photograph in the lists called `name`, or `unlisted`.
+    """Give each row the split of its photograph in the lists called `name`; `unlisted` if it is in none.
 
-    split_of: by file names, with or without ending, also behind folders that the labels do not have. Listed rows come last,
-    in the lists' order, which evaluation keeps: the published figures belong to its batches.
+    split_of: the splits by file name. A name may lack its ending, or have folders before it that the labels lack. Listed
+    rows come last, in the lists' order, which evaluation keeps: the published figures belong to its batches.
     """
     files, names = prepared.files.map(plain_spelling), split_of.index.to_series()
     stems = files.map(lambda file: os.path.splitext(file)[0])
-    known = pd.concat([stems[~stems.duplicated(keep=False)], files])
-    row_of = dict(zip(known, known.index, strict=True))
+    spellings = pd.concat([stems[~stems.duplicated(keep=False)], files])
+    row_of = dict(zip(spellings, spellings.index, strict=True))
     rows = names.map(row_of)
     for respell in (plain_spelling, lambda name: plain_spelling(name.replace("\\", "/").rpartition("/")[2])):
         rows = rows.fillna(names.map(respell).map(row_of))
@@ -171,21 +172,20 @@ def read_folder(dataset: str, folder: str | os.PathLike) -> PreparedLabels:
             score_column = "aestheticScore_mean"
             require_columns(path, table, ["sessionId", "imageName"])
             table["image"] = table["sessionId"].str.strip() + "/" + table["imageName"].str.strip()
-        tables[path] = _labelled_rows(path, table, FORMATS[dataset], score_column).assign(split=split)
-    return _prepared(tables, FORMATS[dataset], "official")
+        tables[path] = _read_rows(path, table, FORMATS[dataset], score_column).assign(split=split)
+    return _prepare(tables, FORMATS[dataset], "official")
 
 
 def read_flickr_aes(scores: str | os.PathLike, workers: str | os.PathLike | None = None) -> PreparedLabels:
     """A name and a score in 0..1 per line; with `workers`, the file of ratings by worker, the usual split.
 
-    The test set of that split is every photograph rated by a worker who has HELD_OUT_RATINGS ratings. Photographs that no
-    worker rated are dropped.
+    Its test set has every photograph that a worker with HELD_OUT_RATINGS ratings rated. Photographs that no worker rated
+    are dropped.
     """
     label_format = FORMATS["flickr_aes"]
-    rows = _labelled_rows(scores, read_lines(scores, ["image", "score"]), label_format)
-    prepared = _prepared(
-        {scores: rows.assign(split="")}, label_format, "random" if workers is None else "workers"
-    )
+    rows = _read_rows(scores, read_lines(scores, ["image", "score"]), label_format)
+    origin = "random" if workers is None else "workers"
+    prepared = _prepare({scores: rows.assign(split="")}, label_format, origin)
     if workers is None:
         return prepared
     ratings = read_table(workers)
@@ -222,8 +222,8 @@ def read_oasis(path, votes: str | None = None, categories: Sequence[str] = ()) -
         levels = tuple(f"vote{level}" for level in range(1, 8))
         table[list(levels)] = _count_ratings(votes, path, table)
     source = LabelFormat("image", ".jpg", levels, (1.0, 7.0))
-    rows = _labelled_rows(path, table, source, "beauty_mean").assign(split="", category=category)
-    prepared = _prepared({path: rows}, _written_format(source), "random")
+    rows = _read_rows(path, table, source, "beauty_mean").assign(split="", category=category)
+    prepared = _prepare({path: rows}, _csv_format(source), "random")
     if votes:
         difference = np.abs(labels.mean_votes(rows[list(levels)].to_numpy()) - means).max()
         prepared.notes.append(f"beauty_mean and the means of the votes differ by at most {difference:.3f}")
@@ -233,9 +233,9 @@ def read_oasis(path, votes: str | None = None, categories: Sequence[str] = ()) -
 
 
 def _count_ratings(path, source, table: pd.DataFrame) -> np.ndarray:
-    """(N, 7) counts of the ratings 1 to 7 in a MATLAB file's `corrData`, for the rows of `table`, read from `source`.
+    """(N, 7) counts of the ratings 1 to 7 in a MATLAB file's `corrData`, in the order of `table`'s rows.
 
-    corrData: (people, N), nan where a person rated nothing; its columns are in the order of `item`.
+    corrData: (people, N), nan where a person rated nothing; its columns are in the order of `item`. source: the table's file.
     """
     try:
         ratings = np.asarray(loadmat(path, appendmat=False)["corrData"], np.float64)
@@ -259,14 +259,14 @@ def _count_ratings(path, source, table: pd.DataFrame) -> np.ndarray:
 def read_any_tables(
     paths: Mapping[str, str], source: LabelFormat, separator: str, score_column: str, split_column: str | None
 ) -> PreparedLabels:
-    """One table (`paths` by split: ""), or one for each split.
+    """Tables of the format `source`. paths: by split, or a single one by "", if its rows are to be split.
 
-    source: the format of the tables. With vote columns, the lowest level first, `score_column` is not read.
+    `score_column` is not read if `source` has vote columns, the lowest level first.
     """
     tables = {}
     for split, path in paths.items():
         table = read_table(path, separator)
-        tables[path] = _labelled_rows(path, table, source, score_column).assign(split=split)
+        tables[path] = _read_rows(path, table, source, score_column).assign(split=split)
         if split_column:
             require_columns(path, table, [split_column])
             words = table[split_column].str.strip().str.lower()
@@ -275,10 +275,10 @@ def read_any_tables(
             refuse_where(path, table, unknown, split_column, "neither train, val nor test")
             tables[path]["split"] = words
     origin = "files" if "test" in paths else "column" if split_column else "random"
-    return _prepared(tables, _written_format(source), origin)
+    return _prepare(tables, _csv_format(source), origin)
 
 
-def _written_format(source: LabelFormat) -> LabelFormat:
+def _csv_format(source: LabelFormat) -> LabelFormat:
     """The format of the CSVs that are made from tables of any format."""
     levels = len(source.vote_columns)
     if levels == 0:
@@ -286,9 +286,7 @@ def _written_format(source: LabelFormat) -> LabelFormat:
     return vote_format([f"vote{level}" for level in range(1, levels + 1)])
 
 
-def _labelled_rows(
-    path, table: pd.DataFrame, source: LabelFormat, score_column: str = "score"
-) -> pd.DataFrame:
+def _read_rows(path, table: pd.DataFrame, source: LabelFormat, score_column: str = "score") -> pd.DataFrame:
     """The columns `image`, and `score` or those of the votes, as CSVs have them."""
     votes = source.vote_columns
     require_columns(path, table, [source.image_column, *(votes or [score_column])])
@@ -296,13 +294,13 @@ def _labelled_rows(
     if votes:
         counts = labels.read_votes(path, table, votes, source.image_column)
         are_whole = (counts == counts.round()).all()
-        rows[list(_written_format(source).vote_columns)] = counts.astype(np.int64) if are_whole else counts
+        rows[list(_csv_format(source).vote_columns)] = counts.astype(np.int64) if are_whole else counts
     else:
         rows["score"] = labels.read_scores(path, table, source.scale, score_column)
     return rows
 
 
-def _prepared(
+def _prepare(
     tables: Mapping[str | os.PathLike, pd.DataFrame], label_format: LabelFormat, split: str
 ) -> PreparedLabels:
     """The rows of several files in one table. Raises InputError if an image has two labels in one file."""

@@ -96,9 +96,9 @@ class TerminalSummary:
 
 def describe_outside(count: int) -> str:
     """The end of a sentence about scores, `count` of which lie outside their scale; empty if none does."""
-    return (
-        f" ({count} lie outside it: raw outputs, often of a network that has hardly learned)" if count else ""
-    )
+    if not count:
+        return ""
+    return f" ({count} lie outside it: raw outputs, often of a network that has hardly learned)"
 
 
 def _line(row: Row) -> str:

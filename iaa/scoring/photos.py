@@ -143,9 +143,8 @@ def to_rgb(picture: Image.Image, upright: bool = False, srgb: bool = False) -> I
     turn = TURNS.get(orientation(picture)) if upright else None
     convert = find_srgb_conversion(picture) if srgb else None
     if picture.mode == "F" or (picture.mode == "I" and picture.format != "PNG"):
-        raise ValueError(
-            f"its pixels are {'floating point' if picture.mode == 'F' else '32-bit'}; convert it to 8 bits"
-        )
+        kind = "floating point" if picture.mode == "F" else "32-bit"
+        raise ValueError(f"its pixels are {kind}; convert it to 8 bits")
     if picture.mode.startswith("I"):
         picture = Image.fromarray((np.asarray(picture, np.float64) / 257).round().astype(np.uint8))
     picture = convert(picture) if convert else picture.convert("RGB")

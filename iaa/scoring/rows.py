@@ -133,9 +133,8 @@ def read_reference(path: str, trained: TrainedNetwork) -> np.ndarray:
     scale = find_table_scale(Path(path))
     if scale not in (None, trained.scale):
         (low, high), (network_low, network_high) = scale, trained.scale
-        raise InputError(
-            f"{path}: its scores are {low:g} to {high:g}, those of {trained.path} {network_low:g} to {network_high:g}"
-        )
+        network_scores = f"those of {trained.path} {network_low:g} to {network_high:g}"
+        raise InputError(f"{path}: its scores are {low:g} to {high:g}, {network_scores}")
     scores = []
     for row in read_rows(Path(path)):
         score = row.get("predicted_score", row.get("score"))

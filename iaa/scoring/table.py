@@ -127,9 +127,8 @@ def drop_unfinished_row(file: IO[bytes], is_csv: bool) -> None:
         for line in lines:
             row += line
             if len(row) > MAX_ROW:
-                raise InputError(
-                    f"{file.name}: not a table of scores (a row without an end after byte {end})"
-                )
+                problem = f"not a table of scores (a row without an end after byte {end})"
+                raise InputError(f"{file.name}: {problem}")
             if not line.endswith(b"\n") or (is_csv and row.count(b'"') % 2):  # a name may hold line breaks
                 continue
             match = _SHARD.match(row)

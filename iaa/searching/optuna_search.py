@@ -136,9 +136,8 @@ class Search:
         try:
             parameters = suggest(trial, self.space)  # a trial that is retried has them already
         except ValueError as error:  # Optuna's: a parameter has other choices than in the study
-            raise InputError(
-                f"{self.folder}: its search has another space ({error}); give another --out"
-            ) from None
+            problem = f"its search has another space ({error}); give another --out"
+            raise InputError(f"{self.folder}: {problem}") from None
         attempt = self.study.trials[trial.number]
         folder = self.folder / f"trial_{first_number(attempt):04d}"
         folder.mkdir(exist_ok=True)

@@ -131,9 +131,8 @@ class Trainer:
                     raise
         self.gradients.end()  # validation needs the memory
         if waited > (asked - start) / 3 and self.stepper.model.statistics is not None:
-            log.info(
-                "training waited for images %.0f %% of the time%s", 100 * waited / (asked - start), WAITING
-            )
+            percent = 100 * waited / (asked - start)
+            log.info("training waited for images %.0f %% of the time%s", percent, WAITING)
 
     def _train_batch(self, batch: Batch, number: int, count: int) -> bool:
         """Forward, backward and, after the last batch of a step, the step. Returns whether there was a step."""
@@ -229,9 +228,8 @@ def oom_hint(batch_size: int, device: torch.device, remedy: str):
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise
-        raise InputError(
-            "batch normalisation needs two photographs in a batch: raise --batch_size"
-        ) from error
+        problem = "batch normalisation needs two photographs in a batch: raise --batch_size"
+        raise InputError(problem) from error
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""A frozen network: the features of its pictures, which are computed once and kept in files, and its head."""
+"""Training the head of a frozen network, on features that are computed once for each picture and kept in files."""
 
 from __future__ import annotations
 
@@ -26,41 +26,39 @@ from iaa.training.steps import Precision
 
 log = logging.getLogger("eat")
 
-CHUNK = 64  # pictures in a file; a kill costs the features of fewer
+CHUNK = 64  # pictures in a file; a kill loses the features of fewer
 
 
 class Head(nn.Module):
-    """The classifier of a network. It takes features instead of pictures, and alone has gradients.
+    """The classifier of a frozen network. It takes features instead of pictures; only its tensors have gradients.
 
-    Features are (B, F, 2): those of a picture and of its mirror image, so that `flip(-1)` mirrors them as it does pictures.
-    The network, `whole_network`, shares its classifier with the head, and stays in evaluation: no drop path, no moving
-    batch normalisation. A state_dict has the head and the digest of all other weights; it loads beside the same ones only.
-    Raises InputError for a network whose outputs are not those of one classifier for its `compute_features`.
+    Features are (B, F, 2), of a picture and of its mirror image, so that `flip(-1)` mirrors them as it mirrors pictures.
+    `whole_network` shares its classifier with the head, and stays in evaluation mode, without drop path, and with fixed
+    batch normalisation. The state_dict has the head and a digest of all other weights, and loads only beside the same ones.
+    Raises InputError if the network's outputs are not those of a single classifier on `compute_features`.
     """
 
-    statistics = None  # by which pixels are normalised, but no features
+    statistics = None  # features are not normalised, as pixels are
 
     def __init__(self, network: nn.Module):
         super().__init__()
         self.__dict__["whole_network"] = network.eval().requires_grad_(False)  # not a part of this module
         if not self._takes_classifier():
             name = network.purpose.model
-            raise InputError(
-                f"--freeze_backbone: {name} has no single layer after its features; train all of it"
-            )
-        own = {
-            id(value) for value in self.classifier.requires_grad_(True).state_dict(keep_vars=True).values()
-        }
+            problem = f"{name} has no single layer after its features; train all of it"
+            raise InputError(f"--freeze_backbone: {problem}")
+        self.classifier.requires_grad_(True)
+        in_head = {id(value) for value in self.classifier.state_dict(keep_vars=True).values()}
         digest = hashlib.sha256()
         for name, value in network.state_dict(keep_vars=True).items():
-            if id(value) not in own:
+            if id(value) not in in_head:
                 digest.update(name.encode())
                 digest.update(value.detach().cpu().contiguous().numpy())
         self.backbone_digest = digest.hexdigest()
 
     @torch.inference_mode()
     def _takes_classifier(self) -> bool:
-        """Make the network's classifier the head's. Returns whether their outputs are equal."""
+        """Take over the network's classifier. Returns whether head and network give equal outputs."""
         network = self.whole_network
         shape = (2, 3, network.img_size, network.img_size)
         images = torch.linspace(-2, 2, np.prod(shape), device=next(network.parameters()).device).view(shape)
@@ -88,7 +86,7 @@ class Head(nn.Module):
 
 
 def compute_features(network: nn.Module, images: Tensor) -> Tensor:
-    """Features (B, F, 2) by a network of EAT or of timm: its classifier's input. images: (B, 3, H, W), normalised."""
+    """The input (B, F, 2) of the classifier of EAT or timm, see `Head`. images: (B, 3, H, W), normalised."""
     views = images, images.flip(-1)
     features = [network.forward_head(network.forward_features(view), pre_logits=True) for view in views]
     return torch.stack(features, -1)
@@ -105,8 +103,8 @@ def read_features(
 ) -> Tensor:
     """(N, F, 2) float32: features of the pictures, in the order of the labels.
 
-    Those that `folder` lacks are computed and added to it, by one process at a time. It belongs to one network, transform
-    and decoder; each of its files has the `features` of a chunk, and `digests` (n,) of the contents of the picture files.
+    One process at a time computes the features that `folder` lacks, and adds them. The folder belongs to one network,
+    transform and decoder. Each of its files holds a chunk's `features`, and `digests` (n,) of the picture files' contents.
     images: the folder of the pictures. load: makes a loader of pictures in the order of the labels.
     Raises InputError for a picture that does not decode, Interrupted after a signal; whole chunks stay.
     """
@@ -114,7 +112,7 @@ def read_features(
     def digest(name: str) -> str:
         return hashlib.sha256((images / name).read_bytes()).hexdigest()
 
-    # In this process: others would start more slowly than most sets are read.
+    # Without workers: they would take longer to start than most sets take to read.
     digests = list(map_parallel(digest, labels.images, 0, "contents of pictures", stop))
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / "lock"):
@@ -123,22 +121,34 @@ def read_features(
         counts = missing.sum(), len(digests)
         log.info("%s: features of %d of %d pictures are to be computed", folder, *counts)
         if missing.any():
-            loader, remaining, chunk = load(labels.subset(missing)), np.array(digests)[missing], []
-            size = loader.batch_sampler.batch_size
-            hint = oom_hint(size, precision.device, f"try --eval_batch_size {max(1, size // 2)}")
-            with progress_bar("features", len(remaining)) as shown, hint, stop_errors(stop):
-                for number, batch in enumerate(batches(loader), 1):
-                    if stop.received:
-                        raise Interrupted(stop.received)
-                    chunk.append(_compute_batch(head.whole_network, batch, precision))
-                    shown.update(len(batch.names))
-                    if number % max(1, CHUNK // size) == 0 or number == len(loader):
-                        own, remaining = np.split(remaining, [sum(map(len, chunk))])
-                        with atomic_write(folder / f"{own[0]}.npz", "wb") as file:
-                            np.savez(file, digests=own, features=np.concatenate(chunk))
-                        chunk = []
+            loader, lacking = load(labels.subset(missing)), np.array(digests)[missing]
+            _add_features(head.whole_network, loader, lacking, folder, precision, stop)
             stored = _read_files(folder)
     return torch.from_numpy(np.stack([stored[digest] for digest in digests]))
+
+
+def _add_features(
+    network: nn.Module,
+    loader: DataLoader,
+    digests: np.ndarray,
+    folder: Path,
+    precision: Precision,
+    stop: StopSignal,
+) -> None:
+    """Compute the features of a loader's pictures, whose contents have these digests, and write them chunk by chunk."""
+    size, chunk = loader.batch_sampler.batch_size, []
+    hint = oom_hint(size, precision.device, f"try --eval_batch_size {max(1, size // 2)}")
+    with progress_bar("features", len(digests)) as shown, hint, stop_errors(stop):
+        for number, batch in enumerate(batches(loader), 1):
+            if stop.received:
+                raise Interrupted(stop.received)
+            chunk.append(_compute_batch(network, batch, precision))
+            shown.update(len(batch.names))
+            if number % max(1, CHUNK // size) == 0 or number == len(loader):
+                written, digests = np.split(digests, [sum(map(len, chunk))])
+                with atomic_write(folder / f"{written[0]}.npz", "wb") as file:
+                    np.savez(file, digests=written, features=np.concatenate(chunk))
+                chunk = []
 
 
 def _read_files(folder: Path) -> dict[str, np.ndarray]:
@@ -161,7 +171,7 @@ def _compute_batch(network: nn.Module, batch: Batch, precision: Precision) -> np
 
 
 class FeatureDataset(Dataset):
-    """Batches of features by Samples. features: (N, F, 2), in the order of the labels. train: mirror as `Transform` does."""
+    """Batches of features (N, F, 2), which are in the order of the labels. train: mirror at random, as `Transform` does."""
 
     def __init__(self, labels: Labels, features: Tensor, train: bool):
         self.features, self.train = features, train

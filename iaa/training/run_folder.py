@@ -45,9 +45,8 @@ def resume_options(options: Mapping[str, Any]) -> dict[str, Any]:
     """
     folder = options.get("experiment_dir_name")
     if os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0" and not folder:
-        raise InputError(
-            "torchrun --max_restarts needs --experiment_dir_name, to find the run again; give one"
-        )
+        needed = "needs --experiment_dir_name, to find the run again; give one"
+        raise InputError(f"torchrun --max_restarts {needed}")
     [restarts] = distributed.all_reduce_max(int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")))
     if not folder or not (restarts or options.get("resume")):
         return dict(options)
@@ -237,9 +236,7 @@ def write_epoch(folder: Path, writer: SummaryWriter, progress: Progress, epochs:
         if name not in ("epoch", "seconds") and math.isfinite(value):
             writer.add_scalar(name.replace("val_", "val/", 1), value, row["epoch"])
     writer.flush()
-    figures = (
-        "train loss {train_loss:.4f}, val loss {val_loss:.4f}, SRCC {val_srcc:.4f}, PLCC {val_plcc:.4f}, "
-    )
-    figures += "accuracy {val_accuracy:.4f} ({seconds:.1f} s)"
+    figures = "train loss {train_loss:.4f}, val loss {val_loss:.4f}, SRCC {val_srcc:.4f}, "
+    figures += "PLCC {val_plcc:.4f}, accuracy {val_accuracy:.4f} ({seconds:.1f} s)"
     best = ", best so far" if progress.best_epoch == row["epoch"] else ""
     log.info("epoch %d/%d: %s%s", row["epoch"], epochs, figures.format(**row), best)
