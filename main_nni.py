@@ -21,7 +21,7 @@ def main(argv: list[str] | None = None) -> int:
     def work() -> None:
         options = parse_options(argv)
         if options.get("options"):
-            options = option.from_file(options["options"], options)
+            options = option.read_options(options["options"], options)
         if not options.get("resume") and not nni_trial.in_search():  # these add options
             option.complete(options)  # refuses contradictions, before seconds of imports
         log.info("loading PyTorch")

@@ -122,19 +122,26 @@ OPTIONS: dict[str, Option] = {option.name: option for group in GROUPS.values() f
 
 # The default recipe of a head alone, whatever the dataset.
 _HEAD = {"optimizer": "adamw", "init_lr": 1e-3, "schedule": "cosine", "num_epoch": 20, "weight_decay": 0.05}
-# Options that have a meaning only under a value of another one: (its name, these values, the options).
+# Options that have a meaning only beside some values of another: (the other's name, these values, the options).
 _REFINEMENT = ("explore_share", "explore_same", "explore_other", "handover", "eval_refinement")
 _EATS_OWN = ("interest_points", "refinement", *_REFINEMENT, "save_released_style")
-_WHOLE = (*_REFINEMENT, "drop_path_rate", "layer_decay", "grad_checkpoint", "compile", "released_protocol")
-_BELONG = (
+_WHOLE_NETWORK = (
+    *_REFINEMENT,
+    "drop_path_rate",
+    "layer_decay",
+    "grad_checkpoint",
+    "compile",
+    "released_protocol",
+)
+_OWNERS = (
     ("eval", (True,), ("report_images", "trained_on")),
     ("dataset", ("csv",), ("score_min", "score_max", "threshold")),
     ("schedule", ("step",), ("decay_every", "decay_factor")),
     ("model", MODELS, _EATS_OWN),
     ("refinement", ("scheduled",), _REFINEMENT),
-    ("freeze_backbone", (False,), _WHOLE),
+    ("freeze_backbone", (False,), _WHOLE_NETWORK),
 )
-# Under these values an epoch depends on the number of all epochs.
+# With these values an epoch depends on the total number of epochs.
 _END_WITH_TRAINING = {"schedule": "cosine", "refinement": "scheduled"}
 # Of runs and weights of an older version.
 _NO_RUNNING = "interest_points running is no longer known; choose --interest_points image or batch"
@@ -152,22 +159,22 @@ def read_json(path: str | os.PathLike, problem: str) -> dict[str, Any]:
     return content
 
 
-def _checked(content: Mapping[str, Any], source: str) -> dict[str, Any]:
+def _check_all(content: Mapping[str, Any], source: str) -> dict[str, Any]:
     return {n: OPTIONS[n].check(v, source) for n, v in content.items() if n in OPTIONS and v is not None}
 
 
-def from_file(path: str, chosen: Mapping[str, Any]) -> dict[str, Any]:
+def read_options(path: str, chosen: Mapping[str, Any]) -> dict[str, Any]:
     """The options of a JSON file with the command line's over them, checked. Raises InputError."""
     content = read_json(path, "cannot be read as options")
     for name in content:
         if name not in OPTIONS or name == "options":
             hint = suggest(name, OPTIONS) or ";"
             raise InputError(f"{path}: unknown option {name!r}{hint} --help lists them")
-    return _checked(content, path) | dict(chosen)
+    return _check_all(content, path) | dict(chosen)
 
 
-def tuned(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """The tuner's parameters, checked. Raises InputError for unknown names and wrong types."""
+def check_tuned(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """The tuner's parameters, checked. Raises InputError for unknown names and invalid values."""
     tunable = [name for name, option in OPTIONS.items() if option.tunable]
     for name in parameters:
         if name not in tunable:
@@ -176,14 +183,14 @@ def tuned(parameters: Mapping[str, Any]) -> dict[str, Any]:
     return {name: OPTIONS[name].check(value, "tuner") for name, value in parameters.items()}
 
 
-def resumed(chosen: Mapping[str, Any], path: os.PathLike) -> dict[str, Any]:
+def merge_resumed(chosen: Mapping[str, Any], path: os.PathLike) -> dict[str, Any]:
     """A resumed run's options: those of `path`, under the command line's that may change. Raises InputError for others."""
     content = read_json(path, "no run to resume")
     if content.get("decode") == "gpu":  # of an older version
         content["decode"] = "fast"
     if content.get("interest_points") == "running":
         raise InputError(f"{path}: {_NO_RUNNING} in a new run that starts from its best.pth")
-    saved = _checked(content, str(path))
+    saved = _check_all(content, str(path))
     saved.pop("overwrite", None)  # it was for that run's start
     for name, value in chosen.items():
         before = saved.get(name)
@@ -199,7 +206,7 @@ def resumed(chosen: Mapping[str, Any], path: os.PathLike) -> dict[str, Any]:
     return saved | dict(chosen)
 
 
-def _with_defaults(chosen: Mapping[str, Any]) -> dict[str, Any]:
+def _add_defaults(chosen: Mapping[str, Any]) -> dict[str, Any]:
     defaults = {name: option.default for name, option in OPTIONS.items()}
     head = _HEAD if chosen.get("freeze_backbone") else {}
     return defaults | RECIPES[chosen.get("dataset", "demo")] | head | dict(chosen)
@@ -208,7 +215,7 @@ def _with_defaults(chosen: Mapping[str, Any]) -> dict[str, Any]:
 def complete(chosen: Mapping[str, Any]) -> argparse.Namespace:
     """All options: the `chosen` ones over the dataset's recipe over the table's defaults. Raises InputError for contradictions."""
     dataset = chosen.get("dataset", "demo")
-    options = argparse.Namespace(**_with_defaults(chosen))
+    options = argparse.Namespace(**_add_defaults(chosen))
     options.eval_batch_size = options.eval_batch_size or options.batch_size
     weights, protocols = options.path_to_model_weight, " and ".join(RELEASED_PROTOCOLS)
     if dataset == "demo":
@@ -286,9 +293,9 @@ def _refuse_meaningless(options: argparse.Namespace, chosen: Mapping[str, Any]) 
 
 
 def find_meaningless(chosen: Mapping[str, Any]) -> dict[str, str]:
-    """The options that have no meaning under the chosen values of others, None being not known yet, and why."""
-    options, problems = _with_defaults(chosen), {}
-    for owner, values, names in _BELONG:
+    """The options that have no meaning beside the chosen values of others, and why. A value None is not known yet."""
+    options, problems = _add_defaults(chosen), {}
+    for owner, values, names in _OWNERS:
         if (value := options[owner]) is None or value in values:
             continue
         needed = {"eval": "", "model": " eat_*"}.get(owner, f" {' or '.join(map(str, values))}")

@@ -80,7 +80,7 @@ def score(options: argparse.Namespace, stop: StopSignal) -> int:
         bar = stack.enter_context(progress_bar("score", total, results.summary.rows_before))
         batches = unscored_batches(make_photos(options, trained), sources.without(done))
         scored = score_batches(trained, batches, precision, recorder, stop, options.tta == "flip")
-        for batch in whole_shards(scored, bar):
+        for batch in join_shards(scored, bar):
             rows = [builder.build(photo) for photo in batch.photos]
             if options.explain:
                 draw_overlays(batch.photos, rows, options.explain, common, trained.scale, options.upright)
@@ -207,7 +207,7 @@ def unscored_batches(photos: Photos, paths: Iterable[str]) -> Iterator[PhotoBatc
     yield from shard_batches(photos, shards)
 
 
-def whole_shards(batches: Iterable[PhotoBatch], bar: tqdm) -> Iterator[PhotoBatch]:
+def join_shards(batches: Iterable[PhotoBatch], bar: tqdm) -> Iterator[PhotoBatch]:
     """The same photographs, those of a shard in one batch, as their rows are written together. Counts them on the bar."""
     waiting: dict[str, list[ScoredPhoto]] = defaultdict(list)  # by shard
     for batch in batches:

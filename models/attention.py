@@ -189,12 +189,8 @@ def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, dropout: float) -> 
     """softmax(q k^T / sqrt(d) + bias) v, fused. q, k, v: (B, heads, tokens, d); bias broadcasts to the logits."""
     bias = bias.to(q.dtype)
     needs_gradient = bias.requires_grad and torch.is_grad_enabled() and not dropout
-    if (
-        needs_gradient
-        and q.device.type == "cpu"
-        and q.dtype == torch.float32
-        and not torch.compiler.is_compiling()
-    ):
+    is_plain = q.device.type == "cpu" and q.dtype == torch.float32 and not torch.compiler.is_compiling()
+    if needs_gradient and is_plain:
         return LeanAttention.apply(q, k, v, bias)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
 

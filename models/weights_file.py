@@ -30,12 +30,8 @@ AVERAGES = ("ema", "params_ema", "model_ema", "state_dict_ema", "ema_state_dict"
 GROWTH, SMALL = 4, 2**24  # up to SMALL bytes are never too many
 _DTYPES = {type(np.dtype(code)) for code in np.typecodes["AllInteger"] + np.typecodes["AllFloat"] + "?"}
 _SCALARS = [(np.float64(0).__reduce__()[0], f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
-SAFE_GLOBALS = [
-    argparse.Namespace,
-    np.dtype,
-    *_DTYPES,
-    *_SCALARS,
-]  # scalars as numpy 1 and numpy 2 write them
+# numpy 1 and numpy 2 write scalars in two ways.
+SAFE_GLOBALS = [argparse.Namespace, np.dtype, *_DTYPES, *_SCALARS]
 
 
 class WeightsError(InputError):

@@ -41,6 +41,11 @@ def format_metric(value: float, interval: tuple[float, float], spec: str = ".4f"
     return f"{value:{spec}}" if isfinite(value) else "-", limits
 
 
+def format_figure(figure: dict, spec: str) -> str:
+    """A published figure of `compare_published`, with its place if it has one."""
+    return f"{figure['value']:{spec}}" + (f", {figure['place']}" if figure["place"] else "")
+
+
 @dataclass(frozen=True)
 class TestMetrics:
     """The result of a test.
@@ -65,7 +70,7 @@ def compute_test_metrics(
     metrics: dict[str, float],
     names: Sequence[str],
     dataset: str,
-    memory: leakage.KnownPhotos,
+    known_photos: leakage.KnownPhotos,
     *,
     split: str = "unknown",
     scale: tuple[float, float],
@@ -76,7 +81,7 @@ def compute_test_metrics(
     """The result of a test on `dataset`.
 
     pairs, metrics: predicted and true scores, and their metrics. names: file names of the photographs, in their order.
-    memory: the photographs that the weights were trained on. split: its name, which chooses the published figures.
+    known_photos: the photographs that the weights were trained on. split: its name, which chooses the published figures.
     scale: of the scores in `pairs`, which errors name.
     same_dataset: False if the weights were trained on another dataset. Published figures are then left out.
     notes: sentences about the photographs and the weights; those on known photographs are added.
@@ -86,7 +91,7 @@ def compute_test_metrics(
     source, others = compare_published(dataset, split, intervals) if same_dataset else ("", {})
     is_better = same_dataset and exceeds_published(dataset, split, intervals)
     published = others.pop("EAT", {})
-    seen, unseen, leaks = find_leaks(pairs, names, memory)
+    seen, unseen, leaks = find_leaks(pairs, names, known_photos)
     result = {
         "intervals": intervals,
         "interval": "95 %, percentile bootstrap over images",
@@ -109,18 +114,14 @@ def compute_test_metrics(
                 label += " on {:g} to {:g}".format(*scale)
             table.append([label, *format_metric(metrics[name], intervals[name])])
             if published:
-                value, place = published.get(name, {"value": None, "place": ""}).values()
-                table[-1].append(f"{value:.4f}, {place}".removesuffix(", ") if value else "-")
+                table[-1].append(format_figure(published[name], ".4f") if name in published else "-")
             if unseen:
                 table[-1] += format_metric(unseen[name], unseen["intervals"][name])
     remarks = [*result["notes"], *departures]
-    if is_better and not (memory and memory.complete):
+    if is_better and not (known_photos and known_photos.complete):
         remarks.append(LIKELIEST)
     for network, figures in others.items():
-        texts = [
-            f"{LABELS[name]} {figure['value']:.3f}, {figure['place']}".removesuffix(", ")
-            for name, figure in figures.items()
-        ]
+        texts = [f"{LABELS[name]} {format_figure(figure, '.3f')}" for name, figure in figures.items()]
         remarks.append(f"published, {network}: {'; '.join(texts)}")
     method = f"intervals: 95 % percentile bootstrap, {bootstrap.RESAMPLES:,} resamples of the images"
     compared = f"; published figures ({source}) lie inside, below or above them" * bool(source)
@@ -129,12 +130,12 @@ def compute_test_metrics(
 
 
 def find_leaks(
-    pairs: ScorePairs, names: Sequence[str], memory: leakage.KnownPhotos
+    pairs: ScorePairs, names: Sequence[str], known_photos: leakage.KnownPhotos
 ) -> tuple[dict[str, int] | None, dict, list[str]]:
     """The numbers of known photographs, None if the weights list none; the metrics without them; notes."""
-    if not memory:
+    if not known_photos:
         return None, {}, ["the weights do not say which photographs they were trained on"]
-    known, unseen = memory.is_known(names), {}
+    known, unseen = known_photos.is_known(names), {}
     seen = {role: int(values.sum()) for role, values in zip(leakage.ROLES, known, strict=True)}
     notes, fresh = leakage.describe_known(*known), ~(known[0] | known[1])
     if fresh.all():
@@ -143,6 +144,6 @@ def find_leaks(
     elif fresh.sum() > 1:
         rest = pairs.subset(fresh)
         unseen = {"images": len(rest), **compute_metrics(rest), "intervals": bootstrap.intervals(rest)}
-    if not memory.complete:
+    if not known_photos.complete:
         notes.append(EARLIER_WEIGHTS)
     return seen, unseen, notes

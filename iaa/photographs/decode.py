@@ -201,9 +201,8 @@ def read_preview(path: str | os.PathLike) -> tuple[BinaryIO, Image.Transpose | N
 def _turned(picture: Image.Image, turn: Image.Transpose) -> Image.Image:
     upright = picture.transpose(turn)
     upright.format = picture.format
-    upright.info = {
-        "icc_profile": picture.info.get("icc_profile")
-    }  # without EXIF, which says how it was stored
+    # Without EXIF, which says how the picture was stored.
+    upright.info = {"icc_profile": picture.info.get("icc_profile")}
     return upright
 
 

@@ -149,7 +149,7 @@ class TestReport:
                 votes=evaluation.outputs[row] if votes_match else (),
                 other_votes=evaluation.targets[row] if votes_match else (),
             )
-            for row in choose(predicted - true, limit)
+            for row in choose_rows(predicted - true, limit)
         ]
         facts = {
             "Weights": setup.weights,
@@ -184,10 +184,10 @@ class TestReport:
         write_page(path, page, photos, num_workers=num_workers, stop=stop)
 
 
-def choose(errors: np.ndarray, limit: int, seed: int = 0) -> np.ndarray:
-    """The rows, in order, of the photographs that a page of at most `limit` shows.
+def choose_rows(errors: np.ndarray, limit: int, seed: int = 0) -> np.ndarray:
+    """The rows of the photographs on a page of at most `limit`, in order: half of them have the largest errors.
 
-    errors: (N,), predicted minus true. Half of the page shows the largest errors, the rest a sample of the others.
+    errors: (N,), predicted minus true. The other half is a random sample of the other rows.
     """
     if len(errors) <= limit:
         return np.arange(len(errors))

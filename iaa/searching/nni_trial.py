@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from iaa.errors import InputError
-from option import find_meaningless, tuned
+from option import check_tuned, find_meaningless
 
 log = logging.getLogger("eat")
 
@@ -47,7 +47,7 @@ def _read_trial() -> dict[str, Any]:
 
 
 def get_parameters(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that the search has chosen for this trial, as `usable` has them; empty outside a search. Raises InputError."""
+    """The options that the search has chosen for this trial, as `pick_meaningful` has them; empty outside a search. Raises InputError."""
     if TRIAL_VARIABLE in os.environ:
         parameters = _read_trial()["parameters"]
     elif in_experiment():
@@ -60,12 +60,12 @@ def get_parameters(options: Mapping[str, Any]) -> dict[str, Any]:
             raise InputError(f"{problem}; unset it outside an experiment") from error
     else:
         return {}
-    return usable(parameters, options)
+    return pick_meaningful(parameters, options)
 
 
-def usable(parameters: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
-    """The search's parameters, checked; None for one that has no meaning beside the others and `options`. Raises InputError."""
-    parameters = tuned(parameters)
+def pick_meaningful(parameters: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """The search's parameters, checked; None for those without a meaning beside the others and `options`. Raises InputError."""
+    parameters = check_tuned(parameters)
     meaningless = find_meaningless({**options, **parameters})
     return {name: None if name in meaningless else value for name, value in parameters.items()}
 

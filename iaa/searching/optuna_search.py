@@ -28,7 +28,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from iaa.errors import InputError, Interrupted, TrainingError
 from iaa.runtime.files import read_json_object, write_json
 from iaa.runtime.signals import StopSignal
-from iaa.searching.nni_trial import TRIAL_VARIABLE, read_metric, usable
+from iaa.searching.nni_trial import TRIAL_VARIABLE, pick_meaningful, read_metric
 from iaa.searching.results import read_history, select_epoch
 from iaa.searching.space import suggest
 
@@ -141,7 +141,7 @@ class Search:
         attempt = self.study.trials[trial.number]
         folder = self.folder / f"trial_{first_number(attempt):04d}"
         folder.mkdir(exist_ok=True)
-        used = usable(parameters, self.options)
+        used = pick_meaningful(parameters, self.options)
         shown = [f"{name} {value}" for name, value in used.items() if value is not None]
         log.info("%s: %s", folder.name, ", ".join(shown))
         settings = {"parameters": parameters, "folder": str(folder)}

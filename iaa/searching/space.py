@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from iaa.errors import InputError
-from option import OPTIONS, read_json, tuned
+from option import OPTIONS, check_tuned, read_json
 
 # What `_value` holds, by `_type`.
 KINDS = {
@@ -45,7 +45,7 @@ def _check(name: str, entry: Any) -> None:
         raise InputError(f"{problem}: {name} is a whole number; use randint or choice")
     limits = (values[0], values[1] - 1) if kind == "randint" else values
     for value in limits:
-        tuned({name: value})
+        check_tuned({name: value})
         if name == "model" and value.startswith("timm/"):
             from models.backbone import check_timm_name  # imports timm
 

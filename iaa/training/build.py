@@ -58,7 +58,7 @@ def pick_device(gpu_id: str | None) -> torch.device:
 
 
 def pick_precisions(amp: str, exact: bool, device: torch.device) -> tuple[Precision, Precision]:
-    """The precision of training and validation, and that of test.csv, by `--amp`. exact: auto means float32."""
+    """The precision of training and validation, and that of test.csv, by `--amp`. exact: `auto` is float32 everywhere."""
     if amp != "auto":
         precision = Precision(device, {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}[amp])
         return precision, precision
@@ -255,7 +255,7 @@ def network_notes(
 
 
 def evaluation_notes(ema_decay: float | None, mirrors: bool) -> list[str]:
-    """Lines for the log and the report on what is evaluated, where it is not simply the network's weights."""
+    """Lines for the log and the report if a moving average of the weights is evaluated, or mirror images are."""
     notes = []
     if ema_decay is not None:
         notes.append(f"evaluated: the moving average of the weights (--ema_decay {ema_decay:g})")

@@ -26,7 +26,7 @@ from iaa.runtime import distributed
 from iaa.runtime.files import atomic_write, read_json_object, write_json
 from iaa.runtime.liveness import BEAT, LOCK, describe_owner, identify_process, repeated
 from iaa.training.checkpoint import LAST, Progress
-from option import resumed
+from option import merge_resumed
 
 log = logging.getLogger("eat")
 
@@ -62,7 +62,7 @@ def _read_options(options: dict[str, Any], folder: Path) -> dict[str, Any]:
             return options if run.get("status") == "done" else options | {"overwrite": True}
         same = {name: value for name, value in options.items() if name != "overwrite" and value != "auto"}
         options = same | {"resume": True}
-    saved = resumed(options, folder / "options.json")
+    saved = merge_resumed(options, folder / "options.json")
     if (saved_by := run.get("processes", processes)) != processes:  # older runs do not say
         raise InputError(f"{folder}: of a run with {saved_by} processes, not {processes}; start as many")
     return saved

@@ -24,7 +24,7 @@ from iaa.reports.html_page import (
     Photo,
     write_page,
 )
-from iaa.reports.test_report import choose
+from iaa.reports.test_report import choose_rows
 
 
 def written(path, page, photos, **given):
@@ -186,14 +186,14 @@ def test_a_scatter_marks_each_photograph():
 
 def test_choose_takes_the_worst_errors_and_a_sample():
     errors = np.random.default_rng(0).normal(size=1000)
-    rows = choose(errors, 100)
+    rows = choose_rows(errors, 100)
     assert len(rows) == len(set(rows)) == 100
     assert (np.diff(rows) > 0).all()
     assert set(np.argsort(-np.abs(errors))[:50]) <= set(rows)
-    assert rows.tolist() == choose(errors, 100).tolist()
-    others = [set(choose(errors, 100, seed=seed)) for seed in (0, 1)]
+    assert rows.tolist() == choose_rows(errors, 100).tolist()
+    others = [set(choose_rows(errors, 100, seed=seed)) for seed in (0, 1)]
     assert others[0] & others[1] != others[0]
-    assert [len(choose(np.arange(9.0), limit)) for limit in (0, 1, 9, 10)] == [0, 1, 9, 9]
+    assert [len(choose_rows(np.arange(9.0), limit)) for limit in (0, 1, 9, 10)] == [0, 1, 9, 9]
 
 
 def test_eval_writes_a_page_with_true_scores_and_votes(ava, run):

@@ -173,7 +173,7 @@ def test_space_and_experiment_are_the_released_ones():
     assert space["init_lr"] == {"_type": "choice", "_value": [1e-5, 1e-6]}
     for name, values in space.items():
         for value in values["_value"]:
-            assert option.tuned({name: value}) == {name: value}
+            assert option.check_tuned({name: value}) == {name: value}
     experiment = (ROOT / "config.yml").read_text()
     assert "searchSpaceFile: config_search.json" in experiment
     assert "python main_nni.py" in experiment

@@ -96,7 +96,7 @@ def test_the_spaces_that_are_shipped_can_be_drawn_from(name):
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(0))
     for _ in range(50):
         point = space.suggest(study.ask(), shipped)
-        assert option.tuned(point) == point
+        assert option.check_tuned(point) == point
         option.complete({"dataset": "ava", "path_to_images": "x", "path_to_save_csv": "y", **point})
 
 

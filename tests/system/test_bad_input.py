@@ -217,7 +217,7 @@ def test_a_misspelt_option_of_a_file_or_a_tuner_is_answered_with_the_nearest(run
     (ava / "o.json").write_text('{"lr": 0.1}')
     assert "unknown option 'lr'; did you mean init_lr? --help" in run(["--options", ava / "o.json"])[2]
     with pytest.raises(InputError, match=r"'epochs'; did you mean num_epoch\? the search may set"):
-        option.tuned({"epochs": 3})
+        option.check_tuned({"epochs": 3})
 
 
 def test_an_output_folder_is_made(tmp_path):
@@ -246,9 +246,9 @@ def test_a_folder_that_cannot_be_made(run, ava):
 )
 def test_tuners_bad_parameters(parameters, message):
     with pytest.raises(InputError, match="tuner") as error:
-        option.tuned(parameters)
+        option.check_tuned(parameters)
     assert message in str(error.value)
 
 
 def test_tuners_good_parameters_take_the_options_types():
-    assert option.tuned({"batch_size": 24.0, "init_lr": 1}) == {"batch_size": 24, "init_lr": 1.0}
+    assert option.check_tuned({"batch_size": 24.0, "init_lr": 1}) == {"batch_size": 24, "init_lr": 1.0}

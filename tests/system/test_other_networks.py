@@ -271,7 +271,7 @@ def test_exports_are_equal_to_the_network_and_say_its_input(tmp_path, trained, c
 def test_searches_and_ablations_may_set_the_network(tmp_path):
     (tmp_path / "space.json").write_text(json.dumps({"model": {"_type": "choice", "_value": [RESNET]}}))
     assert read_space(str(tmp_path / "space.json"))["model"]["_value"] == [RESNET]
-    assert option.tuned({"model": VIT}) == {"model": VIT}
+    assert option.check_tuned({"model": VIT}) == {"model": VIT}
     name, settings = ablation.parse_setting(f"model={VIT}")
     assert settings == {"model": VIT}
     assert "/" not in name

@@ -159,7 +159,7 @@ def test_released_runs_save_what_the_release_saves(ava, released):
 def test_the_recipe_for_fine_tuning_is_accepted_under_the_command_line():
     path = str(Path(__file__).parents[2] / "configs" / "recipe_finetune.json")
     chosen = {"dataset": "tad66k", "path_to_images": "a", "path_to_save_csv": "b", "num_epoch": 3}
-    options = option.complete(option.from_file(path, chosen))
+    options = option.complete(option.read_options(path, chosen))
     found = options.optimizer, options.init_lr, options.schedule, options.weight_decay, options.batch_size
     assert found == ("adamw", 3e-5, "cosine", 1e-5, 16)
     assert (options.num_epoch, options.loss) == (3, "mse")
