@@ -8,7 +8,6 @@ import hashlib
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import PurePosixPath
 
 import numpy as np
 
@@ -39,17 +38,10 @@ class KnownPhotos:
         """Whether any photograph is known."""
         return bool(self.trained or self.selected)
 
-    def is_known(self, names: Sequence[str], in_folders: bool = False) -> tuple[np.ndarray, np.ndarray]:
-        """For each name, whether the photograph was trained on (N,) bool, and whether it selected the epoch (N,) bool.
-
-        in_folders: the names are paths. A path is known if any end of it is: c.jpg, b/c.jpg or a/b/c.jpg for a/b/c.jpg.
-        """
-        paths = [PurePosixPath(name).parts if in_folders else (str(name),) for name in names]
-        ends = [{hash_name("/".join(parts[start:])) for start in range(len(parts))} for parts in paths]
-        return tuple(
-            np.array([not hashes.isdisjoint(known) for hashes in ends], bool)
-            for known in (self.trained, self.selected)
-        )
+    def is_known(self, names: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """For each name, whether the photograph was trained on (N,) bool, and whether it selected the epoch (N,) bool."""
+        hashes = [hash_name(name) for name in names]
+        return tuple(np.array([h in known for h in hashes], bool) for known in (self.trained, self.selected))
 
     def as_texts(self) -> dict[str, str]:
         """Entries for the metadata of a weights file: hashes as base64, little-endian. Empty if nothing is known."""

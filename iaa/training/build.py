@@ -203,7 +203,7 @@ def make_model(
         raise InputError(f"--layer_decay: {options.model} does not say which layers it has; leave it out")
     model.purpose = replace(purpose, settings=model.purpose.settings)
     if weights is not None:
-        _fill(model, weights, not options.eval, needs_factors=options.eval_refinement == "checkpoint")
+        _load(model, weights, not options.eval, needs_factors=options.eval_refinement == "checkpoint")
     elif options.model != "eat_nano" and not options.resume and not options.pretrained:
         remedy = "--path_to_model_weight takes ImageNet's"
         log.warning("warning: %s starts from random weights; %s", options.model, remedy)
@@ -214,12 +214,13 @@ def make_model(
     return model.to(device)
 
 
-def _fill(model: nn.Module, weights: Weights, trains: bool, needs_factors: bool) -> None:
+def _load(model: nn.Module, weights: Weights, trains: bool, needs_factors: bool) -> None:
+    """Load the weights, and note their photographs. Raises InputError if they lack what evaluation needs."""
     fresh = load_weights(model, weights, fresh_head=trains)
     missing = [name for name in fresh if not name.endswith((FACTORS, "ref_point14.bias"))]
-    # A network of which nothing is known was trained for scores, as the released EAT, if it is complete or has points.
-    has_scored = not missing or any("ref_point14" in name for name in weights.state)
-    model.photographs = dict(weights.photographs or (UNKNOWN if has_scored else {}))
+    # Weights that state nothing are of a scorer, as the released EAT, if they are complete or have interest points.
+    was_scorer = not missing or any("ref_point14" in name for name in weights.state)
+    model.photographs = dict(weights.photographs or (UNKNOWN if was_scorer else {}))
     problem, has_factors = None, not any(name.endswith(FACTORS) for name in fresh)
     if missing and trains:
         log.info("%s has none that fit: %s start fresh", weights.path, ", ".join(missing))
