@@ -39,6 +39,8 @@ def _problems(options: argparse.Namespace) -> Iterator[str]:
             yield "--split_column is for one table; leave --val_labels and --test_labels out"
         if options.score_column and options.vote_columns:
             yield "--score_column and --vote_columns exclude each other; leave one out"
+        if options.score_min >= options.score_max:
+            yield f"--score_min {options.score_min:g} is not below --score_max {options.score_max:g}"
         if options.separator and (len(options.separator) != 1 or not options.separator.isascii()):
             yield f"--separator {options.separator!r} is not one plain character, or tab"
     if options.command == "check":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from copy import copy
@@ -12,7 +13,7 @@ from typing import Any
 
 from iaa.errors import InputError
 from iaa.runtime.program import printable
-from iaa.suggestions import suggest
+from iaa.suggestions import DASHES, suggest
 from option import GROUPS, OPTIONS, RECIPES, Option
 
 Table = Mapping[str, Sequence[Option]]  # the rows by the title of their group; "": no title
@@ -48,9 +49,17 @@ class Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args=None, namespace=None):
         """Also called for a subcommand; no command takes options that it does not know."""
-        namespace, unknown = super().parse_known_args(args, namespace)
+        words = sys.argv[1:] if args is None else list(args)
+        namespace, unknown = super().parse_known_args(words, namespace)
         if unknown:
-            self.error(f"unrecognized arguments: {' '.join(unknown)}{suggest(unknown[0], self.names, '--')}")
+            before, hint = ["", *words][words.index(unknown[0])], ""
+            if unknown[0].startswith(tuple(DASHES)):
+                hint = suggest(unknown[0], self.names, "--")
+            elif before.startswith("--"):
+                hint = f"; {before} takes no value"
+            if not hint and "words" in self.names:
+                hint = "; options of main_nni.py stand behind ` -- `"
+            self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
         return namespace, unknown
 
     def error(self, message: str):

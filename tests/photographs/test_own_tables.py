@@ -66,6 +66,7 @@ def test_any_table_with_votes(tmp_path, command):
         (["--vote_columns", "score", "part"], "line 2: part = 'train': not a number"),
         (["--score_column", "score", "--vote_columns", "a", "b"], "exclude each other"),
         (["--separator", "ab"], "--separator 'ab' is not one plain character, or tab"),
+        (["--score_min", "5", "--score_max", "1"], "--score_min 5 is not below --score_max 1"),
         (["--seed", "-1"], "--seed -1 must be at least 0"),
         (["--val_share", "0.7"], "--val_share 0.7 must be between 0 and 0.5"),
         (["--labels", "nowhere.csv"], "nowhere.csv: no such file"),
