@@ -116,4 +116,7 @@ def _describe(error: BaseException) -> tuple[str, int | None]:
         return "interrupted", 130
     if type(error).__name__ == "OutOfMemoryError":  # torch's, which not every command imports
         return "memory ran out; try a smaller --model or another --gpu_id", 1
+    if type(error).__name__ == "StorageInternalError":  # Optuna's
+        cause = str(error.__cause__).splitlines()[0]
+        return f"the search's database cannot be used ({cause}); check its disk", 2
     return "", None

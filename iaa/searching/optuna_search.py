@@ -38,6 +38,7 @@ MAIN = Path(__file__).parents[2] / "main_nni.py"
 POLL_SECONDS = 0.5
 BEAT_SECONDS = 5  # between two heartbeats of a trial
 GRACE_SECONDS = 30  # without a heartbeat, until another process retries the trial
+LOCK_SECONDS = 60  # to wait until another process, or a thread of this one, has written to the database
 HOPELESS = 3  # failed trials, before any other has ended: something is wrong with all of them
 
 
@@ -52,6 +53,7 @@ def open_study(folder: Path, pruner: str, seed: int | None) -> optuna.Study:
     try:
         storage = RDBStorage(
             f"sqlite:///{folder}/search.db",
+            engine_kwargs={"connect_args": {"timeout": LOCK_SECONDS}},
             heartbeat_interval=BEAT_SECONDS,
             grace_period=GRACE_SECONDS,
             heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(),

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from helpers.searches import SPACE, epochs_of, in_background, read_all, wait_for, words
+from optuna.exceptions import StorageInternalError
 
 import option
 import search
@@ -210,6 +211,16 @@ def test_a_database_that_cannot_be_used_is_told_in_a_line(fake, command):
     status, _, err = command(*words(fake, 1))
     assert (status, len(err.splitlines())) == (2, 1)
     assert "s/search.db: cannot be used: (sqlite3.DatabaseError) file is not a database" in err
+
+
+def test_a_database_that_fails_during_the_search_is_one_line(fake, command, monkeypatch):
+    def fail(*_):
+        raise StorageInternalError("An exception is raised") from OSError("disk is full\n[SQL]")
+
+    monkeypatch.setattr(optuna_search.Search, "_train", fail)
+    status, _, err = command(*words(fake, 1))
+    assert (status, err.count("\n")) == (2, 1)
+    assert "the search's database cannot be used (disk is full); check its disk" in err
 
 
 def test_other_choices_than_those_of_the_study_are_refused(fake, command):
