@@ -5,10 +5,10 @@ from __future__ import annotations
 import io
 import os
 import stat
+import struct
 import threading
-import zlib
 from collections.abc import Container, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -17,7 +17,7 @@ from typing import BinaryIO
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import ExifTags, Image, PngImagePlugin, UnidentifiedImageError
+from PIL import ExifTags, Image, JpegImagePlugin, PngImagePlugin, UnidentifiedImageError
 from torch import Tensor
 
 from iaa.errors import InputError
@@ -46,9 +46,6 @@ ONE_AT_A_TIME = 50_000_000  # pixels: larger pictures take much memory
 large_picture = threading.RLock()
 # PIL refuses a PNG whose colour profile or texts are larger than 1 MiB. More than this may be a bomb.
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 64 * 2**20
-MAX_BYTES = 2**28  # of a file that is read without its metadata
-# Blocks of a JPEG that are kept then, by markers, if they have so many bytes: EXIF, a colour profile, how colours are coded.
-JPEG_KEPT = {0xE1: 4, 0xE2: 18, 0xEE: 16}
 # The formats of photographs. PIL recognises more, whatever the file's ending, and has Ghostscript execute PostScript.
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "PPM", "HEIF")
 HEIC_ENDINGS = {".heic", ".heif", ".hif"}
@@ -61,6 +58,35 @@ TURNS = {
     7: _TURN.TRANSVERSE, 8: _TURN.ROTATE_90,
 }  # fmt: skip
 LIBRAW_ORIENTATIONS = (1, 2, 4, 3, 5, 8, 6, 7)  # EXIF's, by LibRaw's number of a turn
+
+
+class LenientPngStream(PngImagePlugin.PngStream):
+    """PIL's reader of a PNG's chunks, but damaged metadata is skipped: chunks whose kinds begin with a small letter."""
+
+    def call(self, cid: bytes, pos: int, length: int) -> bytes:
+        try:
+            return super().call(cid, pos, length)
+        except (ValueError, SyntaxError, IndexError, struct.error):
+            if not cid[:1].islower():
+                raise
+            self.fp.seek(pos + length)
+            return b""
+
+    def crc(self, cid: bytes, data: bytes) -> None:
+        (self.crc_skip if cid[:1].islower() else super().crc)(cid, data)
+
+
+def read_app_segment(picture: JpegImagePlugin.JpegImageFile, marker: int) -> None:
+    """PIL's reader of a JPEG's metadata; a damaged segment is skipped."""
+    with suppress(IndexError, struct.error):
+        JpegImagePlugin.APP(picture, marker)
+    picture.icclist = [part for part in picture.icclist if len(part) >= 14]  # whose numbers PIL needs
+
+
+PngImagePlugin.PngStream = LenientPngStream
+JpegImagePlugin.MARKER |= {
+    marker: (f"APP{marker & 15}", "", read_app_segment) for marker in range(0xFFE0, 0xFFF0)
+}
 
 
 @dataclass(frozen=True)
@@ -102,8 +128,7 @@ def open_image(source: str | os.PathLike | BinaryIO, max_pixels: int | None = No
     """The context of an opened photograph; nothing else here may call `Image.open`. Large ones wait for each other.
 
     max_pixels: by default MAX_PIXELS_JPEG or MAX_PIXELS_OTHERS. A JPEG above MAX_PIXELS is reduced; `info` has its `full_size`.
-    Of a RAW file, which only a path can name, this is the preview in it, upright. A PNG or JPEG that PIL refuses is read
-    without its metadata, which alone may be damaged.
+    Of a RAW file, which only a path can name, this is the preview in it, upright.
     Raises UnidentifiedImageError for other formats, DecompressionBombError above `max_pixels`, and whatever else PIL raises.
     """
     if isinstance(source, (str, os.PathLike)):
@@ -111,70 +136,16 @@ def open_image(source: str | os.PathLike | BinaryIO, max_pixels: int | None = No
     turn = None
     if _has_ending(source, RAW_ENDINGS):
         source, turn = read_preview(source)
-    with ExitStack() as stack:
-        try:
-            picture = _open_checked(source, max_pixels, stack)
-        except Image.DecompressionBombError:
-            raise
-        except Exception:  # PIL raises anything at all on damaged metadata
-            if not (pixels := _without_metadata(source)):
-                raise
-            picture = _open_checked(io.BytesIO(pixels), max_pixels, stack)
-        yield picture if turn is None else _turned(picture, turn)
-
-
-def _open_checked(source, max_pixels: int | None, stack: ExitStack) -> Image.Image:
-    """The picture, if it is not too large, reduced if it is large; a PNG is loaded, for metadata may lie behind its pixels."""
-    picture = stack.enter_context(_open_any_size(source))
-    count, is_jpeg = picture.width * picture.height, picture.format in ("JPEG", "MPO")
-    limit = max_pixels or (MAX_PIXELS_JPEG if is_jpeg else MAX_PIXELS_OTHERS)
-    if count > limit:
-        raise Image.DecompressionBombError(f"it has {count:,} pixels, more than {limit:,}")
-    stack.enter_context(_turn_of(count))
-    if count > MAX_PIXELS:
-        picture.info["full_size"] = picture.size
-        picture.draft(None, (REDUCED_SIDE, REDUCED_SIDE))  # reduces JPEGs only
-    if picture.format == "PNG":
-        picture.load()
-    return picture
-
-
-def _without_metadata(source: str | os.PathLike | BinaryIO) -> bytes:
-    """A PNG or JPEG with its pixels, EXIF and colour profile alone, the latter two if whole; nothing for other files."""
-    with nullcontext(source) if hasattr(source, "read") else open(source, "rb") as file:
-        file.seek(0)
-        data = file.read(MAX_BYTES)
-    if data.startswith(b"\x89PNG"):
-        return data[:8] + b"".join(_png_pixels(data))
-    segments = [
-        data[start:end]
-        for marker, start, end in _jpeg_segments(data)
-        if not (0xE0 <= marker <= 0xEF or marker == 0xFE) or end - start >= JPEG_KEPT.get(marker, MAX_BYTES)
-    ]
-    return b"".join([data[:2], *segments]) if segments else b""
-
-
-def _png_pixels(data: bytes) -> Iterator[bytes]:
-    """The chunks of a PNG that `_without_metadata` keeps."""
-    at = 8
-    while at < len(data):
-        end = at + 12 + int.from_bytes(data[at : at + 4], "big")
-        kind, content = data[at + 4 : at + 8], data[at + 8 : end - 4]
-        is_kept = kind == b"eXIf" or (kind == b"iCCP" and b"\0\0" in content)
-        is_whole = is_kept and zlib.crc32(kind + content).to_bytes(4, "big") == data[end - 4 : end]
-        if is_whole or kind in (b"IHDR", b"PLTE", b"IDAT", b"IEND"):
-            yield data[at:end]
-        at = end
-
-
-def _jpeg_segments(data: bytes | bytearray) -> Iterator[tuple[int, int, int]]:
-    """The marker, start and end of each segment of a JPEG up to its pixels, which are in the last one; none of other files."""
-    at = 2 if data[:2] == b"\xff\xd8" else len(data)
-    while at + 9 < len(data) and data[at] == 0xFF:
-        marker, end = data[at + 1], at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-        end = {0xFF: at + 1, 0xDA: len(data)}.get(marker, end)  # a filling byte, the pixels
-        yield marker, at, end
-        at = end
+    with _open_any_size(source) as picture:
+        count, is_jpeg = picture.width * picture.height, picture.format in ("JPEG", "MPO")
+        limit = max_pixels or (MAX_PIXELS_JPEG if is_jpeg else MAX_PIXELS_OTHERS)
+        if count > limit:
+            raise Image.DecompressionBombError(f"it has {count:,} pixels, more than {limit:,}")
+        with _turn_of(count):
+            if count > MAX_PIXELS:
+                picture.info["full_size"] = picture.size
+                picture.draft(None, (REDUCED_SIDE, REDUCED_SIDE))  # reduces JPEGs only
+            yield picture if turn is None else _turned(picture, turn)
 
 
 def _has_ending(source: str | os.PathLike | BinaryIO, endings: Container[str]) -> bool:
@@ -288,11 +259,16 @@ def _decode(data: Tensor) -> Tensor:
 
 def _pixels_of_plain_jpeg(data: bytearray) -> int:
     """How many, if the headers up to the frame's say: 8 bits, 1 or 3 channels, baseline or progressive. Else 0."""
-    for marker, at, _ in _jpeg_segments(data):
+    at = 2
+    if data[:2] != b"\xff\xd8":
+        return 0
+    while at + 9 < len(data) and data[at] == 0xFF:
+        marker = data[at + 1]
         if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
             height, width = (int.from_bytes(data[i : i + 2], "big") for i in (at + 5, at + 7))
             plain = marker <= 0xC2 and data[at + 4] == 8 and data[at + 9] in (1, 3)
             return height * width if plain else 0
+        at += 1 if marker == 0xFF else 2 + int.from_bytes(data[at + 2 : at + 4], "big")
     return 0
 
 
