@@ -29,7 +29,7 @@ def sample_photographs() -> list[bytes]:
     """The bytes of five files: the two photographs of scikit-learn, and three crops of them."""
     files = [Path(name).read_bytes() for name in load_sample_images().filenames]
     for number, box in ((0, (0, 0, 320, 427)), (1, (160, 40, 560, 400)), (0, (250, 90, 610, 330))):
-        with open_image(io.BytesIO(files[number])) as image, io.BytesIO() as crop:
+        with open_image(files[number]) as image, io.BytesIO() as crop:
             image.crop(box).save(crop, "PNG")
             files.append(crop.getvalue())
     return files
@@ -110,7 +110,7 @@ def preprocess(about: dict, photograph: bytes) -> np.ndarray:
     """The input (1, 3, H, W) for the bytes of a photograph's file, made by an artifact's description alone."""
     steps = about["preprocessing"]
     size = (steps["resize"]["width"], steps["resize"]["height"])
-    with open_image(io.BytesIO(photograph)) as image:
+    with open_image(photograph) as image:
         resized = image.convert("RGB").resize(size, Image.Resampling[steps["resize"]["method"].upper()])
     pixels = np.asarray(resized, np.float32) / steps["divide_by"]
     normalised = (pixels - np.float32(steps["mean"])) / np.float32(steps["std"])

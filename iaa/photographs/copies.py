@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Mapping, Sequence
 from functools import partial
 from itertools import combinations
@@ -25,10 +24,8 @@ def perceptual_hash(folder: Path, name: str) -> int | None:
     import imagehash  # takes a second, and this command alone needs it
 
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # PIL's, of pictures that are large or written oddly
-            with open_image(folder / name) as picture:
-                square = picture.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+        with open_image(folder / name) as picture:
+            square = picture.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BICUBIC)
     except Exception:  # decoders raise anything at all on a damaged file
         return None
     return int(str(imagehash.phash(square)), 16)

@@ -7,6 +7,7 @@ import os
 import stat
 import struct
 import threading
+import warnings
 from collections.abc import Container, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
@@ -124,10 +125,12 @@ def ending_of(path: str | os.PathLike) -> str:
 
 
 @contextmanager
-def open_image(source: str | os.PathLike | BinaryIO, max_pixels: int | None = None) -> Iterator[Image.Image]:
+def open_image(
+    source: str | os.PathLike | BinaryIO | bytes, max_pixels: int | None = None
+) -> Iterator[Image.Image]:
     """The context of an opened photograph; nothing else here may call `Image.open`. Large ones wait for each other.
 
-    max_pixels: by default MAX_PIXELS_JPEG or MAX_PIXELS_OTHERS. A JPEG above MAX_PIXELS is reduced; `info` has its `full_size`.
+    source: a path, an open file or a file's content. max_pixels: by default MAX_PIXELS_JPEG or MAX_PIXELS_OTHERS. A JPEG above MAX_PIXELS is reduced; `info` has its `full_size`.
     Of a RAW file, which only a path can name, this is the preview in it, upright.
     Raises UnidentifiedImageError for other formats, DecompressionBombError above `max_pixels`, and whatever else PIL raises.
     """
@@ -136,7 +139,9 @@ def open_image(source: str | os.PathLike | BinaryIO, max_pixels: int | None = No
     turn = None
     if _has_ending(source, RAW_ENDINGS):
         source, turn = read_preview(source)
-    with _open_any_size(source) as picture:
+    elif isinstance(source, bytes):
+        source = io.BytesIO(source)
+    with warnings.catch_warnings(action="ignore"), _open_any_size(source) as picture:  # of large or odd ones
         count, is_jpeg = picture.width * picture.height, picture.format in ("JPEG", "MPO")
         limit = max_pixels or (MAX_PIXELS_JPEG if is_jpeg else MAX_PIXELS_OTHERS)
         if count > limit:
@@ -251,7 +256,7 @@ def _decode(data: Tensor) -> Tensor:
     if decode_jpeg is not None:
         return decode_jpeg(data, ImageReadMode.RGB)
     try:
-        with open_image(io.BytesIO(data.numpy())) as picture:
+        with open_image(data.numpy().tobytes()) as picture:
             return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
     except Exception as error:
         raise RuntimeError(str(error)) from error

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import os
-import warnings
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -59,21 +58,15 @@ def inspect_file(folder: str | os.PathLike, name: str) -> Finding:
         size = path.stat().st_size
     except OSError:
         return Finding(name, -1, "missing")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # PIL's, of pictures that are large or written oddly
-        try:
-            with open_image(path) as picture:
-                properties = (
-                    picture.format or "",
-                    picture.mode,
-                    *picture.info.get("full_size", picture.size),
-                )
-                kinds = " + ".join(_kinds(picture)) or "plain"
-                picture.convert("RGB")
-                return Finding(name, size, kinds, *properties)
-        except Exception as error:  # decoders raise anything at all on a damaged file
-            kind = "too large" if isinstance(error, Image.DecompressionBombError) else "damaged"
-            return Finding(name, size, kind, detail=error_text(error))
+    try:
+        with open_image(path) as picture:
+            properties = picture.format or "", picture.mode, *picture.info.get("full_size", picture.size)
+            kinds = " + ".join(_kinds(picture)) or "plain"
+            picture.convert("RGB")
+            return Finding(name, size, kinds, *properties)
+    except Exception as error:  # decoders raise anything at all on a damaged file
+        kind = "too large" if isinstance(error, Image.DecompressionBombError) else "damaged"
+        return Finding(name, size, kind, detail=error_text(error))
 
 
 def _kinds(picture: Image.Image) -> list[str]:

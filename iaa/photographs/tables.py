@@ -26,12 +26,7 @@ log = logging.getLogger("eat")
 
 MAX_BYTES = 2**28  # of an unpacked table
 NAME_COLUMNS = ("image", "image_id", "image_name", "img_name", "img_path", "file", "filename", "name", "id")
-SEPARATORS = {
-    ",": "commas",
-    ";": "semicolons, so numbers may have decimal commas",
-    "\t": "tabs",
-    "|": "vertical bars",
-}
+SEPARATORS = {",": "commas", ";": "semicolons, so numbers may have decimal commas", "\t": "tabs", "|": "bars"}
 UTF16 = {codecs.BOM_UTF16_LE: "utf-16-le", codecs.BOM_UTF16_BE: "utf-16-be"}  # by their marks
 EXCELS_SEPARATOR = re.compile(r'^("?)sep=([,;\t|])\1(?=[\r\n])')  # the first line of some CSVs, for Excel
 THOUSANDS = re.compile(r"\s*[-+]?[1-9]\d{0,2}(,\d{3})+\s*")  # a comma may separate these instead of decimals

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import os
-import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import islice
@@ -79,7 +76,7 @@ class Photos(Dataset):
     def read(self, path: str, source: str | bytes) -> tuple[ScoredPhoto, np.ndarray | None]:
         """The photograph, and its pixels (side, side, 3) uint8 or None. source: a path, or a file's content."""
         try:
-            with _opened(source, self.max_pixels) as picture:
+            with open_image(source, self.max_pixels) as picture:
                 turned = orientation(picture) != 1
                 other_colours = find_srgb_conversion(picture) is not None
                 is_changed = (turned and self.upright) or (other_colours and self.srgb)
@@ -119,19 +116,10 @@ def open_rgb(
 
     side: for a thumbnail; a JPEG is decoded at a reduced size of at least that many pixels, which is faster.
     """
-    with _opened(source) as picture:
+    with open_image(source) as picture:
         if side is not None:
             picture.draft("RGB", (side, side))
         return to_rgb(picture, upright)
-
-
-@contextmanager
-def _opened(source: str | os.PathLike | bytes, max_pixels: int | None = None) -> Iterator[Image.Image]:
-    """The open picture. source: the path of a plain file, or its content."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # PIL's, of pictures that are large or written oddly
-        with open_image(io.BytesIO(source) if isinstance(source, bytes) else source, max_pixels) as picture:
-            yield picture
 
 
 def to_rgb(picture: Image.Image, upright: bool = False, srgb: bool = False) -> Image.Image:

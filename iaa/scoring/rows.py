@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,7 @@ import torch
 
 from dataset import normalize_images
 from iaa.errors import InputError, Interrupted
-from iaa.networks.attention_maps import AttentionMap, AttentionRecorder, background_share
+from iaa.networks.attention_maps import AttentionRecorder, background_share
 from iaa.networks.purpose import find_table_scale
 from iaa.networks.trained_network import TrainedNetwork
 from iaa.runtime.signals import StopSignal
@@ -44,7 +44,10 @@ def score_batches(
             raise Interrupted(stop.received)
         readable = [photo for photo in batch.photos if not photo.error]
         if readable:
-            outputs, attention_maps = run_network(trained, batch.images, forward, precision.device, recorder)
+            remedy = f"try --batch_size {max(1, len(readable) // 2)}"
+            with torch.inference_mode(), oom_hint(len(readable), precision.device, remedy):
+                outputs = forward(unmirrored_input(batch.images, trained.model, precision.device))
+                outputs, attention_maps = outputs.cpu().numpy(), recorder.take() if recorder else {}
             for row, photo in enumerate(readable):
                 if np.isfinite(outputs[row]).all():
                     photo.outputs = outputs[row]
@@ -52,20 +55,6 @@ def score_batches(
                 else:
                     photo.error = NOT_FINITE
         yield batch
-
-
-def run_network(
-    trained: TrainedNetwork,
-    images: torch.Tensor,
-    forward: Callable[[torch.Tensor], torch.Tensor],
-    device: torch.device,
-    recorder: AttentionRecorder | None = None,
-) -> tuple[np.ndarray, dict[str, list[AttentionMap]]]:
-    """Raw outputs (B, levels) float32 of pixels (B, 3, H, W) uint8; and by layer the recorded map of each image."""
-    remedy = f"try --batch_size {max(1, len(images) // 2)}"
-    with torch.inference_mode(), oom_hint(len(images), device, remedy):
-        outputs = forward(unmirrored_input(images, trained.model, device))
-        return outputs.cpu().numpy(), recorder.take() if recorder else {}
 
 
 def unmirrored_input(images: torch.Tensor, model: torch.nn.Module, device: torch.device) -> torch.Tensor:

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from iaa.errors import InputError
 from iaa.networks.trained_network import load_network
-from iaa.photographs.decode import error_text
 from iaa.scoring.photos import explain_failure, open_rgb, to_rgb
 from iaa.scoring.rows import NOT_FINITE, unmirrored_input
 from models import Weights
@@ -94,17 +93,13 @@ class Scorer:
                 except InputError as error:
                     errors[row] = str(error)
             if squares:
-                scores[list(squares)] = self._score_squares(np.stack(list(squares.values())))
+                images = torch.from_numpy(np.stack(list(squares.values()))).permute(0, 3, 1, 2)
+                with torch.inference_mode():  # the arithmetic of predict.py
+                    outputs = self.trained.model(unmirrored_input(images, self.trained.model, self.device))
+                    scores[list(squares)] = self.trained.scores(outputs.double()).cpu().numpy()
         for row in np.flatnonzero(~np.isfinite(scores)):
             scores[row], errors[row] = np.nan, errors[row] or NOT_FINITE
         return scores, errors
-
-    def _score_squares(self, squares: np.ndarray) -> np.ndarray:
-        """Scores (N,) float64 of pixels (N, side, side, 3) uint8, by the arithmetic of predict.py."""
-        images, model = torch.from_numpy(squares).permute(0, 3, 1, 2), self.trained.model
-        with torch.inference_mode():
-            outputs = model(unmirrored_input(images, model, self.device))
-            return self.trained.scores(outputs.double()).cpu().numpy()
 
     def _score_tensor(self, images: Tensor) -> Tensor:
         """Scores (N,) of (N, 3, H, W), resized as PIL does it, but without rounding to 8 bits."""
@@ -142,10 +137,8 @@ def to_picture(photograph: Photograph, upright: bool = False) -> Image.Image:
     except InputError:
         raise
     except Exception as error:  # decoders raise anything at all on a damaged file
-        is_file = isinstance(photograph, (str, os.PathLike, bytes))
-        reason = explain_failure(photograph, error) if is_file else error_text(error)
         name = "" if isinstance(photograph, bytes) else f"{str(photograph)[:400]}: "
-        raise InputError(f"{name}{reason}") from error
+        raise InputError(f"{name}{explain_failure(photograph, error)}") from error
 
 
 def _refuse_other_values(low: float, high: float) -> None:

@@ -54,16 +54,12 @@ class Sources:
         """The paths whose `path_number` is not in `done`, to which it is added. A million of them take some 70 MB."""
         self.skipped.clear()
         self.joined = 0
-        for path in self._all():
+        folders: set[str] = set()
+        for path in (found for named in self._named() for found in self._below(named, folders)):
             number = path_number(path)
             if number not in done:
                 done.add(number)
                 yield path
-
-    def _all(self) -> Iterator[str]:
-        folders: set[str] = set()
-        for path in self._named():
-            yield from self._below(path, folders)
 
     def _named(self) -> Iterator[str]:
         for pattern in self.paths:

@@ -136,14 +136,19 @@ def test_turned_pictures_and_other_colours_are_told_of_and_converted_where_asked
 
 
 def test_outputs_that_are_not_finite_are_an_error(tmp_path, album, weights, command, monkeypatch):
-    run = rows.run_network
+    graph_forward = rows.graph_forward
 
     def spoil(*args):
-        outputs, attention_maps = run(*args)
-        outputs[1] = np.nan
-        return outputs, attention_maps
+        forward = graph_forward(*args)
 
-    monkeypatch.setattr(rows, "run_network", spoil)
+        def spoiled(images):
+            outputs = forward(images)
+            outputs[1] = np.nan
+            return outputs
+
+        return spoiled
+
+    monkeypatch.setattr(rows, "graph_forward", spoil)
     out = tmp_path / "s.csv"
     assert command(album, "--weights", weights, "--out", out, *CPU)[0] == 1
     errors = [row["error"] for row in read_rows(out)]
