@@ -51,9 +51,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Mapping]]:
     metadata = getattr(content, "_metadata", None)
     metadata = dict(metadata) if isinstance(metadata, Mapping) else {}
     modules = [entries for entries in metadata.values() if isinstance(entries, Mapping)]
-    entries = {
-        name: held[name] for held in modules for name in ENTRIES if isinstance(held.get(name), Mapping)
-    }
+    entries = {name: held[name] for held in modules for name in ENTRIES if isinstance(held.get(name), dict)}
     state = {str(name): value for name, value in content.items()}
     is_ours = isinstance(metadata.get(""), Mapping) and "settings" in metadata[""]
     return (state if is_ours else _take_off_prefixes(path, state, wrapper)), entries

@@ -85,9 +85,7 @@ def read_app_segment(picture: JpegImagePlugin.JpegImageFile, marker: int) -> Non
 
 
 PngImagePlugin.PngStream = LenientPngStream
-JpegImagePlugin.MARKER |= {
-    marker: (f"APP{marker & 15}", "", read_app_segment) for marker in range(0xFFE0, 0xFFF0)
-}
+JpegImagePlugin.MARKER |= {app: (f"APP{app & 15}", "", read_app_segment) for app in range(0xFFE0, 0xFFF0)}
 
 
 @dataclass(frozen=True)

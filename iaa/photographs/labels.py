@@ -126,20 +126,19 @@ def csv_format(path: str | os.PathLike, scale: tuple[float, float], threshold: f
     Raises InputError if the columns are neither, or `scale` or `threshold` do not fit them.
     """
     columns = list(read_table(path).columns)
-    label_format = (
-        LabelFormat(scale=scale) if "score" in columns else vote_format(_vote_columns(path, columns))
-    )
+    has_votes = "score" not in columns
+    label_format = vote_format(_vote_columns(path, columns)) if has_votes else LabelFormat(scale=scale)
     if label_format.image_column not in columns:
         found = ", ".join(columns)
         raise InputError(f"{path}: no column image; found {found}; try {_preparation_hint(columns)}")
-    if label_format.vote_columns and scale != (0.0, 1.0):
+    if has_votes and scale != (0.0, 1.0):
         raise InputError(f"{path}: has vote columns; --score_min and --score_max belong to a column 'score'")
     if threshold is None:
         return label_format
     low, high = label_format.scale
     if not low <= threshold <= high:
         raise InputError(f"--threshold {threshold:g} lies outside the scale of {path}, {low:g} to {high:g}")
-    on_protocol = threshold if label_format.vote_columns else (threshold - low) / (high - low)
+    on_protocol = threshold if has_votes else (threshold - low) / (high - low)
     return replace(label_format, threshold=on_protocol)
 
 

@@ -245,10 +245,8 @@ def check(options: argparse.Namespace) -> int:
     for path, table in tables.items():
         removed = set(bad)
         if options.copies and path.name == "train.csv":
-            removed |= {
-                *pairs["image"][pairs["csv"] == path.name],
-                *pairs["copy"][pairs["copy_csv"] == path.name],
-            }
+            removed.update(pairs["image"][pairs["csv"] == path.name])
+            removed.update(pairs["copy"][pairs["copy_csv"] == path.name])
         rows = table[[name not in removed for name in files[path]]]
         write_csv(clean / path.name, rows, sep=table.attrs["separator"])
         warning = "" if len(rows) else "; none is left, and training refuses an empty CSV"

@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from multiprocessing import forkserver, queues, resource_tracker
 from typing import Any
@@ -125,11 +126,11 @@ def checked_items(loader: DataLoader) -> Iterator[Any]:
         raise InputError(f"{died}; {remedy}") from error
 
 
+@dataclass
 class FunctionDataset(Dataset):
     """A dataset whose items are a function's results."""
 
-    def __init__(self, function: Callable[[Any], Any]):
-        self.function = function
+    function: Callable[[Any], Any]
 
     def __getitem__(self, sample: Any) -> Any:
         return self.function(sample)

@@ -125,9 +125,8 @@ class Scorer:
 def to_picture(photograph: Photograph, upright: bool = False) -> Image.Image:
     """A photograph in any form but a tensor as an RGB image. Raises InputError if it is none."""
     if isinstance(photograph, Tensor):
-        raise InputError(
-            "a tensor in a list; call the scorer with one tensor N x 3 x H x W, or list arrays H x W x 3"
-        )
+        remedy = "call the scorer with one tensor N x 3 x H x W, or list arrays H x W x 3"
+        raise InputError(f"a tensor in a list; {remedy}")
     try:
         if isinstance(photograph, np.ndarray):
             photograph = Image.fromarray(_as_uint8(photograph))

@@ -199,9 +199,7 @@ def _csv_rows(path: Path) -> Iterator[Row]:
         for row in (reader := csv.DictReader(file, strict=True)):
             if None in row or None in row.values():
                 raise ValueError(f"line {reader.line_num} has another number of columns than the first")
-            yield {
-                name: text if name in TEXTS else float(text) if text else None for name, text in row.items()
-            }
+            yield {key: text if key in TEXTS else float(text) if text else None for key, text in row.items()}
 
 
 def _json_rows(path: Path) -> Iterator[Any]:
