@@ -144,7 +144,7 @@ def open_image(
         limit = max_pixels or (MAX_PIXELS_JPEG if is_jpeg else MAX_PIXELS_OTHERS)
         if count > limit:
             raise Image.DecompressionBombError(f"it has {count:,} pixels, more than {limit:,}")
-        with _turn_of(count):
+        with large_picture if count > ONE_AT_A_TIME else nullcontext():
             if count > MAX_PIXELS:
                 picture.info["full_size"] = picture.size
                 picture.draft(None, (REDUCED_SIDE, REDUCED_SIDE))  # reduces JPEGs only
@@ -197,11 +197,6 @@ def _open_any_size(source: str | os.PathLike | BinaryIO) -> Image.Image:
                 Image.MAX_IMAGE_PIXELS = before
 
 
-def _turn_of(pixels: int):
-    """A context in which a picture with so many pixels may be decoded."""
-    return large_picture if pixels > ONE_AT_A_TIME else nullcontext()
-
-
 def refuse_no_file(path: str | os.PathLike) -> None:
     """Raises OSError unless `path` is a plain file: reading a pipe could wait for ever."""
     mode = os.stat(path).st_mode
@@ -239,25 +234,18 @@ def read_plain_jpeg(source: str | os.PathLike | bytes, resize: Resize) -> np.nda
     if not isinstance(source, bytes):
         refuse_no_file(source)
     data = bytearray(source if isinstance(source, bytes) else Path(source).read_bytes())
-    if 0 < (pixels := _pixels_of_plain_jpeg(data)) <= MAX_PIXELS:
-        try:
-            with _turn_of(pixels):
-                picture = _decode(torch.frombuffer(data, dtype=torch.uint8))
-                return resize.tensor(picture).permute(1, 2, 0).numpy()
-        except RuntimeError:
-            pass
-    return None
-
-
-def _decode(data: Tensor) -> Tensor:
-    """data: a JPEG's bytes, (N,) uint8. Returns (3, H, W) uint8. Raises RuntimeError if the file is damaged."""
-    if decode_jpeg is not None:
-        return decode_jpeg(data, ImageReadMode.RGB)
+    if not 0 < (count := _pixels_of_plain_jpeg(data)) <= MAX_PIXELS:
+        return None
     try:
-        with open_image(data.numpy().tobytes()) as picture:
-            return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
-    except Exception as error:
-        raise RuntimeError(str(error)) from error
+        with large_picture if count > ONE_AT_A_TIME else nullcontext():
+            if decode_jpeg is not None:
+                pixels = decode_jpeg(torch.frombuffer(data, dtype=torch.uint8), ImageReadMode.RGB)
+            else:
+                with open_image(bytes(data)) as picture:
+                    pixels = torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1)
+            return resize.tensor(pixels).permute(1, 2, 0).numpy()
+    except Exception:  # decoders raise anything at all on a damaged file
+        return None
 
 
 def _pixels_of_plain_jpeg(data: bytearray) -> int:

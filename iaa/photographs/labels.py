@@ -156,10 +156,8 @@ def _vote_columns(path: str | os.PathLike, columns: Sequence[str]) -> tuple[str,
 def _preparation_hint(columns: Sequence[str]) -> str:
     """The command that makes CSVs of a table whose columns have other names."""
     command = "python prepare_data.py csv --labels TABLE --images FOLDER --out FOLDER"
-    for option, pattern in (
-        ("image", "image|file|photo|picture|path|name"),
-        ("score", r"(score|mos|rating|mean)\D*$"),
-    ):
+    patterns = {"image": "image|file|photo|picture|path|name", "score": r"(score|mos|rating|mean)\D*$"}
+    for option, pattern in patterns.items():
         likely = [column for column in columns if re.search(pattern, column, re.IGNORECASE)]
         command += f" --{option}_column {shlex.quote(likely[0])}" if likely else ""
     return command

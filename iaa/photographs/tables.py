@@ -172,20 +172,17 @@ def require_columns(path, table: pd.DataFrame, columns: Sequence[str]) -> None:
 def read_numbers(path, table: pd.DataFrame, columns: Sequence[str]) -> np.ndarray:
     """(N, columns) finite float64, also with decimal commas, unless these may be commas of thousands. Raises InputError."""
     texts, separator, problem = table[list(columns)], table.attrs.get("separator"), "not a number"
-    values = _as_numbers(texts)
+    values = texts.apply(pd.to_numeric, errors="coerce").to_numpy(np.float64)
     unread = texts.to_numpy()[np.isnan(values)]
     if len(unread) and separator != ";" and all(map(THOUSANDS.fullmatch, unread)):
         problem += ", or one of two; write decimals with a point, thousands without a comma"
     elif len(unread):
-        values = _as_numbers(texts.replace(r"^(\s*[-+]?\d*),(\d+\s*)$", r"\1.\2", regex=True))
+        texts = texts.replace(r"^(\s*[-+]?\d*),(\d+\s*)$", r"\1.\2", regex=True)
+        values = texts.apply(pd.to_numeric, errors="coerce").to_numpy(np.float64)
     refuse_where(path, table, ~np.isfinite(values), columns, problem)
     if len(unread) and separator != ";":
         tell_once(f"{path}: commas in its numbers are decimal commas")
     return values
-
-
-def _as_numbers(texts: pd.DataFrame) -> np.ndarray:
-    return texts.apply(pd.to_numeric, errors="coerce").to_numpy(np.float64)
 
 
 def refuse_where(path, table: pd.DataFrame, bad: Any, columns: str | Sequence[str], problem: str) -> None:
