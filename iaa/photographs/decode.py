@@ -45,8 +45,6 @@ REDUCED_SIDE = 1024  # of a reduced JPEG, at least
 ONE_AT_A_TIME = 50_000_000  # pixels: larger pictures take much memory
 # A process holds it while it decodes such a picture; reading processes share one, see `workers.py`.
 large_picture = threading.RLock()
-# PIL refuses a PNG whose colour profile or texts are larger than 1 MiB. More than this may be a bomb.
-PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 64 * 2**20
 # The formats of photographs. PIL recognises more, whatever the file's ending, and has Ghostscript execute PostScript.
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "TIFF", "BMP", "GIF", "AVIF", "PPM", "HEIF")
 HEIC_ENDINGS = {".heic", ".heif", ".hif"}
@@ -62,7 +60,7 @@ LIBRAW_ORIENTATIONS = (1, 2, 4, 3, 5, 8, 6, 7)  # EXIF's, by LibRaw's number of 
 
 
 class LenientPngStream(PngImagePlugin.PngStream):
-    """PIL's reader of a PNG's chunks, but damaged metadata is skipped: chunks whose kinds begin with a small letter."""
+    """PIL's reader of a PNG's chunks, but damaged or large metadata is skipped: chunks whose kinds begin with a small letter."""
 
     def call(self, cid: bytes, pos: int, length: int) -> bytes:
         try:

@@ -58,8 +58,7 @@ class Table:
                 if file.tell() and not (append or overwrite):
                     raise InputError(f"{self.path}: exists; --append continues it, --overwrite replaces it")
                 if file.tell() and append:
-                    refuse_other_settings(self.path, self.settings_file, settings)
-                    self._refuse_other_start()
+                    self._refuse_other_table(settings)
                     drop_unfinished_row(file, self.is_csv)
                     self.names_from = find_names_from(self.settings_file)
                 else:
@@ -70,8 +69,15 @@ class Table:
             error.filename = error.filename or str(self.path)  # a full disk has no name
             raise
 
-    def _refuse_other_start(self) -> None:
-        """Raises InputError if the file does not begin as such a table, perhaps cut off."""
+    def _refuse_other_table(self, settings: Mapping[str, Any]) -> None:
+        """Raises InputError unless the rows were made with `settings`, and the file begins as such a table, perhaps cut off."""
+        before, now = read_json_object(self.settings_file), json.loads(to_json(dict(settings)))
+        if not before:
+            problem = f"cannot go on without {self.settings_file}, which is missing or damaged"
+            raise InputError(f"{self.path}: {problem}")
+        if changed := [name for name in now if name != "weights" and now[name] != before.get(name)]:
+            reason = f"was made with another {', '.join(changed)}, says {self.settings_file.name}"
+            raise InputError(f"{self.path}: {reason}; rows of both would mix: give another --out")
         with self.path.open("rb") as file:
             start = file.readline(MAX_ROW).decode("utf-8-sig", "replace")
         is_cut_header = ",".join(self.columns).startswith(start)
@@ -139,17 +145,6 @@ def drop_unfinished_row(file: IO[bytes], is_csv: bool) -> None:
         end = shard_start if shard else end
         log.warning("warning: %s: its last row is not finished; dropped from byte %d on", file.name, end)
         file.truncate(end)
-
-
-def refuse_other_settings(path: Path, settings_file: Path, settings: Mapping[str, Any]) -> None:
-    """Raises InputError unless the settings file says that the rows of `path` were made with `settings`."""
-    before, now = read_json_object(settings_file), json.loads(to_json(dict(settings)))
-    if not before:
-        raise InputError(f"{path}: cannot go on without {settings_file}, which is missing or damaged")
-    changed = [name for name in now if name != "weights" and now[name] != before.get(name)]
-    if changed:
-        reason = f"was made with another {', '.join(changed)}, says {settings_file.name}"
-        raise InputError(f"{path}: {reason}; rows of both would mix: give another --out")
 
 
 def find_names_from(settings_file: Path) -> str:
