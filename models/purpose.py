@@ -36,7 +36,7 @@ class Purpose:
     note: str | None = None
 
     def or_else(self, other: Purpose) -> Purpose:
-        """This purpose; what it does not state is as `other` states it."""
+        """This purpose, completed by what `other` states."""
         names = ("model", "dataset", "scale", "threshold", "note")
         stated = {name: getattr(self if getattr(self, name) is not None else other, name) for name in names}
         return Purpose(**stated, settings=dict(other.settings) | dict(self.settings))

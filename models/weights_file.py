@@ -1,4 +1,4 @@
-"""Files of weights, which a stranger may have made: what is in them, without wrappers and prefixes."""
+"""Reading weights files, which strangers may have made: their tensors, without wrappers and prefixes."""
 
 from __future__ import annotations
 

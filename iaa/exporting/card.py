@@ -55,7 +55,7 @@ def write_card(trained: TrainedNetwork, about: dict) -> str:
 
 
 def make_front_matter(trained: TrainedNetwork, family: str, dataset: str, metrics: dict) -> ModelCardData:
-    """Without a licence: the hub would take it for that of the weights, which follows from the data."""
+    """The card's metadata. It names no licence: the hub would apply ours to the weights, whose licence follows from the data."""
     task = "image-classification"  # the hub's nearest
     measured = {"task_type": task, "task_name": "image aesthetics assessment", "dataset_split": "test"}
     measured |= {"dataset_type": trained.dataset, "dataset_name": dataset}

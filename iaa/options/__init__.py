@@ -1,1 +1,1 @@
-"""The options of the commands beside main_nni.py's, which are in option.py, and what is checked of them. No torch in here."""
+"""The options of all commands but main_nni.py, whose options are in option.py, and their checks. No torch in here."""

@@ -137,7 +137,7 @@ class Cache:
             raise InputError(f"{errors[0]}{more if len(errors) > 1 else ''}")
 
     def _decode(self, images: Path, name: str) -> tuple[bytes, bytes] | InputError:
-        """The two entries of a photograph, or the error of one that does not decode."""
+        """The two entries of a photograph, or an error if it does not decode."""
         path, read = images / name, read_fast if self.decoder == "fast" else read_pil
         try:
             fingerprint = _fingerprint(path)  # before the file is read

@@ -154,7 +154,7 @@ def make_content(page: Page, photos: Sequence[Photo], folder: Path) -> dict:
 
 
 def _rounded(values: Iterable[float | None], digits: int = 6) -> list[float]:
-    """Rounded values; the page's JSON has null for None and for those that are not finite."""
+    """Rounded values; the page's JSON has null for None and for values that are not finite."""
     return np.array([*values], np.float64).round(digits).tolist()
 
 

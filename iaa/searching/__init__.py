@@ -1,1 +1,1 @@
-"""The hyperparameter search: a run as a trial, the search space, trials driven by Optuna, and what came of them."""
+"""The hyperparameter search: a run as a trial, the search space, trials driven by Optuna, and their results."""

@@ -195,7 +195,7 @@ def digest_labels(splits: Splits) -> dict[str, dict[str, Any]]:
 
 
 def _refuse_other_labels(before: dict[str, dict], now: dict[str, dict]) -> None:
-    """Raises InputError if the labels of a resumed run are not those that it had. before: empty if an older run."""
+    """Raises InputError if the labels of a resumed run have changed. before: empty for a run of an older version."""
     names = sorted(now | before if before else (), key=lambda name: name in before and name in now)
     for name in names:  # a file that has come or gone changes what is held out of train.csv
         old, new = before.get(name, {"rows": 0}), now.get(name, {"rows": 0})
