@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import atexit
 import logging
+import os
 import time
 from collections.abc import Mapping
 from functools import partial
@@ -54,7 +55,8 @@ def run(user_options: dict) -> dict:
             run_folder.write_outcome(nni_trial.pick_folder(user_options.get("experiment_dir_name")), error)
         raise
     if distributed.rank():
-        atexit.register(distributed.end_at_once)
+        # torch's threads may abort the process while Python ends, and torchrun counts that as a failure.
+        atexit.register(os._exit, 0)
     return result | {"seconds": round(time.perf_counter() - start, 1)}
 
 

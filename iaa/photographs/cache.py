@@ -58,7 +58,9 @@ class Cache:
         if not os.path.exists(self.path) or not os.path.getsize(self.path):
             return np.ones(len(names), bool)
         changed = [self._get(b"f", name) != _fingerprint(Path(images) / name) for name in names]
-        self._close()  # the next reader sees what other processes have added
+        env, _ = _readers.pop((os.getpid(), self.path), (None, None))
+        if env:
+            env.close()  # the next reader sees what other processes have added
         return np.array(changed, bool)
 
     def read(self, name: str) -> np.ndarray:
@@ -67,13 +69,7 @@ class Cache:
             raise self._error(f"the picture of {name} is missing")
         return np.frombuffer(pixels, np.uint8).reshape(self.resize.side, self.resize.side, 3)
 
-    def fill(
-        self,
-        names: np.ndarray,
-        images: str | os.PathLike,
-        num_workers: int = 0,
-        stop: StopSignal | None = None,
-    ) -> None:
+    def fill(self, names: np.ndarray, images, num_workers: int = 0, stop: StopSignal | None = None) -> None:
         """Decode and store the photographs that are outdated. One process at a time fills a store, the others wait.
 
         Raises InputError if photographs do not decode (all others are stored) or the store cannot be read, OSError if the
@@ -107,11 +103,6 @@ class Cache:
             env.close()
             raise self._error(f"was made with {settings.decode()}, not {self.settings.decode()}")
         return env, transaction
-
-    def _close(self) -> None:
-        env, _ = _readers.pop((os.getpid(), self.path), (None, None))
-        if env:
-            env.close()
 
     def _error(self, fault: str) -> InputError:
         return InputError(f"{self.path}: {fault}; remove the folder {self.folder}, and it is built again")

@@ -39,6 +39,7 @@ try:
 except ImportError:
     rawpy = None
 
+PhotoFile = str | os.PathLike | BinaryIO | bytes  # a path, an open file, a file's content
 MAX_PIXELS = 2 * Image.MAX_IMAGE_PIXELS  # PIL's own limit; larger JPEGs are decoded at a reduced size
 MAX_PIXELS_JPEG, MAX_PIXELS_OTHERS = 1_000_000_000, 300_000_000  # larger pictures are refused
 REDUCED_SIDE = 1024  # of a reduced JPEG, at least
@@ -121,12 +122,10 @@ def ending_of(path: str | os.PathLike) -> str:
 
 
 @contextmanager
-def open_image(
-    source: str | os.PathLike | BinaryIO | bytes, max_pixels: int | None = None
-) -> Iterator[Image.Image]:
+def open_image(source: PhotoFile, max_pixels: int | None = None) -> Iterator[Image.Image]:
     """The context of an opened photograph; nothing else here may call `Image.open`. Large ones wait for each other.
 
-    source: a path, an open file or a file's content. max_pixels: by default MAX_PIXELS_JPEG or MAX_PIXELS_OTHERS. A JPEG above MAX_PIXELS is reduced; `info` has its `full_size`.
+    max_pixels: by default MAX_PIXELS_JPEG or MAX_PIXELS_OTHERS. A JPEG above MAX_PIXELS is reduced; `info` has its `full_size`.
     Of a RAW file, which only a path can name, this is the preview in it, upright.
     Raises UnidentifiedImageError for other formats, DecompressionBombError above `max_pixels`, and whatever else PIL raises.
     """
@@ -149,7 +148,7 @@ def open_image(
             yield picture if turn is None else _turned(picture, turn)
 
 
-def _has_ending(source: str | os.PathLike | BinaryIO, endings: Container[str]) -> bool:
+def _has_ending(source: PhotoFile, endings: Container[str]) -> bool:
     return isinstance(source, (str, os.PathLike)) and ending_of(source) in endings
 
 
@@ -178,7 +177,7 @@ def _turned(picture: Image.Image, turn: Image.Transpose) -> Image.Image:
     return upright
 
 
-def _open_any_size(source: str | os.PathLike | BinaryIO) -> Image.Image:
+def _open_any_size(source: PhotoFile) -> Image.Image:
     """`Image.open`, without PIL's limit."""
     try:
         return Image.open(source, formats=readable_formats())

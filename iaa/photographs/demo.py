@@ -25,6 +25,7 @@ MIN_CONTRAST = 25  # standard deviation of a crop's pixels: no bare sky
 SIDE = 160  # side of a saved picture, in pixels
 CAST = (230, 140, 40)  # the colour that a bad picture is tinted with
 LEVELS = np.arange(1, 11)
+# Each has an amount, 0 to 1.
 DAMAGES = ("blur", "noise", "exposure", "tilt", "colour")
 WEIGHTS = np.array([2.6, 2.2, 2.0, 1.6, 1.8])  # what full damage of each kind costs, in levels
 
@@ -55,7 +56,8 @@ def build(folder: str | os.PathLike, images: str | os.PathLike) -> bool:
         rng = np.random.default_rng([SEED, number])
         rows = []
         for _ in tqdm(range(count), f"building the demo's {split} pictures", leave=False, disable=None):
-            amounts = draw_amounts(rng)
+            severity = rng.random()  # a bad photograph is bad in several ways
+            amounts = (severity + rng.normal(0, 0.1, len(DAMAGES))).clip(0, 1)
             picture = damage(draw_crop(photographs, split, rng), amounts, rng)
             with atomic_write(images / f"{number}.jpg", "wb", flush=False) as file:  # another run may read it
                 picture.save(file, "JPEG", quality=95)
@@ -84,12 +86,6 @@ def draw_crop(photographs: list[np.ndarray], split: str, rng: np.random.Generato
             break
     pixels = pixels[:, :: rng.choice([-1, 1]), rng.permutation(3)]
     return Image.fromarray(np.ascontiguousarray(pixels)).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
-
-
-def draw_amounts(rng: np.random.Generator) -> np.ndarray:
-    """The amount of each of DAMAGES, 0 to 1, around one severity: a bad photograph is bad in several ways."""
-    severity = rng.random()
-    return (severity + rng.normal(0, 0.1, len(DAMAGES))).clip(0, 1)
 
 
 def damage(picture: Image.Image, amounts: np.ndarray, rng: np.random.Generator) -> Image.Image:

@@ -84,13 +84,9 @@ def vote_format(columns: Sequence[str], threshold: float | None = None, **fields
 
 
 # score2..score11 are the counts of votes 1..10: off by one, but so are the files.
+_AVA_VOTES = [f"score{level}" for level in range(2, 12)]
 AVA = vote_format(
-    [f"score{level}" for level in range(2, 12)],
-    threshold=5.0,
-    image_column="image_id",
-    suffix=".jpg",
-    resize_method="bicubic",
-    train_side=1.0,
+    _AVA_VOTES, threshold=5.0, image_column="image_id", suffix=".jpg", resize_method="bicubic", train_side=1.0
 )
 FORMATS = {
     "demo": AVA,

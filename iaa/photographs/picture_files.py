@@ -137,13 +137,11 @@ def find_pictures(folder: str | os.PathLike) -> tuple[list[str], Counter[str]]:
 
     See `walk_folders`. Raises OSError for a folder that cannot be read.
     """
-
-    def refuse(error: OSError) -> None:
-        raise error
-
-    names = []
-    for path, files in walk_folders(folder, refuse):
+    names, errors = [], []
+    for path, files in walk_folders(folder, errors.append):
         names += [(Path(path).relative_to(folder) / name).as_posix() for name in files]
+    if errors:
+        raise errors[0]
     endings = picture_endings() | Image.registered_extensions().keys()
     pictures = sorted(name for name in names if ending_of(name) in endings)
     return pictures, Counter(ending for ending in map(ending_of, names) if ending not in endings)
@@ -158,9 +156,6 @@ def describe_endings(counts: Counter[str]) -> str:
 def join_pairs(names: Sequence[str]) -> list[str]:
     """The names without the RAW files that have a partner: a JPEG or HEIC whose name differs in its ending alone."""
     partners = {".jpg", ".jpeg", *HEIC_ENDINGS} & picture_endings()
-    developed = {os.path.splitext(name)[0] for name in names if ending_of(name) in partners}
-
-    def has_partner(name: str) -> bool:
-        return ending_of(name) in RAW_ENDINGS and os.path.splitext(name)[0] in developed
-
-    return [name for name in names if not has_partner(name)]
+    stems = {os.path.splitext(name)[0] for name in names if ending_of(name) in partners}
+    joined = {name for name in names if ending_of(name) in RAW_ENDINGS and os.path.splitext(name)[0] in stems}
+    return [name for name in names if name not in joined]

@@ -57,8 +57,6 @@ class Parser(argparse.ArgumentParser):
                 hint = suggest(unknown[0], self.names, "--")
             elif before.startswith("--"):
                 hint = f"; {before} takes no value"
-            if not hint and "words" in self.names:
-                hint = "; options of main_nni.py stand behind ` -- `"
             self.error(f"unrecognized arguments: {' '.join(unknown)}{hint}")
         return namespace, unknown
 

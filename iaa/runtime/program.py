@@ -93,12 +93,11 @@ def open_missing_streams() -> None:
 def allow_open_files() -> None:
     """Raise the number of files that may be open at a time, up to FILES. Raises InputError if it stays below FEWEST_FILES."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft == resource.RLIM_INFINITY or soft >= FILES:
-        return
     allowed = FILES if hard == resource.RLIM_INFINITY else min(FILES, hard)
     if allowed < FEWEST_FILES:
         raise InputError(f"only {allowed} files may be open at a time; `ulimit -n {FILES}` allows more")
-    resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
+    if soft != resource.RLIM_INFINITY and soft < allowed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
 
 
 def _describe(error: BaseException) -> tuple[str, int | None]:

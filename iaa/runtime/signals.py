@@ -57,8 +57,7 @@ class StopSignal:
     def _end_stuck(self) -> None:
         while not self._is_over.wait(0.2):
             if any(time.monotonic() - start > PATIENCE for start in _waits):
-                readers = multiprocessing.active_children()
-                for process in readers:
+                for process in (readers := multiprocessing.active_children()):
                     process.kill()
                 if not readers:
                     signal.pthread_kill(threading.main_thread().ident, signal.SIGALRM)

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from iaa.networks.attention_maps import AttentionMap, mean_map
-from iaa.photographs import workers
+from iaa.photographs import decode, workers
 from iaa.photographs.colour import find_srgb_conversion
 from iaa.photographs.decode import TURNS, Resize, error_text, open_image, orientation, read_plain_jpeg
 
@@ -86,8 +86,7 @@ class Photos(Dataset):
                     pixels = np.asarray(self.resize.pil(to_rgb(picture, self.upright, self.srgb)))
                 return ScoredPhoto(path, turned=turned, other_colours=other_colours), pixels
         except Exception as error:  # decoders raise anything at all on a damaged file
-            is_large = isinstance(error, Image.DecompressionBombError)
-            remedy = "; --max_pixels allows more" if is_large else ""
+            remedy = "; --max_pixels allows more" * isinstance(error, Image.DecompressionBombError)
             return ScoredPhoto(path, explain_failure(source, error) + remedy), None
 
     def batches(self, paths: Iterable[str]) -> Iterator[PhotoBatch]:
@@ -109,10 +108,8 @@ class Photos(Dataset):
         return PhotoBatch([photo for photo, _ in samples], torch.from_numpy(images).permute(0, 3, 1, 2))
 
 
-def open_rgb(
-    source: str | os.PathLike | bytes, upright: bool = False, side: int | None = None
-) -> Image.Image:
-    """A photograph in RGB, as `to_rgb` makes it, from a path or a file's content. May raise any Exception.
+def open_rgb(source: decode.PhotoFile, upright: bool = False, side: int | None = None) -> Image.Image:
+    """A photograph in RGB, as `to_rgb` makes it. May raise any Exception.
 
     side: for a thumbnail; a JPEG is decoded at a reduced size of at least that many pixels, which is faster.
     """

@@ -71,10 +71,7 @@ class RowBuilder:
     """
 
     def __init__(
-        self,
-        trained: TrainedNetwork,
-        reference: np.ndarray | None = None,
-        extra_columns: Sequence[str] = (),
+        self, trained: TrainedNetwork, reference: np.ndarray | None = None, extra_columns: Sequence[str] = ()
     ):
         self.trained, self.reference = trained, reference
         votes = [f"vote{level}" for level in range(1, trained.outputs + 1)] if trained.outputs > 1 else []

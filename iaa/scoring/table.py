@@ -73,8 +73,7 @@ class Table:
         """Raises InputError unless the rows were made with `settings`, and the file begins as such a table, perhaps cut off."""
         before, now = read_json_object(self.settings_file), json.loads(to_json(dict(settings)))
         if not before:
-            problem = f"cannot go on without {self.settings_file}, which is missing or damaged"
-            raise InputError(f"{self.path}: {problem}")
+            raise InputError(f"{self.path}: cannot go on without {self.settings_file} (missing or damaged)")
         if changed := [name for name in now if name != "weights" and now[name] != before.get(name)]:
             reason = f"was made with another {', '.join(changed)}, says {self.settings_file.name}"
             raise InputError(f"{self.path}: {reason}; rows of both would mix: give another --out")

@@ -38,7 +38,6 @@ MAIN = Path(__file__).parents[2] / "main_nni.py"
 POLL_SECONDS = 0.5
 BEAT_SECONDS = 5  # between two heartbeats of a trial
 GRACE_SECONDS = 30  # without a heartbeat, until another process retries the trial
-LOCK_SECONDS = 60  # to wait until another process, or a thread of this one, has written to the database
 HOPELESS = 3  # failed trials, before any other has ended: something is wrong with all of them
 
 
@@ -53,7 +52,7 @@ def open_study(folder: Path, pruner: str, seed: int | None) -> optuna.Study:
     try:
         storage = RDBStorage(
             f"sqlite:///{folder}/search.db",
-            engine_kwargs={"connect_args": {"timeout": LOCK_SECONDS}},
+            engine_kwargs={"connect_args": {"timeout": 60}},  # seconds that a writer waits for another one
             heartbeat_interval=BEAT_SECONDS,
             grace_period=GRACE_SECONDS,
             heartbeat_stale_trial_callback=RetryHeartbeatStaleTrialCallback(),
@@ -74,15 +73,12 @@ def open_study(folder: Path, pruner: str, seed: int | None) -> optuna.Study:
 
 @dataclass
 class Search:
-    """A study, and how its trials are trained: in folders of `folder`, each until it ends or a signal comes.
-
-    options: of main_nni.py, for all trials.
-    """
+    """A study, and how its trials are trained: in folders of `folder`, each until it ends or a signal comes."""
 
     study: optuna.Study
     folder: Path
     space: Mapping[str, Any]
-    options: Mapping[str, Any]
+    options: Mapping[str, Any]  # of main_nni.py, for all trials
     metric_name: str
     stop: StopSignal
 
@@ -144,8 +140,7 @@ class Search:
         folder = self.folder / f"trial_{first_number(attempt):04d}"
         folder.mkdir(exist_ok=True)
         used = pick_meaningful(parameters, self.options)
-        shown = [f"{name} {value}" for name, value in used.items() if value is not None]
-        log.info("%s: %s", folder.name, ", ".join(shown))
+        log.info("%s: %s", folder.name, ", ".join(f"{n} {v}" for n, v in used.items() if v is not None))
         settings = {"parameters": parameters, "folder": str(folder)}
         with open(folder / "stdout", "a") as out, open(folder / "stderr", "a") as err:
             process = subprocess.Popen(

@@ -112,8 +112,7 @@ def format_table(results: list[TrialResult], metric_name: str) -> str:
     rows = [["trial", metric_name, "status", "epochs", "best", "time", *names, "folder"]]
     for result in results:
         duration = str(timedelta(seconds=round(result.seconds))).removeprefix("0:").removeprefix("0")
-        values = (result.parameters.get(name) for name in names)
-        values = ["-" if value is None else value for value in values]
+        values = ["-" if (value := result.parameters.get(name)) is None else value for name in names]
         rows.append([
             result.name,
             "-" if math.isnan(result.value) else f"{result.value:.4f}",

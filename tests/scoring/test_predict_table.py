@@ -273,7 +273,7 @@ def test_what_is_there_is_not_lost(album, weights, tmp_path, command):
     (tmp_path / "s.csv.run.json").write_text("{")
     status, _, err = command(*words, "--append")
     assert status == 2
-    assert f"{out}: cannot go on without {out}.run.json, which is missing or damaged" in err
+    assert f"{out}: cannot go on without {out}.run.json (missing or damaged)" in err
     assert out.read_bytes() == before
 
 
