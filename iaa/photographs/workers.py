@@ -44,7 +44,7 @@ def make_worker_loader(
     """
     num_workers = min(num_workers, count_fitting_workers(num_workers, batch_bytes))
     if not num_workers:
-        options["persistent_workers"] = False
+        options |= {"persistent_workers": False, "prefetch_factor": None}
     else:
         context = options["multiprocessing_context"] = multiprocessing.get_context(START)
         options["worker_init_fn"] = partial(start_worker, context.RLock())
@@ -55,12 +55,12 @@ def make_worker_loader(
 
 def count_fitting_workers(num_workers: int, batch_bytes: int) -> int:
     """How many of the processes find room in /dev/shm, through which torch hands over batches; a warning where not all do."""
-    if not num_workers or not batch_bytes or not os.path.isdir(SHARED_MEMORY):
+    if not num_workers or not os.path.isdir(SHARED_MEMORY):
         return num_workers
-    state = os.statvfs(SHARED_MEMORY)
-    free = state.f_bavail * state.f_frsize // distributed.world_size()
+    state, is_writable = os.statvfs(SHARED_MEMORY), os.access(SHARED_MEMORY, os.W_OK)
+    free = is_writable * state.f_bavail * state.f_frsize // distributed.world_size()
     # Beside those that the processes prefetch, one batch is in use and one is on its way.
-    fitting = max(0, free // batch_bytes - 2) // PREFETCH
+    fitting = max(0, free // max(1, batch_bytes) - 2) // PREFETCH
     if fitting < num_workers:
         room = f"{SHARED_MEMORY} has {free / 2**20:.0f} MiB for batches of {batch_bytes / 2**20:.1f} MiB"
         remedy = "more with a smaller batch, or Docker's --shm-size"
@@ -144,10 +144,9 @@ def map_parallel(
     Raises InputError if a process dies, Interrupted when a signal comes.
     """
     options = {"batch_size": None, "sampler": samples, "collate_fn": identity}
+    options["prefetch_factor"] = 16  # samples per process, read while the caller writes to the disk
     if len(samples) < PARALLEL_FROM:
         num_workers = 0
-    if num_workers:
-        options["prefetch_factor"] = 16  # samples per process, read while the caller writes to the disk
     loader = make_worker_loader(FunctionDataset(function), num_workers, **options)
     with progress_bar(title, len(samples)) as progress, stop_errors(stop):
         for result in checked_items(loader):

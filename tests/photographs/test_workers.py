@@ -28,6 +28,14 @@ def test_no_more_processes_read_than_shared_memory_has_room_for(monkeypatch, fre
     assert caplog.text.count(told) == (left < 4)
 
 
+@pytest.mark.parametrize("batch_bytes", [MIB, 0])
+def test_the_main_process_reads_where_shared_memory_cannot_be_written(monkeypatch, batch_bytes):
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    assert workers.make_worker_loader([], 4, batch_bytes, batch_sampler=[]).num_workers == 0
+    monkeypatch.setattr(workers, "PARALLEL_FROM", 1)
+    assert list(workers.map_parallel(abs, [-1], 2, "", None)) == [1]
+
+
 def test_a_batch_is_counted_by_its_pixels():
     assert Photos(Resize(224, "bicubic"), batch_size=128).batch_bytes == 128 * 3 * 224 * 224
 
