@@ -71,7 +71,7 @@ def rank_loss(prediction: Tensor, target: Tensor) -> Tensor:
     """A hinge on the order of every two images by their scores, a scalar. (B, outputs) each.
 
     It is 0 if the predicted scores of a pair differ in the right direction by the difference of the true scores or more.
-    Source: Wen and Wang, A Strong Baseline for Image and Video Quality Assessment, 2021. The mean is over all pairs.
+    The mean is over all pairs.
     """
     found, wanted = (values[:, None] - values for values in (scores(prediction), scores(target)))
     return (wanted.abs() - wanted.sign() * found).relu().sum() / max(len(found) * (len(found) - 1), 1)
